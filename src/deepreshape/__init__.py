@@ -1,0 +1,1 @@
+"""Redesign convolutional networks for private inference."""

@@ -1,0 +1,1 @@
+"""Private inference between a client, who owns the input, and a server, who owns the weights."""
