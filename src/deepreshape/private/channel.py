@@ -115,7 +115,8 @@ def as_bytes(payload: Payload) -> memoryview:
     Raises:
         TypeError: if it is not contiguous.
     """
-    return memoryview(payload).cast("B") if memoryview(payload).nbytes else memoryview(b"")
+    view = payload.data if isinstance(payload, np.ndarray) else memoryview(payload)
+    return view.cast("B") if view.nbytes else memoryview(b"")
 
 
 class MemoryChannel:
