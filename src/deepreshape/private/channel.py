@@ -8,7 +8,7 @@ frames whose length it already knows from the program. :func:`memory_pair` joins
 from __future__ import annotations
 
 import queue
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import IntEnum
@@ -62,7 +62,7 @@ class Ledger:
     _sent_last: bool = False
 
     @contextmanager
-    def at(self, layer: str, phase: Phase) -> Iterator[None]:
+    def at(self, layer: str, phase: Phase) -> Generator[None]:
         """Book what happens inside to this layer and phase."""
         before = self.layer, self.phase
         self.layer, self.phase = layer, phase
