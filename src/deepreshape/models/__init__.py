@@ -1,1 +1,46 @@
+"""Networks: an architecture (a small value), its name, its ReLU sites, and the torch module it builds."""
 
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from deepreshape.models import resnet, resnet9, vgg, wide_resnet
+from deepreshape.models.architecture import Architecture, Site
+from deepreshape.models.presets import PRESETS, architecture, name_of
+
+__all__ = ["PRESETS", "Architecture", "Site", "architecture", "build", "name_of", "relus", "relus_at", "sites"]
+
+FAMILIES = {
+    "resnet": (resnet.ResNet, resnet.sites),
+    "resnet9": (resnet9.ResNet9, resnet9.sites),
+    "vgg": (vgg.VGG, vgg.sites),
+    "wide_resnet": (wide_resnet.WideResNet, wide_resnet.sites),
+}
+
+
+def build(architecture: Architecture, device: torch.device | str | None = None) -> nn.Module:
+    """A module with fresh weights. On ``device="meta"`` it has shapes but no storage, and is made in milliseconds."""
+    module = FAMILIES[architecture.family][0]
+    if device is None:
+        return module(architecture)
+    with torch.device(device):
+        return module(architecture)
+
+
+def sites(architecture: Architecture) -> tuple[Site, ...]:
+    """Every ReLU site of the unreduced network, front to back."""
+    return tuple(FAMILIES[architecture.family][1](architecture))
+
+
+def relus_at(architecture: Architecture, site: Site) -> int:
+    """How many ReLUs ``architecture`` has at ``site``, by arithmetic."""
+    if site.name in architecture.removed:
+        return 0
+    factor = dict(architecture.reused).get(site.name, 1)
+    return site.channels // factor * site.size[0] * site.size[1]
+
+
+def relus(architecture: Architecture) -> int:
+    """How many ReLUs the network has, by arithmetic; a trace of the built network counts the same."""
+    return sum(relus_at(architecture, site) for site in sites(architecture))

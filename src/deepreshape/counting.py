@@ -1,0 +1,337 @@
+"""ReLUs, max-pool comparisons, MACs and parameters of any torch module, seen in a trace of one forward pass.
+
+The counter watches the operators that run (``aten.relu``, ``aten.convolution`` ...), so that a functional ReLU counts
+like a module. It knows three kinds of operator: those it counts, those that are linear or only move data, and all
+others, which it lists as unknown.
+
+Conventions, which differ between papers:
+
+* a multiply-add is one MAC; batch norm, pools and adds are not counted. What papers on private inference call FLOPs
+  are MACs.
+* ReLUs are reported with the stem's and without it (SNL's networks have none there).
+* ReLU6, leaky ReLU and ``clamp(min=0)`` count one ReLU an element.
+* a max pool of k elements a window counts k - 1 comparisons an output, on a line of its own.
+"""
+
+# pyright: reportUnknownVariableType=false, reportUnknownArgumentType=false, reportUnknownMemberType=false
+# (operators arrive as untyped argument lists)
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+from deepreshape.cost.layers import Layer, LinearLayer, ReluLayer
+
+__all__ = ["Count", "Counts", "count"]
+
+
+@dataclass
+class Counts:
+    """What one part of a network costs for one forward pass."""
+
+    relus: int = 0
+    maxpool_comparisons: int = 0
+    macs: int = 0
+    params: int = 0
+
+    def __add__(self, other: Counts) -> Counts:
+        return Counts(
+            self.relus + other.relus,
+            self.maxpool_comparisons + other.maxpool_comparisons,
+            self.macs + other.macs,
+            self.params + other.params,
+        )
+
+
+@dataclass(frozen=True)
+class Count:
+    """The result of :func:`count`.
+
+    Attributes:
+        by_module: what each module does itself (not in its children), by its path; ``""`` is the network.
+        by_operator: by the name of the operator, such as ``aten.relu``.
+        unknown: operators that are neither counted nor known to be linear: how many elements they gave.
+        layers: linear and ReLU layers in the order they ran, for a cost model.
+        stem: paths of the top-level modules that make up the stem.
+    """
+
+    by_module: dict[str, Counts]
+    by_operator: dict[str, Counts]
+    unknown: dict[str, int]
+    layers: tuple[Layer, ...]
+    stem: frozenset[str] = field(default_factory=frozenset[str])
+
+    @property
+    def total(self) -> Counts:
+        """Of the whole network."""
+        return sum(self.by_module.values(), Counts())
+
+    @property
+    def relus_without_stem(self) -> int:
+        """ReLUs after the stem."""
+        return sum(counts.relus for name, counts in self.by_stage.items() if name not in self.stem)
+
+    @property
+    def by_stage(self) -> dict[str, Counts]:
+        """By top-level module."""
+        stages: dict[str, Counts] = {}
+        for path, counts in self.by_module.items():
+            name = path.partition(".")[0]
+            stages[name] = stages.get(name, Counts()) + counts
+        return stages
+
+
+def count(model: nn.Module, input: Tensor | Sequence[int]) -> Count:
+    """Count one forward pass of ``model`` in evaluation mode.
+
+    Args:
+        model: any module; it is left as it was. One on the ``meta`` device is counted without computing.
+        input: a batch to pass through, or the shape of a single input without batch size, such as ``(3, 32, 32)``.
+
+    Returns:
+        Counts of this pass: for a batch of n inputs, n times those of one (parameters once).
+
+    Raises:
+        ValueError: if the model does not run on that input.
+    """
+    parameter = next(model.parameters(), None)
+    if not isinstance(input, Tensor):
+        device = parameter.device if parameter is not None else torch.device("cpu")
+        dtype = parameter.dtype if parameter is not None else torch.float32
+        input = torch.zeros(1, *input, device=device, dtype=dtype)
+    training = {module: module.training for module in model.modules()}
+    trace = _Trace(model)
+    model.eval()
+    try:
+        with torch.no_grad(), trace.modules(), trace:
+            model(input)
+    except (RuntimeError, ValueError, IndexError, TypeError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"the model does not run on an input of shape {tuple(input.shape)}: {reason}") from error
+    finally:
+        for module, mode in training.items():
+            module.training = mode
+    return Count(trace.by_module, trace.by_operator, trace.unknown, tuple(trace.layers), _stem(model, trace))
+
+
+def _stem(model: nn.Module, trace: _Trace) -> frozenset[str]:
+    """The module called stem or, in networks of others, what runs before the first top-level container with ReLUs."""
+    children = dict(model.named_children())
+    if "stem" in children:
+        return frozenset({"stem"})
+    before: set[str] = {""}
+    for name in trace.order:
+        if list(children[name].children()):
+            return frozenset(before)
+        before.add(name)
+    return frozenset()
+
+
+class _Trace(TorchDispatchMode):
+    """Watches every operator of a forward pass and the module it runs in."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self.by_operator: dict[str, Counts] = {}
+        self.unknown: dict[str, int] = {}
+        self.layers: list[Layer] = []
+        self.order: list[str] = []
+        self.by_module: dict[str, Counts] = {}
+        self.constants = {id(tensor) for tensor in (*model.parameters(), *model.buffers())}
+        seen: set[int] = set()
+        for path, module in model.named_modules():
+            own = [parameter for parameter in module.parameters(recurse=False) if id(parameter) not in seen]
+            seen.update(id(parameter) for parameter in own)
+            self.by_module[path] = Counts(params=sum(parameter.numel() for parameter in own))
+        self._path = [""]
+
+    @contextmanager
+    def modules(self) -> Generator[None]:
+        """Follow which module is running."""
+
+        def enter(path: str) -> Callable[..., None]:
+            top = path.partition(".")[0]
+
+            def hook(*_: object) -> None:
+                self._path.append(path)
+                if path and top not in self.order:
+                    self.order.append(top)
+
+            return hook
+
+        def leave(*_: object) -> None:
+            self._path.pop()
+
+        handles: list[torch.utils.hooks.RemovableHandle] = []
+        try:
+            for path, module in self.model.named_modules():
+                handles += [
+                    module.register_forward_pre_hook(enter(path)),
+                    module.register_forward_hook(leave, always_call=True),
+                ]
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        name = str(func._overloadpacket)
+        plain = name.rstrip("_") if not name.endswith("__") else name
+        if plain in _LINEAR_OR_DATA:
+            return out
+        counts = Counts()
+        path = self._path[-1]
+        if func._overloadpacket in flop_registry:
+            counts.macs = flop_registry[func._overloadpacket](*args, **kwargs, out_val=out) // 2
+            if plain in _HIDES_SOFTMAX:
+                self._unknown(f"{name} (its softmax)", out)
+            self.layers.append(_linear_layer(path, plain, args, out, counts.macs))
+        elif plain in _RELUS and _RELUS[plain](args, kwargs):
+            elements = args[0].numel()
+            counts.relus = (
+                int(args[1].sum()) * (elements // args[1].numel()) if plain == "deepreshape.masked_relu" else elements
+            )
+            self.layers.append(ReluLayer(path, counts.relus, elements))
+        elif plain in _MAX_POOLS:
+            counts.maxpool_comparisons = _MAX_POOLS[plain](args, kwargs, out)
+        elif self._scales_by_constant(plain, args):
+            return out
+        else:
+            self._unknown(name, out)
+            return out
+        self.by_operator[name] = self.by_operator.get(name, Counts()) + counts
+        self.by_module[path] = self.by_module[path] + counts
+        return out
+
+    def _unknown(self, name: str, out: Any) -> None:
+        elements = sum(part.numel() for part in _tensors(out))
+        self.unknown[name] = self.unknown.get(name, 0) + elements
+
+    def _scales_by_constant(self, operator: str, args: tuple[Any, ...]) -> bool:
+        """A product is linear if a side is a number or belongs to the model, a quotient if its second side does."""
+        if operator not in ("aten.mul", "aten.div"):
+            return False
+        constant = [not isinstance(arg, Tensor) or id(arg) in self.constants for arg in args[:2]]
+        return constant[1] or (constant[0] and operator == "aten.mul")
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, (tuple, list)):
+        for part in value:  # pyright: ignore[reportUnknownVariableType]
+            yield from _tensors(part)
+
+
+def _linear_layer(path: str, operator: str, args: tuple[Any, ...], out: Any, macs: int) -> LinearLayer:
+    if operator in ("aten.convolution", "aten._convolution"):
+        x, weight, groups = args[0], args[1], args[8]
+        kernel, in_size, out_size = weight.shape[2:], x.shape[2:], out.shape[2:]
+        return LinearLayer(
+            path, x.shape[1], out.shape[1], _plane(kernel), groups, _plane(in_size), _plane(out_size), macs
+        )
+    left = next(_tensors(args[1:] if operator == "aten.addmm" else args))
+    result = next(_tensors(out))
+    return LinearLayer(path, left.shape[-1], result.shape[-1], (1, 1), 1, (1, 1), (1, 1), macs)
+
+
+def _plane(size: Sequence[int]) -> tuple[int, int]:
+    """(height, width) of a map or kernel of one, two or (the last two of) more dimensions."""
+    return (1, size[0]) if len(size) == 1 else (size[-2], size[-1])
+
+
+def _min_is_zero(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    low = kwargs.get("min", args[1] if len(args) > 1 else None)
+    return isinstance(low, (int, float)) and low == 0
+
+
+def _is_relu(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    return True
+
+
+def _zero_threshold(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    return args[1] == 0 and args[2] == 0
+
+
+def _zero_floor(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    return kwargs.get("min_val", args[1] if len(args) > 1 else -1) == 0
+
+
+_RELUS: dict[str, Callable[[tuple[Any, ...], dict[str, Any]], bool]] = {
+    "aten.relu": _is_relu,
+    "aten.leaky_relu": _is_relu,
+    "aten._prelu_kernel": _is_relu,
+    "aten.hardtanh": _zero_floor,
+    "aten.clamp": _min_is_zero,
+    "aten.clamp_min": _min_is_zero,
+    "aten.threshold": _zero_threshold,
+    "deepreshape.masked_relu": _is_relu,
+}
+
+
+def _window(args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> int:
+    result = next(_tensors(out))
+    kernel: Any = args[1]
+    sides: list[int] = [*kernel] if isinstance(kernel, Sequence) else [kernel]
+    size = sides[0] ** (result.dim() - 2) if len(sides) == 1 else prod(sides)
+    return result.numel() * (size - 1)
+
+
+def _adaptive(args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> int:
+    """Adaptive windows are [floor(i n/k), ceil((i+1) n/k)) along each side."""
+    result = next(_tensors(out))
+    sides = zip(args[0].shape[2:], result.shape[2:], strict=True)
+    covered = prod(sum(-(-(i + 1) * n // k) - i * n // k for i in range(k)) for n, k in sides)
+    return covered * result.shape[0] * result.shape[1] - result.numel()
+
+
+def _reduction(args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> int:
+    return args[0].numel() - next(_tensors(out)).numel()
+
+
+_MAX_POOLS: dict[str, Callable[[tuple[Any, ...], dict[str, Any], Any], int]] = {
+    "aten.max_pool1d": _window,
+    "aten.max_pool2d": _window,
+    "aten.max_pool2d_with_indices": _window,
+    "aten.max_pool3d_with_indices": _window,
+    "aten.adaptive_max_pool2d": _adaptive,
+    "aten.adaptive_max_pool3d": _adaptive,
+    "aten.amax": _reduction,
+    "aten.max": _reduction,
+}
+
+_HIDES_SOFTMAX = {
+    "aten._scaled_dot_product_flash_attention_for_cpu",
+    "aten._scaled_dot_product_flash_attention",
+    "aten._scaled_dot_product_efficient_attention",
+    "aten._scaled_dot_product_cudnn_attention",
+}
+
+_LINEAR_OR_DATA = frozenset(
+    f"aten.{name}"
+    for name in """
+    _adaptive_avg_pool2d _adaptive_avg_pool3d _assert_tensor_metadata _batch_norm_impl_index _conj
+    _native_batch_norm_legit_no_training _reshape_alias _to_copy _unsafe_view adaptive_avg_pool1d add alias
+    arange as_strided avg_pool1d avg_pool2d avg_pool3d cat channel_shuffle clone col2im constant_pad_nd
+    contiguous copy cudnn_batch_norm cumsum detach empty empty_like empty_strided expand fill flip full
+    full_like gather im2col index index_select lift_fresh mean mkldnn_batch_norm narrow native_batch_norm
+    neg new_empty new_full new_ones new_zeros ones ones_like permute pixel_shuffle pixel_unshuffle
+    reflection_pad1d reflection_pad2d repeat replication_pad2d reshape resize roll rsub scalar_tensor select
+    set slice slice_scatter split split_with_sizes squeeze stack sub sum t to transpose tril triu unbind
+    unfold unsqueeze upsample_bilinear2d upsample_nearest2d view zeros zeros_like
+    """.split()  # noqa: SIM905 - a list of 90 quoted names is harder to read
+) | {"prim.device"}
