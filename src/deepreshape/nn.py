@@ -82,7 +82,8 @@ class ReuseForm:
             one is convolved without ReLU. ``"proportional"``: as many equal groups as the reuse factor, each with a
             convolution of its own, the first with the ReLU.
         passed: share of the channels outside the ReLU group that is passed on unchanged (``"fixed"`` only).
-        mix: whether a 1x1 convolution mixes the groups afterwards.
+        mix: whether a 1x1 convolution mixes the groups afterwards (not after a 1x1, where it would cost more than it
+            joins, and the next convolution sees all groups anyway).
         chained: whether a group's input gets the previous group's output added (as in Res2Net).
     """
 
@@ -133,7 +134,7 @@ class ReuseConv(nn.Module):
                 layers.append(nn.ReLU(inplace=True))
             self.groups.append(nn.Sequential(*layers))
         self.mix: nn.Module = nn.Identity()
-        if form.mix:
+        if form.mix and kernel > 1:
             self.mix = nn.Sequential(nn.Conv2d(out_channels, out_channels, 1, bias=False), nn.BatchNorm2d(out_channels))
 
     def forward(self, x: Tensor) -> Tensor:

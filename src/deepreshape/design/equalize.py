@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from math import prod
 
 from deepreshape.counting import count
@@ -62,7 +63,7 @@ def coefficients(architecture: Architecture) -> tuple[int, ...]:
 def inequalities(coefficients: Sequence[int], order: Sequence[int]) -> tuple[Inequality, ...]:
     """The chain R_{o1} > R_{o2} > ... over neighbours of ``order`` (1-based stages, most critical first)."""
     chain: list[Inequality] = []
-    for larger, smaller in zip(order, order[1:], strict=False):
+    for larger, smaller in pairwise(order):
         above, below = coefficients[larger - 1], coefficients[smaller - 1]
         if larger > smaller:
             chain.append(Inequality(larger, smaller, smaller - 1, larger - 1, below // above + 1, None))
@@ -189,4 +190,6 @@ def _conflict(chain: Sequence[Inequality], box: Box) -> str:
         for name, (low, high) in zip(GREEK, box, strict=False)
     )
     which = f"{core[0]} cannot hold" if len(core) == 1 else " and ".join(map(str, core)) + " exclude each other"
-    return f"no ReLU equalization: {which} with {limits}; widen the bounds, free a multiplier or change phi or the order"
+    return (
+        f"no ReLU equalization: {which} with {limits}; widen the bounds, free a multiplier or change phi or the order"
+    )

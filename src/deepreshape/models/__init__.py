@@ -19,12 +19,18 @@ FAMILIES = {
 }
 
 
-def build(architecture: Architecture, device: torch.device | str | None = None) -> nn.Module:
-    """A module with fresh weights. On ``device="meta"`` it has shapes but no storage, and is made in milliseconds."""
+def build(architecture: Architecture, device: str | None = None, *, seed: int | None = None) -> nn.Module:
+    """A module with fresh weights.
+
+    Args:
+        architecture: what to build; the module carries it as ``.architecture``.
+        device: ``"meta"`` gives shapes without storage, in milliseconds.
+        seed: of the weights; torch's global generator is used, and moved, only without one.
+    """
     module = FAMILIES[architecture.family][0]
-    if device is None:
-        return module(architecture)
-    with torch.device(device):
+    with torch.device(device or "cpu"), torch.random.fork_rng(devices=[], enabled=seed is not None):
+        if seed is not None:
+            torch.manual_seed(seed)
         return module(architecture)
 
 

@@ -1,0 +1,86 @@
+"""DeepReDuce (Jha et al., ICML 2021): cull a stage, thin what is left, reshape channels or feature maps.
+
+Each step turns an architecture into one with fewer ReLUs, by arithmetic on its sites.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from deepreshape.models import Architecture, sites
+
+__all__ = ["Cull", "Scale", "Thin"]
+
+
+@dataclass(frozen=True)
+class Cull:
+    """Remove every ReLU of a stage; with ``stem``, the stem's too (it goes with the first stage in the papers)."""
+
+    stage: int = 1
+    stem: bool = True
+
+    def __str__(self) -> str:
+        return f"cull S{self.stage}" + ("+stem" if self.stem and self.stage == 1 else "")
+
+    def __call__(self, architecture: Architecture) -> Architecture:
+        stages = {self.stage, 0} if self.stem and self.stage == 1 else {self.stage}
+        gone = {site.name for site in sites(architecture) if site.stage in stages}
+        if not gone:
+            raise ValueError(f"there is no stage {self.stage} to cull; stages are 1 to {len(architecture.phi)}")
+        return _without(architecture, gone)
+
+
+@dataclass(frozen=True)
+class Thin:
+    """Remove alternate ReLUs: of each block only one stays, in the given stages (all by default).
+
+    Attributes:
+        keep: ``"last"``, the one after the residual add, as in DeepReDuce's published networks, or ``"first"``.
+        stages: where; empty for everywhere. The stem's ReLU is never touched.
+    """
+
+    keep: Literal["last", "first"] = "last"
+    stages: tuple[int, ...] = ()
+
+    def __str__(self) -> str:
+        where = " S" + ",".join(map(str, self.stages)) if self.stages else ""
+        return "thin" + where + ("" if self.keep == "last" else " keep first")
+
+    def __call__(self, architecture: Architecture) -> Architecture:
+        gone = {
+            site.name
+            for site in sites(architecture)
+            if site.stage
+            and (not self.stages or site.stage in self.stages)
+            and not (site.last if self.keep == "last" else site.position == 1)
+        }
+        return _without(architecture, gone)
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Divide the channels of all stages, or the resolution of all maps; the weights do not carry over."""
+
+    channels: int = 1
+    resolution: int = 1
+
+    def __str__(self) -> str:
+        parts = [f"channels/{self.channels}"] * (self.channels > 1) + [f"resolution/{self.resolution}"] * (
+            self.resolution > 1
+        )
+        return " ".join(parts)
+
+    def __call__(self, architecture: Architecture) -> Architecture:
+        if architecture.base % self.channels:
+            raise ValueError(f"m={architecture.base} channels cannot be divided by {self.channels}")
+        return replace(
+            architecture,
+            base=architecture.base // self.channels,
+            resolution=architecture.resolution * self.resolution,
+        )
+
+
+def _without(architecture: Architecture, gone: set[str]) -> Architecture:
+    reused = tuple((name, factor) for name, factor in architecture.reused if name not in gone)
+    return replace(architecture, removed=architecture.removed | gone, reused=reused)

@@ -1,0 +1,109 @@
+"""A model on disk: a folder with weights (safetensors) and a JSON manifest that rebuilds the network around them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from deepreshape.models import build
+from deepreshape.models.architecture import Architecture
+from deepreshape.nn import MaskedReLU
+
+__all__ = ["Manifest", "load", "save"]
+
+FORMAT = 1
+WEIGHTS = "model.safetensors"
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a saved model says of itself.
+
+    Attributes:
+        architecture: rebuilds the network.
+        masked: paths of the sites that hold a mask; the masks lie with the weights.
+        dataset: what it was trained on.
+        class_names: of its outputs, in order.
+        mean, std: of the input, by channel, on the scale 0 to 1.
+        history: the settings of every step that made it, in order.
+    """
+
+    architecture: Architecture
+    masked: tuple[str, ...] = ()
+    dataset: str = ""
+    class_names: tuple[str, ...] = ()
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+    history: tuple[dict[str, Any], ...] = field(default_factory=tuple)
+
+
+def save(model: nn.Module, folder: Path, manifest: Manifest) -> None:
+    """Write ``model`` to ``folder``, which is made; the manifest is written last, so that a cut leaves no model."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / MANIFEST).unlink(missing_ok=True)
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    save_file(state, folder / WEIGHTS)
+    masked = [name for name, module in model.named_modules() if isinstance(module, MaskedReLU)]
+    content = {
+        "format": FORMAT,
+        "package": f"deepreshape {version('deepreshape')}",
+        "digest": _digest(folder / WEIGHTS),
+        "architecture": manifest.architecture.to_dict(),
+        "masked": masked,
+        "dataset": manifest.dataset,
+        "class_names": manifest.class_names,
+        "mean": manifest.mean,
+        "std": manifest.std,
+        "history": manifest.history,
+    }
+    (folder / MANIFEST).write_text(json.dumps(content, indent=1) + "\n")
+
+
+def load(folder: Path) -> tuple[nn.Module, Manifest]:
+    """The model saved in ``folder``, in evaluation mode, and its manifest.
+
+    Raises:
+        ValueError: if the folder holds no model, or one that is damaged or of a later format.
+    """
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise ValueError(f"{folder} holds no saved model: there is no {MANIFEST} in it")
+    try:
+        content = json.loads(path.read_text())
+        if content["format"] != FORMAT:
+            raise ValueError(f"its format is {content['format']}, this version reads {FORMAT}")
+        manifest = Manifest(
+            Architecture.from_dict(content["architecture"]),
+            tuple(content["masked"]),
+            content["dataset"],
+            tuple(content["class_names"]),
+            tuple(content["mean"]),
+            tuple(content["std"]),
+            tuple(content["history"]),
+        )
+        if _digest(folder / WEIGHTS) != content["digest"]:
+            raise ValueError(f"{WEIGHTS} is not the file that was saved (its digest differs)")
+        state = load_file(folder / WEIGHTS)
+        model = build(manifest.architecture, "meta")
+        for name in manifest.masked:
+            model.set_submodule(name, MaskedReLU(torch.empty(state[f"{name}.mask"].shape, dtype=torch.bool)))
+        model.load_state_dict(state, assign=True)
+    except (KeyError, TypeError, AttributeError, OSError, ValueError, RuntimeError, SafetensorError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(f"the saved model in {folder} is broken: {reason}") from error
+    return model.eval(), manifest
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

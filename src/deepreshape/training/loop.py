@@ -1,0 +1,231 @@
+"""Training one network: same seed, same result; killed at any step, it continues where it was.
+
+All randomness of a step (order of the images, augmentation) follows from the seed and the number of the step, so that
+a checkpoint needs no generator state.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import cos, pi
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from deepreshape.training.data import Dataset, Split, augment
+from deepreshape.training.distill import distillation_loss
+from deepreshape.training.recipe import Recipe
+
+__all__ = ["Progress", "accuracy", "train"]
+
+CHECKPOINT = "checkpoint.safetensors"
+METRICS = "metrics.jsonl"
+CHECKPOINT_SECONDS = 20.0
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a training run is: ``step`` of ``steps`` done, and the latest training loss and validation top-1."""
+
+    step: int
+    steps: int
+    loss: float
+    top1: float | None
+
+
+@torch.no_grad()
+def accuracy(model: nn.Module, data: Dataset, split: Split, batch: int = 1000) -> float:
+    """Top-1 accuracy in percent, in evaluation mode and float32."""
+    training = model.training
+    model.eval()
+    device = next(model.parameters()).device
+    right = 0
+    for images, labels in zip(split.images.split(batch), split.labels.split(batch), strict=True):
+        right += int((model(data.normalize(images.to(device))).argmax(1) == labels.to(device)).sum())
+    model.train(training)
+    return 100 * right / len(split)
+
+
+def train(
+    model: nn.Module,
+    data: Dataset,
+    recipe: Recipe,
+    *,
+    seed: int,
+    teacher: nn.Module | None = None,
+    folder: Path | None = None,
+    progress: Callable[[Progress], None] | None = None,
+) -> float:
+    """Train ``model`` in place on the training split.
+
+    Args:
+        model: with its initial weights, on the device to train on.
+        data: its validation split is looked at after each epoch; its test split is not touched.
+        recipe: the settings.
+        seed: of the order of the images and the augmentation.
+        teacher: gives the soft targets of distillation; it is used in evaluation mode, without gradient.
+        folder: where checkpoint and metrics go; a run that was cut there is continued.
+        progress: called after every step.
+
+    Returns:
+        Top-1 on the validation split at the end, in percent.
+
+    Raises:
+        ValueError: if the network gives other than the data set's number of classes, or the loss is not a number.
+    """
+    device = next(model.parameters()).device
+    model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    if teacher is not None:
+        teacher.to(device=device, memory_format=torch.channels_last).eval()  # pyright: ignore[reportCallIssue]
+    optimizer = _optimizer(model, recipe)
+    average = {name: tensor.clone() for name, tensor in model.state_dict().items()} if recipe.ema else {}
+    an_epoch = -(-len(data.train) // recipe.batch)
+    steps = an_epoch * recipe.epochs
+    step = _resume(folder, model, optimizer, average) if folder else 0
+    images, labels = data.train.images.to(device), data.train.labels.to(device)
+    low = _low_precision(recipe, device)
+    saved, top1, loss = time.monotonic(), None, torch.zeros(())
+    model.train()
+    while step < steps:
+        epoch, place = divmod(step, an_epoch)
+        order = torch.randperm(len(labels), generator=_generator(seed, epoch, 0))
+        chosen = order[place * recipe.batch : (place + 1) * recipe.batch].to(device)
+        randomness = _generator(seed, step, 1)
+        batch = augment(images[chosen], randomness, crop=recipe.crop, flip=recipe.flip, cutout=recipe.cutout)
+        batch = data.normalize(batch)
+        for group in optimizer.param_groups:
+            group["lr"] = recipe.lr * _schedule(recipe, (step + 1) / steps)
+        with torch.autocast(device.type, torch.bfloat16, enabled=low):
+            soft = None
+            if teacher is not None:
+                with torch.no_grad():
+                    soft = teacher(batch)
+            logits = model(batch)
+        loss = distillation_loss(
+            logits.float(),
+            labels[chosen],
+            None if soft is None else soft.float(),
+            temperature=recipe.temperature,
+            weight=recipe.distill,
+            smoothing=recipe.smoothing,
+        )
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        step += 1
+        _follow(average, model, recipe.ema)
+        if step % an_epoch == 0 or step == steps:
+            if not torch.isfinite(loss):
+                raise ValueError(
+                    f"the loss became {loss.item()} in epoch {epoch + 1}; a lower lr than {recipe.lr} may work"
+                )
+            top1 = _measure(model, average, data)
+            if folder:
+                row = {"epoch": epoch + 1, "step": step, "loss": round(loss.item(), 4), "top1_validation": top1}
+                with (folder / METRICS).open("a") as file:
+                    file.write(json.dumps(row) + "\n")
+        if folder and (time.monotonic() - saved > CHECKPOINT_SECONDS or step == steps):
+            _checkpoint(folder, step, model, optimizer, average)
+            saved = time.monotonic()
+        if progress:
+            progress(Progress(step, steps, loss.item(), top1))
+    if average:
+        model.load_state_dict(average)
+    model.eval()
+    return top1 if top1 is not None else accuracy(model, data, data.validation)
+
+
+def _generator(seed: int, count: int, stream: int) -> torch.Generator:
+    """A generator of its own for each (seed, count, stream)."""
+    return torch.Generator().manual_seed(((2 * seed + stream) << 32) + count)
+
+
+def _optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+    matrices = [parameter for parameter in model.parameters() if parameter.dim() > 1]
+    vectors = [parameter for parameter in model.parameters() if parameter.dim() <= 1]
+    groups = [{"params": matrices, "weight_decay": recipe.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    if recipe.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=recipe.lr, momentum=0.9, nesterov=True)
+    return torch.optim.AdamW(groups, lr=recipe.lr)
+
+
+def _schedule(recipe: Recipe, done: float) -> float:
+    """Share of the peak learning rate when this share of the run is done."""
+    if done < recipe.warmup:
+        return done / recipe.warmup
+    left = (1 - done) / (1 - recipe.warmup) if recipe.warmup < 1 else 1.0
+    return left if recipe.schedule == "onecycle" else (1 - cos(pi * left)) / 2
+
+
+def _low_precision(recipe: Recipe, device: torch.device) -> bool:
+    if recipe.precision != "auto":
+        return recipe.precision == "bfloat16"
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported()
+    has = torch.cpu.get_capabilities()
+    return bool(has.get("avx512_bf16") or has.get("amx_bf16"))
+
+
+@torch.no_grad()
+def _follow(average: dict[str, Tensor], model: nn.Module, decay: float) -> None:
+    for name, tensor in model.state_dict().items():
+        if name in average:
+            if tensor.dtype.is_floating_point:
+                average[name].lerp_(tensor, 1 - decay)
+            else:
+                average[name].copy_(tensor)
+
+
+def _measure(model: nn.Module, average: dict[str, Tensor], data: Dataset) -> float:
+    if not average:
+        return accuracy(model, data, data.validation)
+    now = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    model.load_state_dict(average)
+    top1 = accuracy(model, data, data.validation)
+    model.load_state_dict(now)
+    return top1
+
+
+def _checkpoint(
+    folder: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, average: dict[str, Tensor]
+) -> None:
+    """One file, written beside the old one and then put in its place."""
+    tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+    tensors |= {f"average.{name}": tensor for name, tensor in average.items()}
+    for index, state in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{index}.{name}": torch.as_tensor(value) for name, value in state.items()}
+    part = folder / f"{CHECKPOINT}.part"
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, part, metadata={"step": str(step)})
+    os.replace(part, folder / CHECKPOINT)
+
+
+def _resume(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, average: dict[str, Tensor]) -> int:
+    """Bring everything to where the last checkpoint was; returns its step, 0 where there is none."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path, metrics = folder / CHECKPOINT, folder / METRICS
+    if not path.is_file():
+        metrics.unlink(missing_ok=True)
+        return 0
+    with safe_open(path, "pt") as file:
+        step = int(file.metadata()["step"])
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+    model.load_state_dict({name[6:]: tensor for name, tensor in tensors.items() if name.startswith("model.")})
+    for name in average:
+        average[name].copy_(tensors[f"average.{name}"])
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        if name.startswith("optimizer."):
+            _, index, key = name.split(".")
+            state.setdefault(int(index), {})[key] = tensor
+    optimizer.load_state_dict(optimizer.state_dict() | {"state": state})
+    if metrics.is_file():
+        kept = [line for line in metrics.read_text().splitlines() if json.loads(line)["step"] <= step]
+        metrics.write_text("".join(f"{line}\n" for line in kept))
+    return step

@@ -1,0 +1,94 @@
+"""How a network is trained: one frozen value, checked when it comes from outside."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any, Literal
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+__all__ = ["RECIPES", "Recipe"]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Settings of a training run.
+
+    Attributes:
+        epochs: passes over the training split.
+        batch: images a step.
+        optimizer: SGD with Nesterov momentum 0.9, or AdamW.
+        lr: peak learning rate.
+        schedule: ``"onecycle"`` rises linearly over ``warmup`` of the steps, then falls linearly to 0; ``"cosine"``
+            falls along a cosine after the same rise.
+        warmup: share of the steps.
+        weight_decay: on convolution and linear weights only, not on batch norm and biases.
+        smoothing: of the labels.
+        crop: pixels of reflected border from which a window is cut.
+        flip: whether images are mirrored at random.
+        cutout: side of the square that is blanked at random; 0 for none.
+        ema: decay of the moving average of the weights that is returned; 0 returns the last weights.
+        temperature, distill: T and w of the distillation loss, where there is a teacher.
+        precision: ``"auto"`` is bfloat16 autocast where the processor has it in hardware.
+    """
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    epochs: int = 10
+    batch: int = 256
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    lr: float = 0.4
+    schedule: Literal["onecycle", "cosine"] = "onecycle"
+    warmup: float = 0.2
+    weight_decay: float = 5e-4
+    smoothing: float = 0.1
+    crop: int = 4
+    flip: bool = True
+    cutout: int = 0
+    ema: float = 0.0
+    temperature: float = 4.0
+    distill: float = 0.9
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+
+    def __post_init__(self) -> None:
+        for name, low, high in (
+            ("epochs", 1, 100_000),
+            ("batch", 1, 1_000_000),
+            ("lr", 1e-9, 100),
+            ("warmup", 0, 1),
+            ("weight_decay", 0, 1),
+            ("smoothing", 0, 1),
+            ("crop", 0, 64),
+            ("cutout", 0, 1024),
+            ("ema", 0, 1),
+            ("temperature", 1e-3, 1000),
+            ("distill", 0, 1),
+        ):
+            value = getattr(self, name)
+            if not low <= value <= high:
+                raise ValueError(f"{name} must be from {low} to {high}, not {value}")
+
+    def with_values(self, values: dict[str, Any]) -> Recipe:
+        """The recipe with some settings changed; strings are converted.
+
+        Raises:
+            ValueError: if a setting is unknown or its value does not fit.
+        """
+        now = {field.name: getattr(self, field.name) for field in fields(self)}
+        try:
+            return TypeAdapter(Recipe).validate_python(now | values)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"])) or "recipe"
+            if first["type"] == "unexpected_keyword_argument":
+                raise ValueError(f"unknown setting {where!r}; known are {', '.join(now)}") from None
+            raise ValueError(f"{where}={first['input']!r}: {first['msg']}") from None
+
+
+RECIPES: dict[str, Recipe] = {
+    "digits": Recipe(epochs=10, batch=64, lr=0.1, crop=1, flip=False, precision="float32"),
+    "cifar10": Recipe(epochs=20),
+    "cifar100": Recipe(epochs=20),
+    "tinyimagenet": Recipe(epochs=20, crop=8),
+}
+"""Defaults by data set. The CIFAR one reached 72 to 73 % with ResNet-9 in 20 epochs."""
