@@ -2,7 +2,7 @@
 
 from deepreshape.training.data import DATASETS, Dataset, Split, augment, data_folder, load_data
 from deepreshape.training.distill import distillation_loss
-from deepreshape.training.loop import Progress, accuracy, train
+from deepreshape.training.loop import Progress, Trained, accuracy, train
 from deepreshape.training.recipe import RECIPES, Recipe
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "Progress",
     "Recipe",
     "Split",
+    "Trained",
     "accuracy",
     "augment",
     "data_folder",

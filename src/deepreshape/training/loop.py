@@ -23,7 +23,7 @@ from deepreshape.training.data import Dataset, Split, augment
 from deepreshape.training.distill import distillation_loss
 from deepreshape.training.recipe import Recipe
 
-__all__ = ["Progress", "accuracy", "train"]
+__all__ = ["Progress", "Trained", "accuracy", "train"]
 
 CHECKPOINT = "checkpoint.safetensors"
 METRICS = "metrics.jsonl"
@@ -38,6 +38,14 @@ class Progress:
     steps: int
     loss: float
     top1: float | None
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a run came to: validation top-1 in percent, and the CPU seconds it took, over all its restarts."""
+
+    top1_validation: float
+    cpu_seconds: float
 
 
 @torch.no_grad()
@@ -62,7 +70,7 @@ def train(
     teacher: nn.Module | None = None,
     folder: Path | None = None,
     progress: Callable[[Progress], None] | None = None,
-) -> float:
+) -> Trained:
     """Train ``model`` in place on the training split.
 
     Args:
@@ -74,11 +82,8 @@ def train(
         folder: where checkpoint and metrics go; a run that was cut there is continued.
         progress: called after every step.
 
-    Returns:
-        Top-1 on the validation split at the end, in percent.
-
     Raises:
-        ValueError: if the network gives other than the data set's number of classes, or the loss is not a number.
+        ValueError: if the loss stops being a number.
     """
     device = next(model.parameters()).device
     model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
@@ -88,10 +93,10 @@ def train(
     average = {name: tensor.clone() for name, tensor in model.state_dict().items()} if recipe.ema else {}
     an_epoch = -(-len(data.train) // recipe.batch)
     steps = an_epoch * recipe.epochs
-    step = _resume(folder, model, optimizer, average) if folder else 0
+    step, spent = _resume(folder, model, optimizer, average) if folder else (0, 0.0)
     images, labels = data.train.images.to(device), data.train.labels.to(device)
     low = _low_precision(recipe, device)
-    saved, top1, loss = time.monotonic(), None, torch.zeros(())
+    started, saved, top1 = time.process_time() - spent, time.monotonic(), None
     model.train()
     while step < steps:
         epoch, place = divmod(step, an_epoch)
@@ -132,14 +137,15 @@ def train(
                 with (folder / METRICS).open("a") as file:
                     file.write(json.dumps(row) + "\n")
         if folder and (time.monotonic() - saved > CHECKPOINT_SECONDS or step == steps):
-            _checkpoint(folder, step, model, optimizer, average)
+            _checkpoint(folder, step, time.process_time() - started, model, optimizer, average)
             saved = time.monotonic()
         if progress:
             progress(Progress(step, steps, loss.item(), top1))
     if average:
         model.load_state_dict(average)
     model.eval()
-    return top1 if top1 is not None else accuracy(model, data, data.validation)
+    top1 = top1 if top1 is not None else accuracy(model, data, data.validation)
+    return Trained(top1, time.process_time() - started)
 
 
 def _generator(seed: int, count: int, stream: int) -> torch.Generator:
@@ -194,7 +200,12 @@ def _measure(model: nn.Module, average: dict[str, Tensor], data: Dataset) -> flo
 
 
 def _checkpoint(
-    folder: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, average: dict[str, Tensor]
+    folder: Path,
+    step: int,
+    spent: float,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    average: dict[str, Tensor],
 ) -> None:
     """One file, written beside the old one and then put in its place."""
     tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
@@ -202,19 +213,25 @@ def _checkpoint(
     for index, state in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{name}": torch.as_tensor(value) for name, value in state.items()}
     part = folder / f"{CHECKPOINT}.part"
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, part, metadata={"step": str(step)})
+    save_file(
+        {name: tensor.contiguous() for name, tensor in tensors.items()},
+        part,
+        metadata={"step": str(step), "cpu_seconds": str(spent)},
+    )
     os.replace(part, folder / CHECKPOINT)
 
 
-def _resume(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, average: dict[str, Tensor]) -> int:
-    """Bring everything to where the last checkpoint was; returns its step, 0 where there is none."""
+def _resume(
+    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, average: dict[str, Tensor]
+) -> tuple[int, float]:
+    """Bring everything to where the last checkpoint was; returns its step and the CPU seconds spent until then."""
     folder.mkdir(parents=True, exist_ok=True)
     path, metrics = folder / CHECKPOINT, folder / METRICS
     if not path.is_file():
         metrics.unlink(missing_ok=True)
-        return 0
+        return 0, 0.0
     with safe_open(path, "pt") as file:
-        step = int(file.metadata()["step"])
+        step, spent = int(file.metadata()["step"]), float(file.metadata()["cpu_seconds"])
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
     model.load_state_dict({name[6:]: tensor for name, tensor in tensors.items() if name.startswith("model.")})
     for name in average:
@@ -228,4 +245,4 @@ def _resume(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, av
     if metrics.is_file():
         kept = [line for line in metrics.read_text().splitlines() if json.loads(line)["step"] <= step]
         metrics.write_text("".join(f"{line}\n" for line in kept))
-    return step
+    return step, spent
