@@ -1,1 +1,55 @@
-"""Redesign convolutional networks for private inference."""
+"""Redesign convolutional networks for private inference: count, design, train, remove ReLUs, price.
+
+Importing this package is cheap: each name is imported from its module, and torch with it, when it is first used.
+"""
+
+from importlib import import_module
+from typing import Any
+
+_HOME = {
+    "Architecture": "deepreshape.models",
+    "Count": "deepreshape.counting",
+    "CostReport": "deepreshape.cost",
+    "Recipe": "deepreshape.training",
+    "apply": "deepreshape.linearize",
+    "architecture": "deepreshape.models",
+    "build": "deepreshape.models",
+    "count": "deepreshape.counting",
+    "equalize": "deepreshape.design",
+    "fold": "deepreshape.linearize",
+    "load": "deepreshape.models.saved",
+    "load_data": "deepreshape.training",
+    "name_of": "deepreshape.models",
+    "plan": "deepreshape.linearize",
+    "price": "deepreshape.cost",
+    "relus": "deepreshape.models",
+    "save": "deepreshape.models.saved",
+    "train": "deepreshape.training",
+}
+
+__all__ = [ 
+    "Architecture",
+    "CostReport",
+    "Count",
+    "Recipe",
+    "apply",
+    "architecture",
+    "build",
+    "count",
+    "equalize",
+    "fold",
+    "load",
+    "load_data",
+    "name_of",
+    "plan",
+    "price",
+    "relus",
+    "save",
+    "train",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'deepreshape' has no attribute {name!r}; it has {', '.join(__all__)}")
+    return getattr(import_module(_HOME[name]), name)

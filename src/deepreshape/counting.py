@@ -195,10 +195,15 @@ class _Trace(TorchDispatchMode):
             return out
         counts = Counts()
         path = self._path[-1]
-        if func._overloadpacket in flop_registry:
+        if plain in _ATTENTION:
+            queries, keys, values = args[:3]
+            counts.macs = (
+                queries.numel() * keys.shape[-2]
+                + queries.numel() // queries.shape[-1] * values.shape[-2] * values.shape[-1]
+            )
+            self._unknown(f"{name} (its softmax)", out)
+        elif func._overloadpacket in flop_registry:
             counts.macs = flop_registry[func._overloadpacket](*args, **kwargs, out_val=out) // 2
-            if plain in _HIDES_SOFTMAX:
-                self._unknown(f"{name} (its softmax)", out)
             self.layers.append(_linear_layer(path, plain, args, out, counts.macs))
         elif plain in _RELUS and _RELUS[plain](args, kwargs):
             elements = args[0].numel()
@@ -314,7 +319,7 @@ _MAX_POOLS: dict[str, Callable[[tuple[Any, ...], dict[str, Any], Any], int]] = {
     "aten.max": _reduction,
 }
 
-_HIDES_SOFTMAX = {
+_ATTENTION = {
     "aten._scaled_dot_product_flash_attention_for_cpu",
     "aten._scaled_dot_product_flash_attention",
     "aten._scaled_dot_product_efficient_attention",

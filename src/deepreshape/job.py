@@ -24,7 +24,7 @@ from deepreshape.design import equalize
 from deepreshape.linearize import Plan, apply, plan, plan_of
 from deepreshape.models import Architecture, architecture, build, name_of, relus
 from deepreshape.models.saved import Manifest, load, save
-from deepreshape.training import Dataset, Progress, Recipe, accuracy, train
+from deepreshape.training import RECIPES, Dataset, Progress, Recipe, accuracy, train
 
 __all__ = ["Job", "Point", "default_budgets", "finished", "hybrenets", "run", "train_point"]
 
@@ -194,7 +194,14 @@ def run(
         if point.id not in done:
             recipe = job.recipe if point.budget is None else replace(job.recipe, epochs=job.reduced_epochs)
             row = train_point(
-                point, data, recipe, out, lambda progress, at=number, of=point: report(at, len(todo), of, progress)
+                point,
+                data,
+                recipe,
+                out / "models" / point.id,
+                out / "runs" / point.id,
+                init=out / "models" / point.init if point.init else None,
+                teacher=out / "models" / point.teacher if point.teacher else None,
+                progress=lambda progress, at=number, of=point: report(at, len(todo), of, progress),
             )
             with (out / RESULTS).open("a") as file:
                 file.write(json.dumps(row) + "\n")
@@ -206,21 +213,55 @@ def run(
 
 
 def train_point(
-    point: Point, data: Dataset, recipe: Recipe, out: Path, progress: Callable[[Progress], None] | None = None
+    point: Point,
+    data: Dataset,
+    recipe: Recipe,
+    to: Path,
+    folder: Path,
+    *,
+    init: Path | None = None,
+    teacher: Path | None = None,
+    progress: Callable[[Progress], None] | None = None,
 ) -> dict[str, Any]:
-    """Train one point, save its model to ``out/models``, and return its row. The test split is read here, once."""
-    teacher = load(out / "models" / point.teacher)[0] if point.teacher else None
+    """Train one point and save its model. The test split is read here, once.
+
+    Args:
+        point: what to train.
+        data: on what.
+        recipe: how.
+        to: folder for the model.
+        folder: for checkpoints and metrics while it trains; removed at the end.
+        init: saved model that gives the weights it starts from.
+        teacher: saved model that distils into it.
+        progress: called after every step.
+
+    Returns:
+        Its row of results.
+
+    Raises:
+        ValueError: if a saved model does not fit.
+    """
+    taught_by = _fitting(teacher, data)[0] if teacher else None
     history: list[dict[str, Any]] = []
-    if point.init:
-        start, before = load(out / "models" / point.init)
+    if init:
+        start, before = _fitting(init, data)
         model, record = apply(point.plan, start, seed=point.seed)
         history = [*before.history, record.to_dict()]
     else:
         model = build(point.plan.architecture, seed=point.seed)
-    folder = out / "runs" / point.id
-    trained = train(model, data, recipe, seed=point.seed, teacher=teacher, folder=folder, progress=progress)
-    history.append({"method": "train", "recipe": asdict(recipe), "seed": point.seed, "teacher": point.teacher})
-    _save(model, point, data, out / "models" / point.id, history)
+    trained = train(model, data, recipe, seed=point.seed, teacher=taught_by, folder=folder, progress=progress)
+    history.append(
+        {"method": "train", "recipe": asdict(recipe), "seed": point.seed, "teacher": teacher.name if teacher else None}
+    )
+    manifest = Manifest(
+        architecture=point.plan.architecture,
+        dataset=data.name,
+        class_names=data.class_names,
+        mean=data.mean,
+        std=data.std,
+        history=tuple(history),
+    )
+    save(model, to, manifest)
     counted = count(model, data.shape)
     row = {
         "id": point.id,
@@ -240,26 +281,37 @@ def train_point(
         "data": data.name,
         "epochs": recipe.epochs,
         "cpu_minutes": round(trained.cpu_seconds / 60, 2),
-        "teacher": point.teacher,
-        "init": point.init,
         "priced_seconds": {
             name: round(price(counted.layers, profile).seconds, 3) for name, profile in PROFILES.items()
         },
+        "command": _command(point, data, recipe, init, teacher),
     }
     shutil.rmtree(folder)
     return row
 
 
-def _save(model: nn.Module, point: Point, data: Dataset, folder: Path, history: list[dict[str, Any]]) -> None:
-    manifest = Manifest(
-        architecture=point.plan.architecture,
-        dataset=data.name,
-        class_names=data.class_names,
-        mean=data.mean,
-        std=data.std,
-        history=tuple(history),
-    )
-    save(model, folder, manifest)
+def _fitting(folder: Path, data: Dataset) -> tuple[nn.Module, Manifest]:
+    """A saved model that takes the data set's images and knows its classes."""
+    model, manifest = load(folder)
+    made_for = manifest.architecture
+    if made_for.input != data.shape or made_for.classes != len(data.class_names):
+        raise ValueError(
+            f"{folder} is for {made_for.classes} classes of {made_for.input}, {data.name} has "
+            f"{len(data.class_names)} of {data.shape}"
+        )
+    return model, manifest
+
+
+def _command(point: Point, data: Dataset, recipe: Recipe, init: Path | None, teacher: Path | None) -> str:
+    """The command that trains this point alone, in a folder that holds the models it needs."""
+    words = ["deepreshape", "train", point.network, "--data", data.name, "--seed", str(point.seed)]
+    words += ["--budget", str(point.budget)] if point.budget else []
+    words += ["--init", init.name] if init else []
+    words += ["--teacher", teacher.name] if teacher else []
+    usual = asdict(RECIPES[data.name])
+    for name, value in asdict(recipe).items():
+        words += ["--set", f"{name}={value}"] if value != usual[name] else []
+    return " ".join([*words, "--out", point.id])
 
 
 def _open(job: Job, out: Path) -> None:

@@ -1,0 +1,111 @@
+"""A job's results as one HTML file that needs no network, and its main chart as one SVG file."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from deepreshape.report.chart import Chart, Mark, lay_out
+from deepreshape.report.pareto import Advantage, Summary, advantages, front, summarize
+
+__all__ = ["picture", "render"]
+
+
+def render(rows: Sequence[Mapping[str, Any]], *, baseline: str, settings: str, command: str) -> str:
+    """The report of a job.
+
+    Args:
+        rows: its results; at least one.
+        baseline: name of the network that the others are compared with.
+        settings: as resolved, to be shown.
+        command: that made the results.
+    """
+    points = summarize(rows)
+    profiles = list(points[0].priced)
+    gains = advantages(points, baseline)
+    best = set(front([(point.relus, point.mean) for point in points]))
+    charts = (
+        _chart(points, "Accuracy against ReLUs", "ReLUs", [point.relus for point in points]),
+        _chart(points, "Accuracy against multiply-adds", "MACs", [point.macs for point in points]),
+        _chart(
+            points, "Accuracy against priced time", f"seconds, {profiles[0]}", [p.priced[profiles[0]] for p in points]
+        ),
+    )
+    return (
+        _environment()
+        .get_template("report.html.j2")
+        .render(
+            title=f"{baseline} and its relatives on {rows[0]['data']}",
+            verdict=verdict(gains, baseline),
+            charts=charts,
+            profile=profiles[0],
+            profiles=profiles,
+            points=points,
+            anchors=[_anchor(point) for point in points],
+            on_front=[(point.relus, point.mean) in best for point in points],
+            gains=gains,
+            baseline=baseline,
+            rows=rows,
+            command=command,
+            settings=settings,
+            n=rows[0]["n"],
+            made=f"deepreshape {version('deepreshape')}, Python {platform.python_version()}, {platform.machine()}",
+        )
+    )
+
+
+def picture(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Accuracy against ReLUs as a standalone SVG that follows the reader's light or dark setting."""
+    points = summarize(rows)
+    chart = _chart(points, "Accuracy against ReLUs", "ReLUs", [point.relus for point in points])
+    return _environment().get_template("chart.svg.j2").render(chart=chart, linked=False)
+
+
+def verdict(gains: Sequence[Advantage], baseline: str) -> str:
+    """One or two sentences that follow from the numbers, and say what they do not show."""
+    if not gains:
+        return f"No network has a ReLU count between two of {baseline}'s, so nothing can be said at equal count."
+    best, worst = max(gains, key=lambda gain: gain.gain), min(gains, key=lambda gain: gain.gain)
+    ahead = sum(gain.gain > 0 for gain in gains)
+    clear = [gain for gain in gains if gain.spread is not None and abs(gain.gain) > 2 * gain.spread]
+    seeds = (
+        f"{len(clear)} of them differ by more than twice the spread over seeds."
+        if any(gain.spread is not None for gain in gains)
+        else "There is one seed, so differences of a point or so mean little."
+    )
+    return (
+        f"At equal ReLU count, {ahead} of {len(gains)} redesigned points are ahead of {baseline}: from "
+        f"{worst.gain:+.1f} points ({worst.point.network}, {worst.point.relus:,} ReLUs) to {best.gain:+.1f} "
+        f"({best.point.network}, {best.point.relus:,} ReLUs). {seeds}"
+    )
+
+
+def _chart(points: Sequence[Summary], title: str, label: str, costs: Sequence[float]) -> Chart:
+    marks = [
+        Mark(
+            point.network,
+            cost,
+            point.mean,
+            point.spread or 0.0,
+            f"{point.network}: {point.plan}\n{point.relus:,} ReLUs, {point.macs / 1e6:,.1f} M MACs\n"
+            f"{point.mean:.2f} % test top-1, {len(point.top1)} seed(s)",
+            _anchor(point),
+        )
+        for point, cost in zip(points, costs, strict=True)
+        if cost > 0
+    ]
+    return lay_out(title, label, marks, front([(mark.x, mark.y) for mark in marks]))
+
+
+def _anchor(point: Summary) -> str:
+    return f"{point.network}-{point.relus}".replace(" ", "-")
+
+
+def _environment() -> Environment:
+    return Environment(
+        loader=PackageLoader("deepreshape.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )

@@ -1,0 +1,113 @@
+"""Which points are worth having, and what one network gains over another at an equal ReLU count."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from math import log
+from statistics import mean, stdev
+from typing import Any
+
+__all__ = ["Advantage", "Summary", "advantages", "front", "summarize"]
+
+
+@dataclass(frozen=True)
+class Summary:
+    """One network under one plan, over its seeds.
+
+    Attributes:
+        network, plan, budget: what was trained.
+        relus, macs, params: counts.
+        priced: seconds by profile.
+        top1: test top-1 in percent, one for each seed.
+        rows: the results it sums up.
+    """
+
+    network: str
+    plan: str
+    budget: int | None
+    relus: int
+    macs: int
+    params: int
+    priced: Mapping[str, float]
+    top1: tuple[float, ...]
+    rows: tuple[Mapping[str, Any], ...]
+
+    @property
+    def mean(self) -> float:
+        """Of the test top-1."""
+        return mean(self.top1)
+
+    @property
+    def spread(self) -> float | None:
+        """Standard deviation over seeds; None with one seed."""
+        return stdev(self.top1) if len(self.top1) > 1 else None
+
+
+@dataclass(frozen=True)
+class Advantage:
+    """A point against the baseline at the same ReLU count.
+
+    Attributes:
+        point: the point.
+        baseline: the baseline's top-1 there, on the straight line (over log ReLUs) between its two nearest points.
+        spread: standard deviations of the points involved, added in squares; None where any has one seed only.
+    """
+
+    point: Summary
+    baseline: float
+    spread: float | None
+
+    @property
+    def gain(self) -> float:
+        """In points of top-1."""
+        return self.point.mean - self.baseline
+
+
+def summarize(rows: Iterable[Mapping[str, Any]]) -> tuple[Summary, ...]:
+    """Rows of the same network and plan together, in the order they first appear."""
+    groups: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault((row["network"], row["plan"]), []).append(row)
+    return tuple(
+        Summary(
+            network,
+            plan,
+            group[0]["budget"],
+            group[0]["relus"],
+            group[0]["macs"],
+            group[0]["params"],
+            group[0]["priced_seconds"],
+            tuple(row["top1"] for row in group),
+            tuple(group),
+        )
+        for (network, plan), group in groups.items()
+    )
+
+
+def front(points: Sequence[tuple[float, float]]) -> tuple[tuple[float, float], ...]:
+    """The (cost, accuracy) pairs that no other pair beats in both, by rising cost."""
+    best: list[tuple[float, float]] = []
+    for cost, gain in sorted(points, key=lambda pair: (pair[0], -pair[1])):
+        if not best or gain > best[-1][1]:
+            best.append((cost, gain))
+    return tuple(best)
+
+
+def advantages(points: Sequence[Summary], baseline: str) -> tuple[Advantage, ...]:
+    """Every other network's points that lie between two ReLU counts of the baseline, compared with it there."""
+    known = sorted((point for point in points if point.network == baseline), key=lambda point: point.relus)
+    found: list[Advantage] = []
+    for point in points:
+        below = [other for other in known if other.relus <= point.relus]
+        above = [other for other in known if other.relus >= point.relus]
+        if point.network == baseline or not below or not above:
+            continue
+        low, high = below[-1], above[0]
+        share = 0.0 if low is high else log(point.relus / low.relus) / log(high.relus / low.relus)
+        spreads = [(point.spread, 1.0), (low.spread, 1 - share), (high.spread, share)]
+        spread = None
+        if all(value is not None for value, weight in spreads if weight):
+            spread = sum((weight * (value or 0.0)) ** 2 for value, weight in spreads) ** 0.5
+        found.append(Advantage(point, low.mean + share * (high.mean - low.mean), spread))
+    return tuple(found)

@@ -1,0 +1,54 @@
+from dataclasses import replace
+
+import pytest
+import torch
+
+from deepreshape.counting import count
+from deepreshape.models import PRESETS, architecture, build, relus, sites
+
+
+@pytest.mark.parametrize("name", [*PRESETS, "hrn-5x5x3x", "resnet50-imagenet", "vgg16-r2", "resnet18-r2"])
+@pytest.mark.parametrize("side", [32, 24])
+def test_sites_are_where_a_trace_finds_relus(name: str, side: int):
+    made = architecture(name, (3, side, side))
+    counted = count(build(made, "meta"), made.input)
+    by_site = {site.name: site.relus for site in sites(made)}
+    assert by_site == {path: counts.relus for path, counts in counted.by_module.items() if counts.relus}
+    assert relus(made) == counted.total.relus
+
+
+@pytest.mark.parametrize("name", ["resnet9-m4", "resnet18-m2", "resnet50-m2", "wideresnet22-8-m4", "vgg16-m4", "hrn-2x3x-m2"])
+def test_networks_run_and_average_pools_leave_no_comparisons(name: str):
+    made = architecture(name, (3, 16, 16), 5)
+    assert build(made)(torch.zeros(2, 3, 16, 16)).shape == (2, 5)
+    assert count(build(replace(made, pool="avg"), "meta"), made.input).total.maxpool_comparisons == 0
+
+
+def test_a_site_can_be_emptied():
+    made = architecture("resnet20")
+    site = sites(made)[3]
+    assert relus(replace(made, removed=frozenset({site.name}))) == relus(made) - site.relus
+
+
+def test_a_seed_fixes_the_weights_and_leaves_the_global_generator_alone():
+    torch.manual_seed(1)
+    expected = torch.rand(1)
+    torch.manual_seed(1)
+    one, same, other = (build(architecture("resnet9-m4"), seed=seed).state_dict() for seed in (3, 3, 4))
+    assert torch.equal(torch.rand(1), expected)
+    assert all(torch.equal(one[name], same[name]) for name in one)
+    assert not all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"multipliers": (2, 2)}, "4 stages need 3 multipliers, not 2"),
+        ({"strides": (1, 2)}, "4 stages need as many strides"),
+        ({"base": 0}, "base must be positive, not 0"),
+        ({"classes": 0}, "classes must be positive"),
+    ],
+)
+def test_an_architecture_that_cannot_be_is_refused(change: dict, message: str):
+    with pytest.raises(ValueError, match=message):
+        replace(architecture("resnet18"), **change)

@@ -1,0 +1,64 @@
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from deepreshape.models import PRESETS, Architecture, architecture, name_of
+
+NAMES = ["hrn-5x5x3x", "hrn-2x5x3x-m32", "resnet18", "resnet18-m16", "stch-4x4x4x", "wideresnet28-10", "vgg16-avg",
+         "resnet50-imagenet", "hrn-4x6x3x-phi3.4.6.3", "stch-4x4x4x-m8-bottleneck", "resnet18-m32-r2", "resnet9-m32"]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [*PRESETS, *NAMES])
+def test_names_parse_both_ways(name: str):
+    assert name_of(architecture(name)) == name
+
+
+@given(
+    phi=st.lists(st.integers(1, 30), min_size=2, max_size=6),
+    data=st.data(),
+    base=st.integers(1, 128),
+    block=st.sampled_from(["basic", "bottleneck"]),
+    stem=st.sampled_from(["3x3", "7x7"]),
+    pool=st.sampled_from(["max", "avg"]),
+    resolution=st.integers(1, 4),
+)
+def test_every_resnet_has_a_name_that_gives_it_back(phi, data, base, block, stem, pool, resolution):
+    multipliers = data.draw(st.lists(st.integers(1, 12), min_size=len(phi) - 1, max_size=len(phi) - 1))
+    made = Architecture(
+        "resnet", tuple(phi), base, tuple(multipliers), (3, 64, 64), 7, block=block, stem=stem, pool=pool, resolution=resolution
+    )
+    assert architecture(name_of(made), (3, 64, 64), 7) == made
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("resnet19", "unknown network 'resnet19'; known are resnet9"),
+        ("hrn-5x5x", None),
+        ("resnet18-w3", "cannot read '-w3' in 'resnet18-w3'"),
+        ("resnet18-phi1.2", "4 stages|2 stages need 1 multipliers"),
+        ("hrn-0x5x3x", "multipliers must be positive"),
+    ],
+)
+def test_bad_names_are_named(name: str, message: str | None):
+    if message is None:
+        assert len(architecture(name).phi) == 3
+    else:
+        with pytest.raises(ValueError, match=message):
+            architecture(name)
+
+
+def test_a_network_without_a_name_says_so():
+    with pytest.raises(ValueError, match="no name stands for"):
+        name_of(replace(architecture("resnet18"), strides=(1, 1, 2, 2)))
+
+
+def test_architectures_survive_json():
+    made = replace(architecture("hrn-5x5x3x-m4"), removed=frozenset({"stem.act"}), reused=(("stage2.0.act2", 4),))
+    assert Architecture.from_dict(made.to_dict()) == made
+    with pytest.raises(ValueError, match="unknown architecture fields"):
+        Architecture.from_dict({**made.to_dict(), "weights": 1})
+    with pytest.raises(ValueError, match="not an architecture"):
+        Architecture.from_dict({"family": "resnet"})

@@ -1,0 +1,62 @@
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from deepreshape.counting import count
+from deepreshape.models import architecture, build
+from deepreshape.models.saved import Manifest, load, save
+from deepreshape.nn import MaskedReLU
+
+ARCHITECTURE = architecture("resnet20-m4", (1, 8, 8), 10)
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    save(build(ARCHITECTURE, seed=0), tmp_path / "model", Manifest(ARCHITECTURE, dataset="digits", mean=(0.3,), std=(0.4,)))
+    return tmp_path / "model"
+
+
+def test_a_model_comes_back_with_its_masks_and_manifest(tmp_path: Path):
+    model = build(ARCHITECTURE, seed=0).eval()
+    mask = torch.rand(4, 8, 8, generator=torch.Generator().manual_seed(0)) < 0.3
+    model.set_submodule("stage1.0.act1", MaskedReLU(mask))
+    save(model, tmp_path, Manifest(ARCHITECTURE, class_names=("a", "b"), history=({"method": "by hand"},)))
+    again, manifest = load(tmp_path)
+    x = torch.randn(2, 1, 8, 8)
+    assert torch.equal(again(x), model(x))
+    assert count(again, (1, 8, 8)).by_module["stage1.0.act1"].relus == int(mask.sum())
+    assert manifest.class_names == ("a", "b")
+    assert manifest.history == ({"method": "by hand"},)
+    assert manifest.masked == ("stage1.0.act1",)
+    assert not any(tensor.is_meta for tensor in again.state_dict().values())
+
+
+def test_the_weights_are_no_pickle(saved: Path):
+    assert (saved / "model.safetensors").read_bytes()[8:9] == b"{"
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda folder: (folder / "manifest.json").unlink(), "holds no saved model"),
+        (lambda folder: (folder / "manifest.json").write_text("{"), "is broken: Expecting"),
+        (lambda folder: (folder / "model.safetensors").unlink(), "is broken"),
+        (lambda folder: (folder / "model.safetensors").write_bytes(b"x"), "its digest differs"),
+        (lambda folder: edit(folder, "format", 99), "its format is 99, this version reads 1"),
+        (lambda folder: edit(folder, "masked", ["stage9.act"]), "is broken"),
+        (lambda folder: edit(folder, "architecture", {}), "not an architecture"),
+    ],
+)
+def test_a_damaged_model_is_refused_in_one_line(saved: Path, damage, message: str):
+    damage(saved)
+    with pytest.raises(ValueError, match=message) as caught:
+        load(saved)
+    assert str(saved) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def edit(folder: Path, key: str, value: object) -> None:
+    path = folder / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))

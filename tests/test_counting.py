@@ -1,0 +1,226 @@
+"""The counter against the published counts, and against networks that are not ours."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from deepreshape.counting import count
+from deepreshape.models import architecture, build
+from deepreshape.nn import MaskedReLU
+
+PUBLISHED = [
+    # name, input side, classes, ReLUs, without the stem's, MACs in M to one decimal, params in M to two
+    ("resnet18", 32, 100, 557_056, 491_520, 555.5, 11.22),
+    ("hrn-5x5x3x", 32, 100, 343_040, 326_656, 1053.4, 48.65),
+    ("hrn-5x7x2x", 32, 100, 378_880, 362_496, 1270.3, 49.38),
+    ("hrn-6x6x2x", 32, 100, 401_408, 385_024, 1365.8, 52.39),
+    ("hrn-7x5x2x", 32, 100, 411_648, 395_264, 1325.6, 49.73),
+    ("hrn-2x5x3x-m32", 32, 100, 372_736, 339_968, 709.6, 31.20),
+    ("hrn-2x5x2x-m32", 32, 100, 352_256, 319_488, 472.0, 16.32),
+    ("hrn-2x6x2x-m32", 32, 100, 376_832, 344_064, 644.8, 23.36),
+    ("hrn-2x7x2x-m32", 32, 100, 401_408, 368_640, 848.5, 31.67),
+    ("stch-4x4x4x", 32, 100, 278_528, 262_144, 659.6, 33.11),
+    ("resnet34", 32, 100, 966_656, 901_120, 1159.4, 21.33),
+    ("resnet50", 32, 100, 2_940_928, 2_875_392, 1298.0, 23.71),
+    ("wideresnet22-8", 32, 100, 1_392_640, 1_392_640, 2454.2, 17.20),
+    ("resnet18", 64, 200, 2_228_224, 1_966_080, 2221.8, 11.27),
+    ("resnet20", 32, 10, 188_416, 172_032, 40.8, 0.27),
+    ("resnet32", 32, 10, 303_104, 286_720, 69.1, 0.47),
+    ("vgg16", 32, 10, 276_480, 276_480, 313.2, 14.72),
+    ("resnet9-m32", 32, 100, 102_400, 69_632, 95.3, 1.67),
+]
+
+
+@pytest.mark.parametrize(("name", "side", "classes", "relus", "without_stem", "macs", "params"), PUBLISHED)
+def test_published_counts(
+    name: str, side: int, classes: int, relus: int, without_stem: int, macs: float, params: float
+):
+    shape = (3, side, side)
+    counted = count(build(architecture(name, shape, classes), "meta"), shape)
+    assert counted.total.relus == relus
+    assert counted.relus_without_stem == without_stem
+    assert round(counted.total.macs / 1e6, 1) == macs
+    assert round(counted.total.params / 1e6, 2) == params
+    assert counted.unknown == {}
+
+
+def test_resnet18_stage_by_stage():
+    counted = count(build(architecture("resnet18"), "meta"), (3, 32, 32))
+    assert {name: stage.relus for name, stage in counted.by_stage.items() if name} == {
+        "stem": 65_536, "stage1": 262_144, "stage2": 131_072, "stage3": 65_536, "stage4": 32_768, "head": 0,
+    }  # fmt: skip
+    assert counted.total.macs == 555_468_800
+
+
+def test_the_final_relu_of_a_wide_resnet_is_a_line_of_its_own():
+    counted = count(build(architecture("wideresnet22-8"), "meta"), (3, 32, 32))
+    assert counted.by_module["head.act"].relus == 32_768
+
+
+@pytest.mark.parametrize(
+    ("function", "relus"),
+    [
+        (F.relu, 24),
+        (torch.relu, 24),
+        (lambda x: torch.relu_(x.clone()), 24),
+        (lambda x: F.relu(x.clone(), inplace=True), 24),
+        (F.relu6, 24),
+        (F.leaky_relu, 24),
+        (lambda x: x.clamp(min=0), 24),
+        (lambda x: x.clone().clamp_(min=0), 24),
+        (lambda x: torch.clamp_min(x, 0), 24),
+        (lambda x: F.threshold(x, 0, 0), 24),
+        (lambda x: F.prelu(x, torch.ones(1)), 24),
+        (lambda x: F.relu(F.relu(x)), 48),
+        (lambda x: x + 1, 0),
+        (lambda x: 2 * x, 0),
+    ],
+)
+def test_functional_forms_count_like_modules(function, relus: int):
+    class Net(nn.Module):
+        def forward(self, x):
+            return function(x)
+
+    counted = count(Net(), (2, 3, 4))
+    assert counted.total.relus == relus
+    assert counted.unknown == {}
+
+
+@pytest.mark.parametrize(
+    ("function", "operator"),
+    [
+        (F.gelu, "aten.gelu"),
+        (torch.sigmoid, "aten.sigmoid"),
+        (lambda x: x.clamp(min=1), "aten.clamp"),
+        (lambda x: x * x, "aten.mul"),
+        (lambda x: 1 / x, "aten.reciprocal"),
+        (lambda x: F.hardtanh(x), "aten.hardtanh"),
+        (lambda x: x.softmax(1), "aten._softmax"),
+    ],
+)
+def test_what_is_neither_linear_nor_a_relu_is_listed(function, operator: str):
+    class Net(nn.Module):
+        def forward(self, x):
+            return function(x)
+
+    counted = count(Net(), (2, 3, 4))
+    assert counted.total.relus == 0
+    assert counted.unknown[operator] == 24
+
+
+def test_a_product_with_the_models_own_tensor_is_linear():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(2, 1, 1))
+
+        def forward(self, x):
+            return x * self.scale / 2
+
+    assert count(Net(), (2, 3, 4)).unknown == {}
+
+
+def test_max_pools_have_a_line_of_their_own():
+    net = nn.Sequential(nn.MaxPool2d(2), nn.MaxPool2d(3, 1, 1), nn.AdaptiveMaxPool2d(2))
+    counted = count(net, (1, 8, 8))
+    assert counted.total.relus == 0
+    assert [counted.by_module[str(at)].maxpool_comparisons for at in range(3)] == [16 * 3, 16 * 8, 16 - 4]
+
+
+def test_a_mask_counts_what_it_keeps():
+    mask = torch.zeros(2, 4, 4, dtype=torch.bool)
+    mask[0, :3] = True
+    assert count(MaskedReLU(mask), (2, 4, 4)).total.relus == 12
+    assert count(MaskedReLU(mask), torch.zeros(5, 2, 4, 4)).total.relus == 60
+
+
+def test_macs_of_the_usual_operators():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(4, 6, 3, stride=2, padding=1, groups=2)
+            self.up = nn.ConvTranspose2d(6, 3, 2, stride=2)
+            self.linear = nn.Linear(3 * 8 * 8, 5)
+
+        def forward(self, x):
+            return self.linear(self.up(self.conv(x)).flatten(1))
+
+    counted = count(Net(), (4, 8, 8))
+    assert counted.by_module["conv"].macs == 6 * 2 * 9 * 16
+    assert counted.by_module["up"].macs == 6 * 3 * 4 * 16
+    assert counted.by_module["linear"].macs == 192 * 5
+
+
+def test_attention_counts_its_products_and_names_its_softmax():
+    class Net(nn.Module):
+        def forward(self, x):
+            return F.scaled_dot_product_attention(x, x, x)
+
+    counted = count(Net(), torch.randn(1, 2, 6, 8))
+    assert counted.total.macs == 2 * 2 * 6 * 6 * 8
+    assert any("softmax" in name for name in counted.unknown)
+
+
+class Foreign(nn.Module):
+    """Laid out like the networks of torchvision: one ReLU module used twice in a block, a stem in the open."""
+
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(4, 4, 3, padding=1)
+            self.relu = nn.ReLU(inplace=True)
+
+        def forward(self, x):
+            return self.relu(self.relu(self.conv(x)) + x)
+
+    def __init__(self):
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 4, 3, padding=1)
+        self.relu = nn.ReLU(inplace=True)
+        self.layer1 = nn.Sequential(self.Block(), self.Block())
+        self.fc = nn.Linear(4, 2)
+
+    def forward(self, x):
+        x = self.layer1(self.relu(self.conv1(x)))
+        return self.fc(x.mean((2, 3)))
+
+
+def test_networks_of_others():
+    counted = count(Foreign(), (3, 8, 8))
+    assert counted.total.relus == 5 * 4 * 64
+    assert counted.by_module["layer1.0.relu"].relus == 2 * 4 * 64
+    assert counted.relus_without_stem == 4 * 4 * 64
+    assert counted.by_operator["aten.relu_"].relus == counted.total.relus
+    assert sum(stage.params for stage in counted.by_stage.values()) == sum(p.numel() for p in Foreign().parameters())
+
+
+def test_shared_weights_count_once():
+    net = nn.Sequential(nn.Linear(3, 3, bias=False), nn.Linear(3, 3, bias=False))
+    net[1].weight = net[0].weight
+    assert count(net, (3,)).total.params == 9
+
+
+def test_the_model_is_left_as_it_was():
+    model = build(architecture("resnet20"))
+    model.train()
+    model.stage1.eval()  # pyright: ignore[reportAttributeAccessIssue, reportCallIssue]
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    modes = [module.training for module in model.modules()]
+    count(model, (3, 32, 32))
+    assert modes == [module.training for module in model.modules()]
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+def test_an_input_that_does_not_fit_is_named():
+    with pytest.raises(ValueError, match=r"does not run on an input of shape \(1, 1, 32, 32\)"):
+        count(build(architecture("resnet20")), (1, 32, 32))
+
+
+def test_layers_come_in_order_with_their_shapes():
+    layers = count(build(architecture("resnet18"), "meta"), (3, 32, 32)).layers
+    first, second = layers[:2]
+    assert (first.name, first.in_channels, first.out_channels, first.kernel, first.in_size) == ("stem.conv.0", 3, 64, (3, 3), (32, 32))  # pyright: ignore[reportAttributeAccessIssue]  # fmt: skip
+    assert (second.name, second.relus) == ("stem.act", 65_536)  # pyright: ignore[reportAttributeAccessIssue]
+    assert len(layers) == 17 + 3 + 1 + 17

@@ -1,0 +1,118 @@
+"""The house rules of the package that a machine can hold."""
+
+import ast
+import importlib
+import pkgutil
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import deepreshape
+
+ROOT = Path(__file__).parent.parent
+SOURCE = ROOT / "src" / "deepreshape"
+MODULES = sorted(SOURCE.rglob("*.py"))
+
+LEVELS = {
+    "nn": 0,
+    "models": 1,
+    "counting": 2,
+    "design": 3,
+    "linearize": 3,
+    "training": 3,
+    "report": 4,
+    "job": 4,
+    "cli": 5,
+}
+"""Which room may import which: only those of a lower level, and ``cost``, which imports nobody."""
+
+
+def room(path: Path) -> str:
+    return path.relative_to(SOURCE).parts[0].removesuffix(".py")
+
+
+def imports(path: Path) -> set[str]:
+    """Full names of the modules that a file imports, anywhere in it."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} imports relatively"
+            found.add(node.module or "")
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def breaches(path: Path) -> list[str]:
+    own, bad = room(path), []
+    for name in imports(path):
+        if not name.startswith("deepreshape."):
+            continue
+        other = name.split(".")[1]
+        if other in (own, "cost"):
+            continue
+        if own == "private" and path.name == "lower.py" and other in ("nn", "counting", "models"):
+            continue
+        if own in ("cost", "private") or other not in LEVELS or LEVELS[other] >= LEVELS[own]:
+            bad.append(f"{path.relative_to(SOURCE)} imports {name}")
+    return bad
+
+
+@pytest.mark.parametrize(
+    "path", [path for path in MODULES if room(path) != "__init__"], ids=lambda path: str(path.name)
+)
+def test_imports_go_one_way(path: Path):
+    assert breaches(path) == []
+
+
+def test_the_one_way_rule_can_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "models").mkdir()
+    bad = tmp_path / "models" / "bad.py"
+    bad.write_text("from deepreshape.design import equalize\n")
+    monkeypatch.setattr(sys.modules[__name__], "SOURCE", tmp_path)
+    assert breaches(bad)
+
+
+@pytest.mark.parametrize("path", sorted((SOURCE / "private").rglob("*.py")), ids=lambda path: str(path.name))
+def test_private_needs_no_torch(path: Path):
+    heavy = {name for name in imports(path) if name.split(".")[0] == "torch"}
+    assert path.name == "lower.py" or not heavy
+
+
+def test_importing_the_package_does_not_import_torch():
+    code = "import sys, deepreshape, deepreshape.cli; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_public_names_are_sorted_and_there():
+    assert deepreshape.__all__ == sorted(deepreshape.__all__)
+    assert set(deepreshape.__all__) == set(deepreshape._HOME)
+    for name in deepreshape.__all__:
+        assert getattr(deepreshape, name).__doc__
+    with pytest.raises(AttributeError, match="has no attribute 'nonsense'"):
+        deepreshape.nonsense  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    "name", sorted(info.name for info in pkgutil.walk_packages(deepreshape.__path__, "deepreshape."))
+)
+def test_every_all_names_what_exists(name: str):
+    module = importlib.import_module(name)
+    for public in getattr(module, "__all__", []):
+        assert hasattr(module, public)
+
+
+def test_no_machine_path_is_in_the_repository():
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False)
+    if listed.returncode:
+        pytest.skip("not a git checkout")
+    for name in listed.stdout.splitlines():
+        path = ROOT / name
+        if path.suffix in (".py", ".md", ".toml", ".txt", ".json", ".jsonl", ".yaml", ".html", ".j2", ""):
+            assert not re.search(
+                r"/(work|root|home)/", path.read_text(errors="ignore").replace("/(work|root|home)/", "")
+            ), name

@@ -1,0 +1,162 @@
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from deepreshape.counting import count
+from deepreshape.linearize import Cull, Reuse, Scale, Thin, apply, candidates, fold, plan, plan_of
+from deepreshape.models import Architecture, architecture, build, relus
+from deepreshape.nn import ReuseForm
+
+LADDER = [
+    # network, full, thin, cull, cull and thin, then reuse by 2, 4, 8, 16 (DeepReShape; thousands, as published)
+    ("resnet18", 557.06, 311.30, 229.38, 114.69, 57.34, 28.67, 14.34, 7.17),
+    ("hrn-5x5x3x", 343.04, 179.71, 261.12, 130.56, 65.28, 32.64, 16.32, 8.16),
+    ("hrn-5x7x2x", 378.88, 197.63, 296.96, 148.48, 74.24, 37.12, 18.56, 9.28),
+    ("hrn-2x5x3x-m32", 372.74, 202.75, 208.90, 104.45, 52.22, 26.11, 13.06, 6.53),
+    ("hrn-2x7x2x-m32", 401.41, 217.09, 237.57, 118.78, 59.39, 29.70, 14.85, 7.42),
+]
+
+
+@pytest.mark.parametrize("row", LADDER, ids=lambda row: row[0])
+def test_the_published_ladder(row):
+    whole = architecture(row[0])
+    last = (Cull(1), Thin())
+    steps = [(), (Thin(),), (Cull(1),), last, *((*last, Reuse(factor)) for factor in (2, 4, 8, 16))]
+    assert [round(plan_of(whole, *sequence).relus / 1000, 2) for sequence in steps] == list(row[1:])
+
+
+def test_deepreduce_budgets():
+    whole = architecture("resnet18")
+    small = plan_of(whole, Cull(1), Cull(4), Thin(), Scale(channels=2))
+    assert small.relus == 49_152
+    assert plan_of(small.architecture, Scale(resolution=2)).relus == 12_288
+    reshaped = [candidate.relus for candidate in candidates(whole, "reshape")][-5:]
+    assert reshaped == [57_344, 28_672, 14_336, 7_168, 3_584]
+
+
+networks = st.builds(
+    lambda phi, base, multipliers, side, block: Architecture(
+        "resnet", tuple(phi), base, tuple(multipliers[: len(phi) - 1]), (3, side, side), 10, block=block
+    ),
+    st.lists(st.integers(1, 3), min_size=2, max_size=4),
+    st.integers(2, 9),
+    st.lists(st.integers(1, 4), min_size=3, max_size=3),
+    st.sampled_from([8, 13, 16]),
+    st.sampled_from(["basic", "bottleneck"]),
+)
+
+
+@given(network=networks, shrink=st.sampled_from(["reuse", "reshape"]))
+def test_prediction_equals_count_for_every_plan(network: Architecture, shrink):
+    for candidate in candidates(network, shrink):
+        assert count(build(candidate.architecture, "meta"), network.input).total.relus == candidate.relus
+
+
+@pytest.mark.parametrize("name", ["vgg16-m8", "resnet9-m8", "wideresnet22-8-m8"])
+def test_prediction_equals_count_in_other_families(name: str):
+    whole = architecture(name)
+    for candidate in candidates(whole):
+        assert count(build(candidate.architecture, "meta"), whole.input).total.relus == candidate.relus
+
+
+@given(budget=st.integers(1, 139_264))
+def test_a_plan_keeps_the_most_within_its_budget(budget: int):
+    whole = architecture("resnet18-m16")
+    reachable = [candidate.relus for candidate in candidates(whole) if candidate.relus <= budget]
+    if reachable:
+        assert plan(whole, budget).relus == max(reachable)
+    else:
+        with pytest.raises(ValueError, match=f"no coarse plan reaches {budget:,} ReLUs; the smallest has 1,792"):
+            plan(whole, budget)
+
+
+def test_a_budget_above_the_network_is_refused():
+    with pytest.raises(ValueError, match="a budget of 200,000 ReLUs is larger than the network, which has 139,264"):
+        plan(architecture("resnet18-m16"), 200_000)
+
+
+def test_the_first_stage_is_culled_first_only_where_it_dominates():
+    first = [str(list(candidates(architecture(name)))[1]) for name in ("resnet18", "hrn-2x5x3x-m32", "hrn-5x5x3x")]
+    assert first == ["cull S1+stem", "cull S1+stem", "thin"]
+
+
+def test_thinning_can_keep_the_first_and_be_local():
+    whole = architecture("resnet18")
+    assert plan_of(whole, Thin("first")).relus == plan_of(whole, Thin()).relus
+    assert "stage1.0.act2" in Thin("first")(whole).removed
+    assert plan_of(whole, Thin(stages=(4,))).relus == relus(whole) - 16_384
+
+
+@pytest.mark.parametrize(
+    ("step", "network", "message"),
+    [
+        (Cull(7), "resnet18", "there is no stage 7 to cull; stages are 1 to 4"),
+        (Scale(channels=3), "resnet18", "m=64 channels cannot be divided by 3"),
+        (Reuse(32), "resnet18-m16", "cannot reuse ReLUs 32 times: stage1.0.act1 has 16 channels; 2 to 16 works"),
+        (Reuse(2), "wideresnet22-8", "no ReLU of this wide_resnet follows a convolution"),
+    ],
+)
+def test_a_step_that_does_not_fit_is_explained(step, network: str, message: str):
+    with pytest.raises(ValueError, match=message):
+        step(architecture(network))
+
+
+def test_reuse_once():
+    once = Reuse(2)(architecture("resnet18"))
+    with pytest.raises(ValueError, match="already reused 2 times"):
+        Reuse(2)(once)
+
+
+@pytest.mark.parametrize("form", [ReuseForm("proportional"), ReuseForm(chained=True), ReuseForm(mix=False)])
+def test_every_wiring_of_reuse_gives_the_same_count(form: ReuseForm):
+    made = plan_of(architecture("resnet18-m16"), Cull(1), Thin(), Reuse(4, form))
+    assert made.relus == 7_168
+    assert count(build(made.architecture, "meta"), (3, 32, 32)).total.relus == 7_168
+
+
+def test_applying_a_plan_takes_over_what_it_can():
+    whole = architecture("resnet18-m4", (1, 8, 8), 10)
+    model = build(whole, seed=0)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    thinned, record = apply(plan_of(whole, Thin()), model)
+    assert record.fresh == ()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in thinned.state_dict().items())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    reused, record = apply(plan_of(whole, Thin(), Reuse(2)), model, seed=1)
+    assert set(record.carried) | set(record.fresh) == set(reused.state_dict())
+    assert all(".conv2." in name for name in record.fresh)
+    assert (record.relus_before, record.relus_after) == (relus(whole), count(reused, (1, 8, 8)).total.relus)
+
+
+@pytest.mark.parametrize("name", ["resnet18-m4", "resnet50-m2", "wideresnet22-8-m4", "vgg16-m4", "resnet9-m4"])
+def test_folding_changes_no_output_and_leaves_no_norm_behind_a_convolution(name: str):
+    whole = architecture(name, (3, 16, 16), 10)
+    model = build(plan_of(whole, Thin()).architecture, seed=0)
+    with torch.no_grad():
+        for _ in range(3):
+            model(torch.randn(8, 3, 16, 16))
+    x = torch.randn(4, 3, 16, 16)
+    folded, record = fold(model)
+    assert torch.allclose(model.eval()(x), folded(x), atol=1e-5)
+    left = [module for module in folded.modules() if isinstance(module, nn.BatchNorm2d)]
+    assert len(left) == sum(isinstance(module, nn.BatchNorm2d) for module in model.modules()) - len(record.pairs)
+    assert name.startswith("wide") or not left
+
+
+def test_folding_marks_what_became_linear():
+    whole = architecture("resnet18-m4", (3, 16, 16), 10)
+    _, record = fold(build(plan_of(whole, Thin()).architecture))
+    assert ("stage3.1.conv1.0", "stage3.1.conv2.0") in record.chains
+    assert len(record.chains) == 8
+    _, unreduced = fold(build(whole))
+    assert unreduced.chains == ()
+
+
+def test_removal_and_reuse_do_not_contradict_each_other():
+    both = Cull(2)(Reuse(2)(architecture("resnet18")))
+    assert not {name for name, _ in both.reused} & both.removed
+    assert relus(replace(both, reused=())) > relus(both)
