@@ -1,5 +1,5 @@
 import sys
-from itertools import product
+from itertools import pairwise, product
 from math import prod
 
 import pytest
@@ -18,7 +18,12 @@ def multipliers(name: str, **options) -> list[tuple[int, ...]]:
 
 def test_resnet18_gives_the_four_published_networks():
     found = equalize(architecture("resnet18-m16"))
-    assert [name_of(design.architecture) for design in found] == ["hrn-5x5x3x", "hrn-5x7x2x", "hrn-6x6x2x", "hrn-7x5x2x"]
+    assert [name_of(design.architecture) for design in found] == [
+        "hrn-5x5x3x",
+        "hrn-5x7x2x",
+        "hrn-6x6x2x",
+        "hrn-7x5x2x",
+    ]
     assert [design.relus for design in found] == [343_040, 378_880, 401_408, 411_648]
 
 
@@ -69,7 +74,7 @@ def test_the_solver_agrees_with_trying_everything(counts: list[int], data: st.Da
     def holds(values: tuple[int, ...]) -> bool:
         stages = [k * prod(values[:at]) for at, k in enumerate(counts)]
         ordered = [stages[stage - 1] for stage in order]
-        return all(one > other for one, other in zip(ordered, ordered[1:], strict=False))
+        return all(one > other for one, other in pairwise(ordered))
 
     everything = [values for values in product(range(low, high + 1), repeat=places) if holds(values)]
     least = [

@@ -27,7 +27,7 @@ _HOME = {
     "train": "deepreshape.training",
 }
 
-__all__ = [ 
+__all__ = [
     "Architecture",
     "CostReport",
     "Count",

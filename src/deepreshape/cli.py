@@ -120,7 +120,8 @@ def design(
         block,
         strides=_integers(strides, "--strides", len(blocks)) if strides else (),
     )
-    fixed = {name: int(value) for name, value in (_pair(text, "--fix") for text in fix or [])}
+    pairs = dict(_pair(text, "--fix") for text in fix or [])
+    fixed = {name: _integers(value, f"--fix {name}", 1)[0] for name, value in pairs.items()}
     found = equalize(start, _integers(order, "--order") if order else None, fixed=fixed, bounds=(low, high))
 
     def name(design: Architecture) -> str:
@@ -493,7 +494,7 @@ def _stoppable(work: Any) -> Any:
 
 def _bar() -> Progress:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    return Progress(*columns, console=err, transient=True)
+    return Progress(*columns, console=err, transient=True, disable=not err.is_terminal)
 
 
 def _into(bar: Progress, task: Any) -> Any:
@@ -532,7 +533,8 @@ def _integers(text: str, option: str, length: int | None = None) -> tuple[int, .
     try:
         values = tuple(int(part) for part in text.split(","))
     except ValueError:
-        raise ValueError(f"{option} takes integers with commas between, not {text!r}") from None
+        kind = "an integer" if length == 1 else "integers with commas between"
+        raise ValueError(f"{option} takes {kind}, not {text!r}") from None
     if length is not None and len(values) != length:
         raise ValueError(f"{option} takes {length} integers, not {text!r}")
     return values

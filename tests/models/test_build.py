@@ -17,7 +17,9 @@ def test_sites_are_where_a_trace_finds_relus(name: str, side: int):
     assert relus(made) == counted.total.relus
 
 
-@pytest.mark.parametrize("name", ["resnet9-m4", "resnet18-m2", "resnet50-m2", "wideresnet22-8-m4", "vgg16-m4", "hrn-2x3x-m2"])
+@pytest.mark.parametrize(
+    "name", ["resnet9-m4", "resnet18-m2", "resnet50-m2", "wideresnet22-8-m4", "vgg16-m4", "hrn-2x3x-m2"]
+)
 def test_networks_run_and_average_pools_leave_no_comparisons(name: str):
     made = architecture(name, (3, 16, 16), 5)
     assert build(made)(torch.zeros(2, 3, 16, 16)).shape == (2, 5)

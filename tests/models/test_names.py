@@ -6,8 +6,10 @@ from hypothesis import strategies as st
 
 from deepreshape.models import PRESETS, Architecture, architecture, name_of
 
-NAMES = ["hrn-5x5x3x", "hrn-2x5x3x-m32", "resnet18", "resnet18-m16", "stch-4x4x4x", "wideresnet28-10", "vgg16-avg",
-         "resnet50-imagenet", "hrn-4x6x3x-phi3.4.6.3", "stch-4x4x4x-m8-bottleneck", "resnet18-m32-r2", "resnet9-m32"]  # fmt: skip
+NAMES = """
+    hrn-5x5x3x hrn-2x5x3x-m32 resnet18 resnet18-m16 stch-4x4x4x wideresnet28-10 vgg16-avg resnet50-imagenet
+    hrn-4x6x3x-phi3.4.6.3 stch-4x4x4x-m8-bottleneck resnet18-m32-r2 resnet9-m32
+""".split()
 
 
 @pytest.mark.parametrize("name", [*PRESETS, *NAMES])
@@ -27,7 +29,16 @@ def test_names_parse_both_ways(name: str):
 def test_every_resnet_has_a_name_that_gives_it_back(phi, data, base, block, stem, pool, resolution):
     multipliers = data.draw(st.lists(st.integers(1, 12), min_size=len(phi) - 1, max_size=len(phi) - 1))
     made = Architecture(
-        "resnet", tuple(phi), base, tuple(multipliers), (3, 64, 64), 7, block=block, stem=stem, pool=pool, resolution=resolution
+        "resnet",
+        tuple(phi),
+        base,
+        tuple(multipliers),
+        (3, 64, 64),
+        7,
+        block=block,
+        stem=stem,
+        pool=pool,
+        resolution=resolution,
     )
     assert architecture(name_of(made), (3, 64, 64), 7) == made
 

@@ -14,7 +14,11 @@ ARCHITECTURE = architecture("resnet20-m4", (1, 8, 8), 10)
 
 @pytest.fixture
 def saved(tmp_path: Path) -> Path:
-    save(build(ARCHITECTURE, seed=0), tmp_path / "model", Manifest(ARCHITECTURE, dataset="digits", mean=(0.3,), std=(0.4,)))
+    save(
+        build(ARCHITECTURE, seed=0),
+        tmp_path / "model",
+        Manifest(ARCHITECTURE, dataset="digits", mean=(0.3,), std=(0.4,)),
+    )
     return tmp_path / "model"
 
 

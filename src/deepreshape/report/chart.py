@@ -127,9 +127,14 @@ def _step(span: float) -> float:
 
 
 def _log_ticks(low: float, high: float) -> list[float]:
+    """Round values from ``low`` to ``high``: 1, 2, 5 of each power of ten, or finer ones where those are too few."""
     powers = range(floor(log10(low)), ceil(log10(high)) + 1)
-    ticks = [factor * 10.0**power for power in powers for factor in (1, 2, 5)]
-    return [tick for tick in ticks if low <= tick <= high]
+    for factors in ((1, 2, 5), (1, 1.5, 2, 3, 4, 5, 6, 8), [1 + tenth / 20 for tenth in range(180)]):
+        ticks = [factor * 10.0**power for power in powers for factor in factors]
+        within = [tick for tick in ticks if low <= tick <= high]
+        if len(within) >= 3:
+            break
+    return within
 
 
 def _short(value: float) -> str:

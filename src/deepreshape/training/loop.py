@@ -100,9 +100,9 @@ def train(
     model.train()
     while step < steps:
         epoch, place = divmod(step, an_epoch)
-        order = torch.randperm(len(labels), generator=_generator(seed, epoch, 0))
+        order = torch.randperm(len(labels), generator=_generator(seed, epoch))
         chosen = order[place * recipe.batch : (place + 1) * recipe.batch].to(device)
-        randomness = _generator(seed, step, 1)
+        randomness = _generator(seed, step)
         batch = augment(images[chosen], randomness, crop=recipe.crop, flip=recipe.flip, cutout=recipe.cutout)
         batch = data.normalize(batch)
         for group in optimizer.param_groups:
@@ -148,9 +148,9 @@ def train(
     return Trained(top1, time.process_time() - started)
 
 
-def _generator(seed: int, count: int, stream: int) -> torch.Generator:
-    """A generator of its own for each (seed, count, stream)."""
-    return torch.Generator().manual_seed(((2 * seed + stream) << 32) + count)
+def _generator(seed: int, count: int) -> torch.Generator:
+    """A generator of its own for each seed and count; torch's takes the low 32 bits of what it is given."""
+    return torch.Generator().manual_seed((count + 1_000_003 * seed) % 2**32)
 
 
 def _optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:

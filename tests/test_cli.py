@@ -1,0 +1,163 @@
+"""The command line as its users and their scripts see it."""
+
+import io
+import json
+import subprocess
+import sys
+from contextlib import chdir, redirect_stderr, redirect_stdout
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import typer
+from typer.main import get_command
+
+from deepreshape.cli import app, main
+
+ROOT = Path(__file__).parent.parent
+COMMANDS = sorted(get_command(app).commands)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+class Done(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+def call(*words: str, cwd: Path | None = None) -> Done:
+    """What the command line does, in this process: importing torch anew takes seconds."""
+    stdout, stderr, argv = io.StringIO(), io.StringIO(), sys.argv
+    sys.argv = ["deepreshape", *words]
+    try:
+        with redirect_stdout(stdout), redirect_stderr(stderr), chdir(cwd or "."), pytest.raises(SystemExit) as ended:
+            main()
+    finally:
+        sys.argv = argv
+    return Done(int(ended.value.code or 0), stdout.getvalue(), stderr.getvalue())
+
+
+def answer(*words: str, cwd: Path | None = None) -> dict:
+    done = call(*words, "--json", cwd=cwd)
+    assert done.code == 0, done.err
+    return json.loads(done.out)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_help_and_stands_in_the_docs(name: str):
+    command = get_command(app).commands[name]  # pyright: ignore[reportAttributeAccessIssue]
+    assert command.help
+    for parameter in command.params:
+        assert parameter.help, f"{name} {parameter.name}"
+    assert f"deepreshape {name}" in (ROOT / "docs" / "commands.md").read_text()
+    assert any("--json" in parameter.opts for parameter in command.params)
+
+
+def test_help_runs():
+    assert isinstance(app, typer.Typer)
+    done = subprocess.run([sys.executable, "-m", "deepreshape", "--help"], capture_output=True, text=True, check=True)
+    assert all(name in done.stdout for name in COMMANDS)
+
+
+def test_count_prints_the_fixed_shape():
+    counted = answer("count", "resnet18", "--input", "3x32x32", "--classes", "100")
+    assert list(counted) == [
+        "relus",
+        "relus_without_stem",
+        "maxpool_comparisons",
+        "macs",
+        "params",
+        "stages",
+        "unknown",
+    ]
+    assert (counted["relus"], counted["relus_without_stem"], counted["unknown"]) == (557_056, 491_520, [])
+    stages = {stage["name"]: stage for stage in counted["stages"]}
+    assert stages["stage4"]["relus"] == 32_768
+    assert set(stages["stage4"]) == {"name", "relus", "macs", "params"}
+
+
+def test_count_takes_the_users_own_network(tmp_path: Path):
+    (tmp_path / "mine.py").write_text(
+        "from torch import nn\n"
+        "def net():\n    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.MaxPool2d(2), nn.GELU())\n"
+        "number = lambda: 3\n"
+    )
+    counted = answer("count", "mine:net", "--input", "3x8x8", cwd=tmp_path)
+    assert (counted["relus"], counted["maxpool_comparisons"]) == (144, 108)
+    assert counted["unknown"] == [{"operator": "aten.gelu", "elements": 36}]
+    assert "'mine:number' gives a int, not a torch module" in call("count", "mine:number", cwd=tmp_path).err
+    assert "'nowhere:net' does not give a network" in call("count", "nowhere:net", cwd=tmp_path).err
+
+
+def test_design_prints_the_fixed_shape():
+    found = answer("design", "--phi", "2,2,2,2", "--order", "3,2,4,1", "--fix", "alpha=2", "--base", "32")["solutions"]
+    assert [solution["name"] for solution in found] == [
+        "hrn-2x5x2x-m32", "hrn-2x5x3x-m32", "hrn-2x6x2x-m32", "hrn-2x7x2x-m32",
+    ]  # fmt: skip
+    assert found[0]["multipliers"] == [2, 5, 2]
+    assert set(found[0]) == {"name", "multipliers", "relus", "macs", "params"}
+    assert answer("design", "--block", "bottleneck", "--phi", "3,4,6,3")["solutions"]
+    assert answer("design", "--strides", "2,2,2,2")["solutions"][0]["name"].endswith("x")
+
+
+def test_train_and_eval_agree(tmp_path: Path):
+    quick = ("--set", "epochs=1", "--threads", "1")
+    whole = answer("train", "resnet18-m4", "--out", str(tmp_path / "whole"), *quick)
+    counted = answer("count", str(tmp_path / "whole"), "--input", "1x8x8")
+    assert counted["relus"] == whole["relus"] == 2_176
+    from_whole = ("--init", str(tmp_path / "whole"), "--teacher", str(tmp_path / "whole"))
+    small = answer("train", "resnet18-m4", "--budget", "600", *from_whole, "--out", str(tmp_path / "small"), *quick)
+    assert small["relus"] == 448
+    assert small["command"].startswith("deepreshape train resnet18-m4 --data digits --seed 0 --budget 600 --init whole")
+    read = answer("eval", str(tmp_path / "small"), "--data", "digits")
+    assert read == {"top1": small["top1"], "relus": 448, "n": 360}
+
+
+def test_criticality_orders_the_stages():
+    found = answer("criticality", "resnet20-m4-phi1.1.1", "--set", "epochs=1", "--threads", "1")
+    assert sorted(found["order"]) == [1, 2, 3]
+    assert min(stage["score"] for stage in found["stages"]) == 0
+
+
+def test_run_and_report(tmp_path: Path):
+    small = "--networks resnet18-m4,hrn-2x5x2x-m2 --baseline resnet18-m4 --budgets 600 --epochs 1 --threads 1"
+    made = answer("run", "--out", str(tmp_path / "one"), *small.split())
+    assert made["points"] == 4
+    assert "deepreshape run --data digits --baseline resnet18-m4" in (tmp_path / "one" / "report.html").read_text()
+    written = ("--out", str(tmp_path / "both.html"), "--svg", str(tmp_path / "a.svg"))
+    again = answer("report", str(tmp_path / "one"), *written)
+    assert again["points"] == 4
+    assert (tmp_path / "both.html").is_file()
+    assert (tmp_path / "a.svg").read_text().startswith("<svg")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("count", "resnet19"), "unknown network 'resnet19'; known are resnet9"),
+        (("count", "resnet18", "--input", "32"), "--input takes channels x height x width, such as 3x32x32, not '32'"),
+        (("count", "resnet18", "--input", "3x0x3"), "not '3x0x3'"),
+        (("design", "--phi", "2,a"), "--phi takes integers with commas between, not '2,a'"),
+        (("design", "--fix", "alpha"), "--fix takes name=value, not 'alpha'"),
+        (("design", "--fix", "alpha=two"), "--fix alpha takes an integer, not 'two'"),
+        (("design", "--block", "dense"), "--block is basic or bottleneck, not 'dense'"),
+        (("design", "--bounds", "2,3"), "no ReLU equalization: R4 > R1"),
+        (("run", "--out", "o", "--data", "mnist"), "unknown data set 'mnist'; known are digits"),
+        (("run", "--out", "o", "--budgets", "9000000"), "a budget of 9,000,000 ReLUs is larger than the baseline"),
+        (("run", "--out", "o", "--data", "cifar100"), "cifar100 is not there: no file data/cifar-100-python/train"),
+        (("run", "--out", "o", "--set", "speed=1"), "unknown setting 'speed'"),
+        (("train", "resnet18-m4", "--out", "o", "--budget", "7"), "no coarse plan reaches 7 ReLUs; the smallest has"),
+        (("train", "resnet18-m4", "--out", "o", "--teacher", "."), ". holds no saved model"),
+        (("eval", "."), ". holds no saved model: there is no manifest.json"),
+        (("report", "."), ". holds no results: there is no results.jsonl"),
+        (("fetch", "digits"), "there is nothing to fetch for 'digits'"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+def test_wrong_input_is_one_clear_line(words: tuple[str, ...], message: str, tmp_path: Path, monkeypatch):
+    monkeypatch.delenv("DEEPRESHAPE_DATA", raising=False)
+    done = call(*words, cwd=tmp_path)
+    assert done.code == 2
+    assert done.err.startswith("error: ")
+    assert message in done.err
+    assert done.err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,101 @@
+import re
+from xml.etree import ElementTree
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from deepreshape.report import advantages, front, picture, render, summarize
+from deepreshape.report.chart import Mark, lay_out
+from deepreshape.report.html import verdict
+
+
+def row(network: str, relus: int, top1: float, seed: int = 0, plan: str = "all ReLUs") -> dict:
+    return {
+        "id": f"{network}{relus}{seed}",
+        "network": network,
+        "plan": plan,
+        "budget": None,
+        "relus": relus,
+        "macs": 10 * relus,
+        "params": 7,
+        "top1": top1,
+        "seed": seed,
+        "data": "digits",
+        "n": 360,
+        "command": f"deepreshape train {network}",
+        "priced_seconds": {"server-garbler": relus / 100},
+    }
+
+
+ROWS = [
+    row("base", 1000, 90.0), row("base", 1000, 92.0, seed=1), row("base", 250, 70.0, plan="thin"),
+    row("base", 250, 70.0, seed=1, plan="thin"), row("hrn", 500, 85.0), row("hrn", 500, 87.0, seed=1),
+]  # fmt: skip
+
+
+@given(st.lists(st.tuples(st.integers(1, 20), st.integers(0, 20)), min_size=1, max_size=30))
+def test_the_front_is_what_nothing_beats(points: list[tuple[int, int]]):
+    best = front(points)
+    assert all(any(cost <= x and gain >= y for cost, gain in best) for x, y in points)
+    assert all(
+        not (other[0] <= point[0] and other[1] >= point[1] and other != point) for point in best for other in points
+    )
+
+
+def test_seeds_are_summed_up():
+    base, thin, hrn = summarize(ROWS)
+    assert (base.mean, base.spread) == (91.0, pytest.approx(2**0.5))
+    assert (thin.mean, thin.spread) == (70.0, 0.0)
+    assert summarize(ROWS[:1])[0].spread is None
+    assert hrn.top1 == (85.0, 87.0)
+
+
+def test_the_gain_is_taken_at_equal_relus():
+    (gain,) = advantages(summarize(ROWS), "base")
+    assert gain.baseline == pytest.approx(80.5)  # half way between 70 and 91, over the logarithm of 250, 500, 1000
+    assert gain.gain == pytest.approx(5.5)
+    assert gain.spread == pytest.approx((2 + 0.5) ** 0.5)
+    assert advantages(summarize([*ROWS, row("big", 5000, 99.0)]), "base") == (gain,)
+
+
+def test_the_verdict_follows_from_the_numbers():
+    gains = advantages(summarize(ROWS), "base")
+    assert "1 of 1 redesigned points are ahead of base" in verdict(gains, "base")
+    assert "1 of them differ by more than twice" in verdict(gains, "base")
+    assert "0 of 1" in verdict(advantages(summarize([*ROWS[:4], row("hrn", 500, 60.0)]), "base"), "base")
+    assert "one seed" in verdict(advantages(summarize([ROWS[0], ROWS[2], ROWS[4]]), "base"), "base")
+    assert "nothing can be said" in verdict((), "base")
+
+
+def test_the_report_needs_no_network_and_shows_every_point():
+    html = render(ROWS, baseline="base", settings="data: digits", command="deepreshape run --out there")
+    assert not re.search(r"(src|href)=\"(?!#)", html)
+    assert "@import" not in html
+    assert html.count("<svg") == 3
+    for expected in ("91.00 ± 1.41", "deepreshape run --out there", "data: digits", "deepreshape train hrn", "+5.50"):
+        assert expected in html
+    anchors = set(re.findall(r'href="#([^"]+)"', html))
+    assert anchors == set(re.findall(r'<tr id="([^"]+)"', html))
+
+
+def test_names_in_the_results_cannot_become_markup():
+    html = render([row("<script>alert(1)</script>", 10, 1.0)], baseline="x", settings="", command="")
+    assert "<script>" not in html
+
+
+def test_the_picture_is_valid_svg():
+    root = ElementTree.fromstring(picture(ROWS))  # noqa: S314 - we made it
+    assert root.tag.endswith("svg")
+    assert len(root.findall(".//{*}title")) == 3
+
+
+@given(st.lists(st.tuples(st.floats(1, 1e9), st.floats(0, 100), st.floats(0, 5), st.sampled_from("abc")), min_size=1))
+def test_every_mark_lies_inside_its_chart(values):
+    marks = [Mark(series, x, y, error, "", "") for x, y, error, series in values]
+    chart = lay_out("t", "x", marks, [(mark.x, mark.y) for mark in marks])
+    for placed in chart.marks:
+        assert chart.left <= placed.x <= chart.right
+        assert chart.top - 0.1 <= placed.high <= placed.y <= placed.low <= chart.bottom + 0.1
+    assert len(chart.x_ticks) >= 2
+    assert len(chart.y_ticks) >= 2
