@@ -200,41 +200,42 @@ class Builder:
         x, y, carry = addends
         return self.xor(self.and_(self.xor(x, carry), self.xor(y, carry)), carry)
 
-    def at_least(self, a: list[int], constant: int) -> list[int | None]:
-        """Item i: are the low i bits of ``a`` at least those of ``constant``? None where they always are.
+    def at_least(self, a: list[int], constant: int) -> tuple[int, list[int | None]]:
+        """Is ``a`` at least ``constant``? One AND for every bit above the constant's lowest one bit.
 
-        The last item compares the whole word. ``constant`` is at least 1 and fits ``a``; the cost is one AND for every
-        bit above its lowest one bit.
+        Returns:
+            The answer, and for every bit i whether the bits of ``a`` below i are at least those of ``constant``, None
+            where they always are.
+
+        Raises:
+            ValueError: if ``constant`` has no bit among those of ``a``.
         """
-        reached: list[int | None] = [None]
+        below: list[int | None] = []
+        reached: int | None = None
         for i, x in enumerate(a):
-            below, bit = reached[-1], constant >> i & 1
-            if below is None:
-                reached.append(x if bit else None)
+            below.append(reached)
+            bit = constant >> i & 1
+            if reached is None:
+                reached = x if bit else None
             else:
-                reached.append(self.and_(x, below) if bit else self.or_(x, below))
-        return reached
+                reached = self.and_(x, reached) if bit else self.or_(x, reached)
+        if reached is None:
+            raise ValueError(f"every word of {len(a)} bits is at least {constant} in them; compare with 1 or more")
+        return reached, below
 
-    def add_mod(self, a: list[int], b: list[int], prime: int) -> list[int]:
-        """The word a + b mod an odd prime, for a, b below it: 3n - 1 ANDs for n bits."""
+    def add_mod(self, a: list[int], b: list[int], modulus: int) -> list[int]:
+        """The word a + b mod ``modulus``, for a, b below it: 3n - 1 ANDs for n bits if it is odd."""
         total = self.add(a, b, carry_out=True)
-        reached = self.at_least(total, prime)
-        wraps = _known(reached[-1])
+        wraps, reached = self.at_least(total, modulus)
         result: list[int] = []
-        for i, x in enumerate(total[:-1]):
-            # bit i of (total - prime) differs from bit i of total where this is one
-            below = reached[i]
+        for i, (x, below) in enumerate(zip(total[:-1], reached, strict=False)):
+            # where the sum wraps, bit i changes if the modulus has a one there and nothing is borrowed, or neither
+            bit = modulus >> i & 1
             if below is None:
-                result.append(self.xor(x, wraps))
+                result.append(self.xor(x, wraps) if bit else x)
             else:
-                result.append(self.xor(x, self.and_(wraps, below if prime >> i & 1 else self.not_(below))))
+                result.append(self.xor(x, self.and_(wraps, below if bit else self.not_(below))))
         return result
-
-
-def _known(wire: int | None) -> int:
-    if wire is None:
-        raise ValueError("a comparison with zero is always true; compare with at least 1")
-    return wire
 
 
 def relu(modulus: Modulus, shift: int) -> Circuit:
@@ -273,7 +274,8 @@ def relu_field(prime: int, shift: int) -> Circuit:
     bits = prime.bit_length()
     build, share, theirs, mask = _relu_inputs(bits, shift)
     x = build.add_mod(share, theirs, prime)
-    positive = build.not_(_known(build.at_least(x, (prime + 1) // 2)[-1]))
+    negative, _ = build.at_least(x, (prime + 1) // 2)
+    positive = build.not_(negative)
     kept = [build.and_(wire, positive) for wire in x[shift:]]
     return build.build(build.add_mod(mask, kept, prime))
 

@@ -7,10 +7,10 @@ orthomorphism (lo, hi) -> (lo ^ hi, lo), as Guo, Katz, Wang and Yu (IEEE S&P 202
 cipher. Without s one query would reveal the offset.
 
 Keys k are public and one-time: each (session, layer, batch, gate, side) has its own, so one key hashes the labels of
-one batch only, and the bound loses about log2(instances of a batch) of its 128 bits (Guo et al., CRYPTO 2020, on attacks
-over many instances). :class:`Offset` refuses a (session, layer, batch) that it has seen, because a repeated key under
-one offset would undo that. Garbled circuits go out before the inputs are chosen; as in DELPHI, security against inputs
-that depend on them is argued in the ideal cipher model only.
+one batch only, and the bound loses about log2(instances of a batch) of its 128 bits (Guo et al., CRYPTO 2020, on
+attacks over many instances). :class:`Offset` refuses a (session, layer, batch) that it has seen, because a repeated key
+under one offset would undo that. Garbled circuits go out before the inputs are chosen; as in DELPHI, security against
+inputs that depend on them is argued in the ideal cipher model only.
 
 A label is two uint64 words, low word first; its colour is bit 63 of the low word. A gate is one operation on the
 contiguous labels of all instances of the batch.
@@ -107,7 +107,7 @@ def table_shape(circuit: Circuit, count: int) -> tuple[int, int, int, int]:
 
 
 def pick(labels: Words, offset: Words, bits: Bits) -> Words:
-    """``labels`` (..., 2), each moved by the offset (2,) where ``bits`` (...) is one: from zero's label to the bit's."""
+    """``labels`` (..., 2), each moved by the offset (2,) where ``bits`` (...) are one: zero's label to the bit's."""
     choose = np.negative(bits.astype(np.int64)).view(np.uint64)
     moved = np.empty_like(labels)
     for word in range(2):
@@ -243,12 +243,12 @@ class _Hashing:
         Cipher(algorithms.AES(key.data), modes.ECB()).encryptor().update_into(source, target)  # noqa: S305
 
 
-def _rows(circuit: Circuit, labels: Words) -> Words:
+def _rows(circuit: Circuit, labels: Words) -> list[Words]:
     if labels.shape[0] != circuit.width or labels.shape[2:] != (2,):
         raise ValueError(f"labels have shape {labels.shape}; this circuit wants ({circuit.width}, n, 2)")
     rows = np.empty((circuit.schedule.slots, 2 * labels.shape[1]), np.uint64)
     rows[: circuit.width] = labels.reshape(circuit.width, -1)
-    return rows
+    return list(rows)
 
 
 def _sigma(label: Words, out: Words) -> None:

@@ -103,6 +103,7 @@ class Garbler:
         self.session = session
         self.transfers = transfers
         self.rng = rng
+        self.layers: set[str] = set()
 
     @classmethod
     def start(cls, channel: Channel, session: bytes, rng: Randomness | None = None) -> Garbler:
@@ -121,6 +122,7 @@ class Evaluator:
         self.session = session
         self.transfers = transfers
         self.rng = rng
+        self.layers: set[str] = set()
 
     @classmethod
     def start(cls, channel: Channel, session: bytes, rng: Randomness | None = None) -> Evaluator:
@@ -144,20 +146,22 @@ def client_offline(
     _check_shares(layer, share=share, mask=mask)
     if layer.garbler == "client":
         inputs = [to_bits(share, layer.modulus.bits), to_bits(layer.modulus.neg(mask), layer.modulus.bits)]
-        yield from _garble(channel, layer, _as_garbler(engine), inputs, {})
+        yield from _garble(channel, layer, _garbler(engine, layer), inputs, {})
     else:
-        yield from _receive(channel, layer, _as_evaluator(engine), to_bits(share, layer.modulus.bits), {"mask": mask})
+        yield from _receive(
+            channel, layer, _evaluator(engine, layer), to_bits(share, layer.modulus.bits), {"mask": mask}
+        )
 
 
 def server_offline(channel: Channel, layer: ReluLayer, engine: Garbler | Evaluator) -> Iterator[Prepared]:
     """The server's offline step, the counterpart of :func:`client_offline`."""
     bits = layer.modulus.bits
     if layer.garbler == "server":
-        garbler = _as_garbler(engine)
+        garbler = _garbler(engine, layer)
         mask = layer.modulus.random(layer.count, garbler.rng)
         yield from _garble(channel, layer, garbler, [to_bits(mask, bits)], {"mask": mask})
     else:
-        evaluator = _as_evaluator(engine)
+        evaluator = _evaluator(engine, layer)
         choices = evaluator.rng.bytes(bits * layer.count).reshape(bits, layer.count) & np.uint8(1)
         yield from _receive(channel, layer, evaluator, choices, {"choices": np.packbits(choices)})
 
@@ -339,13 +343,21 @@ def _check_shares(layer: ReluLayer, **arrays: Words) -> None:
             raise ValueError(f"the {name} of layer {layer.name!r} holds a value that is not in {layer.modulus}")
 
 
-def _as_garbler(engine: Garbler | Evaluator) -> Garbler:
+def _garbler(engine: Garbler | Evaluator, layer: ReluLayer) -> Garbler:
     if not isinstance(engine, Garbler):
         raise TypeError("this party garbles the layer; it needs the session's Garbler, got its Evaluator")
+    _claim(engine, layer)
     return engine
 
 
-def _as_evaluator(engine: Garbler | Evaluator) -> Evaluator:
+def _evaluator(engine: Garbler | Evaluator, layer: ReluLayer) -> Evaluator:
     if not isinstance(engine, Evaluator):
         raise TypeError("this party evaluates the layer; it needs the session's Evaluator, got its Garbler")
+    _claim(engine, layer)
     return engine
+
+
+def _claim(engine: Garbler | Evaluator, layer: ReluLayer) -> None:
+    if layer.name in engine.layers:
+        raise RuntimeError(f"layer {layer.name!r} was prepared before in this session; start another session for it")
+    engine.layers.add(layer.name)
