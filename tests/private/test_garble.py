@@ -205,6 +205,16 @@ def test_tables_are_one_contiguous_array_of_32_bytes_a_gate() -> None:
     assert tables.nbytes == 10 * 93 * 32
 
 
+def test_tables_go_into_the_room_that_is_given() -> None:
+    circuit, room = relu(Ring(8), 0), np.zeros(21 * 4 * 5 + 3, np.uint64)
+    labels, _ = draw(circuit, 5, fixed(2))
+    tables, decode = garble(circuit, Offset(fixed()), labels, HERE, room).take()
+    expected, same = garble(circuit, Offset(fixed()), labels, HERE).take()
+    assert np.shares_memory(tables, room)
+    np.testing.assert_array_equal(tables, expected)
+    np.testing.assert_array_equal(decode, same)
+
+
 def test_wrong_labels_are_refused() -> None:
     with pytest.raises(ValueError, match=r"wants \(24, n, 2\)"):
         garble(relu(Ring(8), 0), Offset(fixed()), np.zeros((23, 4, 2), np.uint64), HERE)

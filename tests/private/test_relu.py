@@ -212,6 +212,28 @@ def test_material_is_used_once(session: Session) -> None:
         client_online(session.client, layer, SESSION, [])
 
 
+def test_missing_material_is_named() -> None:
+    session = Session.start("server")
+    layer, zeros = ReluLayer("r", Ring(8), 0, 5, "server", batch=2), np.zeros(5, np.uint64)
+    client, server = session.offline(layer, zeros, zeros)
+    assert (len(client), len(server)) == (4, 1)
+    with ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(server_online, session.server, layer, SESSION, server, zeros)
+        with pytest.raises(ValueError, match="layer 'r' has 3 batches; material for 2 was given"):
+            client_online(session.client, layer, SESSION, client[:-1])
+        session.client.send(Frame.SHARES, bytes(5))
+        answer.result()
+
+
+def test_what_concerns_the_layer_is_overwritten_after_use(session: Session) -> None:
+    layer, mask = ReluLayer(f"layer {next(names)}", Ring(8), 0, 5, role_of(session)), np.arange(5, dtype=np.uint64)
+    prepared = session.offline(layer, mask, mask)
+    arrays = [array for side in prepared for array in side[0].arrays.values()]
+    session.online(layer, prepared, mask)
+    assert not any(array.any() for array in arrays)
+    assert mask.tolist() == [0, 1, 2, 3, 4]
+
+
 def test_a_layer_is_prepared_once_in_a_session() -> None:
     session = Session.start("server")
     layer, zeros = ReluLayer("stage1.relu", Ring(8), 0, 5, "server"), np.zeros(5, np.uint64)

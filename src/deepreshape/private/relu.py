@@ -26,7 +26,8 @@ then, at the evaluator, one for each batch. A store keeps them in that order and
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -168,15 +169,14 @@ def server_offline(channel: Channel, layer: ReluLayer, engine: Garbler | Evaluat
 
 def client_online(channel: Channel, layer: ReluLayer, session: bytes, prepared: Iterable[Prepared]) -> None:
     """The client's online step. Its share of the output is the mask it gave to :func:`client_offline`."""
-    head, rest = _head(prepared)
-    if layer.garbler == "client":
-        bits = layer.modulus.bits * layer.count
-        packed = np.frombuffer(channel.receive(Frame.SHARES, -(-bits // 8)), np.uint8)
-        _send_labels(channel, layer, head, np.unpackbits(packed, count=bits).reshape(-1, layer.count))
-        return
-    masked = _evaluate(channel, layer, session, head, rest)
-    reply = layer.modulus.sub(masked, head["mask"])
-    channel.send(Frame.SHARES, layer.modulus.pack(reply))
+    with _opened(prepared) as (head, batches):
+        if layer.garbler == "client":
+            bits = layer.modulus.bits * layer.count
+            packed = np.frombuffer(channel.receive(Frame.SHARES, -(-bits // 8)), np.uint8)
+            _send_labels(channel, layer, head, np.unpackbits(packed, count=bits).reshape(-1, layer.count))
+        else:
+            reply = layer.modulus.sub(_evaluate(channel, layer, session, head, batches), head["mask"])
+            channel.send(Frame.SHARES, layer.modulus.pack(reply))
 
 
 def server_online(
@@ -199,15 +199,15 @@ def server_online(
         RuntimeError: if ``prepared`` was used before.
     """
     _check_shares(layer, share=share)
-    head, rest = _head(prepared)
     planes = to_bits(share, layer.modulus.bits)
-    if layer.garbler == "server":
-        _send_labels(channel, layer, head, planes)
-        reply = channel.receive(Frame.SHARES, layer.count * layer.modulus.element_bytes)
-        return layer.modulus.sub(layer.modulus.unpack(reply, layer.count), head["mask"])
-    choices = np.unpackbits(head["choices"], count=planes.size).reshape(planes.shape)
-    channel.send(Frame.SHARES, np.packbits(choices ^ planes))
-    return _evaluate(channel, layer, session, head, rest)
+    with _opened(prepared) as (head, batches):
+        if layer.garbler == "server":
+            _send_labels(channel, layer, head, planes)
+            reply = channel.receive(Frame.SHARES, layer.count * layer.modulus.element_bytes)
+            return layer.modulus.sub(layer.modulus.unpack(reply, layer.count), head["mask"])
+        choices = np.unpackbits(head["choices"], count=planes.size).reshape(planes.shape)
+        channel.send(Frame.SHARES, np.packbits(choices ^ planes))
+        return _evaluate(channel, layer, session, head, batches)
 
 
 def declared(
@@ -257,6 +257,7 @@ def _garble(
     shown_seed, hidden_seed = garbler.rng.seed(), garbler.rng.seed()
     shown, hidden = Randomness(shown_seed), Randomness(hidden_seed)
     channel.send(Frame.LABELS, shown_seed)
+    room = np.empty(int(np.prod(table_shape(layer.circuit, min(layer.batch, layer.count)))), np.uint64)
     for number, span in enumerate(layer.spans):
         size = _size(span)
         mine = np.concatenate([planes[:, span] for planes in known])
@@ -265,7 +266,7 @@ def _garble(
         pad = hidden.labels(bits * size).reshape(bits, size, 2)
         theirs = chosen[number].reshape(bits, size, 2)
         labels = [pad, own, theirs] if layer.garbler == "server" else [own, theirs ^ pad]
-        garbled = garble(layer.circuit, offset, np.concatenate(labels), layer.context(garbler.session, number))
+        garbled = garble(layer.circuit, offset, np.concatenate(labels), layer.context(garbler.session, number), room)
         tables, decode = garbled.take()
         channel.send(Frame.TABLES, tables)
         channel.send(Frame.TABLES, np.packbits(decode))
@@ -304,7 +305,10 @@ def _evaluate(
     bits = layer.modulus.bits
     shown = Randomness(head["seed"].tobytes())
     results: list[Words] = []
-    for number, (span, batch) in enumerate(zip(layer.spans, batches, strict=True)):
+    for number, span in enumerate(layer.spans):
+        batch = next(batches, None)
+        if batch is None:
+            raise ValueError(f"layer {layer.name!r} has {len(layer.spans)} batches; material for {number} was given")
         arrays, size = batch.take(), _size(span)
         sent = np.frombuffer(channel.receive(Frame.LABELS, LABEL_BYTES * bits * size), np.uint64).reshape(bits, size, 2)
         own = arrays["labels"].reshape(bits, size, 2)
@@ -319,12 +323,20 @@ def _evaluate(
     return np.concatenate(results)
 
 
-def _head(prepared: Iterable[Prepared]) -> tuple[dict[str, NDArray[Any]], Iterator[Prepared]]:
-    rest = iter(prepared)
-    first = next(rest, None)
+@contextmanager
+def _opened(prepared: Iterable[Prepared]) -> Generator[tuple[dict[str, NDArray[Any]], Iterator[Prepared]]]:
+    """The layer's own part, overwritten afterwards as far as Python lets us, and the batches still to come."""
+    batches = iter(prepared)
+    first = next(batches, None)
     if first is None:
         raise ValueError("no offline material was given; run the offline step of this layer first")
-    return first.take(), rest
+    head = first.take()
+    try:
+        yield head, batches
+    finally:
+        for array in head.values():
+            if array.flags.writeable:
+                array.fill(0)
 
 
 def _size(span: slice) -> int:
