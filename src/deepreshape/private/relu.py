@@ -149,9 +149,8 @@ def client_offline(
         inputs = [to_bits(share, layer.modulus.bits), to_bits(layer.modulus.neg(mask), layer.modulus.bits)]
         yield from _garble(channel, layer, _garbler(engine, layer), inputs, {})
     else:
-        yield from _receive(
-            channel, layer, _evaluator(engine, layer), to_bits(share, layer.modulus.bits), {"mask": mask}
-        )
+        choices = to_bits(share, layer.modulus.bits)
+        yield from _receive(channel, layer, _evaluator(engine, layer), choices, {"mask": mask.copy()})
 
 
 def server_offline(channel: Channel, layer: ReluLayer, engine: Garbler | Evaluator) -> Iterator[Prepared]:
