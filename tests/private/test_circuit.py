@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deepreshape.private.circuit import Builder, Circuit, evaluate_plain, relu, relu_and_gates
+from deepreshape.private.circuit import Builder, Circuit, and_gates, evaluate_plain, relu
 from deepreshape.private.shares import (
     CIRCA_PRIME,
     DELPHI_PRIME,
@@ -62,7 +62,7 @@ def test_relu_on_edges_and_at_random(modulus: Modulus, shift: int) -> None:
 @pytest.mark.parametrize("modulus", [*TINY, *REAL], ids=str)
 def test_and_gates_equal_the_formula(modulus: Modulus) -> None:
     for shift in range(min(modulus.bits - 1, 12)):
-        assert relu(modulus, shift).and_gates == relu_and_gates(modulus, shift)
+        assert relu(modulus, shift).and_gates == and_gates(modulus, shift)
 
 
 def test_and_gates_equal_the_literature() -> None:

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deepreshape.private import ot
-from deepreshape.private.channel import Frame, MemoryChannel, Payload, ProtocolError, memory_pair
+from deepreshape.private.channel import Channel, Frame, Payload, ProtocolError, as_bytes, memory_pair
 from deepreshape.private.circuit import relu
 from deepreshape.private.relu import (
     Evaluator,
@@ -23,10 +23,10 @@ from deepreshape.private.relu import (
     client_offline,
     client_online,
     declared,
+    ots,
     server_offline,
     server_online,
     stored,
-    transfers,
 )
 from deepreshape.private.shares import CIRCA_PRIME, PRIME_32, Field, Modulus, Randomness, Ring, Words
 
@@ -50,8 +50,8 @@ def both(left: Callable[[], A], right: Callable[[], B]) -> tuple[A, B]:
 class Session:
     """Both ends after the base transfers; ``client`` and ``server`` are channels."""
 
-    client: MemoryChannel
-    server: MemoryChannel
+    client: Channel
+    server: Channel
     engines: tuple[Garbler | Evaluator, Garbler | Evaluator]
 
     @classmethod
@@ -155,20 +155,24 @@ def test_bytes_stay_within_the_target(role: Role) -> None:
     total = sum(sum(way) for way in declared(Ring(32), 0, count, role).values())
     assert total / count < 4_010
     assert and_gates(Ring(32), 0) * 32 <= 100 * 32
-    assert (and_gates(Field(PRIME_32), 0), transfers(Ring(32))) == (253, 32)
+    assert (and_gates(Field(PRIME_32), 0), ots(Ring(32))) == (253, 32)
     assert and_gates(Ring(32), 7) == relu(Ring(32), 7).and_gates
 
 
-class Tap(MemoryChannel):
+class Tap:
     """A channel end that remembers what it sent."""
 
-    def __init__(self, end: MemoryChannel) -> None:
-        self.__dict__ = end.__dict__
+    def __init__(self, end: Channel) -> None:
+        self.ledger = end.ledger
         self.frames: list[tuple[Frame, bytes]] = []
+        self._end = end
 
     def send(self, kind: Frame, payload: Payload) -> None:
-        super().send(kind, payload)
-        self.frames.append((kind, np.asarray(payload).tobytes() if isinstance(payload, np.ndarray) else bytes(payload)))
+        self._end.send(kind, payload)
+        self.frames.append((kind, bytes(as_bytes(payload))))
+
+    def receive(self, kind: Frame, nbytes: int) -> memoryview:
+        return self._end.receive(kind, nbytes)
 
 
 def test_frames_do_not_depend_on_the_inputs(session: Session) -> None:
@@ -210,6 +214,20 @@ def test_material_is_used_once(session: Session) -> None:
         server_online(session.server, layer, SESSION, prepared[1], zeros)
     with pytest.raises(ValueError, match="no offline material"):
         client_online(session.client, layer, SESSION, [])
+
+
+def test_material_survives_a_store_as_raw_bytes(session: Session) -> None:
+    modulus, rng = Ring(13), fixed(10)
+    layer = ReluLayer(f"layer {next(names)}", modulus, 1, 9, role_of(session), batch=4)
+    x, share, mask = (modulus.random(9, rng) for _ in range(3))
+
+    def stored_and_loaded(part: Prepared) -> Prepared:
+        raw = {name: (array.tobytes(), array.dtype, array.shape) for name, array in part.arrays.items()}
+        return Prepared({name: np.frombuffer(data, kind).reshape(shape) for name, (data, kind, shape) in raw.items()})
+
+    client, server = ([stored_and_loaded(part) for part in side] for side in session.offline(layer, share, mask))
+    result = modulus.add(session.online(layer, (client, server), modulus.sub(x, share)), mask)
+    assert result.tolist() == [max(v, 0) >> 1 for v in modulus.decode(x).tolist()]
 
 
 def test_missing_material_is_named() -> None:

@@ -280,7 +280,7 @@ def relu_field(prime: int, shift: int) -> Circuit:
     return build.build(build.add_mod(mask, kept, prime))
 
 
-def relu_and_gates(modulus: Modulus, shift: int) -> int:
+def and_gates(modulus: Modulus, shift: int) -> int:
     """AND gates of :func:`relu`, by formula."""
     if isinstance(modulus, Ring):
         return 3 * (modulus.bits - 1) - shift

@@ -36,7 +36,7 @@ from numpy.typing import NDArray
 
 from . import ot
 from .channel import Channel, Frame, Phase
-from .circuit import Circuit, relu, relu_and_gates
+from .circuit import Circuit, and_gates, relu
 from .garble import BATCH, TABLE_BYTES, Context, Garbled, Offset, evaluate, garble, pick, table_shape
 from .shares import SEED_BYTES, Bits, Modulus, Randomness, Words, from_bits, to_bits
 
@@ -97,14 +97,14 @@ class Prepared:
         return arrays
 
 
+@dataclass(repr=False)
 class Garbler:
     """The garbling party of one offline session: its offset, and the sending end of its oblivious transfers."""
 
-    def __init__(self, session: bytes, transfers: ot.CorrelatedSender, rng: Randomness) -> None:
-        self.session = session
-        self.transfers = transfers
-        self.rng = rng
-        self.layers: set[str] = set()
+    session: bytes
+    transfers: ot.CorrelatedSender
+    rng: Randomness
+    layers: set[str] = field(default_factory=set[str], init=False)
 
     @classmethod
     def start(cls, channel: Channel, session: bytes, rng: Randomness | None = None) -> Garbler:
@@ -116,18 +116,18 @@ class Garbler:
         return cls(session, ot.CorrelatedSender.start(channel, session, Offset(rng), rng), rng)
 
 
+@dataclass(repr=False)
 class Evaluator:
     """The evaluating party of one offline session: the receiving end of its oblivious transfers."""
 
-    def __init__(self, session: bytes, transfers: ot.CorrelatedReceiver, rng: Randomness) -> None:
-        self.session = session
-        self.transfers = transfers
-        self.rng = rng
-        self.layers: set[str] = set()
+    session: bytes
+    transfers: ot.CorrelatedReceiver
+    rng: Randomness
+    layers: set[str] = field(default_factory=set[str], init=False)
 
     @classmethod
     def start(cls, channel: Channel, session: bytes, rng: Randomness | None = None) -> Evaluator:
-        """Run the base transfers; the peer calls :meth:`Garbler.start`."""
+        """Run the base transfers; the peer calls :meth:`Garbler.start`, whose notes hold here."""
         rng = rng or Randomness()
         return cls(session, ot.CorrelatedReceiver.start(channel, session, rng), rng)
 
@@ -237,13 +237,8 @@ def stored(modulus: Modulus, shift: int, count: int, garbler: Role, batch: int =
     return secrets, SEED_BYTES + -(-modulus.bits * count // 8) + batches
 
 
-def and_gates(modulus: Modulus, shift: int) -> int:
-    """AND gates a ReLU."""
-    return relu_and_gates(modulus, shift)
-
-
-def transfers(modulus: Modulus) -> int:
-    """Oblivious transfers a ReLU, all offline."""
+def ots(modulus: Modulus) -> int:
+    """Oblivious transfers a ReLU, all of them offline."""
     return modulus.bits
 
 
