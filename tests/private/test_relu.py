@@ -1,5 +1,6 @@
 """The whole step: two threads, both garbling roles, against integers; bytes against what is declared."""
 
+import hashlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -55,8 +56,8 @@ class Session:
     engines: tuple[Garbler | Evaluator, Garbler | Evaluator]
 
     @classmethod
-    def start(cls, garbler: Role) -> "Session":
-        client, server = memory_pair()
+    def start(cls, garbler: Role, *ends: Channel) -> "Session":
+        client, server = ends or memory_pair()
         kinds = (Garbler, Evaluator) if garbler == "client" else (Evaluator, Garbler)
         return cls(
             client,
@@ -183,6 +184,28 @@ def test_frames_do_not_depend_on_the_inputs(session: Session) -> None:
         check(tapped, modulus, 2, np.full(10, value, np.uint64), 4, fixed(6))
         shapes.append([[(kind, len(data)) for kind, data in tap.frames] for tap in taps])
     assert shapes[0] == shapes[1] == shapes[2]
+
+
+TRACES: dict[Role, dict[str, str]] = {
+    "server": {"client": "4e87ace1f8b9fe51", "server": "efd6b30041a8f724"},
+    "client": {"client": "4286c6f0a9347bf3", "server": "a6ddff74e7c25fb8"},
+}
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_bytes_on_the_wire_are_those_of_the_baseline(role: Role) -> None:
+    """All randomness fixed, every byte sent must stay as it was; an intended change shows here as a changed line."""
+    client, server = (Tap(end) for end in memory_pair())
+    session = Session.start(role, client, server)
+    modulus, rng = Field(CIRCA_PRIME), fixed(11)
+    share, mask, theirs = (modulus.random(6, rng) for _ in range(3))
+    layer = ReluLayer("stage1.relu", modulus, 4, 6, role, batch=4)
+    session.online(layer, session.offline(layer, share, mask), theirs)
+    digests = {
+        name: hashlib.sha256(b"".join(bytes([kind]) + data for kind, data in tap.frames)).hexdigest()[:16]
+        for name, tap in (("client", client), ("server", server))
+    }
+    assert digests == TRACES[role]
 
 
 def test_what_is_opened_online_is_masked(session: Session) -> None:

@@ -126,8 +126,8 @@ def garble(
         false_labels: labels of zero for every input wire, uint64 of shape (circuit.width, n, 2), uniform but for those
             that the evaluator derives too.
         context: where this is; both parties know it.
-        room: uint64 to write the tables into, at least as many as they have. A garbler of many batches that is done
-            with one before it makes the next saves a tenth of the time by not asking for fresh memory.
+        room: uint64 to write the tables into, at least as many as they have; for a garbler of many batches that is
+            done with one before it makes the next, and need not ask for fresh memory.
 
     Raises:
         RuntimeError: if the context was used under this offset.
@@ -235,7 +235,7 @@ def evaluate(circuit: Circuit, garbled: Garbled, labels: Words, context: Context
 
 
 class _Hashing:
-    """AES over the labels of one side at a time, from ``input`` (2, k, 2n) into ``output`` of the same shape."""
+    """AES over the labels of one side at a time, from ``x`` (side, k, 2n) into ``output`` of the same shape."""
 
     def __init__(self, x: Words) -> None:
         room = np.empty(x.size + 2, np.uint64)  # OpenSSL's binding wants a block of room behind what it writes

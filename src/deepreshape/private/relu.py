@@ -4,12 +4,14 @@ Model: semi-honest. Before: x = x_client + x_server, x_client known offline. Aft
 where r is what the client chose offline as its mask of the next linear layer, so that layer's homomorphic part does not
 wait for this one.
 
-``garbler="server"`` (DELPHI: Mishra et al., USENIX Security 2020; output mask at the garbler, as in its code):
+``garbler="server"`` (DELPHI: Mishra et al., USENIX Security 2020). The paper feeds r into the circuit by oblivious
+transfer; here, as in its code, the garbler feeds in a mask m of its own, which halves the transfers:
     offline  client -> server   oblivious transfers that choose the labels of x_client
              server -> client   seed of the labels of the server's fresh mask m, tables, decode bits
     online   server -> client   labels of x_server
              client             evaluates, and learns (ReLU + m), which is uniform to it
              client -> server   ReLU + m - r; the server subtracts m
+
 ``garbler="client"`` (Garimella et al., ASPLOS 2023; the store lies with the server):
     offline  server -> client   oblivious transfers of labels for random bits c, as x_server is not known yet
              client -> server   seed of the labels of x_client and of the mask -r, tables, decode bits
@@ -251,6 +253,7 @@ def _garble(
     shown_seed, hidden_seed = garbler.rng.seed(), garbler.rng.seed()
     shown, hidden = Randomness(shown_seed), Randomness(hidden_seed)
     channel.send(Frame.LABELS, shown_seed)
+    # one room for all batches: a channel is done with a payload when send returns
     room = np.empty(int(np.prod(table_shape(layer.circuit, min(layer.batch, layer.count)))), np.uint64)
     for number, span in enumerate(layer.spans):
         size = _size(span)
