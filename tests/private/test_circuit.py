@@ -139,7 +139,7 @@ def circuits(draw: st.DrawFn) -> Circuit:
     return build.build(draw(st.lists(st.sampled_from(wires), min_size=1, max_size=6)))
 
 
-@settings(max_examples=150, deadline=None, derandomize=True)
+@settings(max_examples=60, deadline=None, derandomize=True)
 @given(circuit=circuits())
 def test_schedule_computes_what_the_circuit_does(circuit: Circuit) -> None:
     inputs = to_bits(np.arange(1 << circuit.width, dtype=np.uint64), circuit.width)

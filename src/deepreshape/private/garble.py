@@ -9,8 +9,8 @@ cipher. Without s one query would reveal the offset.
 Keys k are public and one-time: each (session, layer, batch, gate, side) has its own, so one key hashes the labels of
 one batch only, and the bound loses about log2(instances of a batch) of its 128 bits (Guo et al., CRYPTO 2020, on
 attacks over many instances). :class:`Offset` refuses a (session, layer, batch) that it has seen, because a repeated key
-under one offset would undo that. Garbled circuits go out before the inputs are chosen; as in DELPHI, security against
-inputs that depend on them is argued in the ideal cipher model only.
+under one offset would undo that. Garbled circuits go out before the inputs are chosen, as in DELPHI; that this is safe
+for inputs which depend on them rests on the ideal cipher, not on the robustness above alone.
 
 A label is two uint64 words, low word first; its colour is bit 63 of the low word. A gate is one operation on the
 contiguous labels of all instances of the batch.
