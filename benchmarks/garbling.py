@@ -141,7 +141,9 @@ def table(rows: list[dict[str, Any]]) -> str:
     lines = [
         f"{head['machine']['cpu']}, {head['machine']['cpus']} CPUs, load {head['machine']['load_1min']}; "
         + ", ".join(f"{name} {number}" for name, number in head["versions"].items()),
-        f"{head['instances']} instances a round, median of {min(row['rounds'] for row in rows)} or more rounds (smallest to largest), one thread",
+        f"{head['instances']} instances a round, medians over "
+        f"{min(row['rounds'] for row in rows)} to {max(row['rounds'] for row in rows)} rounds (smallest to largest), "
+        "processor time of one thread",
         f"{'modulus':>14} {'ANDs':>5} {'garble us':>20} {'x AES':>18} {'evaluate us':>20} {'x AES':>18} "
         f"{'offline B':>10} {'online B':>9}",
     ]
