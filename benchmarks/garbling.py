@@ -1,0 +1,163 @@
+"""Time of garbling and evaluating a shared ReLU, one thread, as a multiple of bulk AES alone in the same round.
+
+    python benchmarks/garbling.py [--quick] [--json] [--out FILE]
+
+A round garbles one batch, evaluates it, and encrypts as many blocks with one AES-ECB object in pieces of the size that
+the engine uses: four blocks an AND gate against garbling, two against evaluation. Times are processor time of the one
+thread, so other load on the machine matters less; times and ratios are medians over the rounds, and their spreads are
+the smallest and the largest. Not in the times: drawing input labels, oblivious transfer, the wire. Bytes are what both
+parties send for one ReLU, as declared (the tests hold that against the ledger).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import time
+from importlib.metadata import version
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+from cryptography.hazmat.backends.openssl import backend
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+
+from deepreshape.private.circuit import relu
+from deepreshape.private.garble import BATCH, Context, Offset, evaluate, garble, pick, table_shape
+from deepreshape.private.relu import declared
+from deepreshape.private.shares import CIRCA_PRIME, DELPHI_PRIME, PRIME_32, Field, Modulus, Randomness, Ring
+
+MODULI: list[Modulus] = [
+    Ring(16),
+    Ring(32),
+    Ring(37),
+    Field(CIRCA_PRIME),
+    Field(PRIME_32),
+    Field(DELPHI_PRIME),
+]
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="7 rounds instead of 41, fewer where 5 s are over")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    parser.add_argument("--out", type=Path, help="also write the JSON here")
+    options = parser.parse_args()
+    rows = [measure(modulus, *((7, 5.0) if options.quick else (41, 600.0))) for modulus in MODULI]
+    document = json.dumps(rows, indent=1)
+    if options.out:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        options.out.write_text(document + "\n")
+    print(document if options.json else table(rows))
+
+
+def measure(modulus: Modulus, rounds: int, limit: float, count: int = BATCH) -> dict[str, Any]:
+    """One row: the ReLU over ``modulus`` without truncation, ``count`` instances a round.
+
+    No round but the second begins after ``limit`` seconds of wall time.
+    """
+    circuit = relu(modulus, 0)
+    offset, rng = Offset(Randomness()), Randomness()
+    labels = rng.labels(circuit.width * count).reshape(-1, count, 2)
+    active = pick(labels, offset.words, rng.bytes(circuit.width * count).reshape(-1, count) & np.uint8(1))
+    room = np.empty(int(np.prod(table_shape(circuit, count))), np.uint64)
+    times: dict[str, list[float]] = {"aes_garble": [], "garble": [], "aes_evaluate": [], "evaluate": []}
+    begin = time.perf_counter()
+    for number in range(rounds + 1):
+        if number > 1 and time.perf_counter() - begin > limit:
+            break
+        context = Context(os.urandom(32), "benchmark", number)
+        marks = [time.thread_time()]
+        aes_alone(2 * circuit.and_gates, 2 * count)
+        marks.append(time.thread_time())
+        garbled = garble(circuit, offset, labels, context, room)
+        marks.append(time.thread_time())
+        aes_alone(2 * circuit.and_gates, count)
+        marks.append(time.thread_time())
+        evaluate(circuit, garbled, active, context)
+        marks.append(time.thread_time())
+        if number:  # the first round warms up
+            for name, start, stop in zip(times, marks, marks[1:], strict=False):
+                times[name].append((stop - start) / count * 1e6)
+    there = declared(modulus, 0, count, "server")
+    row: dict[str, Any] = {
+        "engine": "numpy",
+        "circuit": "gc-full",
+        "modulus": f"2^{modulus.bits}" if isinstance(modulus, Ring) else str(modulus.order),
+        "bits": modulus.bits,
+        "and_gates": circuit.and_gates,
+    }
+    for name in ("garble", "evaluate"):
+        ratios = [a / b for a, b in zip(times[name], times[f"aes_{name}"], strict=True)]
+        row[f"{name}_us"] = round(median(times[name]), 3)
+        row[f"{name}_us_spread"] = [round(min(times[name]), 3), round(max(times[name]), 3)]
+        row[f"{name}_over_aes"] = round(median(ratios), 2)
+        row[f"{name}_over_aes_spread"] = [round(min(ratios), 2), round(max(ratios), 2)]
+        row[f"aes_{name}_us"] = round(median(times[f"aes_{name}"]), 3)
+    row |= {f"bytes_{phase}": round(sum(ways) / count, 2) for phase, ways in there.items()}
+    return row | {"instances": count, "rounds": len(times["garble"]), "machine": machine(), "versions": versions()}
+
+
+def aes_alone(calls: int, blocks: int) -> None:
+    """``calls`` encryptions of ``blocks`` blocks each under one key, from buffer to buffer."""
+    source, target = bytes(16 * blocks), bytearray(16 * blocks + 16)
+    encrypt = Cipher(algorithms.AES(bytes(16)), modes.ECB()).encryptor().update_into  # noqa: S305
+    for _ in range(calls):
+        encrypt(source, target)
+
+
+def machine() -> dict[str, Any]:
+    """What this runs on."""
+    facts: dict[str, str] = {}
+    cpuinfo = Path("/proc/cpuinfo")
+    for line in cpuinfo.read_text().splitlines() if cpuinfo.exists() else []:
+        key, _, value = line.partition(":")
+        facts.setdefault(key.strip(), value.strip())
+    return {
+        "cpu": facts.get("model name") or platform.processor() or platform.machine(),
+        "family_model_stepping": [facts.get(key) for key in ("cpu family", "model", "stepping")],
+        "cpus": os.cpu_count(),
+        "load_1min": round(os.getloadavg()[0], 2),
+        "system": f"{platform.system()} {platform.machine()}",
+    }
+
+
+def versions() -> dict[str, str]:
+    """What this runs with."""
+    return {
+        "python": platform.python_version(),
+        "openssl": backend.openssl_version_text(),
+        **{name: version(name) for name in ("deepreshape", "numpy", "cryptography")},
+    }
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """The rows for a reader."""
+    head = rows[0]
+    lines = [
+        f"{head['machine']['cpu']}, {head['machine']['cpus']} CPUs, load {head['machine']['load_1min']}; "
+        + ", ".join(f"{name} {number}" for name, number in head["versions"].items()),
+        f"{head['instances']} instances a round, medians over "
+        f"{min(row['rounds'] for row in rows)} to {max(row['rounds'] for row in rows)} rounds (smallest to largest), "
+        "processor time of one thread",
+        f"{'modulus':>14} {'ANDs':>5} {'garble us':>20} {'x AES':>18} {'evaluate us':>20} {'x AES':>18} "
+        f"{'offline B':>10} {'online B':>9}",
+    ]
+    for row in rows:
+        cells = [
+            f"{row[key]:.2f} ({row[key + '_spread'][0]:.2f}-{row[key + '_spread'][1]:.2f})"
+            for key in ("garble_us", "garble_over_aes", "evaluate_us", "evaluate_over_aes")
+        ]
+        lines.append(
+            f"{row['modulus']:>14} {row['and_gates']:>5} {cells[0]:>20} {cells[1]:>18} {cells[2]:>20} {cells[3]:>18} "
+            f"{row['bytes_offline']:>10} {row['bytes_online']:>9}"
+        )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

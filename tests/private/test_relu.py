@@ -1,0 +1,320 @@
+"""The whole step: two threads, both garbling roles, against integers; bytes against what is declared."""
+
+import hashlib
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from deepreshape.private import ot
+from deepreshape.private.channel import Channel, Frame, Payload, ProtocolError, as_bytes, memory_pair
+from deepreshape.private.circuit import relu
+from deepreshape.private.relu import (
+    Evaluator,
+    Garbler,
+    Prepared,
+    ReluLayer,
+    Role,
+    and_gates,
+    client_offline,
+    client_online,
+    declared,
+    ots,
+    server_offline,
+    server_online,
+    stored,
+)
+from deepreshape.private.shares import CIRCA_PRIME, PRIME_32, Field, Modulus, Randomness, Ring, Words
+
+A = TypeVar("A")
+B = TypeVar("B")
+ROLES: list[Role] = ["server", "client"]
+SESSION = b"a session of the tests"
+
+
+def fixed(number: int) -> Randomness:
+    return Randomness(bytes([number]) * 32)
+
+
+def both(left: Callable[[], A], right: Callable[[], B]) -> tuple[A, B]:
+    with ThreadPoolExecutor(2) as pool:
+        one, two = pool.submit(left), pool.submit(right)
+        return one.result(), two.result()
+
+
+@dataclass
+class Session:
+    """Both ends after the base transfers; ``client`` and ``server`` are channels."""
+
+    client: Channel
+    server: Channel
+    engines: tuple[Garbler | Evaluator, Garbler | Evaluator]
+
+    @classmethod
+    def start(cls, garbler: Role, *ends: Channel) -> "Session":
+        client, server = ends or memory_pair()
+        kinds = (Garbler, Evaluator) if garbler == "client" else (Evaluator, Garbler)
+        return cls(
+            client,
+            server,
+            both(lambda: kinds[0].start(client, SESSION, fixed(1)), lambda: kinds[1].start(server, SESSION, fixed(2))),
+        )
+
+    def offline(self, layer: ReluLayer, share: Words, mask: Words) -> tuple[list[Prepared], list[Prepared]]:
+        def client() -> list[Prepared]:
+            with self.client.ledger.at(layer.name, "offline"):
+                return list(client_offline(self.client, layer, self.engines[0], share, mask))
+
+        def server() -> list[Prepared]:
+            with self.server.ledger.at(layer.name, "offline"):
+                return list(server_offline(self.server, layer, self.engines[1]))
+
+        return both(client, server)
+
+    def online(self, layer: ReluLayer, prepared: tuple[list[Prepared], list[Prepared]], share: Words) -> Words:
+        def client() -> None:
+            with self.client.ledger.at(layer.name, "online"):
+                client_online(self.client, layer, SESSION, prepared[0])
+
+        def server() -> Words:
+            with self.server.ledger.at(layer.name, "online"):
+                return server_online(self.server, layer, SESSION, prepared[1], share)
+
+        return both(client, server)[1]
+
+
+@pytest.fixture(scope="module", params=ROLES)
+def session(request: pytest.FixtureRequest) -> Session:
+    return Session.start(request.param)
+
+
+def role_of(session: Session) -> Role:
+    return "client" if isinstance(session.engines[0], Garbler) else "server"
+
+
+names = iter(range(10**9))
+
+
+def check(session: Session, modulus: Modulus, shift: int, x: Words, batch: int, rng: Randomness) -> str:
+    layer = ReluLayer(f"layer {next(names)}", modulus, shift, x.size, role_of(session), batch)
+    share, mask = modulus.random(x.size, rng), modulus.random(x.size, rng)
+    prepared = session.offline(layer, share, mask)
+    kept = tuple(sum(array.nbytes for part in side for array in part.arrays.values()) for side in prepared)
+    assert kept == stored(modulus, shift, x.size, layer.garbler, batch)
+    result = modulus.add(session.online(layer, prepared, modulus.sub(x, share)), mask)
+    expected = [max(v, 0) >> shift for v in modulus.decode(x).tolist()]
+    assert modulus.decode(result).tolist() == expected
+    return layer.name
+
+
+@pytest.mark.parametrize("modulus", [Ring(16), Ring(32), Ring(37), Field(CIRCA_PRIME)], ids=str)
+@pytest.mark.parametrize("shift", [0, 6])
+def test_shares_of_the_truncated_relu(session: Session, modulus: Modulus, shift: int) -> None:
+    order, rng = modulus.order, fixed(3)
+    edges = [0, 1, 2**shift, order // 2 - 1, order // 2, (order - 1) // 2, (order + 1) // 2, order - 2, order - 1]
+    x = np.concatenate([np.array(edges, np.uint64), modulus.random(91, rng)])
+    check(session, modulus, shift, x, 48, rng)
+
+
+@settings(max_examples=12, deadline=None, derandomize=True)
+@given(data=st.data())
+def test_any_small_layer(session: Session, data: st.DataObject) -> None:
+    modulus = data.draw(st.sampled_from([Ring(2), Ring(5), Field(3), Field(7), Field(13), Ring(9)]))
+    shift = data.draw(st.integers(0, modulus.bits - 2))
+    values = data.draw(st.lists(st.integers(0, modulus.order - 1), min_size=1, max_size=9))
+    batch = data.draw(st.integers(1, 10))
+    rng = Randomness(data.draw(st.binary(min_size=32, max_size=32)))
+    check(session, modulus, shift, np.array(values, np.uint64), batch, rng)
+
+
+@pytest.mark.parametrize("modulus", [Ring(32), Ring(37), Field(PRIME_32)], ids=str)
+@pytest.mark.parametrize("batch", [13, 40, 100])
+def test_declared_bytes_and_rounds_are_those_of_the_ledger(session: Session, modulus: Modulus, batch: int) -> None:
+    layer = check(session, modulus, 3, modulus.random(40, fixed(4)), batch, fixed(5))
+    for phase, (there, back) in declared(modulus, 3, 40, role_of(session), batch).items():
+        client, server = (end.ledger.rows[layer, phase] for end in (session.client, session.server))
+        assert (client.sent, client.received) == (server.received, server.sent) == (there, back)
+        # the evaluator opens each phase and then waits, but online a garbling server opens and waits
+        opener = session.client if (role_of(session) == "server") == (phase == "offline") else session.server
+        assert opener.ledger.rows[layer, phase].turns == 1
+
+
+def test_set_up_bytes() -> None:
+    session = Session.start("server")
+    row = session.client.ledger.rows["", "setup"]
+    assert (row.sent, row.received) == ot.SETUP_BYTES
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_bytes_stay_within_the_target(role: Role) -> None:
+    count = 100_000
+    total = sum(sum(way) for way in declared(Ring(32), 0, count, role).values())
+    assert total / count < 4_010
+    assert and_gates(Ring(32), 0) * 32 <= 100 * 32
+    assert (and_gates(Field(PRIME_32), 0), ots(Ring(32))) == (253, 32)
+    assert and_gates(Ring(32), 7) == relu(Ring(32), 7).and_gates
+
+
+class Tap:
+    """A channel end that remembers what it sent."""
+
+    def __init__(self, end: Channel) -> None:
+        self.ledger = end.ledger
+        self.frames: list[tuple[Frame, bytes]] = []
+        self._end = end
+
+    def send(self, kind: Frame, payload: Payload) -> None:
+        self._end.send(kind, payload)
+        self.frames.append((kind, bytes(as_bytes(payload))))
+
+    def receive(self, kind: Frame, nbytes: int) -> memoryview:
+        return self._end.receive(kind, nbytes)
+
+
+def test_frames_do_not_depend_on_the_inputs(session: Session) -> None:
+    modulus, shapes = Ring(16), []
+    for value in (0, 1, 2**15):
+        taps = Tap(session.client), Tap(session.server)
+        tapped = Session(*taps, session.engines)
+        check(tapped, modulus, 2, np.full(10, value, np.uint64), 4, fixed(6))
+        shapes.append([[(kind, len(data)) for kind, data in tap.frames] for tap in taps])
+    assert shapes[0] == shapes[1] == shapes[2]
+
+
+TRACES: dict[Role, dict[str, str]] = {
+    "server": {"client": "4e87ace1f8b9fe51", "server": "efd6b30041a8f724"},
+    "client": {"client": "4286c6f0a9347bf3", "server": "a6ddff74e7c25fb8"},
+}
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_bytes_on_the_wire_are_those_of_the_baseline(role: Role) -> None:
+    """All randomness fixed, every byte sent must stay as it was; an intended change shows here as a changed line."""
+    client, server = (Tap(end) for end in memory_pair())
+    session = Session.start(role, client, server)
+    modulus, rng = Field(CIRCA_PRIME), fixed(11)
+    share, mask, theirs = (modulus.random(6, rng) for _ in range(3))
+    layer = ReluLayer("stage1.relu", modulus, 4, 6, role, batch=4)
+    session.online(layer, session.offline(layer, share, mask), theirs)
+    digests = {
+        name: hashlib.sha256(b"".join(bytes([kind]) + data for kind, data in tap.frames)).hexdigest()[:16]
+        for name, tap in (("client", client), ("server", server))
+    }
+    assert digests == TRACES[role]
+
+
+def test_what_is_opened_online_is_masked(session: Session) -> None:
+    """The same x, share and mask twice: nothing that crosses the wire or is decoded in between may recur."""
+    modulus = Ring(32)
+    x, share, mask = (fixed(number).words(200) >> np.uint64(32) for number in (7, 8, 9))
+    sent: list[list[bytes]] = []
+    for _ in range(2):
+        taps = Tap(session.client), Tap(session.server)
+        tapped = Session(*taps, session.engines)
+        layer = ReluLayer(f"layer {next(names)}", modulus, 0, 200, role_of(session))
+        prepared = tapped.offline(layer, share, mask)
+        tapped.online(layer, prepared, modulus.sub(x, share))
+        sent.append([data for tap in taps for _, data in tap.frames])
+    for first, second in zip(*sent, strict=True):
+        agree = np.unpackbits(np.frombuffer(first, np.uint8) ^ np.frombuffer(second, np.uint8)).mean()
+        assert 0.3 < agree < 0.7
+
+
+def test_material_is_used_once(session: Session) -> None:
+    modulus = Ring(8)
+    layer = ReluLayer(f"layer {next(names)}", modulus, 0, 5, role_of(session))
+    zeros = np.zeros(5, np.uint64)
+    prepared = session.offline(layer, zeros, zeros)
+    session.online(layer, prepared, zeros)
+    with pytest.raises(RuntimeError, match="was used"):
+        client_online(session.client, layer, SESSION, prepared[0])
+    with pytest.raises(RuntimeError, match="was used"):
+        server_online(session.server, layer, SESSION, prepared[1], zeros)
+    with pytest.raises(ValueError, match="no offline material"):
+        client_online(session.client, layer, SESSION, [])
+
+
+def test_material_survives_a_store_as_raw_bytes(session: Session) -> None:
+    modulus, rng = Ring(13), fixed(10)
+    layer = ReluLayer(f"layer {next(names)}", modulus, 1, 9, role_of(session), batch=4)
+    x, share, mask = (modulus.random(9, rng) for _ in range(3))
+
+    def stored_and_loaded(part: Prepared) -> Prepared:
+        raw = {name: (array.tobytes(), array.dtype, array.shape) for name, array in part.arrays.items()}
+        return Prepared({name: np.frombuffer(data, kind).reshape(shape) for name, (data, kind, shape) in raw.items()})
+
+    client, server = ([stored_and_loaded(part) for part in side] for side in session.offline(layer, share, mask))
+    result = modulus.add(session.online(layer, (client, server), modulus.sub(x, share)), mask)
+    assert result.tolist() == [max(v, 0) >> 1 for v in modulus.decode(x).tolist()]
+
+
+def test_missing_material_is_named() -> None:
+    session = Session.start("server")
+    layer, zeros = ReluLayer("r", Ring(8), 0, 5, "server", batch=2), np.zeros(5, np.uint64)
+    client, server = session.offline(layer, zeros, zeros)
+    assert (len(client), len(server)) == (4, 1)
+    with ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(server_online, session.server, layer, SESSION, server, zeros)
+        with pytest.raises(ValueError, match="layer 'r' has 3 batches; material for 2 was given"):
+            client_online(session.client, layer, SESSION, client[:-1])
+        session.client.send(Frame.SHARES, bytes(5))
+        answer.result()
+
+
+def test_what_concerns_the_layer_is_overwritten_after_use(session: Session) -> None:
+    layer, mask = ReluLayer(f"layer {next(names)}", Ring(8), 0, 5, role_of(session)), np.arange(5, dtype=np.uint64)
+    prepared = session.offline(layer, mask, mask)
+    arrays = [array for side in prepared for array in side[0].arrays.values()]
+    session.online(layer, prepared, mask)
+    assert not any(array.any() for array in arrays)
+    assert mask.tolist() == [0, 1, 2, 3, 4]
+
+
+def test_a_layer_is_prepared_once_in_a_session() -> None:
+    session = Session.start("server")
+    layer, zeros = ReluLayer("stage1.relu", Ring(8), 0, 5, "server"), np.zeros(5, np.uint64)
+    session.offline(layer, zeros, zeros)
+    with pytest.raises(RuntimeError, match=r"'stage1.relu' was prepared before"):
+        next(server_offline(session.server, layer, session.engines[1]))
+    with pytest.raises(RuntimeError, match=r"'stage1.relu' was prepared before"):
+        next(client_offline(session.client, layer, session.engines[0], zeros, zeros))
+
+
+def test_an_answer_that_is_no_share_is_refused() -> None:
+    session = Session.start("server")
+    modulus = Field(7)
+    layer, zeros = ReluLayer("r", modulus, 0, 5, "server"), np.zeros(5, np.uint64)
+    prepared = session.offline(layer, zeros, zeros)
+    session.client.send(Frame.SHARES, bytes([0, 1, 2, 6, 7]))
+    with pytest.raises(ProtocolError, match="not an element"):
+        server_online(session.server, layer, SESSION, prepared[1], zeros)
+
+
+def test_bad_arguments_are_refused(session: Session) -> None:
+    layer = ReluLayer("r", Field(7), 0, 3, role_of(session))
+    good = np.zeros(3, np.uint64)
+    client, engine = session.client, session.engines[0]
+    with pytest.raises(ValueError, match=r"share of layer 'r' is uint64 of shape \(4,\)"):
+        next(client_offline(client, layer, engine, np.zeros(4, np.uint64), good))
+    with pytest.raises(ValueError, match="mask of layer 'r' is int64"):
+        next(client_offline(client, layer, engine, good, np.zeros(3, np.int64)))  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ValueError, match="not in Field"):
+        next(client_offline(client, layer, engine, good + np.uint64(7), good))
+    with pytest.raises(TypeError, match="needs the session's"):
+        next(client_offline(client, layer, session.engines[1], good, good))
+    with pytest.raises(ValueError, match="at least 1"):
+        ReluLayer("r", Field(7), 0, 0, "server")
+
+
+def test_secrets_are_not_shown(session: Session) -> None:
+    layer = ReluLayer(f"layer {next(names)}", Ring(8), 0, 5, role_of(session))
+    zeros = np.zeros(5, np.uint64)
+    prepared = session.offline(layer, zeros, zeros)
+    shown = repr(prepared) + repr(session.engines)
+    assert "array" not in shown
+    assert "seed" not in shown
