@@ -47,7 +47,7 @@ import os
 import struct
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -57,10 +57,11 @@ from typing import Any, Protocol
 import numpy as np
 import zstandard
 from numpy.typing import NDArray
-from tenseal import sealapi as seal
+from tenseal import sealapi  # pyright: ignore[reportMissingTypeStubs]
 
 from deepreshape.private.channel import ProtocolError
 
+seal: Any = sealapi
 Residues = NDArray[np.uint64]
 Buffer = bytes | bytearray | memoryview
 
@@ -136,7 +137,7 @@ class Parameters:
         total = sum(self.prime_bits) + _SPECIAL_BITS
         if total > limit:
             raise ValueError(
-                f"primes of {self.prime_bits} bits and a reserved one of {_SPECIAL_BITS} make a modulus of {total} bits; "
+                f"primes of {self.prime_bits} bits and a reserved one of {_SPECIAL_BITS} make {total} bits; "
                 f"degree {self.degree} allows {limit} at 128-bit security"
             )
         if not 2 <= self.modulus < 2 ** min(self.prime_bits):
@@ -189,8 +190,8 @@ class Parameters:
             short = switched.bit_length() - budget.bit_length() + 1
             raise ValueError(
                 f"noise budget too small by about {short} bits: weights that sum to {weight_sum} need a flood of "
-                f"{flood_bits} bits, and primes of {self.prime_bits} bits leave no room for it with a plaintext modulus of "
-                f"{self.modulus.bit_length()} bits; use a narrower ring or narrower weights"
+                f"{flood_bits} bits, and primes of {self.prime_bits} bits leave no room for it with a plaintext "
+                f"modulus of {self.modulus.bit_length()} bits; use a narrower ring or narrower weights"
             )
         return min(formats, key=lambda f: self.response_bytes(f, revealed))
 
@@ -221,12 +222,13 @@ class ClientKey:
         parameters = self.parameters
         data = _saved(ciphertext)
         # SEAL keeps c1 as a seed in what it saves; everything around c0 and the seed must be what we would write.
-        head = _ciphertext_head(parameters, len(parameters.primes), seeded=True)
-        if not data.startswith(head) or len(data) != len(head) + 8 * parameters.degree * len(parameters.primes) + 81:
+        count = len(parameters.primes)
+        head = _ciphertext_head(parameters, count, seeded=True)
+        end = len(head) + 8 * parameters.degree * count
+        if not data.startswith(head) or data[end:-_SEED_BYTES] != _GENERATOR:
             raise RuntimeError(_wrong_library("a seeded ciphertext of an unknown layout"))
-        c0 = np.frombuffer(data, np.uint64, parameters.degree * len(parameters.primes), len(head))
-        rows = c0.reshape(len(parameters.primes), parameters.degree)
-        parts = [_pack(row, _width(prime)) for row, prime in zip(rows, parameters.primes, strict=True)]
+        c0 = np.frombuffer(data, np.uint64, parameters.degree * count, len(head)).reshape(count, parameters.degree)
+        parts = [_pack(row, _width(prime)) for row, prime in zip(c0, parameters.primes, strict=True)]
         return b"".join([*parts, data[-_SEED_BYTES:]])
 
     def decrypt(self, response: Buffer, form: ResponseFormat, positions: NDArray[np.intp]) -> Residues:
@@ -467,7 +469,7 @@ def _wrong_library(found: str) -> str:
 
 
 @contextmanager
-def _scratch() -> Iterator[tuple[int, str]]:
+def _scratch() -> Generator[tuple[int, str]]:
     """A file for SEAL to load from or save to: in memory where the system can, else in a private folder."""
     if _HAS_MEMORY_FILES:
         fd = os.memfd_create("seal", os.MFD_CLOEXEC)
@@ -508,6 +510,9 @@ def _container_header(nbytes: int) -> bytes:
     return _HEADER.pack(_MAGIC, _HEADER.size, *_SEAL_FORMAT, 0, 0, _HEADER.size + nbytes)
 
 
+_GENERATOR = _container_header(1 + _SEED_BYTES) + bytes([_BLAKE2XB])
+
+
 def _array_header(words: int) -> bytes:
     return _container_header(8 + 8 * words) + struct.pack("<Q", words)
 
@@ -542,10 +547,9 @@ def _fresh(parameters: Parameters, data: Buffer) -> Any:
             raise ProtocolError(f"ciphertext holds a residue that is not below its prime {prime}")
         rows.append(row)
         at += size
-    generator = _container_header(1 + _SEED_BYTES) + bytes([_BLAKE2XB])
     head = _ciphertext_head(parameters, len(rows), seeded=True)
     return _load(
-        seal.Ciphertext(), parameters, [head, *(row.data.cast("B") for row in rows), generator, bytes(view[at:])]
+        seal.Ciphertext(), parameters, [head, *(row.data.cast("B") for row in rows), _GENERATOR, bytes(view[at:])]
     )
 
 

@@ -5,10 +5,10 @@ weights, and returns W r - s with s uniform modulo t, flooded and re-randomised 
 why the client learns nothing but W r - s). Semi-honest. One round per layer, nothing of it online.
 
 *Encoding*, after Cheetah (Huang, Lu, Hong and Ding, 2022): a product of two polynomials is a sum of products of
-coefficients, which a convolution also is. Pixel (c, i, j) of an input tile sits at exponent c S + i R + j; the weight of
-output channel m, input channel c and tap (a, b) at m C S - c S + (lead - a) R + (P - b), modulo X^N = -1; then
-coefficient m C S + i R + j of the product (scaled by the stride) is output (m, i, j). No rotation is needed. Two
-economies on the published layout:
+coefficients, which a convolution also is. Pixel (c, i, j) of an input tile sits at exponent c S + i R + j; the weight
+of output channel m, input channel c and tap (a, b) at m C S - c S + (P - a) R + (P - b), modulo X^N = -1; then
+coefficient m C S + i s R + j s of the product is output (m, i, j) at stride s. No rotation is needed. Two economies on
+the published layout:
 
 - Rows have pitch R = width + P and channels have pitch S = (height + P) R: the padding after a row is also the padding
   before the next one, and likewise between channels, so zeros are stored once. An exponent that reads outside a channel
@@ -16,9 +16,9 @@ economies on the published layout:
   (output channels) * (input channels) * S <= N.
 - A plaintext holds several output channels, so few responses carry many of them.
 
-*Stride.* With kernel >= stride the direct form wastes no products: they cost the same whichever coefficients are read.
-What it wastes is room when S is near N. The alternative is the polyphase form: stride^2 subsampled
-images as channels, a smaller kernel and stride 1. It leaves out phases that no tap reads: a 1x1 kernel of stride 2 keeps a
+*Stride.* With kernel >= stride the direct form wastes no products: they cost the same whichever coefficients are
+read. What it wastes is room when S is near N. The alternative is the polyphase form: stride^2 subsampled images as
+channels, a smaller kernel and stride 1. It leaves out phases that no tap reads: a 1x1 kernel of stride 2 keeps a
 quarter. The search takes whichever is cheaper.
 
 *Bands.* An image too large for one polynomial is cut into bands of output rows, each with the input rows it reads; all
@@ -52,8 +52,8 @@ from deepreshape.private.he import (
 )
 
 PRODUCT_COST = 16 * 1024
-"""What the tile search pays for one plaintext product, in bytes on the wire: about 0.6 ms of work with a fresh encoding,
-which is what 16 KiB take on a link of 200 Mbit/s."""
+"""What the tile search pays for one plaintext product, in bytes on the wire: about 0.6 ms of work with a fresh
+encoding, which is what 16 KiB take on a link of 200 Mbit/s."""
 
 
 @dataclass(frozen=True)
@@ -201,6 +201,12 @@ class Layout:
         return self.bands * self.inputs * self.outputs
 
     @cached_property
+    def exponents(self) -> NDArray[np.intp]:
+        """Where the weights of a tile go: (out_tile, in_tile, kernel, kernel)."""
+        m, c, a, b = np.ogrid[: self.out_tile, : self.in_tile, : self.kernel, : self.kernel]
+        return (m * self.in_tile - c) * self.pitch + (self.lead - a) * self.columns + (self.pad - b)
+
+    @cached_property
     def form(self) -> ResponseFormat:
         """How responses are flooded and sent.
 
@@ -252,18 +258,16 @@ class Layout:
 
         ``weights`` come from :meth:`split_weights`.
         """
-        m, c, a, b = np.ogrid[: self.out_tile, : self.in_tile, : self.kernel, : self.kernel]
-        exponent = (m * self.in_tile - c) * self.pitch + (self.lead - a) * self.columns + (self.pad - b)
         first_in, first_out = tile_in * self.in_tile, tile_out * self.out_tile
         block = weights[first_out : first_out + self.out_tile, first_in : first_in + self.in_tile]
-        exponent = exponent[: block.shape[0], : block.shape[1]]
+        exponent = self.exponents[: block.shape[0], : block.shape[1]]
         polynomial = np.zeros(self.parameters.degree, np.int64)
-        # Taps that only ever read padding may share an exponent, so add. A negative exponent counts from the end: X^N = -1.
+        # Taps that only ever read padding may share an exponent, so add. A negative one counts from the end: X^N = -1.
         np.add.at(polynomial, exponent, np.where(exponent < 0, -block, block))
         return polynomial
 
     def split_weights(self, weights: NDArray[np.int64]) -> NDArray[np.int64]:
-        """``weight_shape`` weights as those of the stride-1 (or direct) form: (out_channels, channels, kernel, kernel)."""
+        """``weight_shape`` weights as those of this form: (out_channels, channels, kernel, kernel) of the layout."""
         layer, count = self.layer, len(self.phases)
         shape = (layer.out_channels, layer.in_channels, count, count, self.kernel, self.kernel)
         found = np.zeros(shape, np.int64)
