@@ -223,6 +223,26 @@ def test_returned_noise_is_the_flood(session, weight):
     assert budget - (60 - 37 - 1 - (form.flood_bits - 60)) in (-1, 0)
 
 
+def test_what_is_added_before_switching(session, monkeypatch):
+    """Flood in the revealed coefficients of c0, a small error in every coefficient of c1."""
+    key, responder = session
+    pairs = [
+        (responder.receive(key.encrypt(np.zeros(8192, np.uint64))), responder.encode(np.eye(1, 8192, dtype=int)[0]))
+    ]
+    added = []
+    real = he._ciphertext
+    monkeypatch.setattr(he, "_ciphertext", lambda p, residues: added.append(residues.copy()) or real(p, residues))
+    form = SMALL.response_format(WEIGHT_SUM, REVEALED)
+    positions = np.array([7, 11])
+    responder.respond(pairs, np.zeros(2, np.uint64), form, positions)
+    [(flood, error)] = added
+    assert (np.flatnonzero(flood.any(0)) == positions).all()
+    for row, prime in zip(error, SMALL.primes, strict=True):
+        signed = np.where(row > 100, row.astype(np.int64) - prime, row.astype(np.int64))
+        assert np.abs(signed).max() <= he.ERROR_BOUND
+        assert 9 < signed.var() < 12
+
+
 def test_responses_are_fresh(session):
     """Two responses to the same question share neither part."""
     key, responder = session

@@ -145,6 +145,21 @@ def test_full_polynomial():
     check(layout)
 
 
+@settings(max_examples=15, deadline=None, derandomize=True)
+@given(layers())
+def test_flood_covers_all_weights_of_a_response(layer):
+    """Errors are dense, so every weight of every plaintext behind a response counts, not only one channel's."""
+    layout = linear.lay_out(layer, Parameters(2**37, (60, 60, 60)))
+    largest = layout.split_weights(np.full(layer.weight_shape, 2**layer.weight_bits))
+    noise = max(
+        layout.parameters.noise_bound(
+            sum(int(np.abs(layout.plaintext(largest, g, h)).sum()) for g in range(layout.inputs))
+        )
+        for h in range(layout.outputs)
+    )
+    assert noise * int(np.prod(layer.output_shape)) <= 2 ** (layout.form.flood_bits + 1 - 40)
+
+
 def test_tiling_of_the_reference_layer():
     """64x8x8 -> 64: few ciphertexts each way and well below 3 MB."""
     layer = Convolution(64, 8, 8, 64, kernel=3, padding=1)

@@ -262,8 +262,8 @@ class Layout:
         block = weights[first_out : first_out + self.out_tile, first_in : first_in + self.in_tile]
         exponent = self.exponents[: block.shape[0], : block.shape[1]]
         polynomial = np.zeros(self.parameters.degree, np.int64)
-        # Taps that only ever read padding may share an exponent, so add. A negative one counts from the end: X^N = -1.
-        np.add.at(polynomial, exponent, np.where(exponent < 0, -block, block))
+        # Two taps share an exponent only if neither ever reads a pixel. A negative one counts from the end: X^N = -1.
+        polynomial[exponent] = np.where(exponent < 0, -block, block)
         return polynomial
 
     def split_weights(self, weights: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -300,7 +300,7 @@ def lay_out(layer: Convolution, parameters: Parameters) -> Layout:
     Raises:
         ValueError: if a single row does not fit a polynomial, or the noise budget suffices for no layout.
     """
-    if layer.kernel**2 << (layer.weight_bits + 1) >= parameters.modulus:
+    if 2 ** (layer.weight_bits + 1) >= parameters.modulus:
         raise ValueError(f"weights of {layer.weight_bits} bits and a sign do not fit modulus {parameters.modulus}")
     out_rows = layer.output_shape[1]
     refusal = f"{layer}: one band of rows does not fit a polynomial of {parameters.degree} coefficients"
