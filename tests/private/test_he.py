@@ -85,7 +85,7 @@ def test_formulas():
     noise = SMALL.noise_bound(WEIGHT_SUM)
     assert noise >= 21.5 * WEIGHT_SUM + 42 * 8192 + 0.5
     assert REVEALED * noise <= 2 ** (form.flood_bits + 1 - he.STATISTICAL_BITS) < 2 * REVEALED * noise
-    assert SMALL.fresh_bytes == 2 * 8 * 8192 + 64
+    assert SMALL.fresh_bytes == 2 * 15 * 8192 // 2 + 64
     assert he._SPECIAL_BITS + sum(SMALL.prime_bits) <= 218
     for parameters in he.candidates(2**37):
         assert parameters.degree == 8192
@@ -111,7 +111,7 @@ def test_only_what_is_asked_for_travels(session):
     key, responder = session
     positions = np.array([3, 5000, 8191])
     response, form, expected = one_response(key, responder, positions)
-    assert len(response) == 3 * form.c0_bytes + 8192 * form.c1_bytes
+    assert len(response) == he._packed_bytes(3, form.c0_bits) + he._packed_bytes(8192, form.c1_bits)
     assert (key.decrypt(response, form, positions).astype(object) == expected).all()
 
 
@@ -122,7 +122,7 @@ def test_wire_matches_seal(session):
     saved = key._encryptor.encrypt_symmetric(plain)
     ciphertext = he._fresh(SMALL, key._to_wire(saved))
     again = he.seal.Ciphertext()
-    with he._scratch() as (_, path):
+    with he._scratch() as path:
         saved.save(path)
         again.load(he._context(SMALL), path)
     assert he._saved(again) == he._saved(ciphertext)
@@ -134,53 +134,55 @@ def test_wrong_lengths(session, change):
     good = key.encrypt(np.zeros(8192, np.uint64))
     bad = b"" if change is None else good[:change] if change < 0 else good + b"\0"
     for receive in (responder.receive, lambda data: Responder(SMALL, data)):
-        with pytest.raises(ProtocolError, match=f"of {len(bad)} bytes; these parameters make it 131136"):
+        with pytest.raises(ProtocolError, match=f"of {len(bad)} bytes; these parameters make it 122944"):
             receive(bad)
     form = SMALL.response_format(WEIGHT_SUM, REVEALED)
     with pytest.raises(ProtocolError, match="response of"):
         key.decrypt(bad, form, np.arange(3))
 
 
-@pytest.mark.parametrize("at", [0, 8191, 8192, 16383])
-def test_residue_not_below_its_prime(session, at, monkeypatch):
+def tampered(data: bytes, row: int, at: int, value: int) -> bytes:
+    """A fresh ciphertext with one residue of one prime replaced."""
+    size = he._packed_bytes(8192, 60)
+    residues = he._unpack(data[row * size : (row + 1) * size], 8192, 60)
+    residues[at] = value
+    return data[: row * size] + he._pack(residues, 60) + data[(row + 1) * size :]
+
+
+@pytest.mark.parametrize(("row", "at"), [(0, 0), (0, 8191), (1, 0), (1, 8191)])
+def test_residue_not_below_its_prime(session, row, at, monkeypatch):
     key, responder = session
-    prime = SMALL.primes[at // 8192]
-    data = bytearray(key.encrypt(np.zeros(8192, np.uint64)))
+    good = key.encrypt(np.zeros(8192, np.uint64))
+    prime = SMALL.primes[row]
+    responder.receive(tampered(good, row, at, prime - 1))
     monkeypatch.setattr(he, "_load", lambda *_: pytest.fail("reached SEAL"))
-    data[8 * at : 8 * at + 8] = prime.to_bytes(8, "little")
     with pytest.raises(ProtocolError, match=f"not below its prime {prime}"):
-        responder.receive(data)
+        responder.receive(tampered(good, row, at, prime))
 
 
 @pytest.mark.parametrize("part", ["c0", "c1"])
 def test_response_residue_not_below_its_prime(session, part, monkeypatch):
     key, _ = session
-    positions = np.arange(5)
-    form = he.ResponseFormat(flood_bits=70, c0_bytes=8, c1_bytes=8)
-    data = bytearray(SMALL.response_bytes(form, 5))
-    at = 0 if part == "c0" else len(data) - 8
-    data[at : at + 8] = SMALL.primes[0].to_bytes(8, "little")
+    form = he.ResponseFormat(flood_bits=70, c0_bits=60, c1_bits=60)
+    c0, c1 = np.zeros(6, np.uint64), np.zeros(8192, np.uint64)
+    (c0 if part == "c0" else c1)[-1] = SMALL.primes[0]
     monkeypatch.setattr(he, "_load", lambda *_: pytest.fail("reached SEAL"))
     with pytest.raises(ProtocolError, match="not below its prime"):
-        key.decrypt(data, form, positions)
-
-
-def test_largest_residues_are_accepted(session):
-    key, responder = session
-    data = bytearray(key.encrypt(np.zeros(8192, np.uint64)))
-    for row, prime in enumerate(SMALL.primes):
-        data[8 * 8192 * row : 8 * 8192 * (row + 1)] = (prime - 1).to_bytes(8, "little") * 8192
-    responder.receive(data)
+        key.decrypt(he._pack(c0, 60) + he._pack(c1, 60), form, np.arange(6))
 
 
 def test_dropped_bits_stay_in_range():
     prime = SMALL.primes[0]
     values = np.array([0, 1, prime // 2, prime - 1], np.uint64)
-    for width in range(1, 9):
-        sent = he._unpack(he._pack(values >> he._shift(prime, width), width), width)
-        back = he._restore(sent, prime, width)
+    for bits in range(4, 61, 4):
+        for sent in (values, values[:3]):  # an even and an odd count
+            sent = sent >> he._shift(prime, bits)
+            packed = he._pack(sent, bits)
+            assert len(packed) == he._packed_bytes(len(sent), bits) == -(-len(sent) * bits // 8)
+            assert (he._unpack(packed, len(sent), bits) == sent).all()
+        back = he._restore(values >> he._shift(prime, bits), prime, bits)
         assert int(back.max()) < prime
-        assert max(abs(int(a) - int(b)) for a, b in zip(back, values, strict=True)) <= he._half(prime, width)
+        assert max(abs(int(a) - int(b)) for a, b in zip(back, values, strict=True)) <= he._half(prime, bits)
 
 
 def test_samplers():
@@ -214,7 +216,7 @@ def test_flood_is_uniform_and_consistent(bits):
 def test_returned_noise_is_the_flood(session, weight):
     """The noise that the client can see has the flood's size, whatever the weights."""
     key, responder = session
-    form = he.ResponseFormat(SMALL.response_format(WEIGHT_SUM, REVEALED).flood_bits, c0_bytes=8, c1_bytes=8)
+    form = he.ResponseFormat(SMALL.response_format(WEIGHT_SUM, REVEALED).flood_bits, c0_bits=60, c1_bits=60)
     everywhere = np.arange(8192)
     pairs = [(responder.receive(key.encrypt(np.zeros(8192, np.uint64))), responder.encode(np.full(8192, weight)))]
     response = responder.respond(pairs, np.zeros(8192, np.uint64), form, everywhere)
@@ -252,9 +254,9 @@ def test_responses_are_fresh(session):
     form = SMALL.response_format(WEIGHT_SUM, REVEALED)
     positions = np.arange(500)
     a, b = (responder.respond(pairs, np.zeros(500, np.uint64), form, positions) for _ in range(2))
-    split = 500 * form.c0_bytes
-    for x, y, width in ((a[:split], b[:split], form.c0_bytes), (a[split:], b[split:], form.c1_bytes)):
-        same = he._unpack(x, width) == he._unpack(y, width)
+    split = he._packed_bytes(500, form.c0_bits)
+    for part, count, bits in ((slice(split), 500, form.c0_bits), (slice(split, None), 8192, form.c1_bits)):
+        same = he._unpack(a[part], count, bits) == he._unpack(b[part], count, bits)
         assert same.mean() < 0.01
 
 

@@ -48,7 +48,7 @@ def run(layout: Layout, weights, mask):
         with there.ledger.at("", "setup"):
             responder = linear.receive_public_key(there, parameters)
         with there.ledger.at("layer", "offline"):
-            return linear.answer(there, responder, EncodedWeights(responder, layout, weights), RANDOM)
+            return linear.answer(there, responder, EncodedWeights(responder, layout, weights))
 
     with ThreadPoolExecutor(1) as pool:
         share = pool.submit(serve)
@@ -188,7 +188,7 @@ def test_kept_encodings_answer_the_same():
     sent = [key.encrypt(polynomial) for polynomial in layout.polynomials(mask)]
     expected = plain(layer, weights, mask, 2**37)
     for _ in range(2):
-        responses, share = linear.respond(responder, kept, sent, RANDOM)
+        responses, share = linear.respond(responder, kept, sent)
         opened = np.zeros(layer.output_shape, np.uint64)
         for response, (channels, rows) in zip(responses, layout.slices(), strict=True):
             found = key.decrypt(response, layout.form, layout.positions(channels, rows))
@@ -241,6 +241,6 @@ def test_malformed_ciphertext_reaches_no_product():
     responder = Responder(layout.parameters, key.public_key())
     weights = EncodedWeights(responder, layout, np.ones(layer.weight_shape, np.int64))
     with pytest.raises(ProtocolError, match="bytes"):
-        linear.respond(responder, weights, [os.urandom(10)], RANDOM)
+        linear.respond(responder, weights, [os.urandom(10)])
     with pytest.raises(ProtocolError, match="not below its prime"):
-        linear.respond(responder, weights, [b"\xff" * layout.parameters.fresh_bytes], RANDOM)
+        linear.respond(responder, weights, [b"\xff" * layout.parameters.fresh_bytes])

@@ -36,8 +36,11 @@ distance is for one response to one layer; over many layers and inferences it ad
 
 *Loaders.* SEAL's ``load`` never sees a peer's bytes. What arrives is residues and one seed of fixed length; each
 residue is compared with its prime, and the container around them is written here. It goes through an anonymous
-memory file, since the binding loads from paths only. Where the system has none, ciphertexts go through a
-private temporary folder and plaintexts, which are secrets, through SEAL's text form instead (slow, but never on disk).
+memory file, since the binding loads from paths only. Where the system has none, ciphertexts go through a private
+temporary folder, and plaintexts, which are secrets, through SEAL's text form instead (slow, but never on disk). The
+server's floods are added as a ciphertext, so there they pass through that folder too: it must be as private as the
+weights themselves. Secret keys never leave SEAL's objects. SEAL draws keys and the client's errors itself, from the
+operating system's entropy.
 """
 
 from __future__ import annotations
@@ -80,12 +83,14 @@ _BLAKE2XB = 1
 _HAS_MEMORY_FILES = hasattr(os, "memfd_create")
 # Data primes by size in bits, cheapest on the wire first; the first of a tuple is the modulus responses are sent in.
 _CHOICES = (
-    (56, 48),
-    (56, 56),
+    (60, 44),
+    (60, 48),
+    (60, 52),
     (60, 56),
     (60, 60),
     (56, 40, 40),
-    (56, 48, 48),
+    (60, 44, 44),
+    (60, 48, 48),
     (60, 56, 56),
     (60, 60, 60),
 )
@@ -108,11 +113,11 @@ class SystemRandom:
 
 @dataclass(frozen=True)
 class ResponseFormat:
-    """How one response is flooded and sent: ``2^flood_bits`` bounds the flood, the rest are bytes per residue."""
+    """How one response is flooded and sent: 2^flood_bits bounds the flood, the others are bits per residue."""
 
     flood_bits: int
-    c0_bytes: int
-    c1_bytes: int
+    c0_bits: int
+    c1_bits: int
 
 
 @dataclass(frozen=True)
@@ -151,7 +156,7 @@ class Parameters:
     @property
     def fresh_bytes(self) -> int:
         """Length of a fresh ciphertext (or of the public key) on the wire: c0 and the seed of c1."""
-        return self.degree * sum(_width(p) for p in self.primes) + _SEED_BYTES
+        return sum(_packed_bytes(self.degree, _width(prime)) for prime in self.primes) + _SEED_BYTES
 
     @property
     def encoded_bytes(self) -> int:
@@ -163,12 +168,13 @@ class Parameters:
         return math.ceil((ERROR_BOUND + 0.5) * weight_sum) + 2 * ERROR_BOUND * self.degree + 1
 
     @lru_cache  # noqa: B019 - parameters are few, small and immutable
-    def response_format(self, weight_sum: int, revealed: int) -> ResponseFormat:
-        """The smallest response that hides the weights and decrypts with at least one bit to spare, in the worst case.
+    def response_format(self, weight_sum: int, revealed: int, responses: int = 1) -> ResponseFormat:
+        """The smallest responses that hide the weights and decrypt with at least one bit to spare, in the worst case.
 
         Args:
             weight_sum: bound on ||w||_1, the absolute weights of all plaintexts that one response adds up.
             revealed: coefficients that the whole layer reveals.
+            responses: how many carry them.
 
         Raises:
             ValueError: if the noise budget does not suffice; says by how many bits.
@@ -179,12 +185,13 @@ class Parameters:
         # Each switch rounds c0 and c1: at most (1 + ||secret||_1) / 2 <= (1 + N) / 2 more.
         switched = -(-(noise + 2**flood_bits) // math.prod(dropped)) + len(dropped) * (self.degree + 1) // 2 + 1
         budget = kept // (4 * self.modulus)
-        sizes = range(1, _width(kept) + 1)
+        widths = range(4, _width(kept) + 1, 4)
+        # Dropped low bits are an error of half their worth, in c1 times the secret key.
         formats = [
-            ResponseFormat(flood_bits, w0, w1)
-            for w0 in sizes
-            for w1 in sizes
-            if switched + _half(kept, w0) + self.degree * _half(kept, w1) <= budget
+            ResponseFormat(flood_bits, c0_bits, c1_bits)
+            for c0_bits in widths
+            for c1_bits in widths
+            if switched + _half(kept, c0_bits) + self.degree * _half(kept, c1_bits) <= budget
         ]
         if not formats:
             short = switched.bit_length() - budget.bit_length() + 1
@@ -193,11 +200,11 @@ class Parameters:
                 f"{flood_bits} bits, and primes of {self.prime_bits} bits leave no room for it with a plaintext "
                 f"modulus of {self.modulus.bit_length()} bits; use a narrower ring or narrower weights"
             )
-        return min(formats, key=lambda f: self.response_bytes(f, revealed))
+        return min(formats, key=lambda f: revealed * f.c0_bits + responses * self.degree * f.c1_bits)
 
     def response_bytes(self, form: ResponseFormat, revealed: int) -> int:
         """Length on the wire of one response that reveals that many coefficients."""
-        return revealed * form.c0_bytes + self.degree * form.c1_bytes
+        return _packed_bytes(revealed, form.c0_bits) + _packed_bytes(self.degree, form.c1_bits)
 
 
 class ClientKey:
@@ -245,11 +252,11 @@ class ClientKey:
         parameters = self.parameters
         _check_length("response", response, parameters.response_bytes(form, len(positions)))
         prime = parameters.primes[0]
-        split = len(positions) * form.c0_bytes
+        split = _packed_bytes(len(positions), form.c0_bits)
         data = np.zeros((2, parameters.degree), np.uint64)
         view = memoryview(response)
-        data[0, positions] = _restore(_unpack(view[:split], form.c0_bytes), prime, form.c0_bytes)
-        data[1] = _restore(_unpack(view[split:], form.c1_bytes), prime, form.c1_bytes)
+        data[0, positions] = _restore(_unpack(view[:split], len(positions), form.c0_bits), prime, form.c0_bits)
+        data[1] = _restore(_unpack(view[split:], parameters.degree, form.c1_bits), prime, form.c1_bits)
         return _ciphertext(parameters, data[:, None])
 
 
@@ -276,8 +283,8 @@ class Responder:
 
     def __init__(self, parameters: Parameters, public_key: Buffer, rng: RandomSource | None = None) -> None:
         self.parameters = parameters
+        self.rng = rng or SystemRandom()
         self._evaluator: Any = seal.Evaluator(_context(parameters))
-        self._rng = rng or SystemRandom()
         self._zero = self.receive(public_key)
 
     def receive(self, data: Buffer) -> Any:
@@ -309,7 +316,7 @@ class Responder:
             form: from :meth:`Parameters.response_format`.
             positions: the coefficients to reveal.
         """
-        parameters, evaluator, rng = self.parameters, self._evaluator, self._rng
+        parameters, evaluator, rng = self.parameters, self._evaluator, self.rng
         total, product = seal.Ciphertext(), seal.Ciphertext()
         ternary = _ternary(rng, parameters.degree)
         evaluator.multiply_plain(self._zero, _ntt_plaintext(parameters, evaluator, ternary), total)
@@ -334,9 +341,8 @@ class Responder:
             2, -1
         )
         prime = parameters.primes[0]
-        return _pack(c0[positions] >> _shift(prime, form.c0_bytes), form.c0_bytes) + _pack(
-            c1 >> _shift(prime, form.c1_bytes), form.c1_bytes
-        )
+        sent = (c0[positions], form.c0_bits), (c1, form.c1_bits)
+        return b"".join(_pack(values >> _shift(prime, bits), bits) for values, bits in sent)
 
 
 def candidates(modulus: int) -> list[Parameters]:
@@ -393,34 +399,52 @@ def _signed_residues(values: NDArray[np.int64], primes: Sequence[int]) -> Residu
 
 
 def _width(prime: int) -> int:
-    return -(-prime.bit_length() // 8)
+    """Bits that a residue takes on the wire: whole half-bytes."""
+    return -(-prime.bit_length() // 4) * 4
 
 
-def _shift(prime: int, width: int) -> np.uint64:
-    return np.uint64(max(0, prime.bit_length() - 8 * width))
+def _shift(prime: int, bits: int) -> np.uint64:
+    return np.uint64(max(0, prime.bit_length() - bits))
 
 
-def _half(prime: int, width: int) -> int:
-    """Largest error of a residue sent in ``width`` bytes: half of what the dropped bits are worth."""
-    return (1 << int(_shift(prime, width))) >> 1
+def _half(prime: int, bits: int) -> int:
+    """Largest error of a residue sent in that many bits: half of what the dropped ones are worth."""
+    return (1 << int(_shift(prime, bits))) >> 1
 
 
-def _restore(values: Residues, prime: int, width: int) -> Residues:
-    shift = _shift(prime, width)
+def _restore(values: Residues, prime: int, bits: int) -> Residues:
+    shift = _shift(prime, bits)
     if values.size and int(values.max()) > (prime - 1) >> int(shift):
         raise ProtocolError(f"response holds a residue that is not below its prime {prime}")
-    return np.minimum((values << shift) + np.uint64(_half(prime, width)), np.uint64(prime - 1))
+    return np.minimum((values << shift) + np.uint64(_half(prime, bits)), np.uint64(prime - 1))
 
 
-def _pack(values: Residues, width: int) -> bytes:
-    little = np.ascontiguousarray(values.astype("<u8", copy=False))
-    return little.view(np.uint8).reshape(-1, 8)[:, :width].tobytes()
+def _packed_bytes(count: int, bits: int) -> int:
+    return count * (bits // 8) + (-(-count // 2) if bits % 8 else 0)
 
 
-def _unpack(data: Buffer, width: int) -> Residues:
-    words = np.zeros((len(data) // width, 8), np.uint8)
-    words[:, :width] = np.frombuffer(data, np.uint8).reshape(-1, width)
-    return words.view("<u8").reshape(-1).astype(np.uint64, copy=False)
+def _pack(values: Residues, bits: int) -> bytes:
+    """The low whole bytes of every value, then the half-byte above them, two to a byte."""
+    whole = bits // 8
+    octets = np.ascontiguousarray(values, "<u8").view(np.uint8).reshape(-1, 8)
+    low = octets[:, :whole].tobytes()
+    if bits % 8 == 0:
+        return low
+    top = np.zeros(len(values) + len(values) % 2, np.uint8)
+    top[: len(values)] = octets[:, whole]
+    return low + (top[::2] | top[1::2] << 4).tobytes()
+
+
+def _unpack(data: Buffer, count: int, bits: int) -> Residues:
+    whole = bits // 8
+    octets = np.zeros((count, 8), np.uint8)
+    found = np.frombuffer(data, np.uint8)
+    octets[:, :whole] = found[: count * whole].reshape(count, whole)
+    if bits % 8:
+        top = found[count * whole :]
+        octets[0::2, whole] = top & 15
+        octets[1::2, whole] = top[: count // 2] >> 4
+    return octets.view("<u8").reshape(-1).astype(np.uint64, copy=False)
 
 
 def _check_length(what: str, data: Buffer, expected: int) -> None:
@@ -454,9 +478,10 @@ def _context(parameters: Parameters) -> Any:
 def _check_library() -> None:
     if sys.byteorder != "little":
         raise ImportError("private inference needs a little-endian machine: SEAL's containers are native-endian")
-    with _scratch() as (fd, path):
+    with _scratch() as path:
         seal.Plaintext("1").save(path)
-        magic, _, *found, _, _, _ = _HEADER.unpack(os.pread(fd, _HEADER.size, 0))
+        with open(path, "rb") as file:
+            magic, _, *found, _, _, _ = _HEADER.unpack(file.read(_HEADER.size))
     if magic != _MAGIC or tuple(found) != _SEAL_FORMAT:
         raise ImportError(_wrong_library(f"serialisation format {'.'.join(map(str, found))}"))
 
@@ -469,41 +494,37 @@ def _wrong_library(found: str) -> str:
 
 
 @contextmanager
-def _scratch() -> Generator[tuple[int, str]]:
-    """A file for SEAL to load from or save to: in memory where the system can, else in a private folder."""
+def _scratch() -> Generator[str]:
+    """Path of a file for SEAL to load from or save to: in memory where the system can, else in a private folder."""
     if _HAS_MEMORY_FILES:
         fd = os.memfd_create("seal", os.MFD_CLOEXEC)
         try:
-            yield fd, f"/proc/self/fd/{fd}"
+            yield f"/proc/self/fd/{fd}"
         finally:
             os.close(fd)
     else:
         with tempfile.TemporaryDirectory(prefix="deepreshape-") as folder:
-            path = os.path.join(folder, "ciphertext")
-            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
-            try:
-                yield fd, path
-            finally:
-                os.close(fd)
+            yield os.path.join(folder, "ciphertext")
 
 
 def _load(target: Any, parameters: Parameters, members: Sequence[Buffer]) -> Any:
-    header = _container_header(sum(map(len, members)))
-    with _scratch() as (fd, path):
-        os.writev(fd, [header, *members])
+    container = b"".join([_container_header(sum(map(len, members))), *members])
+    with _scratch() as path:
+        with open(path, "wb", buffering=0) as file:
+            file.write(container)
         target.load(_context(parameters), path)
     return target
 
 
 def _saved(source: Any) -> bytes:
     """What SEAL saves of an object, without its outer header and compression."""
-    with _scratch() as (fd, path):
+    with _scratch() as path:
         source.save(path)
-        data = os.pread(fd, os.fstat(fd).st_size, 0)
-    compression = data[5]
-    if compression == 0:
-        return data[_HEADER.size :]
-    return zstandard.ZstdDecompressor().decompressobj().decompress(memoryview(data)[_HEADER.size :])
+        with open(path, "rb", buffering=0) as file:
+            data = file.read()
+    *_, compression, _, _ = _HEADER.unpack_from(data)
+    body = memoryview(data)[_HEADER.size :]
+    return zstandard.ZstdDecompressor().decompressobj().decompress(body) if compression else bytes(body)
 
 
 def _container_header(nbytes: int) -> bytes:
@@ -541,8 +562,8 @@ def _fresh(parameters: Parameters, data: Buffer) -> Any:
     view, at = memoryview(data), 0
     rows: list[Residues] = []
     for prime in parameters.primes:
-        size = parameters.degree * _width(prime)
-        row = _unpack(view[at : at + size], _width(prime))
+        size = _packed_bytes(parameters.degree, _width(prime))
+        row = _unpack(view[at : at + size], parameters.degree, _width(prime))
         if int(row.max()) >= prime:
             raise ProtocolError(f"ciphertext holds a residue that is not below its prime {prime}")
         rows.append(row)

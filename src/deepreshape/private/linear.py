@@ -214,13 +214,15 @@ class Layout:
             ValueError: if the noise budget does not suffice.
         """
         taps = self.out_tile * self.layer.in_channels * self.layer.kernel**2
-        return self.parameters.response_format(taps << self.layer.weight_bits, math.prod(self.layer.output_shape))
+        revealed = math.prod(self.layer.output_shape)
+        return self.parameters.response_format(taps << self.layer.weight_bits, revealed, self.bands * self.outputs)
 
     @cached_property
     def declared(self) -> Declared:
         sent, returned = self.bands * self.inputs, self.bands * self.outputs
-        back = math.prod(self.layer.output_shape) * self.form.c0_bytes
-        back += returned * self.parameters.response_bytes(self.form, 0)
+        columns = self.layer.output_shape[2]
+        sizes = ((c.stop - c.start) * (r.stop - r.start) * columns for c, r in self.slices())
+        back = sum(self.parameters.response_bytes(self.form, size) for size in sizes)
         return Declared(
             traffic={"offline": (sent * self.parameters.fresh_bytes, back)},
             products=self.products,
@@ -387,7 +389,7 @@ class EncodedWeights:
 
 
 def respond(
-    responder: Responder, weights: EncodedWeights, ciphertexts: Sequence[Buffer], rng: RandomSource
+    responder: Responder, weights: EncodedWeights, ciphertexts: Sequence[Buffer]
 ) -> tuple[list[bytes], Residues]:
     """The server's work on one layer, from the client's ciphertexts to the responses, without any channel.
 
@@ -398,7 +400,7 @@ def respond(
         ProtocolError: if a ciphertext is malformed.
     """
     layout, modulus = weights.layout, responder.parameters.modulus
-    share = uniform(rng, math.prod(layout.layer.output_shape), modulus).reshape(layout.layer.output_shape)
+    share = uniform(responder.rng, math.prod(layout.layer.output_shape), modulus).reshape(layout.layer.output_shape)
     mask = (np.uint64(modulus) - share) % np.uint64(modulus)
     responses: list[bytes] = []
     slices = list(layout.slices())
@@ -433,7 +435,7 @@ def send_mask(channel: Channel, key: ClientKey, layout: Layout, mask: Residues) 
         channel.send(Frame.CIPHERTEXTS, key.encrypt(polynomial))
 
 
-def answer(channel: Channel, responder: Responder, weights: EncodedWeights, rng: RandomSource) -> Residues:
+def answer(channel: Channel, responder: Responder, weights: EncodedWeights) -> Residues:
     """Server: take the client's ciphertexts of one layer, return the responses, keep the share s of ``output_shape``.
 
     Everything is read before anything is sent, so that neither party can block the other.
@@ -441,7 +443,7 @@ def answer(channel: Channel, responder: Responder, weights: EncodedWeights, rng:
     layout = weights.layout
     count = layout.bands * layout.inputs
     received = [channel.receive(Frame.CIPHERTEXTS, responder.parameters.fresh_bytes) for _ in range(count)]
-    responses, share = respond(responder, weights, received, rng)
+    responses, share = respond(responder, weights, received)
     for response in responses:
         channel.send(Frame.CIPHERTEXTS, response)
     return share
