@@ -167,7 +167,7 @@ class Parameters:
         """V of the module's docstring, rounded up."""
         return math.ceil((ERROR_BOUND + 0.5) * weight_sum) + 2 * ERROR_BOUND * self.degree + 1
 
-    @lru_cache  # noqa: B019 - parameters are few, small and immutable
+    @lru_cache(maxsize=4096)  # noqa: B019 - parameters are few, small and immutable
     def response_format(self, weight_sum: int, revealed: int, responses: int = 1) -> ResponseFormat:
         """The smallest responses that hide the weights and decrypt with at least one bit to spare, in the worst case.
 
@@ -185,14 +185,14 @@ class Parameters:
         # Each switch rounds c0 and c1: at most (1 + ||secret||_1) / 2 <= (1 + N) / 2 more.
         switched = -(-(noise + 2**flood_bits) // math.prod(dropped)) + len(dropped) * (self.degree + 1) // 2 + 1
         budget = kept // (4 * self.modulus)
-        widths = range(4, _width(kept) + 1, 4)
         # Dropped low bits are an error of half their worth, in c1 times the secret key.
-        formats = [
-            ResponseFormat(flood_bits, c0_bits, c1_bits)
-            for c0_bits in widths
-            for c1_bits in widths
-            if switched + _half(kept, c0_bits) + self.degree * _half(kept, c1_bits) <= budget
-        ]
+        formats: list[ResponseFormat] = []
+        for c1_bits in range(_width(kept), 0, -4):
+            room = budget - switched - self.degree * _half(kept, c1_bits)
+            if room < 0:
+                break
+            c0_bits = next(bits for bits in range(4, _width(kept) + 1, 4) if _half(kept, bits) <= room)
+            formats.append(ResponseFormat(flood_bits, c0_bits, c1_bits))
         if not formats:
             short = switched.bit_length() - budget.bit_length() + 1
             raise ValueError(

@@ -219,18 +219,20 @@ class Layout:
 
     @cached_property
     def declared(self) -> Declared:
-        sent, returned = self.bands * self.inputs, self.bands * self.outputs
-        columns = self.layer.output_shape[2]
-        sizes = ((c.stop - c.start) * (r.stop - r.start) * columns for c, r in self.slices())
-        back = sum(self.parameters.response_bytes(self.form, size) for size in sizes)
+        channels, rows, columns = self.layer.output_shape
+        back = sum(
+            count_c * count_r * self.parameters.response_bytes(self.form, size_c * size_r * columns)
+            for size_c, count_c in _pieces(channels, self.out_tile)
+            for size_r, count_r in _pieces(rows, self.band_rows)
+        )
         return Declared(
-            traffic={"offline": (sent * self.parameters.fresh_bytes, back)},
+            traffic={"offline": (self.bands * self.inputs * self.parameters.fresh_bytes, back)},
             products=self.products,
-            ciphertexts=(sent, returned),
+            ciphertexts=(self.bands * self.inputs, self.bands * self.outputs),
             encoded_bytes=self.inputs * self.outputs * self.parameters.encoded_bytes,
         )
 
-    @property
+    @cached_property
     def cost(self) -> int:
         """What the search minimises: bytes both ways, and products at :data:`PRODUCT_COST`."""
         return sum(self.declared.traffic["offline"]) + PRODUCT_COST * self.products
@@ -293,6 +295,12 @@ class Layout:
         m, i, j = np.ogrid[: sizes[0], : sizes[1], : sizes[2]]
         exponent = m * (self.in_tile * self.pitch) + i * (self.stride * self.columns) + j * self.stride
         return exponent.reshape(-1).astype(np.intp)
+
+
+def _pieces(total: int, size: int) -> list[tuple[int, int]]:
+    """Cutting ``total`` into pieces of ``size``: (size, how many), the last one perhaps smaller."""
+    whole, rest = divmod(total, size)
+    return [(size, whole), (rest, 1)] if rest else [(size, whole)]
 
 
 @lru_cache(maxsize=1024)
