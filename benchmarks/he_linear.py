@@ -67,8 +67,8 @@ def measure(layer: Convolution, modulus: int, rounds: int) -> dict[str, object]:
     responder = he.Responder(parameters, key.public_key())
     top = 2**layer.weight_bits
     integers = np.random.default_rng(0).integers(-top, top + 1, layer.weight_shape)
-    weights = linear.EncodedWeights(responder, layout, integers)
-    kept = linear.EncodedWeights(responder, layout, integers, keep=True)
+    weights = linear.EncodedWeights(layout, integers)
+    kept = linear.EncodedWeights(layout, integers, keep=True)
     mask = he.uniform(rng, int(np.prod(layer.input_shape)), modulus).reshape(layer.input_shape)
     seconds: dict[str, list[float]] = {"client": [], "server": [], "server_kept": [], "limit": []}
 
@@ -81,14 +81,15 @@ def measure(layer: Convolution, modulus: int, rounds: int) -> dict[str, object]:
     sent = [key.encrypt(polynomial) for polynomial in layout.polynomials(mask)]
     linear.respond(responder, kept, sent)  # encodes what is kept, and warms everything up
     received = responder.receive(sent[0])
-    plain = responder.encode(np.random.default_rng(1).integers(-top, top + 1, parameters.degree)).plain
+    plain = he.encode(parameters, np.random.default_rng(1).integers(-top, top + 1, parameters.degree)).plain
     total, product = he.seal.Ciphertext(), he.seal.Ciphertext()
-    responder._evaluator.multiply_plain(received, plain, total)
+    evaluator = he._evaluator(parameters)
+    evaluator.multiply_plain(received, plain, total)
 
     def products() -> None:
         for _ in range(layout.products):
-            responder._evaluator.multiply_plain(received, plain, product)
-            responder._evaluator.add_inplace(total, product)
+            evaluator.multiply_plain(received, plain, product)
+            evaluator.add_inplace(total, product)
 
     def client() -> list[bytes]:
         return [key.encrypt(polynomial) for polynomial in layout.polynomials(mask)]

@@ -56,7 +56,7 @@ def one_response(key, responder, positions, seed=0):
     for w in ws:
         w[rng.choice(parameters.degree, 280, replace=False)] = rng.choice([-255, 255], 280)
     mask = uniform(SystemRandom(), len(positions), parameters.modulus)
-    pairs = [(responder.receive(key.encrypt(x)), responder.encode(w)) for x, w in zip(xs, ws, strict=True)]
+    pairs = [(responder.receive(key.encrypt(x)), he.encode(parameters, w)) for x, w in zip(xs, ws, strict=True)]
     response = responder.respond(pairs, mask, form, positions)
     expected = sum(negacyclic(x, w, parameters.modulus) for x, w in zip(xs, ws, strict=True))[positions]
     return response, form, (expected + mask) % parameters.modulus
@@ -218,7 +218,7 @@ def test_returned_noise_is_the_flood(session, weight):
     key, responder = session
     form = he.ResponseFormat(SMALL.response_format(WEIGHT_SUM, REVEALED).flood_bits, c0_bits=60, c1_bits=60)
     everywhere = np.arange(8192)
-    pairs = [(responder.receive(key.encrypt(np.zeros(8192, np.uint64))), responder.encode(np.full(8192, weight)))]
+    pairs = [(responder.receive(key.encrypt(np.zeros(8192, np.uint64))), he.encode(SMALL, np.full(8192, weight)))]
     response = responder.respond(pairs, np.zeros(8192, np.uint64), form, everywhere)
     budget = key._decryptor.invariant_noise_budget(key._from_wire(response, form, everywhere))
     # q0 / (2 t) over the flood that is left after switching from q0 q1 down to q0; rounding may cost one bit more
@@ -229,7 +229,7 @@ def test_what_is_added_before_switching(session, monkeypatch):
     """Flood in the revealed coefficients of c0, a small error in every coefficient of c1."""
     key, responder = session
     pairs = [
-        (responder.receive(key.encrypt(np.zeros(8192, np.uint64))), responder.encode(np.eye(1, 8192, dtype=int)[0]))
+        (responder.receive(key.encrypt(np.zeros(8192, np.uint64))), he.encode(SMALL, np.eye(1, 8192, dtype=int)[0]))
     ]
     added = []
     real = he._ciphertext
@@ -249,7 +249,7 @@ def test_responses_are_fresh(session):
     """Two responses to the same question share neither part."""
     key, responder = session
     pairs = [
-        (responder.receive(key.encrypt(np.zeros(8192, np.uint64))), responder.encode(np.eye(1, 8192, dtype=int)[0]))
+        (responder.receive(key.encrypt(np.zeros(8192, np.uint64))), he.encode(SMALL, np.eye(1, 8192, dtype=int)[0]))
     ]
     form = SMALL.response_format(WEIGHT_SUM, REVEALED)
     positions = np.arange(500)
@@ -267,7 +267,7 @@ def test_injected_randomness_alone_decides_the_response(session):
     found = []
     for seed in (b"one", b"one", b"two"):
         responder = Responder(SMALL, public, Counted(seed))
-        pairs = [(responder.receive(sent), responder.encode(np.eye(1, 8192, dtype=int)[0]))]
+        pairs = [(responder.receive(sent), he.encode(SMALL, np.eye(1, 8192, dtype=int)[0]))]
         found.append(responder.respond(pairs, np.zeros(3, np.uint64), form, np.arange(3)))
     assert found[0] == found[1] != found[2]
 

@@ -48,7 +48,7 @@ def run(layout: Layout, weights, mask):
         with there.ledger.at("", "setup"):
             responder = linear.receive_public_key(there, parameters)
         with there.ledger.at("layer", "offline"):
-            return linear.answer(there, responder, EncodedWeights(responder, layout, weights))
+            return linear.answer(there, responder, EncodedWeights(layout, weights))
 
     with ThreadPoolExecutor(1) as pool:
         share = pool.submit(serve)
@@ -129,6 +129,7 @@ def test_matrix_products(inputs, outputs, modulus):
 @pytest.mark.parametrize(
     "layer",
     [
+        Convolution(64, 8, 8, 64, kernel=3, padding=1),
         Convolution(3, 90, 100, 2, kernel=3, padding=1),  # larger than a polynomial: bands
         Convolution(2, 67, 131, 3, kernel=5, stride=2, padding=2),
         Convolution(2, 30, 9, 2, kernel=7, stride=3, padding=3),
@@ -184,7 +185,7 @@ def test_kept_encodings_answer_the_same():
     weights, mask = random_case(layer, 2**37)
     key = ClientKey(layout.parameters)
     responder = Responder(layout.parameters, key.public_key())
-    kept = EncodedWeights(responder, layout, weights, keep=True)
+    kept = EncodedWeights(layout, weights, keep=True)
     sent = [key.encrypt(polynomial) for polynomial in layout.polynomials(mask)]
     expected = plain(layer, weights, mask, 2**37)
     for _ in range(2):
@@ -220,11 +221,10 @@ def test_wrong_weights_and_masks():
     layer = Convolution(1, 4, 4, 1, weight_bits=3)
     layout = linear.lay_out(layer, linear.choose_parameters(2**37, [layer]))
     key = ClientKey(layout.parameters)
-    responder = Responder(layout.parameters, key.public_key())
     with pytest.raises(ValueError, match=r"shape \(2, 1, 1, 1\)"):
-        EncodedWeights(responder, layout, np.ones((2, 1, 1, 1), np.int64))
+        EncodedWeights(layout, np.ones((2, 1, 1, 1), np.int64))
     with pytest.raises(ValueError, match=r"exceeds 2\^3"):
-        EncodedWeights(responder, layout, np.full((1, 1, 1, 1), -9))
+        EncodedWeights(layout, np.full((1, 1, 1, 1), -9))
     with pytest.raises(ValueError, match=r"wants \(1, 4, 4\)"):
         linear.send_mask(memory_pair()[0], key, layout, np.zeros((1, 4, 5), np.uint64))
 
@@ -234,12 +234,16 @@ def test_too_wide_is_refused():
         linear.choose_parameters(2**55, [Convolution(512, 8, 8, 64, kernel=3, padding=1, weight_bits=40)])
 
 
-def test_malformed_ciphertext_reaches_no_product():
+def test_malformed_ciphertexts_reach_no_product():
     layer = Convolution(1, 4, 4, 1)
     layout = linear.lay_out(layer, linear.choose_parameters(2**37, [layer]))
     key = ClientKey(layout.parameters)
     responder = Responder(layout.parameters, key.public_key())
-    weights = EncodedWeights(responder, layout, np.ones(layer.weight_shape, np.int64))
+    weights = EncodedWeights(layout, np.ones(layer.weight_shape, np.int64))
+    good = key.encrypt(np.zeros(layout.parameters.degree, np.uint64))
+    for count in (0, 2):
+        with pytest.raises(ProtocolError, match=f"{count} ciphertexts; the layer wants 1"):
+            linear.respond(responder, weights, [good] * count)
     with pytest.raises(ProtocolError, match="bytes"):
         linear.respond(responder, weights, [os.urandom(10)])
     with pytest.raises(ProtocolError, match="not below its prime"):

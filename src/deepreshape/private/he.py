@@ -27,12 +27,15 @@ public function of those. (1) Before flooding, the noise of a revealed coefficie
 where 21 bounds every error coefficient, 1/2 is the rounding of q m / t, ||w||_1 bounds the sum of all absolute weights
 of all the w_g (errors are dense: every weight of a plaintext meets an error in every coefficient; the bound comes from
 the layer's shape and the bit width of its weights, never from their values), and 2 * 21 * N bounds e u + e' s of the
-re-randomisation. Shifting a uniform interval of length 2^(b+1) by at most V changes it by a
-statistical distance of at most V / 2^(b+1), so over n revealed coefficients the flooded noise is within
-n V / 2^(b+1) <= 2^-40 of one that depends on nothing. (2) With the noise independent of u and e', c1 = (known to the
-client) + u p1 + e' is a ring-LWE sample with secret u, hence pseudorandom also to the client. p1 is expanded from a
-64-byte seed on the server, so a client cannot choose its structure. (3) The message is masked: W r - s is uniform. The
-distance is for one response to one layer; over many layers and inferences it adds up linearly.
+re-randomisation. Shifting a uniform interval of length 2^(b+1) by at most V changes it by a statistical distance of at
+most V / 2^(b+1), so over the n coefficients that a layer reveals the flooded noise is within n V / 2^(b+1) <= 2^-40 of
+one that depends on nothing. (2) With the noise independent of u and e', c1 = (known to the client) + u p1 + e' is a
+ring-LWE sample with secret u, hence pseudorandom also to the client. (3) The message is masked: W r - s is uniform. The
+distance is for one layer of one inference; over many it adds up linearly.
+
+*What this does not cover.* A client that deviates, say with ciphertexts noisier than fresh ones, voids V; it cannot
+choose the structure of p1, which the server expands from a 64-byte seed. SEAL's products are not constant-time in the
+plaintext, and a plaintext whose weights are all zero is skipped: the peer sees the time that a layer takes.
 
 *Loaders.* SEAL's ``load`` never sees a peer's bytes. What arrives is residues and one seed of fixed length; each
 residue is compared with its prime, and the container around them is written here. It goes through an anonymous
@@ -83,16 +86,8 @@ _BLAKE2XB = 1
 _HAS_MEMORY_FILES = hasattr(os, "memfd_create")
 # Data primes by size in bits, cheapest on the wire first; the first of a tuple is the modulus responses are sent in.
 _CHOICES = (
-    (60, 44),
-    (60, 48),
-    (60, 52),
-    (60, 56),
-    (60, 60),
-    (56, 40, 40),
-    (60, 44, 44),
-    (60, 48, 48),
-    (60, 56, 56),
-    (60, 60, 60),
+    *((60, bits) for bits in (44, 48, 52, 56, 60)),
+    *((56, 40, 40), (60, 44, 44), (60, 48, 48), (60, 56, 56), (60, 60, 60)),
 )
 
 
@@ -260,13 +255,16 @@ class ClientKey:
         return _ciphertext(parameters, data[:, None])
 
 
+@dataclass(frozen=True, repr=False)
 class Encoded:
-    """One server plaintext in NTT form, or zero."""
+    """One server plaintext in NTT form, or None for zero. It depends on the parameters only, not on a session."""
 
-    __slots__ = ("plain",)
+    plain: Any
 
-    def __init__(self, plain: Any) -> None:
-        self.plain = plain
+
+def encode(parameters: Parameters, polynomial: NDArray[np.int64]) -> Encoded:
+    """A (N,) polynomial of signed weights below t / 2, ready for products."""
+    return Encoded(_ntt_plaintext(parameters, polynomial) if polynomial.any() else None)
 
 
 class Responder:
@@ -284,7 +282,6 @@ class Responder:
     def __init__(self, parameters: Parameters, public_key: Buffer, rng: RandomSource | None = None) -> None:
         self.parameters = parameters
         self.rng = rng or SystemRandom()
-        self._evaluator: Any = seal.Evaluator(_context(parameters))
         self._zero = self.receive(public_key)
 
     def receive(self, data: Buffer) -> Any:
@@ -294,12 +291,8 @@ class Responder:
             ProtocolError: if the length is wrong or a residue is not below its prime.
         """
         ciphertext = _fresh(self.parameters, data)
-        self._evaluator.transform_to_ntt_inplace(ciphertext)
+        _evaluator(self.parameters).transform_to_ntt_inplace(ciphertext)
         return ciphertext
-
-    def encode(self, polynomial: NDArray[np.int64]) -> Encoded:
-        """A (N,) polynomial of signed weights below t / 2, ready for products."""
-        return Encoded(_ntt_plaintext(self.parameters, self._evaluator, polynomial) if polynomial.any() else None)
 
     def respond(
         self,
@@ -311,15 +304,15 @@ class Responder:
         """sum_g w_g ct_g + mask, flooded and re-randomised, as bytes for the client.
 
         Args:
-            pairs: ciphertexts from :meth:`receive` with plaintexts from :meth:`encode`.
+            pairs: ciphertexts from :meth:`receive` with plaintexts from :func:`encode`.
             mask: (len(positions),) residues below t, uniform and fresh, to be added.
             form: from :meth:`Parameters.response_format`.
             positions: the coefficients to reveal.
         """
-        parameters, evaluator, rng = self.parameters, self._evaluator, self.rng
+        parameters, evaluator, rng = self.parameters, _evaluator(self.parameters), self.rng
         total, product = seal.Ciphertext(), seal.Ciphertext()
         ternary = _ternary(rng, parameters.degree)
-        evaluator.multiply_plain(self._zero, _ntt_plaintext(parameters, evaluator, ternary), total)
+        evaluator.multiply_plain(self._zero, _ntt_plaintext(parameters, ternary), total)
         for ciphertext, weights in pairs:
             if weights.plain is not None:
                 evaluator.multiply_plain(ciphertext, weights.plain, product)
@@ -336,10 +329,8 @@ class Responder:
         for _ in parameters.primes[1:]:
             evaluator.mod_switch_to_next_inplace(total)
 
-        data = _saved(total)
-        c0, c1 = np.frombuffer(data, np.uint64, 2 * parameters.degree, len(data) - 16 * parameters.degree).reshape(
-            2, -1
-        )
+        words = np.frombuffer(_saved(total)[-16 * parameters.degree :], np.uint64)
+        c0, c1 = words.reshape(2, parameters.degree)
         prime = parameters.primes[0]
         sent = (c0[positions], form.c0_bits), (c1, form.c1_bits)
         return b"".join(_pack(values >> _shift(prime, bits), bits) for values, bits in sent)
@@ -475,6 +466,11 @@ def _context(parameters: Parameters) -> Any:
 
 
 @lru_cache
+def _evaluator(parameters: Parameters) -> Any:
+    return seal.Evaluator(_context(parameters))
+
+
+@lru_cache
 def _check_library() -> None:
     if sys.byteorder != "little":
         raise ImportError("private inference needs a little-endian machine: SEAL's containers are native-endian")
@@ -583,9 +579,9 @@ def _plaintext(parameters: Parameters, coefficients: Residues) -> Any:
     return _load(seal.Plaintext(), parameters, [head, np.ascontiguousarray(coefficients).data.cast("B")])
 
 
-def _ntt_plaintext(parameters: Parameters, evaluator: Any, signed: NDArray[np.int64]) -> Any:
+def _ntt_plaintext(parameters: Parameters, signed: NDArray[np.int64]) -> Any:
     plain = _plaintext(parameters, _signed_residues(signed, [parameters.modulus])[0])
-    evaluator.transform_to_ntt_inplace(plain, _context(parameters).first_parms_id())
+    _evaluator(parameters).transform_to_ntt_inplace(plain, _context(parameters).first_parms_id())
     return plain
 
 

@@ -37,7 +37,7 @@ from functools import cached_property, lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from deepreshape.private.channel import Channel, Frame, Phase
+from deepreshape.private.channel import Channel, Frame, Phase, ProtocolError
 from deepreshape.private.he import (
     Buffer,
     ClientKey,
@@ -48,6 +48,7 @@ from deepreshape.private.he import (
     Responder,
     ResponseFormat,
     candidates,
+    encode,
     uniform,
 )
 
@@ -360,10 +361,9 @@ def choose_parameters(modulus: int, layers: Iterable[Convolution]) -> Parameters
 
 
 class EncodedWeights:
-    """The server's weights of one layer, encoded on first use.
+    """The server's weights of one layer, encoded on first use. Sessions under the same parameters may share them.
 
     Args:
-        responder: the session whose parameters they are encoded for.
         layout: as both parties derive it.
         weights: ``weight_shape`` signed integers.
         keep: hold what is encoded: ``declared.encoded_bytes`` of memory. Otherwise each use encodes afresh.
@@ -372,16 +372,13 @@ class EncodedWeights:
         ValueError: if the shape differs or a weight is wider than declared.
     """
 
-    def __init__(
-        self, responder: Responder, layout: Layout, weights: NDArray[np.integer], *, keep: bool = False
-    ) -> None:
+    def __init__(self, layout: Layout, weights: NDArray[np.integer], *, keep: bool = False) -> None:
         layer = layout.layer
         if weights.shape != layer.weight_shape:
             raise ValueError(f"weights of shape {weights.shape}; the layer wants {layer.weight_shape}")
-        if weights.size and max(int(weights.max()), -int(weights.min())) > 2**layer.weight_bits:
+        if max(int(weights.max()), -int(weights.min())) > 2**layer.weight_bits:
             raise ValueError(f"a weight exceeds 2^{layer.weight_bits}, which the layer declares as the largest")
         self.layout = layout
-        self._responder = responder
         self._weights = layout.split_weights(weights.astype(np.int64))
         self._kept: dict[tuple[int, int], Encoded] | None = {} if keep else None
 
@@ -390,7 +387,7 @@ class EncodedWeights:
         at = tile_in, tile_out
         if self._kept is not None and at in self._kept:
             return self._kept[at]
-        encoded = self._responder.encode(self.layout.plaintext(self._weights, *at))
+        encoded = encode(self.layout.parameters, self.layout.plaintext(self._weights, *at))
         if self._kept is not None:
             self._kept[at] = encoded
         return encoded
@@ -405,9 +402,11 @@ def respond(
         The responses, and the server's share s of ``output_shape``, uniform below t.
 
     Raises:
-        ProtocolError: if a ciphertext is malformed.
+        ProtocolError: if their number is wrong or one is malformed.
     """
     layout, modulus = weights.layout, responder.parameters.modulus
+    if len(ciphertexts) != layout.bands * layout.inputs:
+        raise ProtocolError(f"{len(ciphertexts)} ciphertexts; the layer wants {layout.bands * layout.inputs}")
     share = uniform(responder.rng, math.prod(layout.layer.output_shape), modulus).reshape(layout.layer.output_shape)
     mask = (np.uint64(modulus) - share) % np.uint64(modulus)
     responses: list[bytes] = []
