@@ -295,6 +295,12 @@ def test_other_library_is_refused(monkeypatch):
         he._check_library()
 
 
+def test_other_ciphertext_layout_is_refused(session, monkeypatch):
+    monkeypatch.setattr(he, "_GENERATOR", he._GENERATOR[:-1] + b"\2")
+    with pytest.raises(RuntimeError, match="unknown layout; this release was tested with"):
+        session[0].public_key()
+
+
 def test_nothing_secret_in_repr(session):
     key, responder = session
     assert re.fullmatch(r"<.*ClientKey object at 0x[0-9a-f]+>", repr(key))

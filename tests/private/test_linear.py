@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -39,26 +38,18 @@ def random_case(layer: Convolution, modulus: int, seed: int = 0):
     return np.random.default_rng(seed).integers(-top, top + 1, layer.weight_shape), mask
 
 
-def run(layout: Layout, weights, mask):
-    """Both roles, in two threads; returns u, s and the two ledgers' rows."""
-    parameters = layout.parameters
+def run(layout: Layout, weights, mask, rng=RANDOM):
+    """Both roles, step by step; returns u, s and the two ledgers' rows."""
     here, there = memory_pair()
-
-    def serve():
-        with there.ledger.at("", "setup"):
-            responder = linear.receive_public_key(there, parameters)
-        with there.ledger.at("layer", "offline"):
-            return linear.answer(there, responder, EncodedWeights(layout, weights))
-
-    with ThreadPoolExecutor(1) as pool:
-        share = pool.submit(serve)
-        key = ClientKey(parameters)
-        with here.ledger.at("", "setup"):
-            linear.send_public_key(here, key)
-        with here.ledger.at("layer", "offline"):
-            linear.send_mask(here, key, layout, mask)
-            mine = linear.receive_share(here, key, layout)
-        return mine, share.result(), here.ledger.rows, there.ledger.rows
+    key = ClientKey(layout.parameters)
+    with here.ledger.at("", "setup"), there.ledger.at("", "setup"):
+        linear.send_public_key(here, key)
+        responder = linear.receive_public_key(there, layout.parameters, rng)
+    with here.ledger.at("layer", "offline"), there.ledger.at("layer", "offline"):
+        linear.send_mask(here, key, layout, mask)
+        theirs = linear.answer(there, responder, EncodedWeights(layout, weights))
+        mine = linear.receive_share(here, key, layout)
+    return mine, theirs, here.ledger.rows, there.ledger.rows
 
 
 def check(layout: Layout, seed: int = 0):
@@ -202,6 +193,23 @@ def test_zero_weights():
     layout = linear.lay_out(layer, linear.choose_parameters(2**37, [layer]))
     mine, theirs, _, _ = run(layout, np.zeros(layer.weight_shape, np.int64), random_case(layer, 2**37)[1])
     assert not ((mine + theirs) % np.uint64(2**37)).any()
+
+
+class Zeros:
+    """A source whose masks are all zero."""
+
+    def bytes(self, n: int, /) -> bytes:
+        return bytes(n)
+
+
+def test_share_of_zero():
+    """The mask -s stays below t when s is 0."""
+    layer = Convolution(2, 4, 4, 2, kernel=3, padding=1)
+    layout = linear.lay_out(layer, linear.choose_parameters(2**37, [layer]))
+    weights, mask = random_case(layer, 2**37)
+    mine, theirs, _, _ = run(layout, weights, mask, Zeros())
+    assert not theirs.any()
+    assert (mine.astype(object) == plain(layer, weights, mask, 2**37)).all()
 
 
 @pytest.mark.parametrize(
