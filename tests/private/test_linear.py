@@ -195,6 +195,21 @@ def test_zero_weights():
     assert not ((mine + theirs) % np.uint64(2**37)).any()
 
 
+def test_shares_are_uniform_and_fresh():
+    """Even where W r is zero, each share alone looks uniform, and no two runs share one."""
+    layer = Convolution(2, 16, 16, 4, kernel=3, padding=1)
+    layout = linear.lay_out(layer, linear.choose_parameters(2**37, [layer]))
+    shares = [
+        share
+        for _ in range(2)
+        for share in run(layout, np.zeros(layer.weight_shape, int), np.zeros(layer.input_shape, np.uint64))[:2]
+    ]
+    assert np.unique(np.stack(shares)).size > 4 * 1024 - 3
+    for share in shares:
+        assert abs(float((share >> np.uint64(36)).mean()) - 0.5) < 0.1
+        assert abs(float((share & np.uint64(1)).mean()) - 0.5) < 0.1
+
+
 class Zeros:
     """A source whose masks are all zero."""
 
