@@ -211,10 +211,10 @@ def test_shares_are_uniform_and_fresh():
 
 
 class Zeros:
-    """A source whose masks are all zero."""
+    """A source whose masks are all zero; arrays do as well as bytes."""
 
-    def bytes(self, n: int, /) -> bytes:
-        return bytes(n)
+    def bytes(self, n: int, /):
+        return np.zeros(n, np.uint8)
 
 
 def test_share_of_zero():

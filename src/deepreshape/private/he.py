@@ -94,8 +94,8 @@ _CHOICES = (
 class RandomSource(Protocol):
     """Where this party's masks, floods and re-randomisation come from. Tests may supply a deterministic one."""
 
-    def bytes(self, n: int, /) -> bytes:
-        """``n`` bytes, never the same twice."""
+    def bytes(self, n: int, /) -> Buffer | NDArray[np.uint8]:
+        """The next ``n`` bytes of a stream that never repeats."""
         ...
 
 
