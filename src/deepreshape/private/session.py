@@ -36,6 +36,7 @@ CONFIRMATION_BYTES = 32
 
 Parameters = Mapping[str, int | str]
 DIGEST = re.compile(r"[0-9a-f]{64}")
+NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 
 
 class ConfigurationMismatchError(ProtocolError):
@@ -62,8 +63,8 @@ class Agreement:
         if self.batch and not DIGEST.fullmatch(self.batch):
             raise ValueError(f"batch {self.batch!r}: needs a session id as 64 hexadecimal digits, or nothing")
         for name, value in self.parameters.items():
-            if not isinstance(cast(object, name), str) or not isinstance(cast(object, value), int | str):
-                raise ValueError(f"parameter {name!r}={value!r}: names are strings, values integers or strings")
+            if not NAME.fullmatch(name) or not isinstance(cast(object, value), int | str):
+                raise ValueError(f"parameter {name!r}={value!r}: needs a plain name, and an integer or string as value")
 
 
 @dataclass(frozen=True)
@@ -151,7 +152,7 @@ def client_session(connection: Connection, agreement: Agreement) -> Generator[Se
         ProtocolError: if the handshake breaks off, or the session does not end cleanly.
     """
     with _ended(connection):
-        yield _handshake(_Talk(connection, "client", lambda proposal: proposal, agreement))
+        yield _handshake(_Talk(connection, "client", agreement))
         connection.finish()
 
 
@@ -183,76 +184,134 @@ def _ended(connection: Connection) -> Generator[None]:
         raise
 
 
+@dataclass(frozen=True)
+class Greeting:
+    """What each side tells the other first: all that must be equal, as that side sees it, and its nonce."""
+
+    client: str
+    server: str
+    agreement: Agreement
+    nonce: str
+
+    def encode(self) -> bytes:
+        """Canonical JSON, filled up with spaces to ``HELLO_BYTES``.
+
+        Raises:
+            ValueError: if the parameters do not fit.
+        """
+        text = _canonical(
+            {
+                "version": VERSION,
+                "client": self.client,
+                "server": self.server,
+                "program": self.agreement.program,
+                "parameters": dict(self.agreement.parameters),
+                "batch": self.agreement.batch,
+                "nonce": self.nonce,
+            }
+        )
+        if len(text) > HELLO_BYTES:
+            raise ValueError(f"the greeting takes {len(text)} bytes of {HELLO_BYTES}: use fewer or shorter parameters")
+        return text.ljust(HELLO_BYTES)
+
+    @staticmethod
+    def decode(data: bytes) -> Greeting:
+        """The greeting in ``data``.
+
+        Raises:
+            ConfigurationMismatchError: if the peer speaks another version.
+            ProtocolError: if ``data`` is anything but the canonical JSON of just these fields.
+        """
+        text = data.rstrip(b" ")
+        try:
+            value: object = json.loads(text)
+            canonical = _canonical(value) == text
+        except (ValueError, RecursionError):
+            canonical, value = False, None
+        if not canonical or not isinstance(value, dict):
+            raise ProtocolError("the peer's greeting is not canonical JSON")
+        found = cast(dict[str, object], value)
+        version = found.pop("version", None)
+        if type(version) is not int or version != VERSION:
+            raise ConfigurationMismatchError(
+                f"configuration mismatch: version {VERSION} here, {_shown(version)} there; install the same deepreshape"
+            )
+        if set(found) != {"client", "server", "program", "parameters", "batch", "nonce"}:
+            raise ProtocolError(f"the peer's greeting has the fields {_shown(sorted(found))}")
+        try:
+            program, batch = cast(str, found["program"]), cast(str, found["batch"])
+            agreement = Agreement(program, cast(Parameters, found["parameters"]), batch)
+            return Greeting(_digest(found["client"]), _digest(found["server"]), agreement, _digest(found["nonce"]))
+        except (ValueError, TypeError, AttributeError):
+            raise ProtocolError("the peer's greeting has a field of the wrong form") from None
+
+    def differences(self, theirs: Greeting) -> list[str]:
+        """Each public field in which ``theirs`` differs from this one, with both values."""
+        here, there = self._labelled(), theirs._labelled()
+        return [
+            f"{label} {_shown(here.get(label))} here, {_shown(there.get(label))} there"
+            for label in {**here, **there}
+            if _canonical(here.get(label)) != _canonical(there.get(label))  # as JSON, where true is not 1
+        ]
+
+    def _labelled(self) -> dict[str, object]:
+        return {
+            "client certificate": self.client,
+            "server certificate": self.server,
+            "program digest": self.agreement.program,
+            "offline batch": self.agreement.batch,
+            **{f"parameter {name}": value for name, value in self.agreement.parameters.items()},
+        }
+
+
 @dataclass
 class _Talk:
     """One party's side of a handshake under way."""
 
     connection: Connection
     role: Role
-    choose: Callable[[Agreement], Agreement]
-    agreement: Agreement | None = None
-    nonce: str = field(default_factory=lambda: secrets.token_hex(32))
-    theirs: dict[str, object] = field(default_factory=dict[str, object])
+    agreement: Agreement | Callable[[Agreement], Agreement]
+    """Ours; a server chooses it when it has heard what the client proposes."""
+    greetings: dict[Role, bytes] = field(default_factory=dict[Role, bytes])
 
     def __post_init__(self) -> None:
         own, peer = self.connection.own.role, self.connection.peer.role
         if own != self.role or peer == self.role:
             raise ProtocolError(f"certificates say {own} here and {peer} there, but this side acts as the {self.role}")
 
-    def fields(self) -> dict[str, object]:
-        """What must be equal on both sides; the certificates as TLS verified them here."""
-        ends: dict[Role, Peer] = {self.role: self.connection.own, self.connection.peer.role: self.connection.peer}
-        agreement = cast(Agreement, self.agreement)
-        return {
-            "version": VERSION,
-            "client": ends["client"].fingerprint,
-            "server": ends["server"].fingerprint,
-            "program": agreement.program,
-            "parameters": dict(agreement.parameters),
-            "batch": agreement.batch,
-        }
+    def agreed(self) -> Agreement:
+        return cast(Agreement, self.agreement)  # a server has chosen by the time it answers
 
     def greeting(self) -> bytes:
-        text = _canonical({**self.fields(), "nonce": self.nonce})
-        if len(text) > HELLO_BYTES:
-            raise ValueError(f"the greeting takes {len(text)} bytes of {HELLO_BYTES}: use fewer or shorter parameters")
-        return text.ljust(HELLO_BYTES)
+        ends: dict[Role, Peer] = {self.role: self.connection.own, self.connection.peer.role: self.connection.peer}
+        client, server = ends["client"].fingerprint, ends["server"].fingerprint
+        ours = Greeting(client, server, self.agreed(), secrets.token_hex(32))
+        self.greetings[self.role] = ours.encode()
+        return self.greetings[self.role]
 
     def greeted(self, data: bytes) -> None:
-        self.theirs = _read_greeting(data)
-        if self.agreement is None:
-            keys = "program", "parameters", "batch"
-            self.agreement = self.choose(Agreement(**{key: cast(str, self.theirs[key]) for key in keys}))
+        theirs = Greeting.decode(data)
+        self.greetings[self.connection.peer.role] = data
+        if not isinstance(self.agreement, Agreement):
+            self.agreement = self.agreement(theirs.agreement)
 
     def compare(self) -> None:
-        """Name the public fields that differ.
-
-        A server gets here after it has answered, so that both sides can say what differs.
-        """
-        labels = {"client": "client certificate", "server": "server certificate", "program": "program digest"}
-        differences: list[str] = []
-        for name, here in self.fields().items():
-            there = self.theirs[name]
-            if isinstance(here, dict) and isinstance(there, dict):
-                for key in sorted({*here, *there}):
-                    differences += _difference(f"parameter {key}", here.get(key), there.get(key))
-            else:
-                differences += _difference(labels.get(name, f"offline {name}"), here, there)
-        if differences:
+        """Say what differs. A server gets here after it has answered, so that both sides can say it."""
+        ours, theirs = (Greeting.decode(self.greetings[role]) for role in (self.role, self.connection.peer.role))
+        if differences := ours.differences(theirs):
             raise ConfigurationMismatchError(f"configuration mismatch: {'; '.join(differences)}")
-        if self.theirs["nonce"] == self.nonce:
+        if ours.nonce == theirs.nonce:
             raise ProtocolError("the peer sent our own nonce back")
 
     def session_id(self) -> bytes:
-        nonces = {self.role: self.nonce, self.connection.peer.role: self.theirs["nonce"]}
-        return hashlib.sha256(_canonical(["deepreshape session", self.fields(), nonces])).digest()
+        """Both greetings have one fixed length and name all that is bound, as each side sees it."""
+        return hashlib.sha256(b"deepreshape session" + self.greetings["client"] + self.greetings["server"]).digest()
 
-    def confirmation(self, role: Role | None = None) -> bytes:
-        """What ``role`` (we, unless given) sends to prove that it holds the same session id."""
-        return hashlib.sha256(_canonical(["deepreshape confirm", role or self.role, self.session_id().hex()])).digest()
+    def confirmation(self) -> bytes:
+        return _confirmation(self.role, self.session_id())
 
     def confirmed(self, data: bytes) -> None:
-        if not hmac.compare_digest(data, self.confirmation(self.connection.peer.role)):
+        if not hmac.compare_digest(data, _confirmation(self.connection.peer.role, self.session_id())):
             raise ProtocolError("the peer confirmed another session id than ours")
 
 
@@ -273,7 +332,7 @@ def _handshake(talk: _Talk) -> Session:
         if after is State.GREETED:
             talk.compare()
         state = after
-    session = Session(connection, role, connection.peer, talk.session_id(), cast(Agreement, talk.agreement))
+    session = Session(connection, role, connection.peer, talk.session_id(), talk.agreed())
     outgoing, incoming = (
         int.from_bytes(session.key("sequence numbers", "", "setup", sender, 0, 8), "little")
         for sender in (role, connection.peer.role)
@@ -282,40 +341,14 @@ def _handshake(talk: _Talk) -> Session:
     return session
 
 
-def _read_greeting(data: bytes) -> dict[str, object]:
-    """A greeting's fields, each of the type and form it must have.
-
-    Raises:
-        ConfigurationMismatchError: if the peer speaks another version.
-        ProtocolError: if it is anything but the canonical JSON of just these fields.
-    """
-    text = data.rstrip(b" ")
-    try:
-        value: object = json.loads(text)
-        canonical = _canonical(value) == text
-    except (ValueError, RecursionError):
-        canonical, value = False, None
-    if not canonical or not isinstance(value, dict):
-        raise ProtocolError("the peer's greeting is not canonical JSON")
-    greeting = cast(dict[str, object], value)
-    version = greeting.get("version")
-    if type(version) is not int or version != VERSION:
-        raise ConfigurationMismatchError(f"configuration mismatch: {_difference('version', VERSION, version)[0]}")
-    if set(greeting) != {"version", "client", "server", "program", "parameters", "batch", "nonce"}:
-        raise ProtocolError(f"the peer's greeting has the fields {_shown(sorted(greeting))}")
-    for name in ("client", "server", "program", "nonce", "batch"):
-        digest = greeting[name]
-        if not isinstance(digest, str) or not (DIGEST.fullmatch(digest) or (name == "batch" and not digest)):
-            raise ProtocolError(f"the peer's greeting has {name} {_shown(digest)}, not 64 hexadecimal digits")
-    parameters = greeting["parameters"]
-    if not isinstance(parameters, dict) or not all(isinstance(item, int | str) for item in parameters.values()):
-        raise ProtocolError(f"the peer's greeting has parameters {_shown(parameters)}, not names with plain values")
-    return greeting
+def _confirmation(role: Role, session_id: bytes) -> bytes:
+    return hashlib.sha256(b"deepreshape confirm " + role.encode() + session_id).digest()
 
 
-def _difference(label: str, here: object, there: object) -> list[str]:
-    # as JSON, where true is not 1
-    return [] if _canonical(here) == _canonical(there) else [f"{label} {_shown(here)} here, {_shown(there)} there"]
+def _digest(value: object) -> str:
+    if not isinstance(value, str) or not DIGEST.fullmatch(value):
+        raise ValueError("not 64 hexadecimal digits")
+    return value
 
 
 def _shown(value: object) -> str:
