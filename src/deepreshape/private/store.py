@@ -131,8 +131,9 @@ class Store:
                 _write_new(self._key(session), key)
                 _sync_folder(self.keys)
             except OSError:
-                self._discard(session)
                 os.close(hold)
+                with suppress(OSError):
+                    self._discard(session)
                 raise
         return Writer(self, folder, binding, key, hold)
 
@@ -190,13 +191,15 @@ class Store:
 
     def discard(self, session: str) -> None:
         """Destroy a batch and its key; called by its writer or reader."""
-        with self._locked():
+        with self._locked(), _reported(session, self.folder):
             self._discard(session)
 
-    def _discard(self, session: str) -> None:
-        self._destroy_key(session)
-        for state in STATES:
-            shutil.rmtree(self.folder / state / session, ignore_errors=True)
+    def _discard(self, session: str, *states: str) -> None:
+        try:
+            self._destroy_key(session)
+        finally:
+            for state in states or STATES:
+                shutil.rmtree(self.folder / state / session, ignore_errors=True)
 
     def _sweep(self) -> None:
         """Destroy what a dead process was writing or using, and copies of what is spent."""
@@ -204,11 +207,11 @@ class Store:
             for folder in (self.folder / state).iterdir():
                 with suppress(BlockingIOError):  # its process lives
                     hold = _hold(folder)
-                    self._discard(folder.name)
+                    self._discard(folder.name, state)
                     os.close(hold)
         for session in self._spent():
             if self._key(session).exists() or (self.folder / "fresh" / session).exists():
-                self._discard(session)
+                self._discard(session, "fresh")  # its original may still be in use
 
     def _key(self, session: str) -> Path:
         return self.keys / f"{session}.key"
@@ -234,7 +237,8 @@ class Store:
 
     def _spent(self) -> frozenset[str]:
         with suppress(FileNotFoundError):
-            return frozenset((self.folder / "spent").read_bytes().decode("ascii", "replace").split("\n"))
+            lines = (self.folder / "spent").read_bytes().decode("ascii", "replace").split("\n")
+            return frozenset(line for line in lines if ID.fullmatch(line))
         return frozenset()
 
     def _record(self, session: str) -> None:
@@ -326,9 +330,11 @@ class Writer:
         self._open = False
         self._streams.clear()
         self._key[:] = bytes(KEY_BYTES)
-        if discard:
-            self._store.discard(self._folder.name)
-        os.close(self._hold)
+        try:
+            if discard:
+                self._store.discard(self._folder.name)
+        finally:
+            os.close(self._hold)
 
     def _check_open(self) -> None:
         if not self._open:
@@ -366,9 +372,11 @@ class Batch:
         if self._hold is not None:
             self._unread.clear()
             self._key[:] = bytes(KEY_BYTES)
-            self._store.discard(self._folder.name)
-            os.close(self._hold)
-            self._hold = None
+            hold, self._hold = self._hold, None
+            try:
+                self._store.discard(self._folder.name)
+            finally:
+                os.close(hold)
 
     def __enter__(self) -> Self:
         return self
