@@ -8,6 +8,7 @@ import threading
 import time
 import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -266,6 +267,25 @@ def test_bytes_after_the_last_frame_are_refused(raw: Raw) -> None:
     raw.sock.sendall(HEADER.pack(Frame.READY, 0, 0) + b"x")
     with pytest.raises(ProtocolError, match="sent bytes after the last frame"):
         raw.server.finish()
+
+
+def test_secrets_are_in_no_text_and_no_key_log(
+    keys: Keys, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("SSLKEYLOGFILE", str(tmp_path / "keylog"))
+    caplog.set_level(0)
+    planted = b"PLANTED-SECRET"
+    client, server = pair(keys)
+    client.send(Frame.LABELS, planted)
+    with pytest.raises(ProtocolError) as refused:
+        server.receive(Frame.LABELS, len(planted) + 1)
+    with pytest.raises(ProtocolError) as told:
+        client.receive(Frame.READY, 0)
+    texts = [*map(repr, (client, server, refused.value, told.value, Endpoint(keys.client))), caplog.text]
+    secret = [line for line in keys.client.key.read_text().splitlines() if "PRIVATE" not in line]
+    for text in texts:
+        assert not any(word in text for word in ("PLANTED", *secret)), text
+    assert not (tmp_path / "keylog").exists()
 
 
 def test_cap_holds_for_both_directions(keys: Keys) -> None:
