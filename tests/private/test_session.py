@@ -227,6 +227,16 @@ def test_anything_but_canonical_json_is_refused(text: bytes) -> None:
         Greeting.decode(text.ljust(HELLO_BYTES))
 
 
+@pytest.mark.parametrize(
+    ("old", "new"), [(b'"batch":', b'"batch": '), (b'{"batch":', b'{"batch":"","batch":'), (b'"cdcd', b'"\\u0063dcd')]
+)
+def test_a_greeting_can_be_written_in_one_way_only(old: bytes, new: bytes) -> None:
+    data = Greeting("a1" * 32, "b0" * 32, AGREED, "99" * 32).encode().rstrip()
+    assert old in data
+    with pytest.raises(ProtocolError, match="not canonical JSON"):
+        Greeting.decode(data.replace(old, new).ljust(HELLO_BYTES))
+
+
 @settings(max_examples=200, deadline=None, derandomize=True)
 @given(at=st.integers(0, HELLO_BYTES - 1), bit=st.integers(0, 7))
 def test_a_changed_greeting_is_refused_or_read_as_different(at: int, bit: int) -> None:

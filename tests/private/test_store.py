@@ -190,8 +190,10 @@ def test_key_is_kept_apart_and_nothing_lies_in_clear(tmp_path: Path) -> None:
         mode = stat.S_IMODE(path.stat().st_mode)
         assert mode & 0o077 == 0 or path.suffix == ".stream" or path.is_relative_to(store.folder / "writing")
     assert stat.S_IMODE(store.folder.stat().st_mode) == stat.S_IMODE(store.keys.stat().st_mode) == 0o700
+    os.link(store.keys / f"{ONE}.key", tmp_path / "same file")
     with store.claim(BINDING) as batch:
         assert not list(store.keys.iterdir())
+        assert (tmp_path / "same file").read_bytes() == bytes(32)
         assert list(batch.read("layer1.labels")) == [b"labels"]
 
 
@@ -218,8 +220,11 @@ def test_damaged_stream_is_refused(store: Store, damage: Damage) -> None:
     path = store.folder / "fresh" / ONE / "layer1.tables.stream"
     path.write_bytes(damage(path.read_bytes()))
     read: list[bytes] = []
+    tracemalloc.start()
     with store.claim(BINDING) as batch, pytest.raises(StoreError, match=r"layer1\.tables\.stream: chunk . is damaged"):
         read += batch.read("layer1.tables")
+    assert tracemalloc.get_traced_memory()[1] < 1 << 20  # whatever length the file claims
+    tracemalloc.stop()
     assert read == CHUNKS[: len(read)]
 
 

@@ -32,6 +32,7 @@ from hypothesis import strategies as st
 from deepreshape.private.channel import Frame, ProtocolError
 from deepreshape.private.wire import (
     HEADER,
+    SLICE,
     ConnectionLostError,
     Endpoint,
     Limits,
@@ -261,6 +262,41 @@ def test_every_refusal_tells_the_peer_the_same(keys: Keys) -> None:
         answers.add(raw.sock.recv(100))
         raw.close()
     assert answers == {HEADER.pack(Frame.ABORT, 1, 0) + b"\x01"}
+
+
+def test_peer_that_aborts_is_named_and_says_no_more(keys: Keys) -> None:
+    client, server = pair(keys)
+    server.abort("a reason that stays here")
+    with pytest.raises(PeerAbortedError, match="server 'bob' aborted the session instead of sending LABELS"):
+        client.receive(Frame.LABELS, 16)
+    for end, why in ((client, "'bob' aborted it"), (server, "a reason that stays here")):
+        with pytest.raises(ProtocolError, match=f"is over: .*{why}"):
+            end.send(Frame.LABELS, b"")
+
+
+def test_abort_inside_a_frame_is_not_read_as_its_rest(keys: Keys, monkeypatch: pytest.MonkeyPatch) -> None:
+    client, server = pair(keys, link=Link(delay_s=0.0))
+    pauses = iter([None] * 3)  # before the turn, the header and the first slice; interrupted before the second
+
+    def interrupted(_: float) -> None:
+        if next(pauses, "over"):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(time, "sleep", interrupted)
+    with ThreadPoolExecutor(1) as pool:
+        received = pool.submit(server.receive, Frame.TABLES, SLICE + 10)
+        with pytest.raises(KeyboardInterrupt):
+            client.send(Frame.TABLES, bytes(SLICE + 10))
+        client.abort("interrupted")
+        assert isinstance(received.exception(10), ConnectionLostError)
+
+
+def test_session_that_took_too_long_sends_nothing_more(keys: Keys) -> None:
+    client, server = pair(keys, Limits(session_s=0.1))
+    time.sleep(0.15)
+    with pytest.raises(TimeLimitError, match=r"took over 0\.1 s \(session_s\)"):
+        client.send(Frame.LABELS, b"")
+    server.abort("the test is over")
 
 
 def test_bytes_after_the_last_frame_are_refused(raw: Raw) -> None:
