@@ -13,7 +13,7 @@ import ssl
 import struct
 import threading
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -21,13 +21,17 @@ from pathlib import Path
 from deepreshape.private.certificates import Credentials, create_authority, issue
 from deepreshape.private.channel import Channel, Frame, ProtocolError
 from deepreshape.private.session import Agreement, client_session, server_session
-from deepreshape.private.wire import HEADER, Endpoint, Limits, listen
+from deepreshape.private.wire import HEADER, ConnectionLostError, Endpoint, Limits, listen
 
 RECORD = struct.Struct("!BHH")
 CHANGE_CIPHER_SPEC = 20
 
-PATIENT = Limits(connect_s=10, read_s=10, write_s=10, session_s=60)
-BRIEF = Limits(connect_s=0.4, read_s=0.4, write_s=0.4, session_s=20)
+PATIENT = Limits(connect_s=30, read_s=30, write_s=30, session_s=120)
+
+
+def brief(seconds: float = 0.3) -> Limits:
+    """Time-outs that are meant to run out."""
+    return Limits(connect_s=seconds, read_s=seconds, write_s=seconds, session_s=120)
 
 
 class Fault(Enum):
@@ -42,9 +46,14 @@ class Fault(Enum):
     REPLACE = "replace"
 
     @property
-    def limits(self) -> Limits:
-        """Short time-outs where one is expected to run out; long ones where none may, however busy the machine."""
-        return BRIEF if self in (Fault.DROP, Fault.SWAP, Fault.STALL) else PATIENT
+    def limits(self) -> tuple[Limits, ...]:
+        """Time-outs to try, until they are long enough for the attack to happen on a busy machine.
+
+        They are short where one is expected to run out, and long where none may.
+        """
+        if self in (Fault.DROP, Fault.SWAP, Fault.STALL):
+            return brief(), brief(1.5), brief(10)
+        return (PATIENT,)
 
 
 @dataclass
@@ -110,7 +119,7 @@ class Relay:
         if attack.fault is Fault.REPLACE:
             return [attack.replacement]
         if attack.fault is Fault.STALL:
-            self.over.wait(30)
+            self.over.wait(60)
         # what is left is to cut, or to hang up after the stall: half a unit, then the line is dead
         half = [unit[: len(unit) // 2]] if attack.fault is Fault.CUT else []
         self.over.set()
@@ -225,15 +234,18 @@ def converse(
     """Run the script over TLS on loopback, through ``relay`` if given. Returns what client and server end with."""
     outcomes: dict[str, Outcome] = {}
     listening = listen("127.0.0.1", 0)
+    listening.settimeout(30)
     port = listening.getsockname()[1]
     threads: list[threading.Thread] = []
 
     def serve() -> None:
-        sock, _ = listening.accept()
         try:
+            sock, _ = listening.accept()
             with server_session(Endpoint(keys.server, limits).accept(sock), lambda _: AGREEMENT) as session:
                 result = play(session.channel, "server")
             outcomes["server"] = result
+        except TimeoutError:
+            outcomes["server"] = ConnectionLostError("nobody came")
         except ProtocolError as error:
             outcomes["server"] = error
 
@@ -241,18 +253,21 @@ def converse(
     entrance = None
     if relay is not None:
         entrance = listen("127.0.0.1", 0)
+        entrance.settimeout(30)
         front, target = entrance, port
         port = entrance.getsockname()[1]
 
         def pass_on() -> None:
-            near, _ = front.accept()
-            far = socket.create_connection(("127.0.0.1", target), 5)
-            for end in (near, far):
-                end.settimeout(10)
-                end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            if frames:
-                near, far = tls(keys.server, near, server=True), tls(keys.client, far, server=False)
-            relay.run(near, far, read_frame if frames else read_record)
+            with ExitStack() as ends, suppress(OSError):
+                near = ends.enter_context(front.accept()[0])
+                far = ends.enter_context(socket.create_connection(("127.0.0.1", target), 30))
+                for end in (near, far):
+                    end.settimeout(30)
+                    end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                if frames:
+                    near = ends.enter_context(tls(keys.server, near, server=True))
+                    far = ends.enter_context(tls(keys.client, far, server=False))
+                relay.run(near, far, read_frame if frames else read_record)
 
         threads.append(threading.Thread(target=pass_on))
     for thread in threads:
@@ -263,11 +278,11 @@ def converse(
         outcomes["client"] = result
     except ProtocolError as error:
         outcomes["client"] = error
-    threads[0].join(30)
+    threads[0].join(60)
     if relay is not None:
         relay.over.set()
     for thread in threads:
-        thread.join(30)
+        thread.join(60)
         assert not thread.is_alive()
     listening.close()
     if entrance is not None:

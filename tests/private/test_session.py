@@ -105,7 +105,7 @@ def shake(
 
     with ThreadPoolExecutor(2) as pool:
         visited, served = pool.submit(visit), pool.submit(serve)
-        sides = [done.exception(20) or done.result() for done in (visited, served)]
+        sides = [done.exception(60) or done.result() for done in (visited, served)]
     return sides[0], sides[1], ours, theirs  # type: ignore[return-value]
 
 
@@ -300,7 +300,7 @@ def test_server_chooses_by_what_the_client_proposes() -> None:
         served = pool.submit(serve)
         with client_session(Ends(left, ALICE, BOB), AGREED):
             pass
-        served.result(10)
+        served.result(60)
     assert heard == [AGREED]
 
 
@@ -335,7 +335,7 @@ def test_error_inside_aborts_and_its_text_is_not_kept() -> None:
         served = pool.submit(serve)
         with pytest.raises(KeyError), client_session(ours, AGREED):
             raise KeyError("a secret")
-        served.result(10)
+        served.result(60)
     assert ours.log[-1] == "KeyError"
 
 

@@ -354,7 +354,7 @@ def test_dead_writer_is_swept_and_a_living_one_is_not(tmp_path: Path) -> None:
     assert contents(tmp_path) == {f"writing/{ONE}/tables.stream", f"keys/{ONE}.key"}
     process.stdin.write(b"\n")
     process.stdin.flush()
-    assert process.wait(20) == -9
+    assert process.wait(60) == -9
     process.stdin.close()
     process.stdout.close()
     Store(tmp_path)
@@ -410,7 +410,7 @@ def test_two_servers_on_one_store_share_no_batch(store: Store) -> None:
         assert server.stdin
         server.stdin.write("\n")
         server.stdin.flush()
-    claimed = [server.communicate(timeout=30)[0].split() for server in servers]
+    claimed = [server.communicate(timeout=60)[0].split() for server in servers]
     assert sorted(claimed[0] + claimed[1]) == sorted(sessions)
 
 
@@ -419,7 +419,7 @@ def test_threads_race_for_one_batch(store: Store) -> None:
     start = threading.Barrier(8)
 
     def race(_: int) -> Batch | StoreError:
-        start.wait(10)
+        start.wait(60)
         try:
             return Store(store.folder).claim(BINDING, ONE)
         except StoreError as error:

@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from faults import (
-    BRIEF,
     CHANGE_CIPHER_SPEC,
     PATIENT,
     SCRIPT,
@@ -22,11 +21,12 @@ from faults import (
     Keys,
     Outcome,
     Relay,
+    brief,
     converse,
     expected_result,
     tls,
 )
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from deepreshape.private.channel import Frame, ProtocolError
@@ -66,7 +66,7 @@ class Raw:
             served = pool.submit(lambda: Endpoint(keys.server, limits).accept(listening.accept()[0]))
             self.sock = tls(keys.client, socket.create_connection(listening.getsockname()), server=False)
             self.server = served.result()
-        self.sock.settimeout(5)
+        self.sock.settimeout(30)
 
     def close(self) -> None:
         self.sock.close()
@@ -84,10 +84,14 @@ def attack_all(keys: Keys, attacks: list[Attack], *, frames: bool) -> list[tuple
     """Most of a run is waiting for a time-out, so they run side by side."""
 
     def one(attack: Attack) -> tuple[Attack, Relay, Outcome, Outcome]:
-        relay = Relay(attack)
-        return attack, relay, *converse(keys, attack.fault.limits, relay, frames=frames)
+        for limits in attack.fault.limits:
+            relay = Relay(attack)
+            outcomes = converse(keys, limits, relay, frames=frames)
+            if relay.hit:
+                return attack, relay, *outcomes
+        raise AssertionError(f"{attack} never happened: {outcomes}")
 
-    with ThreadPoolExecutor(12) as pool:
+    with ThreadPoolExecutor(8) as pool:
         return list(pool.map(one, attacks))
 
 
@@ -138,7 +142,6 @@ def test_network_attacker_breaks_any_record(keys: Keys, fault: Fault) -> None:
     seen = units(keys, frames=False).seen
     attacks = [Attack(fault, way, k) for way in seen for k in range(len(seen[way]))]
     for attack, relay, client, server in attack_all(keys, attacks, frames=False):
-        assert relay.hit
         if relay.hit[0] == CHANGE_CIPHER_SPEC and client == server == expected_result():
             continue  # TLS 1.3 sends it for old middleboxes only and gives it no meaning
         check_outcomes(attack, seen, (client, server), BELOW_TLS)
@@ -161,8 +164,7 @@ def test_attacker_with_both_keys_breaks_any_frame(keys: Keys, fault: Fault) -> N
     assert [len(seen[way]) for way in seen] == [3 + frames for frames in scripted]
     flips = [0, 1, 8, 9, 16] if fault is Fault.FLIP else [-1]  # first and last byte of kind, length and number
     attacks = [Attack(fault, way, k, at) for way in seen for k in range(len(seen[way])) for at in flips]
-    for attack, relay, client, server in attack_all(keys, attacks, frames=True):
-        assert relay.hit
+    for attack, _, client, server in attack_all(keys, attacks, frames=True):
         check_outcomes(attack, seen, (client, server), INSIDE_TLS)
 
 
@@ -288,7 +290,7 @@ def test_abort_inside_a_frame_is_not_read_as_its_rest(keys: Keys, monkeypatch: p
         with pytest.raises(KeyboardInterrupt):
             client.send(Frame.TABLES, bytes(SLICE + 10))
         client.abort("interrupted")
-        assert isinstance(received.exception(10), ConnectionLostError)
+        assert isinstance(received.exception(60), ConnectionLostError)
 
 
 def test_session_that_took_too_long_sends_nothing_more(keys: Keys) -> None:
@@ -337,7 +339,7 @@ def test_cap_holds_for_both_directions(keys: Keys) -> None:
 
 
 def test_two_senders_at_once_time_out_instead_of_waiting_for_ever(keys: Keys) -> None:
-    ends = pair(keys, BRIEF)
+    ends = pair(keys, Limits(write_s=0.3))
     big = np.zeros(1 << 26, np.uint8)
     with ThreadPoolExecutor(2) as pool:
         errors = [pool.submit(end.send, Frame.TABLES, big).exception() for end in ends]
@@ -370,7 +372,7 @@ def test_a_drip_of_bytes_ends_with_the_session(keys: Keys) -> None:
 def test_silent_connection_does_not_hold_a_server(keys: Keys) -> None:
     silent = pytest.raises(TimeLimitError, match="connect_s")
     with listen("127.0.0.1", 0) as listening, socket.create_connection(listening.getsockname()), silent:
-        Endpoint(keys.server, BRIEF).accept(listening.accept()[0])
+        Endpoint(keys.server, brief()).accept(listening.accept()[0])
 
 
 def test_nobody_listens(keys: Keys) -> None:
@@ -389,7 +391,7 @@ def test_no_limit_is_infinite(value: float) -> None:
 def test_link_delays_turns_not_frames(keys: Keys, monkeypatch: pytest.MonkeyPatch) -> None:
     slept: list[float] = []
     monkeypatch.setattr(time, "sleep", slept.append)
-    client, server = pair(keys, link=Link(delay_s=50.0, bytes_per_s=1000.0))
+    client, server = pair(keys, link=Link(delay_s=50.0, bytes_per_s=1.0))
     for _ in range(2):
         client.send(Frame.TABLES, bytes(3000))
         client.send(Frame.LABELS, bytes(1000))
@@ -398,16 +400,23 @@ def test_link_delays_turns_not_frames(keys: Keys, monkeypatch: pytest.MonkeyPatc
         server.send(Frame.READY, b"")
         client.receive(Frame.READY, 0)
     assert slept.count(50.0) == 2
-    assert max(s for s in slept if s != 50.0) == pytest.approx(4.0, abs=0.5)
+    assert max(s for s in slept if s != 50.0) == pytest.approx(4000, abs=40)
     client.abort("over")
     server.abort("over")
 
 
 @settings(max_examples=20, deadline=None, derandomize=True)
-@given(kind=st.integers(0, 255), length=st.integers(0, 80), number=st.integers(0, 3), extra=st.binary(max_size=40))
+@given(
+    kind=st.sampled_from([*Frame, 0, 255]),
+    length=st.sampled_from([32, 0, 31, 33]),
+    number=st.sampled_from([0, 1]),
+    extra=st.binary(min_size=30, max_size=40),
+)
+@example(kind=Frame.LABELS, length=32, number=0, extra=bytes(32))
 def test_only_the_expected_frame_gets_through(keys: Keys, kind: int, length: int, number: int, extra: bytes) -> None:
-    raw = Raw(keys, BRIEF)
+    raw = Raw(keys)
     raw.sock.sendall(HEADER.pack(kind, length, number) + extra[:length])
+    raw.sock.close()
     fits = (kind, length, number) == (Frame.LABELS, 32, 0) and len(extra) >= 32
     try:
         assert bytes(raw.server.receive(Frame.LABELS, 32)) == extra[:32]
