@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import itertools
 import socket
+import struct
 import threading
 import time
 import tracemalloc
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -80,19 +82,27 @@ def raw(keys: Keys):
     end.close()
 
 
-def attack_all(keys: Keys, attacks: list[Attack], *, frames: bool) -> list[tuple[Attack, Relay, Outcome, Outcome]]:
-    """Most of a run is waiting for a time-out, so they run side by side."""
+Judge = Callable[[Attack, Relay, Outcome, Outcome], bool]
 
-    def one(attack: Attack) -> tuple[Attack, Relay, Outcome, Outcome]:
+
+def attack_all(keys: Keys, attacks: list[Attack], judge: Judge, *, frames: bool) -> None:
+    """Carry out every attack and judge how client and server end. Never may either have a wrong result.
+
+    Most of a run is waiting for a time-out, so they run side by side. On a busy machine a short time-out may also run
+    out where none should; the attack is then tried again with longer ones, and judged by the last try.
+    """
+
+    def one(attack: Attack) -> None:
         for limits in attack.fault.limits:
             relay = Relay(attack)
-            outcomes = converse(keys, limits, relay, frames=frames)
-            if relay.hit:
-                return attack, relay, *outcomes
-        raise AssertionError(f"{attack} never happened: {outcomes}")
+            client, server = converse(keys, limits, relay, frames=frames)
+            assert all(isinstance(end, ProtocolError) or end == expected_result() for end in (client, server))
+            if relay.hit and judge(attack, relay, client, server):
+                return
+        raise AssertionError(f"{attack.fault.value} {attack.way} unit {attack.k}: {client!r} / {server!r}")
 
     with ThreadPoolExecutor(8) as pool:
-        return list(pool.map(one, attacks))
+        list(pool.map(one, attacks))
 
 
 def units(keys: Keys, *, frames: bool) -> Relay:
@@ -102,26 +112,26 @@ def units(keys: Keys, *, frames: bool) -> Relay:
     return relay
 
 
-def check_outcomes(
-    attack: Attack,
-    seen: dict[str, list[bytes]],
-    outcomes: tuple[Outcome, Outcome],
-    table: dict[Fault, tuple[type[ProtocolError], ...]],
-) -> None:
-    """Never a wrong result; the victim's error is of the class in the table; the other party ends with an error too.
+def judge_by(table: dict[Fault, tuple[type[ProtocolError], ...]], seen: dict[str, list[bytes]]) -> Judge:
+    """The victim's error must be of the class in the table, and the other party must end with an error too.
 
     Exempt is the end: nobody listens after the last unit of a direction, and a server that has heard the client's
     farewell has rightly finished, whatever becomes of its answer.
     """
-    where = f"{attack.fault.value} {attack.way} unit {attack.k} of {len(seen[attack.way])}: {outcomes}"
-    victim, other = reversed(outcomes) if attack.way == "up" else outcomes
-    last = len(seen[attack.way]) - 1
-    broken = attack.k + (attack.fault is Fault.REPEAT)
-    assert all(isinstance(end, ProtocolError) or end == expected_result() for end in outcomes), where
-    if broken <= last:
+
+    def judge(attack: Attack, relay: Relay, client: Outcome, server: Outcome) -> bool:
+        victim, other = (server, client) if attack.way == "up" else (client, server)
+        last = len(seen[attack.way]) - 1
+        broken = attack.k + (attack.fault is Fault.REPEAT)
+        if broken > last:
+            return True
+        if relay.hit[0] == CHANGE_CIPHER_SPEC and isinstance(victim, bytes) and isinstance(other, bytes):
+            return True  # below TLS: 1.3 sends this record for old middleboxes only and gives it no meaning
         lost = (ConnectionLostError,) if broken == last else ()
-        assert type(victim) in table[attack.fault] + lost, where
-        assert isinstance(other, ProtocolError) or (attack.way == "down" and broken == last), where
+        excused = attack.way == "down" and broken == last
+        return type(victim) in table[attack.fault] + lost and (isinstance(other, ProtocolError) or excused)
+
+    return judge
 
 
 # What the party at the receiving end of the broken unit may end with, below TLS. The other party learns it by an abort,
@@ -141,17 +151,14 @@ BELOW_TLS: dict[Fault, tuple[type[ProtocolError], ...]] = {
 def test_network_attacker_breaks_any_record(keys: Keys, fault: Fault) -> None:
     seen = units(keys, frames=False).seen
     attacks = [Attack(fault, way, k) for way in seen for k in range(len(seen[way]))]
-    for attack, relay, client, server in attack_all(keys, attacks, frames=False):
-        if relay.hit[0] == CHANGE_CIPHER_SPEC and client == server == expected_result():
-            continue  # TLS 1.3 sends it for old middleboxes only and gives it no meaning
-        check_outcomes(attack, seen, (client, server), BELOW_TLS)
+    attack_all(keys, attacks, judge_by(BELOW_TLS, seen), frames=False)
 
 
 INSIDE_TLS: dict[Fault, tuple[type[ProtocolError], ...]] = {
-    Fault.DROP: (ProtocolError, TimeLimitError),
+    Fault.DROP: (ProtocolError, TimeLimitError, PeerAbortedError),  # whose time-out runs out first
     Fault.CUT: (ConnectionLostError,),
     Fault.REPEAT: (ProtocolError,),
-    Fault.SWAP: (ProtocolError, TimeLimitError),
+    Fault.SWAP: (ProtocolError, TimeLimitError, PeerAbortedError),
     Fault.FLIP: (ProtocolError,),
     Fault.STALL: (TimeLimitError,),
 }
@@ -164,8 +171,7 @@ def test_attacker_with_both_keys_breaks_any_frame(keys: Keys, fault: Fault) -> N
     assert [len(seen[way]) for way in seen] == [3 + frames for frames in scripted]
     flips = [0, 1, 8, 9, 16] if fault is Fault.FLIP else [-1]  # first and last byte of kind, length and number
     attacks = [Attack(fault, way, k, at) for way in seen for k in range(len(seen[way])) for at in flips]
-    for attack, _, client, server in attack_all(keys, attacks, frames=True):
-        check_outcomes(attack, seen, (client, server), INSIDE_TLS)
+    attack_all(keys, attacks, judge_by(INSIDE_TLS, seen), frames=True)
 
 
 @pytest.mark.parametrize("k", [0, 1])
@@ -180,12 +186,15 @@ def test_changed_handshake_payload_is_refused(keys: Keys, way: str, k: int, at: 
 def test_frames_of_an_earlier_session_do_not_fit(keys: Keys) -> None:
     tape = units(keys, frames=True).seen
     attacks = [Attack(Fault.REPLACE, way, k, replacement=frame) for way in tape for k, frame in enumerate(tape[way])]
-    for attack, _, client, server in attack_all(keys, attacks, frames=True):
+
+    def judge(attack: Attack, relay: Relay, client: Outcome, server: Outcome) -> bool:
         victim, other = (server, client) if attack.way == "up" else (client, server)
-        assert type(victim) is ProtocolError or isinstance(victim, PeerAbortedError), (attack, victim)
         farewell = attack.way == "down" and attack.k == len(tape["down"]) - 1
-        assert isinstance(other, ProtocolError) or farewell, (attack, other)
-        assert "frame" in str(victim) or attack.k < 2, (attack, victim)
+        noticed = "expected frame" in str(victim) or "another session id" in str(victim)
+        told = isinstance(victim, PeerAbortedError) and attack.k < 2  # the other side found the greeting stale first
+        return (noticed or told) and (isinstance(other, ProtocolError) or farewell)
+
+    attack_all(keys, attacks, judge, frames=True)
 
 
 def test_every_session_numbers_its_frames_differently(keys: Keys) -> None:
@@ -289,7 +298,8 @@ def test_abort_inside_a_frame_is_not_read_as_its_rest(keys: Keys, monkeypatch: p
         received = pool.submit(server.receive, Frame.TABLES, SLICE + 10)
         with pytest.raises(KeyboardInterrupt):
             client.send(Frame.TABLES, bytes(SLICE + 10))
-        client.abort("interrupted")
+        with pytest.raises(ProtocolError, match="was interrupted and cannot be continued"):
+            client.send(Frame.LABELS, b"")
         assert isinstance(received.exception(60), ConnectionLostError)
 
 
@@ -373,6 +383,19 @@ def test_silent_connection_does_not_hold_a_server(keys: Keys) -> None:
     silent = pytest.raises(TimeLimitError, match="connect_s")
     with listen("127.0.0.1", 0) as listening, socket.create_connection(listening.getsockname()), silent:
         Endpoint(keys.server, brief()).accept(listening.accept()[0])
+
+
+@pytest.mark.parametrize("first", [b"", b"GET / HTTP/1.1\r\n\r\n", bytes(100)])
+@pytest.mark.parametrize("reset", [False, True])
+def test_visitors_without_tls_are_only_refused(keys: Keys, first: bytes, reset: bool) -> None:
+    with listen("127.0.0.1", 0) as listening:
+        with socket.create_connection(listening.getsockname()) as visitor:
+            if reset:
+                visitor.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            visitor.sendall(first)
+        sock, _ = listening.accept()
+        with pytest.raises((RefusedError, ConnectionLostError), match="a connecting party: "):
+            Endpoint(keys.server, PATIENT).accept(sock)
 
 
 def test_nobody_listens(keys: Keys) -> None:

@@ -100,7 +100,7 @@ class Link:
 
 
 class WireChannel:
-    """One end of an authenticated connection; made by :func:`connect` and :func:`accept` only.
+    """One end of an authenticated connection; made by :class:`Endpoint` only.
 
     Implements :class:`~deepreshape.private.channel.Channel`. One thread uses it. The first error ends it: the peer is
     told by one generic code, the socket closes, and every later call raises :class:`ProtocolError`.
@@ -139,8 +139,8 @@ class WireChannel:
         self._emulate(0)
         self._inside_frame = True
         if view.nbytes <= SMALL:
-            self._write(memoryview(b"".join((header, view))))
             self._emulate(view.nbytes)
+            self._write(memoryview(b"".join((header, view))))
         else:
             self._write(memoryview(header))
             for start in range(0, view.nbytes, SLICE):
@@ -179,7 +179,7 @@ class WireChannel:
         """End the session: tell the peer by one generic code if a frame can still be sent, and close. Idempotent."""
         if self._over:
             return
-        self._over = reason
+        self._over = reason or "it was aborted"
         with suppress(OSError):
             if not self._inside_frame:
                 self._sock.settimeout(ABORT_S)
@@ -219,12 +219,12 @@ class WireChannel:
         header = bytearray(HEADER.size)
         self._read(memoryview(header), kind)
         got, length, sequence = HEADER.unpack(header)
-        if sequence != self._incoming:
-            self._fail(ProtocolError(f"frame {sequence} from {self._them}, expected frame {self._incoming}"))
         if got == Frame.ABORT and kind is not Frame.ABORT:
             self._over = f"{self._them} aborted it"
             self._sock.close()
             raise PeerAbortedError(f"{self._them} aborted the session instead of sending {kind.name}; its log says why")
+        if sequence != self._incoming:
+            self._fail(ProtocolError(f"frame {sequence} from {self._them}, expected frame {self._incoming}"))
         if got != kind or length != nbytes:
             name = Frame(got).name if got in set(Frame) else f"unknown kind {got}"
             self._fail(ProtocolError(f"{self._them} sent {name} of {length} bytes, expected {kind.name} of {nbytes}"))
@@ -286,6 +286,8 @@ class WireChannel:
     def _check_open(self) -> None:
         if self._over:
             raise ProtocolError(f"the session with {self._them} is over: {self._over}")
+        if self._inside_frame:
+            self._fail(ProtocolError(f"a frame to {self._them} was interrupted and cannot be continued"))
 
     def _check_cap(self, kind: Frame, nbytes: int) -> None:
         cap = self._limits.frame_bytes
@@ -358,11 +360,16 @@ class Endpoint:
         return self._secure(sock, "a connecting party", None)
 
     def _secure(self, sock: socket.socket, where: str, pinned: str | None) -> WireChannel:
-        sock.settimeout(self._limits.connect_s)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         serving = self.own.role == "server"
-        secure = self._context.wrap_socket(sock, server_side=serving, do_handshake_on_connect=False)
+        try:
+            sock.settimeout(self._limits.connect_s)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            sock.getpeername()  # raises if the peer is gone already; wrap_socket would then leave a socket open
+            secure = self._context.wrap_socket(sock, server_side=serving, do_handshake_on_connect=False)
+        except OSError as error:
+            sock.close()
+            raise ConnectionLostError(f"{where}: gone before the TLS handshake: {_reason(error)}") from None
         try:
             secure.do_handshake()
             peer = describe(secure.getpeercert(binary_form=True) or b"")
