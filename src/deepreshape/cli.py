@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import shutil
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -241,6 +242,7 @@ def train(
                 point, dataset, recipe, to, to / "run", init=init, teacher=teacher, progress=_into(bar, task)
             )
         )
+    shutil.rmtree(to / "run")
     if as_json:
         _print_json(row)
         return
