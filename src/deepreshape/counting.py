@@ -61,8 +61,8 @@ class Count:
         by_operator: by the name of the operator, such as ``aten.relu``.
         unknown: operators that are neither counted nor known to be linear: how many elements they gave.
         layers: linear and ReLU layers in the order they ran, for a cost model.
-        stem_relus: ReLUs of the module called ``stem``; in networks of others, those that run before the first top-level
-            module that has children.
+        stem_relus: ReLUs of the module called ``stem``; in networks of others, those that run before the first
+            top-level module that has children.
     """
 
     by_module: dict[str, Counts]
