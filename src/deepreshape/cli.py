@@ -38,7 +38,10 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and no
 DataDir = Annotated[
     Path | None, typer.Option(help="Folder with the data sets; else DEEPRESHAPE_DATA, else ./data.", show_default=False)
 ]
-Threads = Annotated[int, typer.Option(min=0, help="Threads for training; 0 leaves it to torch.")]
+Threads = Annotated[
+    int,
+    typer.Option(min=0, help="Threads; 0 is torch's choice, and 1 for the digits, whose maps are too small to share."),
+]
 Settings = Annotated[
     list[str] | None,
     typer.Option("--set", help="A setting of the recipe, such as lr=0.1; may be repeated.", show_default=False),
@@ -165,7 +168,7 @@ def criticality(
     from deepreshape.models import Architecture, architecture, build
     from deepreshape.training import load_data, train
 
-    _use_threads(threads)
+    _use_threads(threads, data)
     recipe, dataset = _recipe(data, settings), load_data(data, data_dir)
     whole = architecture(network, dataset.shape, len(dataset.class_names))
     teachers: dict[int, nn.Module] = {}
@@ -231,7 +234,7 @@ def train(
     from deepreshape.models import architecture
     from deepreshape.training import load_data
 
-    _use_threads(threads)
+    _use_threads(threads, data)
     recipe, dataset = _recipe(data, settings), load_data(data, data_dir)
     whole = architecture(network, dataset.shape, len(dataset.class_names))
     point = Point(network, plan(whole, budget) if budget else plan_of(whole), budget, seed)
@@ -265,7 +268,7 @@ def evaluate(
     from deepreshape.models.saved import load
     from deepreshape.training import accuracy, load_data
 
-    _use_threads(threads)
+    _use_threads(threads, data)
     loaded, manifest = load(model)
     dataset = load_data(data or manifest.dataset, data_dir)
     if dataset.shape != manifest.architecture.input:
@@ -314,7 +317,7 @@ def run(
     from deepreshape.models import architecture
     from deepreshape.training import load_data
 
-    _use_threads(threads)
+    _use_threads(threads, data)
     recipe, dataset = _recipe(data, settings), load_data(data, data_dir)
     if epochs:
         recipe = recipe.with_values({"epochs": epochs})
@@ -495,11 +498,11 @@ def _recipe(data: str, settings: list[str] | None) -> Recipe:
     return RECIPES[data].with_values(dict(_pair(text, "--set") for text in settings or []))
 
 
-def _use_threads(threads: int) -> None:
+def _use_threads(threads: int, data: str | None) -> None:
     import torch
 
-    if threads:
-        torch.set_num_threads(threads)
+    if threads or data == "digits":
+        torch.set_num_threads(threads or 1)
 
 
 def _stoppable(work: Any) -> Any:
