@@ -361,6 +361,18 @@ def test_dead_writer_is_swept_and_a_living_one_is_not(tmp_path: Path) -> None:
     assert contents(tmp_path) == set()
 
 
+def test_opening_a_store_deletes_nothing_that_is_not_a_batch(tmp_path: Path) -> None:
+    """``writing`` is a likely name for a folder that holds something else."""
+    for state in ("writing", "claimed"):
+        (tmp_path / state / "novel").mkdir(parents=True)
+        (tmp_path / state / "novel" / "chapter 1").write_text("It was a dark and stormy night")
+        (tmp_path / state / "notes").write_text("")
+    before = contents(tmp_path)
+    assert len(before) == 4
+    Store(tmp_path)
+    assert contents(tmp_path) == before
+
+
 CLAIMER = """
 import sys
 from pathlib import Path

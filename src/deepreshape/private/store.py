@@ -209,10 +209,14 @@ class Store:
         """Destroy what a dead process was writing or using, and copies of what is spent."""
         for state in ("writing", "claimed"):
             for folder in (self.folder / state).iterdir():
+                if not ID.fullmatch(folder.name):
+                    continue  # not ours: whoever opens a store in the wrong folder loses nothing there
                 with suppress(BlockingIOError):  # its process lives
                     hold = _hold(folder)
-                    self._discard(folder.name, state)
-                    os.close(hold)
+                    try:
+                        self._discard(folder.name, state)
+                    finally:
+                        os.close(hold)
         for session in self._spent():
             if self._key(session).exists() or (self.folder / "fresh" / session).exists():
                 self._discard(session, "fresh")  # its original may still be in use
