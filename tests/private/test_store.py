@@ -373,6 +373,51 @@ def test_opening_a_store_deletes_nothing_that_is_not_a_batch(tmp_path: Path) -> 
     assert contents(tmp_path) == before
 
 
+FORKED = """
+import os, sys, time
+from pathlib import Path
+from deepreshape.private import store as module
+module.LOCK_S = 5.0
+store = module.Store(Path(sys.argv[1]))
+binding = module.Binding("ab" * 32, "cd" * 32, {})
+children = []
+
+def fork():
+    # a server that forks for a session, while another thread of it is busy with the store
+    children.append(os.fork())
+    if not children[-1]:
+        time.sleep(300)
+        os._exit(0)
+
+try:
+    with store.create(binding, "1" * 64) as writer:
+        writer.write("tables", b"data")
+        fork()
+        writer.commit()
+    with store.claim(binding) as batch:
+        print(*batch.read("tables"), flush=True)
+    with store._locked():
+        fork()
+    print(store.count(binding), module.Store(store.folder).count(binding), flush=True)
+finally:
+    for child in children:
+        os.kill(child, 9)
+        os.waitpid(child, 0)
+"""
+
+
+def test_forked_child_keeps_no_lock(tmp_path: Path) -> None:
+    done = python(FORKED, tmp_path, check=False)
+    assert done.stdout == "b'data'\n0 0\n", done.stderr
+
+
+def test_stuck_process_is_not_waited_for_without_end(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store_module, "LOCK_S", 0.05)
+    with vars(Store)["_locked"](store), pytest.raises(StoreError, match=r"held its lock for 0\.05 s; is it stuck"):
+        Store(store.folder)
+    assert Store(store.folder).count(BINDING) == 0
+
+
 CLAIMER = """
 import sys
 from pathlib import Path

@@ -41,6 +41,7 @@ import re
 import secrets
 import shutil
 import struct
+import time
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -59,6 +60,8 @@ from .channel import Payload, as_bytes
 CHUNK_BYTES = 1 << 26
 """The largest chunk. Reading and writing hold two copies of one chunk in memory."""
 HEADER = struct.Struct("<I")
+LOCK_S = 60.0
+"""Longest wait for another process to let go of the store, which takes it for moves and deletions only."""
 TAG_BYTES = 16
 KEY_BYTES = 32
 LINE_BYTES = 65
@@ -186,12 +189,13 @@ class Store:
                 self._destroy_key(session)
                 return Batch(self, claimed, binding, streams, key, _hold(claimed))
 
-    def commit(self, folder: Path) -> None:
-        """Make a complete batch fresh; called by its writer."""
+    def commit(self, folder: Path, hold: int) -> None:
+        """Make a complete batch fresh and let go of it; called by its writer."""
         with self._locked():
             folder.rename(self.folder / "fresh" / folder.name)
             _sync_folder(self.folder / "fresh")
             _sync_folder(folder.parent)
+            fcntl.flock(hold, fcntl.LOCK_UN)  # before anyone can claim it, and for children forked meanwhile too
 
     def discard(self, session: str) -> None:
         """Destroy a batch and its key; called by its writer or reader."""
@@ -259,14 +263,27 @@ class Store:
 
     @contextmanager
     def _locked(self) -> Generator[None]:
-        """Alone with the store, among all threads and processes. Held for moves and small writes only."""
+        """Alone with the store, among all threads and processes."""
         try:
             descriptor = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
         except OSError as error:
             raise StoreError(f"store {self.folder}: cannot be locked: {error.strerror}") from None
         with open(descriptor, "r+b") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            yield
+            deadline = time.monotonic() + LOCK_S
+            while True:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    if time.monotonic() > deadline:
+                        raise StoreError(
+                            f"store {self.folder}: another process has held its lock for {LOCK_S:g} s; is it stuck?"
+                        ) from None
+                    time.sleep(0.005)
+            try:
+                yield
+            finally:
+                fcntl.flock(file, fcntl.LOCK_UN)  # closing is not enough: a child forked meanwhile has it open too
 
 
 class Writer:
@@ -313,7 +330,7 @@ class Writer:
                 manifest = {**self._binding.fields(), "streams": sorted(self._streams)}
                 _write_new(self._folder / MANIFEST, _canonical(manifest))
                 _sync_folder(self._folder)
-                self._store.commit(self._folder)
+                self._store.commit(self._folder, self._hold)
         except StoreError:
             self._close(discard=True)
             raise
