@@ -64,7 +64,6 @@ LOCK_S = 60.0
 """Longest wait for another process to let go of the store, which takes it for moves and deletions only."""
 TAG_BYTES = 16
 KEY_BYTES = 32
-LINE_BYTES = 65
 MANIFEST = "manifest.json"
 STATES = "writing", "fresh", "claimed"
 ID = re.compile(r"[0-9a-f]{64}")
@@ -254,10 +253,9 @@ class Store:
         return frozenset()
 
     def _record(self, session: str) -> None:
-        """Append to the ledger, durably. A line that a crash or a full disk cut short is closed first."""
-        with open(self.folder / "spent", "a+b", buffering=0) as file:
-            missing = -file.seek(0, os.SEEK_END) % LINE_BYTES
-            _write_all(file, b"\n" * missing + session.encode("ascii") + b"\n")
+        """Append to the ledger, durably. Whatever a crash or a full disk left at its end, this line stands alone."""
+        with open(self.folder / "spent", "ab", buffering=0) as file:
+            _write_all(file, f"\n{session}\n".encode("ascii"))
             os.fsync(file.fileno())
         _sync_folder(self.folder)
 
