@@ -285,7 +285,7 @@ class Store:
 
 
 class Writer:
-    """A batch being written. Unless :meth:`commit` is reached inside ``with``, nothing of it remains."""
+    """A batch being written, by one thread. Unless :meth:`commit` is reached inside ``with``, nothing of it remains."""
 
     def __init__(self, store: Store, folder: Path, binding: Binding, key: bytearray, hold: int) -> None:
         self._store = store
@@ -365,7 +365,7 @@ class Writer:
 
 
 class Batch:
-    """A claimed batch: each stream is read once, chunk by chunk; leaving ``with`` destroys it."""
+    """A claimed batch, for one thread: each stream is read once, chunk by chunk; leaving ``with`` destroys it."""
 
     def __init__(
         self, store: Store, folder: Path, binding: Binding, streams: frozenset[str], key: bytearray, hold: int
