@@ -212,6 +212,30 @@ def test_flood_is_uniform_and_consistent(bits):
     assert abs(sum(v & 1 for v in values) - 1000) < 150
 
 
+def test_keys_and_errors_are_what_the_bound_assumes():
+    """SEAL's secret is uniform ternary, its errors lie within ERROR_BOUND with the variance of 21 coin pairs."""
+    parameters = Parameters(2**58, (60,))  # t / q is 1/4: of eight times the phase, decryption shows twice the phase
+    key = ClientKey(parameters)
+    prime = parameters.primes[0]
+
+    def phase(residues):
+        """c0 + c1 s of a (2, N) ciphertext, while it is small."""
+        plain = he.seal.Plaintext()
+        eightfold = np.array([[int(r) * 8 % prime for r in part] for part in residues], np.uint64)[:, None]
+        key._decryptor.decrypt(he._ciphertext(parameters, eightfold), plain)
+        doubled = he._coefficients(parameters, plain).astype(np.int64)
+        return np.where(doubled >= 2**57, doubled - 2**58, doubled) / 2
+
+    values, counts = np.unique(phase(np.eye(1, 2 * 8192, 8192, dtype=np.uint64).reshape(2, -1)), return_counts=True)
+    assert list(values) == [-1, 0, 1]
+    assert np.abs(counts - 8192 / 3).max() < 250
+    zero = he._saved(he._fresh(parameters, key.public_key()))[-16 * 8192 :]
+    errors = phase(np.frombuffer(zero, np.uint64).reshape(2, -1))
+    assert np.abs(errors).max() <= he.ERROR_BOUND
+    assert (errors == np.rint(errors)).all()
+    assert abs(errors.var() - 10.5) < 1
+
+
 @pytest.mark.parametrize("weight", [0, 1, 4])
 def test_returned_noise_is_the_flood(session, weight):
     """The noise that the client can see has the flood's size, whatever the weights."""
@@ -299,6 +323,18 @@ def test_other_ciphertext_layout_is_refused(session, monkeypatch):
     monkeypatch.setattr(he, "_GENERATOR", he._GENERATOR[:-1] + b"\2")
     with pytest.raises(RuntimeError, match="unknown layout; this release was tested with"):
         session[0].public_key()
+
+
+def test_hostile_but_well_formed_peer(session):
+    """All residues zero, or all ones less than their prime: no error that a peer could see, and nothing to crash."""
+    key, responder = session
+    form = he.ResponseFormat(flood_bits=70, c0_bits=60, c1_bits=60)
+    for residue in (0, SMALL.primes[0] - 1):
+        c0, c1 = (he._pack(np.full(count, residue, np.uint64), 60) for count in (6, 8192))
+        assert key.decrypt(c0 + c1, form, np.arange(6)).shape == (6,)
+    nothing = bytes(SMALL.fresh_bytes)
+    pairs = [(responder.receive(nothing), he.encode(SMALL, np.eye(1, 8192, dtype=int)[0]))]
+    assert Responder(SMALL, nothing).respond(pairs, np.zeros(6, np.uint64), form, np.arange(6))
 
 
 def test_nothing_secret_in_repr(session):

@@ -326,7 +326,9 @@ class Endpoint:
         try:
             context.load_verify_locations(credentials.authority)
         except OSError as error:
-            raise CertificateError(f"{credentials.authority}: not an authority's certificate: {_reason(error)}") from None
+            raise CertificateError(
+                f"{credentials.authority}: not an authority's certificate: {_reason(error)}"
+            ) from None
         self._context = context
 
     def connect(self, host: str, port: int, pinned: str | None = None) -> WireChannel:
