@@ -89,6 +89,13 @@ def test_security_table_is_enforced():
         Parameters(2**37, (60, 60), degree=4096)
 
 
+@pytest.mark.parametrize("modulus", [2, 2**60])
+def test_impossible_plaintext_modulus(modulus):
+    """Modulo 2 the ternary polynomial that re-randomises would not be ternary."""
+    with pytest.raises(ValueError, match=rf"plaintext modulus {modulus} must lie in \[3, 2\^60\)"):
+        Parameters(modulus, (60, 60))
+
+
 def test_budget_refusal_says_how_much():
     with pytest.raises(ValueError, match=r"too small by about \d+ bits.*narrower"):
         Parameters(2**41, (56, 48)).response_format(2**30, REVEALED)

@@ -24,7 +24,8 @@ public function of those. (1) Before flooding, the noise of a revealed coefficie
 
     V = (21 + 1/2) ||w||_1  +  2 * 21 * N  +  1/2
 
-where 21 bounds every error coefficient, 1/2 is the rounding of q m / t, ||w||_1 bounds the sum of all absolute weights
+where 21 bounds every error coefficient, 1/2 is the rounding of q m / t (for odd t SEAL may be 1 / (2 t) further off,
+which changes the distance below by one part in 40 t at most), ||w||_1 bounds the sum of all absolute weights
 of all the w_g (errors are dense: every weight of a plaintext meets an error in every coefficient; the bound comes from
 the layer's shape and the bit width of its weights, never from their values), and 2 * 21 * N bounds e u + e' s of the
 re-randomisation. Shifting a uniform interval of length 2^(b+1) by at most V changes it by a statistical distance of at
@@ -140,8 +141,8 @@ class Parameters:
                 f"primes of {self.prime_bits} bits and a reserved one of {_SPECIAL_BITS} make {total} bits; "
                 f"degree {self.degree} allows {limit} at 128-bit security"
             )
-        if not 2 <= self.modulus < 2 ** min(self.prime_bits):
-            raise ValueError(f"plaintext modulus {self.modulus} must lie in [2, 2^{min(self.prime_bits)})")
+        if not 3 <= self.modulus < 2 ** min(self.prime_bits):  # modulo 2 there is no ternary u
+            raise ValueError(f"plaintext modulus {self.modulus} must lie in [3, 2^{min(self.prime_bits)})")
 
     @property
     def primes(self) -> tuple[int, ...]:
