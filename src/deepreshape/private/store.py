@@ -55,7 +55,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-from .channel import Payload, as_bytes
+from deepreshape.private.channel import Payload, as_bytes
 
 CHUNK_BYTES = 1 << 26
 """The largest chunk. Reading and writing hold two copies of one chunk in memory."""

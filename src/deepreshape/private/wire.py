@@ -27,8 +27,8 @@ from typing import NoReturn
 
 import numpy as np
 
-from .certificates import CertificateError, Credentials, Peer, describe
-from .channel import Frame, Ledger, Payload, ProtocolError, as_bytes, as_writable
+from deepreshape.private.certificates import CertificateError, Credentials, Peer, describe
+from deepreshape.private.channel import Frame, Ledger, Payload, ProtocolError, as_bytes, as_writable
 
 HEADER = struct.Struct("<BQQ")
 SLICE = 1 << 18
