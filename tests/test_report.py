@@ -5,9 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deepreshape.report import advantages, front, picture, render, summarize
+from deepreshape.report import advantages, front, picture, render, summarize, verdict
 from deepreshape.report.chart import Mark, lay_out
-from deepreshape.report.html import verdict
 
 
 def row(network: str, relus: int, top1: float, seed: int = 0, plan: str = "all ReLUs") -> dict:

@@ -4,7 +4,16 @@ Importing this package is cheap: each name is imported from its module, and torc
 """
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from deepreshape.cost import CostReport, price
+    from deepreshape.counting import Count, count
+    from deepreshape.design import equalize
+    from deepreshape.linearize import apply, fold, plan
+    from deepreshape.models import Architecture, architecture, build, name_of, relus
+    from deepreshape.models.saved import load, save
+    from deepreshape.training import Recipe, load_data, train
 
 _HOME = {
     "Architecture": "deepreshape.models",

@@ -345,6 +345,7 @@ def run(
     if as_json:
         _print_json({"report": str(written), "results": str(to / "results.jsonl"), "points": len(rows)})
     else:
+        _print_results(rows, baseline)
         out.print(f"{len(rows)} points; the report is {written}", soft_wrap=True)
 
 
@@ -441,6 +442,21 @@ def _count_values(counted: Count) -> dict[str, Any]:
         ],
         "unknown": [{"operator": name, "elements": elements} for name, elements in counted.unknown.items()],
     }
+
+
+def _print_results(rows: list[dict[str, Any]], baseline: str) -> None:
+    from deepreshape.report import advantages, summarize, verdict
+
+    points = summarize(rows)
+    profile = next(iter(points[0].priced))
+    table = Table("network", "what was removed")
+    for name in ("ReLUs", "MACs", "test top-1, %", f"priced, s ({profile})"):
+        table.add_column(name, justify="right")
+    for point in points:
+        numbers = (_number(point.relus), _number(point.macs), f"{point.mean:.2f}", f"{point.priced[profile]:,.1f}")
+        table.add_row(point.network, point.plan, *numbers)
+    out.print(table)
+    out.print(verdict(advantages(points, baseline), baseline), highlight=False)
 
 
 def _write_report(folders: list[Path], rows: list[dict[str, Any]], path: Path) -> Path:

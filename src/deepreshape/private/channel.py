@@ -108,6 +108,10 @@ class Channel(Protocol):
         """
         ...
 
+    def receive_into(self, kind: Frame, out: Payload) -> None:
+        """The next frame's payload, written over ``out``, a writable contiguous buffer of exactly its length."""
+        ...
+
 
 def as_bytes(payload: Payload) -> memoryview:
     """``payload`` as one flat view of bytes, without a copy.
@@ -117,6 +121,18 @@ def as_bytes(payload: Payload) -> memoryview:
     """
     view = payload.data if isinstance(payload, np.ndarray) else memoryview(payload)
     return view.cast("B") if view.nbytes else memoryview(b"")
+
+
+def as_writable(out: Payload) -> memoryview:
+    """``out`` as one flat view of bytes to write to, without a copy.
+
+    Raises:
+        TypeError: if it is read-only or not contiguous.
+    """
+    view = as_bytes(out)
+    if view.nbytes and view.readonly:
+        raise TypeError(f"cannot receive into a read-only buffer of {view.nbytes} bytes")
+    return view
 
 
 class MemoryChannel:
@@ -141,6 +157,10 @@ class MemoryChannel:
             raise ProtocolError(f"expected {kind.name} of {nbytes} bytes, got {got.name} of {len(data)}")
         self.ledger.received(nbytes)
         return memoryview(bytearray(data))
+
+    def receive_into(self, kind: Frame, out: Payload) -> None:
+        view = as_writable(out)
+        view[:] = self.receive(kind, view.nbytes)
 
 
 def memory_pair() -> tuple[MemoryChannel, MemoryChannel]:

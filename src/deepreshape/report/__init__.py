@@ -1,6 +1,6 @@
 """From rows of results to what a person looks at."""
 
-from deepreshape.report.html import picture, render
+from deepreshape.report.html import picture, render, verdict
 from deepreshape.report.pareto import Advantage, Summary, advantages, front, summarize
 
-__all__ = ["Advantage", "Summary", "advantages", "front", "picture", "render", "summarize"]
+__all__ = ["Advantage", "Summary", "advantages", "front", "picture", "render", "summarize", "verdict"]

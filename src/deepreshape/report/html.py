@@ -12,7 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from deepreshape.report.chart import Chart, Mark, lay_out
 from deepreshape.report.pareto import Advantage, Summary, advantages, front, summarize
 
-__all__ = ["picture", "render"]
+__all__ = ["picture", "render", "verdict"]
 
 
 def render(rows: Sequence[Mapping[str, Any]], *, baseline: str, settings: str, command: str) -> str:

@@ -1,0 +1,467 @@
+"""Linear layers under encryption, for the offline phase: the client learns W r - s, the server s, and no more.
+
+*Protocol.* The client sends encryptions of its mask r, coefficient-encoded; the server multiplies them by its encoded
+weights, and returns W r - s with s uniform modulo t, flooded and re-randomised (``he.py`` states the assumptions and
+why the client learns nothing but W r - s). Semi-honest. One round per layer, nothing of it online.
+
+*Encoding*, after Cheetah (Huang, Lu, Hong and Ding, 2022): a product of two polynomials is a sum of products of
+coefficients, which a convolution also is. Pixel (c, i, j) of an input tile sits at exponent c S + i R + j; the weight
+of output channel m, input channel c and tap (a, b) at m C S - c S + (P - a) R + (P - b), modulo X^N = -1; then
+coefficient m C S + i s R + j s of the product is output (m, i, j) at stride s. No rotation is needed. Two economies on
+the published layout:
+
+- Rows have pitch R = width + P and channels have pitch S = (height + P) R: the padding after a row is also the padding
+  before the next one, and likewise between channels, so zeros are stored once. An exponent that reads outside a channel
+  falls on such zeros, and the blocks of the output channels of one tile cannot meet while
+  (output channels) * (input channels) * S <= N.
+- A plaintext holds several output channels, so few responses carry many of them.
+
+*Stride.* With kernel >= stride the direct form wastes no products: they cost the same whichever coefficients are
+read. What it wastes is room when S is near N. The alternative is the polyphase form: stride^2 subsampled images as
+channels, a smaller kernel and stride 1. It leaves out phases that no tap reads: a 1x1 kernel of stride 2 keeps a
+quarter. The search takes whichever is cheaper.
+
+*Bands.* An image too large for one polynomial is cut into bands of output rows, each with the input rows it reads; all
+bands use the same encoded weights.
+
+A matrix-vector product is the 1x1 convolution of a 1x1 image.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deepreshape.private.channel import Channel, Frame, Phase, ProtocolError
+from deepreshape.private.he import (
+    Buffer,
+    ClientKey,
+    Encoded,
+    Parameters,
+    RandomSource,
+    Residues,
+    Responder,
+    ResponseFormat,
+    candidates,
+    encode,
+    uniform,
+)
+
+PRODUCT_COST = 16 * 1024
+"""What the tile search pays for one plaintext product, in bytes on the wire: about 0.6 ms of work with a fresh
+encoding, which is what 16 KiB take on a link of 200 Mbit/s."""
+
+
+@dataclass(frozen=True)
+class Convolution:
+    """The public facts of a linear layer: (in_channels, height, width) -> (out_channels, out_height, out_width).
+
+    Args:
+        weight_bits: weights are integers of absolute value at most 2^weight_bits.
+
+    Raises:
+        ValueError: if a size is out of range, or the padding is not smaller than the kernel.
+    """
+
+    in_channels: int
+    height: int
+    width: int
+    out_channels: int
+    kernel: int = 1
+    stride: int = 1
+    padding: int = 0
+    weight_bits: int = 8
+
+    def __post_init__(self) -> None:
+        least = (self.in_channels, self.height, self.width, self.out_channels, self.kernel, self.stride)
+        if min(least) < 1 or self.weight_bits < 1:
+            raise ValueError(f"{self}: sizes must be at least 1")
+        if not 0 <= self.padding < self.kernel:
+            raise ValueError(f"{self}: padding must be in [0, kernel)")
+        if min(self.height, self.width) + 2 * self.padding < self.kernel:
+            raise ValueError(f"{self}: the kernel is larger than the padded image")
+
+    @classmethod
+    def matrix(cls, inputs: int, outputs: int, weight_bits: int = 8) -> Convolution:
+        """A matrix-vector product."""
+        return cls(inputs, 1, 1, outputs, weight_bits=weight_bits)
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        return self.in_channels, self.height, self.width
+
+    @property
+    def weight_shape(self) -> tuple[int, int, int, int]:
+        return self.out_channels, self.in_channels, self.kernel, self.kernel
+
+    @property
+    def output_shape(self) -> tuple[int, int, int]:
+        rows, columns = ((n + 2 * self.padding - self.kernel) // self.stride + 1 for n in (self.height, self.width))
+        return self.out_channels, rows, columns
+
+
+@dataclass(frozen=True)
+class Declared:
+    """What one layer will cost, known beforehand from public facts.
+
+    ``traffic`` gives bytes (client to server, server to client) by phase; ``ciphertexts`` those sent and those
+    returned; ``encoded_bytes`` is what the server's cache of encoded weights holds if it keeps one.
+    """
+
+    traffic: dict[Phase, tuple[int, int]]
+    products: int
+    ciphertexts: tuple[int, int]
+    encoded_bytes: int
+
+
+@dataclass(frozen=True)
+class Layout:
+    """One way to lay a layer out in polynomials.
+
+    Args:
+        split: 1 for the direct form, the stride for the polyphase form.
+        band_rows: output rows per band.
+        in_tile: input channels (after the split) per client polynomial.
+        out_tile: output channels per response.
+    """
+
+    layer: Convolution
+    parameters: Parameters
+    split: int
+    band_rows: int
+    in_tile: int
+    out_tile: int
+
+    @cached_property
+    def phases(self) -> list[int]:
+        """Residues modulo ``split`` of the rows (and columns) that some tap reads."""
+        return sorted({(a - self.layer.padding) % self.split for a in range(self.layer.kernel)})
+
+    @cached_property
+    def pad(self) -> int:
+        return -(-self.layer.padding // self.split)
+
+    @cached_property
+    def kernel(self) -> int:
+        return (self.layer.kernel - 1 - self.layer.padding) // self.split + self.pad + 1
+
+    @cached_property
+    def stride(self) -> int:
+        return self.layer.stride // self.split
+
+    @cached_property
+    def channels(self) -> int:
+        return self.layer.in_channels * len(self.phases) ** 2
+
+    @cached_property
+    def bands(self) -> int:
+        return -(-self.layer.output_shape[1] // self.band_rows)
+
+    @cached_property
+    def lead(self) -> int:
+        """Rows of padding that the encoding supplies; bands bring their own."""
+        return self.pad if self.bands == 1 else 0
+
+    @cached_property
+    def rows(self) -> int:
+        """Rows per channel in a polynomial, padding included."""
+        if self.bands == 1:
+            return -(-self.layer.height // self.split) + self.pad
+        return (self.band_rows - 1) * self.stride + self.kernel
+
+    @cached_property
+    def columns(self) -> int:
+        return -(-self.layer.width // self.split) + self.pad
+
+    @cached_property
+    def pitch(self) -> int:
+        """Coefficients per channel: S."""
+        return self.rows * self.columns
+
+    @cached_property
+    def fits(self) -> bool:
+        return self.in_tile * self.out_tile * self.pitch <= self.parameters.degree
+
+    @cached_property
+    def inputs(self) -> int:
+        """Client polynomials per band."""
+        return -(-self.channels // self.in_tile)
+
+    @cached_property
+    def outputs(self) -> int:
+        """Responses per band."""
+        return -(-self.layer.out_channels // self.out_tile)
+
+    @cached_property
+    def products(self) -> int:
+        return self.bands * self.inputs * self.outputs
+
+    @cached_property
+    def exponents(self) -> NDArray[np.intp]:
+        """Where the weights of a tile go: (out_tile, in_tile, kernel, kernel)."""
+        m, c, a, b = np.ogrid[: self.out_tile, : self.in_tile, : self.kernel, : self.kernel]
+        return (m * self.in_tile - c) * self.pitch + (self.lead - a) * self.columns + (self.pad - b)
+
+    @cached_property
+    def form(self) -> ResponseFormat:
+        """How responses are flooded and sent.
+
+        Raises:
+            ValueError: if the noise budget does not suffice.
+        """
+        taps = self.out_tile * self.layer.in_channels * self.layer.kernel**2
+        revealed = math.prod(self.layer.output_shape)
+        return self.parameters.response_format(taps << self.layer.weight_bits, revealed, self.bands * self.outputs)
+
+    @cached_property
+    def declared(self) -> Declared:
+        channels, rows, columns = self.layer.output_shape
+        back = sum(
+            count_c * count_r * self.parameters.response_bytes(self.form, size_c * size_r * columns)
+            for size_c, count_c in _pieces(channels, self.out_tile)
+            for size_r, count_r in _pieces(rows, self.band_rows)
+        )
+        return Declared(
+            traffic={"offline": (self.bands * self.inputs * self.parameters.fresh_bytes, back)},
+            products=self.products,
+            ciphertexts=(self.bands * self.inputs, self.bands * self.outputs),
+            encoded_bytes=self.inputs * self.outputs * self.parameters.encoded_bytes,
+        )
+
+    @cached_property
+    def cost(self) -> int:
+        """What the search minimises: bytes both ways, and products at :data:`PRODUCT_COST`."""
+        return sum(self.declared.traffic["offline"]) + PRODUCT_COST * self.products
+
+    def polynomials(self, image: Residues) -> Iterator[Residues]:
+        """The (N,) client polynomials of an ``input_shape`` image: band by band, tile by tile."""
+        layer, split = self.layer, self.split
+        high, wide = -(-layer.height // split), -(-layer.width // split)
+        whole = np.zeros((layer.in_channels, high * split, wide * split), np.uint64)
+        whole[:, : layer.height, : layer.width] = image
+        grid = whole.reshape(layer.in_channels, high, split, wide, split)[:, :, self.phases][..., self.phases]
+        split_image = grid.transpose(0, 2, 4, 1, 3).reshape(self.channels, high, wide)
+        above = self.pad - self.lead
+        step = self.band_rows * self.stride
+        padded = np.zeros(
+            (self.channels, (self.bands - 1) * step + max(self.rows, above + high), self.columns), np.uint64
+        )
+        padded[:, above : above + high, :wide] = split_image
+        for band in range(self.bands):
+            tall = padded[:, band * step : band * step + self.rows]
+            for first in range(0, self.channels, self.in_tile):
+                tile = tall[first : first + self.in_tile].reshape(-1)
+                yield np.concatenate([tile, np.zeros(self.parameters.degree - len(tile), np.uint64)])
+
+    def plaintext(self, weights: NDArray[np.int64], tile_in: int, tile_out: int) -> NDArray[np.int64]:
+        """The (N,) server polynomial that takes one input tile to one output tile.
+
+        ``weights`` come from :meth:`split_weights`.
+        """
+        first_in, first_out = tile_in * self.in_tile, tile_out * self.out_tile
+        block = weights[first_out : first_out + self.out_tile, first_in : first_in + self.in_tile]
+        exponent = self.exponents[: block.shape[0], : block.shape[1]]
+        polynomial = np.zeros(self.parameters.degree, np.int64)
+        # Two taps share an exponent only if neither ever reads a pixel. A negative one counts from the end: X^N = -1.
+        polynomial[exponent] = np.where(exponent < 0, -block, block)
+        return polynomial
+
+    def split_weights(self, weights: NDArray[np.int64]) -> NDArray[np.int64]:
+        """``weight_shape`` weights as those of this form: (out_channels, channels, kernel, kernel) of the layout."""
+        layer, count = self.layer, len(self.phases)
+        shape = (layer.out_channels, layer.in_channels, count, count, self.kernel, self.kernel)
+        found = np.zeros(shape, np.int64)
+        place = [divmod(a - layer.padding, self.split) for a in range(layer.kernel)]
+        for a, (row, row_phase) in enumerate(place):
+            for b, (column, column_phase) in enumerate(place):
+                at = self.phases.index(row_phase), self.phases.index(column_phase), row + self.pad, column + self.pad
+                found[:, :, *at] = weights[:, :, a, b]
+        return found.reshape(layer.out_channels, self.channels, self.kernel, self.kernel)
+
+    def slices(self) -> Iterator[tuple[slice, slice]]:
+        """The output channels and rows that each response holds, in the order in which they are sent."""
+        channels, rows, _ = self.layer.output_shape
+        for row in range(0, rows, self.band_rows):
+            for first in range(0, channels, self.out_tile):
+                yield slice(first, min(first + self.out_tile, channels)), slice(row, min(row + self.band_rows, rows))
+
+    def positions(self, channels: slice, rows: slice) -> NDArray[np.intp]:
+        """The coefficients that hold these outputs, flattened."""
+        sizes = channels.stop - channels.start, rows.stop - rows.start, self.layer.output_shape[2]
+        m, i, j = np.ogrid[: sizes[0], : sizes[1], : sizes[2]]
+        exponent = m * (self.in_tile * self.pitch) + i * (self.stride * self.columns) + j * self.stride
+        return exponent.reshape(-1).astype(np.intp)
+
+
+def _pieces(total: int, size: int) -> list[tuple[int, int]]:
+    """Cutting ``total`` into pieces of ``size``: (size, how many), the last one perhaps smaller."""
+    whole, rest = divmod(total, size)
+    return [(size, whole), (rest, 1)] if rest else [(size, whole)]
+
+
+@lru_cache(maxsize=1024)
+def lay_out(layer: Convolution, parameters: Parameters) -> Layout:
+    """The cheapest layout: bytes both ways plus :data:`PRODUCT_COST` for every product.
+
+    Raises:
+        ValueError: if a single row does not fit a polynomial, or the noise budget suffices for no layout.
+    """
+    if 2 ** (layer.weight_bits + 1) >= parameters.modulus:
+        raise ValueError(f"weights of {layer.weight_bits} bits and a sign do not fit modulus {parameters.modulus}")
+    out_rows = layer.output_shape[1]
+    refusal = f"{layer}: one band of rows does not fit a polynomial of {parameters.degree} coefficients"
+    best: Layout | None = None
+    for split in sorted({1, layer.stride}):
+        for band_rows in sorted({-(-out_rows // bands) for bands in range(1, out_rows + 1)}):
+            probe = Layout(layer, parameters, split, band_rows, 1, 1)
+            room = parameters.degree // probe.pitch
+            for in_tile in sorted({-(-probe.channels // tiles) for tiles in range(1, probe.channels + 1)}):
+                if in_tile > room:
+                    break
+                out_tile = min(room // in_tile, layer.out_channels)
+                out_tile = -(-layer.out_channels // -(-layer.out_channels // out_tile))  # spread them evenly
+                found = Layout(layer, parameters, split, band_rows, in_tile, out_tile)
+                try:
+                    if best is None or found.cost < best.cost:
+                        best = found
+                except ValueError as error:
+                    refusal = f"{layer}: {error}"
+    if best is None:
+        raise ValueError(refusal)
+    return best
+
+
+def declared(layer: Convolution, parameters: Parameters) -> Declared:
+    """What the layer will cost under the layout that both parties derive from these public facts."""
+    return lay_out(layer, parameters).declared
+
+
+def choose_parameters(modulus: int, layers: Iterable[Convolution]) -> Parameters:
+    """The parameters under which all layers together are cheapest.
+
+    Raises:
+        ValueError: if a layer cannot be flooded and decrypted under any of the known parameters.
+    """
+    demands = list(layers)
+    refusal = f"no parameters are known for a plaintext modulus of {modulus.bit_length()} bits"
+    costs: dict[Parameters, int] = {}
+    for parameters in candidates(modulus):
+        try:
+            costs[parameters] = sum(lay_out(layer, parameters).cost for layer in demands)
+        except ValueError as error:
+            refusal = str(error)
+    if not costs:
+        raise ValueError(refusal)
+    return min(costs, key=costs.__getitem__)
+
+
+class EncodedWeights:
+    """The server's weights of one layer, encoded on first use. Sessions under the same parameters may share them.
+
+    Args:
+        layout: as both parties derive it.
+        weights: ``weight_shape`` signed integers.
+        keep: hold what is encoded: ``declared.encoded_bytes`` of memory. Otherwise each use encodes afresh.
+
+    Raises:
+        ValueError: if the shape differs or a weight is wider than declared.
+    """
+
+    def __init__(self, layout: Layout, weights: NDArray[np.integer], *, keep: bool = False) -> None:
+        layer = layout.layer
+        if weights.shape != layer.weight_shape:
+            raise ValueError(f"weights of shape {weights.shape}; the layer wants {layer.weight_shape}")
+        if max(int(weights.max()), -int(weights.min())) > 2**layer.weight_bits:
+            raise ValueError(f"a weight exceeds 2^{layer.weight_bits}, which the layer declares as the largest")
+        self.layout = layout
+        self._weights = layout.split_weights(weights.astype(np.int64))
+        self._kept: dict[tuple[int, int], Encoded] | None = {} if keep else None
+
+    def tile(self, tile_in: int, tile_out: int) -> Encoded:
+        """The encoded plaintext that takes one input tile to one output tile."""
+        at = tile_in, tile_out
+        if self._kept is not None and at in self._kept:
+            return self._kept[at]
+        encoded = encode(self.layout.parameters, self.layout.plaintext(self._weights, *at))
+        if self._kept is not None:
+            self._kept[at] = encoded
+        return encoded
+
+
+def respond(
+    responder: Responder, weights: EncodedWeights, ciphertexts: Sequence[Buffer]
+) -> tuple[list[bytes], Residues]:
+    """The server's work on one layer, from the client's ciphertexts to the responses, without any channel.
+
+    Returns:
+        The responses, and the server's share s of ``output_shape``, uniform below t.
+
+    Raises:
+        ProtocolError: if their number is wrong or one is malformed.
+    """
+    layout, modulus = weights.layout, responder.parameters.modulus
+    if len(ciphertexts) != layout.bands * layout.inputs:
+        raise ProtocolError(f"{len(ciphertexts)} ciphertexts; the layer wants {layout.bands * layout.inputs}")
+    share = uniform(responder.rng, math.prod(layout.layer.output_shape), modulus).reshape(layout.layer.output_shape)
+    mask = (np.uint64(modulus) - share) % np.uint64(modulus)
+    responses: list[bytes] = []
+    slices = list(layout.slices())
+    for band in range(layout.bands):
+        received = [responder.receive(data) for data in ciphertexts[band * layout.inputs : (band + 1) * layout.inputs]]
+        for tile_out, (channels, rows) in enumerate(slices[band * layout.outputs : (band + 1) * layout.outputs]):
+            pairs = ((ciphertext, weights.tile(tile_in, tile_out)) for tile_in, ciphertext in enumerate(received))
+            piece = np.ascontiguousarray(mask[channels, rows]).reshape(-1)
+            responses.append(responder.respond(pairs, piece, layout.form, layout.positions(channels, rows)))
+    return responses, share
+
+
+def send_public_key(channel: Channel, key: ClientKey) -> None:
+    """Client, once a session: ``fresh_bytes`` for the server to re-randomise with."""
+    channel.send(Frame.CIPHERTEXTS, key.public_key())
+
+
+def receive_public_key(channel: Channel, parameters: Parameters, rng: RandomSource | None = None) -> Responder:
+    """Server, once a session."""
+    return Responder(parameters, channel.receive(Frame.CIPHERTEXTS, parameters.fresh_bytes), rng)
+
+
+def send_mask(channel: Channel, key: ClientKey, layout: Layout, mask: Residues) -> None:
+    """Client: send the encrypted mask r of ``input_shape``, one frame a ciphertext.
+
+    Raises:
+        ValueError: if the shape differs or a residue is not below t.
+    """
+    if mask.shape != layout.layer.input_shape or int(mask.max()) >= key.parameters.modulus:
+        raise ValueError(f"mask of shape {mask.shape}; the layer wants {layout.layer.input_shape}, below the modulus")
+    for polynomial in layout.polynomials(mask):
+        channel.send(Frame.CIPHERTEXTS, key.encrypt(polynomial))
+
+
+def answer(channel: Channel, responder: Responder, weights: EncodedWeights) -> Residues:
+    """Server: take the client's ciphertexts of one layer, return the responses, keep the share s of ``output_shape``.
+
+    Everything is read before anything is sent, so that neither party can block the other.
+    """
+    layout = weights.layout
+    count = layout.bands * layout.inputs
+    received = [channel.receive(Frame.CIPHERTEXTS, responder.parameters.fresh_bytes) for _ in range(count)]
+    responses, share = respond(responder, weights, received)
+    for response in responses:
+        channel.send(Frame.CIPHERTEXTS, response)
+    return share
+
+
+def receive_share(channel: Channel, key: ClientKey, layout: Layout) -> Residues:
+    """Client: its share u = W r - s modulo t, of ``output_shape``."""
+    share = np.zeros(layout.layer.output_shape, np.uint64)
+    for channels, rows in layout.slices():
+        positions = layout.positions(channels, rows)
+        nbytes = key.parameters.response_bytes(layout.form, len(positions))
+        plain = key.decrypt(channel.receive(Frame.CIPHERTEXTS, nbytes), layout.form, positions)
+        share[channels, rows] = plain.reshape(share[channels, rows].shape)
+    return share

@@ -1,0 +1,312 @@
+"""BFV behind he.py: what arrives is checked before SEAL sees it, what leaves is flooded, re-randomised and exact."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+import re
+
+import numpy as np
+import pytest
+
+from deepreshape.private import he
+from deepreshape.private.channel import ProtocolError
+from deepreshape.private.he import ClientKey, Parameters, Responder, SystemRandom, uniform
+
+SMALL = Parameters(2**37, (60, 60))
+WEIGHT_SUM = 576 << 8
+REVEALED = 4096
+
+
+class Counted:
+    """A deterministic stream for tests, which also says how much was drawn."""
+
+    def __init__(self, seed: bytes) -> None:
+        self.seed, self.drawn, self.calls = seed, 0, 0
+
+    def bytes(self, n: int, /) -> bytes:
+        self.drawn += n
+        self.calls += 1
+        return hashlib.shake_128(self.seed + self.calls.to_bytes(8, "little")).digest(n)
+
+
+@pytest.fixture(scope="module")
+def session():
+    key = ClientKey(SMALL)
+    return key, Responder(SMALL, key.public_key())
+
+
+def negacyclic(x, w, modulus):
+    """Their product modulo X^N + 1, in Python integers."""
+    n = len(x)
+    total = np.zeros(n, object)
+    for j in np.flatnonzero(w):
+        turned = np.concatenate([-x[n - j :].astype(object), x[: n - j].astype(object)]) if j else x.astype(object)
+        total = total + int(w[j]) * turned
+    return total % modulus
+
+
+def one_response(key, responder, positions, seed=0):
+    parameters = key.parameters
+    rng = np.random.default_rng(seed)
+    form = parameters.response_format(WEIGHT_SUM, REVEALED)
+    xs = [uniform(SystemRandom(), parameters.degree, parameters.modulus) for _ in range(2)]
+    ws = [np.zeros(parameters.degree, np.int64) for _ in xs]
+    for w in ws:
+        w[rng.choice(parameters.degree, 280, replace=False)] = rng.choice([-255, 255], 280)
+    mask = uniform(SystemRandom(), len(positions), parameters.modulus)
+    pairs = [(responder.receive(key.encrypt(x)), he.encode(parameters, w)) for x, w in zip(xs, ws, strict=True)]
+    response = responder.respond(pairs, mask, form, positions)
+    expected = sum(negacyclic(x, w, parameters.modulus) for x, w in zip(xs, ws, strict=True))[positions]
+    return response, form, (expected + mask) % parameters.modulus
+
+
+@pytest.mark.parametrize("modulus", [2**20, 2**41, 2061584302081])
+def test_every_coefficient_and_the_budget_left(modulus):
+    """All coefficients revealed, worst weights: exact, and SEAL's own budget agrees that a bit or more is left."""
+    for parameters in (p for p in he.candidates(modulus) if p.prime_bits[0] == 60):
+        try:
+            form = parameters.response_format(WEIGHT_SUM, REVEALED)
+        except ValueError:
+            continue
+        key = ClientKey(parameters)
+        everywhere = np.arange(parameters.degree)
+        response, form, expected = one_response(key, Responder(parameters, key.public_key()), everywhere)
+        assert len(response) == parameters.response_bytes(form, parameters.degree)
+        assert (key.decrypt(response, form, everywhere).astype(object) == expected).all()
+        assert key._decryptor.invariant_noise_budget(key._from_wire(response, form, everywhere)) >= 1
+        return
+    pytest.fail("no parameters fitted")
+
+
+def test_formulas():
+    form = SMALL.response_format(WEIGHT_SUM, REVEALED)
+    noise = SMALL.noise_bound(WEIGHT_SUM)
+    assert noise >= 21.5 * WEIGHT_SUM + 42 * 8192 + 0.5
+    assert REVEALED * noise <= 2 ** (form.flood_bits + 1 - he.STATISTICAL_BITS) < 2 * REVEALED * noise
+    assert SMALL.fresh_bytes == 2 * 15 * 8192 // 2 + 64
+    assert he._SPECIAL_BITS + sum(SMALL.prime_bits) <= 218
+    for parameters in he.candidates(2**37):
+        assert parameters.degree == 8192
+        assert all(
+            p % (2 * 8192) == 1 and p.bit_length() == b
+            for p, b in zip(parameters.primes, parameters.prime_bits, strict=True)
+        )
+
+
+def test_security_table_is_enforced():
+    with pytest.raises(ValueError, match="make 260 bits; degree 8192 allows 218"):
+        Parameters(2**37, (60, 60, 60, 60))
+    with pytest.raises(ValueError, match="degree 4096 allows 109"):
+        Parameters(2**37, (60, 60), degree=4096)
+
+
+def test_budget_refusal_says_how_much():
+    with pytest.raises(ValueError, match=r"too small by about \d+ bits.*narrower"):
+        Parameters(2**41, (56, 48)).response_format(2**30, REVEALED)
+
+
+def test_only_what_is_asked_for_travels(session):
+    key, responder = session
+    positions = np.array([3, 5000, 8191])
+    response, form, expected = one_response(key, responder, positions)
+    assert len(response) == he._packed_bytes(3, form.c0_bits) + he._packed_bytes(8192, form.c1_bits)
+    assert (key.decrypt(response, form, positions).astype(object) == expected).all()
+
+
+def test_wire_matches_seal(session):
+    """Our container around residues and seed is the ciphertext SEAL made: same c0, and c1 expanded alike."""
+    key, _ = session
+    plain = he._plaintext(SMALL, uniform(SystemRandom(), 8192, SMALL.modulus))
+    saved = key._encryptor.encrypt_symmetric(plain)
+    ciphertext = he._fresh(SMALL, key._to_wire(saved))
+    again = he.seal.Ciphertext()
+    with he._scratch() as path:
+        saved.save(path)
+        again.load(he._context(SMALL), path)
+    assert he._saved(again) == he._saved(ciphertext)
+
+
+@pytest.mark.parametrize("change", [-1, 1, None])
+def test_wrong_lengths(session, change):
+    key, responder = session
+    good = key.encrypt(np.zeros(8192, np.uint64))
+    bad = b"" if change is None else good[:change] if change < 0 else good + b"\0"
+    for receive in (responder.receive, lambda data: Responder(SMALL, data)):
+        with pytest.raises(ProtocolError, match=f"of {len(bad)} bytes; these parameters make it 122944"):
+            receive(bad)
+    form = SMALL.response_format(WEIGHT_SUM, REVEALED)
+    with pytest.raises(ProtocolError, match="response of"):
+        key.decrypt(bad, form, np.arange(3))
+
+
+def tampered(data: bytes, row: int, at: int, value: int) -> bytes:
+    """A fresh ciphertext with one residue of one prime replaced."""
+    size = he._packed_bytes(8192, 60)
+    residues = he._unpack(data[row * size : (row + 1) * size], 8192, 60)
+    residues[at] = value
+    return data[: row * size] + he._pack(residues, 60) + data[(row + 1) * size :]
+
+
+@pytest.mark.parametrize(("row", "at"), [(0, 0), (0, 8191), (1, 0), (1, 8191)])
+def test_residue_not_below_its_prime(session, row, at, monkeypatch):
+    key, responder = session
+    good = key.encrypt(np.zeros(8192, np.uint64))
+    prime = SMALL.primes[row]
+    responder.receive(tampered(good, row, at, prime - 1))
+    monkeypatch.setattr(he, "_load", lambda *_: pytest.fail("reached SEAL"))
+    with pytest.raises(ProtocolError, match=f"not below its prime {prime}"):
+        responder.receive(tampered(good, row, at, prime))
+
+
+@pytest.mark.parametrize("part", ["c0", "c1"])
+def test_response_residue_not_below_its_prime(session, part, monkeypatch):
+    key, _ = session
+    form = he.ResponseFormat(flood_bits=70, c0_bits=60, c1_bits=60)
+    c0, c1 = np.zeros(6, np.uint64), np.zeros(8192, np.uint64)
+    (c0 if part == "c0" else c1)[-1] = SMALL.primes[0]
+    monkeypatch.setattr(he, "_load", lambda *_: pytest.fail("reached SEAL"))
+    with pytest.raises(ProtocolError, match="not below its prime"):
+        key.decrypt(he._pack(c0, 60) + he._pack(c1, 60), form, np.arange(6))
+
+
+def test_dropped_bits_stay_in_range():
+    prime = SMALL.primes[0]
+    values = np.array([0, 1, prime // 2, prime - 1], np.uint64)
+    for bits in range(4, 61, 4):
+        for sent in (values, values[:3]):  # an even and an odd count
+            sent = sent >> he._shift(prime, bits)
+            packed = he._pack(sent, bits)
+            assert len(packed) == he._packed_bytes(len(sent), bits) == -(-len(sent) * bits // 8)
+            assert (he._unpack(packed, len(sent), bits) == sent).all()
+        back = he._restore(values >> he._shift(prime, bits), prime, bits)
+        assert int(back.max()) < prime
+        assert max(abs(int(a) - int(b)) for a, b in zip(back, values, strict=True)) <= he._half(prime, bits)
+
+
+def test_samplers():
+    rng = Counted(b"samplers")
+    draw = uniform(rng, 4000, 1000)
+    assert draw.max() < 1000
+    assert np.abs(np.bincount(draw.astype(np.int64), minlength=1000) - 4).max() < 16
+    assert np.bincount(he._ternary(rng, 30_000) + 1).min() > 9_500
+    errors = he._centred_binomial(rng, 40_000)
+    assert np.abs(errors).max() <= he.ERROR_BOUND
+    assert abs(errors.mean()) < 0.1
+    assert abs(errors.var() - 10.5) < 0.4
+
+
+@pytest.mark.parametrize("bits", [3, 55, 58, 76, 91])
+def test_flood_is_uniform_and_consistent(bits):
+    """The residues of all primes belong to one integer in [-2^bits, 2^bits), and it fills that range."""
+    primes = Parameters(2**37, (60, 60, 60)).primes
+    residues = he._flood(Counted(b"flood"), 2000, bits, primes)
+    product = math.prod(primes)
+    lifts = [product // p * pow(product // p, -1, p) for p in primes]
+    whole = [sum(int(r) * c for r, c in zip(column, lifts, strict=True)) % product for column in residues.T]
+    values = [v - product if v > product // 2 else v for v in whole]
+    assert -(2**bits) <= min(values) < -0.8 * 2**bits
+    assert 0.7 * 2**bits < max(values) < 2**bits
+    assert abs(sum(v < 0 for v in values) - 1000) < 150
+    assert abs(sum(v & 1 for v in values) - 1000) < 150
+
+
+@pytest.mark.parametrize("weight", [0, 1, 4])
+def test_returned_noise_is_the_flood(session, weight):
+    """The noise that the client can see has the flood's size, whatever the weights."""
+    key, responder = session
+    form = he.ResponseFormat(SMALL.response_format(WEIGHT_SUM, REVEALED).flood_bits, c0_bits=60, c1_bits=60)
+    everywhere = np.arange(8192)
+    pairs = [(responder.receive(key.encrypt(np.zeros(8192, np.uint64))), he.encode(SMALL, np.full(8192, weight)))]
+    response = responder.respond(pairs, np.zeros(8192, np.uint64), form, everywhere)
+    budget = key._decryptor.invariant_noise_budget(key._from_wire(response, form, everywhere))
+    # q0 / (2 t) over the flood that is left after switching from q0 q1 down to q0; rounding may cost one bit more
+    assert budget - (60 - 37 - 1 - (form.flood_bits - 60)) in (-1, 0)
+
+
+def test_what_is_added_before_switching(session, monkeypatch):
+    """Flood in the revealed coefficients of c0, a small error in every coefficient of c1."""
+    key, responder = session
+    pairs = [
+        (responder.receive(key.encrypt(np.zeros(8192, np.uint64))), he.encode(SMALL, np.eye(1, 8192, dtype=int)[0]))
+    ]
+    added = []
+    real = he._ciphertext
+    monkeypatch.setattr(he, "_ciphertext", lambda p, residues: added.append(residues.copy()) or real(p, residues))
+    form = SMALL.response_format(WEIGHT_SUM, REVEALED)
+    positions = np.array([7, 11])
+    responder.respond(pairs, np.zeros(2, np.uint64), form, positions)
+    [(flood, error)] = added
+    assert (np.flatnonzero(flood.any(0)) == positions).all()
+    for row, prime in zip(error, SMALL.primes, strict=True):
+        signed = np.where(row > 100, row.astype(np.int64) - prime, row.astype(np.int64))
+        assert np.abs(signed).max() <= he.ERROR_BOUND
+        assert 9 < signed.var() < 12
+
+
+def test_responses_are_fresh(session):
+    """Two responses to the same question share neither part."""
+    key, responder = session
+    pairs = [
+        (responder.receive(key.encrypt(np.zeros(8192, np.uint64))), he.encode(SMALL, np.eye(1, 8192, dtype=int)[0]))
+    ]
+    form = SMALL.response_format(WEIGHT_SUM, REVEALED)
+    positions = np.arange(500)
+    a, b = (responder.respond(pairs, np.zeros(500, np.uint64), form, positions) for _ in range(2))
+    split = he._packed_bytes(500, form.c0_bits)
+    for part, count, bits in ((slice(split), 500, form.c0_bits), (slice(split, None), 8192, form.c1_bits)):
+        same = he._unpack(a[part], count, bits) == he._unpack(b[part], count, bits)
+        assert same.mean() < 0.01
+
+
+def test_injected_randomness_alone_decides_the_response(session):
+    key, _ = session
+    public, sent = key.public_key(), key.encrypt(np.zeros(8192, np.uint64))
+    form = SMALL.response_format(WEIGHT_SUM, REVEALED)
+    found = []
+    for seed in (b"one", b"one", b"two"):
+        responder = Responder(SMALL, public, Counted(seed))
+        pairs = [(responder.receive(sent), he.encode(SMALL, np.eye(1, 8192, dtype=int)[0]))]
+        found.append(responder.respond(pairs, np.zeros(3, np.uint64), form, np.arange(3)))
+    assert found[0] == found[1] != found[2]
+
+
+def test_without_memory_files(session, monkeypatch):
+    """The fallback: ciphertexts through a private folder, plaintexts never through a file."""
+    key, responder = session
+    monkeypatch.setattr(he, "_HAS_MEMORY_FILES", False)
+    opened = []
+    real = he.tempfile.TemporaryDirectory
+    monkeypatch.setattr(he.tempfile, "TemporaryDirectory", lambda **k: opened.append(k) or real(**k))
+    plain = he._plaintext(SMALL, np.arange(8192, dtype=np.uint64))
+    assert (he._coefficients(SMALL, plain) == np.arange(8192)).all()
+    assert (he._coefficients(SMALL, he._plaintext(SMALL, np.zeros(8192, np.uint64))) == 0).all()
+    assert not opened
+    response, form, expected = one_response(key, responder, np.arange(9))
+    assert opened
+    assert (key.decrypt(response, form, np.arange(9)).astype(object) == expected).all()
+
+
+def test_other_library_is_refused(monkeypatch):
+    monkeypatch.setattr(he, "_SEAL_FORMAT", (3, 7))
+    he._check_library.cache_clear()
+    with pytest.raises(ImportError, match=re.escape("format 4.3; this release was tested with tenseal 0.3.18")):
+        he._check_library()
+
+
+def test_other_ciphertext_layout_is_refused(session, monkeypatch):
+    monkeypatch.setattr(he, "_GENERATOR", he._GENERATOR[:-1] + b"\2")
+    with pytest.raises(RuntimeError, match="unknown layout; this release was tested with"):
+        session[0].public_key()
+
+
+def test_nothing_secret_in_repr(session):
+    key, responder = session
+    assert re.fullmatch(r"<.*ClientKey object at 0x[0-9a-f]+>", repr(key))
+    assert re.fullmatch(r"<.*Responder object at 0x[0-9a-f]+>", repr(responder))
+
+
+def test_system_random():
+    assert len(SystemRandom().bytes(33)) == 33
+    assert SystemRandom().bytes(16) != SystemRandom().bytes(16) != os.urandom(16)

@@ -1,0 +1,273 @@
+"""Linear layers under encryption: exact modulo t, with exactly the bytes that were declared."""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from deepreshape.private import linear
+from deepreshape.private.channel import ProtocolError, memory_pair
+from deepreshape.private.he import ClientKey, Parameters, Responder, SystemRandom, uniform
+from deepreshape.private.linear import Convolution, EncodedWeights, Layout
+
+RANDOM = SystemRandom()
+PRIME = 2061584302081
+MODULI = [2**37, 2**41, PRIME]
+
+
+def plain(layer: Convolution, weights, mask, modulus):
+    """W r mod t in Python integers, tap by tap."""
+    p, s, k = layer.padding, layer.stride, layer.kernel
+    padded = np.pad(mask.astype(object), ((0, 0), (p, p), (p, p)))
+    _, rows, columns = layer.output_shape
+    total = np.zeros(layer.output_shape, object)
+    for a in range(k):
+        for b in range(k):
+            seen = padded[:, a : a + (rows - 1) * s + 1 : s, b : b + (columns - 1) * s + 1 : s]
+            total = total + np.tensordot(weights[:, :, a, b].astype(object), seen, axes=1)
+    return total % modulus
+
+
+def random_case(layer: Convolution, modulus: int, seed: int = 0):
+    mask = uniform(RANDOM, int(np.prod(layer.input_shape)), modulus).reshape(layer.input_shape)
+    top = 2**layer.weight_bits
+    return np.random.default_rng(seed).integers(-top, top + 1, layer.weight_shape), mask
+
+
+def run(layout: Layout, weights, mask, rng=RANDOM):
+    """Both roles, step by step; returns u, s and the two ledgers' rows."""
+    here, there = memory_pair()
+    key = ClientKey(layout.parameters)
+    with here.ledger.at("", "setup"), there.ledger.at("", "setup"):
+        linear.send_public_key(here, key)
+        responder = linear.receive_public_key(there, layout.parameters, rng)
+    with here.ledger.at("layer", "offline"), there.ledger.at("layer", "offline"):
+        linear.send_mask(here, key, layout, mask)
+        theirs = linear.answer(there, responder, EncodedWeights(layout, weights))
+        mine = linear.receive_share(here, key, layout)
+    return mine, theirs, here.ledger.rows, there.ledger.rows
+
+
+def check(layout: Layout, seed: int = 0):
+    layer, modulus = layout.layer, layout.parameters.modulus
+    weights, mask = random_case(layer, modulus, seed)
+    mine, theirs, here, there = run(layout, weights, mask)
+    assert mine.shape == theirs.shape == layer.output_shape
+    assert int(mine.max()) < modulus
+    assert int(theirs.max()) < modulus
+    opened = (mine.astype(object) + theirs.astype(object)) % modulus
+    assert (opened == plain(layer, weights, mask, modulus)).all()
+
+    out, back = layout.declared.traffic["offline"]
+    row = here["layer", "offline"]
+    assert (row.sent, row.received) == (out, back)
+    assert (row.frames_sent, row.frames_received) == layout.declared.ciphertexts
+    assert row.turns == 1
+    assert (there["layer", "offline"].sent, there["layer", "offline"].received) == (back, out)
+    assert here["", "setup"].sent == layout.parameters.fresh_bytes
+
+
+@st.composite
+def layers(draw):
+    kernel = draw(st.sampled_from([1, 3]))
+    padding = draw(st.sampled_from([0, 1] if kernel > 1 else [0]))
+    least = max(1, kernel - 2 * padding)
+    return Convolution(
+        in_channels=draw(st.integers(1, 7)),
+        height=draw(st.integers(least, 11)),
+        width=draw(st.integers(least, 11)),
+        out_channels=draw(st.integers(1, 7)),
+        kernel=kernel,
+        stride=draw(st.sampled_from([1, 2])),
+        padding=padding,
+        weight_bits=draw(st.sampled_from([1, 8, 16])),
+    )
+
+
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(layers(), st.sampled_from(MODULI), st.integers(0, 9))
+def test_small_convolutions(layer, modulus, seed):
+    parameters = linear.choose_parameters(modulus, [layer])
+    check(linear.lay_out(layer, parameters), seed)
+
+
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(layers(), st.data())
+def test_every_layout_is_right(layer, data):
+    """Not only the layouts that the search likes: any split, band height and tiling that fits."""
+    parameters = Parameters(2**37, (60, 60, 60))
+    split = data.draw(st.sampled_from(sorted({1, layer.stride})))
+    band_rows = data.draw(st.integers(1, layer.output_shape[1]))
+    probe = Layout(layer, parameters, split, band_rows, 1, 1)
+    in_tile = data.draw(st.integers(1, probe.channels))
+    out_tile = data.draw(st.integers(1, layer.out_channels))
+    layout = Layout(layer, parameters, split, band_rows, in_tile, out_tile)
+    assert layout.fits
+    check(layout)
+
+
+@settings(max_examples=6, deadline=None, derandomize=True)
+@given(st.integers(1, 300), st.integers(1, 60), st.sampled_from(MODULI))
+def test_matrix_products(inputs, outputs, modulus):
+    layer = Convolution.matrix(inputs, outputs, weight_bits=12)
+    check(linear.lay_out(layer, linear.choose_parameters(modulus, [layer])))
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        Convolution(64, 8, 8, 64, kernel=3, padding=1),
+        Convolution(3, 90, 100, 2, kernel=3, padding=1),  # larger than a polynomial: bands
+        Convolution(2, 67, 131, 3, kernel=5, stride=2, padding=2),
+        Convolution(2, 30, 9, 2, kernel=7, stride=3, padding=3),
+    ],
+)
+def test_large_and_odd(layer):
+    check(linear.lay_out(layer, linear.choose_parameters(2**37, [layer])))
+
+
+def test_full_polynomial():
+    """No spare coefficient: 8 * 4 * 16 * 16 = 8192, so every wrap-around is exercised."""
+    layout = Layout(Convolution(8, 15, 15, 4, kernel=2, padding=1), Parameters(2**37, (60, 60)), 1, 16, 8, 4)
+    assert layout.in_tile * layout.out_tile * layout.pitch == layout.parameters.degree
+    check(layout)
+
+
+@settings(max_examples=15, deadline=None, derandomize=True)
+@given(layers())
+def test_flood_covers_all_weights_of_a_response(layer):
+    """Errors are dense, so every weight of every plaintext behind a response counts, not only one channel's."""
+    layout = linear.lay_out(layer, Parameters(2**37, (60, 60, 60)))
+    largest = layout.split_weights(np.full(layer.weight_shape, 2**layer.weight_bits))
+    noise = max(
+        layout.parameters.noise_bound(
+            sum(int(np.abs(layout.plaintext(largest, g, h)).sum()) for g in range(layout.inputs))
+        )
+        for h in range(layout.outputs)
+    )
+    assert noise * int(np.prod(layer.output_shape)) <= 2 ** (layout.form.flood_bits + 1 - 40)
+
+
+def test_tiling_of_the_reference_layer():
+    """64x8x8 -> 64: few ciphertexts each way and well below 3 MB."""
+    layer = Convolution(64, 8, 8, 64, kernel=3, padding=1)
+    cost = linear.declared(layer, linear.choose_parameters(2**37, [layer]))
+    sent, returned = cost.ciphertexts
+    assert sent * returned == cost.products
+    assert sent + returned <= 16
+    assert sum(cost.traffic["offline"]) < 1_400_000
+
+
+def test_stride_two_pointwise_keeps_a_quarter():
+    strided = Convolution(64, 32, 32, 64, stride=2)
+    dense = Convolution(64, 16, 16, 64)
+    parameters = linear.choose_parameters(2**37, [strided])
+    assert linear.declared(strided, parameters).traffic == linear.declared(dense, parameters).traffic
+    assert linear.lay_out(strided, parameters).split == 2
+
+
+def test_kept_encodings_answer_the_same():
+    layer = Convolution(3, 6, 6, 3, kernel=3, padding=1)
+    layout = linear.lay_out(layer, linear.choose_parameters(2**37, [layer]))
+    weights, mask = random_case(layer, 2**37)
+    key = ClientKey(layout.parameters)
+    responder = Responder(layout.parameters, key.public_key())
+    kept = EncodedWeights(layout, weights, keep=True)
+    sent = [key.encrypt(polynomial) for polynomial in layout.polynomials(mask)]
+    expected = plain(layer, weights, mask, 2**37)
+    for _ in range(2):
+        responses, share = linear.respond(responder, kept, sent)
+        opened = np.zeros(layer.output_shape, np.uint64)
+        for response, (channels, rows) in zip(responses, layout.slices(), strict=True):
+            found = key.decrypt(response, layout.form, layout.positions(channels, rows))
+            opened[channels, rows] = found.reshape(opened[channels, rows].shape)
+        assert (((opened + share) % np.uint64(2**37)).astype(object) == expected).all()
+
+
+def test_zero_weights():
+    layer = Convolution(2, 4, 4, 2, kernel=3, padding=1)
+    layout = linear.lay_out(layer, linear.choose_parameters(2**37, [layer]))
+    mine, theirs, _, _ = run(layout, np.zeros(layer.weight_shape, np.int64), random_case(layer, 2**37)[1])
+    assert not ((mine + theirs) % np.uint64(2**37)).any()
+
+
+def test_shares_are_uniform_and_fresh():
+    """Even where W r is zero, each share alone looks uniform, and no two runs share one."""
+    layer = Convolution(2, 16, 16, 4, kernel=3, padding=1)
+    layout = linear.lay_out(layer, linear.choose_parameters(2**37, [layer]))
+    shares = [
+        share
+        for _ in range(2)
+        for share in run(layout, np.zeros(layer.weight_shape, int), np.zeros(layer.input_shape, np.uint64))[:2]
+    ]
+    assert np.unique(np.stack(shares)).size > 4 * 1024 - 3
+    for share in shares:
+        assert abs(float((share >> np.uint64(36)).mean()) - 0.5) < 0.1
+        assert abs(float((share & np.uint64(1)).mean()) - 0.5) < 0.1
+
+
+class Zeros:
+    """A source whose masks are all zero; arrays do as well as bytes."""
+
+    def bytes(self, n: int, /):
+        return np.zeros(n, np.uint8)
+
+
+def test_share_of_zero():
+    """The mask -s stays below t when s is 0."""
+    layer = Convolution(2, 4, 4, 2, kernel=3, padding=1)
+    layout = linear.lay_out(layer, linear.choose_parameters(2**37, [layer]))
+    weights, mask = random_case(layer, 2**37)
+    mine, theirs, _, _ = run(layout, weights, mask, Zeros())
+    assert not theirs.any()
+    assert (mine.astype(object) == plain(layer, weights, mask, 2**37)).all()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ({"kernel": 3, "padding": 3}, "padding must be in"),
+        ({"kernel": 9}, "kernel is larger"),
+        ({"stride": 0}, "at least 1"),
+    ],
+)
+def test_impossible_layers(arguments, says):
+    with pytest.raises(ValueError, match=says):
+        Convolution(1, 8, 8, 1, **arguments)
+
+
+def test_wrong_weights_and_masks():
+    layer = Convolution(1, 4, 4, 1, weight_bits=3)
+    layout = linear.lay_out(layer, linear.choose_parameters(2**37, [layer]))
+    key = ClientKey(layout.parameters)
+    with pytest.raises(ValueError, match=r"shape \(2, 1, 1, 1\)"):
+        EncodedWeights(layout, np.ones((2, 1, 1, 1), np.int64))
+    with pytest.raises(ValueError, match=r"exceeds 2\^3"):
+        EncodedWeights(layout, np.full((1, 1, 1, 1), -9))
+    with pytest.raises(ValueError, match=r"wants \(1, 4, 4\)"):
+        linear.send_mask(memory_pair()[0], key, layout, np.zeros((1, 4, 5), np.uint64))
+
+
+def test_too_wide_is_refused():
+    with pytest.raises(ValueError, match="noise budget too small by about"):
+        linear.choose_parameters(2**55, [Convolution(512, 8, 8, 64, kernel=3, padding=1, weight_bits=40)])
+
+
+def test_malformed_ciphertexts_reach_no_product():
+    layer = Convolution(1, 4, 4, 1)
+    layout = linear.lay_out(layer, linear.choose_parameters(2**37, [layer]))
+    key = ClientKey(layout.parameters)
+    responder = Responder(layout.parameters, key.public_key())
+    weights = EncodedWeights(layout, np.ones(layer.weight_shape, np.int64))
+    good = key.encrypt(np.zeros(layout.parameters.degree, np.uint64))
+    for count in (0, 2):
+        with pytest.raises(ProtocolError, match=f"{count} ciphertexts; the layer wants 1"):
+            linear.respond(responder, weights, [good] * count)
+    with pytest.raises(ProtocolError, match="bytes"):
+        linear.respond(responder, weights, [os.urandom(10)])
+    with pytest.raises(ProtocolError, match="not below its prime"):
+        linear.respond(responder, weights, [b"\xff" * layout.parameters.fresh_bytes])
