@@ -31,7 +31,6 @@ from .program import INPUT, Add, Conv2d, Flatten, Linear, Relu, SumPool, Truncat
 from .relu import Evaluator, Garbler, Prepared
 from .shares import Randomness, Words
 
-
 Observer = Callable[[str, Words], None]
 
 
