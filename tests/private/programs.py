@@ -1,0 +1,162 @@
+"""Small random programs, slow references, and a whole run of two parties in two threads."""
+
+from __future__ import annotations
+
+import secrets
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deepreshape.private import client, server
+from deepreshape.private.channel import Ledger, MemoryChannel, memory_pair
+from deepreshape.private.material import InMemory
+from deepreshape.private.plan import Plan
+from deepreshape.private.program import (
+    INPUT,
+    Add,
+    Conv2d,
+    Flatten,
+    Linear,
+    Op,
+    Program,
+    Relu,
+    SumPool,
+    Truncate,
+    Weights,
+)
+from deepreshape.private.relu import Role
+from deepreshape.private.shares import CIRCA_PRIME, DELPHI_PRIME, Field, Ring, Words
+
+Integers = NDArray[np.int64]
+
+
+def random_program(seed: int, *, prime: bool = False, linear: int = 2) -> Program:
+    """A program of up to ``linear`` convolutions, with residuals, masks, pools and truncations, and a classifier."""
+    rng = np.random.default_rng(seed)
+    side = int(rng.integers(3, 6))
+    shape, fraction = (int(rng.integers(1, 3)), side, side), 4
+    ops: list[Op] = []
+    weights: dict[str, Weights] = {}
+    last, size, wide = INPUT, shape, Ring(63)
+
+    def append(op: Op) -> None:
+        nonlocal last, size, fraction
+        ops.append(op)
+        last = op.name
+        value = Program(wide, shape, 4, 7, tuple(ops)).values[last]
+        size, fraction = value.shape, value.fraction
+
+    def weigh(name: str, weight_shape: tuple[int, ...]) -> None:
+        draw = rng.integers(-4, 5, weight_shape), rng.integers(-50, 51, weight_shape[0])
+        weights[name] = Weights(draw[0].astype(np.int64), draw[1].astype(np.int64))
+
+    for i in range(int(rng.integers(1, linear + 1))):
+        before, fraction_before = last, fraction
+        groups = int(rng.choice([1, size[0]]))
+        kernel, stride = int(rng.choice([1, 3])), int(rng.choice([1, 2]))
+        out = groups * int(rng.integers(1, 3))
+        same = rng.random() < 0.5
+        if same:
+            stride, out = 1, size[0]
+        padding = kernel // 2
+        weigh(f"block.{i}.conv", (out, size[0] // groups, kernel, kernel))
+        append(Conv2d(f"block.{i}.conv", (last,), out, kernel, 2, 3, stride, padding, groups))
+        if rng.random() < 0.3:
+            append(Truncate(f"block.{i}.cut", (last,), 3))
+        elif rng.random() < 0.9:
+            mask = rng.random(size) < rng.choice([0.0, 0.5, 1.0])
+            append(Relu(f"block.{i}.relu", (last,), int(rng.choice([0, 3])), mask if rng.random() < 0.7 else None))
+        if same and fraction == fraction_before:
+            append(Add(f"block.{i}.add", (before, last, last) if rng.random() < 0.3 else (last, before)))
+    if rng.random() < 0.6 and min(size[1:]) > 1:
+        append(SumPool("pool", (last,), (2, min(2, size[2])), (1, 2)))
+    append(Flatten("flatten", (last,)))
+    weigh("head", (3, size[0]))
+    append(Linear("head", (last,), 3, 2, 2))
+    if rng.random() < 0.3:
+        append(Relu("last", (last,), 1))
+
+    loose = Program(wide, shape, 4, 7, tuple(ops), weights)
+    if not prime:
+        room = 2 + max(4, max(loose.bounds().values()).bit_length())
+        return Program(Ring(room + 1), shape, 4, 7, tuple(ops), weights)
+    field = Field(CIRCA_PRIME if max(loose.bounds().values()) < CIRCA_PRIME // 8 else DELPHI_PRIME)
+    return Program(field, shape, 4, 7, tuple(ops), weights)
+
+
+def random_inputs(program: Program, count: int, seed: int) -> Integers:
+    rng = np.random.default_rng(seed)
+    return rng.integers(-program.input_bound, program.input_bound + 1, (count, *program.input_shape))
+
+
+def slow(program: Program, x: Integers) -> dict[str, NDArray[np.object_]]:
+    """Every value for one input, element by element, in Python integers; rounds towards minus infinity."""
+    values: dict[str, NDArray[np.object_]] = {INPUT: x.astype(np.object_)}
+    for op in program.ops:
+        source, shape = values[op.inputs[0]], program.values[op.name].shape
+        out = np.zeros(shape, np.object_)
+        for at in np.ndindex(*shape):
+            if isinstance(op, Conv2d):
+                own, per_group = program.weights[op.name], op.out_channels // op.groups
+                first = at[0] // per_group * own.weight.shape[1]
+                total = int(own.bias[at[0]])
+                for c, a, b in np.ndindex(*own.weight.shape[1:]):
+                    i, j = at[1] * op.stride + a - op.padding, at[2] * op.stride + b - op.padding
+                    if 0 <= i < source.shape[1] and 0 <= j < source.shape[2]:
+                        total += int(own.weight[at[0], c, a, b]) * source[first + c, i, j]
+                out[at] = total
+            elif isinstance(op, Linear):
+                own = program.weights[op.name]
+                out[at] = int(own.bias[at[0]]) + sum(int(w) * v for w, v in zip(own.weight[at[0]], source, strict=True))
+            elif isinstance(op, Add):
+                out[at] = sum(values[name][at] for name in op.inputs)
+            elif isinstance(op, SumPool):
+                i, j = at[1] * op.stride[0], at[2] * op.stride[1]
+                out[at] = sum(source[at[0], i + a, j + b] for a, b in np.ndindex(*op.kernel))
+            elif isinstance(op, Flatten):
+                out[at] = source.reshape(-1)[at[0]]
+            else:
+                rectify = isinstance(op, Relu) and (op.mask is None or op.mask[at])
+                value = max(source[at], 0) if rectify else source[at]
+                out[at] = value // 2**op.shift
+        values[op.name] = out
+    return values
+
+
+@dataclass
+class Run:
+    """One inference: its output, what the client's shares were, and what both ends of the channel counted."""
+
+    output: Integers
+    client_shares: dict[str, Words]
+    client: Ledger
+    server: Ledger
+    stored: tuple[int, int]
+
+
+def run_both(program: Program, x: Integers, garbler: Role = "server", batch: int = 7) -> Run:
+    plan = Plan(program.public(), garbler, batch)
+    model = server.Model(program, plan)
+    ends = memory_pair()
+    materials = InMemory(), InMemory()
+    session = secrets.token_bytes(32)
+    shares: dict[str, Words] = {}
+    stored = [0, 0]
+
+    def act_as_client(channel: MemoryChannel) -> Integers:
+        client.offline(channel, plan, session, materials[0], observe=lambda name, share: shares.update({name: share}))
+        stored[0] = materials[0].nbytes
+        return client.online(channel, plan, session, materials[0], x)
+
+    def act_as_server(channel: MemoryChannel) -> None:
+        server.offline(channel, model, session, materials[1])
+        stored[1] = materials[1].nbytes
+        server.online(channel, model, session, materials[1])
+
+    with ThreadPoolExecutor(2) as threads:
+        theirs = threads.submit(act_as_server, ends[1])
+        output = threads.submit(act_as_client, ends[0]).result()
+        theirs.result()
+    return Run(output, shares, ends[0].ledger, ends[1].ledger, (stored[0], stored[1]))

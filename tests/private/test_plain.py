@@ -1,0 +1,92 @@
+"""The plain interpreter against element-by-element loops over Python integers, and what it reports."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from programs import random_inputs, random_program, slow
+
+from deepreshape.private import plain
+from deepreshape.private.exact import on_shares, products
+from deepreshape.private.program import Add, Conv2d, Flatten, Linear, Program, Relu, SumPool, Truncate, Weights
+from deepreshape.private.shares import DELPHI_PRIME, Field, Randomness, Ring
+
+
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(seed=st.integers(0, 10**6), count=st.integers(1, 3))
+def test_equals_loops(seed: int, count: int) -> None:
+    program = random_program(seed, linear=3)
+    inputs = random_inputs(program, count, seed)
+    seen: dict[str, np.ndarray] = {}
+    output = plain.run(program, inputs, observe=seen.__setitem__)
+    assert list(seen) == list(program.values)
+    bounds = program.bounds()
+    for i, x in enumerate(inputs):
+        expected = slow(program, x)
+        for name, values in seen.items():
+            assert np.array_equal(values[i], expected[name])
+            assert np.abs(values).max() <= bounds[name]
+    assert np.array_equal(output, seen[program.output])
+
+
+@settings(max_examples=20, deadline=None, derandomize=True)
+@given(seed=st.integers(0, 10**6), bits=st.integers(1, 62), weight_bits=st.integers(1, 30))
+def test_products_of_any_width_are_exact(seed: int, bits: int, weight_bits: int) -> None:
+    rng = np.random.default_rng(seed)
+    weight = rng.integers(-(1 << weight_bits), (1 << weight_bits) + 1, (3, 5))
+    x = rng.integers(-(1 << bits), (1 << bits) + 1, (2, 5))
+    op = Linear("l", ("input",), 3, weight_bits, 0)
+    total = sum(part.astype(object) << shift for shift, part in products(op, weight, x))
+    assert np.array_equal(total, x.astype(object) @ weight.T.astype(object))
+
+
+@pytest.mark.parametrize("modulus", [Ring(12), Ring(63), Field(DELPHI_PRIME), Field(2**61 - 1)])
+def test_a_linear_operation_on_shares_is_one_modulo_the_order(modulus: Ring | Field) -> None:
+    rng = np.random.default_rng(1)
+    op = Conv2d("c", ("input",), 4, 3, 8, 0, stride=2, padding=1, groups=2)
+    weight = rng.integers(-256, 257, (4, 1, 3, 3))
+    share = modulus.random((2, 5, 5), Randomness())
+    share[0, 0, 0] = modulus.order - 1
+    expected = sum(part.astype(object) << s for s, part in products(op, weight, share.view(np.int64)[None]))
+    assert np.array_equal(on_shares(op, weight, share, modulus), expected[0] % modulus.order)
+
+
+def linear(weight: int, bias: int = 0, modulus: Ring | None = None, bound: int = 1 << 40) -> Program:
+    own = Weights(np.array([[weight]], np.int64), np.array([bias], np.int64))
+    return Program(modulus or Ring(16), (1,), 0, bound, (Linear("fc", ("input",), 1, 30, 0),), {"fc": own})
+
+
+def test_overflow_is_reported_with_its_layer_and_never_wraps() -> None:
+    at = np.array([[32767]])
+    assert plain.run(linear(1), at).item() == 32767
+    with pytest.raises(OverflowError, match=r"^fc: values from 32768 to 32768 exceed Ring\(bits=16\): 32767"):
+        plain.run(linear(1, 1), at)
+    with pytest.raises(OverflowError, match=f"^fc: .*{(1 << 69) + 5}"):  # past 64 bits as well
+        plain.run(linear(1 << 30, 5), np.array([[1 << 39]]))
+    many = replace(linear(1, modulus=Ring(63), bound=1 << 62), ops=(Add("sum", ("input",) * 4),), weights={})
+    with pytest.raises(OverflowError, match=f"^sum: .*{4 << 61}"):
+        plain.run(many, np.array([[1 << 61]]))
+    pool = Program(Ring(63), (1, 2, 2), 0, 1 << 62, (SumPool("pool", ("input",), (2, 2), (1, 1)),))
+    with pytest.raises(OverflowError, match=f"^pool: .*{-(4 << 61)}"):
+        plain.run(pool, np.full((1, 1, 2, 2), -(1 << 61)))
+
+
+def test_what_truncation_without_a_relu_cannot_take_is_reported() -> None:
+    cut = Truncate("cut", ("input",), 2)
+    program = Program(Ring(16), (1,), 4, 1 << 14, (cut,))
+    assert plain.run(program, np.array([[-5]])).item() == -2
+    with pytest.raises(OverflowError, match=r"^input: .*what cut can truncate without a ReLU: 16376"):
+        plain.run(program, np.array([[16377]]))
+
+
+def test_inputs_that_do_not_fit_are_refused() -> None:
+    program = Program(Ring(16), (2, 2, 1), 0, 3, (Flatten("f", ("input",)), Relu("r", ("f",))))
+    for wrong in (np.zeros((1, 2, 2, 1), np.int32), np.zeros((2, 2, 1), np.int64), np.zeros((0, 2, 2, 1), np.int64)):
+        with pytest.raises(ValueError, match="must be int64"):
+            plain.run(program, wrong)
+    with pytest.raises(OverflowError, match=r"^input: .*input bound: 3"):
+        plain.run(program, np.full((1, 2, 2, 1), -4))

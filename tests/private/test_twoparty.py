@@ -1,0 +1,115 @@
+"""Two parties compute what the plain interpreter computes, send what they declared, and show nothing by lengths."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from programs import random_inputs, random_program, run_both
+
+from deepreshape.private import client, plain, server
+from deepreshape.private.channel import Ledger, memory_pair
+from deepreshape.private.material import InMemory
+from deepreshape.private.plan import Plan
+from deepreshape.private.program import Conv2d, Linear, Program, ProgramError, Relu, Truncate, Weights
+from deepreshape.private.relu import Role
+from deepreshape.private.shares import Ring
+
+few = settings(max_examples=4, deadline=None, derandomize=True)
+
+
+def check_declared(program: Program, garbler: Role, ends: tuple[Ledger, Ledger], stored: tuple[int, int]) -> None:
+    """Every byte and wait of both ledgers is declared, and nothing else is."""
+    report = Plan(program.public(), garbler, 7).declared()
+    places = {(row.layer, row.phase) for row in report.rows}
+    mine, theirs = ends
+    assert set(mine.rows) | set(theirs.rows) <= places
+    for layer, phase in places:
+        rows = report.only(layer=layer, phase=phase).rows
+        up, down = sum(row.bytes_up for row in rows), sum(row.bytes_down for row in rows)
+        waits = sum(row.rounds for row in rows)
+        counted = mine.rows.get((layer, phase))
+        other = theirs.rows.get((layer, phase))
+        assert (up, down, waits) == ((counted.sent, counted.received, counted.turns) if counted else (0, 0, 0))
+        assert (up, down) == ((other.received, other.sent) if other else (0, 0))
+    assert (report.stored_client, report.stored_server) == stored
+    assert sum(row.relus for row in report.only(phase="online").rows) == program.relus
+
+
+@pytest.mark.parametrize("garbler", ["server", "client"])
+@pytest.mark.parametrize("prime", [False, True])
+@few
+@given(seed=st.integers(0, 10**6))
+def test_two_parties_equal_plain_and_declared_equals_sent(garbler: Role, prime: bool, seed: int) -> None:
+    program = random_program(seed, prime=prime)
+    x = random_inputs(program, 1, seed)
+    run = run_both(program, x[0], garbler)
+    expected = plain.run(program, x, client=run.client_shares)
+    assert np.array_equal(run.output, expected[0])
+    check_declared(program, garbler, (run.client, run.server), run.stored)
+
+
+@pytest.mark.parametrize("garbler", ["server", "client"])
+def test_without_linearised_positions_the_floor_comes_out_exactly(garbler: Role) -> None:
+    program = masked_program(np.ones((2, 3, 3), np.bool_))
+    x = random_inputs(program, 1, 1)
+    assert np.array_equal(run_both(program, x[0], garbler).output, plain.run(program, x)[0])
+
+
+def test_linearised_positions_are_off_by_one_unit_at_most_and_do_differ() -> None:
+    program = masked_program(np.zeros((2, 3, 3), np.bool_))
+    x = random_inputs(program, 1, 1)
+    difference = run_both(program, x[0]).output - plain.run(program, x)[0]
+    assert set(difference.reshape(-1).tolist()) == {0, 1}
+
+
+def masked_program(mask: np.ndarray) -> Program:
+    rng = np.random.default_rng(3)
+    conv = Conv2d("conv", ("input",), 2, 3, 3, 4, padding=1)
+    own = Weights(rng.integers(-8, 9, (2, 1, 3, 3)), rng.integers(-99, 99, 2))
+    return Program(Ring(20), (1, 3, 3), 4, 15, (conv, Relu("relu", ("conv",), 4, mask)), {"conv": own})
+
+
+def test_lengths_and_counts_of_frames_do_not_depend_on_inputs_or_weights() -> None:
+    program = random_program(11)
+    other = replace(program, weights={k: Weights(-v.weight, v.bias // 2) for k, v in program.weights.items()})
+    for garbler in ("server", "client"):
+        runs = [run_both(program, random_inputs(program, 1, seed)[0], garbler) for seed in (1, 2)]
+        runs.append(run_both(other, np.zeros(program.input_shape, np.int64), garbler))
+        assert runs[0].client.rows == runs[1].client.rows == runs[2].client.rows
+        assert runs[0].server.rows == runs[1].server.rows == runs[2].server.rows
+
+
+def test_client_shares_are_fresh_and_what_leaves_the_client_is_masked() -> None:
+    program = masked_program(np.ones((2, 3, 3), np.bool_))
+    x = random_inputs(program, 1, 5)[0]
+    first, second = run_both(program, x), run_both(program, x)
+    for name in program.values:
+        assert not np.array_equal(first.client_shares[name], second.client_shares[name])
+
+
+def test_material_is_used_once_and_a_wrong_input_uses_none() -> None:
+    program = masked_program(np.ones((2, 3, 3), np.bool_))
+    plan = Plan(program.public())
+    material = InMemory()
+    with pytest.raises(ValueError, match="absolute values up to 15"):
+        client.online(memory_pair()[0], plan, b"s", material, np.full((1, 3, 3), 16))
+    with pytest.raises(RuntimeError, match="read before or never made"):
+        client.online(memory_pair()[0], plan, b"s", material, np.zeros((1, 3, 3), np.int64))
+
+
+def test_a_model_is_refused_for_another_plan_and_a_plan_for_weights() -> None:
+    program = random_program(3)
+    with pytest.raises(ValueError, match="not for"):
+        server.Model(random_program(4), Plan(program.public()))
+    with pytest.raises(ValueError, match=r"program\.public"):
+        Plan(program)
+
+
+def test_a_layer_too_wide_for_the_encryption_is_named() -> None:
+    ops = Linear("classifier.0", ("input",), 2, 30, 0), Truncate("cut", ("classifier.0",), 0)
+    with pytest.raises(ProgramError, match=r"^classifier\.0: no parameters are known"):
+        Plan(Program(Ring(63), (4,), 0, 1, ops))
