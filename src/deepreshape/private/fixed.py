@@ -75,6 +75,7 @@ MARGIN = 2.0
 """How far values may exceed what calibration saw: a factor, so this is one bit."""
 
 _WIDEST = 63
+_FINEST = 30
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,9 @@ class Format:
         bits: that a signed integer of this size takes.
         worst: the largest absolute integer over all inputs within the input bound.
         proven: whether ``worst`` fits the modulus, so that no input can overflow here.
-        error: bound on the difference from the real network, real; it holds while no value exceeds its limit.
+        added: bound on the error that this operation alone adds, real, by rounding its weights or its result.
+        error: bound on the difference from the real network, real; it holds while no value exceeds its limit, for the
+            worst input and weights of the worst signs, so that it grows much faster with depth than real errors do.
     """
 
     name: str
@@ -99,6 +102,7 @@ class Format:
     bits: int
     worst: int
     proven: bool
+    added: float
     error: float
 
 
@@ -186,7 +190,7 @@ def quantize(
     observed = {name: ranges[origin] for name, origin in plan.origin.items()}
     formats = _choose(plan, observed, modulus, fraction, margin)
     program, offsets = _emit(plan, formats, shape)
-    errors = _errors(plan, formats, program, offsets)
+    added, errors = _errors(plan, formats, program, offsets)
     worst = replace(program, limits={}).bounds()
     room = (formats.modulus.order - 1) // 2
     rows = tuple(
@@ -198,6 +202,7 @@ def quantize(
             formats.limit(name, value.fraction).bit_length() + 1,
             worst[name],
             worst[name] <= room,
+            float(added[name].max()),
             float(errors[name].max()),
         )
         for name, value in program.values.items()
@@ -356,6 +361,8 @@ def _choose(
     active = sorted(observed[name] for name in plan.origin if name not in plan.group and observed[name])
     ideal = _fraction(ACTIVATION_BITS, active[len(active) // 2]) if active else 0
     rest = ideal if fraction is None else fraction
+    if rest > ideal:  # who asks for finer activations wants finer weights too
+        wanted = {group: min(bits + rest - ideal, _FINEST) for group, bits in wanted.items()}
 
     def lacking(formats: _Formats) -> dict[str, int]:
         return {group: rest + bits - formats.most(plan, group) for group, bits in wanted.items()}
@@ -481,47 +488,54 @@ def _bits(weight: Integers) -> int:
     return max((int(np.abs(weight).max()) - 1).bit_length(), 1)
 
 
-def _errors(plan: _Plan, formats: _Formats, program: Program, offsets: Mapping[str, Integers]) -> dict[str, Real]:
-    """For each channel of each value (or feature), how far it may be from the real network's.
+def _errors(
+    plan: _Plan, formats: _Formats, program: Program, offsets: Mapping[str, Integers]
+) -> tuple[dict[str, Real], dict[str, Real]]:
+    """For each channel of each value (or feature): the error that its operation adds, and the error of the value.
 
     With w, x real and v, y what the integers stand for, |vy - wx| <= |v| |y - x| + |v - w| |x|. What a value is too
     large on purpose is no error until it is shifted or leaves the program.
     """
     unit = math.ldexp(1, -formats.rest)
-    errors = {INPUT: np.full(program.input_shape[0], unit / 2)}
+    added = {INPUT: np.full(program.input_shape[0], unit / 2)}
+    errors = dict(added)
     for op in program.ops:
         step, source = plan.steps[op.name], op.inputs[0]
         before, value = errors[source], program.values[op.name]
+        own = 0.0 * before
         match op:
             case Conv2d() | Linear():
-                error = before
                 if isinstance(step, Conv | Dense):
-                    own = program.weights[op.name]
-                    used = from_fixed(own.weight, op.weight_fraction)
-                    most = formats.margin * formats.observed[source]
-                    per_input = np.abs(used).reshape(*used.shape[:2], -1).sum(2)
+                    weights = program.weights[op.name]
+                    used = from_fixed(weights.weight, op.weight_fraction)
+                    bias = from_fixed(weights.bias - offsets[op.name], value.fraction)
                     wrong = np.abs(used - step.weight).reshape(len(used), -1).sum(1)
-                    fan_in, groups = per_input.shape[1], len(before) // per_input.shape[1]
-                    seen = before.reshape(groups, 1, fan_in) * per_input.reshape(groups, -1, fan_in)
-                    bias = from_fixed(own.bias - offsets[op.name], value.fraction)
-                    error = seen.sum(2).reshape(-1) + most * wrong + np.abs(bias - step.bias)
+                    most = formats.margin * formats.observed[source]
+                    own = most * wrong + np.abs(bias - step.bias)
+                    before = _through(np.abs(used).reshape(*used.shape[:2], -1).sum(2), before)
             case Add():
-                error = np.sum([errors[name] for name in op.inputs], axis=0)
+                before = np.sum([errors[name] for name in op.inputs], axis=0)
             case SumPool():
-                error = math.prod(op.kernel) * before
+                before = math.prod(op.kernel) * before
             case Flatten():
-                error = np.repeat(before, value.size // len(before))
+                before = np.repeat(before, value.size // len(before))
+                own = 0.0 * before
             case Relu() | Truncate():
-                error = before
                 if op.shift:
                     raised = from_fixed(offsets[source], op.shift)
                     # without a circuit two parties round up or down, and one unit beside it over a field
                     most = 1 + raised + isinstance(program.modulus, Field)
-                    whole = _whole([step], len(before))
-                    error = before + unit * np.where(whole, np.maximum(raised, 1 - raised), most)
-        errors[op.name] = error
+                    own = unit * np.where(_whole([step], len(before)), np.maximum(raised, 1 - raised), most)
+        added[op.name], errors[op.name] = own, before + own
     last = program.output
-    return errors | {last: errors[last] + from_fixed(offsets[last], program.values[last].fraction)}
+    return added, errors | {last: errors[last] + from_fixed(offsets[last], program.values[last].fraction)}
+
+
+def _through(weight: Real, error: Real) -> Real:
+    """What a linear layer of absolute weights (out, in / groups) makes of errors (in,)."""
+    fan_in = weight.shape[1]
+    groups = len(error) // fan_in
+    return (weight.reshape(groups, -1, fan_in) * error.reshape(groups, 1, fan_in)).sum(2).reshape(-1)
 
 
 def _fraction(bits: int, largest: float) -> int:

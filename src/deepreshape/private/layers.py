@@ -147,8 +147,10 @@ def _joined(traced: Sequence[Traced], output: str, shapes: Shapes) -> list[Trace
     layers = _alive(traced, output)
     _fold_back(layers)
     for join in [layer for layer in layers if isinstance(layer, Join)]:
-        at = layers.index(join)
         made = _merged(join, layers, shapes)
+        names = {layer.name for layer in made} - {join.name}
+        layers = [layer for layer in layers if layer.name not in names]
+        at = layers.index(join)
         layers[at : at + 1] = made
         shapes |= dict.fromkeys([layer.name for layer in made], shapes[join.name])
         _redirect(layers, join.name, made[-1].name)

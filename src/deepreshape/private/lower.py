@@ -214,7 +214,7 @@ class _Trace:
     def constant(self, argument: Any, default: float, size: int) -> NDArray[np.float64]:
         """A constant argument as float64, or ``size`` times ``default`` if there is none."""
         if argument is None:
-            return np.full(size, default)
+            return np.full(size, float(default))
         return self.constants[argument.name].to(torch.float64).numpy()
 
     def append(self, layer: Traced, node: fx.Node) -> None:
@@ -395,14 +395,14 @@ def _flatten(trace: _Trace, node: fx.Node, path: str) -> str | None:
 
 def _split(trace: _Trace, node: fx.Node, path: str) -> str | None:
     axis = node.args[2] if len(node.args) > 2 else 0
-    rest = _shape(cast(fx.Node, node.args[0]))[1:]
-    if axis not in (1, -3) or len(rest) != 2:
+    before = _shape(cast(fx.Node, node.args[0]))
+    if axis not in (1, -3) or len(before) != 3:
         return "a split along another axis than the channels"
     widths = [int(value.shape[1]) for value in cast(Sequence[Tensor], node.meta["val"])]
     start = 0
     for index, width in enumerate(widths):
         layer = Part(f"{path}.{index}", (trace.value(node),), start, start + width)
-        trace.part(node, index, layer, (width, *rest))
+        trace.part(node, index, layer, (width, *before[1:]))
         start += width
     return None
 
