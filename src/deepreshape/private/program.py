@@ -498,7 +498,7 @@ def _require(op: Op, holds: bool, otherwise: str) -> None:
 
 
 def _check_weight_format(op: Conv2d | Linear) -> None:
-    _require(op, 1 <= op.weight_bits <= 60, f"weights of {op.weight_bits} bits; 1 to 60 are supported")
+    _require(op, 1 <= op.weight_bits <= 30, f"weights of {op.weight_bits} bits; 1 to 30 are supported")
     _require(op, 0 <= op.weight_fraction <= 60, f"weights of {op.weight_fraction} fraction bits; use 0 to 60")
 
 

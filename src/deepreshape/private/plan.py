@@ -1,0 +1,245 @@
+"""What both parties derive from the public program before they talk: parameters, layouts, steps, and the exact cost.
+
+Everything here is public, and equal on both sides because it is computed from the same public program; the handshake
+compares :attr:`Plan.agreed`. :meth:`Plan.declared` says every byte that will travel, by layer and phase, and tests hold
+it against what the channels have counted.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deepreshape.cost import Cost, CostReport
+
+from . import ot, relu, truncate
+from .channel import Phase
+from .garble import BATCH
+from .he import Parameters
+from .linear import Convolution, Layout, choose_parameters, lay_out
+from .program import INPUT, Conv2d, Linear, Program, ProgramError, Relu, Truncate
+from .relu import ReluLayer, Role
+from .truncate import TruncationLayer
+
+SETUP = "(setup)"
+"""Under this name keys and base transfers are booked."""
+OUTPUT = "(output)"
+"""Under this name the server's last share is booked."""
+WORD_BYTES = 8
+
+
+class Part(NamedTuple):
+    """One party's turn, or a few, in one layer and phase: who sends in which order ("C" or "S"), and how much."""
+
+    layer: str
+    phase: Phase
+    kind: str
+    senders: str
+    up: int
+    down: int
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """How a program is run.
+
+    Args:
+        program: its public part.
+        garbler: who garbles the ReLUs; the other party stores and evaluates them.
+        batch: instances that one garbling covers.
+
+    Raises:
+        ValueError: if the program holds weights.
+        ProgramError: if a layer is too wide for every known set of homomorphic parameters; names the layer.
+    """
+
+    program: Program
+    garbler: Role = "server"
+    batch: int = BATCH
+
+    def __post_init__(self) -> None:
+        if self.program.weights or self.program.limits:
+            raise ValueError("a plan is made of public facts only; give it program.public()")
+        self.parameters  # noqa: B018 - refuses here what cannot be run
+
+    @cached_property
+    def convolutions(self) -> dict[str, Convolution]:
+        """Every linear operation as the homomorphic layer sees it: one group, of which it has ``groups`` like it."""
+        found: dict[str, Convolution] = {}
+        for op in self.program.ops:
+            if isinstance(op, Conv2d):
+                channels, height, width = self.program.values[op.inputs[0]].shape
+                shape = channels // op.groups, height, width, op.out_channels // op.groups
+                found[op.name] = Convolution(*shape, op.kernel, op.stride, op.padding, op.weight_bits)
+            elif isinstance(op, Linear):
+                inputs = self.program.values[op.inputs[0]].size
+                found[op.name] = Convolution.matrix(inputs, op.out_features, op.weight_bits)
+        return found
+
+    @cached_property
+    def parameters(self) -> Parameters | None:
+        """Of the homomorphic encryption; None if no operation needs it."""
+        if not self.convolutions:
+            return None
+        order = self.program.modulus.order
+        try:
+            return choose_parameters(order, self.convolutions.values())
+        except ValueError as error:
+            for name, layer in self.convolutions.items():
+                try:
+                    choose_parameters(order, [layer])
+                except ValueError as reason:
+                    raise ProgramError(f"{name}: {reason}") from None
+            raise ProgramError(str(error)) from None
+
+    @cached_property
+    def layouts(self) -> dict[str, Layout]:
+        """How every linear operation (one group of it) is laid out in polynomials."""
+        if self.parameters is None:
+            return {}
+        return {name: lay_out(layer, self.parameters) for name, layer in self.convolutions.items()}
+
+    @cached_property
+    def relus(self) -> dict[str, ReluLayer]:
+        """The garbled part of every Relu that has one."""
+        program = self.program
+        counts = {op: len(self.positions(op)[0]) for op in program.ops if isinstance(op, Relu)}
+        return {
+            op.name: ReluLayer(op.name, program.modulus, op.shift, count, self.garbler, self.batch)
+            for op, count in counts.items()
+            if count
+        }
+
+    @cached_property
+    def truncations(self) -> dict[str, TruncationLayer]:
+        """What is truncated without a ReLU: every Truncate, and the masked-out positions of every Relu."""
+        found: dict[str, TruncationLayer] = {}
+        for op in self.program.ops:
+            if not isinstance(op, Relu | Truncate) or not op.shift:
+                continue
+            if count := len(self.positions(op)[1]):
+                found[op.name] = TruncationLayer(op.name, self.program.modulus, op.shift, count)
+        return found
+
+    @cached_property
+    def agreed(self) -> dict[str, int | str]:
+        """The public settings that the handshake compares, beside the program's digest."""
+        settings: dict[str, int | str] = {"relu": "gc-full", "garbler": self.garbler, "batch": self.batch}
+        if self.parameters is not None:
+            settings["degree"] = self.parameters.degree
+            settings["primes"] = "-".join(map(str, self.parameters.prime_bits))
+        return settings
+
+    def positions(self, op: Relu | Truncate) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+        """Flat positions that are rectified, and those that are only truncated."""
+        value = self.program.values[op.name]
+        if isinstance(op, Relu):
+            return op.positions(value)
+        everywhere = np.arange(value.size)
+        return everywhere[:0], everywhere
+
+    def stream(self, kind: str, name: str) -> str:
+        """The stream of material of one step: its operation's number and what it is for."""
+        return f"{list(self.program.values).index(name)}.{kind}"
+
+    def declared(self) -> CostReport:
+        """Bytes, rounds, work and stored bytes of one inference, by layer, phase and kind of work.
+
+        Rounds are the client's waits after having sent something. Bytes are payload, without frame headers, TLS and
+        handshake. Stored bytes are those of arrays, without the store's headers and tags; they stand in the row of the
+        offline phase.
+        """
+        traffic: dict[tuple[str, Phase, str], list[int]] = {}
+        before = "S"
+        for part in self._parts():
+            row = traffic.setdefault((part.layer, part.phase, part.kind), [0, 0, 0])
+            row[0] += part.up
+            row[1] += part.down
+            for sender in part.senders:
+                row[2] += before == "C" and sender == "S"
+                before = sender
+        return CostReport.of(
+            Cost(layer, phase, kind, bytes_up=up, bytes_down=down, rounds=rounds, **self._work(layer, phase, kind))
+            for (layer, phase, kind), (up, down, rounds) in traffic.items()
+        )
+
+    def _parts(self) -> Iterator[Part]:
+        """All that is sent, in order."""
+        program = self.program
+        element = program.modulus.element_bytes
+        if self.parameters is not None:
+            yield Part(SETUP, "setup", "keys", "C", self.parameters.fresh_bytes, 0)
+        there, back = ot.SETUP_BYTES
+        if self.relus:
+            first = ("CS", there, back) if self.garbler == "server" else ("SC", back, there)
+            yield Part(SETUP, "setup", "transfers", *first)
+        if self.truncations:
+            yield Part(SETUP, "setup", "transfers", "CS", there, back)
+
+        yield Part(INPUT, "offline", "shares", "", 0, 0)
+        for op in program.ops:
+            if isinstance(op, Conv2d | Linear):
+                groups = op.groups if isinstance(op, Conv2d) else 1
+                up, down = self.layouts[op.name].declared.traffic["offline"]
+                yield Part(op.name, "offline", "he", "CS" * groups, groups * up, groups * down)
+            if op.name in self.truncations:
+                up, down = truncate.declared(self.truncations[op.name])["offline"]
+                yield Part(op.name, "offline", "truncate", "C", up, down)
+            if op.name in self.relus:
+                senders = "CS" if self.garbler == "server" else "SC"
+                yield Part(op.name, "offline", "garble", senders, *self._relu(op.name, "offline"))
+        yield Part(OUTPUT, "offline", "shares", "", 0, 0)
+
+        yield Part(INPUT, "online", "shares", "C", element * program.values[INPUT].size, 0)
+        for op in program.ops:
+            if isinstance(op, Conv2d | Linear):
+                yield Part(op.name, "online", "clear", "", 0, 0)
+            up, down = 0, 0
+            if op.name in self.truncations:
+                up, down = truncate.declared(self.truncations[op.name])["online"]
+                yield Part(op.name, "online", "truncate", "S", 0, down)
+            if op.name in self.relus:
+                yield Part(op.name, "online", "evaluate", "SC", *self._relu(op.name, "online"))
+            if op.name in self.truncations:
+                yield Part(op.name, "online", "truncate", "C", up, 0)
+        yield Part(OUTPUT, "online", "shares", "S", 0, element * program.values[program.output].size)
+
+    def _relu(self, name: str, phase: Phase) -> tuple[int, int]:
+        layer = self.relus[name]
+        return relu.declared(layer.modulus, layer.shift, layer.count, layer.garbler, layer.batch)[phase]
+
+    def _work(self, layer: str, phase: Phase, kind: str) -> dict[str, int]:
+        """What a row of :meth:`declared` counts beside bytes and rounds."""
+        if kind == "he":
+            op = self._linear(layer)
+            groups = op.groups if isinstance(op, Conv2d) else 1
+            return {
+                "he_products": groups * self.layouts[layer].declared.products,
+                "stored_server": WORD_BYTES * self.program.values[layer].size,
+            }
+        if kind == "clear":
+            op = self._linear(layer)
+            weights = op.weight_shape(self.program.values[op.inputs[0]])
+            return {"macs": self.program.values[layer].size * math.prod(weights[1:])}
+        if kind == "garble":
+            made = self.relus[layer]
+            client, server = relu.stored(made.modulus, made.shift, made.count, made.garbler, made.batch)
+            return {"relus": made.count, "stored_client": client, "stored_server": server}
+        if kind == "truncate" and phase == "offline":
+            client, server = truncate.stored(self.truncations[layer])
+            return {"stored_client": client, "stored_server": server}
+        if kind == "evaluate":
+            return {"relus": self.relus[layer].count}
+        if kind == "shares" and phase == "offline":
+            name = INPUT if layer == INPUT else self.program.output
+            return {"stored_client": WORD_BYTES * self.program.values[name].size}
+        return {}
+
+    def _linear(self, name: str) -> Conv2d | Linear:
+        return next(op for op in self.program.ops if op.name == name and isinstance(op, Conv2d | Linear))

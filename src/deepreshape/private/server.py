@@ -1,0 +1,113 @@
+"""The server: owns the weights, learns that it was asked and nothing else. ``client.py`` states protocol and trust."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from . import relu, truncate
+from .channel import Channel, Frame
+from .exact import locally, on_shares
+from .linear import EncodedWeights, answer, receive_public_key
+from .material import Sink, Source
+from .plan import OUTPUT, SETUP, Plan
+from .program import INPUT, Add, Conv2d, Flatten, Linear, Program, Relu, SumPool, Truncate
+from .relu import Evaluator, Garbler, Prepared
+from .shares import Randomness, Words
+
+
+class Model:
+    """A program with its weights, checked, and ready to serve under a plan. Sessions may share it, one at a time.
+
+    Args:
+        program: with its weights.
+        plan: of the program's public part.
+        keep: hold encoded weights between sessions, ``Declared.encoded_bytes`` of memory for every layer.
+
+    Raises:
+        ValueError: if the plan is for another program.
+        ProgramError: if a value may not fit the modulus, or weights are missing.
+    """
+
+    def __init__(self, program: Program, plan: Plan, *, keep: bool = False) -> None:
+        if program.digest != plan.program.digest:
+            raise ValueError(f"the plan is for program {plan.program.digest[:16]}, not for {program.digest[:16]}")
+        program.check()
+        self.program = program
+        self.plan = plan
+        self.encoded: dict[str, list[EncodedWeights]] = {}
+        for name, layout in plan.layouts.items():
+            groups = program.weights[name].weight.reshape(-1, *layout.layer.weight_shape)
+            self.encoded[name] = [EncodedWeights(layout, group, keep=keep) for group in groups]
+
+
+def offline(channel: Channel, model: Model, session: bytes, sink: Sink, *, rng: Randomness | None = None) -> None:
+    """The counterpart of :func:`deepreshape.private.client.offline`, whose notes hold here."""
+    plan, rng = model.plan, rng or Randomness()
+    responder = engine = sender = None
+    with channel.ledger.at(SETUP, "setup"):
+        if plan.parameters is not None:
+            responder = receive_public_key(channel, plan.parameters, rng)
+        if plan.relus:
+            engine = (Garbler if plan.garbler == "server" else Evaluator).start(channel, session, rng)
+        if plan.truncations:
+            sender = truncate.Sender.start(channel, session, rng)
+    for op in plan.program.ops:
+        with channel.ledger.at(op.name, "offline"):
+            if responder and op.name in model.encoded:
+                shares = [answer(channel, responder, group) for group in model.encoded[op.name]]
+                share = np.concatenate(shares).reshape(plan.program.values[op.name].shape)
+                sink.put(plan.stream("linear", op.name), Prepared({"share": share}))
+            if sender and op.name in plan.truncations:
+                prepared = truncate.server_offline(channel, plan.truncations[op.name], sender)
+                sink.put(plan.stream("truncate", op.name), prepared)
+            if engine and op.name in plan.relus:
+                for prepared in relu.server_offline(channel, plan.relus[op.name], engine):
+                    sink.put(plan.stream("relu", op.name), prepared)
+
+
+def online(channel: Channel, model: Model, session: bytes, source: Source) -> None:
+    """The counterpart of :func:`deepreshape.private.client.online`, whose notes hold here."""
+    program, plan = model.program, model.plan
+    modulus, values = program.modulus, program.values
+    with channel.ledger.at(INPUT, "online"):
+        count = values[INPUT].size
+        received = modulus.unpack(channel.receive(Frame.SHARES, count * modulus.element_bytes), count)
+    shares = {INPUT: received.reshape(program.input_shape)}
+    for op in program.ops:
+        share = shares[op.inputs[0]]
+        with channel.ledger.at(op.name, "online"):
+            match op:
+                case Conv2d() | Linear():
+                    shares[op.name] = _linear(model, op, share, next(source.get(plan.stream("linear", op.name))))
+                case Relu() | Truncate():
+                    shares[op.name] = _nonlinear(channel, plan, op, share, session, source)
+                case Add() | SumPool() | Flatten():
+                    shares[op.name] = locally(op, [shares[name] for name in op.inputs], modulus)
+    with channel.ledger.at(OUTPUT, "online"):
+        channel.send(Frame.SHARES, modulus.pack(shares[program.output]))
+
+
+def _linear(model: Model, op: Conv2d | Linear, share: Words, prepared: Prepared) -> Words:
+    """W x_server + s + b."""
+    modulus, own = model.program.modulus, model.program.weights[op.name]
+    masked = modulus.add(on_shares(op, own.weight, share, modulus), prepared.take()["share"])
+    bias = modulus.encode(own.bias if isinstance(op, Linear) else own.bias[:, None, None])
+    return modulus.add(masked, bias)
+
+
+def _nonlinear(
+    channel: Channel, plan: Plan, op: Relu | Truncate, share: Words, session: bytes, source: Source
+) -> Words:
+    flat = share.reshape(-1)
+    rectified, truncated = plan.positions(op)
+    result = flat.copy()  # where nothing is done, the share stays what it is
+    truncation, own = plan.truncations.get(op.name), None
+    if truncation:
+        prepared = next(source.get(plan.stream("truncate", op.name)))
+        own = truncate.server_send(channel, truncation, prepared, flat[truncated])
+    if op.name in plan.relus:
+        stream = source.get(plan.stream("relu", op.name))
+        result[rectified] = relu.server_online(channel, plan.relus[op.name], session, stream, flat[rectified])
+    if truncation and own is not None:
+        result[truncated] = truncate.server_receive(channel, truncation, own)
+    return result.reshape(share.shape)
