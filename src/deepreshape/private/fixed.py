@@ -26,8 +26,8 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from .layers import Conv, Dense, Flat, Layer, Pool, Rectify, Sum
-from .program import (
+from deepreshape.private.layers import Conv, Dense, Flat, Layer, Pool, Rectify, Sum
+from deepreshape.private.program import (
     INPUT,
     Add,
     Conv2d,
@@ -45,7 +45,7 @@ from .program import (
     Weights,
     truncation_room,
 )
-from .shares import Field, Ring
+from deepreshape.private.shares import Field, Ring
 
 __all__ = [
     "ACTIVATION_BITS",

@@ -27,7 +27,7 @@ from typing import cast
 import numpy as np
 from numpy.typing import NDArray
 
-from .program import INPUT, ProgramError
+from deepreshape.private.program import INPUT, ProgramError
 
 __all__ = ["Affine", "Conv", "Dense", "Flat", "Join", "Layer", "Part", "Pool", "Rectify", "Sum", "Traced", "simplify"]
 

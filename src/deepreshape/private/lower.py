@@ -394,7 +394,7 @@ def _flatten(trace: _Trace, node: fx.Node, path: str) -> str | None:
 
 
 def _split(trace: _Trace, node: fx.Node, path: str) -> str | None:
-    axis = node.args[2] if len(node.args) > 2 else 0
+    _, _, axis = _arguments(node, 0)
     before = _shape(cast(fx.Node, node.args[0]))
     if axis not in (1, -3) or len(before) != 3:
         return "a split along another axis than the channels"
