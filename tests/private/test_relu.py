@@ -1,6 +1,8 @@
 """The whole step: two threads, both garbling roles, against integers; bytes against what is declared."""
 
+import copy
 import hashlib
+import pickle
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -104,8 +106,10 @@ def check(session: Session, modulus: Modulus, shift: int, x: Words, batch: int, 
     layer = ReluLayer(f"layer {next(names)}", modulus, shift, x.size, role_of(session), batch)
     share, mask = modulus.random(x.size, rng), modulus.random(x.size, rng)
     prepared = session.offline(layer, share, mask)
-    kept = tuple(sum(array.nbytes for part in side for array in part.arrays.values()) for side in prepared)
+    taken = [[part.take() for part in side] for side in prepared]
+    kept = tuple(sum(array.nbytes for part in side for array in part.values()) for side in taken)
     assert kept == stored(modulus, shift, x.size, layer.garbler, batch)
+    prepared = [Prepared(part) for part in taken[0]], [Prepared(part) for part in taken[1]]
     result = modulus.add(session.online(layer, prepared, modulus.sub(x, share)), mask)
     expected = [max(v, 0) >> shift for v in modulus.decode(x).tolist()]
     assert modulus.decode(result).tolist() == expected
@@ -239,13 +243,19 @@ def test_material_is_used_once(session: Session) -> None:
         client_online(session.client, layer, SESSION, [])
 
 
+@pytest.mark.parametrize("again", [copy.copy, copy.deepcopy, pickle.dumps])
+def test_no_copy_gives_a_second_use(again: Callable[[object], object]) -> None:
+    with pytest.raises(TypeError, match="neither copied nor pickled"):
+        again(Prepared({"seed": np.zeros(32, np.uint8)}))
+
+
 def test_material_survives_a_store_as_raw_bytes(session: Session) -> None:
     modulus, rng = Ring(13), fixed(10)
     layer = ReluLayer(f"layer {next(names)}", modulus, 1, 9, role_of(session), batch=4)
     x, share, mask = (modulus.random(9, rng) for _ in range(3))
 
     def stored_and_loaded(part: Prepared) -> Prepared:
-        raw = {name: (array.tobytes(), array.dtype, array.shape) for name, array in part.arrays.items()}
+        raw = {name: (array.tobytes(), array.dtype, array.shape) for name, array in part.take().items()}
         return Prepared({name: np.frombuffer(data, kind).reshape(shape) for name, (data, kind, shape) in raw.items()})
 
     client, server = ([stored_and_loaded(part) for part in side] for side in session.offline(layer, share, mask))
@@ -269,8 +279,10 @@ def test_missing_material_is_named() -> None:
 def test_what_concerns_the_layer_is_overwritten_after_use(session: Session) -> None:
     layer, mask = ReluLayer(f"layer {next(names)}", Ring(8), 0, 5, role_of(session)), np.arange(5, dtype=np.uint64)
     prepared = session.offline(layer, mask, mask)
-    arrays = [array for side in prepared for array in side[0].arrays.values()]
-    session.online(layer, prepared, mask)
+    heads = [side[0].take() for side in prepared]
+    arrays = [array for head in heads for array in head.values()]
+    client, server = ([Prepared(head), *side[1:]] for head, side in zip(heads, prepared, strict=True))
+    session.online(layer, (client, server), mask)
     assert not any(array.any() for array in arrays)
     assert mask.tolist() == [0, 1, 2, 3, 4]
 

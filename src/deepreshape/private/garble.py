@@ -19,7 +19,8 @@ contiguous labels of all instances of the batch.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import NoReturn, SupportsIndex
 
 import numpy as np
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
@@ -53,11 +54,18 @@ class Context:
         return Randomness(digest.digest()).bytes(16 * count).reshape(count, 16)
 
 
+def refuse_copy(handle: object, protocol: SupportsIndex, /) -> NoReturn:
+    """As ``__reduce_ex__`` of a class: its objects cannot be copied or pickled, hence not used once more."""
+    raise TypeError(f"{type(handle).__name__} is for one use; it can be neither copied nor pickled")
+
+
 class Offset:
     """The secret difference between the two labels of every wire, for one offline session.
 
     127 bits are random; the colour bit is one, so that the two labels of a wire differ in colour.
     """
+
+    __reduce_ex__ = refuse_copy
 
     def __init__(self, rng: Randomness) -> None:
         self.words: Words = rng.words(2)
@@ -75,7 +83,6 @@ class Offset:
         self._garbled.add(context)
 
 
-@dataclass(repr=False)
 class Garbled:
     """A garbled batch; it is sent once by the one party and evaluated once by the other.
 
@@ -83,9 +90,10 @@ class Garbled:
     of an output label, flipped by this, is the output's value.
     """
 
-    tables: Words
-    decode: Bits
-    _taken: bool = field(default=False, init=False)
+    __reduce_ex__ = refuse_copy
+
+    def __init__(self, tables: Words, decode: Bits) -> None:
+        self._left = [(tables, decode)]
 
     def take(self) -> tuple[Words, Bits]:
         """Tables and decode bits.
@@ -93,12 +101,10 @@ class Garbled:
         Raises:
             RuntimeError: the second time. Two evaluations of one garbling would reveal the offset.
         """
-        if self._taken:
-            raise RuntimeError("this garbled batch was used; a garbled circuit is for one evaluation")
-        self._taken = True
-        tables, decode = self.tables, self.decode
-        del self.tables, self.decode
-        return tables, decode
+        try:
+            return self._left.pop()  # of two threads one gets it
+        except IndexError:
+            raise RuntimeError("this garbled batch was used; a garbled circuit is for one evaluation") from None
 
 
 def table_shape(circuit: Circuit, count: int) -> tuple[int, int, int, int]:

@@ -4,10 +4,10 @@ Model: semi-honest parties. A malicious receiver of the extension can learn bits
 check of Keller, Orsini and Scholl (CRYPTO 2015) is not made.
 
 Base: Chou and Orlandi's protocol (LATINCRYPT 2015) on the prime-order group of edwards25519; computational
-Diffie-Hellman there, SHA-256 as a random oracle. Every point received must lie in that group: with a part of small order
-in the sender's point, each reply would show which of the two keys was chosen, hence the offset. libsodium missed such
-points until CVE-2025-69277 was mended (PyNaCl 1.6.2), so an older one is refused at import. A key is a hash of the
-session, the transfer's number, both public points and the shared one, so keys of different sessions are unrelated.
+Diffie-Hellman there, SHA-256 as a random oracle. A key is a hash of the session, the transfer's number, both public
+points and the shared one, so keys of different sessions are unrelated. Every point received must lie in that group:
+with a part of small order in the sender's point, each reply would show which of the two keys was chosen, hence the
+offset. libsodium missed such points until CVE-2025-69277 was mended (PyNaCl 1.6.2); an older one is refused at import.
 
 Extension: Ishai, Kilian, Nissim and Petrank (CRYPTO 2003) in its correlated form (Asharov, Lindell, Schneider and
 Zohner, CCS 2013); AES-256 in counter mode expands the keys. The sender's choices in the base transfers are the garbling

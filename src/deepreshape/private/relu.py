@@ -39,7 +39,7 @@ from numpy.typing import NDArray
 from . import ot
 from .channel import Channel, Frame, Phase
 from .circuit import Circuit, and_gates, relu
-from .garble import BATCH, TABLE_BYTES, Context, Garbled, Offset, evaluate, garble, pick, table_shape
+from .garble import BATCH, TABLE_BYTES, Context, Garbled, Offset, evaluate, garble, pick, refuse_copy, table_shape
 from .shares import SEED_BYTES, Bits, Modulus, Randomness, Words, from_bits, to_bits
 
 Role = Literal["client", "server"]
@@ -79,12 +79,16 @@ class ReluLayer:
         return Context(session, self.name, batch)
 
 
-@dataclass(repr=False)
 class Prepared:
-    """Named arrays that one party keeps from the offline to the online phase; they are secret and used once."""
+    """Named arrays that one party keeps from the offline to the online phase; they are secret and used once.
 
-    arrays: dict[str, NDArray[Any]]
-    _taken: bool = field(default=False, init=False)
+    A store takes them to write them down, and makes another of what it reads back.
+    """
+
+    __reduce_ex__ = refuse_copy
+
+    def __init__(self, arrays: dict[str, NDArray[Any]]) -> None:
+        self._left = [arrays]
 
     def take(self) -> dict[str, NDArray[Any]]:
         """The arrays.
@@ -92,11 +96,10 @@ class Prepared:
         Raises:
             RuntimeError: the second time.
         """
-        if self._taken:
-            raise RuntimeError("this offline material was used; it is for one inference, prepare another")
-        self._taken = True
-        arrays, self.arrays = self.arrays, {}
-        return arrays
+        try:
+            return self._left.pop()  # of two threads one gets them
+        except IndexError:
+            raise RuntimeError("this offline material was used; it is for one inference, prepare another") from None
 
 
 @dataclass(repr=False)
