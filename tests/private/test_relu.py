@@ -307,6 +307,26 @@ def test_an_answer_that_is_no_share_is_refused() -> None:
         server_online(session.server, layer, SESSION, prepared[1], zeros)
 
 
+def test_tables_that_give_no_shares_are_refused(session: Session) -> None:
+    modulus = Field(5)
+    layer, zeros = ReluLayer(f"layer {next(names)}", modulus, 0, 60, role_of(session)), np.zeros(60, np.uint64)
+    client, server = session.offline(layer, zeros, zeros)
+    evaluator = client if role_of(session) == "server" else server
+    broken = evaluator[1].take()
+    evaluator[1] = Prepared({**broken, "decode": ~broken["decode"]})  # 60 values below 5, mapped to 7 minus them
+    own = np.zeros(60, np.uint64)
+    with ThreadPoolExecutor(1) as pool:
+        if role_of(session) == "server":
+            pool.submit(server_online, session.server, layer, SESSION, server, own)
+            with pytest.raises(ProtocolError, match="gives a value not in Field"):
+                client_online(session.client, layer, SESSION, client)
+            session.client.send(Frame.SHARES, bytes(60))
+        else:
+            pool.submit(client_online, session.client, layer, SESSION, client)
+            with pytest.raises(ProtocolError, match="gives a value not in Field"):
+                server_online(session.server, layer, SESSION, server, own)
+
+
 def test_bad_arguments_are_refused(session: Session) -> None:
     layer = ReluLayer("r", Field(7), 0, 3, role_of(session))
     good = np.zeros(3, np.uint64)

@@ -37,7 +37,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import ot
-from .channel import Channel, Frame, Phase
+from .channel import Channel, Frame, Phase, ProtocolError
 from .circuit import Circuit, and_gates, relu
 from .garble import BATCH, TABLE_BYTES, Context, Garbled, Offset, evaluate, garble, pick, refuse_copy, table_shape
 from .shares import SEED_BYTES, Bits, Modulus, Randomness, Words, from_bits, to_bits
@@ -172,7 +172,12 @@ def server_offline(channel: Channel, layer: ReluLayer, engine: Garbler | Evaluat
 
 
 def client_online(channel: Channel, layer: ReluLayer, session: bytes, prepared: Iterable[Prepared]) -> None:
-    """The client's online step. Its share of the output is the mask it gave to :func:`client_offline`."""
+    """The client's online step. Its share of the output is the mask it gave to :func:`client_offline`.
+
+    Raises:
+        ProtocolError: if what the server garbled gives no list of shares.
+        RuntimeError: if ``prepared`` was used before.
+    """
     with _opened(prepared) as (head, batches):
         if layer.garbler == "client":
             bits = layer.modulus.bits * layer.count
@@ -199,7 +204,7 @@ def server_online(
         The server's share of the output, uint64 (count,).
 
     Raises:
-        ProtocolError: if the client's answer is not a list of shares.
+        ProtocolError: if the client's answer, or what it garbled, gives no list of shares.
         RuntimeError: if ``prepared`` was used before.
     """
     _check_shares(layer, share=share)
@@ -320,6 +325,8 @@ def _evaluate(
         garbled = Garbled(arrays["tables"], decode)
         planes = evaluate(layer.circuit, garbled, np.concatenate(labels), layer.context(session, number))
         results.append(from_bits(planes))
+        if int(results[-1].max()) >= layer.modulus.order:
+            raise ProtocolError(f"what the peer garbled for layer {layer.name!r} gives a value not in {layer.modulus}")
     return np.concatenate(results)
 
 
