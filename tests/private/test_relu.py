@@ -229,6 +229,51 @@ def test_what_is_opened_online_is_masked(session: Session) -> None:
         assert 0.3 < agree < 0.7
 
 
+def test_masks_are_uniform_over_the_whole_modulus(session: Session) -> None:
+    """What the evaluator sees of one value, many times: evenly spread, at the client with its own mask left out."""
+    modulus, count = Field(5), 4000
+    layer, zeros = ReluLayer(f"layer {next(names)}", modulus, 0, count, role_of(session)), np.zeros(count, np.uint64)
+    taps = Tap(session.client), Tap(session.server)
+    tapped = Session(*taps, session.engines)
+    tapped.online(layer, tapped.offline(layer, zeros, zeros), zeros + np.uint64(2))
+    evaluator = taps[0 if role_of(session) == "server" else 1]
+    shown = np.frombuffer(next(data for kind, data in evaluator.frames if kind is Frame.SHARES), np.uint8)
+    cells = 5 if role_of(session) == "server" else 8  # the value with the server's mask; three corrections a value
+    if role_of(session) == "client":
+        bits = np.unpackbits(shown, count=3 * count).reshape(3, count)
+        shown = bits[0] + 2 * bits[1] + 4 * bits[2]
+    counts = np.bincount(shown, minlength=cells)
+    assert counts.size == cells
+    assert np.abs(counts - count / cells).max() < 5 * np.sqrt(count / cells)
+
+
+def test_the_evaluator_never_holds_both_labels_of_a_wire(session: Session) -> None:
+    """Of all the blocks that reach the evaluator or that it derives, no two may differ by the offset."""
+    modulus, seen = Ring(16), set[tuple[int, int]]()
+    garbler, evaluator = (0, 1) if role_of(session) == "client" else (1, 0)
+    for number in (1, 2):
+        taps = Tap(session.client), Tap(session.server)
+        tapped = Session(*taps, session.engines)
+        layer = ReluLayer(f"layer {next(names)}", modulus, 0, 30, role_of(session), batch=8)
+        share, mask, theirs = (modulus.random(30, fixed(number)) for _ in range(3))
+        prepared = tapped.offline(layer, share, mask)
+        head, *batches = [part.take() for part in prepared[evaluator]]
+        own = np.concatenate([part["labels"] for part in batches])
+        derived = Randomness(head["seed"].tobytes()).labels(2 * modulus.bits * 30)
+        prepared[evaluator][:] = [Prepared(part) for part in (head, *batches)]
+        tapped.online(layer, prepared, theirs)
+        labels = [data for kind, data in taps[garbler].frames if kind is Frame.LABELS][1:]  # the first is the seed
+        online = np.frombuffer(b"".join(labels), np.uint64).reshape(-1, 2)
+        sent = np.frombuffer(b"".join(d for _, d in taps[garbler].frames if len(d) % 16 == 0), np.uint64).reshape(-1, 2)
+        for blocks in (own, derived, online, own ^ online, sent):
+            seen |= {(low, high) for low, high in blocks.tolist()}
+    engine = session.engines[garbler]
+    assert isinstance(engine, Garbler)
+    low, high = engine.transfers.offset.words.tolist()
+    assert (low, high) not in seen
+    assert not any((a ^ low, b ^ high) in seen for a, b in seen)
+
+
 def test_material_is_used_once(session: Session) -> None:
     modulus = Ring(8)
     layer = ReluLayer(f"layer {next(names)}", modulus, 0, 5, role_of(session))
