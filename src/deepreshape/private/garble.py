@@ -3,14 +3,15 @@
 Model: semi-honest parties. Construction: two ciphertexts an AND gate (half-gates: Zahur, Rosulek and Evans, EUROCRYPT
 2015), XOR and NOT for nothing (free-XOR: Kolesnikov and Schneider, ICALP 2008), the active row picked by a colour bit
 (point-and-permute). Assumption: H_k(x) = AES_k(s(x)) ^ s(x) is circular correlation robust, s being the linear
-orthomorphism (lo, hi) -> (lo ^ hi, lo), as Guo, Katz, Wang and Yu (IEEE S&P 2020) prove with AES-128 taken as an ideal
-cipher. Without s one query would reveal the offset.
+orthomorphism (lo, hi) -> (lo ^ hi, lo), and the key k the tweak. Guo, Katz, Wang and Yu (IEEE S&P 2020) prove it for
+one key, with AES a random permutation; Guo, Katz, Wang, Weng and Yu (CRYPTO 2020) for changing keys and many instances,
+with AES an ideal cipher. Without s one query would reveal the offset.
 
 Keys k are public and one-time: each (session, layer, batch, gate, side) has its own, so one key hashes the labels of
-one batch only, and the bound loses about log2(instances of a batch) of its 128 bits (Guo et al., CRYPTO 2020, on
-attacks over many instances). :class:`Offset` refuses a (session, layer, batch) that it has seen, because a repeated key
-under one offset would undo that. Garbled circuits go out before the inputs are chosen, as in DELPHI; that this is safe
-for inputs which depend on them rests on the ideal cipher, not on the robustness above alone.
+one batch only, and of the offset's 127 bits the bound loses about log2(instances of a batch), as in the latter paper.
+:class:`Offset` refuses a (session, layer, batch) that it has seen, because a repeated key under one offset would undo
+that. Garbled circuits go out before the inputs are chosen, as in DELPHI; that this is safe for inputs which depend on
+them rests on the ideal cipher, not on the robustness above alone.
 
 A label is two uint64 words, low word first; its colour is bit 63 of the low word. A gate is one operation on the
 contiguous labels of all instances of the batch.
