@@ -27,11 +27,6 @@ class Input(NamedTuple):
     first: int
     width: int
 
-    @property
-    def wires(self) -> slice:
-        """Its place among the rows of all input wires."""
-        return slice(self.first, self.first + self.width)
-
 
 class Gate(NamedTuple):
     """``out = a op b``; NOT has ``b == a``. Gate k of a circuit drives wire ``inputs + k``."""
@@ -82,17 +77,6 @@ class Circuit:
     def and_gates(self) -> int:
         """Gates that cost something."""
         return sum(gate.op == "and" for gate in self.gates)
-
-    def input(self, owner: Owner, name: str) -> Input:
-        """The input word of that owner and name.
-
-        Raises:
-            KeyError: if there is none.
-        """
-        for word in self.inputs:
-            if (word.owner, word.name) == (owner, name):
-                return word
-        raise KeyError(f"no input {name!r} of the {owner}; there are {[(w.owner, w.name) for w in self.inputs]}")
 
     @cached_property
     def schedule(self) -> Schedule:
