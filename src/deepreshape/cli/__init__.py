@@ -8,8 +8,9 @@ import sys
 import typer
 from rich.markup import escape
 
-from deepreshape.cli import jobs, networks
+from deepreshape.cli import jobs, networks, private
 from deepreshape.cli.console import err
+from deepreshape.private import PrivateError
 
 __all__ = ["app", "main"]
 
@@ -24,12 +25,13 @@ app = typer.Typer(
 )
 for commands in (networks.app, jobs.app):
     app.registered_commands += commands.registered_commands
+app.add_typer(private.app, name="private")
 
 
 def main() -> None:
     """Run the command line; bad input ends with one line and exit code 2."""
     try:
         app()
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, PrivateError) as error:
         err.print(f"[bold red]error:[/] {escape(' '.join(str(error).split()))}", highlight=False, soft_wrap=True)
         sys.exit(2)

@@ -32,6 +32,8 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from deepreshape.private import PrivateError
+
 Role = Literal["client", "server"]
 ROLES: tuple[Role, ...] = get_args(Role)
 
@@ -41,7 +43,7 @@ SKEW = datetime.timedelta(minutes=5)
 USAGE = {"client": ExtendedKeyUsageOID.CLIENT_AUTH, "server": ExtendedKeyUsageOID.SERVER_AUTH}
 
 
-class CertificateError(Exception):
+class CertificateError(PrivateError):
     """A key or certificate is missing, already there, readable by others, expired, or not made for this."""
 
 

@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from .shares import Bits, Modulus, Ring
+from deepreshape.private.shares import Bits, Modulus, Ring
 
 Owner = Literal["garbler", "evaluator"]
 Op = Literal["and", "xor", "not"]

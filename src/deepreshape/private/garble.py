@@ -27,8 +27,8 @@ import numpy as np
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from numpy.typing import NDArray
 
-from .circuit import Circuit
-from .shares import Bits, Randomness, Words
+from deepreshape.private.circuit import Circuit
+from deepreshape.private.shares import Bits, Randomness, Words
 
 BATCH = 8192
 """Instances that one garbling covers: few enough for rows to stay in cache, many enough to hide the interpreter."""

@@ -29,9 +29,9 @@ from nacl.bindings import (
     crypto_scalarmult_ed25519_noclamp,
 )
 
-from .channel import Channel, Frame, ProtocolError
-from .garble import Offset
-from .shares import Bits, Randomness, Words
+from deepreshape.private.channel import Channel, Frame, ProtocolError
+from deepreshape.private.garble import Offset
+from deepreshape.private.shares import Bits, Randomness, Words
 
 BASE_TRANSFERS = 128
 POINT_BYTES = 32

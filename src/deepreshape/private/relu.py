@@ -36,11 +36,22 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from . import ot
-from .channel import Channel, Frame, Phase, ProtocolError
-from .circuit import Circuit, and_gates, relu
-from .garble import BATCH, TABLE_BYTES, Context, Garbled, Offset, evaluate, garble, pick, refuse_copy, table_shape
-from .shares import SEED_BYTES, Bits, Modulus, Randomness, Words, from_bits, to_bits
+from deepreshape.private import ot
+from deepreshape.private.channel import Channel, Frame, Phase, ProtocolError
+from deepreshape.private.circuit import Circuit, and_gates, relu
+from deepreshape.private.garble import (
+    BATCH,
+    TABLE_BYTES,
+    Context,
+    Garbled,
+    Offset,
+    evaluate,
+    garble,
+    pick,
+    refuse_copy,
+    table_shape,
+)
+from deepreshape.private.shares import SEED_BYTES, Bits, Modulus, Randomness, Words, from_bits, to_bits
 
 Role = Literal["client", "server"]
 LABEL_BYTES = 16
@@ -89,6 +100,8 @@ class Prepared:
 
     def __init__(self, arrays: dict[str, NDArray[Any]]) -> None:
         self._left = [arrays]
+        self.nbytes = sum(array.nbytes for array in arrays.values())
+        """Their size, which is public."""
 
     def take(self) -> dict[str, NDArray[Any]]:
         """The arrays.

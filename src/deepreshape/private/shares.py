@@ -17,7 +17,7 @@ import numpy as np
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from numpy.typing import NDArray
 
-from .channel import ProtocolError
+from deepreshape.private.channel import ProtocolError
 
 Words = NDArray[np.uint64]
 Bits = NDArray[np.uint8]

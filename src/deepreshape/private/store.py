@@ -55,6 +55,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
+from deepreshape.private import PrivateError
 from deepreshape.private.channel import Payload, as_bytes
 
 CHUNK_BYTES = 1 << 26
@@ -70,7 +71,7 @@ ID = re.compile(r"[0-9a-f]{64}")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
-class StoreError(Exception):
+class StoreError(PrivateError):
     """The store cannot give or take this batch; the message says why."""
 
 
