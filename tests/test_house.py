@@ -27,6 +27,7 @@ LEVELS = {
     "job": 4,
     "private": 4,
     "cli": 5,
+    "__main__": 6,
 }
 """Which room may import which: only those of a lower level, and ``cost``, which imports nobody."""
 
