@@ -139,12 +139,8 @@ def online(channel: Channel, plan: Plan, session: bytes, source: Source, x: Inte
         ValueError: if ``x`` does not fit the program; nothing has been sent or used up then.
         ProtocolError: if the server breaks the protocol.
     """
+    check_input(plan, x)
     program, modulus = plan.program, plan.program.modulus
-    if x.dtype != np.int64 or x.shape != program.input_shape or int(np.abs(x).max()) > program.input_bound:
-        raise ValueError(
-            f"the input is {x.dtype} {x.shape} up to {np.abs(x).max()}; "
-            f"it must be int64 {program.input_shape} of absolute values up to {program.input_bound}"
-        )
     with channel.ledger.at(INPUT, "online"):
         mask = _only(source, plan.stream("mask", INPUT))["mask"]
         channel.send(Frame.SHARES, modulus.pack(modulus.sub(modulus.encode(x), mask)))
@@ -166,6 +162,17 @@ def online(channel: Channel, plan: Plan, session: bytes, source: Source, x: Inte
         theirs = modulus.unpack(channel.receive(Frame.SHARES, value.size * modulus.element_bytes), value.size)
         mine = _only(source, plan.stream("share", program.output))["share"]
         return modulus.decode(modulus.add(mine, theirs.reshape(value.shape)))
+
+
+def check_input(plan: Plan, x: Integers) -> None:
+    """Refuse an input that does not fit the program.
+
+    Raises:
+        ValueError: saying what it is and what it must be.
+    """
+    shape, bound = plan.program.input_shape, plan.program.input_bound
+    if x.dtype != np.int64 or x.shape != shape or int(np.abs(x).max()) > bound:
+        raise ValueError(f"the input is {x.dtype} {x.shape}; it must be int64 {shape} of absolute values up to {bound}")
 
 
 def _ignore(name: str, share: Words) -> None: ...

@@ -1,0 +1,137 @@
+"""One party with everything it needs: certificate, wire, handshake, store, and its side of the program.
+
+A run takes two sessions. The first prepares: both parties go through the offline phase and leave their halves in their
+stores, under the session's id, and each knows that the other's half is stored when the session ends well. The second
+uses the batch up: the client names it in the handshake, each claims its half durably and says so, and only then the
+online phase begins. Whatever happens after the claim, the batch is spent.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from . import client, server
+from .channel import Frame, Ledger
+from .exact import Integers
+from .material import Reading, Writing
+from .plan import Plan
+from .server import Model
+from .session import Agreement, Connection, client_session, server_session
+from .store import Binding, Store
+from .wire import Endpoint
+
+CLAIMED = b"\x01"
+STORED = b"\x02"
+
+
+class Prepared(NamedTuple):
+    """A batch that lies in the store: its id, the bytes of its arrays, and the traffic that made it."""
+
+    batch: str
+    nbytes: int
+    ledger: Ledger
+
+
+class Answer(NamedTuple):
+    """The output's integers, and the traffic of the session that gave them."""
+
+    output: Integers
+    ledger: Ledger
+
+
+@dataclass(frozen=True)
+class Client:
+    """A client that can reach one server.
+
+    Args:
+        endpoint: with the client's certificate.
+        host, port: where the server listens.
+        plan: of the program.
+        store: the client's own.
+        pinned: fingerprint of the one server certificate to accept.
+    """
+
+    endpoint: Endpoint
+    host: str
+    port: int
+    plan: Plan
+    store: Store
+    pinned: str | None = None
+
+    def prepare(self, observe: client.Observer | None = None) -> Prepared:
+        """Make one batch.
+
+        Raises:
+            ProtocolError: if the session fails; then nothing is stored.
+            StoreError: if the batch cannot be written.
+        """
+        channel = self.endpoint.connect(self.host, self.port, self.pinned)
+        with client_session(channel, Agreement(self.plan.program.digest, self.plan.agreed)) as session:
+            batch = session.id.hex()
+            with self.store.create(_binding(self.plan, channel), batch) as writer:
+                sink = Writing(writer)
+                client.offline(channel, self.plan, session.id, sink, observe=observe)
+                channel.receive(Frame.READY, 1)
+                writer.commit()
+        return Prepared(batch, sink.nbytes, channel.ledger)
+
+    def infer(self, x: Integers, batch: str | None = None) -> Answer:
+        """Run one inference and use a batch up: this one, or the oldest there is.
+
+        Raises:
+            ValueError: if the input does not fit the program; no batch is used up then.
+            ProtocolError: if the session fails.
+            StoreError: if no batch is left.
+        """
+        client.check_input(self.plan, x)
+        channel = self.endpoint.connect(self.host, self.port, self.pinned)
+        binding = _binding(self.plan, channel)
+        batch = batch or next(iter(self.store.fresh(binding)), "")
+        agreement = Agreement(self.plan.program.digest, self.plan.agreed, batch)
+        with client_session(channel, agreement), self.store.claim(binding, batch or None) as claimed:
+            channel.send(Frame.READY, CLAIMED)
+            channel.receive(Frame.READY, 1)
+            output = client.online(channel, self.plan, bytes.fromhex(batch), Reading(claimed), x)
+        return Answer(output, channel.ledger)
+
+
+def serve(channel: Connection, model: Model, store: Store) -> int:
+    """The server's side of one session: of :meth:`Client.prepare` if the client names no batch, else of ``infer``.
+
+    Args:
+        channel: to a client whose certificate has been verified.
+        model: what is served.
+        store: the server's own.
+
+    Returns:
+        The bytes of the arrays that were stored; 0 after an inference.
+
+    Raises:
+        ProtocolError: if the session fails, or the client names a batch that is not here.
+        StoreError: if the batch cannot be written or claimed.
+    """
+    plan = model.plan
+    binding = _binding(plan, channel)
+
+    def choose(proposed: Agreement) -> Agreement:
+        batch = proposed.batch if proposed.batch in store.fresh(binding) else ""
+        return Agreement(plan.program.digest, plan.agreed, batch)
+
+    with server_session(channel, choose) as session:
+        if batch := session.agreement.batch:
+            with store.claim(binding, batch) as claimed:
+                channel.receive(Frame.READY, 1)
+                channel.send(Frame.READY, CLAIMED)
+                server.online(channel, model, bytes.fromhex(batch), Reading(claimed))
+            return 0
+        with store.create(binding, session.id.hex()) as writer:
+            sink = Writing(writer)
+            server.offline(channel, model, session.id, sink)
+            writer.commit()
+        channel.send(Frame.READY, STORED)
+        return sink.nbytes
+
+
+def _binding(plan: Plan, channel: Connection) -> Binding:
+    return Binding(plan.program.digest, channel.peer.fingerprint, plan.agreed)

@@ -1,0 +1,49 @@
+"""Two processes over TLS: same result as the plain interpreter, declared equals counted, and failures end cleanly."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from programs import random_inputs, random_program
+
+from deepreshape.private.channel import ProtocolError
+from deepreshape.private.local import run_local
+from deepreshape.private.program import ProgramError
+from deepreshape.private.relu import Role
+from deepreshape.private.shares import Ring
+from deepreshape.private.wire import Limits
+
+SEED = 13
+"""Of a program that has ReLUs, truncations without one, and a residual."""
+
+
+@pytest.mark.parametrize("garbler", ["server", "client"])
+def test_two_processes_agree_with_plain(garbler: Role) -> None:
+    program = random_program(SEED)
+    found = run_local(program, random_inputs(program, 2, 1), garbler, batch=16)
+    assert found["agree"]
+    assert found["declared_bytes_match"]
+    assert found["relus"] == program.relus > 0
+    assert sum(layer["relus"] for layer in found["layers"]) == program.relus
+    for phase in ("offline", "online"):
+        assert found["seconds"][phase] > 0
+        assert found["bytes"][phase] == sum(layer["bytes"][phase] for layer in found["layers"])
+    assert found["rounds"] == sum(layer["rounds"] for layer in found["layers"])
+    assert all(mib > 10 for mib in found["peak_rss_mib"].values())
+    assert np.array(found["outputs"]).shape == (2, 3)
+
+
+def test_what_cannot_run_is_refused_before_a_process_starts() -> None:
+    program = random_program(SEED)
+    with pytest.raises(ProgramError, match="only 127 fits"):
+        run_local(replace(program, modulus=Ring(8)), random_inputs(program, 1, 1))
+    with pytest.raises(OverflowError, match="input bound"):
+        run_local(program, random_inputs(program, 1, 1) + 99)
+
+
+def test_a_party_that_fails_ends_both() -> None:
+    program = random_program(SEED)
+    with pytest.raises(ProtocolError, match=r"the (client|server) failed: \w+Error: "):
+        run_local(program, random_inputs(program, 1, 1), limits=Limits(frame_bytes=5000))
