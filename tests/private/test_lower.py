@@ -1,5 +1,7 @@
 """Networks of this package against their integer programs."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +12,7 @@ from deepreshape.models import architecture, build
 from deepreshape.nn import MaskedReLU, ReuseForm
 from deepreshape.private import plain
 from deepreshape.private.fixed import Lowered, from_fixed, to_fixed
-from deepreshape.private.layers import Conv, Layer, Traced, simplify
+from deepreshape.private.layers import Affine, Conv, Layer, Traced, simplify
 from deepreshape.private.lower import LOWERED, lower, unsupported
 from deepreshape.private.program import INPUT, Conv2d, Program, ProgramError, Relu, Truncate
 from deepreshape.private.shares import Ring
@@ -173,10 +175,27 @@ def test_bad_calibration_is_named():
 
 
 def chain(*layers: Traced, image: tuple[int, ...] = (4, 6, 6)) -> list[Layer]:
-    shapes = {INPUT: image} | {
-        layer.name: (len(layer.weight), *image[1:]) for layer in layers if isinstance(layer, Conv)
-    }
+    shapes = {INPUT: image}
+    for layer in layers:
+        channels = len(layer.weight) if isinstance(layer, Conv) else shapes[layer.inputs[0]][0]
+        shapes[layer.name] = (channels, *image[1:])
     return simplify(layers, layers[-1].name, shapes)
+
+
+def test_a_norm_before_a_convolution_folds_only_where_no_padding_would_see_its_shift():
+    rng = np.random.default_rng(0)
+    norm = Affine("norm", (INPUT,), np.array([2.0, -1, 0.5, 3]), np.array([1.0, 0, 0, -1]))
+    pure = replace(norm, shift=np.zeros(4))
+    padded = Conv("conv", ("norm",), rng.normal(size=(6, 2, 3, 3)), rng.normal(size=6), padding=1, groups=2)
+    assert [layer.name for layer in chain(norm, padded)] == ["norm", "conv"]
+    assert [layer.name for layer in chain(pure, padded)] == ["conv"]
+    (folded,) = chain(norm, replace(padded, padding=0))
+    assert isinstance(folded, Conv)
+    x = torch.from_numpy(rng.normal(size=(1, 4, 6, 6)))
+    scaled = torch.from_numpy(norm.scale).view(4, 1, 1) * x + torch.from_numpy(norm.shift).view(4, 1, 1)
+    wanted = nn.functional.conv2d(scaled, torch.from_numpy(padded.weight), torch.from_numpy(padded.bias), groups=2)
+    found = nn.functional.conv2d(x, torch.from_numpy(folded.weight), torch.from_numpy(folded.bias), groups=2)
+    assert torch.allclose(found, wanted)
 
 
 def test_convolutions_are_fused_only_where_it_is_exact_and_cheaper():

@@ -62,10 +62,10 @@ __all__ = [
 Real = NDArray[np.float64]
 Modulus = Ring | Field
 
-ACTIVATION_BITS = 11
+ACTIVATION_BITS = 12
 """Bits of the largest activation of a typical layer, where the modulus leaves the choice."""
 
-WEIGHT_BITS = 10
+WEIGHT_BITS = 11
 """Bits of the largest weight of a layer, likewise."""
 
 LEAST_BITS = 5
