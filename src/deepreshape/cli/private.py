@@ -239,7 +239,7 @@ def _lowered(model: str, data_dir: Path | None) -> tuple[Lowered, NDArray[np.flo
     return lower_model(network, known.contiguous().numpy()), new.contiguous().numpy(), facts
 
 
-def _read(path: Path, facts: dict[str, Any], shape: tuple[int, ...]) -> NDArray[np.float32]:
+def _read(path: Path, facts: dict[str, Any], shape: tuple[int, ...]) -> NDArray[np.floating]:
     """An image or array as the network wants it: normalised, channels first."""
     import numpy as np
 

@@ -11,15 +11,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from . import client, server
-from .channel import Frame, Ledger
-from .exact import Integers
-from .material import Reading, Writing
-from .plan import Plan
-from .server import Model
-from .session import Agreement, Connection, client_session, server_session
-from .store import Binding, Store
-from .wire import Endpoint
+from deepreshape.private import client, server
+from deepreshape.private.channel import Frame, Ledger
+from deepreshape.private.exact import Integers
+from deepreshape.private.material import Reading, Writing
+from deepreshape.private.plan import Plan
+from deepreshape.private.server import Model
+from deepreshape.private.session import Agreement, Connection, client_session, server_session
+from deepreshape.private.store import Binding, Store
+from deepreshape.private.wire import Endpoint
 
 CLAIMED = b"\x01"
 STORED = b"\x02"
