@@ -70,7 +70,8 @@ def into(bar: Progress, task: Any) -> Any:
 
 def new_table(*names: str) -> Table:
     """A table whose columns after the first hold numbers."""
-    table = Table(names[0])
+    table = Table()
+    table.add_column(names[0], overflow="fold")
     for name in names[1:]:
         table.add_column(name, justify="right")
     return table

@@ -24,7 +24,7 @@ Garbler = Annotated[str, typer.Option(help="Who garbles: server or client. The o
 Keys = Annotated[Path, typer.Option(help="Folder that `keygen` made.")]
 Store = Annotated[Path, typer.Option(help="This party's folder for offline material; never copy it.")]
 Host = Annotated[str, typer.Option(help="Address of the server.")]
-Port = Annotated[int, typer.Option(min=1, max=65535, help="Port of the server.")]
+Port = Annotated[int, typer.Option(min=0, max=65535, help="Port of the server; 0 lets `serve` choose one.")]
 
 SERVER_PROGRAM, CLIENT_PROGRAM, FACTS = "server.program", "client.program", "client.json"
 CALIBRATION_IMAGES = 256
@@ -186,20 +186,12 @@ def query(
     import numpy as np
 
     from deepreshape.private.fixed import from_fixed, to_fixed
-    from deepreshape.private.store import StoreError
 
     party = _client(program, keys, store, host, port, garbler)
     facts = json.loads((program.parent / FACTS).read_text())
     public = party.plan.program
     x = to_fixed(_read(input, facts, public.input_shape), public.input_fraction)
-    started = time.perf_counter()
-    try:
-        answer = stoppable(lambda: party.infer(x))
-    except StoreError:
-        stoppable(party.prepare)
-        started = time.perf_counter()
-        answer = stoppable(lambda: party.infer(x))
-    seconds = time.perf_counter() - started
+    answer = stoppable(lambda: party.infer(x))
     logits = from_fixed(answer.output.reshape(-1), public.values[public.output].fraction)
     shares = np.exp(logits - logits.max())
     shares /= shares.sum()
@@ -209,11 +201,11 @@ def query(
     best = [int(place) for place in np.argsort(-shares)[:5]]
     if as_json:
         ranked = [{"class": names[at], "probability": float(shares[at])} for at in best]
-        print_json({"classes": ranked, "seconds": {"online": seconds}, "bytes": {"online": sent}})
+        print_json({"classes": ranked, "seconds": {"online": answer.seconds}, "bytes": {"online": sent}})
         return
     for at in best:
         out.print(f"{shares[at]:7.2%}  {names[at]}", highlight=False)
-    out.print(f"online {seconds:.2f} s, {sent / 1e6:,.2f} MB", highlight=False)
+    out.print(f"online {answer.seconds:.2f} s, {sent / 1e6:,.2f} MB", highlight=False)
 
 
 def _lowered(model: str, data_dir: Path | None) -> tuple[Lowered, NDArray[np.float32], dict[str, Any]]:
