@@ -2,8 +2,8 @@
 
     python benchmarks/private.py resnet20 hrn-2x5x2x-m8 --rounds 3 --out benchmarks/results/private.json
 
-A MODEL is what ``deepreshape private local`` takes: a saved model's folder or a network's name (random weights; run time
-does not depend on them). Seconds are wall time over loopback; the median and the range over the rounds are reported.
+A MODEL is what ``deepreshape private local`` takes: a saved model's folder or a network's name (random weights; run
+time does not depend on them). Seconds are wall time over loopback; median and range over the rounds are reported.
 """
 
 import argparse
@@ -66,9 +66,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
-    models = " ".join(Path(model).name for model in options.models)
+    words = [Path(model).name for model in options.models] + ["--garbler", *options.garbler]
     result = {
-        "command": f"python benchmarks/private.py {models} --garbler {' '.join(options.garbler)} --rounds {options.rounds}",
+        "command": f"python benchmarks/private.py {' '.join(words)} --rounds {options.rounds}",
         "machine": f"{platform.machine()}, 2 processes on one machine, loopback",
         "versions": {name: version(name) for name in PACKAGES},
         "n": options.rounds,
