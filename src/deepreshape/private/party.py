@@ -18,7 +18,7 @@ from .material import Reading, Writing
 from .plan import Plan
 from .server import Model
 from .session import Agreement, Connection, client_session, server_session
-from .store import Binding, Store
+from .store import Binding, Store, StoreError
 from .wire import Endpoint
 
 CLAIMED = b"\x01"
@@ -88,8 +88,11 @@ class Client:
         channel = self.endpoint.connect(self.host, self.port, self.pinned)
         binding = _binding(self.plan, channel)
         batch = batch or next(iter(self.store.fresh(binding)), "")
+        if not batch:  # to name none would ask the server to prepare one
+            channel.abort("no offline batch is left")
+            raise StoreError("no offline batch is left for this server, program and settings; prepare some")
         agreement = Agreement(self.plan.program.digest, self.plan.agreed, batch)
-        with client_session(channel, agreement), self.store.claim(binding, batch or None) as claimed:
+        with client_session(channel, agreement), self.store.claim(binding, batch) as claimed:
             channel.send(Frame.READY, CLAIMED)
             channel.receive(Frame.READY, 1)
             output = client.online(channel, self.plan, bytes.fromhex(batch), Reading(claimed), x)
