@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
-from deepreshape.private import he, linear
+from deepreshape.private import he, linear, residues
 from deepreshape.private.linear import Convolution
 
 TARGET = {"layer": "64x8x8 -> 64, 3x3", "cpu_seconds": 0.15, "bytes": 3_000_000}
@@ -62,14 +62,14 @@ def spread(values: list[float]) -> dict[str, float]:
 def measure(layer: Convolution, modulus: int, rounds: int) -> dict[str, object]:
     parameters = linear.choose_parameters(modulus, [layer])
     layout = linear.lay_out(layer, parameters)
-    rng = he.SystemRandom()
+    rng = residues.SystemRandom()
     key = he.ClientKey(parameters)
     responder = he.Responder(parameters, key.public_key())
     top = 2**layer.weight_bits
     integers = np.random.default_rng(0).integers(-top, top + 1, layer.weight_shape)
     weights = linear.EncodedWeights(layout, integers)
     kept = linear.EncodedWeights(layout, integers, keep=True)
-    mask = he.uniform(rng, int(np.prod(layer.input_shape)), modulus).reshape(layer.input_shape)
+    mask = residues.uniform(rng, int(np.prod(layer.input_shape)), modulus).reshape(layer.input_shape)
     seconds: dict[str, list[float]] = {"client": [], "server": [], "server_kept": [], "limit": []}
 
     def timed(role: str, work: Callable[[], object]) -> object:
@@ -108,7 +108,7 @@ def measure(layer: Convolution, modulus: int, rounds: int) -> dict[str, object]:
         timed("limit", products)
 
     everywhere = np.arange(parameters.degree)
-    masks = he.uniform(rng, parameters.degree, modulus)
+    masks = residues.uniform(rng, parameters.degree, modulus)
     pairs = [(responder.receive(data), weights.tile(i, 0)) for i, data in enumerate(sent[: layout.inputs])]
     revealed = responder.respond(pairs, masks, layout.form, everywhere)
     out, back = layout.declared.traffic["offline"]

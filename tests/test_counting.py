@@ -196,6 +196,15 @@ def test_networks_of_others():
     assert sum(stage.params for stage in counted.by_stage.values()) == sum(p.numel() for p in Foreign().parameters())
 
 
+def test_a_relu_in_the_open_at_the_end_is_not_the_stems():
+    class Late(Foreign):
+        def forward(self, x):
+            return super().forward(x).relu()
+
+    counted = count(Late(), (3, 8, 8))
+    assert counted.total.relus - counted.relus_without_stem == 4 * 64
+
+
 def test_shared_weights_count_once():
     net = nn.Sequential(nn.Linear(3, 3, bias=False), nn.Linear(3, 3, bias=False))
     net[1].weight = net[0].weight

@@ -25,7 +25,9 @@ LEVELS = {
     "training": 3,
     "report": 4,
     "job": 4,
+    "private": 4,
     "cli": 5,
+    "__main__": 6,
 }
 """Which room may import which: only those of a lower level, and ``cost``, which imports nobody."""
 

@@ -45,6 +45,7 @@ def test_rows_say_what_the_models_are(done: Path):
         assert row["split"] == "test"
         assert set(row["priced_seconds"]) == {"server-garbler", "server-garbler+lphe+wsa", "client-garbler+lphe+wsa"}
         assert manifest.history[-1]["method"] == "train"
+        assert (done / "models" / row["id"] / "metrics.jsonl").read_text().count("\n") == 1
     assert not any((done / "runs").iterdir())
 
 

@@ -71,6 +71,12 @@ def test_a_killed_run_continues_to_the_same_weights(digits: Dataset, tmp_path: P
     assert trained.cpu_seconds > 0
 
 
+def test_a_folder_with_another_run_is_refused(digits: Dataset, tmp_path: Path):
+    train(build(TINY, seed=1), digits, SHORT, seed=3, folder=tmp_path)
+    with pytest.raises(ValueError, match=r"holds a run with other settings \(lr was 0.1, now 0.2; seed was 3, now 4\)"):
+        train(build(TINY, seed=1), digits, SHORT.with_values({"lr": 0.2}), seed=4, folder=tmp_path)
+
+
 def test_a_checkpoint_is_never_half_written(digits: Dataset, tmp_path: Path, monkeypatch):
     monkeypatch.setattr("deepreshape.training.loop.CHECKPOINT_SECONDS", 0.0)
     with pytest.raises(KilledError):

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from math import prod
 from typing import Any
 
@@ -61,14 +61,15 @@ class Count:
         by_operator: by the name of the operator, such as ``aten.relu``.
         unknown: operators that are neither counted nor known to be linear: how many elements they gave.
         layers: linear and ReLU layers in the order they ran, for a cost model.
-        stem: paths of the top-level modules that make up the stem.
+        stem_relus: ReLUs of the module called ``stem``; in networks of others, those that run before the first
+            top-level module that has children.
     """
 
     by_module: dict[str, Counts]
     by_operator: dict[str, Counts]
     unknown: dict[str, int]
     layers: tuple[Layer, ...]
-    stem: frozenset[str] = field(default_factory=frozenset[str])
+    stem_relus: int
 
     @property
     def total(self) -> Counts:
@@ -78,7 +79,7 @@ class Count:
     @property
     def relus_without_stem(self) -> int:
         """ReLUs after the stem."""
-        return sum(counts.relus for name, counts in self.by_stage.items() if name not in self.stem)
+        return self.total.relus - self.stem_relus
 
     @property
     def by_stage(self) -> dict[str, Counts]:
@@ -120,20 +121,25 @@ def count(model: nn.Module, input: Tensor | Sequence[int]) -> Count:
     finally:
         for module, mode in training.items():
             module.training = mode
-    return Count(trace.by_module, trace.by_operator, trace.unknown, tuple(trace.layers), _stem(model, trace))
+    return Count(
+        trace.by_module, trace.by_operator, trace.unknown, tuple(trace.layers), _stem_relus(model, trace.layers)
+    )
 
 
-def _stem(model: nn.Module, trace: _Trace) -> frozenset[str]:
-    """The module called stem or, in networks of others, what runs before the first top-level container with ReLUs."""
+def _stem_relus(model: nn.Module, layers: Sequence[Layer]) -> int:
     children = dict(model.named_children())
-    if "stem" in children:
-        return frozenset({"stem"})
-    before: set[str] = {""}
-    for name in trace.order:
-        if list(children[name].children()):
-            return frozenset(before)
-        before.add(name)
-    return frozenset()
+    containers = {name for name, child in children.items() if [*child.children()]}
+    found = 0
+    for layer in layers:
+        top = layer.name.partition(".")[0]
+        relus = layer.relus if isinstance(layer, ReluLayer) else 0
+        if "stem" in children:
+            found += relus if top == "stem" else 0
+        elif top in containers:
+            return found
+        else:
+            found += relus
+    return found if "stem" in children else 0
 
 
 class _Trace(TorchDispatchMode):
@@ -145,7 +151,6 @@ class _Trace(TorchDispatchMode):
         self.by_operator: dict[str, Counts] = {}
         self.unknown: dict[str, int] = {}
         self.layers: list[Layer] = []
-        self.order: list[str] = []
         self.by_module: dict[str, Counts] = {}
         self.constants = {id(tensor) for tensor in (*model.parameters(), *model.buffers())}
         seen: set[int] = set()
@@ -160,14 +165,7 @@ class _Trace(TorchDispatchMode):
         """Follow which module is running."""
 
         def enter(path: str) -> Callable[..., None]:
-            top = path.partition(".")[0]
-
-            def hook(*_: object) -> None:
-                self._path.append(path)
-                if path and top not in self.order:
-                    self.order.append(top)
-
-            return hook
+            return lambda *_: self._path.append(path)
 
         def leave(*_: object) -> None:
             self._path.pop()

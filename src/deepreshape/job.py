@@ -24,7 +24,7 @@ from deepreshape.design import equalize
 from deepreshape.linearize import Plan, apply, plan, plan_of
 from deepreshape.models import Architecture, architecture, build, name_of, relus
 from deepreshape.models.saved import Manifest, load, save
-from deepreshape.training import RECIPES, Dataset, Progress, Recipe, accuracy, train
+from deepreshape.training import METRICS, RECIPES, Dataset, Progress, Recipe, accuracy, train
 
 __all__ = ["Job", "Point", "default_budgets", "finished", "hybrenets", "run", "train_point"]
 
@@ -208,6 +208,7 @@ def run(
                 file.flush()
                 os.fsync(file.fileno())
             rows.append(row)
+        shutil.rmtree(out / "runs" / point.id, ignore_errors=True)
         report(number, len(todo), point, None)
     return rows
 
@@ -230,7 +231,7 @@ def train_point(
         data: on what.
         recipe: how.
         to: folder for the model.
-        folder: for checkpoints and metrics while it trains; removed at the end.
+        folder: for checkpoints and metrics; the caller removes it when the row is safe.
         init: saved model that gives the weights it starts from.
         teacher: saved model that distils into it.
         progress: called after every step.
@@ -286,7 +287,7 @@ def train_point(
         },
         "command": _command(point, data, recipe, init, teacher),
     }
-    shutil.rmtree(folder)
+    shutil.copyfile(folder / METRICS, to / METRICS)
     return row
 
 

@@ -12,7 +12,13 @@ from pathlib import Path
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_pem_private_key
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    load_pem_private_key,
+)
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from faults import PATIENT, Keys
 
@@ -252,6 +258,24 @@ def test_key_that_others_can_read_is_refused(tmp_path: Path) -> None:
         Endpoint(made)
 
 
+def test_certificate_ends_with_its_authority_and_not_at_once(tmp_path: Path) -> None:
+    authority = x509.load_pem_x509_certificate(create_authority(tmp_path, days=1).read_bytes())
+    made = x509.load_pem_x509_certificate(issue(tmp_path, "client", "alice").certificate.read_bytes())
+    assert made.not_valid_after_utc == authority.not_valid_after_utc
+    assert made.not_valid_after_utc - datetime.datetime.now(datetime.UTC) > datetime.timedelta(hours=23)
+
+
+def test_key_with_a_passphrase_is_refused_and_not_asked_for(tmp_path: Path) -> None:
+    made = Keys.make(tmp_path).client
+    for path in (made.key, tmp_path / "authority.key"):
+        key = load_pem_private_key(path.read_bytes(), None)
+        path.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(b"secret")))
+    with pytest.raises(CertificateError, match="unusable with its key"):
+        Endpoint(made)
+    with pytest.raises(CertificateError, match="no PEM file without passphrase"):
+        issue(tmp_path, "client", "carol")
+
+
 def test_bad_input_gets_one_clear_line(tmp_path: Path, keys: Keys) -> None:
     with pytest.raises(CertificateError, match=r"authority\.pem: no such file; make an authority"):
         issue(tmp_path, "client", "alice")
@@ -270,5 +294,7 @@ def test_bad_input_gets_one_clear_line(tmp_path: Path, keys: Keys) -> None:
         Endpoint(Credentials(junk, keys.client.key, keys.client.authority))
     with pytest.raises(CertificateError, match="unusable with its key"):
         Endpoint(Credentials(keys.server.certificate, keys.client.key, keys.client.authority))
+    with pytest.raises(CertificateError, match=r"junk\.pem: not an authority's certificate"):
+        Endpoint(Credentials(keys.client.certificate, keys.client.key, junk))
     with pytest.raises(CertificateError, match="carries no role"):
         describe(ssl.PEM_cert_to_DER_cert((keys.folder / "authority.pem").read_text()))

@@ -154,13 +154,6 @@ def test_slots_are_taken_over_and_not_is_gone() -> None:
     assert {step.op for step in circuit.schedule.steps} == {"and", "xor"}
 
 
-def test_inputs_are_found_by_owner_and_name() -> None:
-    circuit = relu(Ring(8), 2)
-    assert circuit.input("garbler", "mask").wires == slice(8, 16)
-    with pytest.raises(KeyError, match="no input 'mask' of the evaluator"):
-        circuit.input("evaluator", "mask")
-
-
 @pytest.mark.parametrize(("modulus", "shift"), [(Ring(8), 7), (Ring(8), -1), (Field(7), 2)])
 def test_a_shift_that_leaves_nothing_is_refused(modulus: Modulus, shift: int) -> None:
     with pytest.raises(ValueError, match=f"cannot drop {shift} bits"):

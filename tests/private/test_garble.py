@@ -1,5 +1,8 @@
 """Half-gates: every wire against the circuit in the clear, and every byte against a slow second implementation."""
 
+import copy
+import pickle
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -143,10 +146,11 @@ def test_a_wrong_context_or_table_gives_nothing() -> None:
     garbled = garble(circuit, offset, labels, HERE)
     active = pick(labels, offset.words, bits)
     expected = evaluate_plain(circuit, bits)
-    elsewhere = evaluate(circuit, Garbled(garbled.tables, garbled.decode), active, replace(HERE, batch=1))
+    tables, decode = garbled.take()
+    elsewhere = evaluate(circuit, Garbled(tables, decode), active, replace(HERE, batch=1))
     assert 0.3 < (elsewhere != expected).mean() < 0.7
-    garbled.tables[5] ^= np.uint64(2**63)
-    assert (evaluate(circuit, garbled, active, HERE) != expected).any()
+    tables[5] ^= np.uint64(2**63)
+    assert (evaluate(circuit, Garbled(tables, decode), active, HERE) != expected).any()
 
 
 def test_no_key_repeats_over_many_sessions_layers_and_batches() -> None:
@@ -179,6 +183,14 @@ def test_a_garbled_batch_is_used_once() -> None:
         evaluate(circuit, garbled, pick(labels, offset.words, bits), HERE)
     with pytest.raises(RuntimeError, match="one evaluation"):
         garbled.take()
+
+
+@pytest.mark.parametrize("again", [copy.copy, copy.deepcopy, pickle.dumps])
+def test_no_copy_gives_a_second_use(again: Callable[[object], object]) -> None:
+    garbled = Garbled(np.zeros((1, 2, 1, 2), np.uint64), np.zeros((1, 1), np.uint8))
+    for handle in (Offset(fixed()), garbled):
+        with pytest.raises(TypeError, match="neither copied nor pickled"):
+            again(handle)
 
 
 def test_offset() -> None:

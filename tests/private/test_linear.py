@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from deepreshape.private import linear
 from deepreshape.private.channel import ProtocolError, memory_pair
-from deepreshape.private.he import ClientKey, Parameters, Responder, SystemRandom, uniform
+from deepreshape.private.he import ClientKey, Parameters, Responder
 from deepreshape.private.linear import Convolution, EncodedWeights, Layout
+from deepreshape.private.residues import SystemRandom, uniform
 
 RANDOM = SystemRandom()
 PRIME = 2061584302081

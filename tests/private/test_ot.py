@@ -25,6 +25,9 @@ BAD_POINTS = {
     "a good point plus one of order eight": crypto_core_ed25519_add(
         crypto_scalarmult_ed25519_base_noclamp(bytes([7]) + bytes(31)), ORDER_8
     ),
+    "a good point plus one of order two": crypto_core_ed25519_add(
+        crypto_scalarmult_ed25519_base_noclamp(bytes([7]) + bytes(31)), (2**255 - 20).to_bytes(32, "little")
+    ),
     "not canonical": (2**255 - 19 + 1).to_bytes(32, "little"),
     "not on the curve": bytes([2]) + bytes(31),
     "zeros": bytes(32),
@@ -90,6 +93,12 @@ def test_points_outside_the_group_are_refused(name: str) -> None:
     there.send(Frame.BASE_OT, good * 127 + BAD_POINTS[name])
     with pytest.raises(ProtocolError, match="not in the prime-order group"):
         ot.send_base(here, b"", fixed(1))
+
+
+def test_a_libsodium_that_misses_such_points_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ot, "crypto_core_ed25519_is_valid_point", lambda _: True)
+    with pytest.raises(ImportError, match=r"CVE-2025-69277.*PyNaCl 1\.6\.2"):
+        ot._refuse_old_libsodium()  # pyright: ignore[reportPrivateUsage]
 
 
 def test_extended_transfers_are_the_ideal_ones(

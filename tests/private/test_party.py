@@ -20,7 +20,7 @@ from deepreshape.private.plan import Plan
 from deepreshape.private.program import Flatten, Program, Relu
 from deepreshape.private.server import Model
 from deepreshape.private.shares import Ring
-from deepreshape.private.store import SpentError, Store, StoreError
+from deepreshape.private.store import SpentError, Store
 from deepreshape.private.wire import Endpoint, listen
 
 PROGRAM = Program(Ring(16), (2, 3), 4, 99, (Flatten("f", ("input",)), Relu("r", ("f",), 2)))
@@ -61,18 +61,16 @@ def test_batches_are_made_ahead_and_used_once(pair: Pair) -> None:
         made.append(pair.client.prepare())
         assert served.result() > 0
     assert made[0].batch != made[1].batch
-    with pytest.raises(ValueError, match="absolute values up to 99"):  # nothing is used up
+    with pytest.raises(ValueError, match="99"):  # nothing is used up
         pair.client.infer(x[0] + 200)
     for _ in range(2):
         served = pair.served()
         answer = pair.client.infer(x[0])
         assert served.result() == 0
         assert np.array_equal(answer.output, plain.run(PROGRAM, x)[0])
-    served = pair.served()
-    with pytest.raises(StoreError, match="no offline batch is left"):
-        pair.client.infer(x[0])
-    with pytest.raises(ProtocolError):
-        served.result()
+    two = pair.served(), pair.served()  # none is left: one is made on the way
+    assert np.array_equal(pair.client.infer(x[0]).output, plain.run(PROGRAM, x)[0])
+    assert two[0].result() > two[1].result() == 0
 
 
 def test_a_batch_that_only_the_client_has_is_refused_and_stays_fresh(pair: Pair, tmp_path: Path) -> None:

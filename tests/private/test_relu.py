@@ -1,6 +1,8 @@
 """The whole step: two threads, both garbling roles, against integers; bytes against what is declared."""
 
+import copy
 import hashlib
+import pickle
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -104,8 +106,10 @@ def check(session: Session, modulus: Modulus, shift: int, x: Words, batch: int, 
     layer = ReluLayer(f"layer {next(names)}", modulus, shift, x.size, role_of(session), batch)
     share, mask = modulus.random(x.size, rng), modulus.random(x.size, rng)
     prepared = session.offline(layer, share, mask)
-    kept = tuple(sum(array.nbytes for part in side for array in part.arrays.values()) for side in prepared)
+    taken = [[part.take() for part in side] for side in prepared]
+    kept = tuple(sum(array.nbytes for part in side for array in part.values()) for side in taken)
     assert kept == stored(modulus, shift, x.size, layer.garbler, batch)
+    prepared = [Prepared(part) for part in taken[0]], [Prepared(part) for part in taken[1]]
     result = modulus.add(session.online(layer, prepared, modulus.sub(x, share)), mask)
     expected = [max(v, 0) >> shift for v in modulus.decode(x).tolist()]
     assert modulus.decode(result).tolist() == expected
@@ -225,6 +229,51 @@ def test_what_is_opened_online_is_masked(session: Session) -> None:
         assert 0.3 < agree < 0.7
 
 
+def test_masks_are_uniform_over_the_whole_modulus(session: Session) -> None:
+    """What the evaluator sees of one value, many times: evenly spread, at the client with its own mask left out."""
+    modulus, count = Field(5), 4000
+    layer, zeros = ReluLayer(f"layer {next(names)}", modulus, 0, count, role_of(session)), np.zeros(count, np.uint64)
+    taps = Tap(session.client), Tap(session.server)
+    tapped = Session(*taps, session.engines)
+    tapped.online(layer, tapped.offline(layer, zeros, zeros), zeros + np.uint64(2))
+    evaluator = taps[0 if role_of(session) == "server" else 1]
+    shown = np.frombuffer(next(data for kind, data in evaluator.frames if kind is Frame.SHARES), np.uint8)
+    cells = 5 if role_of(session) == "server" else 8  # the value with the server's mask; three corrections a value
+    if role_of(session) == "client":
+        bits = np.unpackbits(shown, count=3 * count).reshape(3, count)
+        shown = bits[0] + 2 * bits[1] + 4 * bits[2]
+    counts = np.bincount(shown, minlength=cells)
+    assert counts.size == cells
+    assert np.abs(counts - count / cells).max() < 5 * np.sqrt(count / cells)
+
+
+def test_the_evaluator_never_holds_both_labels_of_a_wire(session: Session) -> None:
+    """Of all the blocks that reach the evaluator or that it derives, no two may differ by the offset."""
+    modulus, seen = Ring(16), set[tuple[int, int]]()
+    garbler, evaluator = (0, 1) if role_of(session) == "client" else (1, 0)
+    for number in (1, 2):
+        taps = Tap(session.client), Tap(session.server)
+        tapped = Session(*taps, session.engines)
+        layer = ReluLayer(f"layer {next(names)}", modulus, 0, 30, role_of(session), batch=8)
+        share, mask, theirs = (modulus.random(30, fixed(number)) for _ in range(3))
+        prepared = tapped.offline(layer, share, mask)
+        head, *batches = [part.take() for part in prepared[evaluator]]
+        own = np.concatenate([part["labels"] for part in batches])
+        derived = Randomness(head["seed"].tobytes()).labels(2 * modulus.bits * 30)
+        prepared[evaluator][:] = [Prepared(part) for part in (head, *batches)]
+        tapped.online(layer, prepared, theirs)
+        labels = [data for kind, data in taps[garbler].frames if kind is Frame.LABELS][1:]  # the first is the seed
+        online = np.frombuffer(b"".join(labels), np.uint64).reshape(-1, 2)
+        sent = np.frombuffer(b"".join(d for _, d in taps[garbler].frames if len(d) % 16 == 0), np.uint64).reshape(-1, 2)
+        for blocks in (own, derived, online, own ^ online, sent):
+            seen |= {(low, high) for low, high in blocks.tolist()}
+    engine = session.engines[garbler]
+    assert isinstance(engine, Garbler)
+    low, high = engine.transfers.offset.words.tolist()
+    assert (low, high) not in seen
+    assert not any((a ^ low, b ^ high) in seen for a, b in seen)
+
+
 def test_material_is_used_once(session: Session) -> None:
     modulus = Ring(8)
     layer = ReluLayer(f"layer {next(names)}", modulus, 0, 5, role_of(session))
@@ -239,13 +288,19 @@ def test_material_is_used_once(session: Session) -> None:
         client_online(session.client, layer, SESSION, [])
 
 
+@pytest.mark.parametrize("again", [copy.copy, copy.deepcopy, pickle.dumps])
+def test_no_copy_gives_a_second_use(again: Callable[[object], object]) -> None:
+    with pytest.raises(TypeError, match="neither copied nor pickled"):
+        again(Prepared({"seed": np.zeros(32, np.uint8)}))
+
+
 def test_material_survives_a_store_as_raw_bytes(session: Session) -> None:
     modulus, rng = Ring(13), fixed(10)
     layer = ReluLayer(f"layer {next(names)}", modulus, 1, 9, role_of(session), batch=4)
     x, share, mask = (modulus.random(9, rng) for _ in range(3))
 
     def stored_and_loaded(part: Prepared) -> Prepared:
-        raw = {name: (array.tobytes(), array.dtype, array.shape) for name, array in part.arrays.items()}
+        raw = {name: (array.tobytes(), array.dtype, array.shape) for name, array in part.take().items()}
         return Prepared({name: np.frombuffer(data, kind).reshape(shape) for name, (data, kind, shape) in raw.items()})
 
     client, server = ([stored_and_loaded(part) for part in side] for side in session.offline(layer, share, mask))
@@ -269,8 +324,10 @@ def test_missing_material_is_named() -> None:
 def test_what_concerns_the_layer_is_overwritten_after_use(session: Session) -> None:
     layer, mask = ReluLayer(f"layer {next(names)}", Ring(8), 0, 5, role_of(session)), np.arange(5, dtype=np.uint64)
     prepared = session.offline(layer, mask, mask)
-    arrays = [array for side in prepared for array in side[0].arrays.values()]
-    session.online(layer, prepared, mask)
+    heads = [side[0].take() for side in prepared]
+    arrays = [array for head in heads for array in head.values()]
+    client, server = ([Prepared(head), *side[1:]] for head, side in zip(heads, prepared, strict=True))
+    session.online(layer, (client, server), mask)
     assert not any(array.any() for array in arrays)
     assert mask.tolist() == [0, 1, 2, 3, 4]
 
@@ -293,6 +350,26 @@ def test_an_answer_that_is_no_share_is_refused() -> None:
     session.client.send(Frame.SHARES, bytes([0, 1, 2, 6, 7]))
     with pytest.raises(ProtocolError, match="not an element"):
         server_online(session.server, layer, SESSION, prepared[1], zeros)
+
+
+def test_tables_that_give_no_shares_are_refused(session: Session) -> None:
+    modulus = Field(5)
+    layer, zeros = ReluLayer(f"layer {next(names)}", modulus, 0, 60, role_of(session)), np.zeros(60, np.uint64)
+    client, server = session.offline(layer, zeros, zeros)
+    evaluator = client if role_of(session) == "server" else server
+    broken = evaluator[1].take()
+    evaluator[1] = Prepared({**broken, "decode": ~broken["decode"]})  # 60 values below 5, mapped to 7 minus them
+    own = np.zeros(60, np.uint64)
+    with ThreadPoolExecutor(1) as pool:
+        if role_of(session) == "server":
+            pool.submit(server_online, session.server, layer, SESSION, server, own)
+            with pytest.raises(ProtocolError, match="gives a value not in Field"):
+                client_online(session.client, layer, SESSION, client)
+            session.client.send(Frame.SHARES, bytes(60))
+        else:
+            pool.submit(client_online, session.client, layer, SESSION, client)
+            with pytest.raises(ProtocolError, match="gives a value not in Field"):
+                server_online(session.server, layer, SESSION, server, own)
 
 
 def test_bad_arguments_are_refused(session: Session) -> None:

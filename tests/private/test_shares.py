@@ -1,5 +1,7 @@
 """Shares: arithmetic against Python's integers, wire form, and the random stream."""
 
+import os
+
 import numpy as np
 import pytest
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
@@ -117,3 +119,11 @@ def test_a_stream_does_not_show_or_copy_its_key() -> None:
     assert "01010101" not in repr(fixed())
     with pytest.raises(TypeError):
         copy.deepcopy(fixed())
+
+
+def test_a_forked_process_cannot_repeat_a_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = fixed()
+    monkeypatch.setattr(os, "getpid", lambda: -1)
+    with pytest.raises(RuntimeError, match="another process"):
+        stream.seed()
+    fixed().seed()

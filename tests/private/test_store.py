@@ -361,6 +361,63 @@ def test_dead_writer_is_swept_and_a_living_one_is_not(tmp_path: Path) -> None:
     assert contents(tmp_path) == set()
 
 
+def test_opening_a_store_deletes_nothing_that_is_not_a_batch(tmp_path: Path) -> None:
+    """``writing`` is a likely name for a folder that holds something else."""
+    for state in ("writing", "claimed"):
+        (tmp_path / state / "novel").mkdir(parents=True)
+        (tmp_path / state / "novel" / "chapter 1").write_text("It was a dark and stormy night")
+        (tmp_path / state / "notes").write_text("")
+    before = contents(tmp_path)
+    assert len(before) == 4
+    Store(tmp_path)
+    assert contents(tmp_path) == before
+
+
+FORKED = """
+import os, sys, time
+from pathlib import Path
+from deepreshape.private import store as module
+module.LOCK_S = 5.0
+store = module.Store(Path(sys.argv[1]))
+binding = module.Binding("ab" * 32, "cd" * 32, {})
+children = []
+
+def fork():
+    # a server that forks for a session, while another thread of it is busy with the store
+    children.append(os.fork())
+    if not children[-1]:
+        time.sleep(300)
+        os._exit(0)
+
+try:
+    with store.create(binding, "1" * 64) as writer:
+        writer.write("tables", b"data")
+        fork()
+        writer.commit()
+    with store.claim(binding) as batch:
+        print(*batch.read("tables"), flush=True)
+    with store._locked():
+        fork()
+    print(store.count(binding), module.Store(store.folder).count(binding), flush=True)
+finally:
+    for child in children:
+        os.kill(child, 9)
+        os.waitpid(child, 0)
+"""
+
+
+def test_forked_child_keeps_no_lock(tmp_path: Path) -> None:
+    done = python(FORKED, tmp_path, check=False)
+    assert done.stdout == "b'data'\n0 0\n", done.stderr
+
+
+def test_stuck_process_is_not_waited_for_without_end(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store_module, "LOCK_S", 0.05)
+    with vars(Store)["_locked"](store), pytest.raises(StoreError, match=r"held its lock for 0\.05 s; is it stuck"):
+        Store(store.folder)
+    assert Store(store.folder).count(BINDING) == 0
+
+
 CLAIMER = """
 import sys
 from pathlib import Path
@@ -477,12 +534,12 @@ def test_any_failing_write_is_one_clear_line(store: Store, monkeypatch: pytest.M
     assert store.count(BINDING) == 1
 
 
-def test_torn_ledger_line_hides_no_other(store: Store) -> None:
-    ledger = store.folder / "spent"
-    ledger.write_bytes(f"{TWO}\n".encode() + b"\xff123")
+@pytest.mark.parametrize("torn", [b"\xff123", bytes(65), TWO.encode(), b"\n" * 3, b"a" * 64])
+def test_torn_ledger_line_hides_no_other(store: Store, torn: bytes) -> None:
+    """Also one that a power cut left as zeros of its full length."""
+    (store.folder / "spent").write_bytes(f"{TWO}\n".encode() + torn)
     prepare(store)
     store.claim(BINDING).close()
-    assert ledger.stat().st_size % 65 == 0
     for session in (ONE, TWO):
         with pytest.raises(SpentError):
             store.claim(BINDING, session)

@@ -24,7 +24,7 @@ def run(layer: TruncationLayer, mine: Words, theirs: Words, mask: Words) -> tupl
         receiver = Receiver.start(ends[0], b"session", Randomness())
         with ends[0].ledger.at("t", "offline"):
             prepared = truncate.client_offline(ends[0], layer, receiver, mine, mask)
-        kept = sum(array.nbytes for array in prepared.arrays.values())
+        kept = prepared.nbytes
         with ends[0].ledger.at("t", "online"):
             truncate.client_send(ends[0], layer, truncate.client_receive(ends[0], layer, prepared))
         return kept
@@ -32,7 +32,7 @@ def run(layer: TruncationLayer, mine: Words, theirs: Words, mask: Words) -> tupl
     with ThreadPoolExecutor(1) as threads:
         client = threads.submit(act_as_client)
         prepared = truncate.server_offline(ends[1], layer, Sender.start(ends[1], b"session", Randomness()))
-        kept = sum(array.nbytes for array in prepared.arrays.values())
+        kept = prepared.nbytes
         own = truncate.server_send(ends[1], layer, prepared, theirs)
         out = truncate.server_receive(ends[1], layer, own)
         return out, ends[0].ledger, (client.result(), kept)

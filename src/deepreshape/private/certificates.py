@@ -32,6 +32,8 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from deepreshape.private import PrivateError
+
 Role = Literal["client", "server"]
 ROLES: tuple[Role, ...] = get_args(Role)
 
@@ -41,7 +43,7 @@ SKEW = datetime.timedelta(minutes=5)
 USAGE = {"client": ExtendedKeyUsageOID.CLIENT_AUTH, "server": ExtendedKeyUsageOID.SERVER_AUTH}
 
 
-class CertificateError(Exception):
+class CertificateError(PrivateError):
     """A key or certificate is missing, already there, readable by others, expired, or not made for this."""
 
 
@@ -81,6 +83,8 @@ class Credentials:
             der = ssl.PEM_cert_to_DER_cert(self.certificate.read_text("ascii").strip())
         except ValueError:
             raise CertificateError(f"{self.certificate}: not a certificate in PEM form") from None
+        except OSError as error:
+            raise CertificateError(f"{self.certificate}: cannot read: {error.strerror}") from None
         return describe(der)
 
 
@@ -119,8 +123,9 @@ def create_authority(folder: Path, days: int = 3650) -> Path:
     """
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     key = Ed25519PrivateKey.generate()
+    until = datetime.datetime.now(datetime.UTC) + datetime.timedelta(days=days)
     builder = (
-        _builder("deepreshape authority", key.public_key(), days)
+        _builder("deepreshape authority", key.public_key(), until)
         .issuer_name(_subject("deepreshape authority"))
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
         .add_extension(_usage(authority=True), critical=True)
@@ -146,17 +151,17 @@ def issue(folder: Path, role: Role, name: str, days: int = 365) -> Credentials:
         signer = load_pem_private_key((folder / "authority.key").read_bytes(), password=None)
     except FileNotFoundError as error:
         raise CertificateError(f"{error.filename}: no such file; make an authority in this folder first") from None
-    except ValueError:
-        raise CertificateError(f"{folder}: its authority.pem or authority.key is not in PEM form") from None
+    except (ValueError, TypeError):  # a key with a passphrase is a TypeError
+        raise CertificateError(f"{folder}: authority.pem or authority.key is no PEM file without passphrase") from None
     if not isinstance(signer, Ed25519PrivateKey) or signer.public_key() != issuer.public_key():
         raise CertificateError(f"{folder}: authority.key does not belong to authority.pem")
     now = datetime.datetime.now(datetime.UTC)
     if issuer.not_valid_after_utc <= now:
         raise CertificateError(f"{authority}: expired on {issuer.not_valid_after_utc:%Y-%m-%d}; make a new authority")
     key = Ed25519PrivateKey.generate()
-    days = min(days, (issuer.not_valid_after_utc - now).days)
+    until = min(now + datetime.timedelta(days=days), issuer.not_valid_after_utc)
     builder = (
-        _builder(name, key.public_key(), days)
+        _builder(name, key.public_key(), until)
         .issuer_name(issuer.subject)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(_usage(authority=False), critical=True)
@@ -186,15 +191,14 @@ def _usage(*, authority: bool) -> x509.KeyUsage:
     )
 
 
-def _builder(name: str, public: Ed25519PublicKey, days: int) -> x509.CertificateBuilder:
-    now = datetime.datetime.now(datetime.UTC)
+def _builder(name: str, public: Ed25519PublicKey, until: datetime.datetime) -> x509.CertificateBuilder:
     return (
         x509.CertificateBuilder()
         .subject_name(_subject(name))
         .public_key(public)
         .serial_number(x509.random_serial_number())
-        .not_valid_before(now - SKEW)
-        .not_valid_after(now + datetime.timedelta(days=days))
+        .not_valid_before(datetime.datetime.now(datetime.UTC) - SKEW)
+        .not_valid_after(until)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(public), critical=False)
     )
 

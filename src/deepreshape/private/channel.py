@@ -17,6 +17,8 @@ from typing import Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from deepreshape.private import PrivateError
+
 Payload = bytes | bytearray | memoryview | NDArray[np.generic]
 Phase = Literal["setup", "offline", "online"]
 
@@ -36,7 +38,7 @@ class Frame(IntEnum):
     ABORT = 10
 
 
-class ProtocolError(Exception):
+class ProtocolError(PrivateError):
     """The peer broke the protocol; the session is over and its offline material is spent."""
 
 

@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from .shares import Bits, Modulus, Ring
+from deepreshape.private.shares import Bits, Modulus, Ring
 
 Owner = Literal["garbler", "evaluator"]
 Op = Literal["and", "xor", "not"]
@@ -26,11 +26,6 @@ class Input(NamedTuple):
     name: str
     first: int
     width: int
-
-    @property
-    def wires(self) -> slice:
-        """Its place among the rows of all input wires."""
-        return slice(self.first, self.first + self.width)
 
 
 class Gate(NamedTuple):
@@ -82,17 +77,6 @@ class Circuit:
     def and_gates(self) -> int:
         """Gates that cost something."""
         return sum(gate.op == "and" for gate in self.gates)
-
-    def input(self, owner: Owner, name: str) -> Input:
-        """The input word of that owner and name.
-
-        Raises:
-            KeyError: if there is none.
-        """
-        for word in self.inputs:
-            if (word.owner, word.name) == (owner, name):
-                return word
-        raise KeyError(f"no input {name!r} of the {owner}; there are {[(w.owner, w.name) for w in self.inputs]}")
 
     @cached_property
     def schedule(self) -> Schedule:

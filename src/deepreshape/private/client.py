@@ -20,16 +20,16 @@ from collections.abc import Callable
 
 import numpy as np
 
-from . import relu, truncate
-from .channel import Channel, Frame
-from .exact import Integers, locally
-from .he import ClientKey
-from .linear import receive_share, send_mask, send_public_key
-from .material import Sink, Source
-from .plan import OUTPUT, SETUP, Plan
-from .program import INPUT, Add, Conv2d, Flatten, Linear, Relu, SumPool, Truncate
-from .relu import Evaluator, Garbler, Prepared
-from .shares import Randomness, Words
+from deepreshape.private import relu, truncate
+from deepreshape.private.channel import Channel, Frame
+from deepreshape.private.exact import Integers, locally
+from deepreshape.private.he import ClientKey
+from deepreshape.private.linear import receive_share, send_mask, send_public_key
+from deepreshape.private.material import Sink, Source
+from deepreshape.private.plan import OUTPUT, SETUP, Plan
+from deepreshape.private.program import INPUT, Add, Conv2d, Flatten, Linear, Relu, SumPool, Truncate
+from deepreshape.private.relu import Evaluator, Garbler, Prepared
+from deepreshape.private.shares import Randomness, Words
 
 Observer = Callable[[str, Words], None]
 

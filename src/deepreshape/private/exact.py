@@ -11,8 +11,8 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from .program import Add, Conv2d, Flatten, Linear, SumPool
-from .shares import Field, Ring, Words
+from deepreshape.private.program import Add, Conv2d, Flatten, Linear, SumPool
+from deepreshape.private.shares import Field, Ring, Words
 
 Integers = NDArray[np.int64]
 EXACT_BITS = 53

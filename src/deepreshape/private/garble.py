@@ -3,14 +3,15 @@
 Model: semi-honest parties. Construction: two ciphertexts an AND gate (half-gates: Zahur, Rosulek and Evans, EUROCRYPT
 2015), XOR and NOT for nothing (free-XOR: Kolesnikov and Schneider, ICALP 2008), the active row picked by a colour bit
 (point-and-permute). Assumption: H_k(x) = AES_k(s(x)) ^ s(x) is circular correlation robust, s being the linear
-orthomorphism (lo, hi) -> (lo ^ hi, lo), as Guo, Katz, Wang and Yu (IEEE S&P 2020) prove with AES-128 taken as an ideal
-cipher. Without s one query would reveal the offset.
+orthomorphism (lo, hi) -> (lo ^ hi, lo), and the key k the tweak. Guo, Katz, Wang and Yu (IEEE S&P 2020) prove it for
+one key, with AES a random permutation; Guo, Katz, Wang, Weng and Yu (CRYPTO 2020) for changing keys and many instances,
+with AES an ideal cipher. Without s one query would reveal the offset.
 
 Keys k are public and one-time: each (session, layer, batch, gate, side) has its own, so one key hashes the labels of
-one batch only, and the bound loses about log2(instances of a batch) of its 128 bits (Guo et al., CRYPTO 2020, on
-attacks over many instances). :class:`Offset` refuses a (session, layer, batch) that it has seen, because a repeated key
-under one offset would undo that. Garbled circuits go out before the inputs are chosen, as in DELPHI; that this is safe
-for inputs which depend on them rests on the ideal cipher, not on the robustness above alone.
+one batch only, and of the offset's 127 bits the bound loses about log2(instances of a batch), as in the latter paper.
+:class:`Offset` refuses a (session, layer, batch) that it has seen, because a repeated key under one offset would undo
+that. Garbled circuits go out before the inputs are chosen, as in DELPHI; that this is safe for inputs which depend on
+them rests on the ideal cipher, not on the robustness above alone.
 
 A label is two uint64 words, low word first; its colour is bit 63 of the low word. A gate is one operation on the
 contiguous labels of all instances of the batch.
@@ -19,14 +20,15 @@ contiguous labels of all instances of the batch.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import NoReturn, SupportsIndex
 
 import numpy as np
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from numpy.typing import NDArray
 
-from .circuit import Circuit
-from .shares import Bits, Randomness, Words
+from deepreshape.private.circuit import Circuit
+from deepreshape.private.shares import Bits, Randomness, Words
 
 BATCH = 8192
 """Instances that one garbling covers: few enough for rows to stay in cache, many enough to hide the interpreter."""
@@ -53,11 +55,18 @@ class Context:
         return Randomness(digest.digest()).bytes(16 * count).reshape(count, 16)
 
 
+def refuse_copy(handle: object, protocol: SupportsIndex, /) -> NoReturn:
+    """As ``__reduce_ex__`` of a class: its objects cannot be copied or pickled, hence not used once more."""
+    raise TypeError(f"{type(handle).__name__} is for one use; it can be neither copied nor pickled")
+
+
 class Offset:
     """The secret difference between the two labels of every wire, for one offline session.
 
     127 bits are random; the colour bit is one, so that the two labels of a wire differ in colour.
     """
+
+    __reduce_ex__ = refuse_copy
 
     def __init__(self, rng: Randomness) -> None:
         self.words: Words = rng.words(2)
@@ -75,7 +84,6 @@ class Offset:
         self._garbled.add(context)
 
 
-@dataclass(repr=False)
 class Garbled:
     """A garbled batch; it is sent once by the one party and evaluated once by the other.
 
@@ -83,9 +91,10 @@ class Garbled:
     of an output label, flipped by this, is the output's value.
     """
 
-    tables: Words
-    decode: Bits
-    _taken: bool = field(default=False, init=False)
+    __reduce_ex__ = refuse_copy
+
+    def __init__(self, tables: Words, decode: Bits) -> None:
+        self._left = [(tables, decode)]
 
     def take(self) -> tuple[Words, Bits]:
         """Tables and decode bits.
@@ -93,12 +102,10 @@ class Garbled:
         Raises:
             RuntimeError: the second time. Two evaluations of one garbling would reveal the offset.
         """
-        if self._taken:
-            raise RuntimeError("this garbled batch was used; a garbled circuit is for one evaluation")
-        self._taken = True
-        tables, decode = self.tables, self.decode
-        del self.tables, self.decode
-        return tables, decode
+        try:
+            return self._left.pop()  # of two threads one gets it
+        except IndexError:
+            raise RuntimeError("this garbled batch was used; a garbled circuit is for one evaluation") from None
 
 
 def table_shape(circuit: Circuit, count: int) -> tuple[int, int, int, int]:

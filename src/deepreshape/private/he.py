@@ -24,7 +24,8 @@ public function of those. (1) Before flooding, the noise of a revealed coefficie
 
     V = (21 + 1/2) ||w||_1  +  2 * 21 * N  +  1/2
 
-where 21 bounds every error coefficient, 1/2 is the rounding of q m / t, ||w||_1 bounds the sum of all absolute weights
+where 21 bounds every error coefficient, 1/2 is the rounding of q m / t (for odd t SEAL may be 1 / (2 t) further off,
+which changes the distance below by one part in 40 t at most), ||w||_1 bounds the sum of all absolute weights
 of all the w_g (errors are dense: every weight of a plaintext meets an error in every coefficient; the bound comes from
 the layer's shape and the bit width of its weights, never from their values), and 2 * 21 * N bounds e u + e' s of the
 re-randomisation. Shifting a uniform interval of length 2^(b+1) by at most V changes it by a statistical distance of at
@@ -58,7 +59,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.metadata import version
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import zstandard
@@ -66,10 +67,25 @@ from numpy.typing import NDArray
 from tenseal import sealapi  # pyright: ignore[reportMissingTypeStubs]
 
 from deepreshape.private.channel import ProtocolError
+from deepreshape.private.residues import (
+    Buffer,
+    RandomSource,
+    Residues,
+    SystemRandom,
+    centred_binomial,
+    dropped_bits,
+    flood,
+    largest_error,
+    pack,
+    packed_bytes,
+    restore,
+    signed_residues,
+    ternary,
+    unpack,
+    width,
+)
 
 seal: Any = sealapi
-Residues = NDArray[np.uint64]
-Buffer = bytes | bytearray | memoryview
 
 DEGREE = 8192
 STATISTICAL_BITS = 40
@@ -89,21 +105,6 @@ _CHOICES = (
     *((60, bits) for bits in (44, 48, 52, 56, 60)),
     *((56, 40, 40), (60, 44, 44), (60, 48, 48), (60, 56, 56), (60, 60, 60)),
 )
-
-
-class RandomSource(Protocol):
-    """Where this party's masks, floods and re-randomisation come from. Tests may supply a deterministic one."""
-
-    def bytes(self, n: int, /) -> Buffer | NDArray[np.uint8]:
-        """The next ``n`` bytes of a stream that never repeats."""
-        ...
-
-
-class SystemRandom:
-    """The operating system's generator."""
-
-    def bytes(self, n: int, /) -> bytes:
-        return os.urandom(n)
 
 
 @dataclass(frozen=True)
@@ -140,8 +141,8 @@ class Parameters:
                 f"primes of {self.prime_bits} bits and a reserved one of {_SPECIAL_BITS} make {total} bits; "
                 f"degree {self.degree} allows {limit} at 128-bit security"
             )
-        if not 2 <= self.modulus < 2 ** min(self.prime_bits):
-            raise ValueError(f"plaintext modulus {self.modulus} must lie in [2, 2^{min(self.prime_bits)})")
+        if not 3 <= self.modulus < 2 ** min(self.prime_bits):  # modulo 2 there is no ternary u
+            raise ValueError(f"plaintext modulus {self.modulus} must lie in [3, 2^{min(self.prime_bits)})")
 
     @property
     def primes(self) -> tuple[int, ...]:
@@ -151,7 +152,7 @@ class Parameters:
     @property
     def fresh_bytes(self) -> int:
         """Length of a fresh ciphertext (or of the public key) on the wire: c0 and the seed of c1."""
-        return sum(_packed_bytes(self.degree, _width(prime)) for prime in self.primes) + _SEED_BYTES
+        return sum(packed_bytes(self.degree, width(prime)) for prime in self.primes) + _SEED_BYTES
 
     @property
     def encoded_bytes(self) -> int:
@@ -182,11 +183,11 @@ class Parameters:
         budget = kept // (4 * self.modulus)
         # Dropped low bits are an error of half their worth, in c1 times the secret key.
         formats: list[ResponseFormat] = []
-        for c1_bits in range(_width(kept), 0, -4):
-            room = budget - switched - self.degree * _half(kept, c1_bits)
+        for c1_bits in range(width(kept), 0, -4):
+            room = budget - switched - self.degree * largest_error(kept, c1_bits)
             if room < 0:
                 break
-            c0_bits = next(bits for bits in range(4, _width(kept) + 1, 4) if _half(kept, bits) <= room)
+            c0_bits = next(bits for bits in range(4, width(kept) + 1, 4) if largest_error(kept, bits) <= room)
             formats.append(ResponseFormat(flood_bits, c0_bits, c1_bits))
         if not formats:
             short = switched.bit_length() - budget.bit_length() + 1
@@ -199,7 +200,7 @@ class Parameters:
 
     def response_bytes(self, form: ResponseFormat, revealed: int) -> int:
         """Length on the wire of one response that reveals that many coefficients."""
-        return _packed_bytes(revealed, form.c0_bits) + _packed_bytes(self.degree, form.c1_bits)
+        return packed_bytes(revealed, form.c0_bits) + packed_bytes(self.degree, form.c1_bits)
 
 
 class ClientKey:
@@ -230,7 +231,7 @@ class ClientKey:
         if not data.startswith(head) or data[end:-_SEED_BYTES] != _GENERATOR:
             raise RuntimeError(_wrong_library("a seeded ciphertext of an unknown layout"))
         c0 = np.frombuffer(data, np.uint64, parameters.degree * count, len(head)).reshape(count, parameters.degree)
-        parts = [_pack(row, _width(prime)) for row, prime in zip(c0, parameters.primes, strict=True)]
+        parts = [pack(row, width(prime)) for row, prime in zip(c0, parameters.primes, strict=True)]
         return b"".join([*parts, data[-_SEED_BYTES:]])
 
     def decrypt(self, response: Buffer, form: ResponseFormat, positions: NDArray[np.intp]) -> Residues:
@@ -247,11 +248,11 @@ class ClientKey:
         parameters = self.parameters
         _check_length("response", response, parameters.response_bytes(form, len(positions)))
         prime = parameters.primes[0]
-        split = _packed_bytes(len(positions), form.c0_bits)
+        split = packed_bytes(len(positions), form.c0_bits)
         data = np.zeros((2, parameters.degree), np.uint64)
         view = memoryview(response)
-        data[0, positions] = _restore(_unpack(view[:split], len(positions), form.c0_bits), prime, form.c0_bits)
-        data[1] = _restore(_unpack(view[split:], parameters.degree, form.c1_bits), prime, form.c1_bits)
+        data[0, positions] = restore(unpack(view[:split], len(positions), form.c0_bits), prime, form.c0_bits)
+        data[1] = restore(unpack(view[split:], parameters.degree, form.c1_bits), prime, form.c1_bits)
         return _ciphertext(parameters, data[:, None])
 
 
@@ -311,8 +312,7 @@ class Responder:
         """
         parameters, evaluator, rng = self.parameters, _evaluator(self.parameters), self.rng
         total, product = seal.Ciphertext(), seal.Ciphertext()
-        ternary = _ternary(rng, parameters.degree)
-        evaluator.multiply_plain(self._zero, _ntt_plaintext(parameters, ternary), total)
+        evaluator.multiply_plain(self._zero, _ntt_plaintext(parameters, ternary(rng, parameters.degree)), total)
         for ciphertext, weights in pairs:
             if weights.plain is not None:
                 evaluator.multiply_plain(ciphertext, weights.plain, product)
@@ -320,8 +320,8 @@ class Responder:
         evaluator.transform_from_ntt_inplace(total)
 
         noise = np.zeros((2, len(parameters.primes), parameters.degree), np.uint64)
-        noise[0][:, positions] = _flood(rng, len(positions), form.flood_bits, parameters.primes)
-        noise[1] = _signed_residues(_centred_binomial(rng, parameters.degree), parameters.primes)
+        noise[0][:, positions] = flood(rng, len(positions), form.flood_bits, parameters.primes)
+        noise[1] = signed_residues(centred_binomial(rng, parameters.degree), parameters.primes)
         evaluator.add_inplace(total, _ciphertext(parameters, noise))
         masks = np.zeros(parameters.degree, np.uint64)
         masks[positions] = mask
@@ -333,109 +333,12 @@ class Responder:
         c0, c1 = words.reshape(2, parameters.degree)
         prime = parameters.primes[0]
         sent = (c0[positions], form.c0_bits), (c1, form.c1_bits)
-        return b"".join(_pack(values >> _shift(prime, bits), bits) for values, bits in sent)
+        return b"".join(pack(values >> dropped_bits(prime, bits), bits) for values, bits in sent)
 
 
 def candidates(modulus: int) -> list[Parameters]:
     """Parameters worth considering for a plaintext modulus, cheapest fresh ciphertext first."""
     return [Parameters(modulus, bits) for bits in _CHOICES if modulus < 2 ** min(bits)]
-
-
-def uniform(rng: RandomSource, count: int, modulus: int) -> Residues:
-    """``count`` residues, uniform modulo ``modulus`` (by rejection), of at most 63 bits."""
-    bits = (modulus - 1).bit_length()
-    keep = np.uint64((1 << bits) - 1)
-    found = np.zeros(0, np.uint64)
-    while len(found) < count:
-        words = np.frombuffer(rng.bytes(8 * (count - len(found))), np.uint64) & keep
-        found = np.concatenate([found, words[words < modulus]])
-    return found
-
-
-def _ternary(rng: RandomSource, count: int) -> NDArray[np.int64]:
-    # 255 = 3 * 85, so a byte below 255 modulo 3 is uniform
-    found = np.zeros(0, np.uint8)
-    while len(found) < count:
-        draw = np.frombuffer(rng.bytes(count - len(found)), np.uint8)
-        found = np.concatenate([found, draw[draw < 255] % 3])
-    return found.astype(np.int64) - 1
-
-
-_ONES = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).sum(1, dtype=np.int8)
-
-
-def _centred_binomial(rng: RandomSource, count: int) -> NDArray[np.int64]:
-    words = np.frombuffer(rng.bytes(6 * count), np.uint8).reshape(2, 3, count).copy()
-    words[:, 2] &= 31  # 8 + 8 + 5 = 21 bits
-    plus, minus = _ONES[words].sum(1, dtype=np.int64)
-    return plus - minus
-
-
-def _flood(rng: RandomSource, count: int, bits: int, primes: Sequence[int]) -> Residues:
-    """Uniform integers in [-2^bits, 2^bits), as (primes, count) residues."""
-    steps = max(0, -(-(bits + 1 - 56) // 4))
-    top = np.frombuffer(rng.bytes(8 * count), np.uint64) & np.uint64((1 << (bits + 1 - 4 * steps)) - 1)
-    nibbles = np.frombuffer(rng.bytes(steps * count), np.uint8).reshape(steps, count) & 15
-    rows: list[Residues] = []
-    for prime in primes:
-        row = top % np.uint64(prime)
-        for nibble in nibbles:  # primes stay below 2^60, so four more bits fit in a word
-            row = ((row << np.uint64(4)) | nibble) % np.uint64(prime)
-        rows.append((row + np.uint64(prime - pow(2, bits, prime))) % np.uint64(prime))
-    return np.stack(rows)
-
-
-def _signed_residues(values: NDArray[np.int64], primes: Sequence[int]) -> Residues:
-    return np.stack([np.where(values < 0, values + prime, values) for prime in primes]).astype(np.uint64)
-
-
-def _width(prime: int) -> int:
-    """Bits that a residue takes on the wire: whole half-bytes."""
-    return -(-prime.bit_length() // 4) * 4
-
-
-def _shift(prime: int, bits: int) -> np.uint64:
-    return np.uint64(max(0, prime.bit_length() - bits))
-
-
-def _half(prime: int, bits: int) -> int:
-    """Largest error of a residue sent in that many bits: half of what the dropped ones are worth."""
-    return (1 << int(_shift(prime, bits))) >> 1
-
-
-def _restore(values: Residues, prime: int, bits: int) -> Residues:
-    shift = _shift(prime, bits)
-    if values.size and int(values.max()) > (prime - 1) >> int(shift):
-        raise ProtocolError(f"response holds a residue that is not below its prime {prime}")
-    return np.minimum((values << shift) + np.uint64(_half(prime, bits)), np.uint64(prime - 1))
-
-
-def _packed_bytes(count: int, bits: int) -> int:
-    return count * (bits // 8) + (-(-count // 2) if bits % 8 else 0)
-
-
-def _pack(values: Residues, bits: int) -> bytes:
-    """The low whole bytes of every value, then the half-byte above them, two to a byte."""
-    whole = bits // 8
-    octets = np.ascontiguousarray(values, "<u8").view(np.uint8).reshape(-1, 8)
-    low = octets[:, :whole].tobytes()
-    if bits % 8 == 0:
-        return low
-    top = np.zeros(len(values) + len(values) % 2, np.uint8)
-    top[: len(values)] = octets[:, whole]
-    return low + (top[::2] | top[1::2] << 4).tobytes()
-
-
-def _unpack(data: Buffer, count: int, bits: int) -> Residues:
-    whole = bits // 8
-    octets = np.zeros((count, 8), np.uint8)
-    found = np.frombuffer(data, np.uint8)
-    octets[:, :whole] = found[: count * whole].reshape(count, whole)
-    if bits % 8:
-        top = found[count * whole :]
-        octets[0::2, whole] = top & 15
-        octets[1::2, whole] = top[: count // 2] >> 4
-    return octets.view("<u8").reshape(-1).astype(np.uint64, copy=False)
 
 
 def _check_length(what: str, data: Buffer, expected: int) -> None:
@@ -558,8 +461,8 @@ def _fresh(parameters: Parameters, data: Buffer) -> Any:
     view, at = memoryview(data), 0
     rows: list[Residues] = []
     for prime in parameters.primes:
-        size = _packed_bytes(parameters.degree, _width(prime))
-        row = _unpack(view[at : at + size], parameters.degree, _width(prime))
+        size = packed_bytes(parameters.degree, width(prime))
+        row = unpack(view[at : at + size], parameters.degree, width(prime))
         if int(row.max()) >= prime:
             raise ProtocolError(f"ciphertext holds a residue that is not below its prime {prime}")
         rows.append(row)
@@ -580,7 +483,7 @@ def _plaintext(parameters: Parameters, coefficients: Residues) -> Any:
 
 
 def _ntt_plaintext(parameters: Parameters, signed: NDArray[np.int64]) -> Any:
-    plain = _plaintext(parameters, _signed_residues(signed, [parameters.modulus])[0])
+    plain = _plaintext(parameters, signed_residues(signed, [parameters.modulus])[0])
     _evaluator(parameters).transform_to_ntt_inplace(plain, _context(parameters).first_parms_id())
     return plain
 

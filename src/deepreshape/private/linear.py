@@ -39,18 +39,15 @@ from numpy.typing import NDArray
 
 from deepreshape.private.channel import Channel, Frame, Phase, ProtocolError
 from deepreshape.private.he import (
-    Buffer,
     ClientKey,
     Encoded,
     Parameters,
-    RandomSource,
-    Residues,
     Responder,
     ResponseFormat,
     candidates,
     encode,
-    uniform,
 )
+from deepreshape.private.residues import Buffer, RandomSource, Residues, uniform
 
 PRODUCT_COST = 16 * 1024
 """What the tile search pays for one plaintext product, in bytes on the wire: about 0.6 ms of work with a fresh

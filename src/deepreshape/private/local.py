@@ -25,19 +25,19 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from . import plain
-from .certificates import Credentials, create_authority, issue
-from .channel import Ledger, ProtocolError
-from .exact import Integers
-from .garble import BATCH
-from .party import Client, serve
-from .plan import Plan
-from .program import Program
-from .relu import Role
-from .server import Model
-from .shares import Words
-from .store import Store
-from .wire import Endpoint, Limits, Link, listen
+from deepreshape.private import plain
+from deepreshape.private.certificates import Credentials, create_authority, issue
+from deepreshape.private.channel import Ledger, ProtocolError
+from deepreshape.private.exact import Integers
+from deepreshape.private.garble import BATCH
+from deepreshape.private.party import Client, serve
+from deepreshape.private.plan import Plan
+from deepreshape.private.program import Program
+from deepreshape.private.relu import Role
+from deepreshape.private.server import Model
+from deepreshape.private.shares import Words
+from deepreshape.private.store import Store
+from deepreshape.private.wire import Endpoint, Limits, Link, listen
 
 PATIENT = Limits(read_s=600, write_s=600, session_s=3600)
 POLL_S = 0.02

@@ -13,8 +13,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from .relu import Prepared
-from .store import CHUNK_BYTES, Batch, Writer
+from deepreshape.private.relu import Prepared
+from deepreshape.private.store import CHUNK_BYTES, Batch, Writer
 
 
 class Sink(Protocol):
@@ -46,7 +46,7 @@ class InMemory:
     @property
     def nbytes(self) -> int:
         """Bytes of all arrays that are held."""
-        return sum(array.nbytes for stream in self._streams.values() for one in stream for array in one.arrays.values())
+        return sum(prepared.nbytes for stream in self._streams.values() for prepared in stream)
 
     def put(self, stream: str, prepared: Prepared) -> None:
         self._streams.setdefault(stream, []).append(prepared)

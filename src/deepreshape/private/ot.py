@@ -4,8 +4,10 @@ Model: semi-honest parties. A malicious receiver of the extension can learn bits
 check of Keller, Orsini and Scholl (CRYPTO 2015) is not made.
 
 Base: Chou and Orlandi's protocol (LATINCRYPT 2015) on the prime-order group of edwards25519; computational
-Diffie-Hellman there, SHA-256 as a random oracle. Every point received must lie in that group. A key is a hash of the
-session, the transfer's number, both public points and the shared one, so keys of different sessions are unrelated.
+Diffie-Hellman there, SHA-256 as a random oracle. A key is a hash of the session, the transfer's number, both public
+points and the shared one, so keys of different sessions are unrelated. Every point received must lie in that group:
+with a part of small order in the sender's point, each reply would show which of the two keys was chosen, hence the
+offset. libsodium missed such points until CVE-2025-69277 was mended (PyNaCl 1.6.2); an older one is refused at import.
 
 Extension: Ishai, Kilian, Nissim and Petrank (CRYPTO 2003) in its correlated form (Asharov, Lindell, Schneider and
 Zohner, CCS 2013); AES-256 in counter mode expands the keys. The sender's choices in the base transfers are the garbling
@@ -27,9 +29,9 @@ from nacl.bindings import (
     crypto_scalarmult_ed25519_noclamp,
 )
 
-from .channel import Channel, Frame, ProtocolError
-from .garble import Offset
-from .shares import Bits, Randomness, Words
+from deepreshape.private.channel import Channel, Frame, ProtocolError
+from deepreshape.private.garble import Offset
+from deepreshape.private.shares import Bits, Randomness, Words
 
 BASE_TRANSFERS = 128
 POINT_BYTES = 32
@@ -134,6 +136,20 @@ class CorrelatedReceiver:
 
 def _scalar(rng: Randomness) -> bytes:
     return crypto_core_ed25519_scalar_reduce(rng.bytes(64).tobytes())
+
+
+def _refuse_old_libsodium() -> None:
+    """Ask the library in use, as it may be the system's and not the one that came with PyNaCl."""
+    order_two = (2**255 - 20).to_bytes(POINT_BYTES, "little")
+    mixed = crypto_core_ed25519_add(crypto_scalarmult_ed25519_base_noclamp(bytes([1]) + bytes(31)), order_two)
+    if crypto_core_ed25519_is_valid_point(mixed):
+        raise ImportError(
+            "this libsodium takes points outside the prime-order group (CVE-2025-69277), and oblivious transfer would "
+            "give the garbling offset away; install PyNaCl 1.6.2 or later, with the libsodium it brings"
+        )
+
+
+_refuse_old_libsodium()
 
 
 def _checked(point: bytes) -> bytes:

@@ -8,18 +8,19 @@ online phase begins. Whatever happens after the claim, the batch is spent.
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from . import client, server
-from .channel import Frame, Ledger
-from .exact import Integers
-from .material import Reading, Writing
-from .plan import Plan
-from .server import Model
-from .session import Agreement, Connection, client_session, server_session
-from .store import Binding, Store, StoreError
-from .wire import Endpoint
+from deepreshape.private import client, server
+from deepreshape.private.channel import Frame, Ledger
+from deepreshape.private.exact import Integers
+from deepreshape.private.material import Reading, Writing
+from deepreshape.private.plan import Plan
+from deepreshape.private.server import Model
+from deepreshape.private.session import Agreement, Connection, client_session, server_session
+from deepreshape.private.store import Binding, Store
+from deepreshape.private.wire import Endpoint, WireChannel
 
 CLAIMED = b"\x01"
 STORED = b"\x02"
@@ -34,10 +35,11 @@ class Prepared(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """The output's integers, and the traffic of the session that gave them."""
+    """The output's integers, and the traffic and seconds of the session that gave them."""
 
     output: Integers
     ledger: Ledger
+    seconds: float
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,9 @@ class Client:
             ProtocolError: if the session fails; then nothing is stored.
             StoreError: if the batch cannot be written.
         """
-        channel = self.endpoint.connect(self.host, self.port, self.pinned)
+        return self._prepare(self.endpoint.connect(self.host, self.port, self.pinned), observe)
+
+    def _prepare(self, channel: WireChannel, observe: client.Observer | None) -> Prepared:
         with client_session(channel, Agreement(self.plan.program.digest, self.plan.agreed)) as session:
             batch = session.id.hex()
             with self.store.create(_binding(self.plan, channel), batch) as writer:
@@ -77,26 +81,28 @@ class Client:
         return Prepared(batch, sink.nbytes, channel.ledger)
 
     def infer(self, x: Integers, batch: str | None = None) -> Answer:
-        """Run one inference and use a batch up: this one, or the oldest there is.
+        """Run one inference and use a batch up: this one, or the oldest there is, or one made for it now.
 
         Raises:
             ValueError: if the input does not fit the program; no batch is used up then.
             ProtocolError: if the session fails.
-            StoreError: if no batch is left.
+            StoreError: if the batch is not in the store.
         """
         client.check_input(self.plan, x)
+        start = time.perf_counter()
         channel = self.endpoint.connect(self.host, self.port, self.pinned)
         binding = _binding(self.plan, channel)
-        batch = batch or next(iter(self.store.fresh(binding)), "")
-        if not batch:  # to name none would ask the server to prepare one
-            channel.abort("no offline batch is left")
-            raise StoreError("no offline batch is left for this server, program and settings; prepare some")
+        batch = batch or next(iter(self.store.fresh(binding)), None)
+        if batch is None:
+            batch = self._prepare(channel, None).batch
+            start = time.perf_counter()
+            channel = self.endpoint.connect(self.host, self.port, self.pinned)
         agreement = Agreement(self.plan.program.digest, self.plan.agreed, batch)
         with client_session(channel, agreement), self.store.claim(binding, batch) as claimed:
             channel.send(Frame.READY, CLAIMED)
             channel.receive(Frame.READY, 1)
             output = client.online(channel, self.plan, bytes.fromhex(batch), Reading(claimed), x)
-        return Answer(output, channel.ledger)
+        return Answer(output, channel.ledger, time.perf_counter() - start)
 
 
 def serve(channel: Connection, model: Model, store: Store) -> int:

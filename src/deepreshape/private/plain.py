@@ -14,9 +14,21 @@ from collections.abc import Callable, Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from .exact import Integers, products, windows
-from .program import INPUT, Add, Conv2d, Flatten, Linear, Op, Program, Relu, SumPool, Truncate, truncation_room
-from .shares import Field, Ring, Words
+from deepreshape.private.exact import Integers, products, windows
+from deepreshape.private.program import (
+    INPUT,
+    Add,
+    Conv2d,
+    Flatten,
+    Linear,
+    Op,
+    Program,
+    Relu,
+    SumPool,
+    Truncate,
+    truncation_room,
+)
+from deepreshape.private.shares import Field, Ring, Words
 
 Exact = NDArray[np.int64] | NDArray[np.object_]
 

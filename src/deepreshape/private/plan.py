@@ -17,15 +17,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deepreshape.cost import Cost, CostReport
-
-from . import ot, relu, truncate
-from .channel import Phase
-from .garble import BATCH
-from .he import Parameters
-from .linear import Convolution, Layout, choose_parameters, lay_out
-from .program import INPUT, Conv2d, Linear, Program, ProgramError, Relu, Truncate
-from .relu import ReluLayer, Role
-from .truncate import TruncationLayer
+from deepreshape.private import ot, relu, truncate
+from deepreshape.private.channel import Phase
+from deepreshape.private.garble import BATCH
+from deepreshape.private.he import Parameters
+from deepreshape.private.linear import Convolution, Layout, choose_parameters, lay_out
+from deepreshape.private.program import INPUT, Conv2d, Linear, Program, ProgramError, Relu, Truncate
+from deepreshape.private.relu import ReluLayer, Role
+from deepreshape.private.truncate import TruncationLayer
 
 SETUP = "(setup)"
 """Under this name keys and base transfers are booked."""

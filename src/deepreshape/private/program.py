@@ -28,7 +28,7 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from .shares import Field, Ring
+from deepreshape.private.shares import Field, Ring
 
 Shape = tuple[int, ...]
 Integers = NDArray[np.int64]

@@ -36,11 +36,22 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from . import ot
-from .channel import Channel, Frame, Phase
-from .circuit import Circuit, and_gates, relu
-from .garble import BATCH, TABLE_BYTES, Context, Garbled, Offset, evaluate, garble, pick, table_shape
-from .shares import SEED_BYTES, Bits, Modulus, Randomness, Words, from_bits, to_bits
+from deepreshape.private import ot
+from deepreshape.private.channel import Channel, Frame, Phase, ProtocolError
+from deepreshape.private.circuit import Circuit, and_gates, relu
+from deepreshape.private.garble import (
+    BATCH,
+    TABLE_BYTES,
+    Context,
+    Garbled,
+    Offset,
+    evaluate,
+    garble,
+    pick,
+    refuse_copy,
+    table_shape,
+)
+from deepreshape.private.shares import SEED_BYTES, Bits, Modulus, Randomness, Words, from_bits, to_bits
 
 Role = Literal["client", "server"]
 LABEL_BYTES = 16
@@ -79,12 +90,18 @@ class ReluLayer:
         return Context(session, self.name, batch)
 
 
-@dataclass(repr=False)
 class Prepared:
-    """Named arrays that one party keeps from the offline to the online phase; they are secret and used once."""
+    """Named arrays that one party keeps from the offline to the online phase; they are secret and used once.
 
-    arrays: dict[str, NDArray[Any]]
-    _taken: bool = field(default=False, init=False)
+    A store takes them to write them down, and makes another of what it reads back.
+    """
+
+    __reduce_ex__ = refuse_copy
+
+    def __init__(self, arrays: dict[str, NDArray[Any]]) -> None:
+        self._left = [arrays]
+        self.nbytes = sum(array.nbytes for array in arrays.values())
+        """Their size, which is public."""
 
     def take(self) -> dict[str, NDArray[Any]]:
         """The arrays.
@@ -92,11 +109,10 @@ class Prepared:
         Raises:
             RuntimeError: the second time.
         """
-        if self._taken:
-            raise RuntimeError("this offline material was used; it is for one inference, prepare another")
-        self._taken = True
-        arrays, self.arrays = self.arrays, {}
-        return arrays
+        try:
+            return self._left.pop()  # of two threads one gets them
+        except IndexError:
+            raise RuntimeError("this offline material was used; it is for one inference, prepare another") from None
 
 
 @dataclass(repr=False)
@@ -169,7 +185,12 @@ def server_offline(channel: Channel, layer: ReluLayer, engine: Garbler | Evaluat
 
 
 def client_online(channel: Channel, layer: ReluLayer, session: bytes, prepared: Iterable[Prepared]) -> None:
-    """The client's online step. Its share of the output is the mask it gave to :func:`client_offline`."""
+    """The client's online step. Its share of the output is the mask it gave to :func:`client_offline`.
+
+    Raises:
+        ProtocolError: if what the server garbled gives no list of shares.
+        RuntimeError: if ``prepared`` was used before.
+    """
     with _opened(prepared) as (head, batches):
         if layer.garbler == "client":
             bits = layer.modulus.bits * layer.count
@@ -196,7 +217,7 @@ def server_online(
         The server's share of the output, uint64 (count,).
 
     Raises:
-        ProtocolError: if the client's answer is not a list of shares.
+        ProtocolError: if the client's answer, or what it garbled, gives no list of shares.
         RuntimeError: if ``prepared`` was used before.
     """
     _check_shares(layer, share=share)
@@ -317,6 +338,8 @@ def _evaluate(
         garbled = Garbled(arrays["tables"], decode)
         planes = evaluate(layer.circuit, garbled, np.concatenate(labels), layer.context(session, number))
         results.append(from_bits(planes))
+        if int(results[-1].max()) >= layer.modulus.order:
+            raise ProtocolError(f"what the peer garbled for layer {layer.name!r} gives a value not in {layer.modulus}")
     return np.concatenate(results)
 
 

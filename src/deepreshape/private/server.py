@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 
-from . import relu, truncate
-from .channel import Channel, Frame
-from .exact import locally, on_shares
-from .linear import EncodedWeights, answer, receive_public_key
-from .material import Sink, Source
-from .plan import OUTPUT, SETUP, Plan
-from .program import INPUT, Add, Conv2d, Flatten, Linear, Program, Relu, SumPool, Truncate
-from .relu import Evaluator, Garbler, Prepared
-from .shares import Randomness, Words
+from deepreshape.private import relu, truncate
+from deepreshape.private.channel import Channel, Frame
+from deepreshape.private.exact import locally, on_shares
+from deepreshape.private.linear import EncodedWeights, answer, receive_public_key
+from deepreshape.private.material import Sink, Source
+from deepreshape.private.plan import OUTPUT, SETUP, Plan
+from deepreshape.private.program import INPUT, Add, Conv2d, Flatten, Linear, Program, Relu, SumPool, Truncate
+from deepreshape.private.relu import Evaluator, Garbler, Prepared
+from deepreshape.private.shares import Randomness, Words
 
 
 class Model:

@@ -26,8 +26,8 @@ from typing import NamedTuple, Protocol, cast, get_args
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-from .certificates import Peer, Role
-from .channel import Channel, Frame, Phase, ProtocolError
+from deepreshape.private.certificates import Peer, Role
+from deepreshape.private.channel import Channel, Frame, Phase, ProtocolError
 
 VERSION = 1
 HELLO_BYTES = 4096

@@ -17,7 +17,7 @@ import numpy as np
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from numpy.typing import NDArray
 
-from .channel import ProtocolError
+from deepreshape.private.channel import ProtocolError
 
 Words = NDArray[np.uint64]
 Bits = NDArray[np.uint8]
@@ -41,7 +41,8 @@ class Randomness:
         seed: 32 bytes. Left out, they come from the operating system. Two streams of one seed are equal, which is what
             parties who share a seed want, and what nobody else may do.
 
-    A stream moves forward only, and one thread may read it.
+    A stream moves forward only, and one thread may read it. A forked process would read the same bytes again as masks
+    and labels of its own, so only the process that made a stream may read it.
     """
 
     def __init__(self, seed: bytes | None = None) -> None:
@@ -49,9 +50,16 @@ class Randomness:
         if len(key) != SEED_BYTES:
             raise ValueError(f"a random stream needs a seed of {SEED_BYTES} bytes, got {len(key)}")
         self._stream = Cipher(algorithms.AES(key), modes.CTR(bytes(16))).encryptor()
+        self._process = os.getpid()
 
     def bytes(self, count: int) -> Bits:
-        """The next ``count`` bytes, as a writable uint8 array."""
+        """The next ``count`` bytes, as a writable uint8 array.
+
+        Raises:
+            RuntimeError: in another process than the one that made the stream.
+        """
+        if os.getpid() != self._process:
+            raise RuntimeError("this random stream is another process's; make one here, with a seed of its own")
         out = np.empty(count, np.uint8)
         self._stream.update_into(bytes(count), out.data)
         return out

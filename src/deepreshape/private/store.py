@@ -41,6 +41,7 @@ import re
 import secrets
 import shutil
 import struct
+import time
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -54,21 +55,23 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-from .channel import Payload, as_bytes
+from deepreshape.private import PrivateError
+from deepreshape.private.channel import Payload, as_bytes
 
 CHUNK_BYTES = 1 << 26
 """The largest chunk. Reading and writing hold two copies of one chunk in memory."""
 HEADER = struct.Struct("<I")
+LOCK_S = 60.0
+"""Longest wait for another process to let go of the store, which takes it for moves and deletions only."""
 TAG_BYTES = 16
 KEY_BYTES = 32
-LINE_BYTES = 65
 MANIFEST = "manifest.json"
 STATES = "writing", "fresh", "claimed"
 ID = re.compile(r"[0-9a-f]{64}")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
-class StoreError(Exception):
+class StoreError(PrivateError):
     """The store cannot give or take this batch; the message says why."""
 
 
@@ -186,12 +189,13 @@ class Store:
                 self._destroy_key(session)
                 return Batch(self, claimed, binding, streams, key, _hold(claimed))
 
-    def commit(self, folder: Path) -> None:
-        """Make a complete batch fresh; called by its writer."""
+    def commit(self, folder: Path, hold: int) -> None:
+        """Make a complete batch fresh and let go of it; called by its writer."""
         with self._locked():
             folder.rename(self.folder / "fresh" / folder.name)
             _sync_folder(self.folder / "fresh")
             _sync_folder(folder.parent)
+            fcntl.flock(hold, fcntl.LOCK_UN)  # before anyone can claim it, and for children forked meanwhile too
 
     def discard(self, session: str) -> None:
         """Destroy a batch and its key; called by its writer or reader."""
@@ -209,10 +213,14 @@ class Store:
         """Destroy what a dead process was writing or using, and copies of what is spent."""
         for state in ("writing", "claimed"):
             for folder in (self.folder / state).iterdir():
+                if not ID.fullmatch(folder.name):
+                    continue  # not ours: whoever opens a store in the wrong folder loses nothing there
                 with suppress(BlockingIOError):  # its process lives
                     hold = _hold(folder)
-                    self._discard(folder.name, state)
-                    os.close(hold)
+                    try:
+                        self._discard(folder.name, state)
+                    finally:
+                        os.close(hold)
         for session in self._spent():
             if self._key(session).exists() or (self.folder / "fresh" / session).exists():
                 self._discard(session, "fresh")  # its original may still be in use
@@ -246,27 +254,39 @@ class Store:
         return frozenset()
 
     def _record(self, session: str) -> None:
-        """Append to the ledger, durably. A line that a crash or a full disk cut short is closed first."""
-        with open(self.folder / "spent", "a+b", buffering=0) as file:
-            missing = -file.seek(0, os.SEEK_END) % LINE_BYTES
-            _write_all(file, b"\n" * missing + session.encode("ascii") + b"\n")
+        """Append to the ledger, durably. Whatever a crash or a full disk left at its end, this line stands alone."""
+        with open(self.folder / "spent", "ab", buffering=0) as file:
+            _write_all(file, f"\n{session}\n".encode("ascii"))
             os.fsync(file.fileno())
         _sync_folder(self.folder)
 
     @contextmanager
     def _locked(self) -> Generator[None]:
-        """Alone with the store, among all threads and processes. Held for moves and small writes only."""
+        """Alone with the store, among all threads and processes."""
         try:
             descriptor = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
         except OSError as error:
             raise StoreError(f"store {self.folder}: cannot be locked: {error.strerror}") from None
         with open(descriptor, "r+b") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            yield
+            deadline = time.monotonic() + LOCK_S
+            while True:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    if time.monotonic() > deadline:
+                        raise StoreError(
+                            f"store {self.folder}: another process has held its lock for {LOCK_S:g} s; is it stuck?"
+                        ) from None
+                    time.sleep(0.005)
+            try:
+                yield
+            finally:
+                fcntl.flock(file, fcntl.LOCK_UN)  # closing is not enough: a child forked meanwhile has it open too
 
 
 class Writer:
-    """A batch being written. Unless :meth:`commit` is reached inside ``with``, nothing of it remains."""
+    """A batch being written, by one thread. Unless :meth:`commit` is reached inside ``with``, nothing of it remains."""
 
     def __init__(self, store: Store, folder: Path, binding: Binding, key: bytearray, hold: int) -> None:
         self._store = store
@@ -309,7 +329,7 @@ class Writer:
                 manifest = {**self._binding.fields(), "streams": sorted(self._streams)}
                 _write_new(self._folder / MANIFEST, _canonical(manifest))
                 _sync_folder(self._folder)
-                self._store.commit(self._folder)
+                self._store.commit(self._folder, self._hold)
         except StoreError:
             self._close(discard=True)
             raise
@@ -346,7 +366,7 @@ class Writer:
 
 
 class Batch:
-    """A claimed batch: each stream is read once, chunk by chunk; leaving ``with`` destroys it."""
+    """A claimed batch, for one thread: each stream is read once, chunk by chunk; leaving ``with`` destroys it."""
 
     def __init__(
         self, store: Store, folder: Path, binding: Binding, streams: frozenset[str], key: bytearray, hold: int

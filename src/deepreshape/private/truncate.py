@@ -48,11 +48,11 @@ from dataclasses import dataclass, field
 import numpy as np
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
-from . import ot
-from .channel import Channel, Frame, Phase
-from .garble import Offset
-from .relu import Prepared
-from .shares import Bits, Field, Modulus, Randomness, Ring, Words
+from deepreshape.private import ot
+from deepreshape.private.channel import Channel, Frame, Phase
+from deepreshape.private.garble import Offset
+from deepreshape.private.relu import Prepared
+from deepreshape.private.shares import Bits, Field, Modulus, Randomness, Ring, Words
 
 
 @dataclass(frozen=True)

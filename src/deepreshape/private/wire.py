@@ -27,8 +27,8 @@ from typing import NoReturn
 
 import numpy as np
 
-from .certificates import CertificateError, Credentials, Peer, describe
-from .channel import Frame, Ledger, Payload, ProtocolError, as_bytes, as_writable
+from deepreshape.private.certificates import CertificateError, Credentials, Peer, describe
+from deepreshape.private.channel import Frame, Ledger, Payload, ProtocolError, as_bytes, as_writable
 
 HEADER = struct.Struct("<BQQ")
 SLICE = 1 << 18
@@ -319,10 +319,16 @@ class Endpoint:
         if serving:
             context.num_tickets = 0  # no resumption: every session verifies both certificates
         try:
-            context.load_cert_chain(credentials.certificate, credentials.key)
-            context.load_verify_locations(credentials.authority)
-        except ssl.SSLError as error:
+            # a key with a passphrase is refused: OpenSSL would ask for it on the terminal and wait
+            context.load_cert_chain(credentials.certificate, credentials.key, password="")
+        except OSError as error:
             raise CertificateError(f"{credentials.certificate}: unusable with its key: {_reason(error)}") from None
+        try:
+            context.load_verify_locations(credentials.authority)
+        except OSError as error:
+            raise CertificateError(
+                f"{credentials.authority}: not an authority's certificate: {_reason(error)}"
+            ) from None
         self._context = context
 
     def connect(self, host: str, port: int, pinned: str | None = None) -> WireChannel:

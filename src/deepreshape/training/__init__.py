@@ -2,11 +2,12 @@
 
 from deepreshape.training.data import DATASETS, Dataset, Split, augment, data_folder, load_data
 from deepreshape.training.distill import distillation_loss
-from deepreshape.training.loop import Progress, Trained, accuracy, train
+from deepreshape.training.loop import METRICS, Progress, Trained, accuracy, train
 from deepreshape.training.recipe import RECIPES, Recipe
 
 __all__ = [
     "DATASETS",
+    "METRICS",
     "RECIPES",
     "Dataset",
     "Progress",

@@ -10,9 +10,10 @@ import json
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from math import cos, pi
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -23,7 +24,7 @@ from deepreshape.training.data import Dataset, Split, augment
 from deepreshape.training.distill import distillation_loss
 from deepreshape.training.recipe import Recipe
 
-__all__ = ["Progress", "Trained", "accuracy", "train"]
+__all__ = ["METRICS", "Progress", "Trained", "accuracy", "train"]
 
 CHECKPOINT = "checkpoint.safetensors"
 METRICS = "metrics.jsonl"
@@ -83,7 +84,7 @@ def train(
         progress: called after every step.
 
     Raises:
-        ValueError: if the loss stops being a number.
+        ValueError: if the folder holds a run with other settings, or the loss stops being a number.
     """
     device = next(model.parameters()).device
     model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
@@ -93,7 +94,8 @@ def train(
     average = {name: tensor.clone() for name, tensor in model.state_dict().items()} if recipe.ema else {}
     an_epoch = -(-len(data.train) // recipe.batch)
     steps = an_epoch * recipe.epochs
-    step, spent = _resume(folder, model, optimizer, average) if folder else (0, 0.0)
+    settings = {**asdict(recipe), "seed": seed}
+    step, spent = _resume(folder, settings, model, optimizer, average) if folder else (0, 0.0)
     images, labels = data.train.images.to(device), data.train.labels.to(device)
     low = _low_precision(recipe, device)
     started, saved, top1 = time.process_time() - spent, time.monotonic(), None
@@ -137,7 +139,8 @@ def train(
                 with (folder / METRICS).open("a") as file:
                     file.write(json.dumps(row) + "\n")
         if folder and (time.monotonic() - saved > CHECKPOINT_SECONDS or step == steps):
-            _checkpoint(folder, step, time.process_time() - started, model, optimizer, average)
+            state = {"step": step, "cpu_seconds": time.process_time() - started, "settings": settings}
+            _checkpoint(folder, state, model, optimizer, average)
             saved = time.monotonic()
         if progress:
             progress(Progress(step, steps, loss.item(), top1))
@@ -201,8 +204,7 @@ def _measure(model: nn.Module, average: dict[str, Tensor], data: Dataset) -> flo
 
 def _checkpoint(
     folder: Path,
-    step: int,
-    spent: float,
+    state: dict[str, Any],
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     average: dict[str, Tensor],
@@ -210,19 +212,23 @@ def _checkpoint(
     """One file, written beside the old one and then put in its place."""
     tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
     tensors |= {f"average.{name}": tensor for name, tensor in average.items()}
-    for index, state in optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer.{index}.{name}": torch.as_tensor(value) for name, value in state.items()}
+    for index, values in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{index}.{name}": torch.as_tensor(value) for name, value in values.items()}
     part = folder / f"{CHECKPOINT}.part"
     save_file(
         {name: tensor.contiguous() for name, tensor in tensors.items()},
         part,
-        metadata={"step": str(step), "cpu_seconds": str(spent)},
+        metadata={"state": json.dumps(state)},
     )
     os.replace(part, folder / CHECKPOINT)
 
 
 def _resume(
-    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, average: dict[str, Tensor]
+    folder: Path,
+    settings: dict[str, Any],
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    average: dict[str, Tensor],
 ) -> tuple[int, float]:
     """Bring everything to where the last checkpoint was; returns its step and the CPU seconds spent until then."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -231,18 +237,23 @@ def _resume(
         metrics.unlink(missing_ok=True)
         return 0, 0.0
     with safe_open(path, "pt") as file:
-        step, spent = int(file.metadata()["step"]), float(file.metadata()["cpu_seconds"])
+        state = json.loads(file.metadata()["state"])
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+    theirs = state["settings"]
+    differing = [name for name, value in settings.items() if theirs.get(name) != value]
+    if differing:
+        shown = "; ".join(f"{name} was {theirs.get(name)}, now {settings[name]}" for name in differing)
+        raise ValueError(f"{folder} holds a run with other settings ({shown}); use those, or another folder")
     model.load_state_dict({name[6:]: tensor for name, tensor in tensors.items() if name.startswith("model.")})
     for name in average:
         average[name].copy_(tensors[f"average.{name}"])
-    state: dict[int, dict[str, Tensor]] = {}
+    moments: dict[int, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         if name.startswith("optimizer."):
             _, index, key = name.split(".")
-            state.setdefault(int(index), {})[key] = tensor
-    optimizer.load_state_dict(optimizer.state_dict() | {"state": state})
+            moments.setdefault(int(index), {})[key] = tensor
+    optimizer.load_state_dict(optimizer.state_dict() | {"state": moments})
     if metrics.is_file():
-        kept = [line for line in metrics.read_text().splitlines() if json.loads(line)["step"] <= step]
+        kept = [line for line in metrics.read_text().splitlines() if json.loads(line)["step"] <= state["step"]]
         metrics.write_text("".join(f"{line}\n" for line in kept))
-    return step, spent
+    return state["step"], state["cpu_seconds"]

@@ -1,0 +1,116 @@
+"""What all commands share: options, the two consoles, progress, and reading of values."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from deepreshape.training import Recipe
+
+out, err = Console(), Console(stderr=True)
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
+DataDir = Annotated[
+    Path | None, typer.Option(help="Folder with the data sets; else DEEPRESHAPE_DATA, else ./data.", show_default=False)
+]
+Threads = Annotated[
+    int,
+    typer.Option(min=0, help="Threads; 0 is torch's choice, and 1 for the digits, whose maps are too small to share."),
+]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="A setting of the recipe, such as lr=0.1; may be repeated.", show_default=False),
+]
+
+
+def read_recipe(data: str, settings: list[str] | None) -> Recipe:
+    """The recipe of a data set with the settings given as name=value."""
+    from deepreshape.training import RECIPES
+
+    if data not in RECIPES:
+        raise ValueError(f"unknown data set {data!r}; known are {', '.join(RECIPES)}")
+    return RECIPES[data].with_values(dict(read_pair(text, "--set") for text in settings or []))
+
+
+def set_threads(threads: int, data: str | None) -> None:
+    """Use as many threads; without a number, torch decides, but one for the digits."""
+    import torch
+
+    if threads or data == "digits":
+        torch.set_num_threads(threads or 1)
+
+
+def stoppable(work: Any) -> Any:
+    """Do ``work``; Ctrl-C ends it with exit code 130 and says how to go on."""
+    try:
+        return work()
+    except KeyboardInterrupt:
+        err.print("stopped; the same command goes on from here")
+        raise typer.Exit(130) from None
+
+
+def progress_bar() -> Progress:
+    """A bar on standard error with the time left; silent where that is no terminal."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    return Progress(*columns, console=err, transient=True, disable=not err.is_terminal)
+
+
+def into(bar: Progress, task: Any) -> Any:
+    """Shows the progress of a training run as a task of ``bar``."""
+    return lambda progress: bar.update(task, completed=progress.step, total=progress.steps)
+
+
+def new_table(*names: str) -> Table:
+    """A table whose columns after the first hold numbers."""
+    table = Table()
+    table.add_column(names[0], overflow="fold")
+    for name in names[1:]:
+        table.add_column(name, justify="right")
+    return table
+
+
+def print_json(value: Any) -> None:
+    """One JSON object on standard output."""
+    sys.stdout.write(json.dumps(value, indent=1) + "\n")
+
+
+def thousands(value: int) -> str:
+    """With commas."""
+    return f"{value:,}"
+
+
+def read_pair(text: str, option: str) -> tuple[str, str]:
+    """Splits ``name=value``."""
+    name, equals, value = text.partition("=")
+    if not equals or not name or not value:
+        raise ValueError(f"{option} takes name=value, not {text!r}")
+    return name, value
+
+
+def read_integers(text: str, option: str, length: int | None = None) -> tuple[int, ...]:
+    """Integers with commas between, ``length`` of them if given."""
+    try:
+        values = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        kind = "an integer" if length == 1 else "integers with commas between"
+        raise ValueError(f"{option} takes {kind}, not {text!r}") from None
+    if length is not None and len(values) != length:
+        raise ValueError(f"{option} takes {length} integers, not {text!r}")
+    return values
+
+
+def read_shape(text: str) -> tuple[int, int, int]:
+    """Reads channels x height x width."""
+    parts = text.lower().split("x")
+    if len(parts) != 3 or not all(part.isdigit() and int(part) for part in parts):
+        raise ValueError(f"--input takes channels x height x width, such as 3x32x32, not {text!r}")
+    channels, height, width = map(int, parts)
+    return channels, height, width

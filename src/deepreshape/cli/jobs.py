@@ -1,0 +1,275 @@
+"""Commands that train, and what follows from it: train, eval, run, report, fetch."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.table import Table
+
+from deepreshape.cli.console import (
+    DataDir,
+    Json,
+    Settings,
+    Threads,
+    err,
+    into,
+    out,
+    print_json,
+    progress_bar,
+    read_integers,
+    read_recipe,
+    set_threads,
+    stoppable,
+    thousands,
+)
+
+if TYPE_CHECKING:
+    from deepreshape.job import Point
+    from deepreshape.training import Progress as TrainingProgress
+
+app = typer.Typer()
+
+
+@app.command()
+def train(
+    network: Annotated[str, typer.Argument(help="A network's name.")],
+    to: Annotated[Path, typer.Option("--out", help="Folder for the model; a run that was cut there goes on.")],
+    data: Annotated[str, typer.Option(help="Data set to train on.")] = "digits",
+    data_dir: DataDir = None,
+    budget: Annotated[
+        int | None, typer.Option(min=1, help="ReLU budget; all ReLUs without.", show_default=False)
+    ] = None,
+    teacher: Annotated[
+        Path | None, typer.Option(help="Saved model that distils into this one.", show_default=False)
+    ] = None,
+    init: Annotated[Path | None, typer.Option(help="Saved model to take weights from.", show_default=False)] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of weights and training.")] = 0,
+    settings: Settings = None,
+    threads: Threads = 0,
+    as_json: Json = False,
+) -> None:
+    """Train one network, whole or reduced to a ReLU budget; report its counts, accuracy and price."""
+    from deepreshape.job import Point, train_point
+    from deepreshape.linearize import plan, plan_of
+    from deepreshape.models import architecture
+    from deepreshape.training import load_data
+
+    set_threads(threads, data)
+    recipe, dataset = read_recipe(data, settings), load_data(data, data_dir)
+    whole = architecture(network, dataset.shape, len(dataset.class_names))
+    point = Point(network, plan(whole, budget) if budget else plan_of(whole), budget, seed)
+    with progress_bar() as bar:
+        task = bar.add_task(f"{network}: {point.plan}", total=None)
+        row = stoppable(
+            lambda: train_point(
+                point, dataset, recipe, to, to / "run", init=init, teacher=teacher, progress=into(bar, task)
+            )
+        )
+    shutil.rmtree(to / "run")
+    if as_json:
+        print_json(row)
+        return
+    out.print(f"{network}: {row['plan']}; {row['relus']:,} ReLUs, {row['macs']:,} MACs, {row['params']:,} parameters")
+    out.print(f"test top-1 {row['top1']:.2f} %, saved in {to}")
+
+
+@app.command("eval")
+def evaluate(
+    model: Annotated[Path, typer.Argument(help="A saved model's folder.")],
+    data: Annotated[
+        str | None, typer.Option(help="Data set; the one it was trained on without.", show_default=False)
+    ] = None,
+    data_dir: DataDir = None,
+    threads: Threads = 0,
+    as_json: Json = False,
+) -> None:
+    """Accuracy of a saved model on a data set's test split."""
+    from deepreshape.counting import count as count_model
+    from deepreshape.models.saved import load
+    from deepreshape.training import accuracy, load_data
+
+    set_threads(threads, data)
+    loaded, manifest = load(model)
+    dataset = load_data(data or manifest.dataset, data_dir)
+    if dataset.shape != manifest.architecture.input:
+        raise ValueError(f"{model} takes inputs of {manifest.architecture.input}, {dataset.name} has {dataset.shape}")
+    values = {
+        "top1": round(accuracy(loaded, dataset, dataset.test), 3),
+        "relus": count_model(loaded, dataset.shape).total.relus,
+        "n": len(dataset.test),
+    }
+    if as_json:
+        print_json(values)
+    else:
+        out.print(f"test top-1 {values['top1']:.2f} % on {values['n']:,} images, {values['relus']:,} ReLUs")
+
+
+@app.command()
+def run(
+    to: Annotated[Path, typer.Option("--out", help="The job's folder; a job that was cut there goes on.")],
+    data: Annotated[str, typer.Option(help="Data set.")] = "digits",
+    data_dir: DataDir = None,
+    baseline: Annotated[str, typer.Option(help="The network that is redesigned.")] = "resnet18-m16",
+    networks: Annotated[
+        str | None,
+        typer.Option(help="Networks to compare; the baseline and its HybReNets without.", show_default=False),
+    ] = None,
+    budgets: Annotated[
+        str | None, typer.Option(help="ReLU budgets; a quarter, eighth and sixteenth without.", show_default=False)
+    ] = None,
+    seeds: Annotated[str, typer.Option(help="Each point is trained once for each.")] = "0",
+    teacher: Annotated[
+        str | None, typer.Option(help="A network to train first, which distils into all.", show_default=False)
+    ] = None,
+    epochs: Annotated[
+        int | None, typer.Option(min=1, help="For networks with all their ReLUs.", show_default=False)
+    ] = None,
+    reduced_epochs: Annotated[
+        int | None, typer.Option(min=1, help="For each reduced network.", show_default=False)
+    ] = None,
+    settings: Settings = None,
+    threads: Threads = 0,
+    as_json: Json = False,
+) -> None:
+    """The main job: redesign a network, reduce to a ladder of ReLU budgets, train, price, and write a report."""
+    from deepreshape.job import Job, default_budgets, hybrenets
+    from deepreshape.job import run as run_job
+    from deepreshape.models import architecture
+    from deepreshape.training import load_data
+
+    set_threads(threads, data)
+    recipe, dataset = read_recipe(data, settings), load_data(data, data_dir)
+    if epochs:
+        recipe = recipe.with_values({"epochs": epochs})
+    start = architecture(baseline, dataset.shape, len(dataset.class_names))
+    job = Job(
+        data,
+        baseline,
+        tuple(networks.split(",")) if networks else (baseline, *hybrenets(start)),
+        read_integers(budgets, "--budgets") if budgets else default_budgets(start),
+        read_integers(seeds, "--seeds"),
+        recipe,
+        reduced_epochs or max(1, recipe.epochs * 4 // 5),
+        teacher,
+    )
+    with progress_bar() as bar:
+        points = bar.add_task("points", total=None)
+        task = bar.add_task("", total=None)
+
+        def show(number: int, total: int, point: Point, progress: TrainingProgress | None) -> None:
+            bar.update(points, completed=number - (progress is not None), total=total)
+            if progress:
+                bar.update(
+                    task, description=f"{point.network}: {point.plan}", completed=progress.step, total=progress.steps
+                )
+            else:
+                err.print(f"{number}/{total} {point.id}: {point.plan}", highlight=False)
+
+        rows = stoppable(lambda: run_job(job, dataset, to, show))
+    written = _write_report([to], rows, to / "report.html")
+    if as_json:
+        print_json({"report": str(written), "results": str(to / "results.jsonl"), "points": len(rows)})
+    else:
+        _print_results(rows, baseline)
+        out.print(f"{len(rows)} points; the report is {written}", soft_wrap=True)
+
+
+@app.command()
+def report(
+    folders: Annotated[list[Path], typer.Argument(help="Job folders; several are put in one report.")],
+    to: Annotated[
+        Path | None,
+        typer.Option("--out", help="The HTML file; report.html in the first folder without.", show_default=False),
+    ] = None,
+    svg: Annotated[
+        Path | None, typer.Option(help="Also write accuracy against ReLUs as a picture.", show_default=False)
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Write the report of one or more jobs from their results."""
+    from deepreshape.job import finished
+    from deepreshape.report import picture
+
+    rows = [row for folder in folders for row in finished(folder)]
+    if not rows:
+        raise ValueError(
+            f"no point is finished yet in {', '.join(map(str, folders))}; `deepreshape run` goes on with it"
+        )
+    written = _write_report(folders, rows, to or folders[0] / "report.html")
+    if svg:
+        svg.write_text(picture(rows))
+    if as_json:
+        print_json({"report": str(written), "points": len(rows)})
+    else:
+        out.print(f"{len(rows)} points; the report is {written}", soft_wrap=True)
+
+
+@app.command()
+def fetch(
+    data: Annotated[str, typer.Argument(help="cifar10, cifar100 or tinyimagenet.")],
+    data_dir: DataDir = None,
+    mirror: Annotated[str | None, typer.Option(help="An address to try first.", show_default=False)] = None,
+    as_json: Json = False,
+) -> None:
+    """Download a data set, check its SHA-256 and unpack it; a download that was cut goes on."""
+    from deepreshape.training.data import data_folder
+    from deepreshape.training.fetch import fetch as fetch_data
+
+    with progress_bar() as bar:
+        task = bar.add_task(f"{data}, MB", total=None)
+        folder = stoppable(
+            lambda: fetch_data(
+                data,
+                data_folder(data_dir),
+                mirror=mirror,
+                progress=lambda done, total: bar.update(task, completed=done // 2**20, total=total // 2**20),
+            )
+        )
+    if as_json:
+        print_json({"folder": str(folder)})
+    else:
+        out.print(f"{data} is in {folder}", soft_wrap=True)
+
+
+def _print_results(rows: list[dict[str, Any]], baseline: str) -> None:
+    from deepreshape.report import advantages, summarize, verdict
+
+    points = summarize(rows)
+    profile = next(iter(points[0].priced))
+    table = Table("network", "what was removed")
+    for name in ("ReLUs", "MACs", "test top-1, %", f"priced, s ({profile})"):
+        table.add_column(name, justify="right")
+    for point in points:
+        numbers = (thousands(point.relus), thousands(point.macs), f"{point.mean:.2f}", f"{point.priced[profile]:,.1f}")
+        table.add_row(point.network, point.plan, *numbers)
+    out.print(table)
+    out.print(verdict(advantages(points, baseline), baseline), highlight=False)
+
+
+def _write_report(folders: list[Path], rows: list[dict[str, Any]], path: Path) -> Path:
+    import yaml
+
+    from deepreshape.report import render
+
+    texts = [(folder / "config.yaml").read_text() for folder in folders]
+    baseline = yaml.safe_load(texts[0])["baseline"]
+    command = "\n".join(_command_of(yaml.safe_load(text), folder) for text, folder in zip(texts, folders, strict=True))
+    path.write_text(render(rows, baseline=baseline, settings="\n".join(texts), command=command))
+    return path
+
+
+def _command_of(config: dict[str, Any], folder: Path) -> str:
+    """The command that makes a job of these settings."""
+    from deepreshape.training import RECIPES
+
+    defaults = vars(RECIPES[config["data"]])
+    words = ["deepreshape run", f"--data {config['data']}", f"--baseline {config['baseline']}"]
+    words.append("--networks " + ",".join(config["networks"]))
+    words.append("--budgets " + ",".join(map(str, config["budgets"])))
+    words.append("--seeds " + ",".join(map(str, config["seeds"])))
+    words += [f"--teacher {config['teacher']}"] if config["teacher"] else []
+    words += [f"--set {name}={value}" for name, value in config["recipe"].items() if value != defaults[name]]
+    return " ".join([*words, f"--reduced-epochs {config['reduced_epochs']}", f"--out {folder.name}"])

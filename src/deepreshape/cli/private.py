@@ -1,0 +1,279 @@
+"""Commands that run a network between two parties: local, keygen, lower, serve, prepare, query."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from deepreshape.cli.console import DataDir, Json, err, new_table, out, print_json, stoppable, thousands
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from deepreshape.private.fixed import Lowered
+    from deepreshape.private.party import Client
+
+app = typer.Typer(no_args_is_help=True, help="Run a network privately between a client and a server.")
+
+Garbler = Annotated[str, typer.Option(help="Who garbles: server or client. The other party stores and evaluates.")]
+Keys = Annotated[Path, typer.Option(help="Folder that `keygen` made.")]
+Store = Annotated[Path, typer.Option(help="This party's folder for offline material; never copy it.")]
+Host = Annotated[str, typer.Option(help="Address of the server.")]
+Port = Annotated[int, typer.Option(min=0, max=65535, help="Port of the server; 0 lets `serve` choose one.")]
+
+SERVER_PROGRAM, CLIENT_PROGRAM, FACTS = "server.program", "client.program", "client.json"
+CALIBRATION_IMAGES = 256
+
+
+@app.command()
+def local(
+    model: Annotated[str, typer.Option(help="A saved model's folder, or a network's name (with random weights).")],
+    images: Annotated[int, typer.Option(min=1, help="How many inputs to run, one after the other.")] = 1,
+    garbler: Garbler = "server",
+    data_dir: DataDir = None,
+    as_json: Json = False,
+) -> None:
+    """Run both parties on this machine, in two processes over TLS, and say what each layer cost."""
+    from deepreshape.private.fixed import to_fixed
+    from deepreshape.private.local import run_local
+
+    lowered, inputs, _ = _lowered(model, data_dir)
+    fixed = to_fixed(inputs[:images], lowered.program.input_fraction)
+    report = stoppable(lambda: run_local(lowered.program, fixed, _role(garbler)))
+    del report["outputs"]
+    if as_json:
+        print_json(report)
+        return
+    table = new_table("layer", "ReLUs", "HE products", "rounds online", "offline, KB", "online, KB")
+    for row in report["layers"]:
+        sizes = [f"{row['bytes'][phase] / 1000:,.1f}" for phase in ("offline", "online")]
+        table.add_row(row["layer"], *map(thousands, (row["relus"], row["he_products"], row["rounds"])), *sizes)
+    out.print(table)
+    out.print(f"formats: {lowered}", highlight=False)
+    seconds, sizes, memory = report["seconds"], report["bytes"], report["peak_rss_mib"]
+    out.print(
+        f"{report['relus']:,} ReLUs; offline {seconds['offline']:.2f} s and {sizes['offline'] / 1e6:,.2f} MB, online "
+        f"{seconds['online']:.2f} s and {sizes['online'] / 1e6:,.2f} MB in {report['rounds']} rounds; peak memory "
+        f"{memory['client']:.0f} MiB at the client, {memory['server']:.0f} MiB at the server",
+        highlight=False,
+    )
+    out.print(
+        f"private equals plain, bit for bit: {_yes(report['agree'])}; same class as the plain program: "
+        f"{_yes(report['same_class'])}; bytes sent equal bytes declared: {_yes(report['declared_bytes_match'])}"
+    )
+
+
+@app.command()
+def keygen(
+    to: Annotated[Path, typer.Option("--out", help="Folder for the authority, and a certificate for each party.")],
+    as_json: Json = False,
+) -> None:
+    """Make an authority of your own and a certificate for a server and a client."""
+    from deepreshape.private.certificates import create_authority, issue
+
+    create_authority(to)
+    made = {role: issue(to, role, role).own().fingerprint for role in ("server", "client")}
+    if as_json:
+        print_json({"folder": str(to), "fingerprints": made})
+    else:
+        out.print(f"made {to}; give each party its own .pem and .key, and authority.pem to both", soft_wrap=True)
+
+
+@app.command()
+def lower(
+    model: Annotated[str, typer.Argument(help="A saved model's folder, or a network's name (with random weights).")],
+    to: Annotated[Path, typer.Option("--out", help="Folder for the program's two parts.")],
+    data_dir: DataDir = None,
+    as_json: Json = False,
+) -> None:
+    """Turn a model into an integer program: one part with the weights for the server, a public one for the client."""
+    lowered, _, facts = _lowered(model, data_dir)
+    to.mkdir(parents=True, exist_ok=True)
+    (to / SERVER_PROGRAM).touch(mode=0o600)
+    (to / SERVER_PROGRAM).write_bytes(lowered.program.to_bytes())
+    (to / CLIENT_PROGRAM).write_bytes(lowered.program.public().to_bytes())
+    (to / FACTS).write_text(json.dumps(facts, indent=1) + "\n")
+    if as_json:
+        print_json({"folder": str(to), "digest": lowered.program.digest, "relus": lowered.program.relus})
+    else:
+        out.print(f"{lowered}", highlight=False)
+        out.print(f"{to / SERVER_PROGRAM} is the server's secret; the client gets {CLIENT_PROGRAM} and {FACTS}")
+
+
+@app.command()
+def serve(
+    program: Annotated[Path, typer.Option(help="The server's part of the program.")],
+    keys: Keys,
+    store: Store,
+    host: Host = "127.0.0.1",
+    port: Port = 7411,
+    garbler: Garbler = "server",
+    sessions: Annotated[int, typer.Option(min=0, help="End after so many sessions; 0 never ends.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Serve a program to clients with a certificate of the same authority, one session after the other."""
+    from deepreshape.private.channel import ProtocolError
+    from deepreshape.private.party import serve as serve_session
+    from deepreshape.private.plan import Plan
+    from deepreshape.private.program import Program
+    from deepreshape.private.server import Model
+    from deepreshape.private.store import Store as OfflineStore
+    from deepreshape.private.store import StoreError
+    from deepreshape.private.wire import Endpoint, listen
+
+    own = Program.from_bytes(program.read_bytes())
+    model = Model(own, Plan(own.public(), _role(garbler)))
+    endpoint, material = Endpoint(_credentials(keys, "server")), OfflineStore(store)
+    served = failed = 0
+
+    def loop() -> None:
+        nonlocal served, failed
+        with listen(host, port) as door:
+            err.print(f"serving {own.relus:,} ReLUs on {host}:{door.getsockname()[1]}", highlight=False)
+            while not sessions or served + failed < sessions:
+                try:
+                    stored = serve_session(endpoint.accept(door.accept()[0]), model, material)
+                    served += 1
+                    err.print("prepared a batch" if stored else "answered a query")
+                except (ProtocolError, StoreError) as error:
+                    failed += 1
+                    err.print(f"a session ended: {error}", highlight=False, markup=False)
+
+    stoppable(loop)
+    if as_json:
+        print_json({"served": served, "failed": failed})
+
+
+@app.command()
+def prepare(
+    program: Annotated[Path, typer.Option(help="The client's part of the program.")],
+    keys: Keys,
+    store: Store,
+    host: Host = "127.0.0.1",
+    port: Port = 7411,
+    garbler: Garbler = "server",
+    count: Annotated[int, typer.Option(min=1, help="Batches to make; each serves one query.")] = 1,
+    as_json: Json = False,
+) -> None:
+    """Do the offline work of queries ahead of time."""
+    party = _client(program, keys, store, host, port, garbler)
+    batches: list[str] = []
+    started = time.perf_counter()
+    for number in range(1, count + 1):
+        batches.append(stoppable(party.prepare).batch)
+        err.print(f"{number}/{count} batches", highlight=False)
+    if as_json:
+        print_json({"batches": batches, "seconds": time.perf_counter() - started})
+
+
+@app.command()
+def query(
+    input: Annotated[Path, typer.Argument(help="An image, or a .npy array of the network's input shape.")],
+    program: Annotated[Path, typer.Option(help="The client's part of the program; its facts lie beside it.")],
+    keys: Keys,
+    store: Store,
+    host: Host = "127.0.0.1",
+    port: Port = 7411,
+    garbler: Garbler = "server",
+    as_json: Json = False,
+) -> None:
+    """Ask for the classes of one input, without showing it; prepares first if no batch is ready."""
+    import numpy as np
+
+    from deepreshape.private.fixed import from_fixed, to_fixed
+
+    party = _client(program, keys, store, host, port, garbler)
+    facts = json.loads((program.parent / FACTS).read_text())
+    public = party.plan.program
+    x = to_fixed(_read(input, facts, public.input_shape), public.input_fraction)
+    answer = stoppable(lambda: party.infer(x))
+    logits = from_fixed(answer.output.reshape(-1), public.values[public.output].fraction)
+    shares = np.exp(logits - logits.max())
+    shares /= shares.sum()
+    names = facts["class_names"] or [str(number) for number in range(len(shares))]
+    rows = answer.ledger.rows.values()
+    sent = sum(row.sent + row.received for row in rows)
+    best = [int(place) for place in np.argsort(-shares)[:5]]
+    if as_json:
+        ranked = [{"class": names[at], "probability": float(shares[at])} for at in best]
+        print_json({"classes": ranked, "seconds": {"online": answer.seconds}, "bytes": {"online": sent}})
+        return
+    for at in best:
+        out.print(f"{shares[at]:7.2%}  {names[at]}", highlight=False)
+    out.print(f"online {answer.seconds:.2f} s, {sent / 1e6:,.2f} MB", highlight=False)
+
+
+def _lowered(model: str, data_dir: Path | None) -> tuple[Lowered, NDArray[np.float32], dict[str, Any]]:
+    """The lowered model, inputs to try it on, and what a client needs to know of its inputs and outputs."""
+    import torch
+
+    from deepreshape.models import architecture, build
+    from deepreshape.models.saved import load
+    from deepreshape.private.lower import lower as lower_model
+    from deepreshape.training import load_data
+
+    if Path(model).is_dir():
+        network, manifest = load(Path(model))
+        data = load_data(manifest.dataset, data_dir)
+        known, new = (data.normalize(split.images[:CALIBRATION_IMAGES]) for split in (data.train, data.test))
+        facts = {"class_names": manifest.class_names, "mean": manifest.mean, "std": manifest.std}
+    else:
+        made = architecture(model)
+        network = build(made, seed=0).eval()
+        generator = torch.Generator().manual_seed(0)
+        known, new = (torch.randn(8, *made.input, generator=generator) for _ in range(2))
+        facts = {"class_names": [], "mean": [0.0] * made.input[0], "std": [1.0] * made.input[0]}
+    return lower_model(network, known.contiguous().numpy()), new.contiguous().numpy(), facts
+
+
+def _read(path: Path, facts: dict[str, Any], shape: tuple[int, ...]) -> NDArray[np.floating]:
+    """An image or array as the network wants it: normalised, channels first."""
+    import numpy as np
+
+    if path.suffix == ".npy":
+        x = np.load(path, allow_pickle=False).astype(np.float32)
+    else:
+        try:
+            from PIL import Image
+        except ImportError:
+            raise ValueError("reading an image needs Pillow: pip install 'deepreshape[images]'") from None
+        with Image.open(path) as image:
+            pixels = image.convert("RGB" if shape[0] == 3 else "L").resize((shape[2], shape[1]))
+        raw = np.asarray(pixels, dtype=np.float32).reshape(shape[1], shape[2], shape[0]).transpose(2, 0, 1) / 255
+        mean, std = (np.array(facts[name], dtype=np.float32)[:, None, None] for name in ("mean", "std"))
+        x = (raw - mean) / std
+    if x.shape != shape:
+        raise ValueError(f"{path} has shape {x.shape}, the network takes {shape}")
+    return x
+
+
+def _client(program: Path, keys: Path, store: Path, host: str, port: int, garbler: str) -> Client:
+    from deepreshape.private.party import Client
+    from deepreshape.private.plan import Plan
+    from deepreshape.private.program import Program
+    from deepreshape.private.store import Store as OfflineStore
+    from deepreshape.private.wire import Endpoint
+
+    plan = Plan(Program.from_bytes(program.read_bytes()).public(), _role(garbler))
+    return Client(Endpoint(_credentials(keys, "client")), host, port, plan, OfflineStore(store))
+
+
+def _credentials(keys: Path, role: str) -> Any:
+    from deepreshape.private.certificates import Credentials
+
+    return Credentials(keys / f"{role}-{role}.pem", keys / f"{role}-{role}.key", keys / "authority.pem")
+
+
+def _role(text: str) -> Literal["server", "client"]:
+    if text == "server" or text == "client":
+        return text
+    raise ValueError(f"--garbler is server or client, not {text!r}")
+
+
+def _yes(value: bool) -> str:
+    return "yes" if value else "NO"

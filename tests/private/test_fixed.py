@@ -1,0 +1,174 @@
+"""Formats, integers and error bounds, against real arithmetic on layers made by hand."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from deepreshape.private import plain
+from deepreshape.private.fixed import LEAST_BITS, WEIGHT_BITS, from_fixed, quantize, to_fixed
+from deepreshape.private.layers import Conv, Dense, Flat, Layer, Pool, Rectify, Sum
+from deepreshape.private.program import INPUT, Conv2d, ProgramError, Relu, Truncate
+from deepreshape.private.shares import Field, Ring
+
+
+def real(layers: list[Layer], x: np.ndarray) -> dict[str, np.ndarray]:
+    """Every value of 1x1 convolutions and the rest on a batch, in float64."""
+    values = {INPUT: x}
+    for layer in layers:
+        values[layer.name] = apply(layer, [values[name] for name in layer.inputs])
+    return values
+
+
+def apply(layer: Layer, inputs: list[np.ndarray]) -> np.ndarray:
+    x = inputs[0]
+    match layer:
+        case Conv():
+            return np.einsum("oi,nihw->nohw", layer.weight[:, :, 0, 0], x) + layer.bias[:, None, None]
+        case Dense():
+            return x @ layer.weight.T + layer.bias
+        case Sum():
+            return np.sum(inputs, axis=0)
+        case Pool():
+            return x.sum((2, 3), keepdims=True)
+        case Rectify():
+            return np.maximum(x, 0) if layer.mask is None else np.where(layer.mask, np.maximum(x, 0), x)
+        case Flat():
+            return x.reshape(len(x), -1)
+
+
+def ranges(values: dict[str, np.ndarray]) -> dict[str, float]:
+    return {name: float(np.abs(value).max()) for name, value in values.items()}
+
+
+def residual(seed: int) -> list[Layer]:
+    """A block with an identity shortcut, a linear block behind it, a pool and a head: every kind of step."""
+    rng = np.random.default_rng(seed)
+
+    def conv(name: str, source: str) -> Conv:
+        return Conv(name, (source,), rng.normal(size=(3, 3, 1, 1)), rng.normal(size=3))
+
+    mask = rng.random((3, 2, 2)) < 0.5
+    mask[0], mask[1, 0, 0] = True, False
+    return [
+        conv("stem", INPUT),
+        Rectify("act", ("stem",)),
+        conv("conv1", "act"),
+        Sum("add", ("conv1", "act")),
+        Rectify("masked", ("add",), mask),
+        conv("conv2", "masked"),
+        conv("conv3", "conv2"),
+        Pool("pool", ("conv3",), (2, 2), (2, 2)),
+        Flat("flat", ("pool",)),
+        Dense("head", ("flat",), rng.normal(size=(4, 3)), rng.normal(size=4)),
+    ]
+
+
+@given(st.integers(0, 1000), st.sampled_from([None, 4, 16]), st.sampled_from([None, Ring(60), Field((1 << 61) - 1)]))
+@settings(max_examples=12, deadline=None, derandomize=True)
+def test_integers_stay_within_the_bounds_of_every_value(seed: int, fraction: int | None, modulus: Ring | Field | None):
+    layers = residual(seed)
+    x = np.random.default_rng(seed + 1).normal(size=(20, 3, 2, 2))
+    wanted = real(layers, x)
+    lowered = quantize(layers, (3, 2, 2), ranges(wanted), fraction=fraction, modulus=modulus)
+    program, seen = lowered.program, {}
+    plain.run(program, to_fixed(x, program.input_fraction), observe=lambda name, value: seen.update({name: value}))
+    rows = {form.name: form for form in lowered.formats}
+    assert list(rows) == list(program.values)
+    by_name = {layer.name: layer for layer in layers}
+    half = 0.5**program.input_fraction / 2
+    for name, integers in seen.items():
+        got = from_fixed(integers, rows[name].fraction)
+        assert np.abs(integers).max() <= rows[name].limit
+        # what a ReLU is about to round is up to half a unit at rest too large on purpose
+        spare = half if name in ("stem", "conv1", "add") else 0
+        if name in wanted:
+            assert np.abs(got - wanted[name]).max() <= rows[name].error + spare
+        if name in by_name and name != "add":
+            before = [from_fixed(seen[source], rows[source].fraction) for source in program_inputs(program, name)]
+            spare = half if name in ("stem", "act", "conv1", "masked") else 0
+            assert np.abs(got - apply(by_name[name], before)).max() <= rows[name].added + spare
+    result = from_fixed(seen["head"], rows["head"].fraction)
+    assert (np.abs(result - wanted["head"]) <= lowered.error).all()
+
+
+def program_inputs(program, name: str) -> tuple[str, ...]:
+    return next(op.inputs for op in program.ops if op.name == name)
+
+
+def test_accumulators_that_are_added_share_a_fraction_and_a_shortcut_is_raised_exactly():
+    layers = residual(3)
+    x = np.random.default_rng(4).normal(size=(20, 3, 2, 2))
+    program = quantize(layers, (3, 2, 2), ranges(real(layers, x))).program
+    ops = {op.name: op for op in program.ops}
+    assert ops["add"].inputs == ("conv1", "add.raise1")
+    raised = ops["add.raise1"]
+    assert isinstance(raised, Conv2d)
+    assert raised.groups == 3
+    assert (program.weights["add.raise1"].weight == 1 << raised.weight_fraction).all()
+    assert program.values["conv1"] == program.values["add.raise1"]
+    # every linear layer reads values at rest, and what no ReLU shifts back is truncated
+    rest = program.input_fraction
+    for op in program.ops:
+        if op.name in program.weights:
+            assert program.values[op.inputs[0]].fraction == rest
+    assert [name for name, op in ops.items() if isinstance(op, Truncate)] == ["conv2.truncate", "flat.truncate"]
+
+
+def test_a_shift_behind_a_relu_rounds_to_the_nearest():
+    layers: list[Layer] = [
+        Dense("scale", (INPUT,), np.array([[0.7]]), np.zeros(1)),
+        Rectify("act", ("scale",)),
+        Dense("head", ("act",), np.ones((1, 1)), np.zeros(1)),
+    ]
+    x = np.linspace(-1, 1, 999)[:, None]
+    program = quantize(layers, (1,), ranges(real(layers, x)), fraction=4).program
+    seen = {}
+    plain.run(program, to_fixed(x, 4), observe=lambda name, value: seen.update({name: value}))
+    weight = int(program.weights["scale"].weight[0, 0])
+    shift = next(op.shift for op in program.ops if isinstance(op, Relu))
+    exact = np.maximum(seen[INPUT] * weight, 0) / (1 << shift)
+    assert np.abs(seen["act"] - exact).max() <= 0.5
+    assert np.abs((seen["act"] - exact).mean()) < 0.05
+
+
+def test_a_narrow_modulus_takes_bits_from_weights_and_activations_alike_until_too_few_are_left():
+    layers = residual(5)
+    seen = ranges(real(layers, np.random.default_rng(6).normal(size=(20, 3, 2, 2))))
+    roomy = quantize(layers, (3, 2, 2), seen).program
+    assert isinstance(roomy.modulus, Ring)
+    less = quantize(layers, (3, 2, 2), seen, modulus=Ring(roomy.modulus.bits - 4)).program
+    lost = roomy.input_fraction - less.input_fraction
+    widest = {name: op.weight_bits for op in less.ops if (name := op.name) in less.weights and "raise" not in name}
+    assert 1 <= lost <= 2
+    assert min(widest.values()) >= WEIGHT_BITS - 2 - 1
+    with pytest.raises(
+        ProgramError, match=rf"^[a-z0-9]+: values reach .*Ring\(bits=14\).*use Ring\({roomy.modulus.bits}"
+    ):
+        quantize(layers, (3, 2, 2), seen, modulus=Ring(14))
+    assert LEAST_BITS > 2
+
+
+def test_what_only_calibration_promises_is_said():
+    layers = residual(7)
+    seen = ranges(real(layers, np.random.default_rng(8).normal(size=(20, 3, 2, 2))))
+    tight = quantize(layers, (3, 2, 2), seen)
+    assert tight.calibrated
+    assert f"from {tight.calibrated[0]} on, are bounded by calibration only" in str(tight)
+    wide = quantize(layers, (3, 2, 2), seen, modulus=Ring(60))
+    assert not wide.calibrated
+    assert "no input can overflow" in str(wide)
+    replace(wide.program, limits={}).check()
+
+
+def test_bad_arguments_are_named():
+    with pytest.raises(ValueError, match=r"margin of 0\.5"):
+        quantize(residual(0), (3, 2, 2), {}, margin=0.5)
+    with pytest.raises(ValueError, match="41 fraction bits"):
+        quantize(residual(0), (3, 2, 2), {}, fraction=41)
+    with pytest.raises(ProgramError, match="nothing private to run"):
+        quantize([Rectify("act", (INPUT,))], (3, 2, 2), {INPUT: 1.0, "act": 1.0})
+    with pytest.raises(ValueError, match="not finite"):
+        to_fixed(np.array([np.nan]), 3)

@@ -1,0 +1,87 @@
+"""The private commands: a quick look in one, and two parties with certificates in two processes."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from test_cli import answer, call
+
+from deepreshape.models import architecture, build
+from deepreshape.models.saved import Manifest, save
+from deepreshape.training import load_data
+
+DATA = load_data("digits")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny network of two stages; its weights do not matter here."""
+    made = architecture("hrn-2x-m2-phi1.1", DATA.shape, 10)
+    folder = tmp_path_factory.mktemp("private") / "model"
+    manifest = Manifest(made, dataset="digits", class_names=DATA.class_names, mean=DATA.mean, std=DATA.std)
+    save(build(made, seed=0), folder, manifest)
+    return folder
+
+
+@pytest.mark.parametrize("garbler", ["server", "client"])
+def test_local_prints_the_fixed_shape_and_private_equals_plain(model: Path, garbler: str):
+    report = answer("private", "local", "--model", str(model), "--images", "1", "--garbler", garbler)
+    assert report["agree"] is True
+    assert report["declared_bytes_match"] is True
+    assert report["relus"] == 2 * 64 * 3 + 4 * 16 * 2
+    assert set(report["seconds"]) == set(report["bytes"]) == {"offline", "online"}
+    assert set(report["peak_rss_mib"]) == {"client", "server"}
+    assert report["rounds"] > 0
+    assert report["max_lsb_difference"] >= 0
+    assert sum(row["relus"] for row in report["layers"]) == report["relus"]
+
+
+def test_two_parties_with_certificates(model: Path, tmp_path: Path):
+    keys, program = tmp_path / "keys", tmp_path / "program"
+    assert set(answer("private", "keygen", "--out", str(keys))["fingerprints"]) == {"server", "client"}
+    assert answer("private", "lower", str(model), "--out", str(program))["relus"] == 512
+    assert (program / "server.program").stat().st_mode & 0o077 == 0
+    options = (
+        f"--program {program / 'server.program'} --keys {keys} --store {tmp_path / 'server'} --port 0 --sessions 4"
+    )
+    command = [sys.executable, "-m", "deepreshape", "private", "serve", *options.split(), "--json"]
+    pixels = DATA.normalize(DATA.test.images[:1])[0].contiguous().numpy()
+    np.save(tmp_path / "digit.npy", pixels)
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as server:
+        assert server.stderr is not None
+        port = server.stderr.readline().rsplit(":", 1)[1].strip()
+        place = ("--program", str(program / "client.program"), "--keys", str(keys), "--port", port)
+        place += ("--store", str(tmp_path / "client"))
+        assert len(answer("private", "prepare", *place)["batches"]) == 1
+        first = answer("private", "query", str(tmp_path / "digit.npy"), *place)
+        second = answer("private", "query", str(tmp_path / "digit.npy"), *place)  # prepares by itself
+        assert first["classes"][0]["class"] == second["classes"][0]["class"]
+        assert sum(row["probability"] for row in first["classes"]) <= 1 + 1e-9
+        np.save(tmp_path / "wide.npy", np.zeros((1, 9, 9)))
+        wrong = call("private", "query", str(tmp_path / "wide.npy"), *place)
+        assert (wrong.code, "has shape (1, 9, 9), the network takes (1, 8, 8)" in wrong.err) == (2, True)
+        assert json.loads(server.communicate(timeout=60)[0]) == {"served": 4, "failed": 0}
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("local", "--model", "resnet19"), "unknown network 'resnet19'"),
+        (("local", "--model", "resnet9-m2"), "max_pool2d"),
+        (("keygen", "--out", "keys"), None),
+        (("serve", "--program", "x", "--keys", "keys", "--store", "s"), "No such file or directory: 'x'"),
+        (("query", "x.npy", "--program", "y", "--keys", "k", "--store", "s"), "No such file or directory: 'y'"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, tuple) else "",
+)
+def test_wrong_input_is_one_clear_line(words: tuple[str, ...], message: str | None, tmp_path: Path):
+    done = call("private", *words, cwd=tmp_path)
+    if message is None:
+        done = call("private", *words, cwd=tmp_path)
+        message = "exists"
+    assert done.code == 2
+    assert message in done.err
+    assert done.err.count("\n") == 1
