@@ -1,0 +1,68 @@
+"""Offline material comes back as it was put, once, from memory and from the store."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from deepreshape.private import material
+from deepreshape.private.material import InMemory, Reading, Sink, Writing
+from deepreshape.private.relu import Prepared
+from deepreshape.private.store import Binding, SpentError, Store
+
+ARRAYS = {
+    "words": np.arange(60, dtype=np.uint64).reshape(3, 20),
+    "bits": np.arange(7, dtype=np.uint8),
+    "none": np.zeros((0, 2), np.uint64),
+}
+
+
+def put(sink: Sink) -> None:
+    for number in range(2):
+        sink.put("3.relu", Prepared({name: array + number for name, array in ARRAYS.items()}))
+    sink.put("0.mask", Prepared({"mask": np.zeros(1, np.uint64)}))
+
+
+def check(taken: list[dict[str, np.ndarray]]) -> None:
+    assert len(taken) == 2
+    for number, arrays in enumerate(taken):
+        assert list(arrays) == list(ARRAYS)
+        for name, array in arrays.items():
+            assert array.dtype == ARRAYS[name].dtype
+            assert array.flags.writeable  # so that it can be overwritten after use
+            assert np.array_equal(array, ARRAYS[name] + number)
+
+
+def test_memory() -> None:
+    memory = InMemory()
+    put(memory)
+    assert memory.nbytes == 2 * (480 + 7) + 8
+    check([prepared.take() for prepared in memory.get("3.relu")])
+    with pytest.raises(RuntimeError, match=r"'3\.relu' was read before"):
+        memory.get("3.relu")
+
+
+@pytest.mark.parametrize("chunk", [64, 1 << 20])
+def test_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
+    monkeypatch.setattr(material, "CHUNK_BYTES", chunk)
+    store, binding, name = Store(tmp_path), Binding("00" * 32, "11" * 32, {}), "ab" * 32
+    with store.create(binding, name) as writer:
+        sink = Writing(writer)
+        put(sink)
+        writer.commit()
+    assert sink.nbytes == 2 * (480 + 7) + 8
+    with store.claim(binding, name) as batch:
+        source = Reading(batch)
+        check([prepared.take() for prepared in source.get("3.relu")])
+        with pytest.raises(SpentError, match=r"no unread stream '3\.relu'"):
+            next(source.get("3.relu"))
+
+
+def test_putting_uses_up(tmp_path: Path) -> None:
+    prepared = Prepared({"a": np.zeros(1, np.uint64)})
+    with Store(tmp_path).create(Binding("00" * 32, "11" * 32, {}), "ab" * 32) as writer:
+        Writing(writer).put("s", prepared)
+    with pytest.raises(RuntimeError, match="was used"):
+        prepared.take()

@@ -1,0 +1,94 @@
+"""A client and a server with certificates, stores and sockets: batches are made, used once, and missed with words."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+from programs import random_inputs
+
+from deepreshape.private import plain
+from deepreshape.private.certificates import create_authority, issue
+from deepreshape.private.channel import ProtocolError
+from deepreshape.private.party import Client, serve
+from deepreshape.private.plan import Plan
+from deepreshape.private.program import Flatten, Program, Relu
+from deepreshape.private.server import Model
+from deepreshape.private.shares import Ring
+from deepreshape.private.store import SpentError, Store
+from deepreshape.private.wire import Endpoint, listen
+
+PROGRAM = Program(Ring(16), (2, 3), 4, 99, (Flatten("f", ("input",)), Relu("r", ("f",), 2)))
+
+
+@dataclass
+class Pair:
+    client: Client
+    endpoint: Endpoint
+    door: socket.socket
+    model: Model
+    store: Store
+    threads: ThreadPoolExecutor
+
+    def served(self) -> Future[int]:
+        """Serve one session."""
+        return self.threads.submit(
+            lambda: serve(self.endpoint.accept(self.door.accept()[0]), self.model, self.store),
+        )
+
+
+@pytest.fixture
+def pair(tmp_path: Path) -> Iterator[Pair]:
+    create_authority(tmp_path)
+    plan = Plan(PROGRAM)
+    with listen("127.0.0.1", 0) as door, ThreadPoolExecutor(1) as threads:
+        mine = Endpoint(issue(tmp_path, "client", "c"))
+        client = Client(mine, "127.0.0.1", door.getsockname()[1], plan, Store(tmp_path / "client"))
+        theirs = Endpoint(issue(tmp_path, "server", "s"))
+        yield Pair(client, theirs, door, Model(PROGRAM, plan), Store(tmp_path / "server"), threads)
+
+
+def test_batches_are_made_ahead_and_used_once(pair: Pair) -> None:
+    x = random_inputs(PROGRAM, 1, 1)
+    made = []
+    for _ in range(2):
+        served = pair.served()
+        made.append(pair.client.prepare())
+        assert served.result() > 0
+    assert made[0].batch != made[1].batch
+    with pytest.raises(ValueError, match="99"):  # nothing is used up
+        pair.client.infer(x[0] + 200)
+    for _ in range(2):
+        served = pair.served()
+        answer = pair.client.infer(x[0])
+        assert served.result() == 0
+        assert np.array_equal(answer.output, plain.run(PROGRAM, x)[0])
+    two = pair.served(), pair.served()  # none is left: one is made on the way
+    assert np.array_equal(pair.client.infer(x[0]).output, plain.run(PROGRAM, x)[0])
+    assert two[0].result() > two[1].result() == 0
+
+
+def test_a_batch_that_only_the_client_has_is_refused_and_stays_fresh(pair: Pair, tmp_path: Path) -> None:
+    served = pair.served()
+    batch = pair.client.prepare().batch
+    served.result()
+    pair.store = Store(tmp_path / "another")
+    served = pair.served()
+    with pytest.raises(ProtocolError, match="offline batch"):
+        pair.client.infer(random_inputs(PROGRAM, 1, 1)[0], batch)
+    with pytest.raises(ProtocolError, match="offline batch"):
+        served.result()
+    pair.store = Store(tmp_path / "server")
+    served = pair.served()
+    pair.client.infer(random_inputs(PROGRAM, 1, 1)[0], batch)
+    served.result()
+    served = pair.served()
+    with pytest.raises((ProtocolError, SpentError)):
+        pair.client.infer(random_inputs(PROGRAM, 1, 1)[0], batch)
+    with pytest.raises(ProtocolError):
+        served.result()
