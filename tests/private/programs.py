@@ -21,6 +21,7 @@ from deepreshape.private.program import (
     Linear,
     Op,
     Program,
+    Raise,
     Relu,
     SumPool,
     Truncate,
@@ -68,6 +69,9 @@ def random_program(seed: int, *, prime: bool = False, linear: int = 2) -> Progra
         elif rng.random() < 0.9:
             mask = rng.random(size) < rng.choice([0.0, 0.5, 1.0])
             append(Relu(f"block.{i}.relu", (last,), int(rng.choice([0, 3])), mask if rng.random() < 0.7 else None))
+        if same and fraction > fraction_before:
+            ops.append(Raise(f"block.{i}.raise", (before,), fraction - fraction_before))
+            before, fraction_before = ops[-1].name, fraction
         if same and fraction == fraction_before:
             append(Add(f"block.{i}.add", (before, last, last) if rng.random() < 0.3 else (last, before)))
     if rng.random() < 0.6 and min(size[1:]) > 1:
@@ -115,6 +119,8 @@ def slow(program: Program, x: Integers) -> dict[str, NDArray[np.object_]]:
             elif isinstance(op, SumPool):
                 i, j = at[1] * op.stride[0], at[2] * op.stride[1]
                 out[at] = sum(source[at[0], i + a, j + b] for a, b in np.ndindex(*op.kernel))
+            elif isinstance(op, Raise):
+                out[at] = source[at] * 2**op.shift
             elif isinstance(op, Flatten):
                 out[at] = source.reshape(-1)[at[0]]
             else:

@@ -14,7 +14,7 @@ from deepreshape.private import client, plain, server
 from deepreshape.private.channel import Ledger, memory_pair
 from deepreshape.private.material import InMemory
 from deepreshape.private.plan import Plan
-from deepreshape.private.program import Conv2d, Linear, Program, ProgramError, Relu, Truncate, Weights
+from deepreshape.private.program import Conv2d, Linear, Program, ProgramError, Raise, Relu, Truncate, Weights
 from deepreshape.private.relu import Role
 from deepreshape.private.shares import Ring
 
@@ -57,6 +57,17 @@ def test_without_linearised_positions_the_floor_comes_out_exactly(garbler: Role)
     program = masked_program(np.ones((2, 3, 3), np.bool_))
     x = random_inputs(program, 1, 1)
     assert np.array_equal(run_both(program, x[0], garbler).output, plain.run(program, x)[0])
+
+
+@pytest.mark.parametrize("prime", [False, True])
+def test_a_raised_value_costs_no_message(prime: bool) -> None:
+    program = random_program(7, prime=prime)
+    (raised,) = (op for op in program.ops if isinstance(op, Raise))
+    x = random_inputs(program, 1, 7)
+    run = run_both(program, x[0])
+    assert np.array_equal(run.output, plain.run(program, x, client=run.client_shares)[0])
+    assert not any(layer == raised.name for layer, _ in run.client.rows)
+    check_declared(program, "server", (run.client, run.server), run.stored)
 
 
 def test_linearised_positions_are_off_by_one_unit_at_most_and_do_differ() -> None:

@@ -27,7 +27,7 @@ from deepreshape.private.he import ClientKey
 from deepreshape.private.linear import receive_share, send_mask, send_public_key
 from deepreshape.private.material import Sink, Source
 from deepreshape.private.plan import OUTPUT, SETUP, Plan
-from deepreshape.private.program import INPUT, Add, Conv2d, Flatten, Linear, Relu, SumPool, Truncate
+from deepreshape.private.program import INPUT, Add, Conv2d, Flatten, Linear, Raise, Relu, SumPool, Truncate
 from deepreshape.private.relu import Evaluator, Garbler, Prepared
 from deepreshape.private.shares import Randomness, Words
 
@@ -88,7 +88,7 @@ class _Offline:
                         self.shares[op.name] = self._linear(op, share)
                     case Relu() | Truncate():
                         self.shares[op.name] = self._nonlinear(op, share)
-                    case Add() | SumPool() | Flatten():
+                    case Add() | SumPool() | Raise() | Flatten():
                         self.shares[op.name] = locally(op, [self.shares[name] for name in op.inputs], self.modulus)
             observe(op.name, self.shares[op.name])
         output = self.shares[program.output]

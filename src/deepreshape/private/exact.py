@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from deepreshape.private.program import Add, Conv2d, Flatten, Linear, SumPool
+from deepreshape.private.program import Add, Conv2d, Flatten, Linear, Raise, SumPool
 from deepreshape.private.shares import Field, Ring, Words
 
 Integers = NDArray[np.int64]
@@ -57,10 +57,12 @@ def on_shares(op: Conv2d | Linear, weight: Integers, x: Words, modulus: Ring | F
     return total[0]
 
 
-def locally(op: Add | SumPool | Flatten, shares: list[Words], modulus: Ring | Field) -> Words:
+def locally(op: Add | SumPool | Raise | Flatten, shares: list[Words], modulus: Ring | Field) -> Words:
     """An operation that each party does on its own shares, without a word to the other."""
     if isinstance(op, Flatten):
         return shares[0].reshape(-1)
+    if isinstance(op, Raise):
+        return modulus.scale(shares[0], 1 << op.shift)
     if isinstance(op, SumPool):
         shares = [np.ascontiguousarray(shares[0][:, *place]) for place in windows(op, *shares[0].shape[1:])]
     total = shares[0]

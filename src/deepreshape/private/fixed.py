@@ -3,8 +3,8 @@
 A value is *at rest* when it has the program's common fraction f: the input, and what leaves a ReLU or a truncation. A
 linear layer multiplies by weights of g fraction bits and leaves an *accumulator* of f + g bits. Accumulators that are
 added to one another have one fraction; what shifts them back to f is the next ReLU, or an explicit truncation where
-another linear layer follows. A value at rest that is added to an accumulator is first raised to its fraction, by a
-depthwise 1x1 convolution with the weight 2^g, which is exact.
+another linear layer follows. A value at rest that is added to an accumulator is first raised to its fraction, which
+is exact, and each party does it on its own share.
 
 Rounding costs nothing: half a unit is added to the bias of a layer whose channel goes through a ReLU, so that the shift
 there, which rounds down, rounds to the nearest. Where two parties truncate without a ReLU, they round up or down at
@@ -37,6 +37,7 @@ from deepreshape.private.program import (
     Op,
     Program,
     ProgramError,
+    Raise,
     Relu,
     Shape,
     SumPool,
@@ -464,9 +465,7 @@ def _emit(plan: _Plan, formats: _Formats, shape: Shape) -> tuple[Program, dict[s
                 ops.append(Flatten(name, step.inputs))
                 offset = np.repeat(offsets[source], math.prod(values[source].shape[1:]))
             case _Raise():
-                channels = values[source].shape[0]
-                weights[name] = Weights(np.full((channels, 1, 1, 1), 1 << gained), np.zeros(channels, np.int64))
-                ops.append(Conv2d(name, step.inputs, channels, 1, max(gained, 1), gained, groups=channels))
+                ops.append(Raise(name, step.inputs, gained))
         values[name] = ops[-1].value(*(values[before] for before in step.inputs))
         offsets[name] = offset if offset.size else np.zeros(values[name].shape[0], np.int64)
         whole = _whole(readers.get(name, []), len(offsets[name]))
@@ -517,6 +516,8 @@ def _errors(
                 before = np.sum([errors[name] for name in op.inputs], axis=0)
             case SumPool():
                 before = math.prod(op.kernel) * before
+            case Raise():
+                pass
             case Flatten():
                 before = np.repeat(before, value.size // len(before))
                 own = 0.0 * before

@@ -23,6 +23,7 @@ from deepreshape.private.program import (
     Linear,
     Op,
     Program,
+    Raise,
     Relu,
     SumPool,
     Truncate,
@@ -90,6 +91,8 @@ def _apply(program: Program, op: Op, inputs: list[Integers], client: Mapping[str
             for rows, columns in windows(op, *x.shape[2:]):
                 total = total + roomy[:, :, rows, columns]
             return total
+        case Raise():
+            return _roomy(x, 1 << op.shift) * (1 << op.shift)
         case Flatten():
             return x.reshape(len(x), -1)
         case Truncate():

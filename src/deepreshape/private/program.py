@@ -8,7 +8,7 @@ are public; weights and calibrated limits are the server's, kept apart from them
 
 *Meaning.* A value stands for integer / 2^fraction, images being (channels, height, width). ``Conv2d`` and ``Linear``
 multiply exactly, so the fraction grows by that of the weights; ``Relu`` and ``Truncate`` drop ``shift`` bits of it,
-rounding towards minus infinity. ``SumPool`` sums and does not divide: an average's division belongs into the weights of
+rounding towards minus infinity, and ``Raise`` adds them, exactly. ``SumPool`` sums and does not divide: an average's division belongs into the weights of
 the next layer. Nothing is ever reduced: a program is right only while every value fits the modulus, and
 :meth:`Program.check` says whether it must.
 """
@@ -203,6 +203,20 @@ class Truncate:
 
 
 @dataclass(frozen=True)
+class Raise:
+    """A value times 2^shift, with that many more fraction bits: the same number, in a finer format."""
+
+    name: str
+    inputs: tuple[str, ...]
+    shift: int
+
+    def value(self, *sources: Value) -> Value:
+        """As :meth:`Conv2d.value`."""
+        _require(self, 0 <= self.shift < 63, f"cannot add {self.shift} fraction bits")
+        return Value(sources[0].shape, sources[0].fraction + self.shift)
+
+
+@dataclass(frozen=True)
 class Flatten:
     """The elements in C order, as one axis."""
 
@@ -214,7 +228,7 @@ class Flatten:
         return Value((sources[0].size,), sources[0].fraction)
 
 
-Op = Conv2d | Linear | Add | SumPool | Relu | Truncate | Flatten
+Op = Conv2d | Linear | Add | SumPool | Relu | Truncate | Raise | Flatten
 KINDS: dict[str, type[Op]] = {
     "conv2d": Conv2d,
     "linear": Linear,
@@ -222,6 +236,7 @@ KINDS: dict[str, type[Op]] = {
     "sum_pool": SumPool,
     "relu": Relu,
     "truncate": Truncate,
+    "raise": Raise,
     "flatten": Flatten,
 }
 
@@ -346,6 +361,8 @@ class Program:
                 return math.prod(op.kernel) * inputs[0]
             case Relu() | Truncate():
                 return (inputs[0] >> op.shift) + 1  # floor of a negative value, or one unit of rounding
+            case Raise():
+                return inputs[0] << op.shift
             case Flatten():
                 return inputs[0]
 

@@ -10,7 +10,7 @@ from deepreshape.private.exact import locally, on_shares
 from deepreshape.private.linear import EncodedWeights, answer, receive_public_key
 from deepreshape.private.material import Sink, Source
 from deepreshape.private.plan import OUTPUT, SETUP, Plan
-from deepreshape.private.program import INPUT, Add, Conv2d, Flatten, Linear, Program, Relu, SumPool, Truncate
+from deepreshape.private.program import INPUT, Add, Conv2d, Flatten, Linear, Program, Raise, Relu, SumPool, Truncate
 from deepreshape.private.relu import Evaluator, Garbler, Prepared
 from deepreshape.private.shares import Randomness, Words
 
@@ -81,7 +81,7 @@ def online(channel: Channel, model: Model, session: bytes, source: Source) -> No
                     shares[op.name] = _linear(model, op, share, next(source.get(plan.stream("linear", op.name))))
                 case Relu() | Truncate():
                     shares[op.name] = _nonlinear(channel, plan, op, share, session, source)
-                case Add() | SumPool() | Flatten():
+                case Add() | SumPool() | Raise() | Flatten():
                     shares[op.name] = locally(op, [shares[name] for name in op.inputs], modulus)
     with channel.ledger.at(OUTPUT, "online"):
         channel.send(Frame.SHARES, modulus.pack(shares[program.output]))
