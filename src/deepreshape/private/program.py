@@ -8,9 +8,9 @@ are public; weights and calibrated limits are the server's, kept apart from them
 
 *Meaning.* A value stands for integer / 2^fraction, images being (channels, height, width). ``Conv2d`` and ``Linear``
 multiply exactly, so the fraction grows by that of the weights; ``Relu`` and ``Truncate`` drop ``shift`` bits of it,
-rounding towards minus infinity, and ``Raise`` adds them, exactly. ``SumPool`` sums and does not divide: an average's division belongs into the weights of
-the next layer. Nothing is ever reduced: a program is right only while every value fits the modulus, and
-:meth:`Program.check` says whether it must.
+rounding towards minus infinity, and ``Raise`` adds them, exactly. ``SumPool`` sums and does not divide: an average's
+division belongs into the weights of the next layer. Nothing is ever reduced: a program is right only while every value
+fits the modulus, and :meth:`Program.check` says whether it must.
 """
 
 from __future__ import annotations
