@@ -113,7 +113,7 @@ def test_design_prints_the_fixed_shape():
 def test_train_and_eval_agree(tmp_path: Path):
     quick = ("--set", "epochs=1", "--threads", "1")
     whole = answer("train", "resnet18-m4", "--out", str(tmp_path / "whole"), *quick)
-    counted = answer("count", str(tmp_path / "whole"), "--input", "1x8x8")
+    counted = answer("count", str(tmp_path / "whole"))
     assert counted["relus"] == whole["relus"] == 2_176
     from_whole = ("--init", str(tmp_path / "whole"), "--teacher", str(tmp_path / "whole"))
     small = answer("train", "resnet18-m4", "--budget", "600", *from_whole, "--out", str(tmp_path / "small"), *quick)

@@ -38,15 +38,20 @@ app = typer.Typer()
 @app.command()
 def count(
     model: Annotated[str, typer.Argument(help="A network's name, a saved model's folder, or package.module:callable.")],
-    input: Annotated[str, typer.Option(help="Shape of one input: channels x height x width.")] = "3x32x32",
+    input: Annotated[
+        str | None,
+        typer.Option(
+            help="Shape of one input: channels x height x width; a saved model's own or 3x32x32 without.",
+            show_default=False,
+        ),
+    ] = None,
     classes: Annotated[int, typer.Option(min=1, help="Number of classes, where the name does not fix it.")] = 100,
     as_json: Json = False,
 ) -> None:
     """Count ReLUs, max-pool comparisons, MACs and parameters of a network."""
     from deepreshape.counting import count as count_model
 
-    shape = read_shape(input)
-    counted = count_model(_network(model, shape, classes), shape)
+    counted = count_model(*_network(model, read_shape(input) if input else None, classes))
     if as_json:
         print_json(_count_values(counted))
         return
@@ -188,8 +193,8 @@ def criticality(
     out.print("order, most critical first: " + ",".join(map(str, found.order)))
 
 
-def _network(model: str, shape: tuple[int, int, int], classes: int) -> nn.Module:
-    """The network meant by a name, a folder, or package.module:callable."""
+def _network(model: str, shape: tuple[int, int, int] | None, classes: int) -> tuple[nn.Module, tuple[int, int, int]]:
+    """The network meant by a name, a folder, or package.module:callable, and the shape of its input."""
     from torch import nn
 
     from deepreshape.models import architecture, build
@@ -204,10 +209,12 @@ def _network(model: str, shape: tuple[int, int, int], classes: int) -> nn.Module
             raise ValueError(f"{model!r} does not give a network: {error}") from error
         if not isinstance(made, nn.Module):
             raise ValueError(f"{model!r} gives a {type(made).__name__}, not a torch module")
-        return made
+        return made, shape or (3, 32, 32)
     if Path(model).is_dir():
-        return load(Path(model))[0]
-    return build(architecture(model, shape, classes), "meta")
+        saved, manifest = load(Path(model))
+        return saved, shape or manifest.architecture.input
+    named = architecture(model, shape or (3, 32, 32), classes)
+    return build(named, "meta"), named.input
 
 
 def _count_values(counted: Count) -> dict[str, Any]:
