@@ -21,6 +21,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from math import prod
 from typing import Any
 
@@ -187,8 +188,7 @@ class _Trace(TorchDispatchMode):
     ) -> Any:
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
-        name = str(func._overloadpacket)
-        plain = name.rstrip("_") if not name.endswith("__") else name
+        name, plain = _names(func)
         if plain in _LINEAR_OR_DATA:
             return out
         counts = Counts()
@@ -230,6 +230,13 @@ class _Trace(TorchDispatchMode):
             return False
         constant = [not isinstance(arg, Tensor) or id(arg) in self.constants for arg in args[:2]]
         return constant[1] or (constant[0] and operator == "aten.mul")
+
+
+@cache
+def _names(func: Any) -> tuple[str, str]:
+    """An operator's name, and the one without the mark of the in-place form."""
+    name = str(func._overloadpacket)
+    return name, name if name.endswith("__") else name.rstrip("_")
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:
