@@ -2,12 +2,15 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch.nn.functional import pad
 
 from deepreshape.counting import count
 from deepreshape.models import PRESETS, architecture, build, relus, sites
 
 
-@pytest.mark.parametrize("name", [*PRESETS, "hrn-5x5x3x", "resnet50-imagenet", "vgg16-r2", "resnet18-r2"])
+@pytest.mark.parametrize(
+    "name", [*PRESETS, "hrn-5x5x3x", "resnet50-imagenet", "vgg16-r2", "resnet18-r2", "resnet9-strided"]
+)
 @pytest.mark.parametrize("side", [32, 24])
 def test_sites_are_where_a_trace_finds_relus(name: str, side: int):
     made = architecture(name, (3, side, side))
@@ -24,6 +27,22 @@ def test_networks_run_and_average_pools_leave_no_comparisons(name: str):
     made = architecture(name, (3, 16, 16), 5)
     assert build(made)(torch.zeros(2, 3, 16, 16)).shape == (2, 5)
     assert count(build(replace(made, pool="avg"), "meta"), made.input).total.maxpool_comparisons == 0
+
+
+def test_a_strided_resnet9_can_be_what_one_with_average_pools_is():
+    pooled, strided = (architecture(f"resnet9-m4-{kind}", (3, 16, 16), 5) for kind in ("avg", "strided"))
+    one, other = build(pooled, seed=1).eval(), build(strided, seed=2).eval()
+    state = one.state_dict()
+    for name, tensor in other.state_dict().items():
+        if tensor.shape[2:] == (4, 4):  # the mean over a 2x2 window of a 3x3 kernel's results
+            state[name] = sum(pad(state[name], (x, 1 - x, y, 1 - y)) for x in (0, 1) for y in (0, 1)) / 4
+    other.load_state_dict(state)
+    image = torch.rand(2, 3, 16, 16)
+    torch.testing.assert_close(other(image), one(image))
+    macs = [count(build(made, "meta"), made.input).total.macs for made in (strided, pooled)]
+    assert macs[0] < macs[1]
+    with pytest.raises(ValueError, match="a vgg cannot stride"):
+        architecture("vgg16-strided")
 
 
 def test_a_site_can_be_emptied():

@@ -56,7 +56,8 @@ class Architecture:
         block: kind of residual block; a bottleneck's output is four times its width.
         stem: ``"3x3"`` (CIFAR, TinyImageNet: 3x3, stride 1) or ``"7x7"`` (ImageNet: 7x7, stride 2, pool).
         strides: down-sampling of each stage.
-        pool: kind of the pools inside the network, where the family has any.
+        pool: kind of the pools inside the network, where the family has any. ``"conv"``, for ResNet-9 only, is none:
+            the convolution before strides, with a 4x4 kernel, which can be what a 3x3 one and an average pool make.
         resolution: extra down-sampling in the stem (DeepReDuce's feature-map reshaping).
         removed: names of the sites that have no ReLU any more.
         reused: (site name, factor) of the sites whose ReLUs are reused.
@@ -72,7 +73,7 @@ class Architecture:
     block: Literal["basic", "bottleneck"] = "basic"
     stem: Literal["3x3", "7x7"] = "3x3"
     strides: tuple[int, ...] = ()
-    pool: Literal["max", "avg"] = "max"
+    pool: Literal["max", "avg", "conv"] = "max"
     resolution: int = 1
     removed: frozenset[str] = frozenset()
     reused: tuple[tuple[str, int], ...] = ()
@@ -88,6 +89,8 @@ class Architecture:
             )
         if len(self.strides) != len(self.phi):
             raise ValueError(f"{len(self.phi)} stages need as many strides, not {self.strides}")
+        if self.pool == "conv" and self.family != "resnet9":
+            raise ValueError(f"a {self.family} cannot stride in place of its pools; resnet9 can")
         for name, values in {
             "phi": self.phi,
             "base": (self.base,),

@@ -24,7 +24,8 @@ def conv_norm(
     if factor:
         return ReuseConv(in_channels, out_channels, kernel, stride, factor, architecture.reuse)
     return nn.Sequential(
-        nn.Conv2d(in_channels, out_channels, kernel, stride, kernel // 2, bias=False), nn.BatchNorm2d(out_channels)
+        nn.Conv2d(in_channels, out_channels, kernel, stride, (kernel - 1) // 2, bias=False),
+        nn.BatchNorm2d(out_channels),
     )
 
 

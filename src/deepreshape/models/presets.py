@@ -1,8 +1,8 @@
 """The names networks go by, both ways: ``resnet18-m16``, ``hrn-5x5x3x``, ``stch-4x4x4x``.
 
 A name is a preset, ``hrn-`` or ``stch-`` with its multipliers, and then any of ``-m16`` (base channels),
-``-phi3.4.6.3`` (blocks a stage), ``-bottleneck``, ``-imagenet`` (7x7 stem), ``-avg`` (average pools), ``-r2`` (stem
-down-samples by two more).
+``-phi3.4.6.3`` (blocks a stage), ``-bottleneck``, ``-imagenet`` (7x7 stem), ``-avg`` (average pools), ``-strided``
+(strides for ResNet-9's pools), ``-r2`` (stem down-samples by two more).
 """
 
 from __future__ import annotations
@@ -30,7 +30,17 @@ PRESETS: dict[str, Architecture] = {
 REDESIGNED = Architecture("resnet", (2, 2, 2, 2), 16, (2, 2, 2))
 """What ``hrn-`` and ``stch-`` names start from: ResNet-18's stages at the papers' m = 16."""
 
-_SUFFIX = re.compile(r"-(?:m(?P<base>\d+)|phi(?P<phi>[\d.]+)|(?P<flag>bottleneck|imagenet|avg)|r(?P<resolution>\d+))")
+FLAGS = {
+    "bottleneck": ("block", "bottleneck"),
+    "imagenet": ("stem", "7x7"),
+    "avg": ("pool", "avg"),
+    "strided": ("pool", "conv"),
+}
+"""Suffixes that set one field."""
+
+_SUFFIX = re.compile(
+    r"-(?:m(?P<base>\d+)|phi(?P<phi>[\d.]+)|(?P<flag>bottleneck|imagenet|avg|strided)|r(?P<resolution>\d+))"
+)
 _SHAPED = re.compile(r"(?:hrn|stch)-(?P<multipliers>\d+x(?:\d+x)*)(?=-|$)")
 
 
@@ -57,7 +67,8 @@ def architecture(name: str, input: tuple[int, int, int] = (3, 32, 32), classes: 
         suffix = _SUFFIX.match(rest)
         if not suffix:
             raise ValueError(
-                f"cannot read {rest!r} in {name!r}; a suffix is -m16, -phi3.4.6.3, -bottleneck, -imagenet, -avg or -r2"
+                f"cannot read {rest!r} in {name!r}; a suffix is -m16, -phi3.4.6.3, -bottleneck, -imagenet, -avg, -strided "
+                "or -r2"
             )
         rest = rest[suffix.end() :]
         if suffix["base"]:
@@ -67,9 +78,8 @@ def architecture(name: str, input: tuple[int, int, int] = (3, 32, 32), classes: 
         elif suffix["resolution"]:
             changes["resolution"] = int(suffix["resolution"])
         else:
-            changes |= {"bottleneck": {"block": "bottleneck"}, "imagenet": {"stem": "7x7"}, "avg": {"pool": "avg"}}[
-                suffix["flag"]
-            ]
+            field, value = FLAGS[suffix["flag"]]
+            changes[field] = value
     try:
         return replace(found, input=input, classes=classes, **changes)
     except ValueError as error:
@@ -99,12 +109,9 @@ def name_of(architecture: Architecture) -> str:
         name += f"-m{bare.base}"
     if bare.phi != start.phi:
         name += "-phi" + ".".join(map(str, bare.phi))
-    if bare.block != start.block:
-        name += f"-{bare.block}"
-    if bare.stem == "7x7":
-        name += "-imagenet"
-    if bare.pool == "avg":
-        name += "-avg"
+    for flag, (field, value) in FLAGS.items():
+        if getattr(bare, field) == value != getattr(start, field):
+            name += f"-{flag}"
     if bare.resolution != 1:
         name += f"-r{bare.resolution}"
     return name

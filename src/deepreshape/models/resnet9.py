@@ -1,6 +1,6 @@
 """ResNet-9, the small fast network of the short-training literature: four stages, two of them with a residual pair.
 
-Pools come before the ReLU, so that a ReLU works on the smaller map.
+Pools, or strides in their place, come before the ReLU, so that a ReLU works on the smaller map.
 """
 
 from __future__ import annotations
@@ -58,9 +58,14 @@ class ResNet9(nn.Sequential):
         channels, size = architecture.base, shrink(architecture.input[1:], architecture.resolution)
         for stage, width in enumerate(architecture.widths[1:], start=2):
             layers = nn.Sequential()
-            layers.conv = conv_norm(architecture, None, channels, width, 3)
-            if min(size) > 1:
-                layers.pool = pool(architecture, 2, 2)
+            shrinks = min(size) > 1
+            if shrinks and architecture.pool == "conv":
+                layers.conv = conv_norm(architecture, None, channels, width, 4, 2)
+            else:
+                layers.conv = conv_norm(architecture, None, channels, width, 3)
+                if shrinks:
+                    layers.pool = pool(architecture, 2, 2)
+            if shrinks:
                 size = size[0] // 2, size[1] // 2
             layers.act = activation(architecture, f"stage{stage}.act")
             if stage in RESIDUAL_STAGES:
