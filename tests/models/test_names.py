@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from deepreshape.models import PRESETS, Architecture, architecture, name_of
 
 NAMES = """
-    hrn-5x5x3x hrn-2x5x3x-m32 resnet18 resnet18-m16 stch-4x4x4x wideresnet28-10 vgg16-avg resnet9-m32-strided resnet50-imagenet
-    hrn-4x6x3x-phi3.4.6.3 stch-4x4x4x-m8-bottleneck resnet18-m32-r2 resnet9-m32
+    hrn-5x5x3x hrn-2x5x3x-m32 resnet18 resnet18-m16 stch-4x4x4x wideresnet28-10 vgg16-avg resnet50-imagenet
+    resnet9-m32-strided hrn-4x6x3x-phi3.4.6.3 stch-4x4x4x-m8-bottleneck resnet18-m32-r2 resnet9-m32
 """.split()
 
 

@@ -67,8 +67,8 @@ def architecture(name: str, input: tuple[int, int, int] = (3, 32, 32), classes: 
         suffix = _SUFFIX.match(rest)
         if not suffix:
             raise ValueError(
-                f"cannot read {rest!r} in {name!r}; a suffix is -m16, -phi3.4.6.3, -bottleneck, -imagenet, -avg, -strided "
-                "or -r2"
+                f"cannot read {rest!r} in {name!r}; a suffix is -m16, -phi3.4.6.3, -bottleneck, -imagenet, -avg, "
+                "-strided or -r2"
             )
         rest = rest[suffix.end() :]
         if suffix["base"]:
