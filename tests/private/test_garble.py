@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deepreshape.private.circuit import Builder, Circuit, evaluate_plain, relu
-from deepreshape.private.garble import Context, Garbled, Offset, evaluate, garble, pick, table_shape
+from deepreshape.private.garble import Context, Garbled, Offset, evaluate, garble, hash_labels, pick, table_shape
 from deepreshape.private.shares import (
     CIRCA_PRIME,
     DELPHI_PRIME,
@@ -162,6 +162,21 @@ def test_no_key_repeats_over_many_sessions_layers_and_batches() -> None:
         for key in Context(session, layer, batch).keys(64)
     ]
     assert len(set(keys)) == len(keys)
+
+
+def test_pads_are_the_hash_of_the_gates_under_keys_of_their_own() -> None:
+    labels = fixed().labels(6).reshape(2, 3, 2)
+    pads = hash_labels(labels, HERE, "rows")
+    slow = Slow(0, HERE, 0)
+    key = HERE.keys(1, "rows")[0].tobytes()
+    assert as_ints(pads) == [slow.hash(key, label) for label in as_ints(labels)]
+    elsewhere = [(HERE, "other rows"), (replace(HERE, batch=1), "rows"), (replace(HERE, layer="rows"), "rows")]
+    every = [pads, *(hash_labels(labels, *where) for where in elsewhere)]
+    assert len({pad for one in every for pad in as_ints(one)}) == 6 * len(every)
+    gates = {gate.tobytes() for gate in HERE.keys(1000)}
+    assert key not in gates
+    with pytest.raises(ValueError, match="tweak of the gates themselves"):
+        hash_labels(labels, HERE, "half-gates")
 
 
 def test_a_context_is_garbled_once_under_an_offset() -> None:

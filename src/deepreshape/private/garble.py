@@ -45,10 +45,13 @@ class Context:
     layer: str
     batch: int
 
-    def keys(self, count: int) -> NDArray[np.uint8]:
-        """``count`` distinct AES-128 keys, uint8 of shape (count, 16); those of other contexts are unrelated."""
-        digest = hashlib.sha256(b"deepreshape half-gates")
-        for part in (self.session, self.layer.encode(), self.batch.to_bytes(8, "little")):
+    def keys(self, count: int, tweak: str = "half-gates") -> NDArray[np.uint8]:
+        """``count`` distinct AES-128 keys, uint8 of shape (count, 16).
+
+        Those of other contexts or other tweaks, which say what the hash is for, are unrelated.
+        """
+        digest = hashlib.sha256(b"deepreshape garbling")
+        for part in (tweak.encode(), self.session, self.layer.encode(), self.batch.to_bytes(8, "little")):
             digest.update(len(part).to_bytes(8, "little"))
             digest.update(part)
         # counter blocks of one AES key never repeat, so neither do these
@@ -120,6 +123,35 @@ def pick(labels: Words, offset: Words, bits: Bits) -> Words:
     for word in range(2):
         moved[..., word] = labels[..., word] ^ (choose & offset[word])
     return moved
+
+
+def hash_labels(labels: Words, context: Context, tweak: str) -> Words:
+    """The gates' hash, as a pad of 16 bytes for every label.
+
+    What it pads must differ from label to label only by what the peer may learn: one label, one context and one tweak
+    give one pad, which hides one message.
+
+    Args:
+        labels: uint64 of shape (..., 2), all hashed under one key.
+        context: where the labels are; both parties know it.
+        tweak: what the pad is for. No two uses under one offset share it, and none is ``"half-gates"``.
+
+    Returns:
+        uint64 of the shape of ``labels``.
+
+    Raises:
+        ValueError: if the tweak is that of the gates.
+    """
+    if tweak == "half-gates":
+        raise ValueError("'half-gates' is the tweak of the gates themselves; name another use")
+    x = np.empty(labels.shape, np.uint64)
+    np.bitwise_xor(labels[..., 0], labels[..., 1], out=x[..., 0])
+    x[..., 1] = labels[..., 0]
+    room = np.empty(x.size + 2, np.uint64)  # OpenSSL's binding wants a block of room behind what it writes
+    key = context.keys(1, tweak)[0].data
+    Cipher(algorithms.AES(key), modes.ECB()).encryptor().update_into(x.data.cast("B"), room.data.cast("B"))  # noqa: S305
+    x ^= room[:-2].reshape(x.shape)
+    return x
 
 
 def garble(
