@@ -175,8 +175,8 @@ def test_pads_are_the_hash_of_the_gates_under_keys_of_their_own() -> None:
     assert len({pad for one in every for pad in as_ints(one)}) == 6 * len(every)
     gates = {gate.tobytes() for gate in HERE.keys(1000)}
     assert key not in gates
-    with pytest.raises(ValueError, match="tweak of the gates themselves"):
-        hash_labels(labels, HERE, "half-gates")
+    with pytest.raises(ValueError, match="that of the gates themselves"):
+        hash_labels(labels, HERE, "")
 
 
 def test_a_context_is_garbled_once_under_an_offset() -> None:

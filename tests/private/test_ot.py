@@ -11,6 +11,7 @@ from nacl.bindings import crypto_core_ed25519_add, crypto_scalarmult_ed25519_bas
 
 from deepreshape.private import ot
 from deepreshape.private.channel import Frame, MemoryChannel, ProtocolError, memory_pair
+from deepreshape.private.engines import engine
 from deepreshape.private.garble import Offset
 from deepreshape.private.shares import Bits, Randomness, Words
 
@@ -144,7 +145,7 @@ def test_a_short_extension_is_refused(
 @pytest.mark.parametrize("m", [1, 3, 64, 2047, 2048, 2049])
 def test_bit_transpose(m: int) -> None:
     columns = fixed(m % 250).bytes(128 * m).reshape(128, m)
-    rows = np.unpackbits(ot._transpose(columns).view(np.uint8), axis=1, bitorder="little")  # pyright: ignore[reportPrivateUsage]
+    rows = np.unpackbits(engine().transpose(columns).view(np.uint8), axis=1, bitorder="little")
     np.testing.assert_array_equal(rows, np.unpackbits(columns, axis=1, bitorder="little").T)
 
 

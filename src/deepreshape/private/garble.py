@@ -13,8 +13,8 @@ one batch only, and of the offset's 127 bits the bound loses about log2(instance
 that. Garbled circuits go out before the inputs are chosen, as in DELPHI; that this is safe for inputs which depend on
 them rests on the ideal cipher, not on the robustness above alone.
 
-A label is two uint64 words, low word first; its colour is bit 63 of the low word. A gate is one operation on the
-contiguous labels of all instances of the batch.
+A label is two uint64 words, low word first; its colour is bit 63 of the low word. Here is what may be garbled and
+evaluated, and how often; the gates themselves are worked through by one of the ``engines``.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from numpy.typing import NDArray
 
 from deepreshape.private.circuit import Circuit
+from deepreshape.private.engines import engine
 from deepreshape.private.shares import Bits, Randomness, Words
 
 BATCH = 8192
@@ -45,13 +46,14 @@ class Context:
     layer: str
     batch: int
 
-    def keys(self, count: int, tweak: str = "half-gates") -> NDArray[np.uint8]:
+    def keys(self, count: int, tweak: str = "") -> NDArray[np.uint8]:
         """``count`` distinct AES-128 keys, uint8 of shape (count, 16).
 
-        Those of other contexts or other tweaks, which say what the hash is for, are unrelated.
+        Those of other contexts are unrelated, and so are those of another tweak; the gates have none.
         """
-        digest = hashlib.sha256(b"deepreshape garbling")
-        for part in (tweak.encode(), self.session, self.layer.encode(), self.batch.to_bytes(8, "little")):
+        digest = hashlib.sha256(b"deepreshape half-gates")
+        use = [tweak.encode()] if tweak else []
+        for part in (self.session, self.layer.encode(), self.batch.to_bytes(8, "little"), *use):
             digest.update(len(part).to_bytes(8, "little"))
             digest.update(part)
         # counter blocks of one AES key never repeat, so neither do these
@@ -134,16 +136,16 @@ def hash_labels(labels: Words, context: Context, tweak: str) -> Words:
     Args:
         labels: uint64 of shape (..., 2), all hashed under one key.
         context: where the labels are; both parties know it.
-        tweak: what the pad is for. No two uses under one offset share it, and none is ``"half-gates"``.
+        tweak: what the pad is for; no two uses in one context share it.
 
     Returns:
         uint64 of the shape of ``labels``.
 
     Raises:
-        ValueError: if the tweak is that of the gates.
+        ValueError: if the tweak is empty, as that of the gates is.
     """
-    if tweak == "half-gates":
-        raise ValueError("'half-gates' is the tweak of the gates themselves; name another use")
+    if not tweak:
+        raise ValueError("the empty tweak is that of the gates themselves; name what the pads are for")
     x = np.empty(labels.shape, np.uint64)
     np.bitwise_xor(labels[..., 0], labels[..., 1], out=x[..., 0])
     x[..., 1] = labels[..., 0]
@@ -171,59 +173,29 @@ def garble(
     Raises:
         RuntimeError: if the context was used under this offset.
     """
+    tables, labels = garble_labels(circuit, offset, false_labels, context, room)
+    return Garbled(tables, colours(labels))
+
+
+def garble_labels(
+    circuit: Circuit, offset: Offset, false_labels: Words, context: Context, room: Words | None = None
+) -> tuple[Words, Words]:
+    """As :func:`garble`, for outputs that the evaluator shall not learn but go on from.
+
+    Returns:
+        The tables, and the labels of zero of every output, uint64 of shape (outputs, n, 2).
+    """
+    _check(circuit, false_labels)
     offset.claim(context)
-    schedule = circuit.schedule
-    count = false_labels.shape[1]
-    rows = _rows(circuit, false_labels)
-    shape = table_shape(circuit, count)
+    shape = table_shape(circuit, false_labels.shape[1])
     size = int(np.prod(shape))
-    tables = (np.empty(size, np.uint64) if room is None else room[:size]).reshape(circuit.and_gates, 2, 2 * count)
+    tables = (np.empty(size, np.uint64) if room is None else room[:size]).reshape(shape)
     keys = context.keys(2 * circuit.and_gates)
-
-    # whole rows of the offset: adding a (2,) array to a (n, 2) array one pair at a time is 20 times slower
-    delta = np.tile(offset.words, count)
-    sigma_delta = np.tile(np.array([offset.words[0] ^ offset.words[1], offset.words[0]]), count)
-    both_deltas = np.stack([sigma_delta, sigma_delta])
-    x = np.empty((2, 2, 2 * count), np.uint64)  # [side, colour]: what is hashed
-    hashing = _Hashing(x)
-    y = hashing.output
-    tint = np.empty((2, 2 * count), np.uint64)  # [side]: the offset where the side's false label has colour one
-    plain = np.empty(2 * count, np.uint64)
-    at = 0
-    for step in schedule.steps:
-        a, b, out = rows[step.a], rows[step.b], rows[step.out]
-        if step.op == "xor":
-            np.bitwise_xor(a, b, out=out)
-            continue
-        for side, label in enumerate((a, b)):
-            _spread_colour(label, tint[side])
-            np.bitwise_and(tint[side], delta, out=tint[side])
-            np.bitwise_xor(label, tint[side], out=plain)
-            _sigma(plain, x[side, 0])
-            np.bitwise_xor(x[side, 0], sigma_delta, out=x[side, 1])
-            hashing.run(side, keys[2 * at + side])
-        if step.invert_a:
-            np.bitwise_xor(tint[0], delta, out=tint[0])
-        if step.invert_b:
-            np.bitwise_xor(tint[1], delta, out=tint[1])
-
-        # rows: H(a, 0) ^ H(a, 1) ^ colour(b) delta, and H(b, 0) ^ H(b, 1) ^ (the label of a = 0)
-        table = tables[at]
-        np.bitwise_xor(y[:, 0], y[:, 1], out=table)
-        np.bitwise_xor(table, both_deltas, out=table)
-        np.bitwise_xor(table[0], tint[1], out=table[0])
-        np.bitwise_xor(table[1], a, out=table[1])
-        if step.invert_a:
-            np.bitwise_xor(table[1], delta, out=table[1])
-        # whatever the colours, both halves reduce to the hash of the label of colour 0, but for this product
-        np.bitwise_and(tint[0], tint[1], out=plain)
-        np.bitwise_xor(y[0, 0], plain, out=out)
-        np.bitwise_xor(out, x[0, 0], out=out)
-        np.bitwise_xor(out, y[1, 0], out=out)
-        np.bitwise_xor(out, x[1, 0], out=out)
-        at += 1
-    decode = np.stack([_colours(rows[slot]) ^ np.uint8(inverted) for slot, inverted in schedule.outputs])
-    return Garbled(tables.reshape(shape), decode)
+    labels = engine().garble(circuit, offset.words, false_labels, keys, tables)
+    for label, (_, inverted) in zip(labels, circuit.schedule.outputs, strict=True):
+        if inverted:
+            label ^= offset.words
+    return tables, labels
 
 
 def evaluate(circuit: Circuit, garbled: Garbled, labels: Words, context: Context) -> Bits:
@@ -242,70 +214,23 @@ def evaluate(circuit: Circuit, garbled: Garbled, labels: Words, context: Context
         RuntimeError: if ``garbled`` was used before.
     """
     tables, decode = garbled.take()
-    schedule = circuit.schedule
-    count = labels.shape[1]
-    rows = _rows(circuit, labels)
-    tables = tables.reshape(circuit.and_gates, 2, 2 * count)
-    keys = context.keys(2 * circuit.and_gates)
-    x = np.empty((2, 1, 2 * count), np.uint64)
-    hashing = _Hashing(x)
-    y = hashing.output
-    mask = np.empty((2, 2 * count), np.uint64)
-    row = np.empty(2 * count, np.uint64)
-    at = 0
-    for step in schedule.steps:
-        a, b, out = rows[step.a], rows[step.b], rows[step.out]
-        if step.op == "xor":
-            np.bitwise_xor(a, b, out=out)
-            continue
-        for side, label in enumerate((a, b)):
-            _sigma(label, x[side, 0])
-            hashing.run(side, keys[2 * at + side])
-            _spread_colour(label, mask[side])
-        np.bitwise_and(mask[0], tables[at, 0], out=mask[0])
-        np.bitwise_xor(tables[at, 1], a, out=row)
-        np.bitwise_and(mask[1], row, out=mask[1])
-        np.bitwise_xor(y, x, out=y)
-        np.bitwise_xor(y[0, 0], y[1, 0], out=out)
-        np.bitwise_xor(out, mask[0], out=out)
-        np.bitwise_xor(out, mask[1], out=out)
-        at += 1
-    return np.stack([_colours(rows[slot]) for slot, _ in schedule.outputs]) ^ decode
+    return colours(evaluate_labels(circuit, tables, labels, context)) ^ decode
 
 
-class _Hashing:
-    """AES over the labels of one side at a time, from ``x`` (side, k, 2n) into ``output`` of the same shape."""
+def evaluate_labels(circuit: Circuit, tables: Words, labels: Words, context: Context) -> Words:
+    """As :func:`evaluate`: one label of every output, uint64 of shape (outputs, n, 2).
 
-    def __init__(self, x: Words) -> None:
-        room = np.empty(x.size + 2, np.uint64)  # OpenSSL's binding wants a block of room behind what it writes
-        self.output: Words = room[:-2].reshape(x.shape)
-        half = x.nbytes // 2
-        source, target = x.reshape(-1).data.cast("B"), room.data.cast("B")
-        self._ends = [(source[i * half : (i + 1) * half], target[i * half : (i + 1) * half + 16]) for i in range(2)]
-
-    def run(self, side: int, key: NDArray[np.uint8]) -> None:
-        source, target = self._ends[side]
-        Cipher(algorithms.AES(key.data), modes.ECB()).encryptor().update_into(source, target)  # noqa: S305
+    The caller sees to it that tables are evaluated once.
+    """
+    _check(circuit, labels)
+    return engine().evaluate(circuit, tables, labels, context.keys(2 * circuit.and_gates))
 
 
-def _rows(circuit: Circuit, labels: Words) -> list[Words]:
+def colours(labels: Words) -> Bits:
+    """The colour of every label (..., 2), zeros and ones of shape (...)."""
+    return (labels[..., 0] >> np.uint64(63)).astype(np.uint8)
+
+
+def _check(circuit: Circuit, labels: Words) -> None:
     if labels.shape[0] != circuit.width or labels.shape[2:] != (2,):
         raise ValueError(f"labels have shape {labels.shape}; this circuit wants ({circuit.width}, n, 2)")
-    rows = np.empty((circuit.schedule.slots, 2 * labels.shape[1]), np.uint64)
-    rows[: circuit.width] = labels.reshape(circuit.width, -1)
-    return list(rows)
-
-
-def _sigma(label: Words, out: Words) -> None:
-    np.bitwise_xor(label[0::2], label[1::2], out=out[0::2])
-    out[1::2] = label[0::2]
-
-
-def _spread_colour(label: Words, out: Words) -> None:
-    """All ones in both words where the label's colour is one, else zeros."""
-    np.right_shift(label.view(np.int64), 63, out=out.view(np.int64))  # contiguous, then one copy: the faster way
-    out[1::2] = out[0::2]
-
-
-def _colours(row: Words) -> Bits:
-    return (row[0::2] >> np.uint64(63)).astype(np.uint8)

@@ -30,6 +30,7 @@ from nacl.bindings import (
 )
 
 from deepreshape.private.channel import Channel, Frame, ProtocolError
+from deepreshape.private.engines import engine
 from deepreshape.private.garble import Offset
 from deepreshape.private.shares import Bits, Randomness, Words
 
@@ -106,7 +107,7 @@ class CorrelatedSender:
         for i, stream in enumerate(self._streams):
             np.bitwise_and(columns[i], masks[i], out=q[i])
             q[i] ^= stream.bytes(q.shape[1])
-        return _transpose(q)[:count]
+        return engine().transpose(q)[:count]
 
 
 class CorrelatedReceiver:
@@ -131,7 +132,7 @@ class CorrelatedReceiver:
             np.bitwise_xor(one.bytes(packed.size), packed, out=columns[i])
         columns ^= t
         channel.send(Frame.EXTENSION, columns)
-        return _transpose(t)[: choices.size]
+        return engine().transpose(t)[: choices.size]
 
 
 def _scalar(rng: Randomness) -> bytes:
@@ -169,26 +170,9 @@ def _bits_of(offset: Offset) -> Bits:
 
 
 def _columns(m: int) -> Bits:
-    """Room for 128 packed columns of m bytes, as :func:`_transpose` reads them fastest.
+    """Room for 128 packed columns of m bytes, as a transpose reads them fastest.
 
     Rows that start a multiple of 4096 bytes apart would share a few cache lines and make a transpose 5 times slower.
     """
     stride = -(-m // 4096) * 4096 + 64
     return np.empty((BASE_TRANSFERS, stride), np.uint8)[:, :m]
-
-
-def _transpose(columns: Bits) -> Words:
-    """128 packed columns (128, m) to the 8 m rows they make, uint64 of shape (8 m, 2).
-
-    In tiles of 8x8 bits, each one word, turned by three exchanges of ever larger blocks; in pieces that stay in cache.
-    """
-    m = columns.shape[1]
-    rows = np.empty((m, 8, 2), np.uint64)
-    for start in range(0, m, 2048):
-        tiles = columns[:, start : start + 2048].T.copy().view(np.uint64)
-        for distance, mask in ((7, 0x00AA00AA00AA00AA), (14, 0x0000CCCC0000CCCC), (28, 0x00000000F0F0F0F0)):
-            swap = (tiles ^ (tiles >> np.uint64(distance))) & np.uint64(mask)
-            tiles ^= swap ^ (swap << np.uint64(distance))
-        octets = tiles.view(np.uint8).reshape(-1, 16, 8)
-        rows[start : start + 2048].view(np.uint8)[...] = octets.transpose(0, 2, 1)
-    return rows.reshape(8 * m, 2)
