@@ -12,6 +12,7 @@ from functools import cached_property, lru_cache
 from typing import Literal, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from deepreshape.private.shares import Bits, Modulus, Ring
 
@@ -115,6 +116,19 @@ class Circuit:
                 free.append(out)
             steps.append(Step("and" if gate.op == "and" else "xor", a, b, out, *flip))
         return Schedule(tuple(steps), slots, tuple((slot[wire], inverted) for wire, inverted in outputs))
+
+    @cached_property
+    def instructions(self) -> NDArray[np.int64]:
+        """The schedule's steps for a compiled engine, (steps, 6).
+
+        The number of the AND gate, -1 for XOR; slots of a, b and out; -1 where a is inverted, and where b is, else 0.
+        """
+        schedule, at = self.schedule, 0
+        rows: list[tuple[int, ...]] = []
+        for step in schedule.steps:
+            rows.append((at if step.op == "and" else -1, step.a, step.b, step.out, -step.invert_a, -step.invert_b))
+            at += step.op == "and"
+        return np.array(rows, np.int64).reshape(-1, 6)
 
 
 class Builder:

@@ -24,7 +24,6 @@ from dataclasses import dataclass
 from typing import NoReturn, SupportsIndex
 
 import numpy as np
-from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from numpy.typing import NDArray
 
 from deepreshape.private.circuit import Circuit
@@ -146,14 +145,7 @@ def hash_labels(labels: Words, context: Context, tweak: str) -> Words:
     """
     if not tweak:
         raise ValueError("the empty tweak is that of the gates themselves; name what the pads are for")
-    x = np.empty(labels.shape, np.uint64)
-    np.bitwise_xor(labels[..., 0], labels[..., 1], out=x[..., 0])
-    x[..., 1] = labels[..., 0]
-    room = np.empty(x.size + 2, np.uint64)  # OpenSSL's binding wants a block of room behind what it writes
-    key = context.keys(1, tweak)[0].data
-    Cipher(algorithms.AES(key), modes.ECB()).encryptor().update_into(x.data.cast("B"), room.data.cast("B"))  # noqa: S305
-    x ^= room[:-2].reshape(x.shape)
-    return x
+    return engine().hash(labels.reshape(-1, 2), context.keys(1, tweak)[0]).reshape(labels.shape)
 
 
 def garble(
@@ -223,6 +215,9 @@ def evaluate_labels(circuit: Circuit, tables: Words, labels: Words, context: Con
     The caller sees to it that tables are evaluated once.
     """
     _check(circuit, labels)
+    wanted = table_shape(circuit, labels.shape[1])
+    if tables.shape != wanted:
+        raise ValueError(f"tables have shape {tables.shape}; this circuit and these labels want {wanted}")
     return engine().evaluate(circuit, tables, labels, context.keys(2 * circuit.and_gates))
 
 

@@ -14,7 +14,9 @@ class Reference:
     """See :class:`deepreshape.private.engines.Engine`."""
 
     name = "numpy"
-    about = "NumPy, and AES of the cryptography package"
+
+    def __init__(self, hint: str = "AES of the cryptography package") -> None:
+        self.about = hint
 
     def garble(self, circuit: Circuit, delta: Words, labels: Words, keys: NDArray[np.uint8], tables: Words) -> Words:
         count = labels.shape[1]
@@ -93,6 +95,13 @@ class Reference:
             at += 1
         return _outputs(circuit, rows)
 
+    def hash(self, labels: Words, key: NDArray[np.uint8]) -> Words:
+        x = np.empty(2 * len(labels), np.uint64)
+        _sigma(labels.reshape(-1), x)
+        y = np.empty(x.size + 2, np.uint64)
+        _encrypt(key, x.data.cast("B"), y.data.cast("B"))
+        return np.bitwise_xor(x, y[:-2], out=x).reshape(-1, 2)
+
     def transpose(self, columns: Bits) -> Words:
         """In tiles of 8x8 bits, each one word, turned by three exchanges of ever larger blocks."""
         m = columns.shape[1]
@@ -111,15 +120,19 @@ class _Hashing:
     """AES over the labels of one side at a time, from ``x`` (side, k, 2n) into ``output`` of the same shape."""
 
     def __init__(self, x: Words) -> None:
-        room = np.empty(x.size + 2, np.uint64)  # OpenSSL's binding wants a block of room behind what it writes
+        room = np.empty(x.size + 2, np.uint64)
         self.output: Words = room[:-2].reshape(x.shape)
         half = x.nbytes // 2
         source, target = x.reshape(-1).data.cast("B"), room.data.cast("B")
         self._ends = [(source[i * half : (i + 1) * half], target[i * half : (i + 1) * half + 16]) for i in range(2)]
 
     def run(self, side: int, key: NDArray[np.uint8]) -> None:
-        source, target = self._ends[side]
-        Cipher(algorithms.AES(key.data), modes.ECB()).encryptor().update_into(source, target)  # noqa: S305
+        _encrypt(key, *self._ends[side])
+
+
+def _encrypt(key: NDArray[np.uint8], source: memoryview, target: memoryview) -> None:
+    """AES of each block; the library's binding wants a block of room behind what it writes."""
+    Cipher(algorithms.AES(key.data), modes.ECB()).encryptor().update_into(source, target)  # noqa: S305
 
 
 def _rows(circuit: Circuit, labels: Words) -> list[Words]:
