@@ -33,6 +33,7 @@ FUSED = [
     )
     for lanes, threads in ((1, 1), (2, 1), (4, 1), (1, 3))
 ]
+needs_fused = pytest.mark.skipif(not HERE, reason="needs llvmlite and AES instructions")
 GUARD = np.uint64(0x5A5A5A5A5A5A5A5A)
 
 
@@ -68,8 +69,8 @@ def garbled(chosen: Engine, circuit: Circuit, count: int, seed: bytes) -> tuple[
     size = int(np.prod(table_shape(circuit, count)))
     room = np.full(size + 64, GUARD)
     tables = room[:size].reshape(table_shape(circuit, count))
-    zero = chosen.garble(circuit, offset.words, labels, keys, tables)
-    active = chosen.evaluate(circuit, tables, pick(labels, offset.words, bits), keys)
+    zero = chosen.garble(circuit, offset.words, list(labels), keys, tables)
+    active = chosen.evaluate(circuit, tables, list(pick(labels, offset.words, bits)), keys)
     assert (room[size:] == GUARD).all()
     inverted = np.array([inverted for _, inverted in circuit.schedule.outputs], np.uint8)[:, None]
     np.testing.assert_array_equal(colours(zero) ^ inverted ^ colours(active), evaluate_plain(circuit, bits))
@@ -139,6 +140,17 @@ def test_transposes_are_equal(m: int, lanes: int, threads: int) -> None:
     )
 
 
+@needs_fused
+@pytest.mark.parametrize("count", [1, 2, 7, 300])
+def test_picks_are_equal(count: int) -> None:
+    rng = Randomness(bytes(32))
+    labels, delta, bits = rng.labels(count), rng.words(2), rng.bytes(count) & np.uint8(1)
+    picked = [np.empty((count, 2), np.uint64) for _ in range(2)]
+    for chosen, out in zip((Reference(), Fused(1, 1)), picked, strict=True):
+        chosen.pick(labels, delta, bits, out)
+    np.testing.assert_array_equal(*picked)
+
+
 def test_an_engine_is_taken_in_its_own_thread_only() -> None:
     before, other = engine(), Reference()
     with using(other):
@@ -159,7 +171,7 @@ def test_without_llvmlite_numpy_steps_in_and_says_so(monkeypatch: pytest.MonkeyP
         named("fused")
 
 
-@pytest.mark.skipif(not HERE, reason="needs llvmlite and AES instructions")
+@needs_fused
 @pytest.mark.usefixtures("fresh_choice")
 def test_without_aes_instructions_numpy_steps_in_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("llvmlite.binding.get_host_cpu_features", lambda: {"avx2": True, "aes": False, "vaes": False})
@@ -167,7 +179,7 @@ def test_without_aes_instructions_numpy_steps_in_and_says_so(monkeypatch: pytest
     assert engine_name() == "numpy (the faster engine needs an x86-64 processor with AES instructions)"
 
 
-@pytest.mark.skipif(not HERE, reason="needs llvmlite and AES instructions")
+@needs_fused
 @pytest.mark.parametrize(
     ("features", "expected"),
     [

@@ -245,3 +245,36 @@ def test_tables_go_into_the_room_that_is_given() -> None:
 def test_wrong_labels_are_refused() -> None:
     with pytest.raises(ValueError, match=r"wants \(24, n, 2\)"):
         garble(relu(Ring(8), 0), Offset(fixed()), np.zeros((23, 4, 2), np.uint64), HERE)
+    pieces = [np.zeros((23, 4, 2), np.uint64), np.zeros((1, 5, 2), np.uint64)]
+    with pytest.raises(ValueError, match=r"shape \(23, 4, 2\), \(1, 5, 2\); this circuit wants \(24, n, 2\)"):
+        garble(relu(Ring(8), 0), Offset(fixed()), pieces, HERE)
+
+
+def test_tables_of_another_shape_are_refused() -> None:
+    circuit = gate(False, False)
+    garbled = Garbled(np.zeros((1, 2, 3, 2), np.uint64), np.zeros((1, 4), np.uint8))
+    with pytest.raises(ValueError, match=r"tables have shape \(1, 2, 3, 2\).* want \(1, 2, 4, 2\)"):
+        evaluate(circuit, garbled, np.zeros((2, 4, 2), np.uint64), HERE)
+
+
+def test_labels_may_come_in_pieces() -> None:
+    circuit = relu(Ring(8), 0)
+    labels, bits = draw(circuit, 5, fixed(2))
+    whole, offset = garble(circuit, Offset(fixed()), labels, HERE), Offset(fixed())
+    parts = garble(circuit, offset, [labels[:8], labels[8:9], labels[9:]], HERE)
+    active = pick(labels, offset.words, bits)
+    expected = evaluate(circuit, whole, active, HERE)
+    np.testing.assert_array_equal(evaluate(circuit, parts, [active[:1], active[1:]], HERE), expected)
+    np.testing.assert_array_equal(expected, evaluate_plain(circuit, bits))
+
+
+def test_pick_wants_one_bit_a_label_and_writes_where_it_is_told() -> None:
+    labels, offset = fixed().labels(3), Offset(fixed(2)).words
+    bits = np.array([0, 1, 1], np.uint8)
+    expected = pick(labels, offset, bits)
+    assert pick(labels, offset, bits, labels) is labels
+    np.testing.assert_array_equal(labels, expected)
+    with pytest.raises(ValueError, match="cannot pick from labels"):
+        pick(labels, offset, bits[:2])
+    with pytest.raises(ValueError, match="cannot pick from labels"):
+        pick(labels, offset, bits, np.empty((6, 2), np.uint64)[::2])

@@ -20,6 +20,7 @@ evaluated, and how often; the gates themselves are worked through by one of the 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NoReturn, SupportsIndex
 
@@ -29,6 +30,8 @@ from numpy.typing import NDArray
 from deepreshape.private.circuit import Circuit
 from deepreshape.private.engines import engine
 from deepreshape.private.shares import Bits, Randomness, Words
+
+Labels = Words | Sequence[Words]
 
 BATCH = 8192
 """Instances that one garbling covers: few enough for rows to stay in cache, many enough to hide the interpreter."""
@@ -117,13 +120,20 @@ def table_shape(circuit: Circuit, count: int) -> tuple[int, int, int, int]:
     return circuit.and_gates, 2, count, 2
 
 
-def pick(labels: Words, offset: Words, bits: Bits) -> Words:
-    """``labels`` (..., 2), each moved by the offset (2,) where ``bits`` (...) are one: zero's label to the bit's."""
-    choose = np.negative(bits.astype(np.int64)).view(np.uint64)
-    moved = np.empty_like(labels)
-    for word in range(2):
-        moved[..., word] = labels[..., word] ^ (choose & offset[word])
-    return moved
+def pick(labels: Words, offset: Words, bits: Bits, out: Words | None = None) -> Words:
+    """``labels`` (..., 2), each moved by the offset (2,) where ``bits`` (...) are one: zero's label to the bit's.
+
+    ``out``, contiguous, is written and returned if it is given; it may be ``labels``.
+
+    Raises:
+        ValueError: if there is not one bit a label, or room for each.
+    """
+    labels, bits = np.ascontiguousarray(labels, np.uint64), np.ascontiguousarray(bits, np.uint8)
+    out = np.empty_like(labels) if out is None else out
+    if labels.shape != (*bits.shape, 2) or out.shape != labels.shape or not out.flags.c_contiguous:
+        raise ValueError(f"{bits.shape} bits cannot pick from labels of shape {labels.shape} into {out.shape}")
+    engine().pick(labels.reshape(-1, 2), offset, bits.reshape(-1), out.reshape(-1, 2))
+    return out
 
 
 def hash_labels(labels: Words, context: Context, tweak: str) -> Words:
@@ -149,15 +159,15 @@ def hash_labels(labels: Words, context: Context, tweak: str) -> Words:
 
 
 def garble(
-    circuit: Circuit, offset: Offset, false_labels: Words, context: Context, room: Words | None = None
+    circuit: Circuit, offset: Offset, false_labels: Labels, context: Context, room: Words | None = None
 ) -> Garbled:
     """Garble as many instances as there are labels.
 
     Args:
         circuit: what to garble.
         offset: the session's offset; it claims ``context``.
-        false_labels: labels of zero for every input wire, uint64 of shape (circuit.width, n, 2), uniform but for those
-            that the evaluator derives too.
+        false_labels: labels of zero for every input wire, uint64 of shape (circuit.width, n, 2) or pieces that follow
+            one another, uniform but for those that the evaluator derives too.
         context: where this is; both parties know it.
         room: uint64 to write the tables into, at least as many as they have; for a garbler of many batches that is
             done with one before it makes the next, and need not ask for fresh memory.
@@ -170,33 +180,33 @@ def garble(
 
 
 def garble_labels(
-    circuit: Circuit, offset: Offset, false_labels: Words, context: Context, room: Words | None = None
+    circuit: Circuit, offset: Offset, false_labels: Labels, context: Context, room: Words | None = None
 ) -> tuple[Words, Words]:
     """As :func:`garble`, for outputs that the evaluator shall not learn but go on from.
 
     Returns:
         The tables, and the labels of zero of every output, uint64 of shape (outputs, n, 2).
     """
-    _check(circuit, false_labels)
+    wires = _wires(circuit, false_labels)
     offset.claim(context)
-    shape = table_shape(circuit, false_labels.shape[1])
+    shape = table_shape(circuit, len(wires[0]))
     size = int(np.prod(shape))
     tables = (np.empty(size, np.uint64) if room is None else room[:size]).reshape(shape)
     keys = context.keys(2 * circuit.and_gates)
-    labels = engine().garble(circuit, offset.words, false_labels, keys, tables)
+    labels = engine().garble(circuit, offset.words, wires, keys, tables)
     for label, (_, inverted) in zip(labels, circuit.schedule.outputs, strict=True):
         if inverted:
             label ^= offset.words
     return tables, labels
 
 
-def evaluate(circuit: Circuit, garbled: Garbled, labels: Words, context: Context) -> Bits:
+def evaluate(circuit: Circuit, garbled: Garbled, labels: Labels, context: Context) -> Bits:
     """Evaluate a garbled batch on one label for every input wire.
 
     Args:
         circuit: what was garbled.
         garbled: the peer's batch; used up.
-        labels: uint64 of shape (circuit.width, n, 2).
+        labels: uint64 of shape (circuit.width, n, 2), or pieces that follow one another.
         context: where this is, as when it was garbled.
 
     Returns:
@@ -209,16 +219,16 @@ def evaluate(circuit: Circuit, garbled: Garbled, labels: Words, context: Context
     return colours(evaluate_labels(circuit, tables, labels, context)) ^ decode
 
 
-def evaluate_labels(circuit: Circuit, tables: Words, labels: Words, context: Context) -> Words:
+def evaluate_labels(circuit: Circuit, tables: Words, labels: Labels, context: Context) -> Words:
     """As :func:`evaluate`: one label of every output, uint64 of shape (outputs, n, 2).
 
     The caller sees to it that tables are evaluated once.
     """
-    _check(circuit, labels)
-    wanted = table_shape(circuit, labels.shape[1])
+    wires = _wires(circuit, labels)
+    wanted = table_shape(circuit, len(wires[0]))
     if tables.shape != wanted:
         raise ValueError(f"tables have shape {tables.shape}; this circuit and these labels want {wanted}")
-    return engine().evaluate(circuit, tables, labels, context.keys(2 * circuit.and_gates))
+    return engine().evaluate(circuit, tables, wires, context.keys(2 * circuit.and_gates))
 
 
 def colours(labels: Words) -> Bits:
@@ -226,6 +236,11 @@ def colours(labels: Words) -> Bits:
     return (labels[..., 0] >> np.uint64(63)).astype(np.uint8)
 
 
-def _check(circuit: Circuit, labels: Words) -> None:
-    if labels.shape[0] != circuit.width or labels.shape[2:] != (2,):
-        raise ValueError(f"labels have shape {labels.shape}; this circuit wants ({circuit.width}, n, 2)")
+def _wires(circuit: Circuit, labels: Labels) -> list[Words]:
+    """The labels of each wire, (n, 2), where they lie."""
+    pieces = [labels] if isinstance(labels, np.ndarray) else labels
+    wires = [np.ascontiguousarray(wire, np.uint64) for piece in pieces for wire in piece]
+    if len(wires) != circuit.width or {wire.shape for wire in wires} != {(wires[0].size // 2, 2)}:
+        shapes = ", ".join(str(piece.shape) for piece in pieces)
+        raise ValueError(f"labels have shape {shapes}; this circuit wants ({circuit.width}, n, 2)")
+    return wires

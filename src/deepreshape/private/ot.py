@@ -106,7 +106,7 @@ class CorrelatedSender:
         q = _columns(columns.shape[1])
         for i, stream in enumerate(self._streams):
             np.bitwise_and(columns[i], masks[i], out=q[i])
-            q[i] ^= stream.bytes(q.shape[1])
+            stream.mask(q[i], q[i])
         return engine().transpose(q)[:count]
 
 
@@ -128,9 +128,9 @@ class CorrelatedReceiver:
         t = _columns(packed.size)
         columns = np.empty(t.shape, np.uint8)
         for i, (zero, one) in enumerate(self._streams):
-            t[i] = zero.bytes(packed.size)
-            np.bitwise_xor(one.bytes(packed.size), packed, out=columns[i])
-        columns ^= t
+            zero.fill(t[i])
+            one.mask(packed, columns[i])
+            columns[i] ^= t[i]
         channel.send(Frame.EXTENSION, columns)
         return engine().transpose(t)[: choices.size]
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
@@ -33,6 +33,9 @@ DELPHI_PRIME = 2061584302081
 
 SEED_BYTES = 32
 
+_ZEROS = np.zeros(1 << 16, np.uint8)
+"""What a stream encrypts where only its bytes are wanted: few enough to stay in cache."""
+
 
 class Randomness:
     """A stream of pseudorandom bytes: AES-256 in counter mode, from a zero counter, under a key used for nothing else.
@@ -52,16 +55,27 @@ class Randomness:
         self._stream = Cipher(algorithms.AES(key), modes.CTR(bytes(16))).encryptor()
         self._process = os.getpid()
 
-    def bytes(self, count: int) -> Bits:
-        """The next ``count`` bytes, as a writable uint8 array.
+    def mask(self, data: NDArray[Any], out: NDArray[Any]) -> None:
+        """Write ``data`` ^ the next bytes to ``out``; both contiguous, of one size.
 
         Raises:
             RuntimeError: in another process than the one that made the stream.
         """
         if os.getpid() != self._process:
             raise RuntimeError("this random stream is another process's; make one here, with a seed of its own")
+        self._stream.update_into(data.data.cast("B"), out.data.cast("B"))
+
+    def fill(self, out: NDArray[Any]) -> None:
+        """Write the next bytes over ``out``, a contiguous array."""
+        flat = out.reshape(-1).view(np.uint8)
+        for start in range(0, flat.size, _ZEROS.size):
+            piece = flat[start : start + _ZEROS.size]
+            self.mask(_ZEROS[: piece.size], piece)
+
+    def bytes(self, count: int) -> Bits:
+        """The next ``count`` bytes, as a writable uint8 array."""
         out = np.empty(count, np.uint8)
-        self._stream.update_into(bytes(count), out.data)
+        self.fill(out)
         return out
 
     def words(self, count: int) -> Words:
@@ -273,10 +287,11 @@ def to_bits(values: Words, bits: int) -> Bits:
 
 def from_bits(planes: Bits) -> Words:
     """The inverse of :func:`to_bits`: (bits, n) zeros and ones to uint64 (n,)."""
-    octets = np.packbits(planes, axis=0, bitorder="little")
-    words = np.zeros((planes.shape[1], 8), np.uint8)
-    words[:, : octets.shape[0]] = octets.T
-    return words.view(np.uint64).reshape(-1)
+    words = np.zeros(planes.shape[1], np.uint64)
+    for plane in planes[::-1]:
+        words <<= np.uint64(1)
+        words |= plane
+    return words
 
 
 def _refuse_outside(values: NDArray[np.int64], low: int, high: int, modulus: Modulus) -> None:

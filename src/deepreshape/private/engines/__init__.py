@@ -13,11 +13,8 @@ from contextvars import ContextVar
 from functools import cache
 from typing import Protocol
 
-import numpy as np
-from numpy.typing import NDArray
-
 from deepreshape.private.circuit import Circuit
-from deepreshape.private.engines.reference import Reference
+from deepreshape.private.engines.reference import Keys, Reference
 from deepreshape.private.shares import Bits, Words
 
 ENGINE, THREADS = "DEEPRESHAPE_ENGINE", "DEEPRESHAPE_THREADS"
@@ -27,7 +24,7 @@ MOST_THREADS = 8
 
 
 class Engine(Protocol):
-    """Labels are uint64 of shape (wires, n, 2), tables (AND gates, 2, n, 2), keys uint8 (2 AND gates, 16)."""
+    """Labels are uint64, contiguous, (n, 2) of each wire; tables (AND gates, 2, n, 2); keys (2 AND gates, 16)."""
 
     @property
     def name(self) -> str: ...
@@ -37,16 +34,20 @@ class Engine(Protocol):
         """What it runs on, for a reader."""
         ...
 
-    def garble(self, circuit: Circuit, delta: Words, labels: Words, keys: NDArray[np.uint8], tables: Words) -> Words:
+    def garble(self, circuit: Circuit, delta: Words, labels: list[Words], keys: Keys, tables: Words) -> Words:
         """Write ``tables``; from the labels of zero of the inputs, those of the output slots. ``delta`` (2,)."""
         ...
 
-    def evaluate(self, circuit: Circuit, tables: Words, labels: Words, keys: NDArray[np.uint8]) -> Words:
+    def evaluate(self, circuit: Circuit, tables: Words, labels: list[Words], keys: Keys) -> Words:
         """From one label of every input, those of the output slots."""
         ...
 
-    def hash(self, labels: Words, key: NDArray[np.uint8]) -> Words:
+    def hash(self, labels: Words, key: Keys) -> Words:
         """H_key of every label (n, 2), as in ``garble.py``; ``key`` (16,)."""
+        ...
+
+    def pick(self, labels: Words, delta: Words, bits: Bits, out: Words) -> None:
+        """Write the labels (n, 2), each moved by ``delta`` where ``bits`` (n,) are one; ``out`` may be ``labels``."""
         ...
 
     def transpose(self, columns: Bits) -> Words:

@@ -80,6 +80,14 @@ class Value:
         """All ones in the elements that are negative, else zeros."""
         return self._emit(self.builder.ashr, 63)
 
+    def pointer(self) -> Value:
+        """The place whose address a word is."""
+        return Value(self.builder, self.builder.inttoptr(self.raw, WORD.as_pointer()))
+
+    def widened(self) -> Value:
+        """A smaller number as a word."""
+        return Value(self.builder, self.builder.zext(self.raw, WORD))
+
     def cast(self, kind: Any) -> Value:
         """The same bits as another type."""
         return Value(self.builder, self.builder.bitcast(self.raw, kind))

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from deepreshape.private.circuit import Circuit
 from deepreshape.private.engines import kernels
+from deepreshape.private.engines.reference import Keys
 from deepreshape.private.shares import Bits, Words
 
 KINDS = {4: ("VAES, 512 bits", {"vaes", "avx512f"}), 2: ("VAES, 256 bits", {"vaes", "avx2"}), 1: ("AES-NI", {"aes"})}
@@ -86,17 +87,20 @@ class Fused:
         self._threads = threads
         self._lanes = lanes
 
-    def garble(self, circuit: Circuit, delta: Words, labels: Words, keys: NDArray[np.uint8], tables: Words) -> Words:
+    def garble(self, circuit: Circuit, delta: Words, labels: list[Words], keys: Keys, tables: Words) -> Words:
         return self._walk("garble", circuit, delta, labels, keys, tables)
 
-    def evaluate(self, circuit: Circuit, tables: Words, labels: Words, keys: NDArray[np.uint8]) -> Words:
+    def evaluate(self, circuit: Circuit, tables: Words, labels: list[Words], keys: Keys) -> Words:
         return self._walk("evaluate", circuit, np.zeros(2, np.uint64), labels, keys, tables)
 
-    def hash(self, labels: Words, key: NDArray[np.uint8]) -> Words:
+    def hash(self, labels: Words, key: Keys) -> Words:
         labels = np.ascontiguousarray(labels)
         out = np.empty_like(labels)
         _compiled("hash", self._lanes)([labels, key, out], labels.size // 2)
         return out
+
+    def pick(self, labels: Words, delta: Words, bits: Bits, out: Words) -> None:
+        _compiled("pick", 1)([labels, delta, bits, out], len(labels))
 
     def transpose(self, columns: Bits) -> Words:
         m = columns.shape[1]
@@ -113,14 +117,13 @@ class Fused:
             rows[512 * whole :] = turned[: 8 * (m % 64)]
         return rows
 
-    def _walk(
-        self, name: str, circuit: Circuit, delta: Words, labels: Words, keys: NDArray[np.uint8], tables: Words
-    ) -> Words:
-        count = labels.shape[1]
+    def _walk(self, name: str, circuit: Circuit, delta: Words, labels: list[Words], keys: Keys, tables: Words) -> Words:
+        count = len(labels[0])
         outputs = np.empty((len(circuit.outputs), count, 2), np.uint64)
         slots = np.array([slot for slot, _ in circuit.schedule.outputs], np.int64)
-        labels, tables = np.ascontiguousarray(labels), np.ascontiguousarray(tables)
-        shared = [circuit.instructions, slots, labels, keys, delta, tables, outputs]
+        tables = np.ascontiguousarray(tables)
+        inputs = np.array([label.ctypes.data for label in labels], np.uint64)
+        shared = [circuit.instructions, slots, inputs, keys, delta, tables, outputs]
         function = _compiled(name, self._lanes)
         sizes = len(circuit.instructions), circuit.width, len(slots), count
 

@@ -54,7 +54,10 @@ def _evaluate(code: Code) -> None:
 
 
 def _walk(code: Code, and_gate: Callable[[Code, Gate], None]) -> None:
-    """Instances ``first`` to ``last`` - 1 of ``count``, block by block: inputs to rows, all steps, rows to outputs."""
+    """Instances ``first`` to ``last`` - 1 of ``count``, block by block: inputs to rows, all steps, rows to outputs.
+
+    ``inputs`` are the addresses of the labels of each wire.
+    """
 
     def label(array: str, row: Value) -> Value:
         """The first label of the block, in an array of rows of ``count`` labels."""
@@ -63,7 +66,8 @@ def _walk(code: Code, and_gate: Callable[[Code, Gate], None]) -> None:
     with code.loop(code["first"], code["last"], BLOCK) as start:
         size = code.smaller(code["last"] - start, BLOCK)
         with code.loop(0, code["width"]) as wire:
-            source, target = label("inputs", wire), code["rows"] + wire * STRIDE
+            source = code.load(code["inputs"] + wire, WORD).pointer() + (start << 1)
+            target = code["rows"] + wire * STRIDE
             with code.loop(0, size, code.lanes) as i:
                 code.store(code.load_some(source + (i << 1), code.present(i, size)), target + (i << 1))
         with code.loop(0, code["steps"]) as number:
@@ -129,6 +133,14 @@ def _hash(code: Code) -> None:
         code.store_some(x ^ y, code["out"] + j, present)
 
 
+def _pick(code: Code) -> None:
+    delta = code.load(code["delta"], PAIR)
+    with code.loop(0, code["count"]) as i:
+        bit = code.load(code["bits"].moved(i, OCTET), OCTET).widened()
+        label = code.load(code["labels"] + (i << 1), PAIR)
+        code.store(label ^ (code.fill(bit * -1) & delta), code["out"] + (i << 1))
+
+
 def _transpose(code: Code) -> None:
     """Tiles of 64 x 64 bits, eight side by side, turned by six exchanges of ever smaller blocks.
 
@@ -167,6 +179,7 @@ FUNCTIONS: dict[str, tuple[Callable[[Code], None], str, str]] = {
     "garble": (_garble, *_WALK),
     "evaluate": (_evaluate, *_WALK),
     "hash": (_hash, "labels key out", "count"),
+    "pick": (_pick, "labels delta bits out", "count"),
     "transpose": (_transpose, "columns rows room", "stride tiles"),
 }
 """What there is: the code of a function, its pointers, and its words."""

@@ -9,6 +9,9 @@ from numpy.typing import NDArray
 from deepreshape.private.circuit import Circuit
 from deepreshape.private.shares import Bits, Words
 
+Keys = NDArray[np.uint8]
+"""AES-128 keys, 16 bytes each."""
+
 
 class Reference:
     """See :class:`deepreshape.private.engines.Engine`."""
@@ -18,8 +21,8 @@ class Reference:
     def __init__(self, hint: str = "AES of the cryptography package") -> None:
         self.about = hint
 
-    def garble(self, circuit: Circuit, delta: Words, labels: Words, keys: NDArray[np.uint8], tables: Words) -> Words:
-        count = labels.shape[1]
+    def garble(self, circuit: Circuit, delta: Words, labels: list[Words], keys: Keys, tables: Words) -> Words:
+        count = len(labels[0])
         rows = _rows(circuit, labels)
         tables = tables.reshape(circuit.and_gates, 2, 2 * count)
         # whole rows of the offset: adding a (2,) array to a (n, 2) array one pair at a time is 20 times slower
@@ -66,8 +69,8 @@ class Reference:
             at += 1
         return _outputs(circuit, rows)
 
-    def evaluate(self, circuit: Circuit, tables: Words, labels: Words, keys: NDArray[np.uint8]) -> Words:
-        count = labels.shape[1]
+    def evaluate(self, circuit: Circuit, tables: Words, labels: list[Words], keys: Keys) -> Words:
+        count = len(labels[0])
         rows = _rows(circuit, labels)
         tables = tables.reshape(circuit.and_gates, 2, 2 * count)
         x = np.empty((2, 1, 2 * count), np.uint64)
@@ -95,12 +98,17 @@ class Reference:
             at += 1
         return _outputs(circuit, rows)
 
-    def hash(self, labels: Words, key: NDArray[np.uint8]) -> Words:
+    def hash(self, labels: Words, key: Keys) -> Words:
         x = np.empty(2 * len(labels), np.uint64)
         _sigma(labels.reshape(-1), x)
         y = np.empty(x.size + 2, np.uint64)
         _encrypt(key, x.data.cast("B"), y.data.cast("B"))
         return np.bitwise_xor(x, y[:-2], out=x).reshape(-1, 2)
+
+    def pick(self, labels: Words, delta: Words, bits: Bits, out: Words) -> None:
+        choose = np.negative(bits.astype(np.int64)).view(np.uint64)
+        for word in range(2):
+            np.bitwise_xor(labels[:, word], choose & delta[word], out=out[:, word])
 
     def transpose(self, columns: Bits) -> Words:
         """In tiles of 8x8 bits, each one word, turned by three exchanges of ever larger blocks."""
@@ -126,19 +134,20 @@ class _Hashing:
         source, target = x.reshape(-1).data.cast("B"), room.data.cast("B")
         self._ends = [(source[i * half : (i + 1) * half], target[i * half : (i + 1) * half + 16]) for i in range(2)]
 
-    def run(self, side: int, key: NDArray[np.uint8]) -> None:
+    def run(self, side: int, key: Keys) -> None:
         _encrypt(key, *self._ends[side])
 
 
-def _encrypt(key: NDArray[np.uint8], source: memoryview, target: memoryview) -> None:
+def _encrypt(key: Keys, source: memoryview, target: memoryview) -> None:
     """AES of each block; the library's binding wants a block of room behind what it writes."""
     Cipher(algorithms.AES(key.data), modes.ECB()).encryptor().update_into(source, target)  # noqa: S305
 
 
-def _rows(circuit: Circuit, labels: Words) -> list[Words]:
-    rows = np.empty((circuit.schedule.slots, 2 * labels.shape[1]), np.uint64)
-    rows[: circuit.width] = labels.reshape(circuit.width, -1)
-    return list(rows)
+def _rows(circuit: Circuit, labels: list[Words]) -> list[Words]:
+    rows = list(np.empty((circuit.schedule.slots, labels[0].size), np.uint64))
+    for row, label in zip(rows, labels, strict=False):
+        row[:] = label.reshape(-1)
+    return rows
 
 
 def _outputs(circuit: Circuit, rows: list[Words]) -> Words:
