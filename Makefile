@@ -22,7 +22,7 @@ check: .venv/ready
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade --constraint constraints.txt pip
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[digits,images,private]' --group dev
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[digits,fast,images,private]' --group dev
 	@touch $@
 
 clean:

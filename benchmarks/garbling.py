@@ -1,12 +1,14 @@
-"""Time of garbling and evaluating a shared ReLU, one thread, as a multiple of bulk AES alone in the same round.
+"""Time of garbling and evaluating a shared ReLU, as a multiple of bulk AES alone in the same round.
 
     python benchmarks/garbling.py [--quick] [--json] [--out FILE]
 
-A round garbles one batch, evaluates it, and encrypts as many blocks with one AES-ECB object in pieces of the size that
-the engine uses: four blocks an AND gate against garbling, two against evaluation. Times are processor time of the one
-thread, so other load on the machine matters less; times and ratios are medians over the rounds, and their spreads are
-the smallest and the largest. Not in the times: drawing input labels, oblivious transfer, the wire. Bytes are what both
-parties send for one ReLU, as declared (the tests hold that against the ledger).
+Every engine that runs here is measured: NumPy, and if llvmlite is installed the fused one with the widest vectors, with
+AES-NI, and with all processors. A round garbles one batch, evaluates it, and encrypts as many blocks with one AES-ECB
+object of the ``cryptography`` package, one thread, in pieces of the size that the NumPy engine uses: four blocks an AND
+gate against garbling, two against evaluation. Times are processor time of the one thread, so other load on the machine
+matters less, but wall time where an engine has several threads. Times and ratios are medians over the rounds, and their
+spreads are the smallest and the largest. Compilation is in no round. Not in the times: drawing input labels, oblivious
+transfer, the wire. Bytes are what both parties send for one ReLU, as declared (the tests hold that against the ledger).
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import os
 import platform
 import time
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -26,6 +29,7 @@ from cryptography.hazmat.backends.openssl import backend
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
 from deepreshape.private.circuit import relu
+from deepreshape.private.engines import Engine, UnavailableError, named, using
 from deepreshape.private.garble import BATCH, Context, Offset, evaluate, garble, pick, table_shape
 from deepreshape.private.relu import declared
 from deepreshape.private.shares import CIRCA_PRIME, DELPHI_PRIME, PRIME_32, Field, Modulus, Randomness, Ring
@@ -47,7 +51,8 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.add_argument("--out", type=Path, help="also write the JSON here")
     options = parser.parse_args()
-    rows = [measure(modulus, *((7, 5.0) if options.quick else (41, 600.0))) for modulus in MODULI]
+    limits = (7, 2.0) if options.quick else (41, 600.0)
+    rows = [measure(chosen, threads, modulus, *limits) for chosen, threads in engines() for modulus in MODULI]
     document = json.dumps(rows, indent=1)
     if options.out:
         options.out.parent.mkdir(parents=True, exist_ok=True)
@@ -55,11 +60,28 @@ def main() -> None:
     print(document if options.json else table(rows))
 
 
-def measure(modulus: Modulus, rounds: int, limit: float, count: int = BATCH) -> dict[str, Any]:
+def engines() -> list[tuple[Engine, int]]:
+    """What runs here, and its threads."""
+    found: list[tuple[Engine, int]] = [(named("numpy"), 1)]
+    try:
+        found.append((named("fused", 1), 1))
+    except UnavailableError:
+        return found
+    from deepreshape.private.engines.fused import Fused
+
+    found.append((Fused(1, 1), 1))
+    threads = os.cpu_count() or 1
+    return [*found, (named("fused", threads), threads)] if threads > 1 else found
+
+
+def measure(
+    chosen: Engine, threads: int, modulus: Modulus, rounds: int, limit: float, count: int = BATCH
+) -> dict[str, Any]:
     """One row: the ReLU over ``modulus`` without truncation, ``count`` instances a round.
 
     No round but the second begins after ``limit`` seconds of wall time.
     """
+    clock = time.thread_time if threads == 1 else time.perf_counter
     circuit = relu(modulus, 0)
     offset, rng = Offset(Randomness()), Randomness()
     labels = rng.labels(circuit.width * count).reshape(-1, count, 2)
@@ -71,21 +93,25 @@ def measure(modulus: Modulus, rounds: int, limit: float, count: int = BATCH) -> 
         if number > 1 and time.perf_counter() - begin > limit:
             break
         context = Context(os.urandom(32), "benchmark", number)
-        marks = [time.thread_time()]
+        marks = [clock()]
         aes_alone(2 * circuit.and_gates, 2 * count)
-        marks.append(time.thread_time())
-        garbled = garble(circuit, offset, labels, context, room)
-        marks.append(time.thread_time())
+        marks.append(clock())
+        with using(chosen):
+            garbled = garble(circuit, offset, labels, context, room)
+        marks.append(clock())
         aes_alone(2 * circuit.and_gates, count)
-        marks.append(time.thread_time())
-        evaluate(circuit, garbled, active, context)
-        marks.append(time.thread_time())
+        marks.append(clock())
+        with using(chosen):
+            evaluate(circuit, garbled, active, context)
+        marks.append(clock())
         if number:  # the first round warms up
             for name, start, stop in zip(times, marks, marks[1:], strict=False):
                 times[name].append((stop - start) / count * 1e6)
     there = declared(modulus, 0, count, "server")
     row: dict[str, Any] = {
-        "engine": "numpy",
+        "engine": chosen.name,
+        "engine_about": chosen.about,
+        "threads": threads,
         "circuit": "gc-full",
         "modulus": f"2^{modulus.bits}" if isinstance(modulus, Ring) else str(modulus.order),
         "bits": modulus.bits,
@@ -128,10 +154,11 @@ def machine() -> dict[str, Any]:
 
 def versions() -> dict[str, str]:
     """What this runs with."""
+    optional = ["llvmlite"] if find_spec("llvmlite") else []
     return {
         "python": platform.python_version(),
         "openssl": backend.openssl_version_text(),
-        **{name: version(name) for name in ("deepreshape", "numpy", "cryptography")},
+        **{name: version(name) for name in ("deepreshape", "numpy", "cryptography", *optional)},
     }
 
 
@@ -142,19 +169,19 @@ def table(rows: list[dict[str, Any]]) -> str:
         f"{head['machine']['cpu']}, {head['machine']['cpus']} CPUs, load {head['machine']['load_1min']}; "
         + ", ".join(f"{name} {number}" for name, number in head["versions"].items()),
         f"{head['instances']} instances a round, medians over "
-        f"{min(row['rounds'] for row in rows)} to {max(row['rounds'] for row in rows)} rounds (smallest to largest), "
-        "processor time of one thread",
-        f"{'modulus':>14} {'ANDs':>5} {'garble us':>20} {'x AES':>18} {'evaluate us':>20} {'x AES':>18} "
-        f"{'offline B':>10} {'online B':>9}",
+        f"{min(row['rounds'] for row in rows)} to {max(row['rounds'] for row in rows)} rounds (smallest to largest)",
+        f"{'engine':<40} {'modulus':>14} {'ANDs':>5} {'garble us':>20} {'x AES':>18} "
+        f"{'evaluate us':>20} {'x AES':>18} {'offline B':>10} {'online B':>9}",
     ]
     for row in rows:
         cells = [
             f"{row[key]:.2f} ({row[key + '_spread'][0]:.2f}-{row[key + '_spread'][1]:.2f})"
             for key in ("garble_us", "garble_over_aes", "evaluate_us", "evaluate_over_aes")
         ]
+        name = f"{row['engine']}: {row['engine_about']}"
         lines.append(
-            f"{row['modulus']:>14} {row['and_gates']:>5} {cells[0]:>20} {cells[1]:>18} {cells[2]:>20} {cells[3]:>18} "
-            f"{row['bytes_offline']:>10} {row['bytes_online']:>9}"
+            f"{name:<40} {row['modulus']:>14} {row['and_gates']:>5} {cells[0]:>20} {cells[1]:>18} "
+            f"{cells[2]:>20} {cells[3]:>18} {row['bytes_offline']:>10} {row['bytes_online']:>9}"
         )
     return "\n".join(lines)
 

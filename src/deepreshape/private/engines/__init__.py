@@ -95,7 +95,7 @@ def named(name: str, threads: int | None = None) -> Engine:
         raise ValueError(f"there is no engine {name!r}; take 'fused' or 'numpy'")
     try:
         from deepreshape.private.engines.fused import Fused, widths
-    except ImportError:
+    except (ImportError, OSError):  # not there, too old, or its library does not load
         raise UnavailableError("pip install 'deepreshape[fast]' for an engine several times as fast") from None
     if not widths():
         raise UnavailableError("the faster engine needs an x86-64 processor with AES instructions")

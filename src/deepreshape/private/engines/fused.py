@@ -15,7 +15,17 @@ from functools import cache
 from typing import Any
 
 import numpy as np
-from llvmlite import binding
+from llvmlite.binding import (
+    Target,
+    create_mcjit_compiler,
+    create_pass_builder,
+    create_pipeline_tuning_options,
+    get_host_cpu_features,
+    get_host_cpu_name,
+    initialize_native_asmprinter,
+    initialize_native_target,
+    parse_assembly,
+)
 from numpy.typing import NDArray
 
 from deepreshape.private.circuit import Circuit
@@ -31,17 +41,17 @@ class _Function:
     """A compiled function. Calls let go of the interpreter's lock."""
 
     def __init__(self, name: str, lanes: int) -> None:
-        binding.initialize_native_target()
-        binding.initialize_native_asmprinter()
-        module = binding.parse_assembly(kernels.module(name, lanes))
-        target = binding.Target.from_default_triple().create_target_machine(
-            cpu=binding.get_host_cpu_name(), features=binding.get_host_cpu_features().flatten(), jit=True
+        initialize_native_target()
+        initialize_native_asmprinter()
+        module = parse_assembly(kernels.module(name, lanes))
+        target = Target.from_default_triple().create_target_machine(
+            cpu=get_host_cpu_name(), features=get_host_cpu_features().flatten(), jit=True
         )
-        options = binding.create_pipeline_tuning_options(speed_level=2)
+        options = create_pipeline_tuning_options(speed_level=2)
         options.loop_unrolling = False  # the code is in vectors already; this halves the time to compile
-        passes = binding.create_pass_builder(target, options)
+        passes = create_pass_builder(target, options)
         passes.getModulePassManager().run(module, passes)
-        self._owner = binding.create_mcjit_compiler(module, target)
+        self._owner = create_mcjit_compiler(module, target)
         self._owner.finalize_object()
         _, pointers, words = kernels.FUNCTIONS[name]
         kind = ctypes.CFUNCTYPE(
@@ -60,7 +70,7 @@ _compiled = cache(_Function)
 def widths() -> list[int]:
     """The labels in a vector that this processor can have, most first; none without AES instructions."""
     try:
-        features = binding.get_host_cpu_features()
+        features = get_host_cpu_features()
     except RuntimeError:  # LLVM knows no way to ask on this platform
         return []
     present = {name for name, here in features.items() if here}
