@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from deepreshape.private import plain
 from deepreshape.private.fixed import LEAST_BITS, WEIGHT_BITS, from_fixed, quantize, to_fixed
 from deepreshape.private.layers import Conv, Dense, Flat, Layer, Pool, Rectify, Sum
-from deepreshape.private.program import INPUT, ProgramError, Raise, Relu, Truncate
+from deepreshape.private.program import INPUT, Conv2d, Linear, ProgramError, Raise, Relu, Truncate
 from deepreshape.private.shares import Field, Ring
 
 
@@ -147,6 +147,17 @@ def test_a_narrow_modulus_takes_bits_from_weights_and_activations_alike_until_to
     ):
         quantize(layers, (3, 2, 2), seen, modulus=Ring(14))
     assert LEAST_BITS > 2
+
+
+def test_sums_of_weights_are_declared_as_the_next_power_of_two():
+    layers = residual(5)
+    seen = ranges(real(layers, np.random.default_rng(6).normal(size=(20, 3, 2, 2))))
+    program = quantize(layers, (3, 2, 2), seen).program
+    for op in program.ops:
+        if isinstance(op, Conv2d | Linear):
+            own = program.weights[op.name].weight
+            total = int(np.abs(own.reshape(len(own), -1)).sum(1).max())
+            assert total <= 1 << op.sum_bits < 2 * total
 
 
 def test_what_only_calibration_promises_is_said():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -138,12 +139,57 @@ def test_full_polynomial():
     check(layout)
 
 
-@settings(max_examples=15, deadline=None, derandomize=True)
-@given(layers())
-def test_flood_covers_all_weights_of_a_response(layer):
+class Constant:
+    """A source of one byte only: all that is drawn is at an end of its range, or next to it."""
+
+    def __init__(self, byte: int) -> None:
+        self.byte = byte
+
+    def bytes(self, n: int, /):
+        return np.full(n, self.byte, np.uint8)
+
+
+@st.composite
+def bounded(draw):
+    """A layer with a bound on sums that binds or does not, and the weights that are worst under its bounds."""
+    layer = draw(layers())
+    taps = layer.in_channels * layer.kernel**2
+    layer = replace(layer, sum_bits=draw(st.integers(layer.weight_bits, layer.weight_bits + taps.bit_length())))
+    rows = np.zeros((layer.out_channels, taps), np.int64)
+    rows[:, : layer.weight_sum >> layer.weight_bits] = draw(st.sampled_from([-1, 1])) << layer.weight_bits
+    assert int(np.abs(rows).sum(1).max()) == layer.weight_sum
+    return layer, rows.reshape(layer.weight_shape)
+
+
+@settings(max_examples=12, deadline=None, derandomize=True)
+@given(bounded(), st.sampled_from([2**30, *MODULI]), st.sampled_from([0, 254]))
+def test_the_worst_weights_that_the_bounds_allow_decrypt(case, modulus, byte):
+    """The largest mask too, and floods next to an end of their range."""
+    layer, weights = case
+    mask = np.full(layer.input_shape, modulus - 1, np.uint64)
+    layout = linear.lay_out(layer, linear.choose_parameters(modulus, [layer]))
+    mine, theirs, _, _ = run(layout, weights, mask, Constant(byte))
+    opened = (mine.astype(object) + theirs.astype(object)) % modulus
+    assert (opened == plain(layer, weights, mask, modulus)).all()
+
+
+def test_a_wide_layout_that_cannot_be_flooded_hides_no_narrower_one():
+    """The first layout that the search meets holds 64 output channels in a response, which no two primes can flood."""
+    layer = Convolution(128, 32, 32, 128, 3, 1, 1, weight_bits=11, sum_bits=21)
+    parameters = Parameters(2**31, (60, 60))
+    with pytest.raises(ValueError, match="noise budget too small"):
+        Layout(layer, parameters, 1, 1, 1, 64).form  # noqa: B018
+    assert linear.lay_out(layer, parameters).form.flood_bits == 82
+    assert len(linear.choose_parameters(2**31, [layer]).prime_bits) == 2
+
+
+@settings(max_examples=30, deadline=None, derandomize=True)
+@given(bounded())
+def test_flood_covers_all_weights_of_a_response(case):
     """Errors are dense, so every weight of every plaintext behind a response counts, not only one channel's."""
+    layer, weights = case
     layout = linear.lay_out(layer, Parameters(2**37, (60, 60, 60)))
-    largest = layout.split_weights(np.full(layer.weight_shape, 2**layer.weight_bits))
+    largest = layout.split_weights(weights)
     noise = max(
         layout.parameters.noise_bound(
             sum(int(np.abs(layout.plaintext(largest, g, h)).sum()) for g in range(layout.inputs))
@@ -249,6 +295,9 @@ def test_wrong_weights_and_masks():
         EncodedWeights(layout, np.ones((2, 1, 1, 1), np.int64))
     with pytest.raises(ValueError, match=r"exceeds 2\^3"):
         EncodedWeights(layout, np.full((1, 1, 1, 1), -9))
+    summed = Convolution.matrix(4, 1, weight_bits=3, sum_bits=4)
+    with pytest.raises(ValueError, match=r"sum to more than the 2\^4"):
+        EncodedWeights(linear.lay_out(summed, layout.parameters), np.full((1, 4, 1, 1), 5))
     with pytest.raises(ValueError, match=r"wants \(1, 4, 4\)"):
         linear.send_mask(memory_pair()[0], key, layout, np.zeros((1, 4, 5), np.uint64))
 

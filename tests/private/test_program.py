@@ -79,6 +79,7 @@ def test_the_digest_covers_all_that_is_public_and_nothing_else() -> None:
         replace(program, input_bound=16),
         replace(program, ops=(ops[0], flipped, *ops[2:])),
         replace(program, ops=(replace(ops[0], weight_bits=5), *ops[1:])),
+        replace(program, ops=(replace(ops[0], sum_bits=20), *ops[1:])),
         replace(program, ops=(*ops[:4], replace(ops[4], weight_fraction=3))),
     ]
     digests = {other.digest for other in public}
@@ -87,6 +88,24 @@ def test_the_digest_covers_all_that_is_public_and_nothing_else() -> None:
     assert program.public().weights == {}
     assert program.public().limits == {}
     assert b'"weights":{}' in program.public().to_bytes()
+
+
+def test_a_bound_on_sums_that_lies_is_refused_and_one_that_holds_is_kept() -> None:
+    program = example()
+    conv, *rest = program.ops
+    own = program.weights[conv.name].weight
+    total = int(np.abs(own.reshape(len(own), -1)).sum(1).max())
+    true = (total - 1).bit_length()
+    kept = replace(program, ops=(replace(conv, sum_bits=true), *rest))
+    assert Program.from_bytes(kept.to_bytes()).ops[0] == kept.ops[0]
+    with pytest.raises(
+        ProgramError, match=rf"conv: absolute weights of one output sum to {total}, above the 2\^{true - 1}"
+    ):
+        replace(program, ops=(replace(conv, sum_bits=true - 1), *rest))
+    lie = replace(kept.public(), ops=(replace(conv, sum_bits=true - 1), *rest)).to_bytes()
+    assert Program.from_bytes(lie).ops[0].sum_bits == true - 1  # type: ignore[union-attr]
+    with pytest.raises(ProgramError, match="1 to 52 bits are supported"):
+        replace(program.public(), ops=(replace(conv, sum_bits=53), *rest))
 
 
 def test_no_secret_in_repr() -> None:

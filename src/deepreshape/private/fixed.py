@@ -44,6 +44,7 @@ from deepreshape.private.program import (
     Truncate,
     Value,
     Weights,
+    largest_sum,
     truncation_room,
 )
 from deepreshape.private.shares import Field, Ring
@@ -445,12 +446,14 @@ def _emit(plan: _Plan, formats: _Formats, shape: Shape) -> tuple[Program, dict[s
         match step:
             case Conv():
                 weights[name] = _integers(step, gained, fraction)
-                wide = _bits(weights[name].weight)
                 out, kernel = step.weight.shape[0], step.weight.shape[2]
-                ops.append(Conv2d(name, step.inputs, out, kernel, wide, gained, step.stride, step.padding, step.groups))
+                place = step.stride, step.padding, step.groups
+                wide, total = _widths(weights[name].weight)
+                ops.append(Conv2d(name, step.inputs, out, kernel, wide, gained, *place, total))
             case Dense():
                 weights[name] = _integers(step, gained, fraction)
-                ops.append(Linear(name, step.inputs, step.weight.shape[0], _bits(weights[name].weight), gained))
+                wide, total = _widths(weights[name].weight)
+                ops.append(Linear(name, step.inputs, step.weight.shape[0], wide, gained, total))
             case Sum():
                 ops.append(Add(name, step.inputs))
                 offset = np.sum([offsets[source] for source in step.inputs], axis=0)
@@ -482,9 +485,10 @@ def _integers(step: Conv | Dense, gained: int, fraction: int) -> Weights:
     return Weights(to_fixed(step.weight, gained), to_fixed(step.bias, fraction))
 
 
-def _bits(weight: Integers) -> int:
-    """The smallest b of at least one for which no absolute weight is above 2^b."""
-    return max((int(np.abs(weight).max()) - 1).bit_length(), 1)
+def _widths(weight: Integers) -> tuple[int, int]:
+    """The smallest b of at least one for which no absolute weight is above 2^b, and likewise for sums of one output."""
+    largest, total = int(np.abs(weight).max()), largest_sum(weight)
+    return max((largest - 1).bit_length(), 1), max((total - 1).bit_length(), 1)
 
 
 def _errors(

@@ -25,14 +25,27 @@ public function of those. (1) Before flooding, the noise of a revealed coefficie
     V = (21 + 1/2) ||w||_1  +  2 * 21 * N  +  1/2
 
 where 21 bounds every error coefficient, 1/2 is the rounding of q m / t (for odd t SEAL may be 1 / (2 t) further off,
-which changes the distance below by one part in 40 t at most), ||w||_1 bounds the sum of all absolute weights
-of all the w_g (errors are dense: every weight of a plaintext meets an error in every coefficient; the bound comes from
-the layer's shape and the bit width of its weights, never from their values), and 2 * 21 * N bounds e u + e' s of the
-re-randomisation. Shifting a uniform interval of length 2^(b+1) by at most V changes it by a statistical distance of at
-most V / 2^(b+1), so over the n coefficients that a layer reveals the flooded noise is within n V / 2^(b+1) <= 2^-40 of
-one that depends on nothing. (2) With the noise independent of u and e', c1 = (known to the client) + u p1 + e' is a
-ring-LWE sample with secret u, hence pseudorandom also to the client. (3) The message is masked: W r - s is uniform. The
-distance is for one layer of one inference; over many it adds up linearly.
+which changes the distance below by one part in 40 t at most), ||w||_1 bounds the sum of all absolute weights of all the
+w_g (errors are dense: every weight of a plaintext meets an error in every coefficient; the bound comes from the layer's
+public facts: its shape, the bit width of its weights, and the power of two that no output channel's sum of absolute
+weights exceeds), and 2 * 21 * N bounds e u + e' s of the re-randomisation. Shifting a uniform interval of length
+2^(b+1) by at most V changes it by a statistical distance of at most V / 2^(b+1), so over the n coefficients that a
+layer reveals the flooded noise is within n V / 2^(b+1) <= 2^-40 of one that depends on nothing. (2) With the noise
+independent of u and e', c1 = (known to the client) + u p1 + e' is a ring-LWE sample with secret u, hence pseudorandom
+also to the client. (3) The message is masked: W r - s is uniform. The distance is for one layer of one inference; over
+many it adds up linearly.
+
+*Why it decrypts.* A coefficient decrypts while its noise stays below q / (2 t). Before the switch it is at most
+V + 2^b, modulo all primes. Leaving a prime p out divides it by p, and rounds: by 1/2 in c0 and by 1/2 in each of N
+coefficients of c1, each of which meets a secret coefficient of at most 1. With k primes left out, whose product is P,
+and the low bits of c0 and c1 that do not travel worth errors of at most d0 and d1, it ends at
+
+    (V + 2^b) / P  +  k (1 + N) / 2  +  d0  +  N d1
+
+or less, and :meth:`Parameters.response_format` keeps that below q / (4 t) for the one prime q that is left, so that a
+bit is to spare. V is an upper bound and not an estimate: no weights within the public bounds, no mask and no flood can
+make a response decrypt wrongly. Weights beyond the bounds could, and would be flooded too little: the server refuses
+them when it loads the program, and again when it encodes them.
 
 *What this does not cover.* A client that deviates, say with ciphertexts noisier than fresh ones, voids V; it cannot
 choose the structure of p1, which the server expands from a 64-byte seed. SEAL's products are not constant-time in the

@@ -47,6 +47,7 @@ from deepreshape.private.he import (
     candidates,
     encode,
 )
+from deepreshape.private.program import SUM_BITS, largest_sum
 from deepreshape.private.residues import Buffer, RandomSource, Residues, uniform
 
 PRODUCT_COST = 16 * 1024
@@ -60,6 +61,7 @@ class Convolution:
 
     Args:
         weight_bits: weights are integers of absolute value at most 2^weight_bits.
+        sum_bits: the absolute weights of one output channel sum to at most 2^sum_bits.
 
     Raises:
         ValueError: if a size is out of range, or the padding is not smaller than the kernel.
@@ -73,10 +75,11 @@ class Convolution:
     stride: int = 1
     padding: int = 0
     weight_bits: int = 8
+    sum_bits: int = SUM_BITS
 
     def __post_init__(self) -> None:
         least = (self.in_channels, self.height, self.width, self.out_channels, self.kernel, self.stride)
-        if min(least) < 1 or self.weight_bits < 1:
+        if min(*least, self.weight_bits, self.sum_bits) < 1:
             raise ValueError(f"{self}: sizes must be at least 1")
         if not 0 <= self.padding < self.kernel:
             raise ValueError(f"{self}: padding must be in [0, kernel)")
@@ -84,9 +87,9 @@ class Convolution:
             raise ValueError(f"{self}: the kernel is larger than the padded image")
 
     @classmethod
-    def matrix(cls, inputs: int, outputs: int, weight_bits: int = 8) -> Convolution:
+    def matrix(cls, inputs: int, outputs: int, weight_bits: int = 8, sum_bits: int = SUM_BITS) -> Convolution:
         """A matrix-vector product."""
-        return cls(inputs, 1, 1, outputs, weight_bits=weight_bits)
+        return cls(inputs, 1, 1, outputs, weight_bits=weight_bits, sum_bits=sum_bits)
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
@@ -95,6 +98,11 @@ class Convolution:
     @property
     def weight_shape(self) -> tuple[int, int, int, int]:
         return self.out_channels, self.in_channels, self.kernel, self.kernel
+
+    @property
+    def weight_sum(self) -> int:
+        """Bound on the sum of the absolute weights of one output channel."""
+        return min(self.in_channels * self.kernel**2 << self.weight_bits, 1 << self.sum_bits)
 
     @property
     def output_shape(self) -> tuple[int, int, int]:
@@ -211,9 +219,9 @@ class Layout:
         Raises:
             ValueError: if the noise budget does not suffice.
         """
-        taps = self.out_tile * self.layer.in_channels * self.layer.kernel**2
         revealed = math.prod(self.layer.output_shape)
-        return self.parameters.response_format(taps << self.layer.weight_bits, revealed, self.bands * self.outputs)
+        weight_sum = self.out_tile * self.layer.weight_sum
+        return self.parameters.response_format(weight_sum, revealed, self.bands * self.outputs)
 
     @cached_property
     def declared(self) -> Declared:
@@ -324,10 +332,12 @@ def lay_out(layer: Convolution, parameters: Parameters) -> Layout:
                 out_tile = -(-layer.out_channels // -(-layer.out_channels // out_tile))  # spread them evenly
                 found = Layout(layer, parameters, split, band_rows, in_tile, out_tile)
                 try:
-                    if best is None or found.cost < best.cost:
-                        best = found
+                    cost = found.cost
                 except ValueError as error:
                     refusal = f"{layer}: {error}"
+                    continue
+                if best is None or cost < best.cost:
+                    best = found
     if best is None:
         raise ValueError(refusal)
     return best
@@ -375,6 +385,10 @@ class EncodedWeights:
             raise ValueError(f"weights of shape {weights.shape}; the layer wants {layer.weight_shape}")
         if max(int(weights.max()), -int(weights.min())) > 2**layer.weight_bits:
             raise ValueError(f"a weight exceeds 2^{layer.weight_bits}, which the layer declares as the largest")
+        if largest_sum(weights.astype(np.int64)) > layer.weight_sum:
+            raise ValueError(
+                f"absolute weights of one output sum to more than the 2^{layer.sum_bits} that are declared"
+            )
         self.layout = layout
         self._weights = layout.split_weights(weights.astype(np.int64))
         self._kept: dict[tuple[int, int], Encoded] | None = {} if keep else None

@@ -75,10 +75,11 @@ class Plan:
             if isinstance(op, Conv2d):
                 channels, height, width = self.program.values[op.inputs[0]].shape
                 shape = channels // op.groups, height, width, op.out_channels // op.groups
-                found[op.name] = Convolution(*shape, op.kernel, op.stride, op.padding, op.weight_bits)
+                widths = op.weight_bits, op.sum_bits
+                found[op.name] = Convolution(*shape, op.kernel, op.stride, op.padding, *widths)
             elif isinstance(op, Linear):
                 inputs = self.program.values[op.inputs[0]].size
-                found[op.name] = Convolution.matrix(inputs, op.out_features, op.weight_bits)
+                found[op.name] = Convolution.matrix(inputs, op.out_features, op.weight_bits, op.sum_bits)
         return found
 
     @cached_property

@@ -37,6 +37,8 @@ INPUT = "input"
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,199}")
 LARGEST = 1 << 31
 """No value may have more elements, and no integer of an operation may be larger."""
+SUM_BITS = 52
+"""The largest ``sum_bits``: what ``exact.py`` can add up."""
 
 _MAGIC = b"DRSHPRG1"
 _LENGTH = struct.Struct("<Q")
@@ -62,8 +64,9 @@ class Value(NamedTuple):
 class Conv2d:
     """(C, H, W) -> (out_channels, H', W') with square kernels and zero padding, as torch's ``Conv2d`` has it.
 
-    Weights are (out_channels, C / groups, kernel, kernel), of absolute value at most 2^weight_bits; they and the bias
-    (out_channels,) stand in :attr:`Program.weights`. The bias has the fraction of the output.
+    Weights are (out_channels, C / groups, kernel, kernel), of absolute value at most 2^weight_bits, and the absolute
+    weights of one output channel sum to at most 2^sum_bits; they and the bias (out_channels,) stand in
+    :attr:`Program.weights`. The bias has the fraction of the output.
     """
 
     name: str
@@ -75,6 +78,7 @@ class Conv2d:
     stride: int = 1
     padding: int = 0
     groups: int = 1
+    sum_bits: int = SUM_BITS
 
     def weight_shape(self, source: Value) -> Shape:
         """Shape of the weights for an input like ``source``."""
@@ -109,6 +113,7 @@ class Linear:
     out_features: int
     weight_bits: int
     weight_fraction: int
+    sum_bits: int = SUM_BITS
 
     def weight_shape(self, source: Value) -> Shape:
         """Shape of the weights for an input like ``source``."""
@@ -294,6 +299,9 @@ class Program:
             _require(op, fits, f"weights and bias are {given}; they must be int64 {shape} and {shape[:1]}")
             widest = max(int(own.weight.max()), -int(own.weight.min()))
             _require(op, widest <= 1 << op.weight_bits, f"a weight is {widest}, above the 2^{op.weight_bits} declared")
+            total = largest_sum(own.weight)
+            said = f"absolute weights of one output sum to {total}, above the 2^{op.sum_bits} declared"
+            _require(op, total <= 1 << op.sum_bits, said)
 
     @property
     def output(self) -> str:
@@ -436,6 +444,11 @@ class Program:
         return _Reader(view[start + length :]).program(head)
 
 
+def largest_sum(weight: Integers) -> int:
+    """The largest sum of the absolute weights of one output."""
+    return int(np.abs(weight.reshape(len(weight), -1)).sum(1).max())
+
+
 def truncation_room(modulus: Ring | Field, shift: int) -> int:
     """The largest absolute value that can be truncated by ``shift`` bits without a circuit; see ``truncate.py``."""
     return (modulus.order // 4) - (2 << shift)
@@ -516,6 +529,9 @@ def _require(op: Op, holds: bool, otherwise: str) -> None:
 
 def _check_weight_format(op: Conv2d | Linear) -> None:
     _require(op, 1 <= op.weight_bits <= 30, f"weights of {op.weight_bits} bits; 1 to 30 are supported")
+    _require(
+        op, 1 <= op.sum_bits <= SUM_BITS, f"weights that sum to 2^{op.sum_bits}; 1 to {SUM_BITS} bits are supported"
+    )
     _require(op, 0 <= op.weight_fraction <= 60, f"weights of {op.weight_fraction} fraction bits; use 0 to 60")
 
 
