@@ -23,6 +23,7 @@ import numpy as np
 
 from deepreshape.private import he, linear, residues
 from deepreshape.private.linear import Convolution
+from deepreshape.private.shares import Randomness
 
 TARGET = {"layer": "64x8x8 -> 64, 3x3", "cpu_seconds": 0.15, "bytes": 3_000_000}
 
@@ -62,7 +63,7 @@ def spread(values: list[float]) -> dict[str, float]:
 def measure(layer: Convolution, modulus: int, rounds: int) -> dict[str, object]:
     parameters = linear.choose_parameters(modulus, [layer])
     layout = linear.lay_out(layer, parameters)
-    rng = residues.SystemRandom()
+    rng = Randomness()
     key = he.ClientKey(parameters)
     responder = he.Responder(parameters, key.public_key())
     top = 2**layer.weight_bits

@@ -6,12 +6,12 @@ import re
 
 import numpy as np
 import pytest
-from test_residues import Counted
 
 from deepreshape.private import he
 from deepreshape.private.channel import ProtocolError
 from deepreshape.private.he import ClientKey, Parameters, Responder
-from deepreshape.private.residues import SystemRandom, pack, packed_bytes, uniform, unpack
+from deepreshape.private.residues import pack, packed_bytes, uniform, unpack
+from deepreshape.private.shares import Randomness
 
 SMALL = Parameters(2**37, (60, 60))
 WEIGHT_SUM = 576 << 8
@@ -38,11 +38,11 @@ def one_response(key, responder, positions, seed=0):
     parameters = key.parameters
     rng = np.random.default_rng(seed)
     form = parameters.response_format(WEIGHT_SUM, REVEALED)
-    xs = [uniform(SystemRandom(), parameters.degree, parameters.modulus) for _ in range(2)]
+    xs = [uniform(Randomness(), parameters.degree, parameters.modulus) for _ in range(2)]
     ws = [np.zeros(parameters.degree, np.int64) for _ in xs]
     for w in ws:
         w[rng.choice(parameters.degree, 280, replace=False)] = rng.choice([-255, 255], 280)
-    mask = uniform(SystemRandom(), len(positions), parameters.modulus)
+    mask = uniform(Randomness(), len(positions), parameters.modulus)
     pairs = [(responder.receive(key.encrypt(x)), he.encode(parameters, w)) for x, w in zip(xs, ws, strict=True)]
     response = responder.respond(pairs, mask, form, positions)
     expected = sum(negacyclic(x, w, parameters.modulus) for x, w in zip(xs, ws, strict=True))[positions]
@@ -112,7 +112,7 @@ def test_only_what_is_asked_for_travels(session):
 def test_wire_matches_seal(session):
     """Our container around residues and seed is the ciphertext SEAL made: same c0, and c1 expanded alike."""
     key, _ = session
-    plain = he._plaintext(SMALL, uniform(SystemRandom(), 8192, SMALL.modulus))
+    plain = he._plaintext(SMALL, uniform(Randomness(), 8192, SMALL.modulus))
     saved = key._encryptor.encrypt_symmetric(plain)
     ciphertext = he._fresh(SMALL, key._to_wire(saved))
     again = he.seal.Ciphertext()
@@ -242,8 +242,8 @@ def test_injected_randomness_alone_decides_the_response(session):
     public, sent = key.public_key(), key.encrypt(np.zeros(8192, np.uint64))
     form = SMALL.response_format(WEIGHT_SUM, REVEALED)
     found = []
-    for seed in (b"one", b"one", b"two"):
-        responder = Responder(SMALL, public, Counted(seed))
+    for seed in (bytes(32), bytes(32), bytes([1] * 32)):
+        responder = Responder(SMALL, public, Randomness(seed))
         pairs = [(responder.receive(sent), he.encode(SMALL, np.eye(1, 8192, dtype=int)[0]))]
         found.append(responder.respond(pairs, np.zeros(3, np.uint64), form, np.arange(3)))
     assert found[0] == found[1] != found[2]

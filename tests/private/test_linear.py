@@ -14,9 +14,10 @@ from deepreshape.private import linear
 from deepreshape.private.channel import ProtocolError, memory_pair
 from deepreshape.private.he import ClientKey, Parameters, Responder
 from deepreshape.private.linear import Convolution, EncodedWeights, Layout
-from deepreshape.private.residues import SystemRandom, uniform
+from deepreshape.private.residues import uniform
+from deepreshape.private.shares import Randomness
 
-RANDOM = SystemRandom()
+RANDOM = Randomness()
 PRIME = 2061584302081
 MODULI = [2**37, 2**41, PRIME]
 

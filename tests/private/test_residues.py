@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
-import os
 
 import numpy as np
 import pytest
 
 from deepreshape.private.residues import (
-    SystemRandom,
     centred_binomial,
     dropped_bits,
     flood,
@@ -22,21 +19,10 @@ from deepreshape.private.residues import (
     uniform,
     unpack,
 )
+from deepreshape.private.shares import Randomness
 
 PRIMES = (1152921504606830593, 1152921504606748673, 1152921504606683137)
 """Of 60 bits."""
-
-
-class Counted:
-    """A deterministic stream for tests, which also says how much was drawn."""
-
-    def __init__(self, seed: bytes) -> None:
-        self.seed, self.drawn, self.calls = seed, 0, 0
-
-    def bytes(self, n: int, /) -> bytes:
-        self.drawn += n
-        self.calls += 1
-        return hashlib.shake_128(self.seed + self.calls.to_bytes(8, "little")).digest(n)
 
 
 def test_dropped_bits_stay_in_range():
@@ -54,7 +40,7 @@ def test_dropped_bits_stay_in_range():
 
 
 def test_samplers():
-    rng = Counted(b"samplers")
+    rng = Randomness(bytes(32))
     draw = uniform(rng, 4000, 1000)
     assert draw.max() < 1000
     assert np.abs(np.bincount(draw.astype(np.int64), minlength=1000) - 4).max() < 16
@@ -68,7 +54,7 @@ def test_samplers():
 @pytest.mark.parametrize("bits", [3, 55, 58, 76, 91])
 def test_flood_is_uniform_and_consistent(bits):
     """The residues of all primes belong to one integer in [-2^bits, 2^bits), and it fills that range."""
-    residues = flood(Counted(b"flood"), 2000, bits, PRIMES)
+    residues = flood(Randomness(bytes(32)), 2000, bits, PRIMES)
     product = math.prod(PRIMES)
     lifts = [product // p * pow(product // p, -1, p) for p in PRIMES]
     whole = [sum(int(r) * c for r, c in zip(column, lifts, strict=True)) % product for column in residues.T]
@@ -77,8 +63,3 @@ def test_flood_is_uniform_and_consistent(bits):
     assert 0.7 * 2**bits < max(values) < 2**bits
     assert abs(sum(v < 0 for v in values) - 1000) < 150
     assert abs(sum(v & 1 for v in values) - 1000) < 150
-
-
-def test_system_random():
-    assert len(SystemRandom().bytes(33)) == 33
-    assert SystemRandom().bytes(16) != SystemRandom().bytes(16) != os.urandom(16)

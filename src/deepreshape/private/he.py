@@ -57,7 +57,8 @@ memory file, since the binding loads from paths only. Where the system has none,
 temporary folder, and plaintexts, which are secrets, through SEAL's text form instead (slow, but never on disk). The
 server's floods are added as a ciphertext, so there they pass through that folder too: it must be as private as the
 weights themselves. Secret keys never leave SEAL's objects. SEAL draws keys and the client's errors itself, from the
-operating system's entropy.
+operating system's entropy; masks, floods and re-randomisation are a stream of ``shares.py``, AES-256 under a seed of
+that entropy, so that what is said to be uniform above is pseudorandom.
 """
 
 from __future__ import annotations
@@ -82,9 +83,7 @@ from tenseal import sealapi  # pyright: ignore[reportMissingTypeStubs]
 from deepreshape.private.channel import ProtocolError
 from deepreshape.private.residues import (
     Buffer,
-    RandomSource,
     Residues,
-    SystemRandom,
     centred_binomial,
     dropped_bits,
     flood,
@@ -97,6 +96,7 @@ from deepreshape.private.residues import (
     unpack,
     width,
 )
+from deepreshape.private.shares import Randomness
 
 seal: Any = sealapi
 
@@ -293,9 +293,9 @@ class Responder:
         ProtocolError: if the public key is malformed.
     """
 
-    def __init__(self, parameters: Parameters, public_key: Buffer, rng: RandomSource | None = None) -> None:
+    def __init__(self, parameters: Parameters, public_key: Buffer, rng: Randomness | None = None) -> None:
         self.parameters = parameters
-        self.rng = rng or SystemRandom()
+        self.rng = rng or Randomness()
         self._zero = self.receive(public_key)
 
     def receive(self, data: Buffer) -> Any:

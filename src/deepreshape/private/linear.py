@@ -48,7 +48,8 @@ from deepreshape.private.he import (
     encode,
 )
 from deepreshape.private.program import SUM_BITS, largest_sum
-from deepreshape.private.residues import Buffer, RandomSource, Residues, uniform
+from deepreshape.private.residues import Buffer, Residues, uniform
+from deepreshape.private.shares import Randomness
 
 PRODUCT_COST = 16 * 1024
 """What the tile search pays for one plaintext product, in bytes on the wire: about 0.6 ms of work with a fresh
@@ -436,7 +437,7 @@ def send_public_key(channel: Channel, key: ClientKey) -> None:
     channel.send(Frame.CIPHERTEXTS, key.public_key())
 
 
-def receive_public_key(channel: Channel, parameters: Parameters, rng: RandomSource | None = None) -> Responder:
+def receive_public_key(channel: Channel, parameters: Parameters, rng: Randomness | None = None) -> Responder:
     """Server, once a session."""
     return Responder(parameters, channel.receive(Frame.CIPHERTEXTS, parameters.fresh_bytes), rng)
 

@@ -6,35 +6,19 @@ half-bytes, as many as its prime or fewer; low bits that are left out come back 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from deepreshape.private.channel import ProtocolError
+from deepreshape.private.shares import Randomness
 
 Residues = NDArray[np.uint64]
 Buffer = bytes | bytearray | memoryview
 
 
-class RandomSource(Protocol):
-    """Where this party's masks, floods and re-randomisation come from. Tests may supply a deterministic one."""
-
-    def bytes(self, n: int, /) -> Buffer | NDArray[np.uint8]:
-        """The next ``n`` bytes of a stream that never repeats."""
-        ...
-
-
-class SystemRandom:
-    """The operating system's generator."""
-
-    def bytes(self, n: int, /) -> bytes:
-        return os.urandom(n)
-
-
-def uniform(rng: RandomSource, count: int, modulus: int) -> Residues:
+def uniform(rng: Randomness, count: int, modulus: int) -> Residues:
     """``count`` residues, uniform modulo ``modulus`` (by rejection), of at most 63 bits."""
     bits = (modulus - 1).bit_length()
     keep = np.uint64((1 << bits) - 1)
@@ -45,7 +29,7 @@ def uniform(rng: RandomSource, count: int, modulus: int) -> Residues:
     return found
 
 
-def ternary(rng: RandomSource, count: int) -> NDArray[np.int64]:
+def ternary(rng: Randomness, count: int) -> NDArray[np.int64]:
     """``count`` integers, uniform in {-1, 0, 1}."""
     # 255 = 3 * 85, so a byte below 255 modulo 3 is uniform
     found = np.zeros(0, np.uint8)
@@ -58,7 +42,7 @@ def ternary(rng: RandomSource, count: int) -> NDArray[np.int64]:
 _ONES = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).sum(1, dtype=np.int8)
 
 
-def centred_binomial(rng: RandomSource, count: int) -> NDArray[np.int64]:
+def centred_binomial(rng: Randomness, count: int) -> NDArray[np.int64]:
     """``count`` integers, each the difference of two sums of 21 bits: variance 10.5, as SEAL's own errors."""
     words = np.frombuffer(rng.bytes(6 * count), np.uint8).reshape(2, 3, count).copy()
     words[:, 2] &= 31  # 8 + 8 + 5 = 21 bits
@@ -66,7 +50,7 @@ def centred_binomial(rng: RandomSource, count: int) -> NDArray[np.int64]:
     return plus - minus
 
 
-def flood(rng: RandomSource, count: int, bits: int, primes: Sequence[int]) -> Residues:
+def flood(rng: Randomness, count: int, bits: int, primes: Sequence[int]) -> Residues:
     """Uniform integers in [-2^bits, 2^bits), as (primes, count) residues."""
     steps = max(0, -(-(bits + 1 - 56) // 4))
     top = np.frombuffer(rng.bytes(8 * count), np.uint64) & np.uint64((1 << (bits + 1 - 4 * steps)) - 1)
