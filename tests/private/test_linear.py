@@ -50,7 +50,8 @@ def run(layout: Layout, weights, mask, rng=RANDOM):
         responder = linear.receive_public_key(there, layout.parameters, rng)
     with here.ledger.at("layer", "offline"), there.ledger.at("layer", "offline"):
         linear.send_mask(here, key, layout, mask)
-        theirs = linear.answer(there, responder, EncodedWeights(layout, weights))
+        received = linear.receive_mask(there, layout)
+        theirs = linear.answer(there, responder, EncodedWeights(layout, weights), received)
         mine = linear.receive_share(here, key, layout)
     return mine, theirs, here.ledger.rows, there.ledger.rows
 

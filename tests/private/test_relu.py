@@ -257,10 +257,10 @@ def test_the_evaluator_never_holds_both_labels_of_a_wire(session: Session) -> No
         layer = ReluLayer(f"layer {next(names)}", modulus, 0, 30, role_of(session), batch=8)
         share, mask, theirs = (modulus.random(30, fixed(number)) for _ in range(3))
         prepared = tapped.offline(layer, share, mask)
-        head, *batches = [part.take() for part in prepared[evaluator]]
+        head, seed, *batches = [part.take() for part in prepared[evaluator]]
         own = np.concatenate([part["labels"] for part in batches])
-        derived = Randomness(head["seed"].tobytes()).labels(2 * modulus.bits * 30)
-        prepared[evaluator][:] = [Prepared(part) for part in (head, *batches)]
+        derived = Randomness(seed["seed"].tobytes()).labels(2 * modulus.bits * 30)
+        prepared[evaluator][:] = [Prepared(part) for part in (head, seed, *batches)]
         tapped.online(layer, prepared, theirs)
         labels = [data for kind, data in taps[garbler].frames if kind is Frame.LABELS][1:]  # the first is the seed
         online = np.frombuffer(b"".join(labels), np.uint64).reshape(-1, 2)
@@ -312,10 +312,10 @@ def test_missing_material_is_named() -> None:
     session = Session.start("server")
     layer, zeros = ReluLayer("r", Ring(8), 0, 5, "server", batch=2), np.zeros(5, np.uint64)
     client, server = session.offline(layer, zeros, zeros)
-    assert (len(client), len(server)) == (4, 1)
+    assert (len(client), len(server)) == (5, 1)
     with ThreadPoolExecutor(1) as pool:
         answer = pool.submit(server_online, session.server, layer, SESSION, server, zeros)
-        with pytest.raises(ValueError, match="layer 'r' has 3 batches; material for 2 was given"):
+        with pytest.raises(ValueError, match="layer 'r' has 3 batches; its material ends"):
             client_online(session.client, layer, SESSION, client[:-1])
         session.client.send(Frame.SHARES, bytes(5))
         answer.result()
@@ -357,8 +357,8 @@ def test_tables_that_give_no_shares_are_refused(session: Session) -> None:
     layer, zeros = ReluLayer(f"layer {next(names)}", modulus, 0, 60, role_of(session)), np.zeros(60, np.uint64)
     client, server = session.offline(layer, zeros, zeros)
     evaluator = client if role_of(session) == "server" else server
-    broken = evaluator[1].take()
-    evaluator[1] = Prepared({**broken, "decode": ~broken["decode"]})  # 60 values below 5, mapped to 7 minus them
+    broken = evaluator[2].take()
+    evaluator[2] = Prepared({**broken, "decode": ~broken["decode"]})  # 60 values below 5, mapped to 7 minus them
     own = np.zeros(60, np.uint64)
     with ThreadPoolExecutor(1) as pool:
         if role_of(session) == "server":

@@ -5,6 +5,12 @@ every value is known offline: it is a mask that the client drew (of the input, a
 what the homomorphic step returned (W r - s, ``linear.py``), or a sum of such shares. So all homomorphic work and all
 garbling is done before any input exists, and additions, pooling and flattening cost no message at all.
 
+*Order of the offline phase.* Masks behind ReLUs do not depend on what is before them, so the masks of all linear layers
+travel at once, and the answers after them; only layers with nothing but additions between them wait for one another.
+Then come the transfers for truncation, and the ReLUs: oblivious transfers for as many layers as may lie in memory,
+then their circuits (``Plan.levels``, ``Plan.flights``). A party reads all of a flight before it answers, so that
+neither blocks the other, and waits once a flight and not once a layer.
+
 *The client learns* the output, and public facts: architecture, shapes, formats, bit widths and mask positions. Beside
 those it sees W r - s (uniform, s is fresh), garbled circuits that give values under the server's masks, and pads.
 *The server learns* that a query was made and when; it sees ciphertexts under the client's key, and values under
@@ -16,7 +22,7 @@ What a peer sends is checked for kind, length and range, and a failed check ends
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
@@ -26,8 +32,8 @@ from deepreshape.private.exact import Integers, locally
 from deepreshape.private.he import ClientKey
 from deepreshape.private.linear import receive_share, send_mask, send_public_key
 from deepreshape.private.material import Sink, Source
-from deepreshape.private.plan import OUTPUT, SETUP, Plan
-from deepreshape.private.program import INPUT, Add, Conv2d, Flatten, Linear, Raise, Relu, SumPool, Truncate
+from deepreshape.private.plan import OUTPUT, SETUP, Plan, groups
+from deepreshape.private.program import INPUT, Conv2d, Linear, Relu, Truncate
 from deepreshape.private.relu import Evaluator, Garbler, Prepared
 from deepreshape.private.shares import Randomness, Words
 
@@ -58,68 +64,93 @@ def offline(
 
 
 class _Offline:
-    """One offline phase: the parties' engines, and the client's shares by value name."""
+    """One offline phase, and the client's shares by value name."""
 
     def __init__(self, channel: Channel, plan: Plan, session: bytes, sink: Sink, rng: Randomness) -> None:
-        self.channel, self.plan, self.sink, self.rng = channel, plan, sink, rng
+        self.channel, self.plan, self.session, self.sink, self.rng = channel, plan, session, sink, rng
         self.modulus = plan.program.modulus
         self.shares: dict[str, Words] = {}
-        with channel.ledger.at(SETUP, "setup"):
-            if plan.parameters is not None:
-                self.key = ClientKey(plan.parameters)
-                send_public_key(channel, self.key)
-            if plan.relus:
-                engine = Garbler if plan.garbler == "client" else Evaluator
-                self.engine = engine.start(channel, session, rng)
-            if plan.truncations:
-                self.receiver = truncate.Receiver.start(channel, session, rng)
 
     def run(self, observe: Observer) -> None:
-        program = self.plan.program
+        plan, program = self.plan, self.plan.program
         mask = self.modulus.random(program.input_shape, self.rng)
-        self.sink.put(self.plan.stream("mask", INPUT), Prepared({"mask": mask.copy()}))
+        self.sink.put(plan.stream("mask", INPUT), Prepared({"mask": mask.copy()}))
         self.shares[INPUT] = mask
-        observe(INPUT, mask)
-        for op in program.ops:
-            share = self.shares[op.inputs[0]]
-            with self.channel.ledger.at(op.name, "offline"):
-                match op:
-                    case Conv2d() | Linear():
-                        self.shares[op.name] = self._linear(op, share)
-                    case Relu() | Truncate():
-                        self.shares[op.name] = self._nonlinear(op, share)
-                    case Add() | SumPool() | Raise() | Flatten():
-                        self.shares[op.name] = locally(op, [self.shares[name] for name in op.inputs], self.modulus)
-            observe(op.name, self.shares[op.name])
+        self._settle()
+        if plan.parameters is not None:
+            key = ClientKey(plan.parameters)
+            with self.channel.ledger.at(SETUP, "setup"):
+                send_public_key(self.channel, key)
+            for level in plan.levels:
+                self._linear(key, level)
+                self._settle()
+        for name, share in self.shares.items():
+            observe(name, share)
+        if plan.truncations:
+            with self.channel.ledger.at(SETUP, "setup"):
+                receiver = truncate.Receiver.start(self.channel, self.session, self.rng)
+            for op in program.ops:
+                if isinstance(op, Relu | Truncate) and op.name in plan.truncations:
+                    self._truncate(receiver, op)
+        if plan.relus:
+            with self.channel.ledger.at(SETUP, "setup"):
+                party = Garbler if plan.garbler == "client" else Evaluator
+                engine = party.start(self.channel, self.session, self.rng)
+            for flight in plan.flights:
+                self._rectify(engine, flight)
         output = self.shares[program.output]
-        self.sink.put(self.plan.stream("share", program.output), Prepared({"share": output.copy()}))
+        self.sink.put(plan.stream("share", program.output), Prepared({"share": output.copy()}))
 
-    def _linear(self, op: Conv2d | Linear, share: Words) -> Words:
-        layout = self.plan.layouts[op.name]
-        groups = share.reshape(-1, *layout.layer.input_shape)
-        found: list[Words] = []
-        for group in groups:
-            send_mask(self.channel, self.key, layout, group)
-            found.append(receive_share(self.channel, self.key, layout))
-        return np.concatenate(found).reshape(self.plan.program.values[op.name].shape)
+    def _settle(self) -> None:
+        """Draw the masks, and derive the shares, that wait for nothing more from the server."""
+        for op in self.plan.program.ops:
+            if op.name in self.shares or isinstance(op, Conv2d | Linear):
+                continue
+            masked = isinstance(op, Relu | Truncate)
+            if masked and not self.plan.passed(op).size:
+                self.shares[op.name] = self._mask(op)
+            elif all(name in self.shares for name in op.inputs):
+                known = [self.shares[name] for name in op.inputs]
+                self.shares[op.name] = self._mask(op, known[0]) if masked else locally(op, known, self.modulus)
 
-    def _nonlinear(self, op: Relu | Truncate, share: Words) -> Words:
-        """The client's share of the output: fresh masks, but where nothing is done at all."""
-        plan, name, flat = self.plan, op.name, share.reshape(-1)
-        rectified, truncated = plan.positions(op)
-        mask = self.modulus.random(flat.size, self.rng)
-        if name in plan.truncations:
-            prepared = truncate.client_offline(
-                self.channel, plan.truncations[name], self.receiver, flat[truncated], mask[truncated]
-            )
-            self.sink.put(plan.stream("truncate", name), prepared)
-        else:
-            mask[truncated] = flat[truncated]
-        if name in plan.relus:
-            shares = flat[rectified], mask[rectified]
-            for prepared in relu.client_offline(self.channel, plan.relus[name], self.engine, *shares):
-                self.sink.put(plan.stream("relu", name), prepared)
-        return mask.reshape(share.shape)
+    def _mask(self, op: Relu | Truncate, share: Words | None = None) -> Words:
+        """A fresh share of the output, but where nothing is done at all: there it stays ``share``."""
+        mask = self.modulus.random(self.plan.program.values[op.name].shape, self.rng)
+        if share is not None:
+            passed = self.plan.passed(op)
+            mask.reshape(-1)[passed] = share.reshape(-1)[passed]
+        return mask
+
+    def _linear(self, key: ClientKey, level: list[Conv2d | Linear]) -> None:
+        """Send the masks of all these layers, then take their shares."""
+        for op in level:
+            layout = self.plan.layouts[op.name]
+            with self.channel.ledger.at(op.name, "offline"):
+                for group in self.shares[op.inputs[0]].reshape(-1, *layout.layer.input_shape):
+                    send_mask(self.channel, key, layout, group)
+        for op in level:
+            layout = self.plan.layouts[op.name]
+            with self.channel.ledger.at(op.name, "offline"):
+                found = [receive_share(self.channel, key, layout) for _ in range(groups(op))]
+            self.shares[op.name] = np.concatenate(found).reshape(self.plan.program.values[op.name].shape)
+
+    def _truncate(self, receiver: truncate.Receiver, op: Relu | Truncate) -> None:
+        layer = self.plan.truncations[op.name]
+        _, truncated = self.plan.positions(op)
+        shares = [self.shares[name].reshape(-1)[truncated] for name in (op.inputs[0], op.name)]
+        with self.channel.ledger.at(op.name, "offline"):
+            prepared = truncate.client_offline(self.channel, layer, receiver, *shares)
+        self.sink.put(self.plan.stream("truncate", op.name), prepared)
+
+    def _rectify(self, engine: Garbler | Evaluator, flight: list[Relu]) -> None:
+        """The transfers of all these layers, then their circuits."""
+        steps: dict[str, Iterator[Prepared]] = {}
+        for op in flight:
+            rectified, _ = self.plan.positions(op)
+            shares = [self.shares[name].reshape(-1)[rectified] for name in (op.inputs[0], op.name)]
+            steps[op.name] = relu.client_offline(self.channel, self.plan.relus[op.name], engine, *shares)
+        for name, prepared in relu.together(self.channel, steps):
+            self.sink.put(self.plan.stream("relu", name), prepared)
 
 
 def online(channel: Channel, plan: Plan, session: bytes, source: Source, x: Integers) -> Integers:

@@ -2,7 +2,8 @@
 
 *Protocol.* The client sends encryptions of its mask r, coefficient-encoded; the server multiplies them by its encoded
 weights, and returns W r - s with s uniform modulo t, flooded and re-randomised (``he.py`` states the assumptions and
-why the client learns nothing but W r - s). Semi-honest. One round per layer, nothing of it online.
+why the client learns nothing but W r - s). Semi-honest. All layers whose masks the client knows together take one
+round, and nothing of it is online.
 
 *Encoding*, after Cheetah (Huang, Lu, Hong and Ding, 2022): a product of two polynomials is a sum of products of
 coefficients, which a convolution also is. Pixel (c, i, j) of an input tile sits at exponent c S + i R + j; the weight
@@ -454,15 +455,19 @@ def send_mask(channel: Channel, key: ClientKey, layout: Layout, mask: Residues) 
         channel.send(Frame.CIPHERTEXTS, key.encrypt(polynomial))
 
 
-def answer(channel: Channel, responder: Responder, weights: EncodedWeights) -> Residues:
-    """Server: take the client's ciphertexts of one layer, return the responses, keep the share s of ``output_shape``.
-
-    Everything is read before anything is sent, so that neither party can block the other.
-    """
-    layout = weights.layout
+def receive_mask(channel: Channel, layout: Layout) -> list[memoryview]:
+    """Server: the client's ciphertexts of one layer. It reads those of a whole flight before it answers the first."""
     count = layout.bands * layout.inputs
-    received = [channel.receive(Frame.CIPHERTEXTS, responder.parameters.fresh_bytes) for _ in range(count)]
-    responses, share = respond(responder, weights, received)
+    return [channel.receive(Frame.CIPHERTEXTS, layout.parameters.fresh_bytes) for _ in range(count)]
+
+
+def answer(channel: Channel, responder: Responder, weights: EncodedWeights, ciphertexts: Sequence[Buffer]) -> Residues:
+    """Server: send the responses of one layer, keep the share s of ``output_shape``.
+
+    Raises:
+        ProtocolError: if a ciphertext is malformed.
+    """
+    responses, share = respond(responder, weights, ciphertexts)
     for response in responses:
         channel.send(Frame.CIPHERTEXTS, response)
     return share

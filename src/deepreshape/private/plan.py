@@ -31,6 +31,8 @@ SETUP = "(setup)"
 OUTPUT = "(output)"
 """Under this name the server's last share is booked."""
 WORD_BYTES = 8
+FLIGHT_BYTES = 1 << 26
+"""How many bytes of labels may wait in memory for their circuits, unless one layer alone has more."""
 
 
 class Part(NamedTuple):
@@ -128,6 +130,45 @@ class Plan:
         return found
 
     @cached_property
+    def levels(self) -> list[list[Conv2d | Linear]]:
+        """The linear operations, by the flight in which the client's masks of them travel.
+
+        A mask behind a ReLU or a truncation is the client's own choice, so an operation waits only for those that it
+        reads without one in between. Those of one level wait together.
+        """
+        waits = {INPUT: 0}
+        found: list[list[Conv2d | Linear]] = []
+        for op in self.program.ops:
+            waits[op.name] = max(waits[name] for name in op.inputs)
+            if isinstance(op, Conv2d | Linear):
+                if waits[op.name] == len(found):
+                    found.append([])
+                found[waits[op.name]].append(op)
+                waits[op.name] += 1
+            elif isinstance(op, Relu | Truncate) and not self.passed(op).size:
+                waits[op.name] = 0
+        return found
+
+    @cached_property
+    def flights(self) -> list[list[Relu]]:
+        """The ReLUs with a garbled part, by the flight in which their transfers travel.
+
+        Between its transfers and its circuits a layer's labels lie in memory, which bounds what travels together.
+        """
+        found: list[list[Relu]] = []
+        room = 0
+        for op in self.program.ops:
+            if isinstance(op, Relu) and op.name in self.relus:
+                layer = self.relus[op.name]
+                nbytes = relu.LABEL_BYTES * layer.modulus.bits * layer.count
+                if nbytes > room:
+                    found.append([])
+                    room = FLIGHT_BYTES
+                found[-1].append(op)
+                room -= nbytes
+        return found
+
+    @cached_property
     def agreed(self) -> dict[str, int | str]:
         """The public settings that the handshake compares, beside the program's digest."""
         settings: dict[str, int | str] = {"relu": "gc-full", "garbler": self.garbler, "batch": self.batch}
@@ -143,6 +184,11 @@ class Plan:
             return op.positions(value)
         everywhere = np.arange(value.size)
         return everywhere[:0], everywhere
+
+    def passed(self, op: Relu | Truncate) -> NDArray[np.intp]:
+        """Flat positions with which nothing is done at all: both parties' shares stay what they are."""
+        _, truncated = self.positions(op)
+        return truncated[:0] if op.shift else truncated
 
     def stream(self, kind: str, name: str) -> str:
         """The stream of material of one step: its operation's number and what it is for."""
@@ -164,36 +210,36 @@ class Plan:
             for sender in part.senders:
                 row[2] += before == "C" and sender == "S"
                 before = sender
+        place = {name: number for number, name in enumerate((SETUP, *self.program.values, OUTPUT))}
         return CostReport.of(
             Cost(layer, phase, kind, bytes_up=up, bytes_down=down, rounds=rounds, **self._work(layer, phase, kind))
-            for (layer, phase, kind), (up, down, rounds) in traffic.items()
+            for (layer, phase, kind), (up, down, rounds) in sorted(traffic.items(), key=lambda row: place[row[0][0]])
         )
 
     def _parts(self) -> Iterator[Part]:
-        """All that is sent, in order."""
+        """All that is sent, in order. Whoever sends one part after another does not wait in between."""
         program = self.program
         element = program.modulus.element_bytes
+        there, back = ot.SETUP_BYTES
+        yield Part(INPUT, "offline", "shares", "", 0, 0)
         if self.parameters is not None:
             yield Part(SETUP, "setup", "keys", "C", self.parameters.fresh_bytes, 0)
-        there, back = ot.SETUP_BYTES
+        for level in self.levels:
+            sizes = {op.name: self._he(op) for op in level}
+            yield from (Part(name, "offline", "he", "C", up, 0) for name, (up, _) in sizes.items())
+            yield from (Part(name, "offline", "he", "S", 0, down) for name, (_, down) in sizes.items())
+        if self.truncations:
+            yield Part(SETUP, "setup", "transfers", "CS", there, back)
+        for name, layer in self.truncations.items():
+            yield Part(name, "offline", "truncate", "C", *truncate.declared(layer)["offline"])
         if self.relus:
             first = ("CS", there, back) if self.garbler == "server" else ("SC", back, there)
             yield Part(SETUP, "setup", "transfers", *first)
-        if self.truncations:
-            yield Part(SETUP, "setup", "transfers", "CS", there, back)
-
-        yield Part(INPUT, "offline", "shares", "", 0, 0)
-        for op in program.ops:
-            if isinstance(op, Conv2d | Linear):
-                groups = op.groups if isinstance(op, Conv2d) else 1
-                up, down = self.layouts[op.name].declared.traffic["offline"]
-                yield Part(op.name, "offline", "he", "CS" * groups, groups * up, groups * down)
-            if op.name in self.truncations:
-                up, down = truncate.declared(self.truncations[op.name])["offline"]
-                yield Part(op.name, "offline", "truncate", "C", up, down)
-            if op.name in self.relus:
-                senders = "CS" if self.garbler == "server" else "SC"
-                yield Part(op.name, "offline", "garble", senders, *self._relu(op.name, "offline"))
+        for flight in self.flights:
+            sizes = {op.name: self._relu(op.name, "offline") for op in flight}
+            ups = [Part(name, "offline", "garble", "C", up, 0) for name, (up, _) in sizes.items()]
+            downs = [Part(name, "offline", "garble", "S", 0, down) for name, (_, down) in sizes.items()]
+            yield from ups + downs if self.garbler == "server" else downs + ups
         yield Part(OUTPUT, "offline", "shares", "", 0, 0)
 
         yield Part(INPUT, "online", "shares", "C", element * program.values[INPUT].size, 0)
@@ -210,6 +256,10 @@ class Plan:
                 yield Part(op.name, "online", "truncate", "C", up, 0)
         yield Part(OUTPUT, "online", "shares", "S", 0, element * program.values[program.output].size)
 
+    def _he(self, op: Conv2d | Linear) -> tuple[int, int]:
+        up, down = self.layouts[op.name].declared.traffic["offline"]
+        return groups(op) * up, groups(op) * down
+
     def _relu(self, name: str, phase: Phase) -> tuple[int, int]:
         layer = self.relus[name]
         return relu.declared(layer.modulus, layer.shift, layer.count, layer.garbler, layer.batch)[phase]
@@ -217,10 +267,8 @@ class Plan:
     def _work(self, layer: str, phase: Phase, kind: str) -> dict[str, int]:
         """What a row of :meth:`declared` counts beside bytes and rounds."""
         if kind == "he":
-            op = self._linear(layer)
-            groups = op.groups if isinstance(op, Conv2d) else 1
             return {
-                "he_products": groups * self.layouts[layer].declared.products,
+                "he_products": groups(self._linear(layer)) * self.layouts[layer].declared.products,
                 "stored_server": WORD_BYTES * self.program.values[layer].size,
             }
         if kind == "clear":
@@ -243,3 +291,8 @@ class Plan:
 
     def _linear(self, name: str) -> Conv2d | Linear:
         return next(op for op in self.program.ops if op.name == name and isinstance(op, Conv2d | Linear))
+
+
+def groups(op: Conv2d | Linear) -> int:
+    """How many layers like each other an operation is to the homomorphic encryption."""
+    return op.groups if isinstance(op, Conv2d) else 1

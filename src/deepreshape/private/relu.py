@@ -23,12 +23,14 @@ Labels of bits that the garbler knows offline cost no bytes: both parties derive
 garbler sets the label of zero from it. Correction by d reveals nothing: c is uniform, and the pad is used once.
 
 What a party keeps between the phases is a sequence of :class:`Prepared`: first one with what concerns the whole layer,
-then, at the evaluator, one for each batch. A store keeps them in that order and hands them back in it, one at a time.
+then, at the evaluator, the seed and one for each batch. A store keeps them in that order and hands them back in it, one
+at a time. The first is there once the transfers are done, before anything is garbled: with the transfers of several
+layers first and their circuits behind them, all of these layers together take one round.
 """
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -153,7 +155,7 @@ class Evaluator:
 def client_offline(
     channel: Channel, layer: ReluLayer, engine: Garbler | Evaluator, share: Words, mask: Words
 ) -> Iterator[Prepared]:
-    """The client's offline step; it runs as the result is iterated over.
+    """The client's offline step; it runs as the result is iterated over, the transfers before the first item.
 
     Args:
         channel: to the server.
@@ -184,6 +186,21 @@ def server_offline(channel: Channel, layer: ReluLayer, engine: Garbler | Evaluat
         yield from _receive(channel, layer, evaluator, choices, {"choices": np.packbits(choices)})
 
 
+def together(channel: Channel, steps: Mapping[str, Iterator[Prepared]]) -> Iterator[tuple[str, Prepared]]:
+    """The offline steps of several layers, by layer: the transfers of all, then what follows of each.
+
+    Both parties name the layers in the same order. What each step makes comes with its layer's name.
+    """
+    for name, step in steps.items():
+        with channel.ledger.at(name, "offline"):
+            first = next(step)
+        yield name, first
+    for name, step in steps.items():
+        with channel.ledger.at(name, "offline"):
+            for prepared in step:
+                yield name, prepared
+
+
 def client_online(channel: Channel, layer: ReluLayer, session: bytes, prepared: Iterable[Prepared]) -> None:
     """The client's online step. Its share of the output is the mask it gave to :func:`client_offline`.
 
@@ -197,7 +214,7 @@ def client_online(channel: Channel, layer: ReluLayer, session: bytes, prepared: 
             packed = np.frombuffer(channel.receive(Frame.SHARES, -(-bits // 8)), np.uint8)
             _send_labels(channel, layer, head, np.unpackbits(packed, count=bits).reshape(-1, layer.count))
         else:
-            reply = layer.modulus.sub(_evaluate(channel, layer, session, head, batches), head["mask"])
+            reply = layer.modulus.sub(_evaluate(channel, layer, session, batches), head["mask"])
             channel.send(Frame.SHARES, layer.modulus.pack(reply))
 
 
@@ -229,7 +246,7 @@ def server_online(
             return layer.modulus.sub(layer.modulus.unpack(reply, layer.count), head["mask"])
         choices = np.unpackbits(head["choices"], count=planes.size).reshape(planes.shape)
         channel.send(Frame.SHARES, np.packbits(choices ^ planes))
-        return _evaluate(channel, layer, session, head, batches)
+        return _evaluate(channel, layer, session, batches)
 
 
 def declared(
@@ -273,6 +290,7 @@ def _garble(
     chosen = [garbler.transfers.extend(channel, bits * _size(span)) for span in layer.spans]
     shown_seed, hidden_seed = garbler.rng.seed(), garbler.rng.seed()
     shown, hidden = Randomness(shown_seed), Randomness(hidden_seed)
+    yield Prepared({"seed": np.frombuffer(bytearray(hidden_seed), np.uint8), "offset": offset.words.copy(), **kept})
     channel.send(Frame.LABELS, shown_seed)
     # one room for all batches: a channel is done with a payload when send returns
     room = np.empty(int(np.prod(table_shape(layer.circuit, min(layer.batch, layer.count)))), np.uint64)
@@ -288,7 +306,6 @@ def _garble(
         tables, decode = garbled.take()
         channel.send(Frame.TABLES, tables)
         channel.send(Frame.TABLES, np.packbits(decode))
-    yield Prepared({"seed": np.frombuffer(bytearray(hidden_seed), np.uint8), "offset": offset.words.copy(), **kept})
 
 
 def _receive(
@@ -296,7 +313,8 @@ def _receive(
 ) -> Iterator[Prepared]:
     """The evaluator's offline step; ``choices`` (bits, count) select the labels of its input word."""
     labels = [evaluator.transfers.extend(channel, choices[:, span].reshape(-1)) for span in layer.spans]
-    yield Prepared({"seed": np.frombuffer(channel.receive(Frame.LABELS, SEED_BYTES), np.uint8), **kept})
+    yield Prepared(kept)
+    yield Prepared({"seed": np.frombuffer(channel.receive(Frame.LABELS, SEED_BYTES), np.uint8)})
     for span, chosen in zip(layer.spans, labels, strict=True):
         shape = table_shape(layer.circuit, _size(span))
         tables = np.frombuffer(channel.receive(Frame.TABLES, 8 * int(np.prod(shape))), np.uint64).reshape(shape)
@@ -312,22 +330,13 @@ def _send_labels(channel: Channel, layer: ReluLayer, head: dict[str, NDArray[Any
         channel.send(Frame.LABELS, pick(hidden.labels(wanted.size).reshape(*wanted.shape, 2), head["offset"], wanted))
 
 
-def _evaluate(
-    channel: Channel,
-    layer: ReluLayer,
-    session: bytes,
-    head: dict[str, NDArray[Any]],
-    batches: Iterator[Prepared],
-) -> Words:
+def _evaluate(channel: Channel, layer: ReluLayer, session: bytes, batches: Iterator[Prepared]) -> Words:
     """Online, at the evaluator: the circuit's outputs, uint64 (count,)."""
     bits = layer.modulus.bits
-    shown = Randomness(head["seed"].tobytes())
+    shown = Randomness(_next(layer, batches)["seed"].tobytes())
     results: list[Words] = []
     for number, span in enumerate(layer.spans):
-        batch = next(batches, None)
-        if batch is None:
-            raise ValueError(f"layer {layer.name!r} has {len(layer.spans)} batches; material for {number} was given")
-        arrays, size = batch.take(), _size(span)
+        arrays, size = _next(layer, batches), _size(span)
         sent = np.frombuffer(channel.receive(Frame.LABELS, LABEL_BYTES * bits * size), np.uint64).reshape(bits, size, 2)
         own = arrays["labels"].reshape(bits, size, 2)
         if layer.garbler == "server":
@@ -341,6 +350,13 @@ def _evaluate(
         if int(results[-1].max()) >= layer.modulus.order:
             raise ProtocolError(f"what the peer garbled for layer {layer.name!r} gives a value not in {layer.modulus}")
     return np.concatenate(results)
+
+
+def _next(layer: ReluLayer, batches: Iterator[Prepared]) -> dict[str, NDArray[Any]]:
+    batch = next(batches, None)
+    if batch is None:
+        raise ValueError(f"layer {layer.name!r} has {len(layer.spans)} batches; its material ends before them")
+    return batch.take()
 
 
 @contextmanager

@@ -7,7 +7,8 @@ import numpy as np
 from deepreshape.private import relu, truncate
 from deepreshape.private.channel import Channel, Frame
 from deepreshape.private.exact import locally, on_shares
-from deepreshape.private.linear import EncodedWeights, answer, receive_public_key
+from deepreshape.private.he import Responder
+from deepreshape.private.linear import EncodedWeights, answer, receive_mask, receive_public_key
 from deepreshape.private.material import Sink, Source
 from deepreshape.private.plan import OUTPUT, SETUP, Plan
 from deepreshape.private.program import INPUT, Add, Conv2d, Flatten, Linear, Program, Raise, Relu, SumPool, Truncate
@@ -43,26 +44,40 @@ class Model:
 def offline(channel: Channel, model: Model, session: bytes, sink: Sink, *, rng: Randomness | None = None) -> None:
     """The counterpart of :func:`deepreshape.private.client.offline`, whose notes hold here."""
     plan, rng = model.plan, rng or Randomness()
-    responder = engine = sender = None
-    with channel.ledger.at(SETUP, "setup"):
-        if plan.parameters is not None:
+    if plan.parameters is not None:
+        with channel.ledger.at(SETUP, "setup"):
             responder = receive_public_key(channel, plan.parameters, rng)
-        if plan.relus:
-            engine = (Garbler if plan.garbler == "server" else Evaluator).start(channel, session, rng)
-        if plan.truncations:
+        for level in plan.levels:
+            _answer(channel, model, responder, [op.name for op in level], sink)
+    if plan.truncations:
+        with channel.ledger.at(SETUP, "setup"):
             sender = truncate.Sender.start(channel, session, rng)
-    for op in plan.program.ops:
-        with channel.ledger.at(op.name, "offline"):
-            if responder and op.name in model.encoded:
-                shares = [answer(channel, responder, group) for group in model.encoded[op.name]]
-                share = np.concatenate(shares).reshape(plan.program.values[op.name].shape)
-                sink.put(plan.stream("linear", op.name), Prepared({"share": share}))
-            if sender and op.name in plan.truncations:
-                prepared = truncate.server_offline(channel, plan.truncations[op.name], sender)
-                sink.put(plan.stream("truncate", op.name), prepared)
-            if engine and op.name in plan.relus:
-                for prepared in relu.server_offline(channel, plan.relus[op.name], engine):
-                    sink.put(plan.stream("relu", op.name), prepared)
+        for name, layer in plan.truncations.items():
+            with channel.ledger.at(name, "offline"):
+                prepared = truncate.server_offline(channel, layer, sender)
+            sink.put(plan.stream("truncate", name), prepared)
+    if plan.relus:
+        with channel.ledger.at(SETUP, "setup"):
+            engine = (Garbler if plan.garbler == "server" else Evaluator).start(channel, session, rng)
+        for flight in plan.flights:
+            steps = {op.name: relu.server_offline(channel, plan.relus[op.name], engine) for op in flight}
+            for name, prepared in relu.together(channel, steps):
+                sink.put(plan.stream("relu", name), prepared)
+
+
+def _answer(channel: Channel, model: Model, responder: Responder, level: list[str], sink: Sink) -> None:
+    """Take the client's masks of all these layers, then answer one after the other, and keep the shares."""
+    plan = model.plan
+    received: dict[str, list[list[memoryview]]] = {}
+    for name in level:
+        with channel.ledger.at(name, "offline"):
+            received[name] = [receive_mask(channel, group.layout) for group in model.encoded[name]]
+    for name in level:
+        with channel.ledger.at(name, "offline"):
+            both = zip(model.encoded[name], received.pop(name), strict=True)
+            shares = [answer(channel, responder, group, ciphertexts) for group, ciphertexts in both]
+        share = np.concatenate(shares).reshape(plan.program.values[name].shape)
+        sink.put(plan.stream("linear", name), Prepared({"share": share}))
 
 
 def online(channel: Channel, model: Model, session: bytes, source: Source) -> None:
