@@ -3,12 +3,15 @@
 import json
 import subprocess
 import sys
+from io import StringIO
 from pathlib import Path
 
 import numpy as np
 import pytest
+from rich.console import Console
 from test_cli import answer, call
 
+from deepreshape.cli import console
 from deepreshape.models import architecture, build
 from deepreshape.models.saved import Manifest, save
 from deepreshape.training import load_data
@@ -85,3 +88,13 @@ def test_wrong_input_is_one_clear_line(words: tuple[str, ...], message: str | No
     assert done.code == 2
     assert message in done.err
     assert done.err.count("\n") == 1
+
+
+def test_the_offline_bar_shows_bytes_and_the_time_left(monkeypatch: pytest.MonkeyPatch):
+    shown = StringIO()
+    monkeypatch.setattr(console, "err", Console(file=shown, force_terminal=True, width=100))
+    with console.bytes_bar("offline") as show:
+        show(250_000, 1_000_000)
+        show(500_000, 1_000_000)
+    assert "offline" in shown.getvalue()
+    assert "500.0/1000.0 kB" in shown.getvalue() or "0.5/1.0 MB" in shown.getvalue()

@@ -22,7 +22,10 @@ SEED = 13
 @pytest.mark.parametrize("garbler", ["server", "client"])
 def test_two_processes_agree_with_plain(garbler: Role) -> None:
     program = random_program(SEED)
-    found = run_local(program, random_inputs(program, 2, 1), garbler, batch=16)
+    told: list[tuple[int, int]] = []
+    found = run_local(program, random_inputs(program, 2, 1), garbler, batch=16, progress=lambda *now: told.append(now))
+    assert told == sorted(told)
+    assert told[-1] == (2 * found["bytes"]["offline"], 2 * found["bytes"]["offline"])
     assert found["agree"]
     assert found["declared_bytes_match"]
     assert found["relus"] == program.relus > 0

@@ -58,8 +58,12 @@ def test_batches_are_made_ahead_and_used_once(pair: Pair) -> None:
     made = []
     for _ in range(2):
         served = pair.served()
-        made.append(pair.client.prepare())
+        told: list[tuple[int, int]] = []
+        made.append(pair.client.prepare(progress=lambda *now: told.append(now)))  # noqa: B023
         assert served.result() > 0
+        done, total = zip(*told, strict=True)
+        assert set(total) == {pair.client.plan.offline_bytes} == {done[-1]}
+        assert list(done) == sorted(done)
     assert made[0].batch != made[1].batch
     with pytest.raises(ValueError, match="99"):  # nothing is used up
         pair.client.infer(x[0] + 200)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from deepreshape.cli.console import DataDir, Json, err, new_table, out, print_json, stoppable, thousands
+from deepreshape.cli.console import DataDir, Json, bytes_bar, err, new_table, out, print_json, stoppable, thousands
 
 if TYPE_CHECKING:
     import numpy as np
@@ -44,7 +44,8 @@ def local(
 
     lowered, inputs, _ = _lowered(model, data_dir)
     fixed = to_fixed(inputs[:images], lowered.program.input_fraction)
-    report = stoppable(lambda: run_local(lowered.program, fixed, _role(garbler)))
+    with bytes_bar("offline") as show:
+        report = stoppable(lambda: run_local(lowered.program, fixed, _role(garbler), progress=show))
     del report["outputs"]
     if as_json:
         print_json(report)
@@ -165,7 +166,8 @@ def prepare(
     batches: list[str] = []
     started = time.perf_counter()
     for number in range(1, count + 1):
-        batches.append(stoppable(party.prepare).batch)
+        with bytes_bar(f"batch {number}/{count}") as show:
+            batches.append(stoppable(lambda: party.prepare(progress=show)).batch)
         err.print(f"{number}/{count} batches", highlight=False)
     if as_json:
         print_json({"batches": batches, "seconds": time.perf_counter() - started})
@@ -191,7 +193,8 @@ def query(
     facts = json.loads((program.parent / FACTS).read_text())
     public = party.plan.program
     x = to_fixed(_read(input, facts, public.input_shape), public.input_fraction)
-    answer = stoppable(lambda: party.infer(x))
+    with bytes_bar("offline") as show:
+        answer = stoppable(lambda: party.infer(x, progress=show))
     logits = from_fixed(answer.output.reshape(-1), public.values[public.output].fraction)
     shares = np.exp(logits - logits.max())
     shares /= shares.sum()

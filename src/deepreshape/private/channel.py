@@ -8,7 +8,7 @@ frames whose length it already knows from the program. :func:`memory_pair` joins
 from __future__ import annotations
 
 import queue
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import IntEnum
@@ -61,6 +61,8 @@ class Ledger:
     rows: dict[tuple[str, Phase], Traffic] = field(default_factory=dict[tuple[str, Phase], Traffic])
     layer: str = ""
     phase: Phase = "setup"
+    watch: Callable[[int], None] | None = None
+    """Is told with every frame how many bytes were booked to layers so far, both ways."""
     _sent_last: bool = False
 
     @contextmanager
@@ -83,6 +85,7 @@ class Ledger:
         row.sent += nbytes
         row.frames_sent += 1
         self._sent_last = True
+        self._tell()
 
     def received(self, nbytes: int) -> None:
         """Book one frame received."""
@@ -91,6 +94,11 @@ class Ledger:
         row.frames_received += 1
         row.turns += self._sent_last
         self._sent_last = False
+        self._tell()
+
+    def _tell(self) -> None:
+        if self.watch:
+            self.watch(sum(row.sent + row.received for (layer, _), row in self.rows.items() if layer))
 
 
 class Channel(Protocol):

@@ -14,10 +14,12 @@ import math
 import os
 import resource
 import socket
+import struct
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,7 +32,7 @@ from deepreshape.private.certificates import Credentials, create_authority, issu
 from deepreshape.private.channel import Ledger, ProtocolError
 from deepreshape.private.exact import Integers
 from deepreshape.private.garble import BATCH
-from deepreshape.private.party import Client, serve
+from deepreshape.private.party import Client, Progress, serve
 from deepreshape.private.plan import Plan
 from deepreshape.private.program import Program
 from deepreshape.private.relu import Role
@@ -41,6 +43,7 @@ from deepreshape.private.wire import Endpoint, Limits, Link, listen
 
 PATIENT = Limits(read_s=600, write_s=600, session_s=3600)
 POLL_S = 0.02
+_COUNT = struct.Struct("<Q")
 Traffic = dict[str, list[int]]
 
 
@@ -61,6 +64,7 @@ def run_local(
     batch: int = BATCH,
     link: Link | None = None,
     limits: Limits = PATIENT,
+    progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Run a program on every input between two processes, and report what it cost.
 
@@ -71,6 +75,7 @@ def run_local(
         batch: instances that one garbling covers.
         link: a slower link to emulate.
         limits: time-outs.
+        progress: is told how many of the offline phases' bytes have travelled.
 
     Returns:
         ``agree``: private equals plain on all inputs, bit for bit, rounding as the shares say; ``max_lsb_difference``:
@@ -106,7 +111,7 @@ def run_local(
             (folder / role).mkdir(mode=0o700)
             (folder / role / "program").write_bytes(own.to_bytes())
         inputs.tofile(folder / "client" / "inputs")
-        _run_both(folder, door)
+        _run_both(folder, door, lambda done: progress and progress(done, len(inputs) * plan.offline_bytes))
         outputs = _array(folder / "client" / "outputs", np.dtype(np.int64), floor.shape)
         shares = [_shares(folder, plan, number) for number in range(len(inputs))]
         reports = {role: Report(**json.loads((folder / role / "report").read_text())) for role in ("client", "server")}
@@ -120,31 +125,44 @@ def run_local(
     return compared | _costs(plan, reports)
 
 
-def _run_both(folder: Path, door: socket.socket) -> None:
-    """Start both processes and wait for them. The first that fails ends the other."""
+def _run_both(folder: Path, door: socket.socket, progress: Callable[[int], object]) -> None:
+    """Start both processes and wait for them. The first that fails ends the other.
+
+    ``progress`` is told what the client's process writes to its standard output: a count of bytes, again and again.
+    """
     root = str(Path(__file__).parents[2])
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))}
     place = {"server": door.fileno(), "client": door.getsockname()[1]}
     running: dict[str, subprocess.Popen[bytes]] = {}
-    try:
-        for role, number in place.items():
-            command = [sys.executable, "-m", __name__, role, str(folder), str(number)]
-            keep = (door.fileno(),) if role == "server" else ()
-            # a session of its own: an interrupt at the keyboard reaches this process, which then ends both
-            running[role] = subprocess.Popen(  # noqa: S603
-                command, env=environment, pass_fds=keep, stdin=subprocess.DEVNULL, start_new_session=True
-            )
-        while running:
-            time.sleep(POLL_S)
-            for role, process in list(running.items()):
-                if process.poll() is not None:
-                    del running[role]
-                    if process.returncode:
-                        raise ProtocolError(_failure(folder, role, process.returncode))
-    finally:
-        for process in running.values():
-            process.terminate()
-            process.wait()
+    heard, told = os.pipe()
+    os.set_blocking(heard, False)
+    with open(heard, "rb") as counts, open(told, "wb") as telling:
+        try:
+            for role, number in place.items():
+                command = [sys.executable, "-m", __name__, role, str(folder), str(number)]
+                keep = (door.fileno(),) if role == "server" else ()
+                # a session of its own: an interrupt at the keyboard reaches this process, which then ends both
+                running[role] = subprocess.Popen(  # noqa: S603
+                    command,
+                    env=environment,
+                    pass_fds=keep,
+                    stdin=subprocess.DEVNULL,
+                    stdout=telling if role == "client" else subprocess.DEVNULL,
+                    start_new_session=True,
+                )
+            while running:
+                time.sleep(POLL_S)
+                for role, process in list(running.items()):
+                    if process.poll() is not None:
+                        del running[role]
+                        if process.returncode:
+                            raise ProtocolError(_failure(folder, role, process.returncode))
+                if new := counts.read():
+                    progress(_COUNT.unpack(new[-_COUNT.size :])[0])
+        finally:
+            for process in running.values():
+                process.terminate()
+                process.wait()
 
 
 def _failure(folder: Path, role: str, code: int) -> str:
@@ -184,8 +202,12 @@ def _query(party: Client, inputs: Integers, folder: Path) -> Report:
             if name in wanted:
                 share.tofile(folder / f"share-{number}-{wanted.index(name)}")
 
+        def tell(done: int, total: int, number: int = number) -> None:
+            sys.stdout.buffer.write(_COUNT.pack(number * total + done))
+            sys.stdout.buffer.flush()
+
         start = time.perf_counter()
-        prepared = party.prepare(keep)
+        prepared = party.prepare(keep, tell)
         middle = time.perf_counter()
         answer = party.infer(x, prepared.batch)
         seconds.append({"offline": middle - start, "online": time.perf_counter() - middle})

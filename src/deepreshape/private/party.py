@@ -9,6 +9,7 @@ online phase begins. Whatever happens after the claim, the batch is spent.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -21,6 +22,9 @@ from deepreshape.private.server import Model
 from deepreshape.private.session import Agreement, Connection, client_session, server_session
 from deepreshape.private.store import Binding, Store
 from deepreshape.private.wire import Endpoint, WireChannel
+
+Progress = Callable[[int, int], None]
+"""Is told, as they travel, how many of the offline phase's bytes have, and how many there are in all."""
 
 CLAIMED = b"\x01"
 STORED = b"\x02"
@@ -61,16 +65,22 @@ class Client:
     store: Store
     pinned: str | None = None
 
-    def prepare(self, observe: client.Observer | None = None) -> Prepared:
+    def prepare(self, observe: client.Observer | None = None, progress: Progress | None = None) -> Prepared:
         """Make one batch.
+
+        Args:
+            observe: as :func:`deepreshape.private.client.offline` has it.
+            progress: is told how far it is.
 
         Raises:
             ProtocolError: if the session fails; then nothing is stored.
             StoreError: if the batch cannot be written.
         """
-        return self._prepare(self.endpoint.connect(self.host, self.port, self.pinned), observe)
+        return self._prepare(self.endpoint.connect(self.host, self.port, self.pinned), observe, progress)
 
-    def _prepare(self, channel: WireChannel, observe: client.Observer | None) -> Prepared:
+    def _prepare(self, channel: WireChannel, observe: client.Observer | None, progress: Progress | None) -> Prepared:
+        if progress:
+            channel.ledger.watch = lambda done: progress(done, self.plan.offline_bytes)
         with client_session(channel, Agreement(self.plan.program.digest, self.plan.agreed)) as session:
             batch = session.id.hex()
             with self.store.create(_binding(self.plan, channel), batch) as writer:
@@ -80,8 +90,13 @@ class Client:
                 writer.commit()
         return Prepared(batch, sink.nbytes, channel.ledger)
 
-    def infer(self, x: Integers, batch: str | None = None) -> Answer:
+    def infer(self, x: Integers, batch: str | None = None, progress: Progress | None = None) -> Answer:
         """Run one inference and use a batch up: this one, or the oldest there is, or one made for it now.
+
+        Args:
+            x: the input, int64 of the program's input shape.
+            batch: its id.
+            progress: is told how far a batch is that is made now.
 
         Raises:
             ValueError: if the input does not fit the program; no batch is used up then.
@@ -94,7 +109,7 @@ class Client:
         binding = _binding(self.plan, channel)
         batch = batch or next(iter(self.store.fresh(binding)), None)
         if batch is None:
-            batch = self._prepare(channel, None).batch
+            batch = self._prepare(channel, None, progress).batch
             start = time.perf_counter()
             channel = self.endpoint.connect(self.host, self.port, self.pinned)
         agreement = Agreement(self.plan.program.digest, self.plan.agreed, batch)

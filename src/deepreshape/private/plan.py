@@ -216,6 +216,12 @@ class Plan:
             for (layer, phase, kind), (up, down, rounds) in sorted(traffic.items(), key=lambda row: place[row[0][0]])
         )
 
+    @cached_property
+    def offline_bytes(self) -> int:
+        """Bytes, both ways, that travel before an input is needed."""
+        report = self.declared()
+        return report.bytes - report.only(phase="online").bytes
+
     def _parts(self) -> Iterator[Part]:
         """All that is sent, in order. Whoever sends one part after another does not wait in between."""
         program = self.program
