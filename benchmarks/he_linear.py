@@ -110,7 +110,7 @@ def measure(layer: Convolution, modulus: int, rounds: int) -> dict[str, object]:
 
     everywhere = np.arange(parameters.degree)
     masks = residues.uniform(rng, parameters.degree, modulus)
-    pairs = [(responder.receive(data), weights.tile(i, 0)) for i, data in enumerate(sent[: layout.inputs])]
+    pairs = list(zip(map(responder.receive, sent[: layout.inputs]), weights.row(0), strict=True))
     revealed = responder.respond(pairs, masks, layout.form, everywhere)
     out, back = layout.declared.traffic["offline"]
     assert (out, back) == (sum(map(len, sent)), sum(map(len, responses)))

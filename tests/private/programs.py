@@ -142,9 +142,11 @@ class Run:
     stored: tuple[int, int]
 
 
-def run_both(program: Program, x: Integers, garbler: Role = "server", batch: int = 7) -> Run:
+def run_both(
+    program: Program, x: Integers, garbler: Role = "server", batch: int = 7, workers: int | None = None
+) -> Run:
     plan = Plan(program.public(), garbler, batch)
-    model = server.Model(program, plan)
+    model = server.Model(program, plan, workers=workers)
     ends = memory_pair()
     materials = InMemory(), InMemory()
     session = secrets.token_bytes(32)

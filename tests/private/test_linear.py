@@ -51,7 +51,8 @@ def run(layout: Layout, weights, mask, rng=RANDOM):
     with here.ledger.at("layer", "offline"), there.ledger.at("layer", "offline"):
         linear.send_mask(here, key, layout, mask)
         received = linear.receive_mask(there, layout)
-        theirs = linear.answer(there, responder, EncodedWeights(layout, weights), received)
+        responses, theirs = linear.respond(responder, EncodedWeights(layout, weights), received)
+        linear.send_responses(there, responses)
         mine = linear.receive_share(here, key, layout)
     return mine, theirs, here.ledger.rows, there.ledger.rows
 
@@ -194,7 +195,10 @@ def test_flood_covers_all_weights_of_a_response(case):
     largest = layout.split_weights(weights)
     noise = max(
         layout.parameters.noise_bound(
-            sum(int(np.abs(layout.plaintext(largest, g, h)).sum()) for g in range(layout.inputs))
+            sum(
+                int(np.abs(layout.plaintext(largest[h * layout.out_tile : (h + 1) * layout.out_tile], g)).sum())
+                for g in range(layout.inputs)
+            )
         )
         for h in range(layout.outputs)
     )

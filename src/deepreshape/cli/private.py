@@ -21,6 +21,15 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True, help="Run a network privately between a client and a server.")
 
 Garbler = Annotated[str, typer.Option(help="Who garbles: server or client. The other party stores and evaluates.")]
+WorkersOption = Annotated[
+    int | None,
+    typer.Option(
+        "--workers",
+        min=1,
+        help="At most so many processes for the server's homomorphic layers; else one a core.",
+        show_default=False,
+    ),
+]
 Keys = Annotated[Path, typer.Option(help="Folder that `keygen` made.")]
 Store = Annotated[Path, typer.Option(help="This party's folder for offline material; never copy it.")]
 Host = Annotated[str, typer.Option(help="Address of the server.")]
@@ -35,6 +44,7 @@ def local(
     model: Annotated[str, typer.Option(help="A saved model's folder, or a network's name (with random weights).")],
     images: Annotated[int, typer.Option(min=1, help="How many inputs to run, one after the other.")] = 1,
     garbler: Garbler = "server",
+    workers: WorkersOption = None,
     data_dir: DataDir = None,
     as_json: Json = False,
 ) -> None:
@@ -45,7 +55,7 @@ def local(
     lowered, inputs, _ = _lowered(model, data_dir)
     fixed = to_fixed(inputs[:images], lowered.program.input_fraction)
     with bytes_bar("offline") as show:
-        report = stoppable(lambda: run_local(lowered.program, fixed, _role(garbler), progress=show))
+        report = stoppable(lambda: run_local(lowered.program, fixed, _role(garbler), progress=show, workers=workers))
     del report["outputs"]
     if as_json:
         print_json(report)
@@ -114,6 +124,7 @@ def serve(
     host: Host = "127.0.0.1",
     port: Port = 7411,
     garbler: Garbler = "server",
+    workers: WorkersOption = None,
     sessions: Annotated[int, typer.Option(min=0, help="End after so many sessions; 0 never ends.")] = 0,
     as_json: Json = False,
 ) -> None:
@@ -128,7 +139,7 @@ def serve(
     from deepreshape.private.wire import Endpoint, listen
 
     own = Program.from_bytes(program.read_bytes())
-    model = Model(own, Plan(own.public(), _role(garbler)))
+    model = Model(own, Plan(own.public(), _role(garbler)), workers=workers)
     endpoint, material = Endpoint(_credentials(keys, "server")), OfflineStore(store)
     served = failed = 0
 

@@ -296,6 +296,7 @@ class Responder:
     def __init__(self, parameters: Parameters, public_key: Buffer, rng: Randomness | None = None) -> None:
         self.parameters = parameters
         self.rng = rng or Randomness()
+        self.public_key = public_key
         self._zero = self.receive(public_key)
 
     def receive(self, data: Buffer) -> Any:

@@ -265,24 +265,23 @@ class Layout:
                 tile = tall[first : first + self.in_tile].reshape(-1)
                 yield np.concatenate([tile, np.zeros(self.parameters.degree - len(tile), np.uint64)])
 
-    def plaintext(self, weights: NDArray[np.int64], tile_in: int, tile_out: int) -> NDArray[np.int64]:
+    def plaintext(self, block: NDArray[np.integer], tile_in: int) -> NDArray[np.int64]:
         """The (N,) server polynomial that takes one input tile to one output tile.
 
-        ``weights`` come from :meth:`split_weights`.
+        ``block`` is the output tile's part of what :meth:`split_weights` gives.
         """
-        first_in, first_out = tile_in * self.in_tile, tile_out * self.out_tile
-        block = weights[first_out : first_out + self.out_tile, first_in : first_in + self.in_tile]
+        block = block[:, tile_in * self.in_tile : (tile_in + 1) * self.in_tile]
         exponent = self.exponents[: block.shape[0], : block.shape[1]]
         polynomial = np.zeros(self.parameters.degree, np.int64)
         # Two taps share an exponent only if neither ever reads a pixel. A negative one counts from the end: X^N = -1.
         polynomial[exponent] = np.where(exponent < 0, -block, block)
         return polynomial
 
-    def split_weights(self, weights: NDArray[np.int64]) -> NDArray[np.int64]:
+    def split_weights(self, weights: NDArray[np.integer]) -> NDArray[np.integer]:
         """``weight_shape`` weights as those of this form: (out_channels, channels, kernel, kernel) of the layout."""
         layer, count = self.layer, len(self.phases)
         shape = (layer.out_channels, layer.in_channels, count, count, self.kernel, self.kernel)
-        found = np.zeros(shape, np.int64)
+        found = np.zeros(shape, weights.dtype)
         place = [divmod(a - layer.padding, self.split) for a in range(layer.kernel)]
         for a, (row, row_phase) in enumerate(place):
             for b, (column, column_phase) in enumerate(place):
@@ -387,23 +386,32 @@ class EncodedWeights:
             raise ValueError(f"weights of shape {weights.shape}; the layer wants {layer.weight_shape}")
         if max(int(weights.max()), -int(weights.min())) > 2**layer.weight_bits:
             raise ValueError(f"a weight exceeds 2^{layer.weight_bits}, which the layer declares as the largest")
-        if largest_sum(weights.astype(np.int64)) > layer.weight_sum:
+        if largest_sum(weights) > layer.weight_sum:
             raise ValueError(
                 f"absolute weights of one output sum to more than the 2^{layer.sum_bits} that are declared"
             )
         self.layout = layout
-        self._weights = layout.split_weights(weights.astype(np.int64))
-        self._kept: dict[tuple[int, int], Encoded] | None = {} if keep else None
+        self._weights = layout.split_weights(weights.astype(np.int16 if layer.weight_bits < 15 else np.int64))
+        self._kept: dict[int, list[Encoded]] | None = {} if keep else None
 
-    def tile(self, tile_in: int, tile_out: int) -> Encoded:
-        """The encoded plaintext that takes one input tile to one output tile."""
-        at = tile_in, tile_out
-        if self._kept is not None and at in self._kept:
-            return self._kept[at]
-        encoded = encode(self.layout.parameters, self.layout.plaintext(self._weights, *at))
+    def block(self, tiles: range) -> NDArray[np.integer]:
+        """The weights that lead to these output tiles, as :meth:`Layout.split_weights` has them."""
+        out_tile = self.layout.out_tile
+        return self._weights[tiles.start * out_tile : tiles.stop * out_tile]
+
+    def row(self, tile: int) -> list[Encoded]:
+        """The encoded plaintexts that take each input tile to one output tile."""
+        if self._kept is not None and tile in self._kept:
+            return self._kept[tile]
+        encoded = encode_row(self.layout, self.block(range(tile, tile + 1)))
         if self._kept is not None:
-            self._kept[at] = encoded
+            self._kept[tile] = encoded
         return encoded
+
+
+def encode_row(layout: Layout, block: NDArray[np.integer]) -> list[Encoded]:
+    """The encoded plaintexts that take each input tile to one output tile, whose weights are ``block``."""
+    return [encode(layout.parameters, layout.plaintext(block, tile)) for tile in range(layout.inputs)]
 
 
 def respond(
@@ -417,19 +425,42 @@ def respond(
     Raises:
         ProtocolError: if their number is wrong or one is malformed.
     """
-    layout, modulus = weights.layout, responder.parameters.modulus
-    if len(ciphertexts) != layout.bands * layout.inputs:
-        raise ProtocolError(f"{len(ciphertexts)} ciphertexts; the layer wants {layout.bands * layout.inputs}")
-    share = uniform(responder.rng, math.prod(layout.layer.output_shape), modulus).reshape(layout.layer.output_shape)
+    tiles = range(weights.layout.outputs)
+    bands, share = respond_tiles(responder, weights.layout, ciphertexts, tiles, map(weights.row, tiles))
+    return [response for band in bands for response in band], share
+
+
+def respond_tiles(
+    responder: Responder,
+    layout: Layout,
+    ciphertexts: Sequence[Buffer],
+    tiles: range,
+    rows: Iterable[list[Encoded]],
+) -> tuple[list[list[bytes]], Residues]:
+    """The part of :func:`respond` that concerns some output tiles; ``rows`` are the encoded weights of each.
+
+    Returns:
+        The responses of each band, and the server's share of the tiles' channels.
+
+    Raises:
+        ProtocolError: as :func:`respond`.
+    """
+    modulus, inputs = responder.parameters.modulus, layout.inputs
+    if len(ciphertexts) != layout.bands * inputs:
+        raise ProtocolError(f"{len(ciphertexts)} ciphertexts; the layer wants {layout.bands * inputs}")
+    received = [responder.receive(data) for data in ciphertexts]
+    channels, *image = layout.layer.output_shape
+    first, last = tiles.start * layout.out_tile, min(tiles.stop * layout.out_tile, channels)
+    share = uniform(responder.rng, (last - first) * math.prod(image), modulus).reshape(last - first, *image)
     mask = (np.uint64(modulus) - share) % np.uint64(modulus)
-    responses: list[bytes] = []
     slices = list(layout.slices())
-    for band in range(layout.bands):
-        received = [responder.receive(data) for data in ciphertexts[band * layout.inputs : (band + 1) * layout.inputs]]
-        for tile_out, (channels, rows) in enumerate(slices[band * layout.outputs : (band + 1) * layout.outputs]):
-            pairs = ((ciphertext, weights.tile(tile_in, tile_out)) for tile_in, ciphertext in enumerate(received))
-            piece = np.ascontiguousarray(mask[channels, rows]).reshape(-1)
-            responses.append(responder.respond(pairs, piece, layout.form, layout.positions(channels, rows)))
+    responses: list[list[bytes]] = [[] for _ in range(layout.bands)]
+    for tile, row in zip(tiles, rows, strict=True):
+        for band, found in enumerate(responses):
+            places, lines = slices[band * layout.outputs + tile]
+            piece = np.ascontiguousarray(mask[places.start - first : places.stop - first, lines]).reshape(-1)
+            pairs = zip(received[band * inputs : (band + 1) * inputs], row, strict=True)
+            found.append(responder.respond(pairs, piece, layout.form, layout.positions(places, lines)))
     return responses, share
 
 
@@ -461,16 +492,10 @@ def receive_mask(channel: Channel, layout: Layout) -> list[memoryview]:
     return [channel.receive(Frame.CIPHERTEXTS, layout.parameters.fresh_bytes) for _ in range(count)]
 
 
-def answer(channel: Channel, responder: Responder, weights: EncodedWeights, ciphertexts: Sequence[Buffer]) -> Residues:
-    """Server: send the responses of one layer, keep the share s of ``output_shape``.
-
-    Raises:
-        ProtocolError: if a ciphertext is malformed.
-    """
-    responses, share = respond(responder, weights, ciphertexts)
+def send_responses(channel: Channel, responses: Iterable[bytes]) -> None:
+    """Server: what :func:`respond` made, one frame a response."""
     for response in responses:
         channel.send(Frame.CIPHERTEXTS, response)
-    return share
 
 
 def receive_share(channel: Channel, key: ClientKey, layout: Layout) -> Residues:

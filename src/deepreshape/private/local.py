@@ -43,6 +43,8 @@ from deepreshape.private.wire import Endpoint, Limits, Link, listen
 
 PATIENT = Limits(read_s=600, write_s=600, session_s=3600)
 POLL_S = 0.02
+KEPT_BYTES = 1 << 29
+"""The most memory that encoded weights may take between inferences."""
 _COUNT = struct.Struct("<Q")
 Traffic = dict[str, list[int]]
 
@@ -65,6 +67,7 @@ def run_local(
     link: Link | None = None,
     limits: Limits = PATIENT,
     progress: Progress | None = None,
+    workers: int | None = None,
 ) -> dict[str, Any]:
     """Run a program on every input between two processes, and report what it cost.
 
@@ -76,6 +79,8 @@ def run_local(
         link: a slower link to emulate.
         limits: time-outs.
         progress: is told how many of the offline phases' bytes have travelled.
+        workers: at most how many processes the server uses for homomorphic layers; as many as there are cores unless
+            given.
 
     Returns:
         ``agree``: private equals plain on all inputs, bit for bit, rounding as the shares say; ``max_lsb_difference``:
@@ -100,6 +105,7 @@ def run_local(
             "garbler": garbler,
             "batch": batch,
             "count": len(inputs),
+            "workers": workers,
             "limits": asdict(limits),
             "link": None if link is None else asdict(link),
         }
@@ -183,11 +189,18 @@ def _act(role: Role, folder: Path, number: int) -> None:
     endpoint = Endpoint(credentials, Limits(**settings["limits"]), link)
     store = Store(own / "store")
     if role == "server":
-        report = _serve(endpoint, Model(program, plan, keep=settings["count"] > 1), store, number, settings["count"])
+        model = Model(program, plan, keep=_keeps(plan, settings["count"]), workers=settings["workers"])
+        report = _serve(endpoint, model, store, number, settings["count"])
     else:
         inputs = _array(own / "inputs", np.dtype(np.int64), (settings["count"], *program.input_shape))
         report = _query(Client(endpoint, "127.0.0.1", number, plan, store), inputs, own)
     (own / "report").write_text(json.dumps(report._asdict()))
+
+
+def _keeps(plan: Plan, count: int) -> bool:
+    """Whether encoded weights will be used again, and fit."""
+    each = plan.parameters.encoded_bytes if plan.parameters else 0
+    return count > 1 and each * sum(row.he_products for row in plan.declared().rows) <= KEPT_BYTES
 
 
 def _query(party: Client, inputs: Integers, folder: Path) -> Report:

@@ -444,9 +444,9 @@ class Program:
         return _Reader(view[start + length :]).program(head)
 
 
-def largest_sum(weight: Integers) -> int:
+def largest_sum(weight: NDArray[np.integer]) -> int:
     """The largest sum of the absolute weights of one output."""
-    return int(np.abs(weight.reshape(len(weight), -1)).sum(1).max())
+    return int(np.abs(weight.reshape(len(weight), -1)).sum(1, dtype=np.int64).max())
 
 
 def truncation_room(modulus: Ring | Field, shift: int) -> int:

@@ -7,13 +7,14 @@ import numpy as np
 from deepreshape.private import relu, truncate
 from deepreshape.private.channel import Channel, Frame
 from deepreshape.private.exact import locally, on_shares
-from deepreshape.private.he import Responder
-from deepreshape.private.linear import EncodedWeights, answer, receive_mask, receive_public_key
+from deepreshape.private.linear import EncodedWeights, receive_mask, receive_public_key, send_responses
 from deepreshape.private.material import Sink, Source
 from deepreshape.private.plan import OUTPUT, SETUP, Plan
 from deepreshape.private.program import INPUT, Add, Conv2d, Flatten, Linear, Program, Raise, Relu, SumPool, Truncate
 from deepreshape.private.relu import Evaluator, Garbler, Prepared
+from deepreshape.private.residues import Residues
 from deepreshape.private.shares import Randomness, Words
+from deepreshape.private.workers import Workers, worthwhile
 
 
 class Model:
@@ -23,19 +24,23 @@ class Model:
         program: with its weights.
         plan: of the program's public part.
         keep: hold encoded weights between sessions, ``Declared.encoded_bytes`` of memory for every layer.
+        workers: at most how many processes answer homomorphic layers, where there is enough to do; as many as there are
+            cores unless given. With ``keep`` it is one, which has the weights.
 
     Raises:
         ValueError: if the plan is for another program.
         ProgramError: if a value may not fit the modulus, or weights are missing.
     """
 
-    def __init__(self, program: Program, plan: Plan, *, keep: bool = False) -> None:
+    def __init__(self, program: Program, plan: Plan, *, keep: bool = False, workers: int | None = None) -> None:
         if program.digest != plan.program.digest:
             raise ValueError(f"the plan is for program {plan.program.digest[:16]}, not for {program.digest[:16]}")
         program.check()
         self.program = program
         self.plan = plan
         self.encoded: dict[str, list[EncodedWeights]] = {}
+        products = sum(row.he_products for row in plan.declared().rows)
+        self.workers = worthwhile(products, most=1 if keep else workers)
         for name, layout in plan.layouts.items():
             groups = program.weights[name].weight.reshape(-1, *layout.layer.weight_shape)
             self.encoded[name] = [EncodedWeights(layout, group, keep=keep) for group in groups]
@@ -47,8 +52,9 @@ def offline(channel: Channel, model: Model, session: bytes, sink: Sink, *, rng: 
     if plan.parameters is not None:
         with channel.ledger.at(SETUP, "setup"):
             responder = receive_public_key(channel, plan.parameters, rng)
-        for level in plan.levels:
-            _answer(channel, model, responder, [op.name for op in level], sink)
+        with Workers(model.workers, responder) as workers:
+            for level in plan.levels:
+                _answer(channel, model, workers, [op.name for op in level], sink)
     if plan.truncations:
         with channel.ledger.at(SETUP, "setup"):
             sender = truncate.Sender.start(channel, session, rng)
@@ -65,7 +71,7 @@ def offline(channel: Channel, model: Model, session: bytes, sink: Sink, *, rng: 
                 sink.put(plan.stream("relu", name), prepared)
 
 
-def _answer(channel: Channel, model: Model, responder: Responder, level: list[str], sink: Sink) -> None:
+def _answer(channel: Channel, model: Model, workers: Workers, level: list[str], sink: Sink) -> None:
     """Take the client's masks of all these layers, then answer one after the other, and keep the shares."""
     plan = model.plan
     received: dict[str, list[list[memoryview]]] = {}
@@ -74,8 +80,11 @@ def _answer(channel: Channel, model: Model, responder: Responder, level: list[st
             received[name] = [receive_mask(channel, group.layout) for group in model.encoded[name]]
     for name in level:
         with channel.ledger.at(name, "offline"):
-            both = zip(model.encoded[name], received.pop(name), strict=True)
-            shares = [answer(channel, responder, group, ciphertexts) for group, ciphertexts in both]
+            shares: list[Residues] = []
+            for group, ciphertexts in zip(model.encoded[name], received.pop(name), strict=True):
+                responses, share = workers.respond(group, ciphertexts)
+                send_responses(channel, responses)
+                shares.append(share)
         share = np.concatenate(shares).reshape(plan.program.values[name].shape)
         sink.put(plan.stream("linear", name), Prepared({"share": share}))
 
