@@ -89,6 +89,11 @@ def test_malformed_ciphertexts_are_refused_here(key: ClientKey) -> None:
         pytest.raises(ProtocolError, match="not below its prime"),
     ):
         several.respond(EncodedWeights(layout, weights), sent)
+    with Workers(2, Responder(PARAMETERS, key.public_key())) as several:
+        (worker,) = several._others
+        worker.begin(EncodedWeights(layout, weights), sent, range(7))
+        with pytest.raises(ProtocolError, match="a worker process has ended"):
+            worker.finish(layout, range(7))
 
 
 def test_small_work_is_worth_no_process(monkeypatch: pytest.MonkeyPatch) -> None:

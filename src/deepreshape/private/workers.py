@@ -161,3 +161,5 @@ if __name__ == "__main__":
         _work(*(Connection(int(number)) for number in sys.argv[1:3]))
     except (EOFError, OSError):
         sys.exit(0)  # the server has ended, or needs no more
+    except ProtocolError:
+        sys.exit(1)  # the server finds the same in what it was sent, and says it
