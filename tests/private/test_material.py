@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from deepreshape.private import material
-from deepreshape.private.material import InMemory, Reading, Sink, Writing
+from deepreshape.private.channel import Payload
+from deepreshape.private.material import AHEAD, InMemory, Reading, Sink, Writing
 from deepreshape.private.relu import Prepared
-from deepreshape.private.store import Binding, SpentError, Store
+from deepreshape.private.store import Binding, SpentError, Store, StoreError, Writer
 
 ARRAYS = {
     "words": np.arange(60, dtype=np.uint64).reshape(3, 20),
@@ -49,8 +51,8 @@ def test_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk: int) -> N
     monkeypatch.setattr(material, "CHUNK_BYTES", chunk)
     store, binding, name = Store(tmp_path), Binding("00" * 32, "11" * 32, {}), "ab" * 32
     with store.create(binding, name) as writer:
-        sink = Writing(writer)
-        put(sink)
+        with Writing(writer) as sink:
+            put(sink)
         writer.commit()
     assert sink.nbytes == 2 * (480 + 7) + 8
     with store.claim(binding, name) as batch:
@@ -62,7 +64,61 @@ def test_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk: int) -> N
 
 def test_putting_uses_up(tmp_path: Path) -> None:
     prepared = Prepared({"a": np.zeros(1, np.uint64)})
-    with Store(tmp_path).create(Binding("00" * 32, "11" * 32, {}), "ab" * 32) as writer:
-        Writing(writer).put("s", prepared)
+    with Store(tmp_path).create(Binding("00" * 32, "11" * 32, {}), "ab" * 32) as writer, Writing(writer) as sink:
+        sink.put("s", prepared)
     with pytest.raises(RuntimeError, match="was used"):
         prepared.take()
+
+
+class Disk(Writer):
+    """A writer that keeps the names of streams, and may be full."""
+
+    def __init__(self, *, full: bool = False) -> None:
+        self.full, self.written, self.most = full, list[str](), 0
+        self.sink: Writing | None = None
+
+    def write(self, name: str, chunk: Payload) -> None:
+        if self.full:
+            raise StoreError("no room")
+        self.written.append(name)
+        if self.sink:
+            self.most = max(self.most, len(self.sink._waiting))
+
+
+def one() -> Prepared:
+    return Prepared({"a": np.zeros(1, np.uint64)})
+
+
+def test_few_wait_for_the_disk_and_none_overtakes() -> None:
+    disk = Disk()
+    with Writing(disk) as sink:
+        disk.sink = sink
+        for number in range(50):
+            sink.put(str(number), one())
+    assert disk.written == [str(number) for number in range(50) for _ in ("head", "array")]
+    assert disk.most <= AHEAD
+
+
+def fill(puts: int) -> Iterator[int]:
+    with Writing(Disk(full=True)) as sink:
+        for number in range(puts):
+            yield number
+            sink.put("s", one())
+
+
+def test_a_full_disk_is_said_soon_and_at_the_end_at_the_latest() -> None:
+    with pytest.raises(StoreError, match="no room"):
+        list(fill(1))
+    several = fill(9)
+    for _ in range(AHEAD + 1):
+        next(several)
+    with pytest.raises(StoreError, match="no room"):
+        next(several)
+
+
+def test_a_failed_session_says_why_it_failed() -> None:
+    several = fill(9)
+    next(several)
+    next(several)
+    with pytest.raises(KeyError):
+        several.throw(KeyError)

@@ -7,14 +7,20 @@ memory (:class:`InMemory`), or in the store (:class:`Writing` and :class:`Readin
 from __future__ import annotations
 
 import json
+from collections import deque
 from collections.abc import Iterator
-from typing import Any, Protocol
+from concurrent.futures import Future, ThreadPoolExecutor
+from types import TracebackType
+from typing import Any, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from deepreshape.private.relu import Prepared
 from deepreshape.private.store import CHUNK_BYTES, Batch, Writer
+
+AHEAD = 2
+"""How many puts may wait for the disk: about two batches of circuits, 25 MB with their default size."""
 
 
 class Sink(Protocol):
@@ -60,22 +66,50 @@ class InMemory:
 
 
 class Writing:
-    """A sink into a batch of the store that is being written."""
+    """A sink into a batch of the store that is being written.
+
+    A thread of its own encrypts and writes, so that disk and network work at the same time; :data:`AHEAD` puts at most
+    wait for it. Leaving ``with`` waits for all of them.
+    """
 
     def __init__(self, writer: Writer) -> None:
         self._writer = writer
+        self._thread = ThreadPoolExecutor(1, "store")
+        self._waiting: deque[Future[None]] = deque()
         self.nbytes = 0
         """Bytes of all arrays so far."""
 
     def put(self, stream: str, prepared: Prepared) -> None:
-        arrays = prepared.take()
+        """As :class:`Sink` has it.
+
+        Raises:
+            StoreError: if this or an earlier put cannot be written.
+        """
+        self.nbytes += prepared.nbytes
+        self._settle(AHEAD - 1)
+        self._waiting.append(self._thread.submit(self._write, stream, prepared.take()))
+
+    def _settle(self, most: int) -> None:
+        while len(self._waiting) > most:
+            self._waiting.popleft().result()
+
+    def _write(self, stream: str, arrays: dict[str, NDArray[Any]]) -> None:
         head = [[name, array.dtype.str, list(array.shape)] for name, array in arrays.items()]
         self._writer.write(stream, json.dumps(head).encode("ascii"))
         for array in arrays.values():
             octets = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
-            self.nbytes += octets.size
             for start in range(0, octets.size, CHUNK_BYTES):
                 self._writer.write(stream, octets[start : start + CHUNK_BYTES])
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        try:
+            if kind is None:
+                self._settle(0)
+        finally:
+            self._thread.shutdown(cancel_futures=True)
 
 
 class Reading:

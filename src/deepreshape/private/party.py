@@ -84,8 +84,8 @@ class Client:
         with client_session(channel, Agreement(self.plan.program.digest, self.plan.agreed)) as session:
             batch = session.id.hex()
             with self.store.create(_binding(self.plan, channel), batch) as writer:
-                sink = Writing(writer)
-                client.offline(channel, self.plan, session.id, sink, observe=observe)
+                with Writing(writer) as sink:
+                    client.offline(channel, self.plan, session.id, sink, observe=observe)
                 channel.receive(Frame.READY, 1)
                 writer.commit()
         return Prepared(batch, sink.nbytes, channel.ledger)
@@ -150,8 +150,8 @@ def serve(channel: Connection, model: Model, store: Store) -> int:
                 server.online(channel, model, bytes.fromhex(batch), Reading(claimed))
             return 0
         with store.create(binding, session.id.hex()) as writer:
-            sink = Writing(writer)
-            server.offline(channel, model, session.id, sink)
+            with Writing(writer) as sink:
+                server.offline(channel, model, session.id, sink)
             writer.commit()
         channel.send(Frame.READY, STORED)
         return sink.nbytes
