@@ -1,47 +1,116 @@
 """Whole private inferences between two processes on this machine: seconds, bytes, rounds and memory.
 
     python benchmarks/private.py resnet20 hrn-2x5x2x-m8 --rounds 3 --out benchmarks/results/private.json
+    python benchmarks/private.py resnet20 hrn-5x5x3x-m16 resnet18@3x64x64 --rounds 1 --workers 1 2
 
-A MODEL is what ``deepreshape private local`` takes: a saved model's folder or a network's name (random weights; run
-time does not depend on them). Seconds are wall time over loopback; median and range over the rounds are reported.
+A MODEL is a saved model's folder, or a network's name (random weights; run time does not depend on them), perhaps with
+an input shape; a shape of 64x64 has the 200 classes of TinyImageNet. Seconds are wall time over loopback; median and
+range over the rounds are reported. Memory is resident, of a party with its workers, sampled every 50 ms, and at least
+what the party's own process says of its peak. ResNet-18 at 64x64 takes 7 GB of disk while it runs.
 """
 
 import argparse
 import json
+import os
 import platform
 import statistics
-import subprocess
-import sys
+import threading
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from deepreshape.models import architecture, build
+from deepreshape.models.saved import load
+from deepreshape.private.fixed import Integers, to_fixed
+from deepreshape.private.local import run_local
+from deepreshape.private.lower import lower
+from deepreshape.private.program import Program
+
 PACKAGES = ("deepreshape", "numpy", "cryptography", "tenseal", "torch")
 
 
-def run(model: str, garbler: str) -> dict[str, Any]:
-    command = [
-        sys.executable,
-        "-m",
-        "deepreshape",
-        "private",
-        "local",
-        "--model",
-        model,
-        "--garbler",
-        garbler,
-        "--json",
-    ]
-    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+def lowered(model: str) -> tuple[Program, Integers]:
+    """The integer program, calibrated on noise, and one input."""
+    if Path(model).is_dir():
+        network, manifest = load(Path(model))
+        shape = manifest.architecture.input
+    else:
+        name, _, size = model.partition("@")
+        shape = tuple(int(side) for side in size.split("x")) if size else (3, 32, 32)
+        network = build(architecture(name, shape, 200 if shape[-1] == 64 else 100), seed=0).eval()
+    x = torch.randn(8, *shape, generator=torch.Generator().manual_seed(0)).numpy()
+    program = lower(network, x).program
+    return program, to_fixed(x[:1], program.input_fraction)
 
 
-def measure(model: str, garbler: str, rounds: int) -> dict[str, Any]:
-    reports = [run(model, garbler) for _ in range(rounds)]
+class Memory:
+    """The largest resident memory of each party's processes, in MiB, while inside ``with``. Linux only."""
+
+    def __init__(self) -> None:
+        self.peak = {"client": 0.0, "server": 0.0}
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._watch)
+
+    def __enter__(self) -> "Memory":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._over.wait(0.05):
+            for role in self.peak:
+                self.peak[role] = max(self.peak[role], sum(resident_mib(pid) for pid in family(role)))
+
+
+def family(role: str) -> Iterator[int]:
+    """The party's process, which this one started, and its workers."""
+    for pid in children(os.getpid()):
+        if f"deepreshape.private.local\0{role}\0" in read(f"/proc/{pid}/cmdline"):
+            yield pid
+            yield from children(pid)
+
+
+def children(pid: int) -> list[int]:
+    tasks = Path(f"/proc/{pid}/task")
+    found = [read(f"{task}/children") for task in tasks.iterdir()] if tasks.exists() else []
+    return [int(child) for text in found for child in text.split()]
+
+
+def resident_mib(pid: int) -> float:
+    lines = [line for line in read(f"/proc/{pid}/status").splitlines() if line.startswith("VmRSS:")]
+    return int(lines[0].split()[1]) / 1024 if lines else 0.0
+
+
+def read(path: str) -> str:
+    """A file of a process, empty if that has ended."""
+    try:
+        return Path(path).read_text()
+    except OSError:
+        return ""
+
+
+def run(program: Program, inputs: Integers, garbler: str, workers: int) -> dict[str, Any]:
+    with Memory() as memory:
+        report = run_local(program, inputs, garbler, workers=workers)  # type: ignore[arg-type]
+    own = report["peak_rss_mib"]
+    return report | {"peak_rss_mib": {role: max(own[role], memory.peak[role]) for role in own}}
+
+
+def measure(model: str, garbler: str, workers: int, rounds: int) -> dict[str, Any]:
+    program, inputs = lowered(model)
+    reports = [run(program, inputs, garbler, workers) for _ in range(rounds)]
     first = reports[0]
     seconds = {phase: [report["seconds"][phase] for report in reports] for phase in ("offline", "online")}
     return {
         "model": Path(model).name,
         "garbler": garbler,
+        "workers": workers,
         "agree": all(report["agree"] for report in reports),
         "declared_bytes_match": all(report["declared_bytes_match"] for report in reports),
         "seconds": {
@@ -63,16 +132,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="+")
     parser.add_argument("--garbler", nargs="+", default=["server"], choices=["server", "client"])
+    parser.add_argument("--workers", nargs="+", type=int, default=[os.cpu_count()])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
+    torch.set_num_threads(1)
     words = [Path(model).name for model in options.models] + ["--garbler", *options.garbler]
+    words += ["--workers", *map(str, options.workers)]
     result = {
         "command": f"python benchmarks/private.py {' '.join(words)} --rounds {options.rounds}",
         "machine": f"{platform.machine()}, 2 processes on one machine, loopback",
         "versions": {name: version(name) for name in PACKAGES},
         "n": options.rounds,
-        "rows": [measure(model, garbler, options.rounds) for model in options.models for garbler in options.garbler],
+        "rows": [
+            measure(model, garbler, workers, options.rounds)
+            for model in options.models
+            for garbler in options.garbler
+            for workers in options.workers
+        ],
     }
     text = json.dumps(result, indent=1) + "\n"
     print(text)
