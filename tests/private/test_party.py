@@ -12,13 +12,14 @@ import numpy as np
 import pytest
 from programs import random_inputs
 
-from deepreshape.private import plain
+from deepreshape.private import party, plain
 from deepreshape.private.certificates import create_authority, issue
 from deepreshape.private.channel import ProtocolError
 from deepreshape.private.party import Client, serve
 from deepreshape.private.plan import Plan
 from deepreshape.private.program import Flatten, Program, Relu
 from deepreshape.private.server import Model
+from deepreshape.private.session import Agreement, client_session
 from deepreshape.private.shares import Ring
 from deepreshape.private.store import SpentError, Store
 from deepreshape.private.wire import Endpoint, listen
@@ -62,7 +63,7 @@ def test_batches_are_made_ahead_and_used_once(pair: Pair) -> None:
         made.append(pair.client.prepare(progress=lambda *now: told.append(now)))  # noqa: B023
         assert served.result() > 0
         done, total = zip(*told, strict=True)
-        assert set(total) == {pair.client.plan.offline_bytes} == {done[-1]}
+        assert set(total) == {pair.client.plan.offline_bytes()} == {done[-1]}
         assert list(done) == sorted(done)
     assert made[0].batch != made[1].batch
     with pytest.raises(ValueError, match="99"):  # nothing is used up
@@ -75,6 +76,45 @@ def test_batches_are_made_ahead_and_used_once(pair: Pair) -> None:
     two = pair.served(), pair.served()  # none is left: one is made on the way
     assert np.array_equal(pair.client.infer(x[0]).output, plain.run(PROGRAM, x)[0])
     assert two[0].result() > two[1].result() == 0
+
+
+def test_several_batches_take_one_session_and_what_is_stored_outlives_it(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served = pair.served()
+    made = list(pair.client.prepare_several(3))
+    assert served.result() > 0
+    assert len({one.batch for one in made}) == 3
+    booked = [row for (layer, _), row in made[-1].ledger.rows.items() if layer]
+    assert sum(row.sent + row.received for row in booked) == pair.client.plan.offline_bytes(3)
+    x = random_inputs(PROGRAM, 1, 1)
+    for one in reversed(made):
+        served = pair.served()
+        assert np.array_equal(pair.client.infer(x[0], one.batch).output, plain.run(PROGRAM, x)[0])
+        assert served.result() == 0
+
+    monkeypatch.setattr(party, "MOST", 2)  # now in two sessions, of which the second is never served
+    pair.served()
+    several = pair.client.prepare_several(3)
+    kept = [next(several).batch, next(several).batch]
+    pair.door.close()
+    with pytest.raises(ProtocolError):
+        next(several)
+    assert {path.name for path in (pair.client.store.folder / "fresh").iterdir()} == set(kept)
+
+
+@pytest.mark.parametrize("count", [0, 17, True, "2"])
+def test_a_server_agrees_to_a_sensible_number_of_batches(pair: Pair, count: object) -> None:
+    served = pair.served()
+    plan = pair.client.plan
+    agreement = Agreement(PROGRAM.digest, {**plan.agreed, "batches": count})  # type: ignore[dict-item]
+    with (
+        pytest.raises(ProtocolError, match="parameter batches"),
+        client_session(pair.client.endpoint.connect("127.0.0.1", pair.client.port), agreement),
+    ):
+        pass
+    with pytest.raises(ProtocolError, match="parameter batches"):
+        served.result()
 
 
 def test_a_batch_that_only_the_client_has_is_refused_and_stays_fresh(pair: Pair, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -15,7 +16,7 @@ from deepreshape.private.channel import Ledger, memory_pair
 from deepreshape.private.material import InMemory
 from deepreshape.private.plan import Plan
 from deepreshape.private.program import Conv2d, Linear, Program, ProgramError, Raise, Relu, Truncate, Weights
-from deepreshape.private.relu import Role
+from deepreshape.private.relu import Prepared, Role
 from deepreshape.private.shares import Ring
 
 few = settings(max_examples=4, deadline=None, derandomize=True)
@@ -100,6 +101,43 @@ def test_client_shares_are_fresh_and_what_leaves_the_client_is_masked() -> None:
     first, second = run_both(program, x), run_both(program, x)
     for name in program.values:
         assert not np.array_equal(first.client_shares[name], second.client_shares[name])
+
+
+@pytest.mark.parametrize("garbler", ["server", "client"])
+def test_runs_that_share_a_homomorphic_key_share_nothing_else(garbler: Role) -> None:
+    program = masked_program(np.array([True, False, True] * 6).reshape(2, 3, 3))
+    plan = Plan(program.public(), garbler)
+    model, ends = server.Model(program, plan), memory_pair()
+    kept = [(InMemory(), InMemory()) for _ in range(2)]
+
+    def act_as_client() -> None:
+        key = client.offline(ends[0], plan, b"one", kept[0][0])
+        assert client.offline(ends[0], plan, b"two", kept[1][0], key=key) is key
+
+    def act_as_server() -> None:
+        responder = server.offline(ends[1], model, b"one", kept[0][1])
+        assert server.offline(ends[1], model, b"two", kept[1][1], responder=responder) is responder
+
+    with ThreadPoolExecutor(2) as threads:
+        both = [threads.submit(act) for act in (act_as_client, act_as_server)]
+        assert [done.result() for done in both] == [None, None]
+    assert sum(row.sent + row.received for row in ends[0].ledger.rows.values()) == plan.offline_bytes(2)
+
+    x = random_inputs(program, 2, 1)
+    offsets = []
+    for number, session in enumerate((b"one", b"two")):
+        mine, theirs = kept[number]
+        garbling = theirs if garbler == "server" else mine
+        head, *rest = (prepared.take() for prepared in garbling.get(plan.stream("relu", "relu")))
+        offsets.append(head["offset"].tolist())
+        for arrays in (head, *rest):
+            garbling.put(plan.stream("relu", "relu"), Prepared(arrays))
+        with ThreadPoolExecutor(1) as threads:
+            done = threads.submit(server.online, ends[1], model, session, theirs)
+            output = client.online(ends[0], plan, session, mine, x[number])
+            done.result()
+        assert np.abs(output - plain.run(program, x[number][None])[0]).max() <= 1
+    assert offsets[0] != offsets[1]
 
 
 def test_material_is_used_once_and_a_wrong_input_uses_none() -> None:

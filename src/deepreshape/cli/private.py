@@ -176,10 +176,14 @@ def prepare(
     party = _client(program, keys, store, host, port, garbler)
     batches: list[str] = []
     started = time.perf_counter()
-    for number in range(1, count + 1):
-        with bytes_bar(f"batch {number}/{count}") as show:
-            batches.append(stoppable(lambda: party.prepare(progress=show)).batch)
-        err.print(f"{number}/{count} batches", highlight=False)
+
+    def work() -> None:
+        with bytes_bar("offline") as show:
+            for made in party.prepare_several(count, show):
+                batches.append(made.batch)
+                err.print(f"{len(batches)}/{count} batches", highlight=False)
+
+    stoppable(work)
     if as_json:
         print_json({"batches": batches, "seconds": time.perf_counter() - started})
 

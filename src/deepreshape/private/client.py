@@ -46,21 +46,29 @@ def offline(
     session: bytes,
     sink: Sink,
     *,
+    key: ClientKey | None = None,
     rng: Randomness | None = None,
     observe: Observer | None = None,
-) -> None:
+) -> ClientKey | None:
     """Prepare one inference; the server calls :func:`deepreshape.private.server.offline`.
+
+    Several may be prepared over one channel, under one homomorphic key: every ciphertext is fresh, and every response
+    re-randomised and flooded anew. Nothing else may be shared: offsets, and so the base transfers, are each run's own.
 
     Args:
         channel: to the server.
         plan: what is to run.
         session: names this run and never repeats; both parties have compared it.
         sink: where to put what :func:`online` will need.
+        key: what this function returned for an earlier run over this channel; one is made and sent unless given.
         rng: for tests.
         observe: is shown the client's share of every value, by name, so that :func:`deepreshape.private.plain.run` can
             round as this run will. For checks on one machine: whoever sees them and the server's shares sees the input.
+
+    Returns:
+        The homomorphic key, if the program needs one.
     """
-    _Offline(channel, plan, session, sink, rng or Randomness()).run(observe or _ignore)
+    return _Offline(channel, plan, session, sink, rng or Randomness()).run(key, observe or _ignore)
 
 
 class _Offline:
@@ -71,16 +79,17 @@ class _Offline:
         self.modulus = plan.program.modulus
         self.shares: dict[str, Words] = {}
 
-    def run(self, observe: Observer) -> None:
+    def run(self, key: ClientKey | None, observe: Observer) -> ClientKey | None:
         plan, program = self.plan, self.plan.program
         mask = self.modulus.random(program.input_shape, self.rng)
         self.sink.put(plan.stream("mask", INPUT), Prepared({"mask": mask.copy()}))
         self.shares[INPUT] = mask
         self._settle()
         if plan.parameters is not None:
-            key = ClientKey(plan.parameters)
-            with self.channel.ledger.at(SETUP, "setup"):
-                send_public_key(self.channel, key)
+            if key is None:
+                key = ClientKey(plan.parameters)
+                with self.channel.ledger.at(SETUP, "setup"):
+                    send_public_key(self.channel, key)
             for level in plan.levels:
                 self._linear(key, level)
                 self._settle()
@@ -100,6 +109,7 @@ class _Offline:
                 self._rectify(engine, flight)
         output = self.shares[program.output]
         self.sink.put(plan.stream("share", program.output), Prepared({"share": output.copy()}))
+        return key
 
     def _settle(self) -> None:
         """Draw the masks, and derive the shares, that wait for nothing more from the server."""

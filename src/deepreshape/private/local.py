@@ -117,7 +117,7 @@ def run_local(
             (folder / role).mkdir(mode=0o700)
             (folder / role / "program").write_bytes(own.to_bytes())
         inputs.tofile(folder / "client" / "inputs")
-        _run_both(folder, door, lambda done: progress and progress(done, len(inputs) * plan.offline_bytes))
+        _run_both(folder, door, lambda done: progress and progress(done, len(inputs) * plan.offline_bytes()))
         outputs = _array(folder / "client" / "outputs", np.dtype(np.int64), floor.shape)
         shares = [_shares(folder, plan, number) for number in range(len(inputs))]
         reports = {role: Report(**json.loads((folder / role / "report").read_text())) for role in ("client", "server")}

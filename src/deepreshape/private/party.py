@@ -1,15 +1,16 @@
 """One party with everything it needs: certificate, wire, handshake, store, and its side of the program.
 
 A run takes two sessions. The first prepares: both parties go through the offline phase and leave their halves in their
-stores, under the session's id, and each knows that the other's half is stored when the session ends well. The second
-uses the batch up: the client names it in the handshake, each claims its half durably and says so, and only then the
+stores, under an id that follows from the session's. The server says when its half is stored, and then the client stores
+its own. One session may prepare several batches; a session that breaks off leaves those that are stored. The second
+uses a batch up: the client names it in the handshake, each claims its half durably and says so, and only then the
 online phase begins. Whatever happens after the claim, the batch is spent.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -19,13 +20,17 @@ from deepreshape.private.exact import Integers
 from deepreshape.private.material import Reading, Writing
 from deepreshape.private.plan import Plan
 from deepreshape.private.server import Model
-from deepreshape.private.session import Agreement, Connection, client_session, server_session
+from deepreshape.private.session import Agreement, Connection, Session, client_session, server_session
 from deepreshape.private.store import Binding, Store
 from deepreshape.private.wire import Endpoint, WireChannel
 
 Progress = Callable[[int, int], None]
 """Is told, as they travel, how many of the offline phase's bytes have, and how many there are in all."""
 
+COUNT = "batches"
+"""Name of the parameter that says how many batches a session shall prepare."""
+MOST = 16
+"""Batches that one session may prepare; more take more sessions, whose time is limited."""
 CLAIMED = b"\x01"
 STORED = b"\x02"
 
@@ -76,19 +81,42 @@ class Client:
             ProtocolError: if the session fails; then nothing is stored.
             StoreError: if the batch cannot be written.
         """
-        return self._prepare(self.endpoint.connect(self.host, self.port, self.pinned), observe, progress)
+        (made,) = self._prepare(self._connect(), 1, observe, progress)
+        return made
 
-    def _prepare(self, channel: WireChannel, observe: client.Observer | None, progress: Progress | None) -> Prepared:
+    def prepare_several(self, count: int, progress: Progress | None = None) -> Iterator[Prepared]:
+        """Make several batches, :data:`MOST` a session; each is stored when it is given.
+
+        Args:
+            count: how many.
+            progress: is told how far the session is.
+
+        Raises:
+            ProtocolError, StoreError: as :meth:`prepare`; what was given before stays.
+        """
+        for first in range(0, count, MOST):
+            yield from self._prepare(self._connect(), min(MOST, count - first), None, progress)
+
+    def _connect(self) -> WireChannel:
+        return self.endpoint.connect(self.host, self.port, self.pinned)
+
+    def _prepare(
+        self, channel: WireChannel, count: int, observe: client.Observer | None, progress: Progress | None
+    ) -> Iterator[Prepared]:
         if progress:
-            channel.ledger.watch = lambda done: progress(done, self.plan.offline_bytes)
-        with client_session(channel, Agreement(self.plan.program.digest, self.plan.agreed)) as session:
-            batch = session.id.hex()
-            with self.store.create(_binding(self.plan, channel), batch) as writer:
-                with Writing(writer) as sink:
-                    client.offline(channel, self.plan, session.id, sink, observe=observe)
-                channel.receive(Frame.READY, 1)
-                writer.commit()
-        return Prepared(batch, sink.nbytes, channel.ledger)
+            total = self.plan.offline_bytes(count)
+            channel.ledger.watch = lambda done: progress(done, total)
+        key = None
+        agreement = Agreement(self.plan.program.digest, {**self.plan.agreed, COUNT: count})
+        with client_session(channel, agreement) as session:
+            for number in range(count):
+                batch = _batch(session, number)
+                with self.store.create(_binding(self.plan, channel), batch.hex()) as writer:
+                    with Writing(writer) as sink:
+                        key = client.offline(channel, self.plan, batch, sink, key=key, observe=observe)
+                    channel.receive(Frame.READY, 1)
+                    writer.commit()
+                yield Prepared(batch.hex(), sink.nbytes, channel.ledger)
 
     def infer(self, x: Integers, batch: str | None = None, progress: Progress | None = None) -> Answer:
         """Run one inference and use a batch up: this one, or the oldest there is, or one made for it now.
@@ -105,13 +133,12 @@ class Client:
         """
         client.check_input(self.plan, x)
         start = time.perf_counter()
-        channel = self.endpoint.connect(self.host, self.port, self.pinned)
+        channel = self._connect()
         binding = _binding(self.plan, channel)
         batch = batch or next(iter(self.store.fresh(binding)), None)
         if batch is None:
-            batch = self._prepare(channel, None, progress).batch
-            start = time.perf_counter()
-            channel = self.endpoint.connect(self.host, self.port, self.pinned)
+            (made,) = self._prepare(channel, 1, None, progress)
+            batch, start, channel = made.batch, time.perf_counter(), self._connect()
         agreement = Agreement(self.plan.program.digest, self.plan.agreed, batch)
         with client_session(channel, agreement), self.store.claim(binding, batch) as claimed:
             channel.send(Frame.READY, CLAIMED)
@@ -139,8 +166,12 @@ def serve(channel: Connection, model: Model, store: Store) -> int:
     binding = _binding(plan, channel)
 
     def choose(proposed: Agreement) -> Agreement:
-        batch = proposed.batch if proposed.batch in store.fresh(binding) else ""
-        return Agreement(plan.program.digest, plan.agreed, batch)
+        if proposed.batch:
+            batch = proposed.batch if proposed.batch in store.fresh(binding) else ""
+            return Agreement(plan.program.digest, plan.agreed, batch)
+        count = proposed.parameters.get(COUNT)
+        wanted = count if type(count) is int and 1 <= count <= MOST else 1
+        return Agreement(plan.program.digest, {**plan.agreed, COUNT: wanted})
 
     with server_session(channel, choose) as session:
         if batch := session.agreement.batch:
@@ -149,12 +180,21 @@ def serve(channel: Connection, model: Model, store: Store) -> int:
                 channel.send(Frame.READY, CLAIMED)
                 server.online(channel, model, bytes.fromhex(batch), Reading(claimed))
             return 0
-        with store.create(binding, session.id.hex()) as writer:
-            with Writing(writer) as sink:
-                server.offline(channel, model, session.id, sink)
-            writer.commit()
-        channel.send(Frame.READY, STORED)
-        return sink.nbytes
+        responder, nbytes = None, 0
+        for number in range(int(session.agreement.parameters[COUNT])):
+            batch = _batch(session, number)
+            with store.create(binding, batch.hex()) as writer:
+                with Writing(writer) as sink:
+                    responder = server.offline(channel, model, batch, sink, responder=responder)
+                writer.commit()
+            channel.send(Frame.READY, STORED)
+            nbytes += sink.nbytes
+        return nbytes
+
+
+def _batch(session: Session, number: int) -> bytes:
+    """The id of a batch that this session makes: public, and never that of another."""
+    return session.key("batch", "", "offline", "client", number, 32)
 
 
 def _binding(plan: Plan, channel: Connection) -> Binding:

@@ -216,11 +216,11 @@ class Plan:
             for (layer, phase, kind), (up, down, rounds) in sorted(traffic.items(), key=lambda row: place[row[0][0]])
         )
 
-    @cached_property
-    def offline_bytes(self) -> int:
-        """Bytes, both ways, that travel before an input is needed."""
+    def offline_bytes(self, count: int = 1) -> int:
+        """Bytes, both ways, that travel to prepare so many inferences in one session, which share a public key."""
         report = self.declared()
-        return report.bytes - report.only(phase="online").bytes
+        each = report.bytes - report.only(phase="online").bytes
+        return count * each - (count - 1) * report.only(kind="keys").bytes
 
     def _parts(self) -> Iterator[Part]:
         """All that is sent, in order. Whoever sends one part after another does not wait in between."""

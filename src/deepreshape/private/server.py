@@ -7,6 +7,7 @@ import numpy as np
 from deepreshape.private import relu, truncate
 from deepreshape.private.channel import Channel, Frame
 from deepreshape.private.exact import locally, on_shares
+from deepreshape.private.he import Responder
 from deepreshape.private.linear import EncodedWeights, receive_mask, receive_public_key, send_responses
 from deepreshape.private.material import Sink, Source
 from deepreshape.private.plan import OUTPUT, SETUP, Plan
@@ -46,12 +47,24 @@ class Model:
             self.encoded[name] = [EncodedWeights(layout, group, keep=keep) for group in groups]
 
 
-def offline(channel: Channel, model: Model, session: bytes, sink: Sink, *, rng: Randomness | None = None) -> None:
-    """The counterpart of :func:`deepreshape.private.client.offline`, whose notes hold here."""
+def offline(
+    channel: Channel,
+    model: Model,
+    session: bytes,
+    sink: Sink,
+    *,
+    responder: Responder | None = None,
+    rng: Randomness | None = None,
+) -> Responder | None:
+    """The counterpart of :func:`deepreshape.private.client.offline`, whose notes hold here.
+
+    ``responder`` is what this function returned for an earlier run over this channel: it has the client's key.
+    """
     plan, rng = model.plan, rng or Randomness()
     if plan.parameters is not None:
-        with channel.ledger.at(SETUP, "setup"):
-            responder = receive_public_key(channel, plan.parameters, rng)
+        if responder is None:
+            with channel.ledger.at(SETUP, "setup"):
+                responder = receive_public_key(channel, plan.parameters, rng)
         with Workers(model.workers, responder) as workers:
             for level in plan.levels:
                 _answer(channel, model, workers, [op.name for op in level], sink)
@@ -69,6 +82,7 @@ def offline(channel: Channel, model: Model, session: bytes, sink: Sink, *, rng: 
             steps = {op.name: relu.server_offline(channel, plan.relus[op.name], engine) for op in flight}
             for name, prepared in relu.together(channel, steps):
                 sink.put(plan.stream("relu", name), prepared)
+    return responder
 
 
 def _answer(channel: Channel, model: Model, workers: Workers, level: list[str], sink: Sink) -> None:

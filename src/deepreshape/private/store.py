@@ -9,9 +9,9 @@ circuit that is evaluated twice gives both labels of its wires away. The states 
     keys/<id>.key   the batch's own key, until it is claimed
     spent           one line for each batch ever claimed; only ever appended to
 
-Both parties name a batch by the id of the session that made it, and keep its halves in folders of their own. To use
-one, the client names a fresh batch in the handshake, the server answers whether it holds the other half, and when they
-agree each claims its half and tells the other so before the first online byte.
+Both parties name a batch by an id that follows from that of the session that made it, and keep its halves in folders of
+their own. To use one, the client names a fresh batch in the handshake, the server answers whether it holds the other
+half, and when they agree each claims its half and tells the other so before the first online byte.
 
 A claim writes the ledger, moves the batch and destroys its key, each made durable before the next, and only then
 hands out a reader. A crash before the line is in the ledger leaves the batch fresh, a crash after it leaves it spent.
