@@ -8,7 +8,8 @@ object of the ``cryptography`` package, one thread, in pieces of the size that t
 gate against garbling, two against evaluation. Times are processor time of the one thread, so other load on the machine
 matters less, but wall time where an engine has several threads. Times and ratios are medians over the rounds, and their
 spreads are the smallest and the largest. Compilation is in no round. Not in the times: drawing input labels, oblivious
-transfer, the wire. Bytes are what both parties send for one ReLU, as declared (the tests hold that against the ledger).
+transfer, the rows behind a sign, the wire. Bytes are what both parties send for one ReLU, as declared (the tests hold
+that against the ledger); where only the sign is garbled, with a truncation by 12 bits. ``calibrated`` tests 14 bits.
 """
 
 from __future__ import annotations
@@ -28,31 +29,36 @@ import numpy as np
 from cryptography.hazmat.backends.openssl import backend
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
-from deepreshape.private.circuit import relu
 from deepreshape.private.engines import Engine, UnavailableError, named, using
 from deepreshape.private.garble import BATCH, Context, Offset, evaluate, garble, pick, table_shape
-from deepreshape.private.relu import declared
-from deepreshape.private.shares import CIRCA_PRIME, DELPHI_PRIME, PRIME_32, Field, Modulus, Randomness, Ring
+from deepreshape.private.relu import ReluLayer, declared
+from deepreshape.private.shares import CIRCA_PRIME, DELPHI_PRIME, PRIME_32, Field, Randomness, Ring
+from deepreshape.private.sign import Parity, Sign, Window, Wrap
 
-MODULI: list[Modulus] = [
-    Ring(16),
-    Ring(32),
-    Ring(37),
-    Field(CIRCA_PRIME),
-    Field(PRIME_32),
-    Field(DELPHI_PRIME),
+CASES: list[tuple[str, Ring | Field, Sign | None]] = [
+    ("gc-full", Ring(16), None),
+    ("gc-full", Ring(32), None),
+    ("gc-full", Ring(37), None),
+    ("gc-full", Field(CIRCA_PRIME), None),
+    ("gc-full", Field(PRIME_32), None),
+    ("gc-full", Field(DELPHI_PRIME), None),
+    ("gc-sign", Ring(37), Window(Ring(37), 0, 37)),
+    ("gc-sign", Field(DELPHI_PRIME), Parity(Field(DELPHI_PRIME))),
+    ("gc-stochastic", Ring(37), Window(Ring(37), 12, 37)),
+    ("gc-stochastic", Field(CIRCA_PRIME), Wrap(Field(CIRCA_PRIME), 12)),
+    ("calibrated", Ring(37), Window(Ring(37), 12, 26)),
 ]
 
 
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="7 rounds instead of 41, fewer where 5 s are over")
+    parser.add_argument("--quick", action="store_true", help="7 rounds instead of 41, fewer where 1.5 s are over")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.add_argument("--out", type=Path, help="also write the JSON here")
     options = parser.parse_args()
-    limits = (7, 2.0) if options.quick else (41, 600.0)
-    rows = [measure(chosen, threads, modulus, *limits) for chosen, threads in engines() for modulus in MODULI]
+    limits = (7, 1.5) if options.quick else (41, 600.0)
+    rows = [measure(chosen, threads, case, *limits) for chosen, threads in engines() for case in CASES]
     document = json.dumps(rows, indent=1)
     if options.out:
         options.out.parent.mkdir(parents=True, exist_ok=True)
@@ -75,14 +81,21 @@ def engines() -> list[tuple[Engine, int]]:
 
 
 def measure(
-    chosen: Engine, threads: int, modulus: Modulus, rounds: int, limit: float, count: int = BATCH
+    chosen: Engine,
+    threads: int,
+    case: tuple[str, Ring | Field, Sign | None],
+    rounds: int,
+    limit: float,
+    count: int = BATCH,
 ) -> dict[str, Any]:
-    """One row: the ReLU over ``modulus`` without truncation, ``count`` instances a round.
+    """One row: a whole ReLU without truncation or the sign of one, ``count`` instances a round.
 
     No round but the second begins after ``limit`` seconds of wall time.
     """
     clock = time.thread_time if threads == 1 else time.perf_counter
-    circuit = relu(modulus, 0)
+    name, modulus, sign = case
+    layer = ReluLayer("benchmark", modulus, 0 if sign is None else 12, count, "server", count, sign)
+    circuit = layer.circuit
     offset, rng = Offset(Randomness()), Randomness()
     labels = rng.labels(circuit.width * count).reshape(-1, count, 2)
     active = pick(labels, offset.words, rng.bytes(circuit.width * count).reshape(-1, count) & np.uint8(1))
@@ -105,25 +118,26 @@ def measure(
             evaluate(circuit, garbled, active, context)
         marks.append(clock())
         if number:  # the first round warms up
-            for name, start, stop in zip(times, marks, marks[1:], strict=False):
-                times[name].append((stop - start) / count * 1e6)
-    there = declared(modulus, 0, count, "server")
+            for work, start, stop in zip(times, marks, marks[1:], strict=False):
+                times[work].append((stop - start) / count * 1e6)
+    there = declared(layer)
     row: dict[str, Any] = {
         "engine": chosen.name,
         "engine_about": chosen.about,
         "threads": threads,
-        "circuit": "gc-full",
+        "circuit": name,
+        "k": getattr(sign, "low", 0),
         "modulus": f"2^{modulus.bits}" if isinstance(modulus, Ring) else str(modulus.order),
         "bits": modulus.bits,
         "and_gates": circuit.and_gates,
     }
-    for name in ("garble", "evaluate"):
-        ratios = [a / b for a, b in zip(times[name], times[f"aes_{name}"], strict=True)]
-        row[f"{name}_us"] = round(median(times[name]), 3)
-        row[f"{name}_us_spread"] = [round(min(times[name]), 3), round(max(times[name]), 3)]
-        row[f"{name}_over_aes"] = round(median(ratios), 2)
-        row[f"{name}_over_aes_spread"] = [round(min(ratios), 2), round(max(ratios), 2)]
-        row[f"aes_{name}_us"] = round(median(times[f"aes_{name}"]), 3)
+    for work in ("garble", "evaluate"):
+        ratios = [a / b for a, b in zip(times[work], times[f"aes_{work}"], strict=True)]
+        row[f"{work}_us"] = round(median(times[work]), 3)
+        row[f"{work}_us_spread"] = [round(min(times[work]), 3), round(max(times[work]), 3)]
+        row[f"{work}_over_aes"] = round(median(ratios), 2)
+        row[f"{work}_over_aes_spread"] = [round(min(ratios), 2), round(max(ratios), 2)]
+        row[f"aes_{work}_us"] = round(median(times[f"aes_{work}"]), 3)
     row |= {f"bytes_{phase}": round(sum(ways) / count, 2) for phase, ways in there.items()}
     return row | {"instances": count, "rounds": len(times["garble"]), "machine": machine(), "versions": versions()}
 
@@ -170,7 +184,7 @@ def table(rows: list[dict[str, Any]]) -> str:
         + ", ".join(f"{name} {number}" for name, number in head["versions"].items()),
         f"{head['instances']} instances a round, medians over "
         f"{min(row['rounds'] for row in rows)} to {max(row['rounds'] for row in rows)} rounds (smallest to largest)",
-        f"{'engine':<40} {'modulus':>14} {'ANDs':>5} {'garble us':>20} {'x AES':>18} "
+        f"{'engine':<40} {'circuit':>13} {'k':>2} {'modulus':>14} {'ANDs':>5} {'garble us':>20} {'x AES':>18} "
         f"{'evaluate us':>20} {'x AES':>18} {'offline B':>10} {'online B':>9}",
     ]
     for row in rows:
@@ -179,8 +193,9 @@ def table(rows: list[dict[str, Any]]) -> str:
             for key in ("garble_us", "garble_over_aes", "evaluate_us", "evaluate_over_aes")
         ]
         name = f"{row['engine']}: {row['engine_about']}"
+        what = f"{row['circuit']:>13} {row['k']:>2} {row['modulus']:>14} {row['and_gates']:>5}"
         lines.append(
-            f"{name:<40} {row['modulus']:>14} {row['and_gates']:>5} {cells[0]:>20} {cells[1]:>18} "
+            f"{name:<40} {what} {cells[0]:>20} {cells[1]:>18} "
             f"{cells[2]:>20} {cells[3]:>18} {row['bytes_offline']:>10} {row['bytes_online']:>9}"
         )
     return "\n".join(lines)

@@ -29,6 +29,7 @@ from deepreshape.private.program import (
 )
 from deepreshape.private.relu import Role
 from deepreshape.private.shares import CIRCA_PRIME, DELPHI_PRIME, Field, Ring, Words
+from deepreshape.private.variant import EXACT, Variant
 
 Integers = NDArray[np.int64]
 
@@ -143,9 +144,14 @@ class Run:
 
 
 def run_both(
-    program: Program, x: Integers, garbler: Role = "server", batch: int = 7, workers: int | None = None
+    program: Program,
+    x: Integers,
+    garbler: Role = "server",
+    batch: int = 7,
+    variant: Variant = EXACT,
+    workers: int | None = None,
 ) -> Run:
-    plan = Plan(program.public(), garbler, batch)
+    plan = Plan(program.public(), garbler, batch, variant)
     model = server.Model(program, plan, workers=workers)
     ends = memory_pair()
     materials = InMemory(), InMemory()

@@ -5,24 +5,21 @@ import hashlib
 import pickle
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import TypeVar
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sessions import ROLES, SESSION, Session, Tap, fixed, names, role_of
 
 from deepreshape.private import ot
-from deepreshape.private.channel import Channel, Frame, Payload, ProtocolError, as_bytes, memory_pair
-from deepreshape.private.circuit import relu
+from deepreshape.private.channel import Frame, ProtocolError, memory_pair
+from deepreshape.private.circuit import and_gates, relu
+from deepreshape.private.garbling import Garbler
 from deepreshape.private.relu import (
-    Evaluator,
-    Garbler,
     Prepared,
     ReluLayer,
     Role,
-    and_gates,
     client_offline,
     client_online,
     declared,
@@ -33,73 +30,10 @@ from deepreshape.private.relu import (
 )
 from deepreshape.private.shares import CIRCA_PRIME, PRIME_32, Field, Modulus, Randomness, Ring, Words
 
-A = TypeVar("A")
-B = TypeVar("B")
-ROLES: list[Role] = ["server", "client"]
-SESSION = b"a session of the tests"
-
-
-def fixed(number: int) -> Randomness:
-    return Randomness(bytes([number]) * 32)
-
-
-def both(left: Callable[[], A], right: Callable[[], B]) -> tuple[A, B]:
-    with ThreadPoolExecutor(2) as pool:
-        one, two = pool.submit(left), pool.submit(right)
-        return one.result(), two.result()
-
-
-@dataclass
-class Session:
-    """Both ends after the base transfers; ``client`` and ``server`` are channels."""
-
-    client: Channel
-    server: Channel
-    engines: tuple[Garbler | Evaluator, Garbler | Evaluator]
-
-    @classmethod
-    def start(cls, garbler: Role, *ends: Channel) -> "Session":
-        client, server = ends or memory_pair()
-        kinds = (Garbler, Evaluator) if garbler == "client" else (Evaluator, Garbler)
-        return cls(
-            client,
-            server,
-            both(lambda: kinds[0].start(client, SESSION, fixed(1)), lambda: kinds[1].start(server, SESSION, fixed(2))),
-        )
-
-    def offline(self, layer: ReluLayer, share: Words, mask: Words) -> tuple[list[Prepared], list[Prepared]]:
-        def client() -> list[Prepared]:
-            with self.client.ledger.at(layer.name, "offline"):
-                return list(client_offline(self.client, layer, self.engines[0], share, mask))
-
-        def server() -> list[Prepared]:
-            with self.server.ledger.at(layer.name, "offline"):
-                return list(server_offline(self.server, layer, self.engines[1]))
-
-        return both(client, server)
-
-    def online(self, layer: ReluLayer, prepared: tuple[list[Prepared], list[Prepared]], share: Words) -> Words:
-        def client() -> None:
-            with self.client.ledger.at(layer.name, "online"):
-                client_online(self.client, layer, SESSION, prepared[0])
-
-        def server() -> Words:
-            with self.server.ledger.at(layer.name, "online"):
-                return server_online(self.server, layer, SESSION, prepared[1], share)
-
-        return both(client, server)[1]
-
 
 @pytest.fixture(scope="module", params=ROLES)
 def session(request: pytest.FixtureRequest) -> Session:
     return Session.start(request.param)
-
-
-def role_of(session: Session) -> Role:
-    return "client" if isinstance(session.engines[0], Garbler) else "server"
-
-
-names = iter(range(10**9))
 
 
 def check(session: Session, modulus: Modulus, shift: int, x: Words, batch: int, rng: Randomness) -> str:
@@ -108,7 +42,7 @@ def check(session: Session, modulus: Modulus, shift: int, x: Words, batch: int, 
     prepared = session.offline(layer, share, mask)
     taken = [[part.take() for part in side] for side in prepared]
     kept = tuple(sum(array.nbytes for part in side for array in part.values()) for side in taken)
-    assert kept == stored(modulus, shift, x.size, layer.garbler, batch)
+    assert kept == stored(layer)
     prepared = [Prepared(part) for part in taken[0]], [Prepared(part) for part in taken[1]]
     result = modulus.add(session.online(layer, prepared, modulus.sub(x, share)), mask)
     expected = [max(v, 0) >> shift for v in modulus.decode(x).tolist()]
@@ -140,7 +74,7 @@ def test_any_small_layer(session: Session, data: st.DataObject) -> None:
 @pytest.mark.parametrize("batch", [13, 40, 100])
 def test_declared_bytes_and_rounds_are_those_of_the_ledger(session: Session, modulus: Modulus, batch: int) -> None:
     layer = check(session, modulus, 3, modulus.random(40, fixed(4)), batch, fixed(5))
-    for phase, (there, back) in declared(modulus, 3, 40, role_of(session), batch).items():
+    for phase, (there, back) in declared(ReluLayer(layer, modulus, 3, 40, role_of(session), batch)).items():
         client, server = (end.ledger.rows[layer, phase] for end in (session.client, session.server))
         assert (client.sent, client.received) == (server.received, server.sent) == (there, back)
         # the evaluator opens each phase and then waits, but online a garbling server opens and waits
@@ -157,27 +91,11 @@ def test_set_up_bytes() -> None:
 @pytest.mark.parametrize("role", ROLES)
 def test_bytes_stay_within_the_target(role: Role) -> None:
     count = 100_000
-    total = sum(sum(way) for way in declared(Ring(32), 0, count, role).values())
+    total = sum(sum(way) for way in declared(ReluLayer("r", Ring(32), 0, count, role)).values())
     assert total / count < 4_010
     assert and_gates(Ring(32), 0) * 32 <= 100 * 32
-    assert (and_gates(Field(PRIME_32), 0), ots(Ring(32))) == (253, 32)
+    assert (and_gates(Field(PRIME_32), 0), ots(ReluLayer("r", Ring(32), 0, 1, role))) == (253, 32)
     assert and_gates(Ring(32), 7) == relu(Ring(32), 7).and_gates
-
-
-class Tap:
-    """A channel end that remembers what it sent."""
-
-    def __init__(self, end: Channel) -> None:
-        self.ledger = end.ledger
-        self.frames: list[tuple[Frame, bytes]] = []
-        self._end = end
-
-    def send(self, kind: Frame, payload: Payload) -> None:
-        self._end.send(kind, payload)
-        self.frames.append((kind, bytes(as_bytes(payload))))
-
-    def receive(self, kind: Frame, nbytes: int) -> memoryview:
-        return self._end.receive(kind, nbytes)
 
 
 def test_frames_do_not_depend_on_the_inputs(session: Session) -> None:
@@ -257,10 +175,10 @@ def test_the_evaluator_never_holds_both_labels_of_a_wire(session: Session) -> No
         layer = ReluLayer(f"layer {next(names)}", modulus, 0, 30, role_of(session), batch=8)
         share, mask, theirs = (modulus.random(30, fixed(number)) for _ in range(3))
         prepared = tapped.offline(layer, share, mask)
-        head, seed, *batches = [part.take() for part in prepared[evaluator]]
+        head, *batches = [part.take() for part in prepared[evaluator]]
         own = np.concatenate([part["labels"] for part in batches])
-        derived = Randomness(seed["seed"].tobytes()).labels(2 * modulus.bits * 30)
-        prepared[evaluator][:] = [Prepared(part) for part in (head, seed, *batches)]
+        derived = Randomness(head["seed"].tobytes()).labels(2 * modulus.bits * 30)
+        prepared[evaluator][:] = [Prepared(part) for part in (head, *batches)]
         tapped.online(layer, prepared, theirs)
         labels = [data for kind, data in taps[garbler].frames if kind is Frame.LABELS][1:]  # the first is the seed
         online = np.frombuffer(b"".join(labels), np.uint64).reshape(-1, 2)
@@ -312,10 +230,10 @@ def test_missing_material_is_named() -> None:
     session = Session.start("server")
     layer, zeros = ReluLayer("r", Ring(8), 0, 5, "server", batch=2), np.zeros(5, np.uint64)
     client, server = session.offline(layer, zeros, zeros)
-    assert (len(client), len(server)) == (5, 1)
+    assert (len(client), len(server)) == (4, 1)
     with ThreadPoolExecutor(1) as pool:
         answer = pool.submit(server_online, session.server, layer, SESSION, server, zeros)
-        with pytest.raises(ValueError, match="layer 'r' has 3 batches; its material ends"):
+        with pytest.raises(ValueError, match="layer 'r' has 3 batches; material for 2 was given"):
             client_online(session.client, layer, SESSION, client[:-1])
         session.client.send(Frame.SHARES, bytes(5))
         answer.result()
@@ -357,8 +275,8 @@ def test_tables_that_give_no_shares_are_refused(session: Session) -> None:
     layer, zeros = ReluLayer(f"layer {next(names)}", modulus, 0, 60, role_of(session)), np.zeros(60, np.uint64)
     client, server = session.offline(layer, zeros, zeros)
     evaluator = client if role_of(session) == "server" else server
-    broken = evaluator[2].take()
-    evaluator[2] = Prepared({**broken, "decode": ~broken["decode"]})  # 60 values below 5, mapped to 7 minus them
+    broken = evaluator[1].take()
+    evaluator[1] = Prepared({**broken, "decode": ~broken["decode"]})  # 60 values below 5, mapped to 7 minus them
     own = np.zeros(60, np.uint64)
     with ThreadPoolExecutor(1) as pool:
         if role_of(session) == "server":

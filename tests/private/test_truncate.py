@@ -7,8 +7,10 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from deepreshape.private import plain, truncate
+from deepreshape.private import truncate
 from deepreshape.private.channel import Ledger, ProtocolError, memory_pair
+from deepreshape.private.garble import Context
+from deepreshape.private.pads import pads
 from deepreshape.private.program import truncation_room
 from deepreshape.private.shares import Field, Randomness, Ring, Words
 from deepreshape.private.truncate import Receiver, Sender, TruncationLayer
@@ -49,7 +51,7 @@ def test_every_share_of_every_value(modulus: Ring | Field, shift: int) -> None:
     layer = TruncationLayer("t", modulus, shift, x.size)
     theirs, ledger, stored = run(layer, mine, modulus.sub(modulus.encode(x), mine), mask)
     result = modulus.decode(modulus.add(mask, theirs))
-    assert np.array_equal(result, plain.rounded(x, shift, modulus, mine))
+    assert np.array_equal(result, layer.division.rounded(x, mine))
     off = result - (x >> shift)
     if isinstance(modulus, Ring):
         assert set(off.tolist()) == {0, 1}
@@ -66,14 +68,11 @@ def test_every_share_of_every_value(modulus: Ring | Field, shift: int) -> None:
 def test_messages_look_uniform_to_the_peer_and_pads_are_fresh() -> None:
     layer = TruncationLayer("t", Ring(12), 4, 4096)
     labels = Randomness().labels(4096)
-    pads = truncate._pads(layer, b"a", labels)
-    assert np.bincount(pads.astype(np.int64), minlength=16).min() > 150  # 256 expected, deviation 16
-    others = [
-        truncate._pads(layer, b"b", labels),
-        truncate._pads(TruncationLayer("u", Ring(12), 4, 4096), b"a", labels),
-    ]
-    for other in others:
-        assert np.mean(other == pads) < 0.2
+    message, here = layer.division.message, Context(b"a", "t", 0)
+    found = pads(labels, here, truncate.TWEAK, message)
+    assert np.bincount(found.astype(np.int64), minlength=16).min() > 150  # 256 expected, deviation 16
+    for elsewhere in (Context(b"b", "t", 0), Context(b"a", "u", 0)):
+        assert np.mean(pads(labels, elsewhere, truncate.TWEAK, message) == found) < 0.2
 
 
 def test_a_layer_is_prepared_once_and_its_material_used_once() -> None:

@@ -17,14 +17,17 @@ from deepreshape.private.material import InMemory
 from deepreshape.private.plan import Plan
 from deepreshape.private.program import Conv2d, Linear, Program, ProgramError, Raise, Relu, Truncate, Weights
 from deepreshape.private.relu import Prepared, Role
-from deepreshape.private.shares import Ring
+from deepreshape.private.shares import Randomness, Ring
+from deepreshape.private.variant import EXACT, Variant
 
 few = settings(max_examples=4, deadline=None, derandomize=True)
 
 
-def check_declared(program: Program, garbler: Role, ends: tuple[Ledger, Ledger], stored: tuple[int, int]) -> None:
+def check_declared(
+    program: Program, garbler: Role, ends: tuple[Ledger, Ledger], stored: tuple[int, int], variant: Variant = EXACT
+) -> None:
     """Every byte and wait of both ledgers is declared, and nothing else is."""
-    report = Plan(program.public(), garbler, 7).declared()
+    report = Plan(program.public(), garbler, 7, variant).declared()
     places = {(row.layer, row.phase) for row in report.rows}
     mine, theirs = ends
     assert set(mine.rows) | set(theirs.rows) <= places
@@ -51,6 +54,54 @@ def test_two_parties_equal_plain_and_declared_equals_sent(garbler: Role, prime: 
     expected = plain.run(program, x, client=run.client_shares)
     assert np.array_equal(run.output, expected[0])
     check_declared(program, garbler, (run.client, run.server), run.stored)
+
+
+@pytest.mark.parametrize("garbler", ["server", "client"])
+@pytest.mark.parametrize("prime", [False, True])
+@pytest.mark.parametrize("text", ["gc-sign", "gc-stochastic:drop=3,pos-zero", "gc-stochastic:drop=2,neg-pass"])
+@settings(max_examples=3, deadline=None, derandomize=True)
+@given(seed=st.integers(0, 10**6))
+def test_a_garbled_sign_equals_plain_with_the_same_shares(garbler: Role, prime: bool, text: str, seed: int) -> None:
+    program, variant = random_program(seed, prime=prime), Variant.parse(text)
+    x = random_inputs(program, 1, seed)
+    run = run_both(program, x[0], garbler, variant=variant)
+    expected = plain.run(program, x, client=run.client_shares, variant=variant)
+    assert np.array_equal(run.output, expected[0])
+    check_declared(program, garbler, (run.client, run.server), run.stored, variant)
+
+
+@pytest.mark.parametrize("garbler", ["server", "client"])
+@pytest.mark.parametrize("calibrated", ["gc-sign:calibrated", "gc-stochastic:calibrated,pos-zero"])
+def test_each_layer_takes_its_own_window(garbler: Role, calibrated: str) -> None:
+    program = masked_program(np.ones((2, 3, 3), np.bool_))
+    conv, relu = program.ops
+    assert isinstance(relu, Relu)
+    high = program.bounds()["conv"].bit_length() + 2
+    windowed = replace(program, ops=(conv, replace(relu, low=3, high=high)))
+    variant, x = Variant.parse(calibrated), random_inputs(windowed, 1, 5)
+    run = run_both(windowed, x[0], garbler, variant=variant)
+    expected = plain.run(windowed, x, client=run.client_shares, variant=variant)
+    assert np.array_equal(run.output, expected[0])
+    check_declared(windowed, garbler, (run.client, run.server), run.stored, variant)
+    whole = Plan(windowed.public(), garbler, 7, replace(variant, calibrated=False))
+    narrow = Plan(windowed.public(), garbler, 7, variant)
+    ignored = 20 - high + (3 if variant.protocol == "gc-stochastic" else 0)
+    saved = whole.relus["relu"].circuit.and_gates - narrow.relus["relu"].circuit.and_gates
+    assert saved == ignored > 0
+
+
+def test_a_value_that_a_sign_test_has_no_room_for_is_refused() -> None:
+    program = masked_program(np.ones((2, 3, 3), np.bool_))
+    conv, relu = program.ops
+    assert isinstance(relu, Relu)
+    narrow = replace(program, ops=(conv, replace(relu, high=8)))
+    plan = Plan(narrow.public(), variant=Variant("gc-sign", calibrated=True))
+    with pytest.raises(ProgramError, match=r"^conv: values may reach \d+, which relu rectifies, and only 127 fits"):
+        server.Model(narrow, plan)
+    with pytest.raises(OverflowError, match=r"^conv: .*what relu can rectify by gc-sign:calibrated: 127"):
+        plain.run(narrow, np.full((1, 1, 3, 3), 15), variant=plan.variant, rng=Randomness())
+    with pytest.raises(ProgramError, match=r"^relu: a sign test of bits 19 to 19"):
+        Plan(program.public(), variant=Variant("gc-stochastic", drop=19))
 
 
 @pytest.mark.parametrize("garbler", ["server", "client"])

@@ -198,6 +198,13 @@ class Builder:
         x, y, carry = addends
         return self.xor(self.and_(self.xor(x, carry), self.xor(y, carry)), carry)
 
+    def carry(self, a: list[int], b: list[int], *, carry_in: bool = False) -> int:
+        """The wire of the carry out of a + b, plus one with ``carry_in``; one AND a bit, of at least one."""
+        carry = self.or_(a[0], b[0]) if carry_in else self.and_(a[0], b[0])
+        for x, y in zip(a[1:], b[1:], strict=True):
+            carry = self.xor(self.and_(self.xor(x, carry), self.xor(y, carry)), carry)
+        return carry
+
     def at_least(self, a: list[int], constant: int) -> tuple[int, list[int | None]]:
         """Is ``a`` at least ``constant``? One AND for every bit above the constant's lowest one bit.
 

@@ -22,7 +22,7 @@ What a peer sends is checked for kind, length and range, and a failed check ends
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import numpy as np
 
@@ -34,7 +34,7 @@ from deepreshape.private.linear import receive_share, send_mask, send_public_key
 from deepreshape.private.material import Sink, Source
 from deepreshape.private.plan import OUTPUT, SETUP, Plan, groups
 from deepreshape.private.program import INPUT, Conv2d, Linear, Relu, Truncate
-from deepreshape.private.relu import Evaluator, Garbler, Prepared
+from deepreshape.private.relu import Party, Prepared, Step
 from deepreshape.private.shares import Randomness, Words
 
 Observer = Callable[[str, Words], None]
@@ -103,10 +103,9 @@ class _Offline:
                     self._truncate(receiver, op)
         if plan.relus:
             with self.channel.ledger.at(SETUP, "setup"):
-                party = Garbler if plan.garbler == "client" else Evaluator
-                engine = party.start(self.channel, self.session, self.rng)
+                party = relu.start(self.channel, "client", plan.relus.values(), self.session, self.rng)
             for flight in plan.flights:
-                self._rectify(engine, flight)
+                self._rectify(party, flight)
         output = self.shares[program.output]
         self.sink.put(plan.stream("share", program.output), Prepared({"share": output.copy()}))
         return key
@@ -152,13 +151,13 @@ class _Offline:
             prepared = truncate.client_offline(self.channel, layer, receiver, *shares)
         self.sink.put(self.plan.stream("truncate", op.name), prepared)
 
-    def _rectify(self, engine: Garbler | Evaluator, flight: list[Relu]) -> None:
+    def _rectify(self, party: Party, flight: list[Relu]) -> None:
         """The transfers of all these layers, then their circuits."""
-        steps: dict[str, Iterator[Prepared]] = {}
+        steps: dict[str, Step] = {}
         for op in flight:
             rectified, _ = self.plan.positions(op)
             shares = [self.shares[name].reshape(-1)[rectified] for name in (op.inputs[0], op.name)]
-            steps[op.name] = relu.client_offline(self.channel, self.plan.relus[op.name], engine, *shares)
+            steps[op.name] = relu.client_offline(self.channel, self.plan.relus[op.name], party, *shares)
         for name, prepared in relu.together(self.channel, steps):
             self.sink.put(self.plan.stream("relu", name), prepared)
 

@@ -3,8 +3,8 @@
 The processes talk over loopback with TLS 1.3, under an authority and certificates made for this run and thrown away
 with it, and keep offline material in encrypted stores. The client's process is given the public program and the inputs,
 the server's the weights. This process plays neither party: it starts them, and compares what the client got with the
-plain interpreter, for which the client's process tells it its own shares of what is truncated without a ReLU. That is
-for checks on one machine; parties who do not trust each other use ``party.py``.
+plain interpreter, for which the client's process tells it its own shares of what depends on them (``plain.py``). That
+is for checks on one machine; parties who do not trust each other use ``party.py``.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ from deepreshape.private.relu import Role
 from deepreshape.private.server import Model
 from deepreshape.private.shares import Words
 from deepreshape.private.store import Store
+from deepreshape.private.variant import EXACT, Variant
 from deepreshape.private.wire import Endpoint, Limits, Link, listen
 
 PATIENT = Limits(read_s=600, write_s=600, session_s=3600)
@@ -63,6 +64,7 @@ def run_local(
     inputs: Integers,
     garbler: Role = "server",
     *,
+    variant: Variant = EXACT,
     batch: int = BATCH,
     link: Link | None = None,
     limits: Limits = PATIENT,
@@ -75,6 +77,7 @@ def run_local(
         program: with its weights.
         inputs: (N, *input_shape), int64.
         garbler: who garbles.
+        variant: how ReLUs are computed.
         batch: instances that one garbling covers.
         link: a slower link to emulate.
         limits: time-outs.
@@ -96,13 +99,14 @@ def run_local(
         ValueError, OverflowError: if an input does not fit.
         ProtocolError: if a process fails or is killed.
     """
-    plan = Plan(program.public(), garbler, batch)
-    program.check()
+    plan = Plan(program.public(), garbler, batch, variant)
+    program.check(plan.rooms)
     floor = plain.run(program, inputs)  # refuses bad inputs before anything is started
     with tempfile.TemporaryDirectory(prefix="deepreshape-local-") as scratch, listen("127.0.0.1", 0) as door:
         folder = Path(scratch)
         settings = {
             "garbler": garbler,
+            "variant": str(variant),
             "batch": batch,
             "count": len(inputs),
             "workers": workers,
@@ -121,7 +125,9 @@ def run_local(
         outputs = _array(folder / "client" / "outputs", np.dtype(np.int64), floor.shape)
         shares = [_shares(folder, plan, number) for number in range(len(inputs))]
         reports = {role: Report(**json.loads((folder / role / "report").read_text())) for role in ("client", "server")}
-    rounded = [plain.run(program, x[None], client=own)[0] for x, own in zip(inputs, shares, strict=True)]
+    rounded = [
+        plain.run(program, x[None], client=own, variant=variant)[0] for x, own in zip(inputs, shares, strict=True)
+    ]
     compared = {
         "agree": bool(np.array_equal(outputs, np.stack(rounded))),
         "max_lsb_difference": int(np.abs(outputs - floor).max()),
@@ -183,7 +189,8 @@ def _act(role: Role, folder: Path, number: int) -> None:
     settings = json.loads((folder / "settings.json").read_text())
     own = folder / role
     program = Program.from_bytes((own / "program").read_bytes())
-    plan = Plan(program.public(), settings["garbler"], settings["batch"])
+    variant = Variant.parse(settings["variant"])
+    plan = Plan(program.public(), settings["garbler"], settings["batch"], variant)
     credentials = Credentials(folder / f"{role}-local.pem", folder / f"{role}-local.key", folder / "authority.pem")
     link = None if settings["link"] is None else Link(**settings["link"])
     endpoint = Endpoint(credentials, Limits(**settings["limits"]), link)
@@ -207,7 +214,7 @@ def _query(party: Client, inputs: Integers, folder: Path) -> Report:
     ledgers: list[Traffic] = []
     seconds: list[dict[str, float]] = []
     outputs: list[Integers] = []
-    wanted = _rounded_by_shares(party.plan)
+    wanted = sorted(party.plan.by_shares)
     stored = 0
     for number, x in enumerate(inputs):
 
@@ -289,15 +296,10 @@ def _layer(plan: Plan, name: str) -> dict[str, Any]:
     }
 
 
-def _rounded_by_shares(plan: Plan) -> list[str]:
-    """The values that are truncated without a ReLU."""
-    return sorted({op.inputs[0] for op in plan.program.ops if op.name in plan.truncations})
-
-
 def _shares(folder: Path, plan: Plan, number: int) -> dict[str, Words]:
     return {
         name: _array(folder / "client" / f"share-{number}-{at}", np.dtype(np.uint64), plan.program.values[name].shape)
-        for at, name in enumerate(_rounded_by_shares(plan))
+        for at, name in enumerate(sorted(plan.by_shares))
     }
 
 

@@ -1,4 +1,4 @@
-"""What a party keeps from its offline to its online phase: streams of :class:`~deepreshape.private.relu.Prepared`.
+"""What a party keeps from its offline to its online phase: streams of :class:`~deepreshape.private.garbling.Prepared`.
 
 A stream holds what one step of the program needs, in the order in which it is needed, and is read once. It lies in
 memory (:class:`InMemory`), or in the store (:class:`Writing` and :class:`Reading`), where it is encrypted and durable.
@@ -16,7 +16,7 @@ from typing import Any, Protocol, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from deepreshape.private.relu import Prepared
+from deepreshape.private.garbling import Prepared
 from deepreshape.private.store import CHUNK_BYTES, Batch, Writer
 
 AHEAD = 2

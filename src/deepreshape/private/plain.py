@@ -3,17 +3,20 @@
 Exact integers throughout; a value that the modulus cannot hold is reported with its layer, never wrapped. ``>>`` rounds
 towards minus infinity.
 
-Two parties compute all of this bit for bit, but for one thing: where a value is truncated without a ReLU, they round
-up or down depending on their shares (``truncate.py``). Given the client's shares, :func:`run` does as they do.
+Two parties compute all of this bit for bit, but for what depends on their shares: where a value is truncated without a
+ReLU, or by a ReLU of which only the sign is garbled, they round up or down (``division.py``), and a stochastic sign may
+be wrong (``sign.py``). Given the client's shares, :func:`run` does as they do; without them it can draw some.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from deepreshape.private.division import Division
 from deepreshape.private.exact import Integers, products, windows
 from deepreshape.private.program import (
     INPUT,
@@ -29,7 +32,8 @@ from deepreshape.private.program import (
     Truncate,
     truncation_room,
 )
-from deepreshape.private.shares import Field, Ring, Words
+from deepreshape.private.shares import Field, Randomness, Ring, Words
+from deepreshape.private.variant import EXACT, Variant
 
 Exact = NDArray[np.int64] | NDArray[np.object_]
 
@@ -39,6 +43,8 @@ def run(
     inputs: Integers,
     *,
     client: Mapping[str, Words] | None = None,
+    variant: Variant = EXACT,
+    rng: Randomness | None = None,
     observe: Callable[[str, Integers], None] | None = None,
 ) -> Integers:
     """The program's output for a batch of inputs.
@@ -46,8 +52,10 @@ def run(
     Args:
         program: with its weights.
         inputs: (N, *input_shape), int64.
-        client: the client's shares, by value name, of what is truncated without a ReLU: uint64 of the value's shape.
-            Left out, truncation rounds towards minus infinity.
+        client: the client's shares, by value name, of what is rounded by shares: uint64 of the value's shape.
+        variant: how ReLUs are computed; by default exactly.
+        rng: draws the client's shares that are not given, for every input anew. Without it, what would need them rounds
+            towards minus infinity, and signs are right.
         observe: is shown every value's name and integers, the input's too.
 
     Returns:
@@ -60,12 +68,13 @@ def run(
     if inputs.dtype != np.int64 or inputs.shape[1:] != program.input_shape or not len(inputs):
         raise ValueError(f"inputs are {inputs.dtype} {inputs.shape}; they must be int64 (N, *{program.input_shape})")
     _within(INPUT, inputs, program.input_bound, "the program's input bound")
+    roles = _Roles(program.modulus, variant, client or {}, rng)
     values: dict[str, Integers] = {INPUT: inputs}
     last_use = {name: op.name for op in program.ops for name in op.inputs}
     if observe:
         observe(INPUT, inputs)
     for op in program.ops:
-        found = _apply(program, op, [values[name] for name in op.inputs], client or {})
+        found = _apply(program, op, [values[name] for name in op.inputs], roles)
         values[op.name] = _within(op.name, found, (program.modulus.order - 1) // 2, str(program.modulus))
         if observe:
             observe(op.name, values[op.name])
@@ -75,7 +84,22 @@ def run(
     return values[program.output]
 
 
-def _apply(program: Program, op: Op, inputs: list[Integers], client: Mapping[str, Words]) -> Exact:
+class _Roles(NamedTuple):
+    """How the two parties would go about it, where that matters."""
+
+    modulus: Ring | Field
+    variant: Variant
+    client: Mapping[str, Words]
+    rng: Randomness | None
+
+    def share(self, name: str, x: Integers) -> Words | None:
+        """The client's share of a value; None if nobody asks for one."""
+        if name in self.client:
+            return self.client[name]
+        return None if self.rng is None else self.modulus.random(x.shape, self.rng)
+
+
+def _apply(program: Program, op: Op, inputs: list[Integers], roles: _Roles) -> Exact:
     x = inputs[0]
     match op:
         case Conv2d() | Linear():
@@ -96,12 +120,13 @@ def _apply(program: Program, op: Op, inputs: list[Integers], client: Mapping[str
         case Flatten():
             return x.reshape(len(x), -1)
         case Truncate():
-            return _truncate(program, op, x, client)
+            return _truncate(op, x, roles, roles.share(op.inputs[0], x))
         case Relu():
-            rectified = np.maximum(x, 0) >> np.int64(op.shift)
+            share = roles.share(op.inputs[0], x)
+            rectified = _rectify(op, x, roles, share)
             if op.mask is None or op.mask.all():
                 return rectified
-            return np.where(op.mask, rectified, _truncate(program, op, x, client, ~op.mask))
+            return np.where(op.mask, rectified, _truncate(op, x, roles, share, ~op.mask))
 
 
 def _linear(program: Program, op: Conv2d | Linear, x: Integers) -> Exact:
@@ -120,42 +145,29 @@ def _linear(program: Program, op: Conv2d | Linear, x: Integers) -> Exact:
     return wide
 
 
+def _rectify(op: Relu, x: Integers, roles: _Roles, share: Words | None) -> Integers:
+    sign, division = roles.variant.sign(roles.modulus, op), roles.variant.division(roles.modulus, op)
+    if sign is None or division is None or share is None:
+        return np.maximum(x, 0) >> np.int64(op.shift)
+    room = roles.variant.room(roles.modulus, op)
+    _within(
+        op.inputs[0], x if op.mask is None else x[:, op.mask], room, f"what {op.name} can rectify by {roles.variant}"
+    )
+    theirs = roles.modulus.sub(roles.modulus.encode(x), share)
+    positive = sign.positive(sign.client_word(share), sign.server_word(theirs))
+    return np.where(positive, division.rounded(x, share), 0)
+
+
 def _truncate(
-    program: Program,
-    op: Relu | Truncate,
-    x: Integers,
-    client: Mapping[str, Words],
-    where: NDArray[np.bool_] | None = None,
+    op: Relu | Truncate, x: Integers, roles: _Roles, share: Words | None, where: NDArray[np.bool_] | None = None
 ) -> Integers:
     if op.shift == 0:
         return x
-    modulus, source = program.modulus, op.inputs[0]
-    room = truncation_room(modulus, op.shift)
-    _within(source, x if where is None else x[:, where], room, f"what {op.name} can truncate without a ReLU")
-    if source not in client:
+    room = truncation_room(roles.modulus, op.shift)
+    _within(op.inputs[0], x if where is None else x[:, where], room, f"what {op.name} can truncate without a ReLU")
+    if share is None:
         return x >> np.int64(op.shift)
-    return rounded(x, op.shift, modulus, client[source])
-
-
-def rounded(x: Integers, shift: int, modulus: Ring | Field, client: Words) -> Integers:
-    """Round x / 2^shift as two parties do when the client's share of x is ``client``, in closed form.
-
-    Over Z_{2^l} that is the ceiling, less one where the low bits of the client's share are larger than those of
-    x - 1: so x / 2^shift on average over the shares, and exact where x is a multiple. Over Z_p it is the floor, or one
-    unit beside it.
-    """
-    low = np.int64((1 << shift) - 1)
-    mine = client.astype(np.int64)
-    if isinstance(modulus, Ring):
-        raised = x + low
-        return (raised >> np.int64(shift)) - ((mine & low) > (raised & low))
-    p = modulus.order
-    raised = x + np.int64((p // 4) >> shift << shift)
-    wraps = mine > raised  # then the server's share is raised - mine + p
-    theirs = raised - mine + np.where(wraps, np.int64(p), np.int64(0))
-    carry = (mine & low) + (theirs & low) > low
-    borrow = wraps & ((raised & low) + np.int64(p & int(low)) > low)
-    return (x >> np.int64(shift)) + borrow - carry
+    return Division(roles.modulus, op.shift, roles.modulus.order // 4).rounded(x, share)
 
 
 def _roomy(x: Integers, terms: int) -> Exact:

@@ -20,11 +20,13 @@ from deepreshape.cost import Cost, CostReport
 from deepreshape.private import ot, relu, truncate
 from deepreshape.private.channel import Phase
 from deepreshape.private.garble import BATCH
+from deepreshape.private.garbling import LABEL_BYTES
 from deepreshape.private.he import Parameters
 from deepreshape.private.linear import Convolution, Layout, choose_parameters, lay_out
 from deepreshape.private.program import INPUT, Conv2d, Linear, Program, ProgramError, Relu, Truncate
 from deepreshape.private.relu import ReluLayer, Role
 from deepreshape.private.truncate import TruncationLayer
+from deepreshape.private.variant import EXACT, Variant
 
 SETUP = "(setup)"
 """Under this name keys and base transfers are booked."""
@@ -54,20 +56,23 @@ class Plan:
         program: its public part.
         garbler: who garbles the ReLUs; the other party stores and evaluates them.
         batch: instances that one garbling covers.
+        variant: how ReLUs are computed.
 
     Raises:
         ValueError: if the program holds weights.
-        ProgramError: if a layer is too wide for every known set of homomorphic parameters; names the layer.
+        ProgramError: if a layer is too wide for every known set of homomorphic parameters, or too narrow for its sign
+            test; names the layer.
     """
 
     program: Program
     garbler: Role = "server"
     batch: int = BATCH
+    variant: Variant = EXACT
 
     def __post_init__(self) -> None:
         if self.program.weights or self.program.limits:
             raise ValueError("a plan is made of public facts only; give it program.public()")
-        self.parameters  # noqa: B018 - refuses here what cannot be run
+        _ = self.parameters, self.relus  # refuses here what cannot be run
 
     @cached_property
     def convolutions(self) -> dict[str, Convolution]:
@@ -110,13 +115,28 @@ class Plan:
     @cached_property
     def relus(self) -> dict[str, ReluLayer]:
         """The garbled part of every Relu that has one."""
-        program = self.program
-        counts = {op: len(self.positions(op)[0]) for op in program.ops if isinstance(op, Relu)}
-        return {
-            op.name: ReluLayer(op.name, program.modulus, op.shift, count, self.garbler, self.batch)
-            for op, count in counts.items()
-            if count
-        }
+        modulus, found = self.program.modulus, dict[str, ReluLayer]()
+        for op in self.program.ops:
+            if isinstance(op, Relu) and (count := len(self.positions(op)[0])):
+                sign = self.variant.sign(modulus, op)
+                found[op.name] = ReluLayer(op.name, modulus, op.shift, count, self.garbler, self.batch, sign)
+        return found
+
+    @cached_property
+    def rooms(self) -> dict[str, int]:
+        """For every Relu, the largest absolute value that its variant can take."""
+        relus = [op for op in self.program.ops if isinstance(op, Relu) and op.name in self.relus]
+        return {op.name: self.variant.room(self.program.modulus, op) for op in relus}
+
+    @cached_property
+    def by_shares(self) -> frozenset[str]:
+        """The values of which the client's shares decide how they are rounded, or what their sign is."""
+        exact = self.variant.protocol == "gc-full"
+        return frozenset(
+            op.inputs[0]
+            for op in self.program.ops
+            if op.name in self.truncations or (op.name in self.relus and not exact)
+        )
 
     @cached_property
     def truncations(self) -> dict[str, TruncationLayer]:
@@ -160,7 +180,7 @@ class Plan:
         for op in self.program.ops:
             if isinstance(op, Relu) and op.name in self.relus:
                 layer = self.relus[op.name]
-                nbytes = relu.LABEL_BYTES * layer.modulus.bits * layer.count
+                nbytes = LABEL_BYTES * layer.chosen * layer.count
                 if nbytes > room:
                     found.append([])
                     room = FLIGHT_BYTES
@@ -171,7 +191,7 @@ class Plan:
     @cached_property
     def agreed(self) -> dict[str, int | str]:
         """The public settings that the handshake compares, beside the program's digest."""
-        settings: dict[str, int | str] = {"relu": "gc-full", "garbler": self.garbler, "batch": self.batch}
+        settings: dict[str, int | str] = {"relu": str(self.variant), "garbler": self.garbler, "batch": self.batch}
         if self.parameters is not None:
             settings["degree"] = self.parameters.degree
             settings["primes"] = "-".join(map(str, self.parameters.prime_bits))
@@ -226,7 +246,6 @@ class Plan:
         """All that is sent, in order. Whoever sends one part after another does not wait in between."""
         program = self.program
         element = program.modulus.element_bytes
-        there, back = ot.SETUP_BYTES
         yield Part(INPUT, "offline", "shares", "", 0, 0)
         if self.parameters is not None:
             yield Part(SETUP, "setup", "keys", "C", self.parameters.fresh_bytes, 0)
@@ -235,17 +254,22 @@ class Plan:
             yield from (Part(name, "offline", "he", "C", up, 0) for name, (up, _) in sizes.items())
             yield from (Part(name, "offline", "he", "S", 0, down) for name, (_, down) in sizes.items())
         if self.truncations:
-            yield Part(SETUP, "setup", "transfers", "CS", there, back)
+            yield Part(SETUP, "setup", "transfers", "CS", *ot.SETUP_BYTES)
         for name, layer in self.truncations.items():
             yield Part(name, "offline", "truncate", "C", *truncate.declared(layer)["offline"])
         if self.relus:
-            first = ("CS", there, back) if self.garbler == "server" else ("SC", back, there)
-            yield Part(SETUP, "setup", "transfers", *first)
+            there, back = relu.setup_bytes(self.relus.values())
+            products = self.variant.protocol != "gc-full"
+            # each pair of base transfers is opened by its sender: the evaluator, and the garbler for products
+            if self.garbler == "server":
+                yield Part(SETUP, "setup", "transfers", "CSSC" if products else "CS", back, there)
+            else:
+                yield Part(SETUP, "setup", "transfers", "SCCS" if products else "SC", there, back)
         for flight in self.flights:
-            sizes = {op.name: self._relu(op.name, "offline") for op in flight}
-            ups = [Part(name, "offline", "garble", "C", up, 0) for name, (up, _) in sizes.items()]
-            downs = [Part(name, "offline", "garble", "S", 0, down) for name, (_, down) in sizes.items()]
-            yield from ups + downs if self.garbler == "server" else downs + ups
+            for turn in zip(*(relu.turns(self.relus[op.name]) for op in flight), strict=True):
+                for op, (sender, nbytes) in zip(flight, turn, strict=True):
+                    up, down = (nbytes, 0) if sender == "C" else (0, nbytes)
+                    yield Part(op.name, "offline", "garble", sender, up, down)
         yield Part(OUTPUT, "offline", "shares", "", 0, 0)
 
         yield Part(INPUT, "online", "shares", "C", element * program.values[INPUT].size, 0)
@@ -257,7 +281,7 @@ class Plan:
                 up, down = truncate.declared(self.truncations[op.name])["online"]
                 yield Part(op.name, "online", "truncate", "S", 0, down)
             if op.name in self.relus:
-                yield Part(op.name, "online", "evaluate", "SC", *self._relu(op.name, "online"))
+                yield Part(op.name, "online", "evaluate", "SC", *relu.declared(self.relus[op.name])["online"])
             if op.name in self.truncations:
                 yield Part(op.name, "online", "truncate", "C", up, 0)
         yield Part(OUTPUT, "online", "shares", "S", 0, element * program.values[program.output].size)
@@ -265,10 +289,6 @@ class Plan:
     def _he(self, op: Conv2d | Linear) -> tuple[int, int]:
         up, down = self.layouts[op.name].declared.traffic["offline"]
         return groups(op) * up, groups(op) * down
-
-    def _relu(self, name: str, phase: Phase) -> tuple[int, int]:
-        layer = self.relus[name]
-        return relu.declared(layer.modulus, layer.shift, layer.count, layer.garbler, layer.batch)[phase]
 
     def _work(self, layer: str, phase: Phase, kind: str) -> dict[str, int]:
         """What a row of :meth:`declared` counts beside bytes and rounds."""
@@ -283,7 +303,7 @@ class Plan:
             return {"macs": self.program.values[layer].size * math.prod(weights[1:])}
         if kind == "garble":
             made = self.relus[layer]
-            client, server = relu.stored(made.modulus, made.shift, made.count, made.garbler, made.batch)
+            client, server = relu.stored(made)
             return {"relus": made.count, "stored_client": client, "stored_server": server}
         if kind == "truncate" and phase == "offline":
             client, server = truncate.stored(self.truncations[layer])

@@ -28,6 +28,7 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from deepreshape.private.division import Division
 from deepreshape.private.shares import Field, Ring
 
 Shape = tuple[int, ...]
@@ -171,13 +172,17 @@ class SumPool:
 class Relu:
     """max(x, 0) >> shift where ``mask`` is true, x >> shift elsewhere.
 
-    ``mask`` is bool, of the shape of the value; None is true everywhere.
+    ``mask`` is bool, of the shape of the value; None is true everywhere. ``low`` and ``high`` say, by calibration,
+    which bits of x a sign test may be content with (``sign.Window``): bits from ``high`` up repeat the sign, and those
+    below ``low`` hardly matter; 0 and 0 say nothing.
     """
 
     name: str
     inputs: tuple[str, ...]
     shift: int = 0
     mask: NDArray[np.bool_] | None = None
+    low: int = 0
+    high: int = 0
 
     def value(self, *sources: Value) -> Value:
         """As :meth:`Conv2d.value`."""
@@ -186,6 +191,8 @@ class Relu:
             given = f"{self.mask.dtype} of shape {self.mask.shape}"
             fits = self.mask.dtype == np.bool_ and self.mask.shape == source.shape
             _require(self, fits, f"its mask is {given}; it must be bool of shape {source.shape}")
+        window = (self.low, self.high) == (0, 0) or 0 <= self.low <= self.high - 2
+        _require(self, window, f"a sign test of the bits from {self.low} up to {self.high}; it needs two bits")
         return _shifted(self, source, self.shift)
 
     def positions(self, source: Value) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
@@ -324,6 +331,8 @@ class Program:
                 _require(op, name in values, f"reads {name!r}, which no earlier operation makes")
             value = op.value(*(values[name] for name in op.inputs))
             _require(op, value.size <= LARGEST, f"makes {value.size} elements; at most {LARGEST} are supported")
+            if isinstance(op, Relu):
+                _require(op, op.high <= self.modulus.bits, f"bit {op.high - 1} is none of {self.modulus}")
             if isinstance(op, Relu | Truncate):
                 _require(op, op.shift <= self.modulus.bits - 3, f"cannot drop {op.shift} bits of {self.modulus}")
             values[op.name] = value
@@ -374,8 +383,11 @@ class Program:
             case Flatten():
                 return inputs[0]
 
-    def check(self) -> None:
+    def check(self, rooms: Mapping[str, int] | None = None) -> None:
         """Refuse to run where a value may not fit.
+
+        Args:
+            rooms: for ReLUs by name, the largest absolute value that the way they are computed can take.
 
         Raises:
             ProgramError: naming the first such layer, how large its values get, and what would help.
@@ -388,6 +400,8 @@ class Program:
                 source = op.inputs[0]
                 room = truncation_room(self.modulus, op.shift)
                 self._check_room(source, bounds[source], room, f", which {op.name} truncates without a ReLU")
+            if isinstance(op, Relu) and rooms and op.name in rooms:
+                self._check_room(op.inputs[0], bounds[op.inputs[0]], rooms[op.name], f", which {op.name} rectifies")
 
     def _check_room(self, name: str, bound: int, room: int, why: str) -> None:
         if bound > room:
@@ -451,7 +465,8 @@ def largest_sum(weight: NDArray[np.integer]) -> int:
 
 def truncation_room(modulus: Ring | Field, shift: int) -> int:
     """The largest absolute value that can be truncated by ``shift`` bits without a circuit; see ``truncate.py``."""
-    return (modulus.order // 4) - (2 << shift)
+    reach = modulus.order // 4
+    return min(reach, Division(modulus, shift, reach).room)
 
 
 class _Reader:

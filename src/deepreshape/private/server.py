@@ -12,7 +12,7 @@ from deepreshape.private.linear import EncodedWeights, receive_mask, receive_pub
 from deepreshape.private.material import Sink, Source
 from deepreshape.private.plan import OUTPUT, SETUP, Plan
 from deepreshape.private.program import INPUT, Add, Conv2d, Flatten, Linear, Program, Raise, Relu, SumPool, Truncate
-from deepreshape.private.relu import Evaluator, Garbler, Prepared
+from deepreshape.private.relu import Prepared
 from deepreshape.private.residues import Residues
 from deepreshape.private.shares import Randomness, Words
 from deepreshape.private.workers import Workers, worthwhile
@@ -36,7 +36,7 @@ class Model:
     def __init__(self, program: Program, plan: Plan, *, keep: bool = False, workers: int | None = None) -> None:
         if program.digest != plan.program.digest:
             raise ValueError(f"the plan is for program {plan.program.digest[:16]}, not for {program.digest[:16]}")
-        program.check()
+        program.check(plan.rooms)
         self.program = program
         self.plan = plan
         self.encoded: dict[str, list[EncodedWeights]] = {}
@@ -77,9 +77,9 @@ def offline(
             sink.put(plan.stream("truncate", name), prepared)
     if plan.relus:
         with channel.ledger.at(SETUP, "setup"):
-            engine = (Garbler if plan.garbler == "server" else Evaluator).start(channel, session, rng)
+            party = relu.start(channel, "server", plan.relus.values(), session, rng)
         for flight in plan.flights:
-            steps = {op.name: relu.server_offline(channel, plan.relus[op.name], engine) for op in flight}
+            steps = {op.name: relu.server_offline(channel, plan.relus[op.name], party) for op in flight}
             for name, prepared in relu.together(channel, steps):
                 sink.put(plan.stream("relu", name), prepared)
     return responder

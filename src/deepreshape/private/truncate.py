@@ -2,32 +2,20 @@
 
 Model: semi-honest. Before: x = x_client + x_server mod M, M = 2^l or a prime, x_client known offline. After: shares of
 x / 2^f, rounded; the client's is a mask r it chose offline. This is the truncation of linearised positions, whose cost
-must be nothing beside that of a ReLU. The idea is that of the truncation of non-negative values in CrypTFlow2 (Rathee
-et al., CCS 2020) and SIRNN (Rathee et al., IEEE S&P 2021), where the wrap follows from the two top bits.
+must be nothing beside that of a ReLU.
 
-*Why it is right.* The server adds d to its share, so that x' = x + d lies in [0, M/2): d = 2^(l-2) + 2^f - 1 in the
-ring, or the multiple of 2^f next below p/4 in the field. As integers x_client + x_server = x' + w M with w in {0, 1}.
-If w = 0, neither share reaches M/2, since their sum is x'. If w = 1, one of them does, since their sum is at least M.
-So w = b_client OR b_server, where b says whether a share is at least M/2. Shift both shares:
-
-    T = (x_client >> f) + (x_server >> f) - w (M >> f)
-
-Let c be the carry out of the low f bits of the two shares. In the ring, M >> f is exact and T = (x' >> f) - c. As d
-holds 2^f - 1, (x' >> f) - 2^(l-2-f) is the ceiling of x / 2^f, and c = 1 exactly if the low bits of x_client exceed
-those of x - 1. x_client is uniform, so x / 2^f is rounded up with probability equal to its fractional part: one unit
-in the last place at most, unbiased, exact for multiples of 2^f. In the field M is no multiple of 2^f: T is the floor,
-less c, plus one if w and the low bits of x' and p carry: one unit either way at most. Unlike truncation of each share
-on its own, which is off by M / 2^f with probability |x| / M, no large error is possible while |x| fits
+*Why it is right.* ``division.py`` derives T = (x_client >> f) + (x_server >> f) - (b_client OR b_server) (M >> f) with
+x raised to be positive, and shows that T is the floor or one unit beside it: in the ring x / 2^f rounded up with
+probability equal to its fractional part, so unbiased, and exact for multiples of 2^f. That holds while |x| fits
 ``program.truncation_room``; beyond it the result is off by M / 2^f.
 
-*The transfer.* -w (M >> f) is a sharing of (b_client OR b_server): w is 1 if b_client is, else b_server. With
-K = M >> f and pads P0, P1 of a random transfer whose choice was b_client, the server sends one message
+*The transfer.* What remains is the product b_client (b_server K). With pads P0, P1 of a random transfer whose choice
+was b_client, the server sends one message, f bits in the ring,
 
-    e = (b_server - 1) K - P0 + P1
+    e = b_server K - P0 + P1
 
-A client with b = 0 takes m = -P0, one with b = 1 takes m = e - P1; in both cases m = rho - w K, where the server knows
-rho = b_server K - P0. In the ring all of this is a multiple of 2^(l-f), so f bits travel. The client then sends
-(x_client >> f) + m - r, uniform since r is, and the server adds (x_server >> f) - rho and takes the shift of d off.
+A client with b = 0 takes m = -P0, one with b = 1 takes m = e - P1; in both cases m = b_client b_server K - P0, and the
+server knows P0. The client then sends its part of T plus m - r, uniform since r is, and the server adds its own and P0.
     offline  client -> server   transfer extension, 16 bytes an element
     online   server -> client   e
              client -> server   one element of Z_M
@@ -42,17 +30,19 @@ own. In the field pads are 128 bits reduced, within 2^-65 of uniform. The server
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass, field
 
 import numpy as np
-from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
 from deepreshape.private import ot
 from deepreshape.private.channel import Channel, Frame, Phase
-from deepreshape.private.garble import Offset
-from deepreshape.private.relu import Prepared
-from deepreshape.private.shares import Bits, Field, Modulus, Randomness, Ring, Words
+from deepreshape.private.division import Division
+from deepreshape.private.garble import Context, Offset
+from deepreshape.private.garbling import Prepared
+from deepreshape.private.pads import pads
+from deepreshape.private.shares import Field, Randomness, Ring, Words
+
+TWEAK = "truncation"
 
 
 @dataclass(frozen=True)
@@ -69,30 +59,9 @@ class TruncationLayer:
             raise ValueError(f"{self}: needs a shift of 1 to {self.modulus.bits - 3} and at least one value")
 
     @property
-    def message(self) -> Modulus:
-        """Where e and the pads live: Z_{2^f} in the ring."""
-        return Ring(max(self.shift, 2)) if isinstance(self.modulus, Ring) else self.modulus
-
-    @property
-    def unit(self) -> int:
-        """What an element of ``message`` is worth."""
-        return self.modulus.order // self.message.order
-
-    @property
-    def correction(self) -> int:
-        """K, in units."""
-        return (self.modulus.order >> self.shift) // self.unit
-
-    @property
-    def raised(self) -> int:
-        """d: what the server adds to its share."""
-        if isinstance(self.modulus, Ring):
-            return self.modulus.order // 4 + (1 << self.shift) - 1
-        return (self.modulus.order // 4) >> self.shift << self.shift
-
-    def reaches_half(self, share: Words) -> Bits:
-        """b: is the share at least M/2?"""
-        return (share >= np.uint64((self.modulus.order + 1) // 2)).view(np.uint8)
+    def division(self) -> Division:
+        """The rounding, of values of either sign."""
+        return Division(self.modulus, self.shift, self.modulus.order // 4)
 
 
 @dataclass(repr=False)
@@ -134,19 +103,20 @@ def client_offline(channel: Channel, layer: TruncationLayer, receiver: Receiver,
         mask: what shall be its share of the output, uniform, uint64 (count,).
     """
     _claim(receiver, layer)
-    choices = layer.reaches_half(share)
-    pads = _pads(layer, receiver.session, receiver.transfers.extend(channel, choices))
-    answer = layer.modulus.sub(share >> np.uint64(layer.shift), mask)
-    return Prepared({"choices": np.packbits(choices), "pads": pads, "answer": answer})
+    part, half = layer.division.client_part(share)
+    labels = receiver.transfers.extend(channel, half)
+    hidden = pads(labels, Context(receiver.session, layer.name, 0), TWEAK, layer.division.message)
+    return Prepared({"choices": np.packbits(half), "pads": hidden, "answer": layer.modulus.sub(part, mask)})
 
 
 def server_offline(channel: Channel, layer: TruncationLayer, sender: Sender) -> Prepared:
     """The server's offline step, the counterpart of :func:`client_offline`."""
     _claim(sender, layer)
-    rows = sender.transfers.extend(channel, layer.count)
-    zero = _pads(layer, sender.session, rows)
-    one = _pads(layer, sender.session, rows ^ sender.transfers.offset.words)
-    return Prepared({"zero": zero, "difference": layer.message.sub(one, zero)})
+    labels, context = sender.transfers.extend(channel, layer.count), Context(sender.session, layer.name, 0)
+    message = layer.division.message
+    zero = pads(labels, context, TWEAK, message)
+    one = pads(labels ^ sender.transfers.offset.words, context, TWEAK, message)
+    return Prepared({"zero": zero, "difference": message.sub(one, zero)})
 
 
 def server_send(channel: Channel, layer: TruncationLayer, prepared: Prepared, share: Words) -> Words:
@@ -154,15 +124,11 @@ def server_send(channel: Channel, layer: TruncationLayer, prepared: Prepared, sh
 
     ``share`` is the server's share of the input, uint64 (count,).
     """
-    arrays, modulus, message = prepared.take(), layer.modulus, layer.message
-    share = modulus.add(share, np.full_like(share, layer.raised))
-    half = layer.reaches_half(share)
-    k = np.uint64(layer.correction)
-    sent = message.sub(arrays["difference"], np.where(half, np.uint64(0), k))
-    channel.send(Frame.ROWS, message.pack(sent))
-    rho = message.sub(np.where(half, k, np.uint64(0)), arrays["zero"])
-    back = np.full_like(share, layer.raised >> layer.shift)
-    return modulus.sub(modulus.sub(share >> np.uint64(layer.shift), back), modulus.scale(rho, layer.unit))
+    arrays, division = prepared.take(), layer.division
+    part, half = division.server_part(share)
+    product = np.where(half, np.uint64(division.correction), np.uint64(0))
+    channel.send(Frame.ROWS, division.message.pack(division.message.add(arrays["difference"], product)))
+    return layer.modulus.add(part, layer.modulus.scale(arrays["zero"], division.unit))
 
 
 def client_receive(channel: Channel, layer: TruncationLayer, prepared: Prepared) -> Words:
@@ -171,11 +137,11 @@ def client_receive(channel: Channel, layer: TruncationLayer, prepared: Prepared)
     Raises:
         ProtocolError: if the message is not one of elements.
     """
-    arrays, message = prepared.take(), layer.message
+    arrays, message = prepared.take(), layer.division.message
     received = message.unpack(channel.receive(Frame.ROWS, layer.count * message.element_bytes), layer.count)
     choices = np.unpackbits(arrays["choices"], count=layer.count).astype(np.bool_)
     mine = message.sub(np.where(choices, received, np.uint64(0)), arrays["pads"])
-    return layer.modulus.add(arrays["answer"], layer.modulus.scale(mine, layer.unit))
+    return layer.modulus.add(arrays["answer"], layer.modulus.scale(mine, layer.division.unit))
 
 
 def client_send(channel: Channel, layer: TruncationLayer, answer: Words) -> None:
@@ -195,7 +161,7 @@ def server_receive(channel: Channel, layer: TruncationLayer, own: Words) -> Word
 
 def declared(layer: TruncationLayer) -> dict[Phase, tuple[int, int]]:
     """Bytes in each phase, (client to server, server to client); ``ot.SETUP_BYTES`` come once a session."""
-    online = layer.count * layer.modulus.element_bytes, layer.count * layer.message.element_bytes
+    online = layer.count * layer.modulus.element_bytes, layer.count * layer.division.message.element_bytes
     return {"offline": (ot.extension_bytes(layer.count), 0), "online": online}
 
 
@@ -212,18 +178,3 @@ def _claim(end: Receiver | Sender, layer: TruncationLayer) -> None:
     if layer.name in end.layers:
         raise RuntimeError(f"layer {layer.name!r} was prepared before in this session; start another session for it")
     end.layers.add(layer.name)
-
-
-def _pads(layer: TruncationLayer, session: bytes, labels: Words) -> Words:
-    """The hash of every label (n, 2), as an element of the layer's messages (n,)."""
-    digest = hashlib.sha256(b"deepreshape truncation pads")
-    for part in (session, layer.name.encode()):
-        digest.update(len(part).to_bytes(8, "little") + part)
-    x = np.stack([labels[:, 0] ^ labels[:, 1], labels[:, 0]], axis=1)
-    cipher = Cipher(algorithms.AES(digest.digest()[:16]), modes.ECB()).encryptor()  # noqa: S305
-    hashed = np.frombuffer(cipher.update(x.tobytes()), np.uint64).reshape(x.shape) ^ x
-    message = layer.message
-    if isinstance(message, Ring):
-        return hashed[:, 0] & np.uint64(message.order - 1)
-    order = np.uint64(message.order)
-    return message.add(hashed[:, 0] % order, message.scale(hashed[:, 1] % order, 1 << 64))
