@@ -42,6 +42,42 @@ def test_local_prints_the_fixed_shape_and_private_equals_plain(model: Path, garb
     assert sum(row["relus"] for row in report["layers"]) == report["relus"]
 
 
+@pytest.mark.parametrize(
+    "words",
+    ["gc-sign", "gc-sign --calibrated --garbler client", "gc-stochastic --drop-bits 6 --mode neg-pass"],
+)
+def test_each_variant_of_a_relu_is_a_word_on_the_command_line(model: Path, words: str):
+    report = answer("private", "local", "--model", str(model), "--relu", *words.split())
+    assert report["agree"] is True
+    assert report["declared_bytes_match"] is True
+    assert sum(row["relus"] for row in report["layers"]) == report["relus"] == 2 * 64 * 3 + 4 * 16 * 2
+
+
+def test_lower_chooses_low_bits_and_the_windows_save_bytes(model: Path, tmp_path: Path):
+    whole = answer("private", "lower", str(model), "--out", str(tmp_path / "whole"))
+    found = answer("private", "lower", str(model), "--out", str(tmp_path / "found"), "--max-loss", "5")
+    assert found["top1_exact"] - found["top1_calibrated"] <= 5
+    assert found["digest"] != whole["digest"]
+    assert set(found["windows"]) == set(whole["windows"])
+    assert all(low == 0 < high for low, high in whole["windows"].values())
+    assert any(low > 0 for low, _ in found["windows"].values())
+    calibrated = (
+        "private",
+        "local",
+        "--model",
+        str(model),
+        "--relu",
+        "gc-stochastic",
+        "--calibrated",
+        "--max-loss",
+        "5",
+    )
+    report, exact = answer(*calibrated), answer("private", "local", "--model", str(model), "--relu", "gc-sign")
+    assert report["agree"] is True
+    assert report["declared_bytes_match"] is True
+    assert sum(report["bytes"].values()) < sum(exact["bytes"].values())
+
+
 def test_two_parties_with_certificates(model: Path, tmp_path: Path):
     keys, program = tmp_path / "keys", tmp_path / "program"
     assert set(answer("private", "keygen", "--out", str(keys))["fingerprints"]) == {"server", "client"}
@@ -49,6 +85,7 @@ def test_two_parties_with_certificates(model: Path, tmp_path: Path):
     assert (program / "server.program").stat().st_mode & 0o077 == 0
     options = (
         f"--program {program / 'server.program'} --keys {keys} --store {tmp_path / 'server'} --port 0 --sessions 4"
+        " --relu gc-stochastic --drop-bits 4"
     )
     command = [sys.executable, "-m", "deepreshape", "private", "serve", *options.split(), "--json"]
     pixels = DATA.normalize(DATA.test.images[:1])[0].contiguous().numpy()
@@ -57,7 +94,7 @@ def test_two_parties_with_certificates(model: Path, tmp_path: Path):
         assert server.stderr is not None
         port = server.stderr.readline().rsplit(":", 1)[1].strip()
         place = ("--program", str(program / "client.program"), "--keys", str(keys), "--port", port)
-        place += ("--store", str(tmp_path / "client"))
+        place += ("--store", str(tmp_path / "client"), "--relu", "gc-stochastic", "--drop-bits", "4")
         assert len(answer("private", "prepare", *place)["batches"]) == 1
         first = answer("private", "query", str(tmp_path / "digit.npy"), *place)
         second = answer("private", "query", str(tmp_path / "digit.npy"), *place)  # prepares by itself
@@ -74,6 +111,9 @@ def test_two_parties_with_certificates(model: Path, tmp_path: Path):
     [
         (("local", "--model", "resnet19"), "unknown network 'resnet19'"),
         (("local", "--model", "resnet9-m2"), "max_pool2d"),
+        (("local", "--model", "x", "--relu", "circa"), "no ReLU protocol 'circa'"),
+        (("local", "--model", "x", "--drop-bits", "4"), "gc-full drops no bits; gc-stochastic does"),
+        (("local", "--model", "x", "--relu", "gc-stochastic", "--mode", "x"), "modes pos-zero and neg-pass"),
         (("keygen", "--out", "keys"), None),
         (("serve", "--program", "x", "--keys", "keys", "--store", "s"), "No such file or directory: 'x'"),
         (("query", "x.npy", "--program", "y", "--keys", "k", "--store", "s"), "No such file or directory: 'y'"),

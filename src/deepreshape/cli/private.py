@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import typer
 
@@ -15,12 +15,21 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from deepreshape.private.calibrate import Calibrated
     from deepreshape.private.fixed import Lowered
     from deepreshape.private.party import Client
+    from deepreshape.private.variant import Variant
 
 app = typer.Typer(no_args_is_help=True, help="Run a network privately between a client and a server.")
 
 Garbler = Annotated[str, typer.Option(help="Who garbles: server or client. The other party stores and evaluates.")]
+ReluOption = Annotated[str, typer.Option("--relu", help="How ReLUs are computed: gc-full, gc-sign or gc-stochastic.")]
+DropBits = Annotated[int, typer.Option(min=0, help="Low bits that the sign test of gc-stochastic leaves out.")]
+ModeOption = Annotated[str, typer.Option("--mode", help="What gc-stochastic is wrong about: pos-zero or neg-pass.")]
+CalibratedOption = Annotated[
+    bool,
+    typer.Option("--calibrated", help="Test the bits that the program says for each layer; `lower` chooses them."),
+]
 WorkersOption = Annotated[
     int | None,
     typer.Option(
@@ -37,6 +46,8 @@ Port = Annotated[int, typer.Option(min=0, max=65535, help="Port of the server; 0
 
 SERVER_PROGRAM, CLIENT_PROGRAM, FACTS = "server.program", "client.program", "client.json"
 CALIBRATION_IMAGES = 256
+VALIDATION_IMAGES = 1000
+MAX_LOSS = 0.2
 
 
 @app.command()
@@ -44,6 +55,13 @@ def local(
     model: Annotated[str, typer.Option(help="A saved model's folder, or a network's name (with random weights).")],
     images: Annotated[int, typer.Option(min=1, help="How many inputs to run, one after the other.")] = 1,
     garbler: Garbler = "server",
+    relu: ReluOption = "gc-full",
+    drop_bits: DropBits = 0,
+    mode: ModeOption = "pos-zero",
+    calibrated: CalibratedOption = False,
+    max_loss: Annotated[
+        float, typer.Option(min=0, help="Points of accuracy that calibrated low bits may cost on validation images.")
+    ] = MAX_LOSS,
     workers: WorkersOption = None,
     data_dir: DataDir = None,
     as_json: Json = False,
@@ -52,10 +70,16 @@ def local(
     from deepreshape.private.fixed import to_fixed
     from deepreshape.private.local import run_local
 
-    lowered, inputs, _ = _lowered(model, data_dir)
-    fixed = to_fixed(inputs[:images], lowered.program.input_fraction)
+    variant = _variant(relu, drop_bits, mode, calibrated)
+    lowered, samples = _lowered(model, data_dir)
+    program = lowered.program
+    if calibrated and variant.protocol == "gc-stochastic":
+        program = stoppable(lambda: _windows(lowered, samples, max_loss, variant)).program
+    fixed = to_fixed(samples.new[:images], program.input_fraction)
     with bytes_bar("offline") as show:
-        report = stoppable(lambda: run_local(lowered.program, fixed, _role(garbler), progress=show, workers=workers))
+        report = stoppable(
+            lambda: run_local(program, fixed, _role(garbler), variant=variant, progress=show, workers=workers)
+        )
     del report["outputs"]
     if as_json:
         print_json(report)
@@ -99,20 +123,44 @@ def keygen(
 def lower(
     model: Annotated[str, typer.Argument(help="A saved model's folder, or a network's name (with random weights).")],
     to: Annotated[Path, typer.Option("--out", help="Folder for the program's two parts.")],
+    max_loss: Annotated[
+        float | None,
+        typer.Option(min=0, help="Choose low bits for gc-stochastic --calibrated that cost at most so many points."),
+    ] = None,
+    mode: ModeOption = "pos-zero",
     data_dir: DataDir = None,
     as_json: Json = False,
 ) -> None:
     """Turn a model into an integer program: one part with the weights for the server, a public one for the client."""
-    lowered, _, facts = _lowered(model, data_dir)
+    from deepreshape.private.program import Relu
+
+    variant = _variant("gc-stochastic", 0, mode, True)
+    lowered, samples = _lowered(model, data_dir)
+    program, found = lowered.program, None
+    if max_loss is not None:
+        found = stoppable(lambda: _windows(lowered, samples, max_loss, variant))
+        program = found.program
     to.mkdir(parents=True, exist_ok=True)
     (to / SERVER_PROGRAM).touch(mode=0o600)
-    (to / SERVER_PROGRAM).write_bytes(lowered.program.to_bytes())
-    (to / CLIENT_PROGRAM).write_bytes(lowered.program.public().to_bytes())
-    (to / FACTS).write_text(json.dumps(facts, indent=1) + "\n")
+    (to / SERVER_PROGRAM).write_bytes(program.to_bytes())
+    (to / CLIENT_PROGRAM).write_bytes(program.public().to_bytes())
+    (to / FACTS).write_text(json.dumps(samples.facts, indent=1) + "\n")
+    windows = {op.name: [op.low, op.high] for op in program.ops if isinstance(op, Relu)}
     if as_json:
-        print_json({"folder": str(to), "digest": lowered.program.digest, "relus": lowered.program.relus})
+        report = {"folder": str(to), "digest": program.digest, "relus": program.relus, "windows": windows}
+        if found:
+            report |= {"top1_exact": found.exact, "top1_calibrated": found.found, "images": len(samples.validation[0])}
+        print_json(report)
     else:
         out.print(f"{lowered}", highlight=False)
+        bits = [high - low for low, high in windows.values()]
+        out.print(f"sign tests need {min(bits, default=0)} to {max(bits, default=0)} bits", highlight=False)
+        if found:
+            out.print(
+                f"on {len(samples.validation[0]):,} validation images, {found.found:.2f} % with them and "
+                f"{found.exact:.2f} % with exact signs; {found.tried} settings tried",
+                highlight=False,
+            )
         out.print(f"{to / SERVER_PROGRAM} is the server's secret; the client gets {CLIENT_PROGRAM} and {FACTS}")
 
 
@@ -124,6 +172,10 @@ def serve(
     host: Host = "127.0.0.1",
     port: Port = 7411,
     garbler: Garbler = "server",
+    relu: ReluOption = "gc-full",
+    drop_bits: DropBits = 0,
+    mode: ModeOption = "pos-zero",
+    calibrated: CalibratedOption = False,
     workers: WorkersOption = None,
     sessions: Annotated[int, typer.Option(min=0, help="End after so many sessions; 0 never ends.")] = 0,
     as_json: Json = False,
@@ -138,8 +190,9 @@ def serve(
     from deepreshape.private.store import StoreError
     from deepreshape.private.wire import Endpoint, listen
 
+    variant = _variant(relu, drop_bits, mode, calibrated)
     own = Program.from_bytes(program.read_bytes())
-    model = Model(own, Plan(own.public(), _role(garbler)), workers=workers)
+    model = Model(own, Plan(own.public(), _role(garbler), variant=variant), workers=workers)
     endpoint, material = Endpoint(_credentials(keys, "server")), OfflineStore(store)
     served = failed = 0
 
@@ -169,11 +222,15 @@ def prepare(
     host: Host = "127.0.0.1",
     port: Port = 7411,
     garbler: Garbler = "server",
+    relu: ReluOption = "gc-full",
+    drop_bits: DropBits = 0,
+    mode: ModeOption = "pos-zero",
+    calibrated: CalibratedOption = False,
     count: Annotated[int, typer.Option(min=1, help="Batches to make; each serves one query.")] = 1,
     as_json: Json = False,
 ) -> None:
     """Do the offline work of queries ahead of time."""
-    party = _client(program, keys, store, host, port, garbler)
+    party = _client(program, keys, store, host, port, garbler, _variant(relu, drop_bits, mode, calibrated))
     batches: list[str] = []
     started = time.perf_counter()
 
@@ -197,6 +254,10 @@ def query(
     host: Host = "127.0.0.1",
     port: Port = 7411,
     garbler: Garbler = "server",
+    relu: ReluOption = "gc-full",
+    drop_bits: DropBits = 0,
+    mode: ModeOption = "pos-zero",
+    calibrated: CalibratedOption = False,
     as_json: Json = False,
 ) -> None:
     """Ask for the classes of one input, without showing it; prepares first if no batch is ready."""
@@ -204,7 +265,7 @@ def query(
 
     from deepreshape.private.fixed import from_fixed, to_fixed
 
-    party = _client(program, keys, store, host, port, garbler)
+    party = _client(program, keys, store, host, port, garbler, _variant(relu, drop_bits, mode, calibrated))
     facts = json.loads((program.parent / FACTS).read_text())
     public = party.plan.program
     x = to_fixed(_read(input, facts, public.input_shape), public.input_fraction)
@@ -226,8 +287,19 @@ def query(
     out.print(f"online {answer.seconds:.2f} s, {sent / 1e6:,.2f} MB", highlight=False)
 
 
-def _lowered(model: str, data_dir: Path | None) -> tuple[Lowered, NDArray[np.float32], dict[str, Any]]:
-    """The lowered model, inputs to try it on, and what a client needs to know of its inputs and outputs."""
+class _Samples(NamedTuple):
+    """Inputs of a network, and what a client needs to know of its inputs and outputs.
+
+    ``new`` are to try it on. ``validation`` come with their classes, or None where nobody knows them.
+    """
+
+    new: NDArray[np.float32]
+    validation: tuple[NDArray[np.float32], NDArray[np.int64] | None]
+    facts: dict[str, Any]
+
+
+def _lowered(model: str, data_dir: Path | None) -> tuple[Lowered, _Samples]:
+    """The lowered model, and data that belongs to it."""
     import torch
 
     from deepreshape.models import architecture, build
@@ -235,18 +307,35 @@ def _lowered(model: str, data_dir: Path | None) -> tuple[Lowered, NDArray[np.flo
     from deepreshape.private.lower import lower as lower_model
     from deepreshape.training import load_data
 
+    labels = None
     if Path(model).is_dir():
         network, manifest = load(Path(model))
         data = load_data(manifest.dataset, data_dir)
         known, new = (data.normalize(split.images[:CALIBRATION_IMAGES]) for split in (data.train, data.test))
+        valid = data.normalize(data.validation.images[:VALIDATION_IMAGES])
+        labels = data.validation.labels[:VALIDATION_IMAGES].numpy()
         facts = {"class_names": manifest.class_names, "mean": manifest.mean, "std": manifest.std}
     else:
         made = architecture(model)
         network = build(made, seed=0).eval()
         generator = torch.Generator().manual_seed(0)
-        known, new = (torch.randn(8, *made.input, generator=generator) for _ in range(2))
+        known, new, valid = (torch.randn(8, *made.input, generator=generator) for _ in range(3))
         facts = {"class_names": [], "mean": [0.0] * made.input[0], "std": [1.0] * made.input[0]}
-    return lower_model(network, known.contiguous().numpy()), new.contiguous().numpy(), facts
+    lowered = lower_model(network, known.contiguous().numpy())
+    return lowered, _Samples(new.contiguous().numpy(), (valid.contiguous().numpy(), labels), facts)
+
+
+def _windows(lowered: Lowered, samples: _Samples, max_loss: float, variant: Variant) -> Calibrated:
+    """The program with low bits chosen on validation data; without labels, its own classes take their place."""
+    from deepreshape.private import plain
+    from deepreshape.private.calibrate import calibrate
+    from deepreshape.private.fixed import to_fixed
+
+    images, labels = samples.validation
+    inputs = to_fixed(images, lowered.program.input_fraction)
+    if labels is None:
+        labels = plain.run(lowered.program, inputs).reshape(len(inputs), -1).argmax(1)
+    return calibrate(lowered.program, inputs, labels, max_loss=max_loss, mode=variant.mode)
 
 
 def _read(path: Path, facts: dict[str, Any], shape: tuple[int, ...]) -> NDArray[np.floating]:
@@ -270,14 +359,14 @@ def _read(path: Path, facts: dict[str, Any], shape: tuple[int, ...]) -> NDArray[
     return x
 
 
-def _client(program: Path, keys: Path, store: Path, host: str, port: int, garbler: str) -> Client:
+def _client(program: Path, keys: Path, store: Path, host: str, port: int, garbler: str, variant: Variant) -> Client:
     from deepreshape.private.party import Client
     from deepreshape.private.plan import Plan
     from deepreshape.private.program import Program
     from deepreshape.private.store import Store as OfflineStore
     from deepreshape.private.wire import Endpoint
 
-    plan = Plan(Program.from_bytes(program.read_bytes()).public(), _role(garbler))
+    plan = Plan(Program.from_bytes(program.read_bytes()).public(), _role(garbler), variant=variant)
     return Client(Endpoint(_credentials(keys, "client")), host, port, plan, OfflineStore(store))
 
 
@@ -285,6 +374,12 @@ def _credentials(keys: Path, role: str) -> Any:
     from deepreshape.private.certificates import Credentials
 
     return Credentials(keys / f"{role}-{role}.pem", keys / f"{role}-{role}.key", keys / "authority.pem")
+
+
+def _variant(relu: str, drop: int, mode: str, calibrated: bool) -> Variant:
+    from deepreshape.private.variant import Variant
+
+    return Variant(relu, drop, calibrated, mode)  # pyright: ignore[reportArgumentType] - it checks its words itself
 
 
 def _role(text: str) -> Literal["server", "client"]:

@@ -26,6 +26,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from deepreshape.private.division import Division
 from deepreshape.private.layers import Conv, Dense, Flat, Layer, Pool, Rectify, Sum
 from deepreshape.private.program import (
     INPUT,
@@ -117,8 +118,8 @@ class Lowered:
         margin: the factor between what calibration saw and what fits.
         formats: one for each value, in the program's order.
         error: for each output, a bound on the difference between program and real network, float64 of the output's
-            shape; it holds for inputs that stay within the limits, and counts the unit that a private truncation may
-            lose.
+            shape; it holds for inputs that stay within the limits and for exact ReLUs (gc-full), and counts the unit
+            that a private truncation may lose. ReLUs by their sign may add one unit at rest each.
     """
 
     program: Program
@@ -333,9 +334,10 @@ class _Formats:
         members = [name for name in plan.group if plan.find(name) == group]
         fraction = self.rest - 1
         while fraction - self.rest < self.modulus.bits - 3:
-            room = (self.modulus.order - 1) // 2
+            shift = max(fraction + 1 - self.rest, 0)
+            room = Division(self.modulus, shift).room
             if group in plan.shifted:
-                room = truncation_room(self.modulus, max(fraction + 1 - self.rest, 0))
+                room = truncation_room(self.modulus, shift)
             if max(self.limit(name, fraction + 1) for name in members) > room:
                 break
             fraction += 1
@@ -461,7 +463,8 @@ def _emit(plan: _Plan, formats: _Formats, shape: Shape) -> tuple[Program, dict[s
                 ops.append(SumPool(name, step.inputs, step.kernel, step.stride))
                 offset = math.prod(step.kernel) * offsets[source]
             case Rectify():
-                ops.append(Relu(name, step.inputs, -gained, step.mask))
+                high = formats.limit(source, fractions[source]).bit_length() + 1
+                ops.append(Relu(name, step.inputs, -gained, step.mask, 0, max(high, 2)))
             case _Shift():
                 ops.append(Truncate(name, step.inputs, -gained))
             case Flat():

@@ -1,0 +1,141 @@
+"""Windows of sign tests: exact where only repeated bits go, and the search keeps its promise."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from programs import random_inputs, random_program
+
+from deepreshape.private import plain
+from deepreshape.private.calibrate import accuracy, calibrate, windowed
+from deepreshape.private.plan import Plan
+from deepreshape.private.program import Conv2d, Flatten, Linear, Program, Relu, Weights
+from deepreshape.private.relu import declared
+from deepreshape.private.shares import DELPHI_PRIME, Field, Randomness, Ring
+from deepreshape.private.sign import Window
+from deepreshape.private.variant import EXACT, Variant
+
+CALIBRATED = Variant("gc-stochastic", calibrated=True)
+
+
+def network(modulus: Ring | Field) -> Program:
+    """Two convolutions with ReLUs and a classifier of three classes."""
+    rng = np.random.default_rng(1)
+    weights = {
+        "one": Weights(rng.integers(-60, 61, (4, 1, 3, 3)), rng.integers(-500, 500, 4)),
+        "two": Weights(rng.integers(-60, 61, (4, 4, 3, 3)), rng.integers(-500, 500, 4)),
+        "head": Weights(rng.integers(-60, 61, (3, 64)), rng.integers(-500, 500, 3)),
+    }
+    ops = (
+        Conv2d("one", ("input",), 4, 3, 6, 6, padding=1),
+        Relu("one.relu", ("one",), 6),
+        Conv2d("two", ("one.relu",), 4, 3, 6, 6, padding=1),
+        Relu("two.relu", ("two",), 6),
+        Flatten("flat", ("two.relu",)),
+        Linear("head", ("flat",), 3, 6, 6),
+    )
+    loose = Program(modulus, (1, 4, 4), 8, 255, ops, weights)
+    bounds = loose.bounds()
+    tight = {"one.relu": bounds["one"].bit_length() + 1, "two.relu": bounds["two"].bit_length() + 1}
+    return replace(
+        loose, ops=tuple(replace(op, high=tight.get(op.name, 0)) if isinstance(op, Relu) else op for op in ops)
+    )
+
+
+def data(program: Program, count: int = 90) -> tuple[np.ndarray, np.ndarray]:
+    """Inputs, with the exact program's own classes as labels."""
+    inputs = random_inputs(program, count, 5)
+    return inputs, plain.run(program, inputs).argmax(1)
+
+
+def windows(program: Program) -> list[tuple[int, int]]:
+    return [(op.low, op.high) for op in program.ops if isinstance(op, Relu)]
+
+
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(limit=st.integers(1, 2**40), low=st.integers(0, 45))
+def test_a_window_always_has_room_for_its_limit(limit: int, low: int) -> None:
+    relu = Relu("r", ("input",), 0, None, 0, limit.bit_length() + 1)
+    program = Program(Ring(limit.bit_length() + 2), (1,), 8, limit, (relu,))
+    ((low, high),) = windows(windowed(program, {"r": low}))
+    window = Window(Ring(limit.bit_length() + 2), low, high)
+    assert window.room >= limit
+    program.check({"r": CALIBRATED.room(Ring(63), replace(relu, low=low, high=high))})
+
+
+@settings(max_examples=10, deadline=None, derandomize=True)
+@given(seed=st.integers(0, 10**6))
+def test_dropping_repeated_high_bits_is_exact(seed: int) -> None:
+    program = random_program(seed)
+    bounds = program.bounds()
+    tight = windowed(
+        replace(
+            program,
+            ops=tuple(
+                replace(op, high=bounds[op.inputs[0]].bit_length() + 2) if isinstance(op, Relu) else op
+                for op in program.ops
+            ),
+        ),
+        {op.name: 0 for op in program.ops if isinstance(op, Relu)},
+    )
+    inputs = random_inputs(program, 3, seed)
+    shares = {name: program.modulus.random(value.shape, Randomness()) for name, value in program.values.items()}
+    whole = plain.run(program, inputs, client=shares, variant=Variant("gc-sign"))
+    for protocol in ("gc-sign", "gc-stochastic"):
+        narrow = Variant(protocol, calibrated=True)
+        assert np.array_equal(plain.run(tight, inputs, client=shares, variant=narrow), whole)
+
+
+@pytest.mark.parametrize("modulus", [Ring(30), Field(DELPHI_PRIME)], ids=str)
+@pytest.mark.parametrize("max_loss", [0.0, 4.0, 100.0])
+def test_the_search_loses_no_more_than_it_may(modulus: Ring | Field, max_loss: float) -> None:
+    program = network(modulus)
+    inputs, labels = data(program)
+    found = calibrate(program, inputs, labels, max_loss=max_loss)
+    assert found.exact == 100
+    assert found.exact - found.found <= max_loss
+    assert accuracy(found.program, inputs, labels, variant=CALIBRATED) == found.found
+    lows = [low for low, _ in windows(found.program)]
+    assert min(lows) > 0
+    if max_loss == 100 and isinstance(modulus, Ring):
+        assert all(high - low <= 3 for low, high in windows(found.program))
+
+
+def test_more_loss_allows_fewer_bytes_and_a_search_can_be_repeated() -> None:
+    program = network(Ring(30))
+    inputs, labels = data(program)
+    found = [calibrate(program, inputs, labels, max_loss=loss).program for loss in (0.0, 10.0, 10.0)]
+    assert found[1].digest == found[2].digest
+    plans = [Plan(one.public(), variant=variant) for one, variant in zip(found, (CALIBRATED,) * 2, strict=False)]
+    sizes = [sum(sum(map(sum, declared(layer).values())) for layer in plan.relus.values()) for plan in plans]
+    assert sizes[1] < sizes[0]
+
+
+def test_the_exact_signs_lose_nothing() -> None:
+    program = network(Ring(30))
+    inputs, labels = data(program)
+    assert accuracy(program, inputs, labels, variant=EXACT) == 100
+
+
+def test_data_that_does_not_fit_is_refused() -> None:
+    program = network(Ring(30))
+    inputs, labels = data(program, 3)
+    with pytest.raises(ValueError, match="3 inputs with 2 labels and 1 points"):
+        calibrate(program, inputs, labels[:2], max_loss=1)
+    with pytest.raises(ValueError, match="-1 points"):
+        calibrate(program, inputs, labels, max_loss=-1)
+
+
+def test_windows_survive_bytes_and_bad_ones_are_refused() -> None:
+    program = windowed(network(Ring(30)), {"one.relu": 5, "two.relu": 7})
+    assert windows(Program.from_bytes(program.to_bytes())) == windows(program)
+    assert windowed(program, {"one.relu": 4, "two.relu": 7}).digest != program.digest
+    relu = program.ops[1]
+    assert isinstance(relu, Relu)
+    for low, high, message in ((3, 4, "it needs two bits"), (0, 31, "bit 30 is none of"), (5, 0, "it needs two bits")):
+        with pytest.raises(ValueError, match=f"^one.relu: .*{message}"):
+            replace(program, ops=(program.ops[0], replace(relu, low=low, high=high)), weights={}, limits={})
