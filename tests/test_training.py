@@ -2,6 +2,7 @@ import json
 import os
 import pickle
 from collections import OrderedDict
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from torch.nn import functional
 
 from deepreshape.models import architecture, build
+from deepreshape.nn import StochasticReLU
 from deepreshape.training import RECIPES, Dataset, Progress, Recipe, Split, augment, distillation_loss, load_data, train
 
 TINY = architecture("resnet20-m2-phi1.1.1", (1, 8, 8), 10)
@@ -69,6 +71,18 @@ def test_a_killed_run_continues_to_the_same_weights(digits: Dataset, tmp_path: P
     assert [row["epoch"] for row in rows] == [1, 2]
     assert rows[-1]["top1_validation"] == trained.top1_validation
     assert trained.cpu_seconds > 0
+
+
+def test_faults_in_the_loop_change_the_weights_and_leave_the_relus(digits: Dataset):
+    recipes = [
+        replace(SHORT, relu=relu) for relu in ("", "stochastic:drop=8,fraction=10", "stochastic:drop=8,fraction=10")
+    ]
+    models = [build(TINY, seed=1) for _ in recipes]
+    for model, recipe in zip(models, recipes, strict=True):
+        train(model, digits, recipe, seed=5)
+        assert not any(isinstance(layer, StochasticReLU) for layer in model.modules())
+    assert equal(weights(models[1]), weights(models[2]))
+    assert not equal(weights(models[0]), weights(models[1]))
 
 
 def test_a_folder_with_another_run_is_refused(digits: Dataset, tmp_path: Path):

@@ -10,6 +10,7 @@ import json
 import os
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from math import cos, pi
 from pathlib import Path
@@ -20,6 +21,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from deepreshape.nn import Faults, faulty
 from deepreshape.training.data import Dataset, Split, augment
 from deepreshape.training.distill import distillation_loss
 from deepreshape.training.recipe import Recipe
@@ -114,7 +116,8 @@ def train(
             if teacher is not None:
                 with torch.no_grad():
                     soft = teacher(batch)
-            logits = model(batch)
+            with _signs(model, recipe, seed, step):
+                logits = model(batch)
         loss = distillation_loss(
             logits.float(),
             labels[chosen],
@@ -133,7 +136,8 @@ def train(
                 raise ValueError(
                     f"the loss became {loss.item()} in epoch {epoch + 1}; a lower lr than {recipe.lr} may work"
                 )
-            top1 = _measure(model, average, data)
+            with _signs(model, recipe, seed, step):
+                top1 = _measure(model, average, data)
             if folder:
                 row = {"epoch": epoch + 1, "step": step, "loss": round(loss.item(), 4), "top1_validation": top1}
                 with (folder / METRICS).open("a") as file:
@@ -147,13 +151,24 @@ def train(
     if average:
         model.load_state_dict(average)
     model.eval()
-    top1 = top1 if top1 is not None else accuracy(model, data, data.validation)
+    if top1 is None:
+        with _signs(model, recipe, seed, step):
+            top1 = accuracy(model, data, data.validation)
     return Trained(top1, time.process_time() - started)
 
 
 def _generator(seed: int, count: int) -> torch.Generator:
     """A generator of its own for each seed and count; torch's takes the low 32 bits of what it is given."""
     return torch.Generator().manual_seed((count + 1_000_003 * seed) % 2**32)
+
+
+def _signs(model: nn.Module, recipe: Recipe, seed: int, step: int) -> AbstractContextManager[None]:
+    """The recipe's faults in the ReLUs of ``model``, drawn anew for each step."""
+    if not recipe.relu:
+        return nullcontext()
+    device = next(model.parameters()).device
+    generator = torch.Generator(device).manual_seed((step + 1_000_003 * seed + 500_009) % 2**32)
+    return faulty(model, Faults.parse(recipe.relu), generator)
 
 
 def _optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:

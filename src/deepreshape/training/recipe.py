@@ -7,6 +7,8 @@ from typing import Any, Literal
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
+from deepreshape.nn import Faults
+
 __all__ = ["RECIPES", "Recipe"]
 
 
@@ -29,6 +31,8 @@ class Recipe:
         cutout: side of the square that is blanked at random; 0 for none.
         ema: decay of the moving average of the weights that is returned; 0 returns the last weights.
         temperature, distill: T and w of the distillation loss, where there is a teacher.
+        relu: trains with the faults of a stochastic ReLU in the loop, as ``stochastic:drop=12,fraction=20`` says
+            (:class:`~deepreshape.nn.Faults`); empty for exact ReLUs.
         precision: ``"auto"`` is bfloat16 autocast where the processor has it in hardware.
     """
 
@@ -48,6 +52,7 @@ class Recipe:
     ema: float = 0.0
     temperature: float = 4.0
     distill: float = 0.9
+    relu: str = ""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
 
     def __post_init__(self) -> None:
@@ -67,6 +72,8 @@ class Recipe:
             value = getattr(self, name)
             if not low <= value <= high:
                 raise ValueError(f"{name} must be from {low} to {high}, not {value}")
+        if self.relu:
+            Faults.parse(self.relu)
 
     def with_values(self, values: dict[str, Any]) -> Recipe:
         """The recipe with some settings changed; strings are converted.
