@@ -1,20 +1,30 @@
 """What private inference costs: one report type, published profiles, links. Plain data and arithmetic."""
 
 from deepreshape.cost.layers import Layer, LinearLayer, ReluLayer
-from deepreshape.cost.link import Link, split
+from deepreshape.cost.link import LINKS, Link, read_link, split
+from deepreshape.cost.profile import Profile, Work, reference
 from deepreshape.cost.published import PROFILES, Published, price
 from deepreshape.cost.report import Cost, CostReport, Phase
+from deepreshape.cost.schedule import Party, Turn, schedule
 
 __all__ = [
+    "LINKS",
     "PROFILES",
     "Cost",
     "CostReport",
     "Layer",
     "LinearLayer",
     "Link",
+    "Party",
     "Phase",
+    "Profile",
     "Published",
     "ReluLayer",
+    "Turn",
+    "Work",
     "price",
+    "read_link",
+    "reference",
+    "schedule",
     "split",
 ]

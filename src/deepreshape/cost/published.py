@@ -92,12 +92,13 @@ def he_seconds(layer: LinearLayer) -> float:
     return rate * 1e-6 * layer.in_channels * layer.out_channels * area / layer.groups
 
 
-def price(layers: Sequence[Layer], profile: Published) -> CostReport:
+def price(layers: Sequence[Layer], profile: Published, link: Link | None = None) -> CostReport:
     """What one inference costs under a protocol of the study.
 
     Args:
         layers: of the network, in order, as a count gives them.
         profile: the protocol.
+        link: between the parties; the study's 1 Gbit/s without. A profile with slots divides the sum of its rates anew.
 
     Returns:
         Rows by layer and phase. Where layers run in parallel, each is charged its part of the time they take together.
@@ -105,7 +106,7 @@ def price(layers: Sequence[Layer], profile: Published) -> CostReport:
     linear = [layer for layer in layers if isinstance(layer, LinearLayer)]
     serial = sum(map(he_seconds, linear))
     together = max(map(he_seconds, linear), default=0.0) * LAYER_PARALLEL_SLOWDOWN if profile.layer_parallel else serial
-    rows = [Cost("keys", "offline", "he", seconds=KEY_SECONDS, bytes_up=KEY_BYTES + BASE_OT_BYTES)]
+    rows = [Cost("keys", "offline", "he", seconds=KEY_SECONDS, bytes_up=KEY_BYTES + BASE_OT_BYTES, rounds=1)]
     for layer in layers:
         if isinstance(layer, LinearLayer):
             rows += _linear(layer, together / serial if serial else 0.0)
@@ -115,18 +116,18 @@ def price(layers: Sequence[Layer], profile: Published) -> CostReport:
     if first:
         elements = first.in_channels * first.in_size[0] * first.in_size[1]
         up = ELEMENT_BYTES * elements if profile.garbler == "server" else FIRST_LAYER_BYTES
-        rows.append(Cost("input", "online", "send", bytes_up=up, bytes_down=PREDICTION_BYTES))
-    return CostReport.of(_timed(rows, profile))
+        rows.append(Cost("input", "online", "send", bytes_up=up, bytes_down=PREDICTION_BYTES, rounds=1))
+    return CostReport.of(_timed(rows, profile, link or Link(WIRELESS / 2, WIRELESS / 2)))
 
 
-def _timed(rows: Sequence[Cost], profile: Published) -> Iterable[Cost]:
+def _timed(rows: Sequence[Cost], profile: Published, link: Link) -> Iterable[Cost]:
     """The rows, and for each that moves bytes one more for the time this takes."""
-    link = Link(WIRELESS / 2, WIRELESS / 2)
     if profile.slots:
-        link = split(WIRELESS, sum(row.bytes_up for row in rows), sum(row.bytes_down for row in rows))
+        up, down = sum(row.bytes_up for row in rows), sum(row.bytes_down for row in rows)
+        link = split(link.up + link.down, up, down, link.latency)
     for row in rows:
         yield row
-        seconds = link.seconds(row.bytes_up, row.bytes_down)
+        seconds = link.seconds(row.bytes_up, row.bytes_down, row.rounds)
         if seconds:
             yield Cost(row.layer, row.phase, "send", seconds=seconds)
 
@@ -143,6 +144,7 @@ def _linear(layer: LinearLayer, speed: float) -> Iterable[Cost]:
         seconds=he_seconds(layer) * speed + up * ENCRYPT_SECONDS + down * DECRYPT_SECONDS,
         bytes_up=up * CIPHERTEXT_BYTES,
         bytes_down=down * CIPHERTEXT_BYTES,
+        rounds=1,
         macs=layer.macs,
     )
     yield Cost(layer.name, "online", "shares", seconds=layer.macs * SHARES_SECONDS_PER_MAC)
@@ -162,6 +164,7 @@ def _relu(layer: ReluLayer, profile: Published) -> Iterable[Cost]:
         seconds=n * (GARBLE_SECONDS[garbler] / THREADS[garbler] + ENCODE_OFFLINE_SECONDS),
         bytes_up=n * (OT_SETUP_BYTES if served else CIRCUIT_BYTES),
         bytes_down=n * (CIRCUIT_BYTES + OT_SEND_BYTES) if served else 0,
+        rounds=1,
         relus=n,
         stored_client=stored["client"],
         stored_server=stored["server"],

@@ -22,7 +22,7 @@ class Cost:
         seconds: on the critical path.
         bytes_up, bytes_down: client to server, server to client.
         rounds: waits for the other party.
-        relus, macs, he_products: how much was done.
+        relus, macs, he_products, and_gates, transfers: how much was done; transfers are oblivious ones.
         stored_client, stored_server: bytes kept from offline to online.
     """
 
@@ -36,6 +36,8 @@ class Cost:
     relus: int = 0
     macs: int = 0
     he_products: int = 0
+    and_gates: int = 0
+    transfers: int = 0
     stored_client: int = 0
     stored_server: int = 0
 
@@ -60,6 +62,11 @@ class CostReport:
     def seconds(self) -> float:
         """Of all rows together; nothing overlaps."""
         return sum(row.seconds for row in self.rows)
+
+    @property
+    def rounds(self) -> int:
+        """Waits for the other party."""
+        return sum(row.rounds for row in self.rows)
 
     @property
     def bytes(self) -> int:

@@ -1,0 +1,73 @@
+"""A measured profile: how long one unit of each kind of work takes on a machine."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+__all__ = ["Profile", "Work", "reference"]
+
+Work = Mapping[str, float]
+"""How many units of each kind."""
+
+
+@dataclass(frozen=True)
+class Profile:
+    """What ``deepreshape calibrate`` writes.
+
+    Attributes:
+        name: of the profile.
+        date: it was measured on, ISO 8601.
+        machine: processor, cores, system, and the load while measuring.
+        versions: of Python and the packages that matter.
+        units: seconds of one unit, by kind of work; ``docs/costs.md`` lists the kinds.
+        resident: bytes of memory that a party's process takes before it has done anything.
+    """
+
+    name: str
+    date: str
+    machine: Mapping[str, Any]
+    versions: Mapping[str, str]
+    units: Mapping[str, float]
+    resident: int
+
+    def seconds(self, work: Work) -> float:
+        """Of this much work, one thing after the other.
+
+        Raises:
+            ValueError: if a kind was not measured.
+        """
+        try:
+            return sum(self.units[kind] * count for kind, count in work.items() if count)
+        except KeyError as missing:
+            raise ValueError(
+                f"profile {self.name!r} of {self.date} has no time for {missing}; make it anew: deepreshape calibrate"
+            ) from None
+
+    def to_json(self) -> str:
+        """As text."""
+        return json.dumps(asdict(self), indent=1) + "\n"
+
+    @classmethod
+    def read(cls, path: Path) -> Profile:
+        """A profile from its file.
+
+        Raises:
+            ValueError: if the file is none.
+        """
+        try:
+            return cls(**json.loads(path.read_text()))
+        except (OSError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"{path} is no profile ({error}); `deepreshape calibrate --out {path}` makes one"
+            ) from None
+
+
+@cache
+def reference() -> Profile:
+    """The profile that comes with the package; its machine is named in it."""
+    return Profile.read(Path(__file__).with_name("reference.json"))

@@ -1,0 +1,113 @@
+"""Turns, two clocks and a link: each overlap rule against arithmetic done by hand."""
+
+from dataclasses import replace
+from math import inf
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from deepreshape.cost import LINKS, Link, Profile, Turn, read_link, schedule, split
+
+UNIT = Profile("unit", "2026-01-01", {}, {}, {"work": 1.0, "tls.send": 0.0, "tls.receive": 0.0}, 0)
+SLOW = Link(8e3, 4e3, 0.5)  # a byte takes 1 ms up and 2 ms down
+
+
+def turn(sender, nbytes=0, make=0.0, take=0.0, **more) -> Turn:
+    return Turn("a", "offline", "x", sender, nbytes, {"work": make}, {"work": take}, **more)
+
+
+def seconds(*turns: Turn, link: Link = SLOW, **options) -> float:
+    return schedule(turns, UNIT, link, **options).seconds
+
+
+def test_a_message_is_made_then_sent_then_taken():
+    assert seconds(turn("client", 1000, 3, 4)) == pytest.approx(3 + 1 + 0.5 + 4)
+    assert seconds(turn("server", 1000, 3, 4)) == pytest.approx(3 + 2 + 0.5 + 4)
+
+
+def test_pieces_overlap_and_the_slowest_of_the_three_decides():
+    assert seconds(turn("client", 1000, 10, 1, pieces=1000)) == pytest.approx(10 + 1 + 0.5, rel=0.01)
+    assert seconds(turn("client", 1000, 1, 10, pieces=1000)) == pytest.approx(0.5 + 1 + 10, rel=0.01)
+    assert seconds(turn("client", 1000, 0, 0, pieces=1000)) == pytest.approx(1 + 0.5, rel=0.01)
+
+
+def test_one_turn_pays_the_latency_once():
+    far = Link(inf, inf, 1.0)
+    assert seconds(*[turn("client", 1)] * 5, link=far) == pytest.approx(1)
+    assert seconds(*[turn("client", 1), turn("server", 1)] * 5, link=far) == pytest.approx(10)
+    assert seconds(turn("client", make=1, trips=2.5), link=far) == pytest.approx(5 + 1)
+
+
+def test_parties_work_at_the_same_time_unless_one_waits():
+    assert seconds(turn("client", make=5), turn("server", make=3)) == 5
+    assert seconds(turn("client", 1, make=5), turn("server", make=3), link=Link(inf, inf)) == 8
+
+
+def test_parallel_turns_take_their_part_of_the_longest_or_of_the_mean():
+    alike = [turn("server", make=2, parallel=True) for _ in range(6)]
+    assert seconds(*alike) == 12
+    assert seconds(*alike, workers=3) == pytest.approx(4)
+    assert seconds(*alike, workers=99) == pytest.approx(2)
+    assert seconds(turn("server", make=9, parallel=True), *alike, workers=99) == pytest.approx(9)
+
+
+@given(
+    st.lists(
+        st.builds(
+            turn,
+            st.sampled_from(["client", "server"]),
+            st.integers(0, 5000),
+            st.floats(0, 3),
+            st.floats(0, 3),
+            pieces=st.integers(1, 9),
+        ),
+        min_size=1,
+    )
+)
+def test_rows_add_up_and_lie_between_the_bounds(turns):
+    turns = [replace(each, layer=str(at % 3)) for at, each in enumerate(turns)]
+    report = schedule(turns, UNIT, SLOW)
+    work = sum(each.make["work"] + (each.take["work"] if each.nbytes else 0) for each in turns)
+    up = sum(each.nbytes for each in turns if each.sender == "client")
+    down = sum(each.nbytes for each in turns if each.sender == "server")
+    assert (sum(row.bytes_up for row in report.rows), sum(row.bytes_down for row in report.rows)) == (up, down)
+    assert sum(report.only(layer=name).seconds for name in report.layers) == pytest.approx(report.seconds)
+    messages = sum(each.nbytes > 0 for each in turns)
+    assert report.seconds <= work + SLOW.seconds(up, down) + messages * SLOW.latency + 1e-6
+    assert report.seconds >= max(SLOW.seconds(up, 0), SLOW.seconds(0, down)) - 1e-6
+
+
+@given(st.lists(st.sampled_from(["client", "server"]), min_size=1))
+def test_rounds_are_the_clients_waits(senders):
+    report = schedule([turn(sender, 1) for sender in senders], UNIT, SLOW)
+    assert report.rounds == "".join(sender[0] for sender in senders).count("cs")
+
+
+def test_links_are_read_by_name_or_by_numbers():
+    assert read_link("wan") == LINKS["wan"] == Link(100e6, 100e6, 0.025)
+    assert read_link("20mbit/100Mbit/40ms") == Link(20e6, 100e6, 0.02)
+    assert read_link("1.5gbit/300us") == Link(1.5e9, 1.5e9, 150e-6)
+    assert str(read_link("20mbit/100mbit/40ms")) == "20mbit/100mbit/40ms"
+
+
+@pytest.mark.parametrize("text", ["dsl", "20mbit", "20mbit/40", "a/b/c", "1mbit/1mbit/1mbit/1ms", "0mbit/1ms", "40ms"])
+def test_a_wrong_link_is_refused_with_what_would_work(text):
+    with pytest.raises(
+        ValueError, match=r"unknown link '.*'; known are loopback, lan, wan, wireless, and up/down/round"
+    ):
+        read_link(text)
+
+
+@given(st.floats(1, 1e12), st.floats(1, 1e12))
+def test_slots_lose_to_no_other_division(up, down):
+    best = split(1e9, up, down, 0.001)
+    assert best.up + best.down == pytest.approx(1e9)
+    for share in (0.001, 0.1, 0.3, 0.5, 0.7, 0.9, 0.999):
+        assert best.seconds(up, down) <= Link(share * 1e9, (1 - share) * 1e9).seconds(up, down) * (1 + 1e-9)
+    assert split(inf, up, down) == Link(inf, inf)
+
+
+def test_a_profile_says_what_it_lacks():
+    with pytest.raises(ValueError, match=r"'unit' of 2026-01-01 has no time for 'gc-sign'; make it anew"):
+        UNIT.seconds({"gc-sign": 3})
