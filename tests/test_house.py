@@ -26,8 +26,9 @@ LEVELS = {
     "report": 4,
     "job": 4,
     "private": 4,
-    "cli": 5,
-    "__main__": 6,
+    "pricing": 5,
+    "cli": 7,
+    "__main__": 8,
 }
 """Which room may import which: only those of a lower level, and ``cost``, which imports nobody."""
 

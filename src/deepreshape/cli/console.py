@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 out, err = Console(), Console(stderr=True)
 
+MODEL = "A network's name, a saved model's folder, or package.module:callable or file.py:callable."
+
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 DataDir = Annotated[
     Path | None, typer.Option(help="Folder with the data sets; else DEEPRESHAPE_DATA, else ./data.", show_default=False)

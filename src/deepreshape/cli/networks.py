@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from deepreshape.cli.console import (
+    MODEL,
     DataDir,
     Json,
     Settings,
@@ -37,7 +35,7 @@ app = typer.Typer()
 
 @app.command()
 def count(
-    model: Annotated[str, typer.Argument(help="A network's name, a saved model's folder, or package.module:callable.")],
+    model: Annotated[str, typer.Argument(help=MODEL)],
     input: Annotated[
         str | None,
         typer.Option(
@@ -49,9 +47,11 @@ def count(
     as_json: Json = False,
 ) -> None:
     """Count ReLUs, max-pool comparisons, MACs and parameters of a network."""
+    from deepreshape.cli.models import find_network
     from deepreshape.counting import count as count_model
 
-    counted = count_model(*_network(model, read_shape(input) if input else None, classes))
+    found = find_network(model, read_shape(input) if input else None, classes)
+    counted = count_model(found.module, found.shape)
     if as_json:
         print_json(_count_values(counted))
         return
@@ -191,30 +191,6 @@ def criticality(
         )
     out.print(table)
     out.print("order, most critical first: " + ",".join(map(str, found.order)))
-
-
-def _network(model: str, shape: tuple[int, int, int] | None, classes: int) -> tuple[nn.Module, tuple[int, int, int]]:
-    """The network meant by a name, a folder, or package.module:callable, and the shape of its input."""
-    from torch import nn
-
-    from deepreshape.models import architecture, build
-    from deepreshape.models.saved import load
-
-    if ":" in model:
-        where, _, name = model.partition(":")
-        sys.path.insert(0, str(Path.cwd()))
-        try:
-            made = getattr(importlib.import_module(where), name)()
-        except (ImportError, AttributeError, TypeError) as error:
-            raise ValueError(f"{model!r} does not give a network: {error}") from error
-        if not isinstance(made, nn.Module):
-            raise ValueError(f"{model!r} gives a {type(made).__name__}, not a torch module")
-        return made, shape or (3, 32, 32)
-    if Path(model).is_dir():
-        saved, manifest = load(Path(model))
-        return saved, shape or manifest.architecture.input
-    named = architecture(model, shape or (3, 32, 32), classes)
-    return build(named, "meta"), named.input
 
 
 def _count_values(counted: Count) -> dict[str, Any]:

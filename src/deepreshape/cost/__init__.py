@@ -4,6 +4,7 @@ from deepreshape.cost.layers import Layer, LinearLayer, ReluLayer
 from deepreshape.cost.link import LINKS, Link, read_link, split
 from deepreshape.cost.profile import Profile, Work, reference
 from deepreshape.cost.published import PROFILES, Published, price
+from deepreshape.cost.quote import Quote
 from deepreshape.cost.report import Cost, CostReport, Phase
 from deepreshape.cost.schedule import Party, Turn, schedule
 
@@ -19,6 +20,7 @@ __all__ = [
     "Phase",
     "Profile",
     "Published",
+    "Quote",
     "ReluLayer",
     "Turn",
     "Work",

@@ -223,7 +223,7 @@ class Plan:
         """
         traffic: dict[tuple[str, Phase, str], list[int]] = {}
         before = "S"
-        for part in self._parts():
+        for part in self.parts():
             row = traffic.setdefault((part.layer, part.phase, part.kind), [0, 0, 0])
             row[0] += part.up
             row[1] += part.down
@@ -242,8 +242,8 @@ class Plan:
         each = report.bytes - report.only(phase="online").bytes
         return count * each - (count - 1) * report.only(kind="keys").bytes
 
-    def _parts(self) -> Iterator[Part]:
-        """All that is sent, in order. Whoever sends one part after another does not wait in between."""
+    def parts(self) -> Iterator[Part]:
+        """All that is sent, in order, and the steps between. Who sends one part after another does not wait in between."""
         program = self.program
         element = program.modulus.element_bytes
         yield Part(INPUT, "offline", "shares", "", 0, 0)
@@ -304,10 +304,17 @@ class Plan:
         if kind == "garble":
             made = self.relus[layer]
             client, server = relu.stored(made)
-            return {"relus": made.count, "stored_client": client, "stored_server": server}
+            return {
+                "relus": made.count,
+                "and_gates": made.count * made.circuit.and_gates,
+                "transfers": made.count * relu.ots(made),
+                "stored_client": client,
+                "stored_server": server,
+            }
         if kind == "truncate" and phase == "offline":
             client, server = truncate.stored(self.truncations[layer])
-            return {"stored_client": client, "stored_server": server}
+            transfers = self.truncations[layer].count
+            return {"transfers": transfers, "stored_client": client, "stored_server": server}
         if kind == "evaluate":
             return {"relus": self.relus[layer].count}
         if kind == "shares" and phase == "offline":

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
 from deepreshape.report.chart import Chart, Mark, lay_out
 from deepreshape.report.pareto import Advantage, Summary, advantages, front, summarize
@@ -103,6 +103,11 @@ def _chart(points: Sequence[Summary], title: str, label: str, costs: Sequence[fl
 
 def _anchor(point: Summary) -> str:
     return f"{point.network}-{point.relus}".replace(" ", "-")
+
+
+def template(name: str) -> Template:
+    """One of the report's templates."""
+    return _environment().get_template(name)
 
 
 def _environment() -> Environment:

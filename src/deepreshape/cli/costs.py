@@ -1,0 +1,189 @@
+"""Commands about costs: cost, calibrate."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from deepreshape.cli.console import MODEL, DataDir, Json, err, new_table, out, print_json, read_shape, thousands
+
+if TYPE_CHECKING:
+    from deepreshape.cli.models import Network
+    from deepreshape.cost import Layer, Profile, Quote
+    from deepreshape.pricing import Terms
+    from deepreshape.private.program import Program
+
+app = typer.Typer()
+
+CALIBRATION_IMAGES = 256
+BAR = 14
+
+Protocol = Annotated[
+    str, typer.Option(help="gc-full (our runtime), or a published system such as server-garbler; several by commas.")
+]
+Links = Annotated[
+    str | None,
+    typer.Option(
+        help="loopback, lan, wan, wireless, or up/down/round trip such as 20mbit/100mbit/40ms; several by commas.",
+        show_default=False,
+    ),
+]
+Garbler = Annotated[str, typer.Option(help="Who garbles: server or client; published systems say so themselves.")]
+ProfileFile = Annotated[
+    Path | None,
+    typer.Option(help="What `calibrate` wrote; the profile that comes with the package without.", show_default=False),
+]
+Slots = Annotated[bool, typer.Option("--slots", help="Divide the link's rate between its directions by need.")]
+Workers = Annotated[int, typer.Option(min=1, help="Server processes that share the homomorphic work of all layers.")]
+
+
+@app.command()
+def cost(
+    model: Annotated[str, typer.Argument(help=MODEL)],
+    protocol: Protocol = "gc-full",
+    link: Links = None,
+    garbler: Garbler = "server",
+    slots: Slots = False,
+    workers: Workers = 1,
+    profile: ProfileFile = None,
+    input: Annotated[
+        str | None, typer.Option(help="Shape of one input: channels x height x width.", show_default=False)
+    ] = None,
+    classes: Annotated[int, typer.Option(min=1, help="Number of classes, where the name does not fix it.")] = 100,
+    plot: Annotated[
+        Path | None, typer.Option(help="Also write the bars of every layer as an SVG.", show_default=False)
+    ] = None,
+    data_dir: DataDir = None,
+    as_json: Json = False,
+) -> None:
+    """Say what one private inference costs, layer by layer, and where the time goes."""
+    from deepreshape.cli.models import find_network
+    from deepreshape.report.bars import bars
+
+    terms = _terms(protocol, link, garbler, slots, workers, profile)
+    network = find_network(model, read_shape(input) if input else None, classes)
+    quotes = _quotes(network, terms, data_dir)
+    if plot:
+        plot.write_text(bars(model, quotes))
+    if as_json:
+        found = [{"network": model, **quote.to_dict()} for quote in quotes]
+        print_json(found[0] if len(found) == 1 else {"quotes": found})
+        return
+    for quote in quotes:
+        _print_quote(model, quote)
+
+
+@app.command()
+def calibrate(
+    to: Annotated[Path, typer.Option("--out", help="The profile's file.")],
+    name: Annotated[str, typer.Option(help="Of the profile.")] = "this machine",
+    rounds: Annotated[int, typer.Option(min=1, help="How often each step is timed; the fastest counts.")] = 25,
+    as_json: Json = False,
+) -> None:
+    """Time this machine's primitives, a minute or so; predictions are made of them."""
+    from deepreshape.private.units import measure
+
+    made = measure(name, rounds, lambda step: err.print(f"timing {step}", highlight=False))
+    to.write_text(made.to_json())
+    if as_json:
+        print_json({"profile": str(to), "name": made.name, "units": dict(made.units)})
+        return
+    out.print(f"wrote {to}: {made.machine['cpu']}, {made.machine['cpus']} cores, load {made.machine['load_1min']}")
+
+
+def _terms(
+    protocols: str, links: str | None, garbler: str, slots: bool, workers: int, profile: Path | None
+) -> list[Terms]:
+    """Every protocol on every link."""
+    from deepreshape.cost import Profile, read_link
+    from deepreshape.pricing import Terms
+
+    measured: Profile | None = Profile.read(profile) if profile else None
+    return [
+        Terms(name, read_role(garbler), at, slots, workers, measured)
+        for name in protocols.split(",")
+        for at in ([read_link(text) for text in links.split(",")] if links else [None])
+    ]
+
+
+def read_role(text: str) -> Literal["server", "client"]:
+    """Reads who garbles."""
+    if text == "server" or text == "client":
+        return text
+    raise ValueError(f"--garbler is server or client, not {text!r}")
+
+
+def _quotes(network: Network, terms: list[Terms], data_dir: Path | None) -> list[Quote]:
+    from deepreshape.counting import count
+    from deepreshape.pricing import OURS, layers_of, quote_layers, quote_program
+    from deepreshape.private.program import ProgramError
+
+    counted = count(network.module, network.shape)
+    layers: tuple[Layer, ...] = layers_of(counted)
+    notes = [f"not counted: {name}, {elements:,} elements" for name, elements in counted.unknown.items()]
+    program: Program | None = None
+    if any(each.protocol in OURS for each in terms):
+        try:
+            program, note = _program(network, data_dir)
+            notes += [note] if note else []
+        except ProgramError as error:
+            notes.append(f"priced by its layers, as it cannot be lowered as it is: {error}")
+    return [
+        quote_program(program, each, tuple(notes))
+        if program and each.protocol in OURS
+        else quote_layers(layers, each, tuple(notes))
+        for each in terms
+    ]
+
+
+def _program(network: Network, data_dir: Path | None) -> tuple[Program, str]:
+    """The lowered network, and what its formats rest on. Run time does not depend on weights."""
+    import torch
+
+    from deepreshape.models import build
+    from deepreshape.private.lower import lower
+    from deepreshape.training import load_data
+
+    note = ""
+    inputs = torch.randn(8, *network.shape, generator=torch.Generator().manual_seed(0))
+    if network.manifest:
+        try:
+            data = load_data(network.manifest.dataset, data_dir)
+            inputs = data.normalize(data.train.images[:CALIBRATION_IMAGES]).contiguous()
+        except ValueError as error:
+            note = f"formats rest on random inputs: {error}"
+    module = build(network.architecture, seed=0) if network.architecture else network.module
+    return lower(module.eval(), inputs.numpy()).program, note
+
+
+def _print_quote(model: str, quote: Quote) -> None:
+    facts = quote.to_dict()
+    table = new_table("layer", "ReLUs", "offline, s", "online, s", "KB", "█ off ▒ on")
+    table.columns[-1].justify = "left"
+    longest = max(row["seconds"]["total"] for row in facts["layers"]) or 1.0
+    for row in facts["layers"]:
+        seconds = row["seconds"]
+        marks = "".join(
+            sign * round(BAR * seconds[phase] / longest) for sign, phase in (("█", "offline"), ("▒", "online"))
+        )
+        table.add_row(
+            row["layer"],
+            thousands(row["relus"]),
+            *(f"{seconds[phase]:.3f}" for phase in ("offline", "online")),
+            f"{row['bytes']['total'] / 1000:,.1f}",
+            marks,
+        )
+    out.print(table)
+    seconds, sizes, stored = facts["seconds"], facts["bytes"], facts["stored_bytes"]
+    out.print(
+        f"{model}, {quote.protocol}, the {quote.garbler} garbles, link {quote.link}, profile {quote.profile}: offline "
+        f"{seconds['offline']:.2f} s and {sizes['offline'] / 1e6:,.1f} MB, online {seconds['online']:.2f} s and "
+        f"{sizes['online'] / 1e6:,.1f} MB in {facts['rounds']} rounds; stored {stored['client'] / 1e6:,.1f} MB at the "
+        f"client, {stored['server'] / 1e6:,.1f} MB at the server",
+        highlight=False,
+    )
+    for note in quote.notes:
+        out.print(f"[yellow]note:[/] {note}", highlight=False)
+    out.print(quote.advice, highlight=False)

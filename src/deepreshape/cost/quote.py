@@ -1,0 +1,155 @@
+"""What one inference costs under given terms, summed up, and one sentence of advice that follows from it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from deepreshape.cost.link import Link
+from deepreshape.cost.report import CostReport
+
+__all__ = ["Quote"]
+
+LINEAR = ("he", "clear", "shares", "keys", "truncate")
+NONLINEAR = ("garble", "evaluate", "transfers")
+LITTLE = 0.05
+"""Share of the time below which something is not worth removing."""
+
+
+@dataclass(frozen=True)
+class Quote:
+    """A cost report with the terms it holds under.
+
+    Attributes:
+        protocol, garbler, link, profile: the terms; ``profile`` is the name of what gave the seconds.
+        report: the rows.
+        exact: bytes and counts are those of a lowered program, not of its layers alone.
+        memory: peak bytes of (client, server), about; None where nothing is known.
+        notes: what a reader must know.
+    """
+
+    protocol: str
+    garbler: str
+    link: Link
+    profile: str
+    report: CostReport
+    exact: bool = False
+    memory: tuple[int, int] | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def online(self) -> CostReport:
+        """The rows of the online phase."""
+        return self.report.only(phase="online")
+
+    @property
+    def seconds(self) -> float:
+        """Offline and online together."""
+        return self.report.seconds
+
+    @property
+    def relus(self) -> int:
+        """ReLUs that run."""
+        return max(
+            (sum(row.relus for row in self.report.only(phase=phase).rows) for phase in ("offline", "online")), default=0
+        )
+
+    def share(self, kinds: tuple[str, ...]) -> float:
+        """Share of the seconds that work of these kinds takes, sending its bytes included."""
+        of = {row.layer for row in self.report.rows if row.kind in kinds}
+        other = {row.layer for row in self.report.rows if row.kind in (*LINEAR, *NONLINEAR) and row.kind not in kinds}
+        mine = sum(
+            row.seconds
+            for row in self.report.rows
+            if row.kind in kinds or (row.kind == "send" and row.layer in of - other)
+        )
+        return mine / self.seconds if self.seconds else 0.0
+
+    @property
+    def relu_share(self) -> float:
+        """Of the seconds, what ReLUs take."""
+        return self.share(NONLINEAR)
+
+    @property
+    def linear_share(self) -> float:
+        """Of the seconds, what linear layers take; sessions and the store are in neither share."""
+        return self.share(LINEAR)
+
+    @property
+    def waiting_share(self) -> float:
+        """Of the seconds, what passes while bytes are under way because the link is far, whatever its rate."""
+        return 2 * self.link.latency * self.report.rounds / self.seconds if self.seconds else 0.0
+
+    @property
+    def advice(self) -> str:
+        """One sentence."""
+        relu, linear = self.relu_share, self.linear_share
+        if self.waiting_share > 0.3:
+            return (
+                f"Waiting takes {self.waiting_share:.0%} of the time on this link: {self.report.rounds} round trips; "
+                "remove whole layers of ReLUs rather than parts of them, and prepare ahead of queries."
+            )
+        if not self.relus or relu < LITTLE:
+            return (
+                f"Linear layers take {linear:.0%} of the time and ReLUs {relu:.0%}: removing ReLUs gains nearly "
+                "nothing here; fewer or narrower convolutions do."
+            )
+        # below n ReLUs, removing the rest gains under LITTLE of what is then left
+        enough = int(self.relus * LITTLE / (1 - LITTLE) * (1 - relu) / relu)
+        if relu >= linear:
+            layer, seconds = max(
+                ((name, self.report.only(layer=name).seconds) for name in self._relu_layers), key=lambda pair: pair[1]
+            )
+            return (
+                f"ReLUs take {relu:.0%} of the time: half as many save about {relu / 2:.0%}, and {layer} alone takes "
+                f"{seconds / self.seconds:.0%}; below about {enough:,} ReLUs, removing the rest gains under "
+                f"{LITTLE:.0%}."
+            )
+        return (
+            f"Linear layers take {linear:.0%} of the time: removing every ReLU gains at most {relu:.0%}, and below "
+            f"about {enough:,} ReLUs under {LITTLE:.0%}; fewer MACs or HE layers in parallel gain more."
+        )
+
+    @property
+    def _relu_layers(self) -> list[str]:
+        return list(dict.fromkeys(row.layer for row in self.report.rows if row.kind in ("garble", "evaluate")))
+
+    def to_dict(self) -> dict[str, Any]:
+        """As ``deepreshape cost --json`` prints it."""
+        return {
+            "protocol": self.protocol,
+            "garbler": self.garbler,
+            "link": str(self.link),
+            "profile": self.profile,
+            "exact": self.exact,
+            "relus": self.relus,
+            "seconds": _phases(self.seconds, self.online.seconds, 6),
+            "bytes": _phases(self.report.bytes, self.online.bytes),
+            "rounds": self.online.rounds,
+            "rounds_offline": self.report.rounds - self.online.rounds,
+            "stored_bytes": {"client": self.report.stored_client, "server": self.report.stored_server},
+            "memory_bytes": dict(zip(("client", "server"), self.memory, strict=True)) if self.memory else None,
+            "relu_share": round(self.relu_share, 4),
+            "linear_share": round(self.linear_share, 4),
+            "layers": [self._layer(name) for name in self.report.layers],
+            "advice": self.advice,
+            "notes": list(self.notes),
+        }
+
+    def _layer(self, name: str) -> Mapping[str, Any]:
+        own = self.report.only(layer=name)
+        online = own.only(phase="online")
+        return {
+            "layer": name,
+            "relus": max(sum(row.relus for row in online.rows), sum(row.relus for row in own.rows) // 2),
+            "macs": sum(row.macs for row in own.rows),
+            "he_products": sum(row.he_products for row in own.rows),
+            "seconds": _phases(own.seconds, online.seconds, 6),
+            "bytes": _phases(own.bytes, online.bytes),
+            "kinds": {kind: round(own.only(kind=kind).seconds, 6) for kind in dict.fromkeys(r.kind for r in own.rows)},
+        }
+
+
+def _phases(total: float, online: float, digits: int | None = None) -> dict[str, float]:
+    return {"offline": round(total - online, digits), "online": round(online, digits), "total": round(total, digits)}

@@ -1,0 +1,97 @@
+"""From a network to what one private inference of it costs, under a protocol, a link and a profile of machines."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import isfinite
+from typing import Literal
+
+from deepreshape.cost import LINKS, PROFILES, Layer, Link, Profile, Quote, price, reference, schedule, split
+from deepreshape.cost.layers import ReluLayer
+from deepreshape.counting import Count
+from deepreshape.private.outline import Outline
+from deepreshape.private.plan import Plan
+from deepreshape.private.program import Program
+from deepreshape.private.turns import Steps, turns
+
+__all__ = ["OURS", "PROTOCOLS", "Terms", "layers_of", "quote_layers", "quote_program"]
+
+OURS = ("gc-full",)
+"""ReLU variants of the private runtime."""
+PROTOCOLS = (*OURS, *PROFILES)
+"""What can be priced: our runtime under a measured profile, and the systems of a published study."""
+
+
+@dataclass(frozen=True)
+class Terms:
+    """Under what an inference is priced.
+
+    Attributes:
+        protocol: one of :data:`PROTOCOLS`.
+        garbler: who garbles; a published protocol says so itself.
+        link: between the parties; None is this machine alone for our runtime, and the study's own for its protocols.
+        slots: divide the sum of the link's rates between its directions by need.
+        workers: processes of the server that share the homomorphic work of all layers.
+        profile: measured; the package's reference without.
+        bits: of the ring, for networks that are priced by their layers alone.
+    """
+
+    protocol: str = "gc-full"
+    garbler: Literal["server", "client"] = "server"
+    link: Link | None = None
+    slots: bool = False
+    workers: int = 1
+    profile: Profile | None = None
+    bits: int = 32
+
+    def __post_init__(self) -> None:
+        if self.protocol not in PROTOCOLS:
+            raise ValueError(f"unknown protocol {self.protocol!r}; known are {', '.join(PROTOCOLS)}")
+        if self.workers < 1:
+            raise ValueError(f"{self.workers} workers: at least 1 is needed")
+
+
+def layers_of(counted: Count) -> tuple[Layer, ...]:
+    """A network's layers for pricing, with the comparisons of its max pools as ReLU layers behind them."""
+    pools = tuple(
+        ReluLayer(f"{path}.comparisons", counts.maxpool_comparisons, counts.maxpool_comparisons)
+        for path, counts in counted.by_module.items()
+        if counts.maxpool_comparisons
+    )
+    return counted.layers + pools
+
+
+def quote_layers(layers: Sequence[Layer], terms: Terms, notes: tuple[str, ...] = ()) -> Quote:
+    """Price a network by its layers: instantly, and for networks that cannot be lowered too.
+
+    Raises:
+        ValueError: if there is nothing to price, or a layer is too large for every known set of parameters.
+    """
+    if terms.protocol in PROFILES:
+        published = PROFILES[terms.protocol]
+        link = terms.link or LINKS["wireless"]
+        report = price(layers, published, link)
+        return Quote(terms.protocol, published.garbler, link, "Garimella et al., ASPLOS 2023", report, notes=notes)
+    return _quote(Outline(tuple(layers), terms.garbler, terms.bits).steps, terms, notes, exact=False)
+
+
+def quote_program(program: Program, terms: Terms, notes: tuple[str, ...] = ()) -> Quote:
+    """Price a lowered program under our runtime: its bytes are those that will travel.
+
+    Raises:
+        ProgramError: if a layer is too wide for every known set of parameters.
+    """
+    return _quote(Steps.of(Plan(program.public(), terms.garbler)), terms, notes, exact=True)
+
+
+def _quote(steps: Steps, terms: Terms, notes: tuple[str, ...], *, exact: bool) -> Quote:
+    profile, link = terms.profile or reference(), terms.link or LINKS["loopback"]
+    taken = list(turns(steps))
+    if terms.slots and isfinite(link.up + link.down):
+        up = sum(turn.nbytes for turn in taken if turn.sender == "client")
+        link = split(link.up + link.down, up, sum(turn.nbytes for turn in taken) - up, link.latency)
+    report = schedule(taken, profile, link, terms.workers)
+    memory = tuple(profile.resident + nbytes for nbytes in steps.working_set)
+    title = f"{profile.name}, {profile.date}, {profile.machine['cpu']}"
+    return Quote(terms.protocol, terms.garbler, link, title, report, exact, (memory[0], memory[1]), notes)

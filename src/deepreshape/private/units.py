@@ -1,0 +1,383 @@
+"""Time this machine's primitives: the units in which ``turns.py`` declares work.
+
+Every unit is taken from the code that a real run goes through, on sizes like those of a real run, and is the least
+over the rounds: other load can only lengthen one.
+
+What is calibrated here is a machine that plays one party. Two parties on one machine with fewer than two free cores
+wait for each other more than the schedule says.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from datetime import date
+from importlib.metadata import version
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from deepreshape.cost import Profile
+from deepreshape.private import ot, relu, truncate
+from deepreshape.private.certificates import create_authority, issue
+from deepreshape.private.channel import Channel, Frame
+from deepreshape.private.exact import on_shares
+from deepreshape.private.garble import BATCH, Offset
+from deepreshape.private.he import ClientKey, Parameters, Responder, candidates, encode
+from deepreshape.private.linear import Convolution, lay_out
+from deepreshape.private.material import Reading, Writing
+from deepreshape.private.program import Conv2d
+from deepreshape.private.relu import Evaluator, Garbler, Prepared, ReluLayer, Role
+from deepreshape.private.session import Agreement, client_session, server_session
+from deepreshape.private.shares import Randomness, Ring
+from deepreshape.private.stopwatch import Step, both, fastest, least
+from deepreshape.private.store import Binding, Store
+from deepreshape.private.truncate import TruncationLayer
+from deepreshape.private.wire import Endpoint, listen
+
+RING = Ring(32)
+"""Where the units are measured; those of other rings go with their AND gates, bits and elements."""
+PIECE_BYTES = 24 << 20
+"""About what one batch of garbled ReLUs takes. Memory of this size is new to a process each time, which costs."""
+PACKAGES = ("deepreshape", "numpy", "cryptography", "pynacl", "tenseal")
+Units = dict[str, float]
+Observer = Callable[[str], None]
+
+
+def measure(name: str, rounds: int = 7, observe: Observer | None = None) -> Profile:
+    """Measure everything; takes about a minute.
+
+    Args:
+        name: of the profile.
+        rounds: how often each step is timed.
+        observe: is told what is being timed.
+    """
+    units: Units = {}
+    resident = _resident()
+    steps: dict[str, Callable[[int], Units]] = {
+        "sessions and TLS": _wire,
+        "the offline store": _store,
+        "oblivious transfer": _transfers,
+        "garbling": _relus,
+        "truncation": _truncations,
+        "products in the clear": _clear,
+        "homomorphic encryption": _encryption,
+    }
+    for what, step in steps.items():
+        if observe:
+            observe(what)
+        units |= step(rounds)
+    return Profile(name, date.today().isoformat(), _machine(), _versions(), units, resident)
+
+
+def _wire(rounds: int) -> Units:
+    with tempfile.TemporaryDirectory() as scratch, listen("127.0.0.1", 0) as door, ThreadPoolExecutor(1) as threads:
+        folder = Path(scratch)
+        create_authority(folder)
+        ends = {role: Endpoint(issue(folder, role, "calibration")) for role in ("client", "server")}
+        agreement = Agreement("0" * 64, {})
+        piece = np.zeros(PIECE_BYTES, np.uint8)
+        count = 8
+
+        def serve() -> float:
+            channel = ends["server"].accept(door.accept()[0])
+            with server_session(channel, lambda _: agreement):
+                begin = time.thread_time()
+                for _ in range(count):
+                    channel.receive(Frame.TABLES, piece.nbytes)
+                return time.thread_time() - begin
+
+        found: list[tuple[float, float, float]] = []
+        for _ in range(rounds):
+            served = threads.submit(serve)
+            begin = time.perf_counter()
+            channel = ends["client"].connect("127.0.0.1", door.getsockname()[1])
+            with client_session(channel, agreement):
+                greeted = time.perf_counter() - begin
+                begin = time.thread_time()
+                for _ in range(count):
+                    channel.send(Frame.TABLES, piece)
+                sent = time.thread_time() - begin
+            found.append((greeted, sent / count / piece.nbytes, served.result() / count / piece.nbytes))
+    session, send, receive = least(found)
+    return {"session": session, "tls.send": send, "tls.receive": receive}
+
+
+def _store(rounds: int) -> Units:
+    binding = Binding("0" * 64, "1" * 64, {})
+    count = 8
+    with tempfile.TemporaryDirectory() as scratch:
+        store = Store(Path(scratch))
+
+        def once(streams: int, pieces: int, size: int) -> tuple[float, ...]:
+            """Seconds to create, write, commit, claim, and read and destroy a batch."""
+            session = os.urandom(32).hex()
+            made = [Prepared({"tables": np.zeros(size, np.uint8)}) for _ in range(streams * pieces)]
+            marks = [time.perf_counter()]
+            with store.create(binding, session) as writer:
+                marks.append(time.perf_counter())
+                sink = Writing(writer)
+                for number, prepared in enumerate(made):
+                    sink.put(f"{number % streams}.x", prepared)
+                marks.append(time.perf_counter())
+                writer.commit()
+            marks.append(time.perf_counter())
+            with store.claim(binding, session) as batch:
+                marks.append(time.perf_counter())
+                for number in range(streams):
+                    for prepared in Reading(batch).get(f"{number}.x"):
+                        prepared.take()
+            marks.append(time.perf_counter())
+            return tuple(after - before for before, after in pairwise(marks))
+
+        small, many, large = (
+            least([once(*sizes) for _ in range(rounds)]) for sizes in ((1, 1, 64), (65, 1, 64), (1, count, PIECE_BYTES))
+        )
+    nbytes = count * PIECE_BYTES
+    return {
+        "store.create": small[0] + small[2],
+        "store.claim": small[3],
+        "store.stream": max(sum(many) - sum(small), 0.0) / 64,
+        "store.write": large[1] / nbytes,
+        "store.commit": max(large[2] - small[2], 0.0) / nbytes,
+        "store.read": large[4] / nbytes,
+    }
+
+
+def _transfers(rounds: int) -> Units:
+    count = 1 << 19
+    send_base, receive_base, choose, give = least([_transfer(count) for _ in range(rounds)])
+    return {
+        "ot.base.send": send_base,
+        "ot.base.receive": receive_base,
+        "ot.choose": choose / count,
+        "ot.send": give / count,
+    }
+
+
+def _transfer(count: int) -> tuple[float, ...]:
+    """Seconds of the base transfers' sender and receiver, of the chooser and the sender of ``count`` transfers."""
+    session, rng = os.urandom(32), Randomness()
+    choices = rng.bytes(count) & np.uint8(1)
+    receiver: list[ot.CorrelatedReceiver] = []
+    sender: list[ot.CorrelatedSender] = []
+    base = both(
+        lambda channel: receiver.append(ot.CorrelatedReceiver.start(channel, session, rng)),
+        lambda channel: sender.append(ot.CorrelatedSender.start(channel, session, Offset(Randomness()), Randomness())),
+    )
+    extended = both(
+        lambda channel: receiver[0].extend(channel, choices), lambda channel: sender[0].extend(channel, count)
+    )
+    return *base, *extended
+
+
+def _relus(rounds: int) -> Units:
+    few, many = BATCH // 8, 2 * BATCH
+    units: Units = {}
+    transfers = _transfers(1)
+    for garbler in ("server", "client"):
+        layers = [ReluLayer("calibration", RING, 11, count, garbler) for count in (few, many)]
+        gates = layers[0].circuit.and_gates
+        small, large = (least([_relu(layer, transfers) for _ in range(rounds)]) for layer in layers)
+        for number, step in enumerate(("garble", "take", "label", "evaluate")):
+            name = f"gc-full.{garbler}.{step}"
+            if step in ("take", "label"):
+                units[name] = large[number] / many / gates
+            else:
+                units |= _line(name, (1, few, small[number] / gates), (2, many, large[number] / gates))
+    return units
+
+
+def _line(name: str, *points: tuple[int, int, float]) -> Units:
+    """Seconds of an instance and of a batch, from (batches, instances, seconds) at two sizes."""
+    (one, few, short), (two, many, long) = points
+    each = (long - two / one * short) / (many - two / one * few)
+    if not 0 < each * few <= short:  # too noisy for two unknowns
+        return {name: long / many, f"{name}.gate": 0.0}
+    return {name: each, f"{name}.gate": (short - each * few) / one}
+
+
+def _relu(layer: ReluLayer, transfers: Units) -> tuple[float, ...]:
+    """Seconds of the garbler offline, evaluator offline, garbler online, evaluator online; transfers taken off."""
+    session, rng = os.urandom(32), Randomness()
+    share, mask, theirs = (layer.modulus.random(layer.count, rng) for _ in range(3))
+    engines: dict[Role, Garbler | Evaluator] = {}
+    kept: dict[Role, list[Prepared]] = {}
+
+    def start(role: Role) -> Step:
+        def step(channel: Channel) -> None:
+            engines[role] = (Garbler if role == layer.garbler else Evaluator).start(channel, session)
+
+        return step
+
+    def client_offline(channel: Channel) -> None:
+        kept["client"] = list(relu.client_offline(channel, layer, engines["client"], share, mask))
+
+    def server_offline(channel: Channel) -> None:
+        kept["server"] = list(relu.server_offline(channel, layer, engines["server"]))
+
+    both(start("client"), start("server"))
+    offline = dict(zip(("client", "server"), both(client_offline, server_offline), strict=True))
+    online = dict(
+        zip(
+            ("client", "server"),
+            both(
+                lambda channel: relu.client_online(channel, layer, session, kept["client"]),
+                lambda channel: relu.server_online(channel, layer, session, kept["server"], theirs),
+            ),
+            strict=True,
+        )
+    )
+    evaluator = "client" if layer.garbler == "server" else "server"
+    count = relu.ots(layer.modulus) * layer.count
+    return (
+        max(offline[layer.garbler] - count * transfers["ot.send"], 0.0),
+        max(offline[evaluator] - count * transfers["ot.choose"], 0.0),
+        online[layer.garbler],
+        online[evaluator],
+    )
+
+
+def _truncations(rounds: int) -> Units:
+    layer = TruncationLayer("calibration", RING, 11, 1 << 16)
+    transfers = _transfers(1)
+    client, server, answer, finish = least([_truncation(layer, transfers) for _ in range(rounds)])
+    return {
+        "truncate.client.offline": max(client, 0.0) / layer.count,
+        "truncate.server.offline": max(server, 0.0) / layer.count,
+        "truncate.client.online": answer / layer.count,
+        "truncate.server.online": finish / layer.count,
+    }
+
+
+def _truncation(layer: TruncationLayer, transfers: Units) -> tuple[float, ...]:
+    """Seconds of (client, server) offline, transfers taken off, and online."""
+    session, rng = os.urandom(32), Randomness()
+    share, mask, theirs = (layer.modulus.random(layer.count, rng) for _ in range(3))
+    receiver: list[truncate.Receiver] = []
+    sender: list[truncate.Sender] = []
+    kept: dict[Role, Prepared] = {}
+
+    def client_offline(channel: Channel) -> None:
+        kept["client"] = truncate.client_offline(channel, layer, receiver[0], share, mask)
+
+    def server_offline(channel: Channel) -> None:
+        kept["server"] = truncate.server_offline(channel, layer, sender[0])
+
+    def client_online(channel: Channel) -> None:
+        truncate.client_send(channel, layer, truncate.client_receive(channel, layer, kept["client"]))
+
+    def server_online(channel: Channel) -> None:
+        truncate.server_receive(channel, layer, truncate.server_send(channel, layer, kept["server"], theirs))
+
+    both(
+        lambda channel: receiver.append(truncate.Receiver.start(channel, session, rng)),
+        lambda channel: sender.append(truncate.Sender.start(channel, session, Randomness())),
+    )
+    client, server = both(client_offline, server_offline)
+    choose, give = (layer.count * transfers[unit] for unit in ("ot.choose", "ot.send"))
+    return client - choose, server - give, *both(client_online, server_online)
+
+
+def _clear(rounds: int) -> Units:
+    """A narrow layer, which mostly gathers patches, and a wide one, which mostly multiplies."""
+    rng = np.random.default_rng(0)
+    equations: list[list[float]] = []
+    seconds: list[float] = []
+    for channels, side in ((16, 32), (256, 8)):
+        op = Conv2d("calibration", ("input",), channels, 3, 8, 8, 1, 1)
+        weight = rng.integers(-99, 100, (channels, channels, 3, 3), np.int64)
+        share = RING.random((channels, side, side), Randomness())
+        seconds.append(fastest(lambda op=op, w=weight, x=share: on_shares(op, w, x, RING), 5 * rounds))
+        patches = channels * 9 * side * side
+        equations.append([patches * channels, patches])
+    mac, patch = np.linalg.solve(np.array(equations), np.array(seconds))
+    if min(mac, patch) < 0:  # too noisy for two unknowns
+        mac, patch = 0.0, seconds[0] / equations[0][1]
+    values = RING.random(1 << 18, Randomness())
+    element = fastest(
+        lambda: RING.unpack(memoryview(bytearray(RING.pack(RING.sub(values, values)))), values.size), rounds
+    )
+    return {"clear.mac": float(mac), "clear.patch": float(patch), "element": element / values.size}
+
+
+def _encryption(rounds: int) -> Units:
+    widest = {len(parameters.prime_bits): parameters for parameters in candidates(RING.order)}
+    units: Units = {}
+    for primes, parameters in widest.items():
+        units |= {f"he{primes}.{unit}": seconds for unit, seconds in _one_set(parameters, rounds).items()}
+    return units
+
+
+def _one_set(parameters: Parameters, rounds: int) -> Units:
+    """Homomorphic units under one set of parameters, which go by the number of its primes."""
+    layout = lay_out(Convolution(16, 32, 32, 16, 3, 1, 1, 4), parameters)
+    keys = fastest(lambda: ClientKey(parameters).public_key(), rounds)
+    key = ClientKey(parameters)
+    responder = Responder(parameters, key.public_key())
+    polynomial = RING.random(parameters.degree, Randomness())
+    fresh = key.encrypt(polynomial)
+    received = responder.receive(fresh)
+    weights = np.random.default_rng(0).integers(-8, 9, layout.layer.weight_shape)
+    split = layout.split_weights(weights)
+    encoded = encode(parameters, layout.plaintext(split, 0, 0))
+    all_places = np.arange(parameters.degree // 2, dtype=np.intp)
+    few, most, many = all_places[:64], all_places, 8
+
+    def respond(places: Any, products: int) -> bytes:
+        mask = np.zeros(len(places), np.uint64)
+        return responder.respond([(received, encoded)] * products, mask, layout.form, places)
+
+    bare, one, wide = (
+        fastest(lambda places=places, n=n: respond(places, n), rounds)
+        for places, n in ((few, 0), (few, many), (most, 0))
+    )
+    short, long = respond(few, 1), respond(most, 1)
+    narrow, broad = (
+        fastest(lambda data=data, places=places: key.decrypt(data, layout.form, places), rounds)
+        for data, places in ((short, few), (long, most))
+    )
+    extra = len(most) - len(few)
+    return {
+        "keys": keys,
+        "encrypt": fastest(lambda: key.encrypt(polynomial), rounds),
+        "receive": fastest(lambda: responder.receive(fresh), rounds),
+        "encode": fastest(lambda: encode(parameters, layout.plaintext(split, 0, 0)), rounds),
+        "product": max(one - bare, 0.0) / many,
+        "respond": bare,
+        "reveal": max(wide - bare, 0.0) / extra,
+        "decrypt": narrow,
+        "reveal.client": max(broad - narrow, 0.0) / extra,
+    }
+
+
+def _machine() -> dict[str, Any]:
+    facts: dict[str, str] = {}
+    listed = Path("/proc/cpuinfo")
+    for line in listed.read_text().splitlines() if listed.exists() else []:
+        name, _, value = line.partition(":")
+        facts.setdefault(name.strip(), value.strip())
+    return {
+        "cpu": facts.get("model name") or platform.processor() or platform.machine(),
+        "cpus": os.cpu_count(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "load_1min": round(os.getloadavg()[0], 2),
+    }
+
+
+def _versions() -> dict[str, str]:
+    return {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
+
+
+def _resident() -> int:
+    status = Path("/proc/self/status")
+    for line in status.read_text().splitlines() if status.exists() else []:
+        if line.startswith("VmRSS:"):
+            return int(line.split()[1]) << 10
+    return 0

@@ -1,0 +1,62 @@
+"""Turns against the declared cost of exact plans, and outlines against exact plans."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from programs import random_program
+
+from deepreshape.cost import LINKS, Profile, reference, schedule
+from deepreshape.counting import count
+from deepreshape.models import architecture, build
+from deepreshape.private.lower import lower
+from deepreshape.private.outline import Outline, outline
+from deepreshape.private.plan import Plan
+from deepreshape.private.turns import SESSION, Steps, turns
+
+ANY = Profile("any", "2026-01-01", {}, {}, defaultdict(lambda: 1e-6), 0)
+
+
+@given(st.integers(0, 99), st.booleans(), st.sampled_from(["server", "client"]))
+def test_turns_hold_all_that_is_declared_and_nothing_else(seed, prime, garbler):
+    plan = Plan(random_program(seed, prime=prime).public(), garbler, batch=7)
+    report = schedule(turns(Steps.of(plan)), ANY, LINKS["wan"])
+    rows = tuple(replace(row, seconds=0.0) for row in report.rows if row.layer != SESSION)
+    assert rows == plan.declared().rows
+    assert all(row.seconds >= 0 for row in report.rows)
+
+
+@pytest.mark.parametrize("garbler", ["server", "client"])
+def test_every_unit_of_work_is_measured(garbler):
+    shape = architecture("resnet18-m4", (3, 16, 16), 10)
+    layers = count(build(shape, "meta"), shape.input).layers
+    thinned = [replace(layer, relus=layer.relus // 2) if hasattr(layer, "relus") else layer for layer in layers]
+    steps = outline(thinned, garbler).steps
+    assert steps.truncations
+    assert schedule(turns(steps), reference(), LINKS["lan"]).seconds > 0
+
+
+@pytest.mark.parametrize("network", ["resnet18-m4", "resnet20-m8-phi1.1.1", "hrn-2x5x2x-m4"])
+def test_an_outline_comes_near_the_exact_plan(network):
+    shape = architecture(network, (3, 16, 16), 10)
+    model = build(shape, seed=0).eval()
+    program = lower(model, np.random.default_rng(0).normal(size=(4, 3, 16, 16)).astype(np.float32)).program
+    exact = Plan(program.public()).declared()
+    found = Outline(count(model, shape.input).layers, bits=program.modulus.bits)
+    report = schedule(turns(found.steps), ANY, LINKS["lan"])
+    assert report.rounds == exact.rounds
+    assert report.bytes == pytest.approx(exact.bytes, rel=0.05)
+    for name in ("relus", "macs"):
+        assert sum(getattr(row, name) for row in report.rows) == sum(getattr(row, name) for row in exact.rows)
+    assert report.stored_client == found.steps.stored[0]
+    assert report.stored_server == found.steps.stored[1]
+
+
+def test_a_network_without_products_has_no_outline():
+    with pytest.raises(ValueError, match="no convolution and no linear layer"):
+        _ = outline([]).steps

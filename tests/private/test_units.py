@@ -1,0 +1,44 @@
+"""The stopwatch counts each party's own seconds, and calibration measures every unit once."""
+
+import numpy as np
+
+from deepreshape.cost import reference
+from deepreshape.private import stopwatch, units
+from deepreshape.private.channel import Frame
+
+
+def test_one_party_works_at_a_time(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(stopwatch.time, "perf_counter", lambda: now[0])
+
+    def work(seconds: float) -> None:
+        now[0] += seconds  # only safe because nobody else runs meanwhile
+
+    def client(channel):
+        work(1)
+        channel.send(Frame.SHARES, b"a")
+        channel.receive(Frame.SHARES, 1)
+        work(2)
+
+    def server(channel):
+        channel.receive(Frame.SHARES, 1)
+        work(10)
+        channel.send(Frame.SHARES, b"b")
+
+    assert stopwatch.both(client, server) == (3, 10)
+
+
+def test_a_line_through_two_sizes_gives_the_batch_and_the_instance():
+    found = units._line("x", (1, 10, 2 + 10 * 0.5), (4, 100, 4 * 2 + 100 * 0.5))
+    assert found == {"x": 0.5, "x.gate": 2.0}
+    noisy = units._line("x", (1, 10, 1.0), (2, 100, 1.5))
+    assert noisy == {"x": 0.015, "x.gate": 0.0}
+
+
+def test_calibration_measures_what_the_reference_holds():
+    told: list[str] = []
+    made = units.measure("quick", 1, told.append)
+    assert set(made.units) == set(reference().units)
+    assert all(np.isfinite(value) and value >= 0 for value in made.units.values())
+    assert len(told) == len(set(told)) == 7
+    assert made.resident > 0
