@@ -113,6 +113,13 @@ def test_cost_prints_the_fixed_shape_and_the_bytes_that_travel(tmp_path: Path):
     assert (tmp_path / "a.svg").read_text().startswith("<svg")
 
 
+def test_arrivals_are_answered():
+    words = ("--protocol", "server-garbler", "--arrivals", "2", "--storage", "16gb/10tb")
+    found = answer("cost", "resnet18", "--classes", "10", *words)["arrivals"]
+    assert found["stored_batches"] == 1
+    assert 2 < found["sustainable_an_hour"] < found["limit_an_hour"]
+
+
 def test_cost_prices_a_users_network_even_if_it_cannot_be_lowered(tmp_path: Path):
     (tmp_path / "mine.py").write_text(
         "from torch import nn\n"
@@ -134,6 +141,7 @@ def test_cost_prices_a_users_network_even_if_it_cannot_be_lowered(tmp_path: Path
         (("--protocol", "spdz"), "unknown protocol 'spdz'; known are gc-full"),
         (("--garbler", "me"), "--garbler is server or client, not 'me'"),
         (("--profile", "none.json"), "none.json is no profile"),
+        (("--storage", "16"), "--storage takes client/server such as 16gb/10tb, not '16'"),
     ],
 )
 def test_wrong_terms_are_refused(words: tuple[str, ...], message: str, tmp_path: Path):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -55,6 +56,11 @@ def cost(
     plot: Annotated[
         Path | None, typer.Option(help="Also write the bars of every layer as an SVG.", show_default=False)
     ] = None,
+    arrivals: Annotated[
+        float | None,
+        typer.Option(min=0.01, help="Queries an hour that arrive at random: how long they wait.", show_default=False),
+    ] = None,
+    storage: Annotated[str, typer.Option(help="Storage of client/server for what lies ready.")] = "16gb/10tb",
     data_dir: DataDir = None,
     as_json: Json = False,
 ) -> None:
@@ -64,15 +70,19 @@ def cost(
 
     terms = _terms(protocol, link, garbler, slots, workers, profile)
     network = find_network(model, read_shape(input) if input else None, classes)
+    room = _storage(storage)
     quotes = _quotes(network, terms, data_dir)
+    queues = [_queue(quote, arrivals, room) if arrivals else {} for quote in quotes]
     if plot:
         plot.write_text(bars(model, quotes))
     if as_json:
-        found = [{"network": model, **quote.to_dict()} for quote in quotes]
+        found = [{"network": model, **quote.to_dict(), **queue} for quote, queue in zip(quotes, queues, strict=True)]
         print_json(found[0] if len(found) == 1 else {"quotes": found})
         return
-    for quote in quotes:
+    for quote, queue in zip(quotes, queues, strict=True):
         _print_quote(model, quote)
+        if queue:
+            _print_queue(queue["arrivals"])
 
 
 @app.command()
@@ -156,6 +166,46 @@ def _program(network: Network, data_dir: Path | None) -> tuple[Program, str]:
             note = f"formats rest on random inputs: {error}"
     module = build(network.architecture, seed=0) if network.architecture else network.module
     return lower(module.eval(), inputs.numpy()).program, note
+
+
+def _storage(text: str) -> tuple[float, float]:
+    """Reads client/server, in units of 1,000."""
+    units = {"mb": 1e6, "gb": 1e9, "tb": 1e12}
+    found = [re.fullmatch(r"(\d+(?:\.\d+)?)(mb|gb|tb)", part) for part in text.lower().split("/")]
+    if len(found) != 2 or not all(found):
+        raise ValueError(f"--storage takes client/server such as 16gb/10tb, not {text!r}")
+    client, server = (float(part[1]) * units[part[2]] for part in found if part)
+    return client, server
+
+
+def _queue(quote: Quote, an_hour: float, room: tuple[float, float]) -> dict[str, Any]:
+    from deepreshape.cost import Service, simulate, sustainable
+
+    online, report = quote.online.seconds, quote.report
+    stored = report.stored_client, report.stored_server
+    service = Service.of(quote.seconds - online, online, stored, room)
+    hours = max(24.0, 200 / an_hour)
+    served = simulate(service, an_hour, hours=hours)
+    return {
+        "arrivals": {
+            "queries_an_hour": an_hour,
+            "stored_batches": service.buffer,
+            "mean_seconds": served.mean,
+            "p95_seconds": served.worst,
+            "ready_share": served.ready,
+            "limit_an_hour": service.limit,
+            "sustainable_an_hour": sustainable(service, hours=max(24.0, 200 / service.limit)),
+        }
+    }
+
+
+def _print_queue(queue: dict[str, Any]) -> None:
+    out.print(
+        f"{queue['queries_an_hour']:g} queries an hour, {queue['stored_batches']} batches stored: an answer after "
+        f"{queue['mean_seconds']:,.1f} s in the mean, {queue['p95_seconds']:,.1f} s for 95 of 100; "
+        f"{queue['ready_share']:.0%} find a batch ready; {queue['sustainable_an_hour']:,.1f} an hour are sustained",
+        highlight=False,
+    )
 
 
 def _print_quote(model: str, quote: Quote) -> None:

@@ -1,5 +1,6 @@
 """What private inference costs: one report type, published profiles, links. Plain data and arithmetic."""
 
+from deepreshape.cost.arrivals import Served, Service, simulate, sustainable
 from deepreshape.cost.layers import Layer, LinearLayer, ReluLayer
 from deepreshape.cost.link import LINKS, Link, read_link, split
 from deepreshape.cost.profile import Profile, Work, reference
@@ -22,11 +23,15 @@ __all__ = [
     "Published",
     "Quote",
     "ReluLayer",
+    "Served",
+    "Service",
     "Turn",
     "Work",
     "price",
     "read_link",
     "reference",
     "schedule",
+    "simulate",
     "split",
+    "sustainable",
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ class Profile:
         versions: of Python and the packages that matter.
         units: seconds of one unit, by kind of work; ``docs/costs.md`` lists the kinds.
         resident: bytes of memory that a party's process takes before it has done anything.
+        factors: that are already in ``units``: by how much a whole run between two processes was slower than its parts.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Profile:
     versions: Mapping[str, str]
     units: Mapping[str, float]
     resident: int
+    factors: Mapping[str, float] = field(default_factory=dict[str, float])
 
     def seconds(self, work: Work) -> float:
         """Of this much work, one thing after the other.

@@ -3,8 +3,7 @@
 Every unit is taken from the code that a real run goes through, on sizes like those of a real run, and is the least
 over the rounds: other load can only lengthen one.
 
-What is calibrated here is a machine that plays one party. Two parties on one machine with fewer than two free cores
-wait for each other more than the schedule says.
+Last, two small programs run whole (``probe.py``): what the primitives miss, taken one at a time, goes into the units.
 """
 
 from __future__ import annotations
@@ -32,6 +31,7 @@ from deepreshape.private.garble import BATCH, Offset
 from deepreshape.private.he import ClientKey, Parameters, Responder, candidates, encode
 from deepreshape.private.linear import Convolution, lay_out
 from deepreshape.private.material import Reading, Writing
+from deepreshape.private.probe import adjusted
 from deepreshape.private.program import Conv2d
 from deepreshape.private.relu import Evaluator, Garbler, Prepared, ReluLayer, Role
 from deepreshape.private.session import Agreement, client_session, server_session
@@ -73,7 +73,9 @@ def measure(name: str, rounds: int = 7, observe: Observer | None = None) -> Prof
         if observe:
             observe(what)
         units |= step(rounds)
-    return Profile(name, date.today().isoformat(), _machine(), _versions(), units, resident)
+    if observe:
+        observe("whole runs")
+    return adjusted(Profile(name, date.today().isoformat(), _machine(), _versions(), units, resident), -(-rounds // 8))
 
 
 def _wire(rounds: int) -> Units:

@@ -1,0 +1,113 @@
+"""Predicted against measured: whole private inferences of many networks, both garblers, on this machine.
+
+    python benchmarks/prediction.py --out benchmarks/results/prediction.jsonl
+    python benchmarks/prediction.py --quick
+
+First the machine is calibrated (or a profile is read, with ``--profile``), then every network runs between two
+processes over loopback, once for each garbler, with random weights: run time does not depend on them. A row is written
+as soon as it is measured, and rows that are in the file are not measured again. At the end: bytes, and the median and
+the largest error of the seconds, by phase. Nothing else should run on the machine.
+"""
+
+import argparse
+import json
+import statistics
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from deepreshape.cost import Profile
+from deepreshape.linearize import plan
+from deepreshape.models import architecture, build
+from deepreshape.pricing import Terms, quote_program
+from deepreshape.private.units import measure as measure_units
+from deepreshape.private.fixed import to_fixed
+from deepreshape.private.local import run_local
+from deepreshape.private.lower import lower
+
+NETWORKS = (
+    # name, ReLU budget (none: all ReLUs)
+    ("resnet18-m8", 20_000),
+    ("hrn-2x5x2x-m8", 25_000),
+    ("resnet18-m16", 33_000),
+    ("hrn-5x5x3x-m8", None),
+    ("resnet18-m16", None),
+    ("wideresnet22-8-m16", None),
+    ("resnet20", None),
+    ("hrn-5x5x3x", 70_000),
+    ("resnet32", None),
+    ("resnet18", None),
+)
+"""From 10,000 to 557,056 ReLUs."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="the three smallest networks, into a scratch file")
+    parser.add_argument("--profile", type=Path, help="a profile of this machine; measured anew without")
+    parser.add_argument("--garbler", nargs="+", default=["server", "client"], choices=["server", "client"])
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    profile = Profile.read(options.profile) if options.profile else measure_units("benchmark", observe=print)
+    out = options.out or Path(tempfile.mkdtemp()) / "prediction.jsonl"
+    rows = [json.loads(line) for line in out.read_text().splitlines()] if out.exists() else []
+    done = {(row["network"], row["budget"], row["garbler"]) for row in rows}
+    for network, budget in NETWORKS[: 3 if options.quick else None]:
+        todo = [garbler for garbler in options.garbler if (network, budget, garbler) not in done]
+        for row in measure(network, budget, todo, profile):
+            rows.append(row)
+            with out.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+            print(json.dumps({key: row[key] for key in ("network", "relus", "garbler", "error", "bytes_exact")}))
+    for phase in ("offline", "online", "total"):
+        errors = [abs(row["error"][phase]) for row in rows]
+        print(f"{phase}: median error {statistics.median(errors):.1%}, largest {max(errors):.1%} (n = {len(errors)})")
+    print(f"bytes exact in {sum(row['bytes_exact'] for row in rows)} of {len(rows)}; rows in {out}")
+
+
+def measure(network: str, budget: int | None, garblers: list[str], profile: Profile) -> list[dict[str, Any]]:
+    """A row for each garbler."""
+    if not garblers:
+        return []
+    made = architecture(network)
+    made = plan(made, budget).architecture if budget else made
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randn(8, *made.input, generator=generator).numpy()
+    program = lower(build(made, seed=0).eval(), inputs).program
+    rows: list[dict[str, Any]] = []
+    for garbler in garblers:
+        quote = quote_program(program, Terms("gc-full", garbler, profile=profile))
+        predicted = quote.to_dict()
+        report = run_local(program, to_fixed(inputs[:1], program.input_fraction), garbler)
+        measured = report["seconds"] | {"total": sum(report["seconds"].values())}
+        rows.append(
+            {
+                "network": network,
+                "budget": budget,
+                "relus": report["relus"],
+                "relu": "gc-full",
+                "garbler": garbler,
+                "predicted_seconds": predicted["seconds"],
+                "measured_seconds": {phase: round(seconds, 4) for phase, seconds in measured.items()},
+                "error": {phase: round(predicted["seconds"][phase] / measured[phase] - 1, 4) for phase in measured},
+                "bytes": report["bytes"],
+                "bytes_exact": report["declared_bytes_match"]
+                and all(predicted["bytes"][phase] == report["bytes"][phase] for phase in report["bytes"]),
+                "rounds": report["rounds"],
+                "agree": report["agree"],
+                "predicted_memory_mib": {role: round(b / 2**20) for role, b in predicted["memory_bytes"].items()},
+                "peak_rss_mib": {role: round(mib) for role, mib in report["peak_rss_mib"].items()},
+                "relu_share": predicted["relu_share"],
+                "linear_share": predicted["linear_share"],
+                "machine": dict(profile.machine),
+                "versions": dict(profile.versions),
+                "date": profile.date,
+            }
+        )
+    return rows
+
+
+if __name__ == "__main__":
+    main()
