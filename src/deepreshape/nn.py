@@ -15,7 +15,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Faults", "MaskedReLU", "ReuseConv", "ReuseForm", "StochasticReLU", "faulty", "masked_relu"]
+__all__ = ["Faults", "MaskedReLU", "ReuseConv", "ReuseForm", "StochasticReLU", "faulty", "masked_relu", "reuse_widths"]
 
 
 @torch.library.custom_op("deepreshape::masked_relu", mutates_args=())
@@ -212,17 +212,8 @@ class ReuseConv(nn.Module):
         self, in_channels: int, out_channels: int, kernel: int, stride: int, factor: int, form: ReuseForm
     ) -> None:
         super().__init__()
-        kept = out_channels // factor
-        if factor < 2 or kept < 1:
-            raise ValueError(
-                f"cannot reuse ReLUs {factor} times over {out_channels} channels; 2 to {out_channels} works"
-            )
-        # a shape change leaves nothing that could be passed on unchanged
+        self.in_widths, self.out_widths, self.passed = reuse_widths(in_channels, out_channels, stride, factor, form)
         same = stride == 1 and in_channels == out_channels
-        widths = _group_widths(out_channels, kept, factor, form, same)
-        self.passed = widths[1] if same and form.kind == "fixed" else 0
-        self.out_widths = widths
-        self.in_widths = widths if same else _split_like(in_channels, widths)
         self.chained = form.chained and same
         self.groups = nn.ModuleList()
         for index, (wide_in, wide_out) in enumerate(zip(self.in_widths, self.out_widths, strict=True)):
@@ -248,6 +239,24 @@ class ReuseConv(nn.Module):
                 part = part + nn.functional.pad(pieces[-1][:, :shared], (0, 0, 0, 0, 0, part.shape[1] - shared))
             pieces.append(group(part))
         return self.mix(torch.cat(pieces, dim=1))
+
+
+def reuse_widths(
+    in_channels: int, out_channels: int, stride: int, factor: int, form: ReuseForm
+) -> tuple[list[int], list[int], int]:
+    """How :class:`ReuseConv` splits its channels: widths of the groups' inputs and outputs, and what is passed on.
+
+    Raises:
+        ValueError: if the channels cannot be split so often.
+    """
+    kept = out_channels // factor
+    if factor < 2 or kept < 1:
+        raise ValueError(f"cannot reuse ReLUs {factor} times over {out_channels} channels; 2 to {out_channels} works")
+    # a shape change leaves nothing that could be passed on unchanged
+    same = stride == 1 and in_channels == out_channels
+    widths = _group_widths(out_channels, kept, factor, form, same)
+    passed = widths[1] if same and form.kind == "fixed" else 0
+    return widths if same else _split_like(in_channels, widths), widths, passed
 
 
 def _group_widths(channels: int, kept: int, factor: int, form: ReuseForm, same: bool) -> list[int]:
