@@ -27,6 +27,7 @@ LEVELS = {
     "job": 4,
     "private": 4,
     "pricing": 5,
+    "explorer": 6,
     "cli": 7,
     "__main__": 8,
 }

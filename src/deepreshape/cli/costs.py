@@ -1,4 +1,4 @@
-"""Commands about costs: cost, calibrate."""
+"""Commands about costs: cost, calibrate, ui."""
 
 from __future__ import annotations
 
@@ -101,6 +101,32 @@ def calibrate(
         print_json({"profile": str(to), "name": made.name, "units": dict(made.units)})
         return
     out.print(f"wrote {to}: {made.machine['cpu']}, {made.machine['cpus']} cores, load {made.machine['load_1min']}")
+
+
+@app.command()
+def ui(
+    folders: Annotated[
+        list[Path] | None, typer.Argument(help="Job folders whose points are shown too.", show_default=False)
+    ] = None,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="On loopback; 0 takes a free one.")] = 8642,
+    as_json: Json = False,
+) -> None:
+    """Show counts and prices of networks live, under sliders, in a browser on this machine."""
+    from deepreshape.explorer import serve
+    from deepreshape.job import finished
+    from deepreshape.report import summarize
+
+    rows = [row for folder in folders or [] for row in finished(folder)]
+    with serve(port, summarize(rows), folders or []) as server:
+        address = f"http://127.0.0.1:{server.server_address[1]}/"
+        if as_json:
+            print_json({"address": address})
+        else:
+            out.print(f"{address} (Ctrl-C ends it)", soft_wrap=True)
+        try:
+            server.serve_forever()
+        except KeyboardInterrupt:
+            err.print("ended")
 
 
 def _terms(

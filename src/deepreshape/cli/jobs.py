@@ -252,12 +252,20 @@ def _print_results(rows: list[dict[str, Any]], baseline: str) -> None:
 def _write_report(folders: list[Path], rows: list[dict[str, Any]], path: Path) -> Path:
     import yaml
 
-    from deepreshape.report import render
+    from deepreshape.explorer import explore
+    from deepreshape.report import render, summarize
+    from deepreshape.report.explore import embedded
 
     texts = [(folder / "config.yaml").read_text() for folder in folders]
     baseline = yaml.safe_load(texts[0])["baseline"]
     command = "\n".join(_command_of(yaml.safe_load(text), folder) for text, folder in zip(texts, folders, strict=True))
-    path.write_text(render(rows, baseline=baseline, settings="\n".join(texts), command=command))
+    data = explore(summarize(rows), folders)
+    settings = "\n".join(texts)
+    path.write_text(
+        render(
+            rows, baseline=baseline, settings=settings, command=command, data=embedded(data) if data["points"] else None
+        )
+    )
     return path
 
 

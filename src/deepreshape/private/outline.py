@@ -77,9 +77,13 @@ class Outline:
     def parameters(self) -> Parameters:
         """The first known set that every layer fits; an exact plan compares them all."""
         refusal = ""
+        # what sums up most needs the widest primes: it refuses first
+        hardest = sorted(
+            {layer for _, layer in self.linear.values()}, key=lambda layer: -math.prod(layer.weight_shape[1:])
+        )
         for parameters in candidates(self.modulus.order):
             try:
-                for _, layer in self.linear.values():
+                for layer in hardest:
                     _ = lay_out(layer, parameters).form  # refuses what does not fit
             except ValueError as error:
                 refusal = str(error)

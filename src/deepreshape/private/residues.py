@@ -7,6 +7,7 @@ half-bytes, as many as its prime or fewer; low bits that are left out come back 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -79,6 +80,7 @@ def dropped_bits(prime: int, bits: int) -> np.uint64:
     return np.uint64(max(0, prime.bit_length() - bits))
 
 
+@cache
 def largest_error(prime: int, bits: int) -> int:
     """Largest error of a residue sent in that many bits: half of what the dropped ones are worth."""
     return (1 << int(dropped_bits(prime, bits))) >> 1

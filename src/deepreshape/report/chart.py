@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil, floor, log10
 
-__all__ = ["COLORS", "Chart", "Mark", "Placed", "Tick", "lay_out"]
+__all__ = ["COLORS", "SHAPES", "Chart", "Mark", "Placed", "Tick", "lay_out"]
 
 WIDTH, HEIGHT = 560, 380
 LEFT, RIGHT, TOP, BOTTOM = 52, 16, 16, 46

@@ -8,6 +8,7 @@ from importlib.metadata import version
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
+from markupsafe import Markup
 
 from deepreshape.report.chart import Chart, Mark, lay_out
 from deepreshape.report.pareto import Advantage, Summary, advantages, front, summarize
@@ -15,7 +16,9 @@ from deepreshape.report.pareto import Advantage, Summary, advantages, front, sum
 __all__ = ["picture", "render", "verdict"]
 
 
-def render(rows: Sequence[Mapping[str, Any]], *, baseline: str, settings: str, command: str) -> str:
+def render(
+    rows: Sequence[Mapping[str, Any]], *, baseline: str, settings: str, command: str, data: Markup | None = None
+) -> str:
     """The report of a job.
 
     Args:
@@ -23,6 +26,7 @@ def render(rows: Sequence[Mapping[str, Any]], *, baseline: str, settings: str, c
         baseline: name of the network that the others are compared with.
         settings: as resolved, to be shown.
         command: that made the results.
+        data: for the explorable chart, from ``explore.embedded``; still pictures only without.
     """
     points = summarize(rows)
     profiles = list(points[0].priced)
@@ -35,26 +39,23 @@ def render(rows: Sequence[Mapping[str, Any]], *, baseline: str, settings: str, c
             points, "Accuracy against priced time", f"seconds, {profiles[0]}", [p.priced[profiles[0]] for p in points]
         ),
     )
-    return (
-        _environment()
-        .get_template("report.html.j2")
-        .render(
-            title=f"{baseline} and its relatives on {rows[0]['data']}",
-            verdict=verdict(gains, baseline),
-            charts=charts,
-            profile=profiles[0],
-            profiles=profiles,
-            points=points,
-            anchors=[_anchor(point) for point in points],
-            on_front=[(point.relus, point.mean) in best for point in points],
-            gains=gains,
-            baseline=baseline,
-            rows=rows,
-            command=command,
-            settings=settings,
-            n=rows[0]["n"],
-            made=f"deepreshape {version('deepreshape')}, Python {platform.python_version()}, {platform.machine()}",
-        )
+    return template("report.html.j2").render(
+        title=f"{baseline} and its relatives on {rows[0]['data']}",
+        verdict=verdict(gains, baseline),
+        data=data,
+        charts=charts,
+        profile=profiles[0],
+        profiles=profiles,
+        points=points,
+        anchors=[_anchor(point) for point in points],
+        on_front=[(point.relus, point.mean) in best for point in points],
+        gains=gains,
+        baseline=baseline,
+        rows=rows,
+        command=command,
+        settings=settings,
+        n=rows[0]["n"],
+        made=f"deepreshape {version('deepreshape')}, Python {platform.python_version()}, {platform.machine()}",
     )
 
 
@@ -62,7 +63,7 @@ def picture(rows: Sequence[Mapping[str, Any]]) -> str:
     """Accuracy against ReLUs as a standalone SVG that follows the reader's light or dark setting."""
     points = summarize(rows)
     chart = _chart(points, "Accuracy against ReLUs", "ReLUs", [point.relus for point in points])
-    return _environment().get_template("chart.svg.j2").render(chart=chart, linked=False)
+    return template("chart.svg.j2").render(chart=chart, linked=False)
 
 
 def verdict(gains: Sequence[Advantage], baseline: str) -> str:
@@ -107,10 +108,5 @@ def _anchor(point: Summary) -> str:
 
 def template(name: str) -> Template:
     """One of the report's templates."""
-    return _environment().get_template(name)
-
-
-def _environment() -> Environment:
-    return Environment(
-        loader=PackageLoader("deepreshape.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    )
+    loader = PackageLoader("deepreshape.report")
+    return Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True).get_template(name)
