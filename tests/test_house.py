@@ -28,6 +28,7 @@ LEVELS = {
     "private": 4,
     "pricing": 5,
     "explorer": 6,
+    "search": 6,
     "cli": 7,
     "__main__": 8,
 }

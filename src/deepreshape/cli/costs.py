@@ -68,7 +68,7 @@ def cost(
     from deepreshape.cli.models import find_network
     from deepreshape.report.bars import bars
 
-    terms = _terms(protocol, link, garbler, slots, workers, profile)
+    terms = read_terms(protocol, link, garbler, slots, workers, profile)
     network = find_network(model, read_shape(input) if input else None, classes)
     room = _storage(storage)
     quotes = _quotes(network, terms, data_dir)
@@ -129,7 +129,7 @@ def ui(
             err.print("ended")
 
 
-def _terms(
+def read_terms(
     protocols: str, links: str | None, garbler: str, slots: bool, workers: int, profile: Path | None
 ) -> list[Terms]:
     """Every protocol on every link."""

@@ -1,0 +1,144 @@
+"""The command that designs under a cost: search."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from deepreshape.cli.console import (
+    DataDir,
+    Json,
+    Settings,
+    into,
+    new_table,
+    out,
+    print_json,
+    progress_bar,
+    read_recipe,
+    read_shape,
+    stoppable,
+    thousands,
+)
+from deepreshape.cli.costs import Garbler, Links, ProfileFile, Protocol, read_terms
+
+if TYPE_CHECKING:
+    from deepreshape.search import Candidate
+
+app = typer.Typer()
+
+ROW = "row.json"
+
+
+@app.command()
+def search(
+    max_seconds: Annotated[
+        float | None, typer.Option(help="The most that one inference may take, predicted.", show_default=False)
+    ] = None,
+    max_bytes: Annotated[
+        float | None, typer.Option(help="The most that it may send, both phases.", show_default=False)
+    ] = None,
+    protocol: Protocol = "gc-full",
+    link: Links = None,
+    garbler: Garbler = "server",
+    profile: ProfileFile = None,
+    trials: Annotated[int, typer.Option(min=2, help="Designs to price.")] = 400,
+    seed: Annotated[int, typer.Option(min=0, help="Of the search.")] = 0,
+    storage: Annotated[
+        str | None,
+        typer.Option(help="Search with Optuna and keep it here, such as sqlite:///search.db.", show_default=False),
+    ] = None,
+    evidence: Annotated[
+        list[Path] | None,
+        typer.Option(help="Job folders to fit the accuracy proxy to; may be repeated.", show_default=False),
+    ] = None,
+    input: Annotated[str, typer.Option(help="Shape of one input: channels x height x width.")] = "3x32x32",
+    classes: Annotated[int, typer.Option(min=1, help="Number of classes.")] = 100,
+    train: Annotated[int, typer.Option(min=0, help="Train as many of the best, in a job of their own.")] = 0,
+    to: Annotated[Path | None, typer.Option("--out", help="Folder of that job.", show_default=False)] = None,
+    data: Annotated[str, typer.Option(help="Data set to train on.")] = "cifar100",
+    data_dir: DataDir = None,
+    settings: Settings = None,
+    as_json: Json = False,
+) -> None:
+    """Find the HybReNets that are likely most accurate within a cost; train the best of them."""
+    from deepreshape.job import finished
+    from deepreshape.search import PROXY, Limit, Proxy, Space, by_evolution, by_optuna, front
+
+    if (max_seconds is None) == (max_bytes is None):
+        raise ValueError("give one of --max-seconds and --max-bytes")
+    if train and to is None:
+        raise ValueError(f"--train {train} needs --out, the folder to train in")
+    limit = Limit("seconds", max_seconds) if max_seconds is not None else Limit("bytes", max_bytes or 0.0)
+    (terms, *more) = read_terms(protocol.split(",")[0], link, garbler, False, 1, profile)
+    if more:
+        raise ValueError(f"--link takes one link to search under, not {link!r}")
+    proxy = Proxy.fit([row for folder in evidence for row in finished(folder)]) if evidence else PROXY
+    space = Space(read_shape(input), classes, tuple(protocol.split(",")))
+    for name in space.protocols:
+        replace(terms, protocol=name)  # refuses an unknown one before the search begins
+    found = stoppable(
+        lambda: list(
+            by_optuna(space, terms, limit, trials, storage, proxy=proxy, seed=seed)
+            if storage
+            else by_evolution(space, terms, limit, trials, proxy=proxy, seed=seed)
+        )
+    )
+    if not found:
+        raise ValueError(f"none of {trials} designs keeps within {limit.most:g} {limit.unit}; allow more")
+    best = front(found, limit)
+    rows = stoppable(lambda: _train_best(best[:train], data, data_dir, settings, to)) if train and to else []
+    if as_json:
+        facts = {"rank_correlation": proxy.correlation, "points": proxy.points}
+        print_json({"proxy": facts, "front": [each.to_dict() for each in best], "tried": len(found), "trained": rows})
+        return
+    table = new_table("network: what is removed", "ReLUs", "M MACs", "s", "MB", "score")
+    for each in best[:20]:
+        name = f"{each.network}: {each.plan}" + (f", {each.choice.protocol}" if len(space.protocols) > 1 else "")
+        numbers = (f"{each.macs / 1e6:,.0f}", f"{each.seconds:.2f}", f"{each.bytes / 1e6:,.1f}", f"{each.score:.1f}")
+        table.add_row(name, thousands(each.relus), *numbers)
+    out.print(table)
+    out.print(
+        f"scores rank networks, in points of top-1 up to a constant; over {proxy.points} trained points their rank "
+        f"correlation with accuracy is {proxy.correlation:.2f}, each network scored without having been seen",
+        highlight=False,
+    )
+    for row in rows:
+        out.print(f"{row['network']}, {row['plan']}: test top-1 {row['top1']:.2f} %", highlight=False)
+
+
+def _train_best(
+    best: list[Candidate], data: str, data_dir: Path | None, settings: list[str] | None, to: Path
+) -> list[dict[str, Any]]:
+    """Each from fresh weights; a folder that was begun goes on."""
+    from deepreshape.job import Point, train_point
+    from deepreshape.training import load_data
+
+    recipe, dataset = read_recipe(data, settings), load_data(data, data_dir)
+    rows: list[dict[str, Any]] = []
+    for each in best:
+        made = each.plan.architecture
+        if (made.input, made.classes) != (dataset.shape, len(dataset.class_names)):
+            shape = "x".join(map(str, dataset.shape))
+            raise ValueError(f"{data} needs --input {shape} --classes {len(dataset.class_names)}")
+        point = Point(each.network, each.plan, each.relus, 0)
+        row_file = to / "models" / point.id / "row.json"
+        if not row_file.is_file():
+            with progress_bar() as bar:
+                task = bar.add_task(f"{each.network}: {each.plan}", total=None)
+                row = stoppable(
+                    lambda point=point, bar=bar, task=task: train_point(
+                        point,
+                        dataset,
+                        recipe,
+                        to / "models" / point.id,
+                        to / "runs" / point.id,
+                        progress=into(bar, task),
+                    )
+                )
+            row_file.write_text(json.dumps(row) + "\n")
+        rows.append(json.loads(row_file.read_text()))
+    return rows

@@ -1,0 +1,112 @@
+"""The proxy against the trained points it rests on; the search against its own limits."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from test_cli import answer, call
+
+from deepreshape.cost import LINKS
+from deepreshape.counting import count
+from deepreshape.models import build
+from deepreshape.pricing import Terms, quote_layers
+from deepreshape.search import PROXY, Candidate, Limit, Proxy, Space, by_evolution, by_optuna, evaluate, front
+
+POINTS = Path(__file__).parent.parent / "benchmarks" / "results" / "cifar100-coarse.jsonl"
+SPACE = Space((3, 16, 16), 10, ("server-garbler",), bases=(1, 3))
+TERMS = Terms("server-garbler", link=LINKS["lan"])
+LIMIT = Limit("seconds", 8.0)
+
+
+def test_the_proxy_is_the_one_fitted_to_the_trained_points():
+    rows = [json.loads(line) for line in POINTS.read_text().splitlines()]
+    found = Proxy.fit(rows)
+    assert (found.points, found.correlation) == (PROXY.points, PROXY.correlation)
+    assert (found.relus, found.macs, found.params) == pytest.approx((PROXY.relus, PROXY.macs, PROXY.params), abs=2e-3)
+    assert found.correlation > 0.95
+
+
+def test_a_proxy_that_follows_the_law_ranks_networks_it_has_not_seen():
+    made = [(f"n{at % 4}", 1000 * (at + 1), 10**6 * (1 + at % 7), 10**4 * (1 + at % 5)) for at in range(16)]
+    law = Proxy(2, 3, 1, 0, 0)
+    rows = [
+        {"network": name, "relus": relus, "macs": macs, "params": params, "top1": law.score(relus, macs, params)}
+        for name, relus, macs, params in made
+    ]
+    found = Proxy.fit(rows)
+    assert (found.relus, found.macs, found.params, found.correlation) == pytest.approx((2, 3, 1, 1))
+    with pytest.raises(ValueError, match="7 points of 4 networks are too few"):
+        Proxy.fit(rows[:7])
+
+
+@given(st.integers(0, 10**6))
+def test_a_candidate_counts_as_the_built_network_does(seed: int):
+    found = list(by_evolution(SPACE, TERMS, Limit("bytes", 1e12), 2, seed=seed))
+    for candidate in found:
+        made = candidate.plan.architecture
+        counted = count(build(made, "meta"), made.input)
+        total = counted.total
+        assert (candidate.relus, candidate.macs, candidate.params) == (total.relus, total.macs, total.params)
+        quote = quote_layers(counted.layers, TERMS)
+        assert (candidate.seconds, candidate.bytes) == pytest.approx((quote.seconds, quote.report.bytes))
+
+
+def test_the_search_keeps_its_limit_repeats_itself_and_gets_better():
+    found = list(by_evolution(SPACE, TERMS, LIMIT, 120, seed=1))
+    assert found
+    assert all(candidate.seconds <= LIMIT.most for candidate in found)
+    assert found == list(by_evolution(SPACE, TERMS, LIMIT, 120, seed=1))
+    best = front(found, LIMIT)
+    assert best[0].score == max(candidate.score for candidate in found)
+    assert best[0] in found[len(found) // 3 :]  # what comes after the random half builds on it
+    assert [candidate.seconds for candidate in best] == sorted((c.seconds for c in best), reverse=True)
+    assert len({candidate.choice for candidate in found}) == len(found)
+
+
+def test_what_has_no_such_plan_is_no_candidate():
+    choice = SPACE.draw(lambda name, low, high: high)
+    assert evaluate(replace(choice, plan=99), SPACE, TERMS, PROXY) is None
+
+
+def test_optuna_goes_on_with_what_is_stored(tmp_path: Path):
+    pytest.importorskip("optuna", reason="optuna is not installed")
+    storage = f"sqlite:///{tmp_path / 'search.db'}"
+    few = list(by_optuna(SPACE, TERMS, LIMIT, 10, storage))
+    more = list(by_optuna(SPACE, TERMS, LIMIT, 20, storage))
+    assert len(few) <= len(more) <= 20
+    assert more[: len(few)] == few
+    assert all(isinstance(candidate, Candidate) and candidate.seconds <= LIMIT.most for candidate in more)
+
+
+def test_search_prints_its_front_and_trains_the_best(tmp_path: Path):
+    small = ("search", "--protocol", "server-garbler", "--max-bytes", "4e8", "--input", "1x8x8", "--classes", "10")
+    words = (*small, "--trials", "24", "--train", "1", "--data", "digits", "--set", "epochs=1", "--out", "there")
+    found = answer(*words, cwd=tmp_path)
+    assert found["proxy"] == {"rank_correlation": PROXY.correlation, "points": PROXY.points}
+    assert all(candidate["bytes"] <= 4e8 for candidate in found["front"])
+    (row,) = found["trained"]
+    assert (row["network"], row["relus"]) == (found["front"][0]["network"], found["front"][0]["relus"])
+    assert answer(*words, cwd=tmp_path)["trained"] == [row]  # nothing is trained twice
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ((), "give one of --max-seconds and --max-bytes"),
+        (("--max-seconds", "1", "--max-bytes", "1"), "give one of"),
+        (("--max-seconds", "1", "--train", "2"), "--train 2 needs --out"),
+        (("--max-seconds", "1", "--link", "lan,wan"), "--link takes one link to search under, not 'lan,wan'"),
+        (("--max-seconds", "1", "--protocol", "gc-full,spdz"), "unknown protocol 'spdz'"),
+        (
+            ("--max-bytes", "10", "--trials", "4", "--protocol", "server-garbler"),
+            "none of 4 designs keeps within 10 by",
+        ),
+    ],
+)
+def test_wrong_searches_say_so(words: tuple[str, ...], message: str, tmp_path: Path):
+    done = call("search", *words, cwd=tmp_path)
+    assert done.code == 2
+    assert message in done.err
