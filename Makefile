@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 OUT ?= runs/demo
 
-.PHONY: demo test check clean
+.PHONY: demo test check docs clean
 
 demo: .venv/ready
 	$(BIN)/deepreshape run --data digits --out $(OUT)
@@ -16,6 +16,13 @@ check: .venv/ready
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 
+docs: .venv/docs-ready
+	$(BIN)/sphinx-build -q -W --keep-going docs docs/build
+
+.venv/docs-ready: .venv/ready
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --group docs
+	@touch $@
+
 # torch goes in first, so that nothing else pulls in a newer (and much larger) build of it
 .venv/ready: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else f"deepreshape needs Python 3.11 or newer; {sys.executable} is {v[0]}.{v[1]}. Try: make PYTHON=python3.12")'
@@ -26,4 +33,4 @@ check: .venv/ready
 	@touch $@
 
 clean:
-	rm -rf .venv runs .pytest_cache .ruff_cache .coverage
+	rm -rf .venv runs docs/build .pytest_cache .ruff_cache .coverage

@@ -1,0 +1,12 @@
+"""Look for the HybReNets that are likely most accurate within a minute of the published system's time."""
+
+from deepreshape.pricing import Terms
+from deepreshape.search import PROXY, Limit, Space, by_evolution, front
+
+limit = Limit("seconds", 60.0)
+space = Space((3, 32, 32), 100, ("client-garbler+lphe+wsa",))
+found = list(by_evolution(space, Terms("client-garbler+lphe+wsa"), limit, trials=150, seed=0))
+print(f"{len(found)} designs keep the limit; the proxy's rank correlation with accuracy is {PROXY.correlation}")
+for candidate in front(found, limit)[:5]:
+    cost = f"{candidate.score:6.1f} {candidate.seconds:5.1f} s {candidate.relus:>7,} ReLUs"
+    print(f"{cost}  {candidate.network}: {candidate.plan}")
