@@ -44,12 +44,21 @@ def test_parties_work_at_the_same_time_unless_one_waits():
     assert seconds(turn("client", 1, make=5), turn("server", make=3), link=Link(inf, inf)) == 8
 
 
-def test_parallel_turns_take_their_part_of_the_longest_or_of_the_mean():
-    alike = [turn("server", make=2, parallel=True) for _ in range(6)]
-    assert seconds(*alike) == 12
-    assert seconds(*alike, workers=3) == pytest.approx(4)
-    assert seconds(*alike, workers=99) == pytest.approx(2)
-    assert seconds(turn("server", make=9, parallel=True), *alike, workers=99) == pytest.approx(9)
+def test_parallel_turns_are_shared_among_workers_as_far_as_they_have_parts():
+    alike = [turn("server", make=2, parallel=6) for _ in range(3)]
+    assert seconds(*alike) == 6
+    assert seconds(*alike, workers=3) == pytest.approx(2)
+    assert seconds(*alike, workers=4) == pytest.approx(2)  # one worker has two of the six parts
+    assert seconds(*alike, workers=99) == pytest.approx(1)
+
+
+def test_what_is_done_aside_is_waited_for_at_the_end_only():
+    kept = turn("server", 1, aside={"work": 5})
+    fast = Link(inf, inf)
+    assert seconds(kept, link=fast) == 0
+    assert seconds(kept, turn("client", make=3), link=fast) == 3
+    assert seconds(kept, turn("client", make=3), turn("client", make=1, settles=True), link=fast) == 6
+    assert seconds(kept, turn("server", make=1, settles=True), link=fast) == 1
 
 
 @given(

@@ -14,6 +14,7 @@ from deepreshape.private.outline import Outline
 from deepreshape.private.plan import Plan
 from deepreshape.private.program import Program
 from deepreshape.private.turns import Steps, turns
+from deepreshape.private.workers import worthwhile
 
 __all__ = ["OURS", "PROTOCOLS", "Terms", "layers_of", "quote_layers", "quote_program"]
 
@@ -32,7 +33,7 @@ class Terms:
         garbler: who garbles; a published protocol says so itself.
         link: between the parties; None is this machine alone for our runtime, and the study's own for its protocols.
         slots: divide the sum of the link's rates between its directions by need.
-        workers: processes of the server that share the homomorphic work of all layers.
+        workers: processes of the server that share homomorphic work; as many as pay on the profile's machine without.
         profile: measured; the package's reference without.
         bits: of the ring, for networks that are priced by their layers alone.
     """
@@ -41,14 +42,14 @@ class Terms:
     garbler: Literal["server", "client"] = "server"
     link: Link | None = None
     slots: bool = False
-    workers: int = 1
+    workers: int | None = None
     profile: Profile | None = None
-    bits: int = 32
+    bits: int = 30
 
     def __post_init__(self) -> None:
         if self.protocol not in PROTOCOLS:
             raise ValueError(f"unknown protocol {self.protocol!r}; known are {', '.join(PROTOCOLS)}")
-        if self.workers < 1:
+        if self.workers is not None and self.workers < 1:
             raise ValueError(f"{self.workers} workers: at least 1 is needed")
 
 
@@ -91,7 +92,9 @@ def _quote(steps: Steps, terms: Terms, notes: tuple[str, ...], *, exact: bool) -
     if terms.slots and isfinite(link.up + link.down):
         up = sum(turn.nbytes for turn in taken if turn.sender == "client")
         link = split(link.up + link.down, up, sum(turn.nbytes for turn in taken) - up, link.latency)
-    report = schedule(taken, profile, link, terms.workers)
+    products = sum(turn.counts.get("he_products", 0) for turn in taken)
+    workers = worthwhile(products, int(profile.machine["cpus"])) if terms.workers is None else terms.workers
+    report = schedule(taken, profile, link, workers)
     memory = tuple(profile.resident + nbytes for nbytes in steps.working_set)
     title = f"{profile.name}, {profile.date}, {profile.machine['cpu']}"
     return Quote(terms.protocol, terms.garbler, link, title, report, exact, (memory[0], memory[1]), notes)

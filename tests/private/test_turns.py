@@ -26,8 +26,8 @@ ANY = Profile("any", "2026-01-01", {}, {}, defaultdict(lambda: 1e-6), 0)
 def test_turns_hold_all_that_is_declared_and_nothing_else(seed, prime, garbler):
     plan = Plan(random_program(seed, prime=prime).public(), garbler, batch=7)
     report = schedule(turns(Steps.of(plan)), ANY, LINKS["wan"])
-    rows = tuple(replace(row, seconds=0.0) for row in report.rows if row.layer != SESSION)
-    assert rows == plan.declared().rows
+    rows = [replace(row, seconds=0.0) for row in report.rows if row.layer != SESSION]
+    assert sorted(rows, key=str) == sorted(plan.declared().rows, key=str)
     assert all(row.seconds >= 0 for row in report.rows)
 
 
@@ -49,6 +49,7 @@ def test_an_outline_comes_near_the_exact_plan(network):
     exact = Plan(program.public()).declared()
     found = Outline(count(model, shape.input).layers, bits=program.modulus.bits)
     report = schedule(turns(found.steps), ANY, LINKS["lan"])
+    assert report.only(phase="online").rounds == exact.only(phase="online").rounds
     assert report.rounds == exact.rounds
     assert report.bytes == pytest.approx(exact.bytes, rel=0.05)
     for name in ("relus", "macs"):

@@ -40,5 +40,6 @@ def test_calibration_measures_what_the_reference_holds():
     made = units.measure("quick", 1, told.append)
     assert set(made.units) == set(reference().units)
     assert all(np.isfinite(value) and value >= 0 for value in made.units.values())
-    assert len(told) == len(set(told)) == 7
+    assert len(told) == len(set(told)) == 8
+    assert set(made.factors) == {"he", "offline", "online"}
     assert made.resident > 0

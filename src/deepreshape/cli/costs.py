@@ -37,7 +37,10 @@ ProfileFile = Annotated[
     typer.Option(help="What `calibrate` wrote; the profile that comes with the package without.", show_default=False),
 ]
 Slots = Annotated[bool, typer.Option("--slots", help="Divide the link's rate between its directions by need.")]
-Workers = Annotated[int, typer.Option(min=1, help="Server processes that share the homomorphic work of all layers.")]
+Workers = Annotated[
+    int | None,
+    typer.Option(min=1, help="Server processes for homomorphic work; as many as pay without.", show_default=False),
+]
 
 
 @app.command()
@@ -47,7 +50,7 @@ def cost(
     link: Links = None,
     garbler: Garbler = "server",
     slots: Slots = False,
-    workers: Workers = 1,
+    workers: Workers = None,
     profile: ProfileFile = None,
     input: Annotated[
         str | None, typer.Option(help="Shape of one input: channels x height x width.", show_default=False)
@@ -130,7 +133,7 @@ def ui(
 
 
 def read_terms(
-    protocols: str, links: str | None, garbler: str, slots: bool, workers: int, profile: Path | None
+    protocols: str, links: str | None, garbler: str, slots: bool, workers: int | None, profile: Path | None
 ) -> list[Terms]:
     """Every protocol on every link."""
     from deepreshape.cost import Profile, read_link

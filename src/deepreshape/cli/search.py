@@ -73,7 +73,7 @@ def search(
     if train and to is None:
         raise ValueError(f"--train {train} needs --out, the folder to train in")
     limit = Limit("seconds", max_seconds) if max_seconds is not None else Limit("bytes", max_bytes or 0.0)
-    (terms, *more) = read_terms(protocol.split(",")[0], link, garbler, False, 1, profile)
+    (terms, *more) = read_terms(protocol.split(",")[0], link, garbler, False, None, profile)
     if more:
         raise ValueError(f"--link takes one link to search under, not {link!r}")
     proxy = Proxy.fit([row for folder in evidence for row in finished(folder)]) if evidence else PROXY

@@ -3,8 +3,8 @@
 What overlaps, wherever this package turns bytes into seconds:
 
 - Parties take turns. The messages of one turn follow each other in the pipe; one turn pays the latency once.
-- A message that is made piece by piece (circuits, labels) is made, sent and taken at the same time: the slowest of the
-  three decides. Any other is made, then sent, then taken.
+- Of a message that is made piece by piece (circuits, labels) the sender makes the next piece while the receiver takes
+  the last; carrying a piece takes both. Any other message is made, then sent, then taken.
 - The two directions are never busy at once, and nothing of the offline phase runs beside the online phase.
 """
 

@@ -25,7 +25,9 @@ class Turn:
         nbytes: payload.
         make, take: how much work, by kind.
         pieces: in how many parts it is made; the sender makes the next one while the receiver takes the last.
-        parallel: the same work of other layers can be done beside this one's.
+        parallel: in how many like parts several workers can do ``make``.
+        aside: what the receiver does with a piece in a thread of its own, beside all that follows.
+        settles: the sender waits until nothing it does aside is left.
         counts: what the declared row holds beside bytes and rounds, such as ``relus``.
         trips: round trips before, for which both parties wait and which no payload is booked for.
     """
@@ -38,9 +40,19 @@ class Turn:
     make: Work = field(default_factory=dict[str, float])
     take: Work = field(default_factory=dict[str, float])
     pieces: int = 1
-    parallel: bool = False
+    parallel: int = 1
+    aside: Work = field(default_factory=dict[str, float])
+    settles: bool = False
     counts: Mapping[str, int] = field(default_factory=dict[str, int])
     trips: float = 0.0
+
+
+@dataclass
+class _Clock:
+    """When a party is free, and when what it does aside will be done."""
+
+    free: float = 0.0
+    aside: float = 0.0
 
 
 def schedule(turns: Iterable[Turn], profile: Profile, link: Link, workers: int = 1) -> CostReport:
@@ -50,22 +62,20 @@ def schedule(turns: Iterable[Turn], profile: Profile, link: Link, workers: int =
         turns: in the order in which they are taken.
         profile: of the machines; both parties have the same.
         link: between them.
-        workers: threads or processes of the sender that share the turns marked ``parallel`` (layer-parallel HE): such a
-            turn takes its part of what all take together, the longest at least.
+        workers: processes of the sender that share the turns that are ``parallel``.
 
     Returns:
         A row for each layer, phase and kind, whose seconds are by how much it moved the end. They add up to the whole.
     """
-    turns = list(turns)
-    shorter = _together([profile.seconds(turn.make) for turn in turns if turn.parallel], workers)
-    clocks: dict[Party, float] = {"client": 0.0, "server": 0.0}
+    clocks: dict[Party, _Clock] = {"client": _Clock(), "server": _Clock()}
     rows: dict[tuple[str, Phase, str], Cost] = {}
     last: Party = "server"
     for turn in turns:
-        before = max(clocks.values())
+        before = _end(clocks)
         if turn.trips:
-            clocks = dict.fromkeys(clocks, before + 2 * turn.trips * link.latency)
-        _advance(clocks, turn, profile, link, shorter if turn.parallel else 1.0)
+            for clock in clocks.values():
+                clock.free = before + 2 * turn.trips * link.latency
+        _advance(clocks, turn, profile, link, workers)
         key = turn.layer, turn.phase, turn.kind
         row = rows.get(key, Cost(*key))
         up, down = (turn.nbytes, 0) if turn.sender == "client" else (0, turn.nbytes)
@@ -73,7 +83,7 @@ def schedule(turns: Iterable[Turn], profile: Profile, link: Link, workers: int =
         last = turn.sender if turn.nbytes else last
         rows[key] = replace(
             row,
-            seconds=row.seconds + max(clocks.values()) - before,
+            seconds=row.seconds + _end(clocks) - before,
             bytes_up=row.bytes_up + up,
             bytes_down=row.bytes_down + down,
             rounds=row.rounds + waited,
@@ -82,28 +92,30 @@ def schedule(turns: Iterable[Turn], profile: Profile, link: Link, workers: int =
     return CostReport.of(rows.values())
 
 
-def _advance(clocks: dict[Party, float], turn: Turn, profile: Profile, link: Link, shorter: float) -> None:
-    sender = turn.sender
-    receiver: Party = "server" if sender == "client" else "client"
-    begin, free = clocks[sender], clocks[receiver]
-    make, take = shorter * profile.seconds(turn.make), profile.seconds(turn.take)
+def _end(clocks: Mapping[Party, _Clock]) -> float:
+    return max(clock.free for clock in clocks.values())
+
+
+def _advance(clocks: Mapping[Party, _Clock], turn: Turn, profile: Profile, link: Link, workers: int) -> None:
+    sender = clocks[turn.sender]
+    receiver = clocks["server" if turn.sender == "client" else "client"]
+    if turn.settles:
+        sender.free = max(sender.free, sender.aside)
+    # the worker with most parts decides
+    share = -(-turn.parallel // min(workers, turn.parallel)) / turn.parallel
+    make, take, aside = (profile.seconds(work) / turn.pieces for work in (turn.make, turn.take, turn.aside))
     if not turn.nbytes:
-        clocks[sender] = begin + make
+        sender.free += share * make * turn.pieces
         return
     carry = max(
-        8 * turn.nbytes / (link.up if sender == "client" else link.down),
+        8 * turn.nbytes / (link.up if turn.sender == "client" else link.down),
         turn.nbytes * profile.units["tls.send"],
         turn.nbytes * profile.units["tls.receive"],
     )
     for piece in range(turn.pieces):
-        begin += make / turn.pieces
-        # a pipe holds little: the sender is done with a piece when the receiver has it, but for the latency
-        begin = max(begin, free - link.latency if piece else 0.0) + carry / turn.pieces
-        free = max(free, begin + link.latency) + take / turn.pieces
-    clocks[sender], clocks[receiver] = begin, free
-
-
-def _together(alone: list[float], workers: int) -> float:
-    """By how much less time turns take that ``workers`` share, than one after the other."""
-    serial = sum(alone)
-    return max(max(alone), serial / workers) / serial if workers > 1 and serial else 1.0
+        sender.free += share * make
+        if piece:  # a pipe holds little: the next piece goes when the receiver is done with the last
+            sender.free = max(sender.free, receiver.free - link.latency)
+        sender.free += carry / turn.pieces
+        receiver.free = max(receiver.free, sender.free + link.latency) + take
+        receiver.aside = max(receiver.aside, receiver.free) + aside

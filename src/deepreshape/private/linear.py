@@ -322,6 +322,7 @@ def lay_out(layer: Convolution, parameters: Parameters) -> Layout:
     out_rows = layer.output_shape[1]
     refusal = f"{layer}: one band of rows does not fit a polynomial of {parameters.degree} coefficients"
     best: Layout | None = None
+    fresh = parameters.fresh_bytes
     for split in sorted({1, layer.stride}):
         for band_rows in sorted({-(-out_rows // bands) for bands in range(1, out_rows + 1)}):
             probe = Layout(layer, parameters, split, band_rows, 1, 1)
@@ -332,6 +333,9 @@ def lay_out(layer: Convolution, parameters: Parameters) -> Layout:
                 out_tile = min(room // in_tile, layer.out_channels)
                 out_tile = -(-layer.out_channels // -(-layer.out_channels // out_tile))  # spread them evenly
                 found = Layout(layer, parameters, split, band_rows, in_tile, out_tile)
+                # the way there and the products; the way back takes most of the time to work out
+                if best and found.bands * found.inputs * fresh + PRODUCT_COST * found.products >= best.cost:
+                    continue
                 try:
                     cost = found.cost
                 except ValueError as error:

@@ -18,12 +18,12 @@ from deepreshape.private import ot, relu, truncate
 from deepreshape.private.garble import BATCH
 from deepreshape.private.he import Parameters, candidates
 from deepreshape.private.linear import Convolution, Layout, lay_out
-from deepreshape.private.plan import OUTPUT, SETUP, WORD_BYTES, Part
+from deepreshape.private.plan import FLIGHT_BYTES, OUTPUT, SETUP, WORD_BYTES, Part
 from deepreshape.private.program import INPUT
 from deepreshape.private.relu import ReluLayer, Role
 from deepreshape.private.shares import Ring
 from deepreshape.private.truncate import TruncationLayer
-from deepreshape.private.turns import Product, Steps
+from deepreshape.private.turns import TYPICAL_WEIGHT, Product, Steps
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Outline:
 
     layers: tuple[Layer, ...]
     garbler: Role = "server"
-    bits: int = 32
+    bits: int = 30
     weight_bits: int = 11
     shift: int = 13
     batch: int = BATCH
@@ -71,25 +71,30 @@ class Outline:
         stride = max(-(-layer.in_size[0] // layer.out_size[0]), 1)
         # the padding that gives this size of output; a kernel may be larger than a tiny map
         wanted = ((layer.out_size[0] - 1) * stride + kernel - layer.in_size[0] + 1) // 2
-        return Convolution(*shape, kernel, stride, min(max(wanted, 0), kernel - 1), self.weight_bits)
+        padding = min(max(wanted, 0), kernel - 1)
+        typical = math.ceil(self.weight_bits + math.log2(shape[0] * kernel**2 * TYPICAL_WEIGHT))
+        return Convolution(*shape, kernel, stride, padding, self.weight_bits, max(typical, self.weight_bits))
 
     @cached_property
     def parameters(self) -> Parameters:
-        """The first known set that every layer fits; an exact plan compares them all."""
-        refusal = ""
+        """The cheaper of the first two known sets that every layer fits; an exact plan compares them all."""
+        layers = [layer for _, layer in self.linear.values()]
         # what sums up most needs the widest primes: it refuses first
-        hardest = sorted(
-            {layer for _, layer in self.linear.values()}, key=lambda layer: -math.prod(layer.weight_shape[1:])
-        )
+        hardest = sorted(set(layers), key=lambda layer: layer.weight_sum, reverse=True)
+        refusal = ""
+        costs: dict[Parameters, int] = {}
         for parameters in candidates(self.modulus.order):
             try:
-                for layer in hardest:
-                    _ = lay_out(layer, parameters).form  # refuses what does not fit
+                each = {layer: lay_out(layer, parameters).cost for layer in hardest}
             except ValueError as error:
                 refusal = str(error)
                 continue
-            return parameters
-        raise ValueError(refusal)
+            costs[parameters] = sum(each[layer] for layer in layers)
+            if len(costs) == 2:
+                break
+        if not costs:
+            raise ValueError(refusal)
+        return min(costs, key=costs.__getitem__)
 
     @cached_property
     def layouts(self) -> dict[str, Layout]:
@@ -145,22 +150,25 @@ class Outline:
     def _parts(self, order: list[str | ReluLayer | TruncationLayer], inputs: int, outputs: int) -> Iterator[Part]:
         there, back = ot.SETUP_BYTES
         served = self.garbler == "server"
-        yield Part(SETUP, "setup", "keys", "C", self.parameters.fresh_bytes, 0)
-        if any(isinstance(step, ReluLayer) for step in order):
-            yield Part(SETUP, "setup", "transfers", *(("CS", there, back) if served else ("SC", back, there)))
-        if any(isinstance(step, TruncationLayer) for step in order):
-            yield Part(SETUP, "setup", "transfers", "CS", there, back)
         yield Part(INPUT, "offline", "shares", "", 0, 0)
-        for step in order:
-            match step:
-                case str():
-                    groups = self.linear[step][0].groups
-                    up, down = self.layouts[step].declared.traffic["offline"]
-                    yield Part(step, "offline", "he", "CS" * groups, groups * up, groups * down)
-                case TruncationLayer():
-                    yield Part(step.name, "offline", "truncate", "C", *truncate.declared(step)["offline"])
-                case ReluLayer():
-                    yield Part(step.name, "offline", "garble", "CS" if served else "SC", *_bytes(step)["offline"])
+        yield Part(SETUP, "setup", "keys", "C", self.parameters.fresh_bytes, 0)
+        # behind every linear layer comes a ReLU or a truncation, so all masks are known at once
+        sizes = {name: self._he(name) for name in self.linear}
+        yield from (Part(name, "offline", "he", "C", up, 0) for name, (up, _) in sizes.items())
+        yield from (Part(name, "offline", "he", "S", 0, down) for name, (_, down) in sizes.items())
+        truncations = [step for step in order if isinstance(step, TruncationLayer)]
+        if truncations:
+            yield Part(SETUP, "setup", "transfers", "CS", there, back)
+        for step in truncations:
+            yield Part(step.name, "offline", "truncate", "C", *truncate.declared(step)["offline"])
+        relus = [step for step in order if isinstance(step, ReluLayer)]
+        if relus:
+            yield Part(SETUP, "setup", "transfers", *(("CS", there, back) if served else ("SC", back, there)))
+        for flight in _flights(relus):
+            traffic = {step.name: _bytes(step)["offline"] for step in flight}
+            ups = [Part(name, "offline", "garble", "C", up, 0) for name, (up, _) in traffic.items()]
+            downs = [Part(name, "offline", "garble", "S", 0, down) for name, (_, down) in traffic.items()]
+            yield from ups + downs if served else downs + ups
         yield Part(OUTPUT, "offline", "shares", "", 0, 0)
         element = self.modulus.element_bytes
         yield Part(INPUT, "online", "shares", "C", element * inputs, 0)
@@ -174,8 +182,28 @@ class Outline:
                     yield Part(step.name, "online", "evaluate", "SC", *_bytes(step)["online"])
         yield Part(OUTPUT, "online", "shares", "S", 0, element * outputs)
 
+    def _he(self, name: str) -> tuple[int, int]:
+        groups = self.linear[name][0].groups
+        up, down = self.layouts[name].declared.traffic["offline"]
+        return groups * up, groups * down
 
-def outline(layers: Sequence[Layer], garbler: Role = "server", bits: int = 32) -> Outline:
+
+def _flights(relus: Sequence[ReluLayer]) -> Iterator[list[ReluLayer]]:
+    """As :attr:`deepreshape.private.plan.Plan.flights`."""
+    flight: list[ReluLayer] = []
+    room = 0
+    for layer in relus:
+        nbytes = relu.LABEL_BYTES * layer.modulus.bits * layer.count
+        if flight and nbytes > room:
+            yield flight
+            flight = []
+        room = (room if flight else FLIGHT_BYTES) - nbytes
+        flight.append(layer)
+    if flight:
+        yield flight
+
+
+def outline(layers: Sequence[Layer], garbler: Role = "server", bits: int = 30) -> Outline:
     """The outline of these layers at typical formats."""
     return Outline(tuple(layers), garbler, bits)
 

@@ -243,7 +243,7 @@ class Plan:
         return count * each - (count - 1) * report.only(kind="keys").bytes
 
     def parts(self) -> Iterator[Part]:
-        """All that is sent, in order, and the steps between. Who sends one part after another does not wait in between."""
+        """All that is sent, in order, and the steps between. Whoever sends several parts in a row does not wait."""
         program = self.program
         element = program.modulus.element_bytes
         yield Part(INPUT, "offline", "shares", "", 0, 0)

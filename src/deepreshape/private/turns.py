@@ -126,6 +126,7 @@ def turns(steps: Steps) -> Iterator[Turn]:
     """All turns of one inference, offline and online, with one session each."""
     yield Turn(SESSION, "offline", "session", "client", make={"session": 1, "store.create": 1}, trips=PREPARE_TRIPS)
     online = False
+    counted: set[tuple[str, str, str]] = set()
     for part in steps.parts:
         if part.phase == "online" and not online:
             online = True
@@ -133,16 +134,21 @@ def turns(steps: Steps) -> Iterator[Turn]:
             order: tuple[tuple[int, Party], ...] = (1, "server"), (0, "client")
             for at, party in order:
                 make = {"store.commit": steps.stored[at], "store.stream": steps.streams[at]}
-                yield Turn(SESSION, "offline", "store", party, make=make, trips=0.5)
+                yield Turn(SESSION, "offline", "store", party, make=make, trips=0.5, settles=True)
             make = {"session": 1, "store.claim": 1}
             yield Turn(SESSION, "online", "session", "client", make=make, trips=INFER_TRIPS)
-        yield from _of(steps, part)
+        row = part.layer, part.phase, part.kind
+        yield from _of(steps, part, again=row in counted)
+        counted.add(row)
 
 
-def _of(steps: Steps, part: Part) -> Iterator[Turn]:
-    """A part is one turn for each of its senders; without any, work of one party alone."""
+def _of(steps: Steps, part: Part, *, again: bool) -> Iterator[Turn]:
+    """A part is one turn for each of its senders; without any, work of one party alone.
+
+    ``again`` says that its row was counted with an earlier part.
+    """
     bare = Turn(part.layer, part.phase, part.kind, "server" if part.kind == "clear" else "client")
-    counts = _counts(steps, bare)
+    counts: Mapping[str, int] = {} if again else _counts(steps, bare)
     if part.kind == "clear":
         yield replace(bare, make=steps.products[part.layer].clear, counts=counts)
     elif not part.senders:
@@ -221,14 +227,14 @@ def _linear(turn: Turn, product: Product) -> Turn:
     products = groups * product.layout.products
     make = {
         f"{primes}.receive": sent,
-        f"{primes}.encode": products,
+        f"{primes}.encode": products / product.layout.bands,
         f"{primes}.product": products,
         f"{primes}.respond": returned,
         f"{primes}.reveal": product.outputs,
         "store.write": WORD_BYTES * product.outputs,
     }
     take = {f"{primes}.decrypt": returned, f"{primes}.reveal.client": product.outputs}
-    return replace(turn, make=make, take=take, parallel=True)
+    return replace(turn, make=make, take=take, parallel=product.layout.outputs)
 
 
 def _garble(turn: Turn, layer: ReluLayer) -> Turn:
@@ -237,8 +243,8 @@ def _garble(turn: Turn, layer: ReluLayer) -> Turn:
     if turn.sender != layer.garbler:
         transfers = relu.ots(layer.modulus) * layer.count
         return replace(turn, make={"ot.choose": transfers}, take={"ot.send": transfers}, pieces=pieces)
-    take = {f"{variant}.take": _gates(layer), "store.write": _stored(layer)}
-    return replace(turn, make=_circuits(f"{variant}.garble", layer), take=take, pieces=pieces)
+    make, take = _circuits(f"{variant}.garble", layer), {f"{variant}.take": _gates(layer)}
+    return replace(turn, make=make, take=take, aside={"store.write": _stored(layer)}, pieces=pieces)
 
 
 def _evaluate(turn: Turn, layer: ReluLayer) -> Turn:

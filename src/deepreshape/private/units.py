@@ -124,9 +124,9 @@ def _store(rounds: int) -> Units:
             marks = [time.perf_counter()]
             with store.create(binding, session) as writer:
                 marks.append(time.perf_counter())
-                sink = Writing(writer)
-                for number, prepared in enumerate(made):
-                    sink.put(f"{number % streams}.x", prepared)
+                with Writing(writer) as sink:
+                    for number, prepared in enumerate(made):
+                        sink.put(f"{number % streams}.x", prepared)
                 marks.append(time.perf_counter())
                 writer.commit()
             marks.append(time.perf_counter())
@@ -327,8 +327,8 @@ def _one_set(parameters: Parameters, rounds: int) -> Units:
     fresh = key.encrypt(polynomial)
     received = responder.receive(fresh)
     weights = np.random.default_rng(0).integers(-8, 9, layout.layer.weight_shape)
-    split = layout.split_weights(weights)
-    encoded = encode(parameters, layout.plaintext(split, 0, 0))
+    split = layout.split_weights(weights)[: layout.out_tile]
+    encoded = encode(parameters, layout.plaintext(split, 0))
     all_places = np.arange(parameters.degree // 2, dtype=np.intp)
     few, most, many = all_places[:64], all_places, 8
 
@@ -350,7 +350,7 @@ def _one_set(parameters: Parameters, rounds: int) -> Units:
         "keys": keys,
         "encrypt": fastest(lambda: key.encrypt(polynomial), rounds),
         "receive": fastest(lambda: responder.receive(fresh), rounds),
-        "encode": fastest(lambda: encode(parameters, layout.plaintext(split, 0, 0)), rounds),
+        "encode": fastest(lambda: encode(parameters, layout.plaintext(split, 0)), rounds),
         "product": max(one - bare, 0.0) / many,
         "respond": bare,
         "reveal": max(wide - bare, 0.0) / extra,
