@@ -4,15 +4,16 @@
     python benchmarks/prediction.py --quick
 
 First the machine is calibrated (or a profile is read, with ``--profile``), then every network runs between two
-processes over loopback, once for each garbler, with random weights: run time does not depend on them. A row is written
-as soon as it is measured, and rows that are in the file are not measured again. At the end: bytes, and the median and
-the largest error of the seconds, by phase. Nothing else should run on the machine.
+processes over loopback, once for each garbler and way to compute ReLUs, with random weights: run time does not depend
+on them. A row is written as soon as it is measured, and rows that are in the file are not measured again. At the end:
+bytes, and the median and the largest error of the seconds, by phase. Nothing else should run on the machine.
 """
 
 import argparse
 import json
 import statistics
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,11 @@ from deepreshape.cost import Profile
 from deepreshape.linearize import plan
 from deepreshape.models import architecture, build
 from deepreshape.pricing import Terms, quote_program
-from deepreshape.private.units import measure as measure_units
 from deepreshape.private.fixed import to_fixed
 from deepreshape.private.local import run_local
 from deepreshape.private.lower import lower
+from deepreshape.private.units import measure as measure_units
+from deepreshape.private.variant import Variant
 
 NETWORKS = (
     # name, ReLU budget (none: all ReLUs)
@@ -48,65 +50,68 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="the three smallest networks, into a scratch file")
     parser.add_argument("--profile", type=Path, help="a profile of this machine; measured anew without")
     parser.add_argument("--garbler", nargs="+", default=["server", "client"], choices=["server", "client"])
+    parser.add_argument("--relu", nargs="+", default=["gc-full", "gc-sign", "gc-stochastic:drop=12"])
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     profile = Profile.read(options.profile) if options.profile else measure_units("benchmark", observe=print)
     out = options.out or Path(tempfile.mkdtemp()) / "prediction.jsonl"
     rows = [json.loads(line) for line in out.read_text().splitlines()] if out.exists() else []
-    done = {(row["network"], row["budget"], row["garbler"]) for row in rows}
+    done = {(row["network"], row["budget"], row["relu"], row["garbler"]) for row in rows}
     for network, budget in NETWORKS[: 3 if options.quick else None]:
-        todo = [garbler for garbler in options.garbler if (network, budget, garbler) not in done]
+        runs = [(relu, garbler) for relu in options.relu for garbler in options.garbler]
+        todo = [run for run in runs if (network, budget, *run) not in done]
         for row in measure(network, budget, todo, profile):
             rows.append(row)
             with out.open("a") as file:
                 file.write(json.dumps(row) + "\n")
-            print(json.dumps({key: row[key] for key in ("network", "relus", "garbler", "error", "bytes_exact")}))
+            print(
+                json.dumps({key: row[key] for key in ("network", "relus", "relu", "garbler", "error", "bytes_exact")})
+            )
     for phase in ("offline", "online", "total"):
         errors = [abs(row["error"][phase]) for row in rows]
         print(f"{phase}: median error {statistics.median(errors):.1%}, largest {max(errors):.1%} (n = {len(errors)})")
     print(f"bytes exact in {sum(row['bytes_exact'] for row in rows)} of {len(rows)}; rows in {out}")
 
 
-def measure(network: str, budget: int | None, garblers: list[str], profile: Profile) -> list[dict[str, Any]]:
-    """A row for each garbler."""
-    if not garblers:
-        return []
+def measure(
+    network: str, budget: int | None, todo: list[tuple[str, str]], profile: Profile
+) -> Iterator[dict[str, Any]]:
+    """A row for each (variant of ReLU, garbler)."""
+    if not todo:
+        return
     made = architecture(network)
     made = plan(made, budget).architecture if budget else made
     generator = torch.Generator().manual_seed(0)
     inputs = torch.randn(8, *made.input, generator=generator).numpy()
     program = lower(build(made, seed=0).eval(), inputs).program
-    rows: list[dict[str, Any]] = []
-    for garbler in garblers:
-        quote = quote_program(program, Terms("gc-full", garbler, profile=profile))
+    for relu, garbler in todo:
+        quote = quote_program(program, Terms(relu, garbler, profile=profile))
         predicted = quote.to_dict()
-        report = run_local(program, to_fixed(inputs[:1], program.input_fraction), garbler)
+        fixed = to_fixed(inputs[:1], program.input_fraction)
+        report = run_local(program, fixed, garbler, variant=Variant.parse(relu))
         measured = report["seconds"] | {"total": sum(report["seconds"].values())}
-        rows.append(
-            {
-                "network": network,
-                "budget": budget,
-                "relus": report["relus"],
-                "relu": "gc-full",
-                "garbler": garbler,
-                "predicted_seconds": predicted["seconds"],
-                "measured_seconds": {phase: round(seconds, 4) for phase, seconds in measured.items()},
-                "error": {phase: round(predicted["seconds"][phase] / measured[phase] - 1, 4) for phase in measured},
-                "bytes": report["bytes"],
-                "bytes_exact": report["declared_bytes_match"]
-                and all(predicted["bytes"][phase] == report["bytes"][phase] for phase in report["bytes"]),
-                "rounds": report["rounds"],
-                "agree": report["agree"],
-                "predicted_memory_mib": {role: round(b / 2**20) for role, b in predicted["memory_bytes"].items()},
-                "peak_rss_mib": {role: round(mib) for role, mib in report["peak_rss_mib"].items()},
-                "relu_share": predicted["relu_share"],
-                "linear_share": predicted["linear_share"],
-                "machine": dict(profile.machine),
-                "versions": dict(profile.versions),
-                "date": profile.date,
-            }
-        )
-    return rows
+        yield {
+            "network": network,
+            "budget": budget,
+            "relus": report["relus"],
+            "relu": relu,
+            "garbler": garbler,
+            "predicted_seconds": predicted["seconds"],
+            "measured_seconds": {phase: round(seconds, 4) for phase, seconds in measured.items()},
+            "error": {phase: round(predicted["seconds"][phase] / measured[phase] - 1, 4) for phase in measured},
+            "bytes": report["bytes"],
+            "bytes_exact": report["declared_bytes_match"]
+            and all(predicted["bytes"][phase] == report["bytes"][phase] for phase in report["bytes"]),
+            "rounds": report["rounds"],
+            "agree": report["agree"],
+            "predicted_memory_mib": {role: round(size / 2**20) for role, size in predicted["memory_bytes"].items()},
+            "peak_rss_mib": {role: round(mib) for role, mib in report["peak_rss_mib"].items()},
+            "relu_share": predicted["relu_share"],
+            "linear_share": predicted["linear_share"],
+            "machine": dict(profile.machine),
+            "versions": dict(profile.versions),
+            "date": profile.date,
+        }
 
 
 if __name__ == "__main__":

@@ -10,16 +10,18 @@ from typing import Literal
 from deepreshape.cost import LINKS, PROFILES, Layer, Link, Profile, Quote, price, reference, schedule, split
 from deepreshape.cost.layers import ReluLayer
 from deepreshape.counting import Count
-from deepreshape.private.outline import Outline
+from deepreshape.private.outline import outline
 from deepreshape.private.plan import Plan
 from deepreshape.private.program import Program
 from deepreshape.private.turns import Steps, turns
+from deepreshape.private.variant import PROTOCOLS as VARIANTS
+from deepreshape.private.variant import Variant
 from deepreshape.private.workers import worthwhile
 
 __all__ = ["OURS", "PROTOCOLS", "Terms", "layers_of", "quote_layers", "quote_program"]
 
-OURS = ("gc-full",)
-"""ReLU variants of the private runtime."""
+OURS = ("gc-full", "gc-sign", "gc-stochastic:drop=12")
+"""Ways to compute ReLUs in the private runtime; others are written as ``private.variant.Variant`` has it."""
 PROTOCOLS = (*OURS, *PROFILES)
 """What can be priced: our runtime under a measured profile, and the systems of a published study."""
 
@@ -29,7 +31,7 @@ class Terms:
     """Under what an inference is priced.
 
     Attributes:
-        protocol: one of :data:`PROTOCOLS`.
+        protocol: one of :data:`PROTOCOLS`, or another variant of our runtime.
         garbler: who garbles; a published protocol says so itself.
         link: between the parties; None is this machine alone for our runtime, and the study's own for its protocols.
         slots: divide the sum of the link's rates between its directions by need.
@@ -47,10 +49,21 @@ class Terms:
     bits: int = 30
 
     def __post_init__(self) -> None:
-        if self.protocol not in PROTOCOLS:
+        if self.protocol.partition(":")[0] not in (*VARIANTS, *PROFILES):
             raise ValueError(f"unknown protocol {self.protocol!r}; known are {', '.join(PROTOCOLS)}")
+        _ = self.ours and self.variant  # refuses settings that it does not have
         if self.workers is not None and self.workers < 1:
             raise ValueError(f"{self.workers} workers: at least 1 is needed")
+
+    @property
+    def ours(self) -> bool:
+        """Whether the protocol is our runtime's."""
+        return self.protocol not in PROFILES
+
+    @property
+    def variant(self) -> Variant:
+        """How our runtime computes ReLUs."""
+        return Variant.parse(self.protocol)
 
 
 def layers_of(counted: Count) -> tuple[Layer, ...]:
@@ -69,12 +82,12 @@ def quote_layers(layers: Sequence[Layer], terms: Terms, notes: tuple[str, ...] =
     Raises:
         ValueError: if there is nothing to price, or a layer is too large for every known set of parameters.
     """
-    if terms.protocol in PROFILES:
+    if not terms.ours:
         published = PROFILES[terms.protocol]
         link = terms.link or LINKS["wireless"]
         report = price(layers, published, link)
         return Quote(terms.protocol, published.garbler, link, "Garimella et al., ASPLOS 2023", report, notes=notes)
-    return _quote(Outline(tuple(layers), terms.garbler, terms.bits).steps, terms, notes, exact=False)
+    return _quote(outline(layers, terms.garbler, terms.bits, terms.variant).steps, terms, notes, exact=False)
 
 
 def quote_program(program: Program, terms: Terms, notes: tuple[str, ...] = ()) -> Quote:
@@ -83,7 +96,7 @@ def quote_program(program: Program, terms: Terms, notes: tuple[str, ...] = ()) -
     Raises:
         ProgramError: if a layer is too wide for every known set of parameters.
     """
-    return _quote(Steps.of(Plan(program.public(), terms.garbler)), terms, notes, exact=True)
+    return _quote(Steps.of(Plan(program.public(), terms.garbler, variant=terms.variant)), terms, notes, exact=True)
 
 
 def _quote(steps: Steps, terms: Terms, notes: tuple[str, ...], *, exact: bool) -> Quote:

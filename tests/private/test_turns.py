@@ -15,16 +15,20 @@ from deepreshape.cost import LINKS, Profile, reference, schedule
 from deepreshape.counting import count
 from deepreshape.models import architecture, build
 from deepreshape.private.lower import lower
-from deepreshape.private.outline import Outline, outline
+from deepreshape.private.outline import outline
 from deepreshape.private.plan import Plan
 from deepreshape.private.turns import SESSION, Steps, turns
+from deepreshape.private.variant import Variant
 
 ANY = Profile("any", "2026-01-01", {}, {}, defaultdict(lambda: 1e-6), 0)
 
 
-@given(st.integers(0, 99), st.booleans(), st.sampled_from(["server", "client"]))
-def test_turns_hold_all_that_is_declared_and_nothing_else(seed, prime, garbler):
-    plan = Plan(random_program(seed, prime=prime).public(), garbler, batch=7)
+VARIANTS = ("gc-full", "gc-sign", "gc-stochastic:drop=2,neg-pass")
+
+
+@given(st.integers(0, 99), st.booleans(), st.sampled_from(["server", "client"]), st.sampled_from(VARIANTS))
+def test_turns_hold_all_that_is_declared_and_nothing_else(seed, prime, garbler, variant):
+    plan = Plan(random_program(seed, prime=prime).public(), garbler, 7, Variant.parse(variant))
     report = schedule(turns(Steps.of(plan)), ANY, LINKS["wan"])
     rows = [replace(row, seconds=0.0) for row in report.rows if row.layer != SESSION]
     assert sorted(rows, key=str) == sorted(plan.declared().rows, key=str)
@@ -32,22 +36,25 @@ def test_turns_hold_all_that_is_declared_and_nothing_else(seed, prime, garbler):
 
 
 @pytest.mark.parametrize("garbler", ["server", "client"])
-def test_every_unit_of_work_is_measured(garbler):
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_unit_of_work_is_measured(garbler, variant):
     shape = architecture("resnet18-m4", (3, 16, 16), 10)
     layers = count(build(shape, "meta"), shape.input).layers
     thinned = [replace(layer, relus=layer.relus // 2) if hasattr(layer, "relus") else layer for layer in layers]
-    steps = outline(thinned, garbler).steps
+    steps = outline(thinned, garbler, variant=Variant.parse(variant)).steps
     assert steps.truncations
     assert schedule(turns(steps), reference(), LINKS["lan"]).seconds > 0
 
 
 @pytest.mark.parametrize("network", ["resnet18-m4", "resnet20-m8-phi1.1.1", "hrn-2x5x2x-m4"])
-def test_an_outline_comes_near_the_exact_plan(network):
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_an_outline_comes_near_the_exact_plan(network, variant):
     shape = architecture(network, (3, 16, 16), 10)
     model = build(shape, seed=0).eval()
     program = lower(model, np.random.default_rng(0).normal(size=(4, 3, 16, 16)).astype(np.float32)).program
-    exact = Plan(program.public()).declared()
-    found = Outline(count(model, shape.input).layers, bits=program.modulus.bits)
+    chosen = Variant.parse(variant)
+    exact = Plan(program.public(), variant=chosen).declared()
+    found = outline(count(model, shape.input).layers, bits=program.modulus.bits, variant=chosen)
     report = schedule(turns(found.steps), ANY, LINKS["lan"])
     assert report.only(phase="online").rounds == exact.only(phase="online").rounds
     assert report.rounds == exact.rounds

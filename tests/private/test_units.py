@@ -29,9 +29,9 @@ def test_one_party_works_at_a_time(monkeypatch):
 
 
 def test_a_line_through_two_sizes_gives_the_batch_and_the_instance():
-    found = units._line("x", (1, 10, 2 + 10 * 0.5), (4, 100, 4 * 2 + 100 * 0.5))
+    found = units._line("x", "gate", (1, 10, 2 + 10 * 0.5), (4, 100, 4 * 2 + 100 * 0.5))
     assert found == {"x": 0.5, "x.gate": 2.0}
-    noisy = units._line("x", (1, 10, 1.0), (2, 100, 1.5))
+    noisy = units._line("x", "gate", (1, 10, 1.0), (2, 100, 1.5))
     assert noisy == {"x": 0.015, "x.gate": 0.0}
 
 

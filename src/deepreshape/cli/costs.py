@@ -22,7 +22,11 @@ CALIBRATION_IMAGES = 256
 BAR = 14
 
 Protocol = Annotated[
-    str, typer.Option(help="gc-full (our runtime), or a published system such as server-garbler; several by commas.")
+    str,
+    typer.Option(
+        help="gc-full, gc-sign or gc-stochastic:drop=12 (our runtime), or a published system such as server-garbler; "
+        "several by commas."
+    ),
 ]
 Links = Annotated[
     str | None,
@@ -142,9 +146,14 @@ def read_terms(
     measured: Profile | None = Profile.read(profile) if profile else None
     return [
         Terms(name, read_role(garbler), at, slots, workers, measured)
-        for name in protocols.split(",")
+        for name in read_protocols(protocols)
         for at in ([read_link(text) for text in links.split(",")] if links else [None])
     ]
+
+
+def read_protocols(text: str) -> tuple[str, ...]:
+    """Reads names with commas between; settings behind a colon may hold commas too."""
+    return tuple(re.split(r",(?!drop=|calibrated|pos-zero|neg-pass)", text))
 
 
 def read_role(text: str) -> Literal["server", "client"]:
@@ -156,14 +165,14 @@ def read_role(text: str) -> Literal["server", "client"]:
 
 def _quotes(network: Network, terms: list[Terms], data_dir: Path | None) -> list[Quote]:
     from deepreshape.counting import count
-    from deepreshape.pricing import OURS, layers_of, quote_layers, quote_program
+    from deepreshape.pricing import layers_of, quote_layers, quote_program
     from deepreshape.private.program import ProgramError
 
     counted = count(network.module, network.shape)
     layers: tuple[Layer, ...] = layers_of(counted)
     notes = [f"not counted: {name}, {elements:,} elements" for name, elements in counted.unknown.items()]
     program: Program | None = None
-    if any(each.protocol in OURS for each in terms):
+    if any(each.ours for each in terms):
         try:
             program, note = _program(network, data_dir)
             notes += [note] if note else []
@@ -171,7 +180,7 @@ def _quotes(network: Network, terms: list[Terms], data_dir: Path | None) -> list
             notes.append(f"priced by its layers, as it cannot be lowered as it is: {error}")
     return [
         quote_program(program, each, tuple(notes))
-        if program and each.protocol in OURS
+        if program and each.ours
         else quote_layers(layers, each, tuple(notes))
         for each in terms
     ]

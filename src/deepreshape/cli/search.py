@@ -23,7 +23,7 @@ from deepreshape.cli.console import (
     stoppable,
     thousands,
 )
-from deepreshape.cli.costs import Garbler, Links, ProfileFile, Protocol, read_terms
+from deepreshape.cli.costs import Garbler, Links, ProfileFile, Protocol, read_protocols, read_terms
 
 if TYPE_CHECKING:
     from deepreshape.search import Candidate
@@ -73,11 +73,12 @@ def search(
     if train and to is None:
         raise ValueError(f"--train {train} needs --out, the folder to train in")
     limit = Limit("seconds", max_seconds) if max_seconds is not None else Limit("bytes", max_bytes or 0.0)
-    (terms, *more) = read_terms(protocol.split(",")[0], link, garbler, False, None, profile)
+    protocols = read_protocols(protocol)
+    (terms, *more) = read_terms(protocols[0], link, garbler, False, None, profile)
     if more:
         raise ValueError(f"--link takes one link to search under, not {link!r}")
     proxy = Proxy.fit([row for folder in evidence for row in finished(folder)]) if evidence else PROXY
-    space = Space(read_shape(input), classes, tuple(protocol.split(",")))
+    space = Space(read_shape(input), classes, protocols)
     for name in space.protocols:
         replace(terms, protocol=name)  # refuses an unknown one before the search begins
     found = stoppable(

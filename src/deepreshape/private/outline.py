@@ -13,17 +13,19 @@ from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from deepreshape.cost import Layer, LinearLayer, Phase
+from deepreshape.cost import Layer, LinearLayer
 from deepreshape.private import ot, relu, truncate
 from deepreshape.private.garble import BATCH
+from deepreshape.private.garbling import LABEL_BYTES
 from deepreshape.private.he import Parameters, candidates
 from deepreshape.private.linear import Convolution, Layout, lay_out
 from deepreshape.private.plan import FLIGHT_BYTES, OUTPUT, SETUP, WORD_BYTES, Part
-from deepreshape.private.program import INPUT
+from deepreshape.private.program import INPUT, Relu
 from deepreshape.private.relu import ReluLayer, Role
 from deepreshape.private.shares import Ring
 from deepreshape.private.truncate import TruncationLayer
 from deepreshape.private.turns import TYPICAL_WEIGHT, Product, Steps
+from deepreshape.private.variant import EXACT, Variant
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,7 @@ class Outline:
         weight_bits: of the largest weight of a layer.
         shift: by which values are truncated behind a linear layer.
         batch: instances that one garbling covers.
+        variant: how ReLUs are computed; calibrated windows are all bits here, as nothing is calibrated.
 
     Raises:
         ValueError: if there is no linear layer, or one is too large for every known set of parameters.
@@ -48,6 +51,7 @@ class Outline:
     weight_bits: int = 11
     shift: int = 13
     batch: int = BATCH
+    variant: Variant = EXACT
 
     @property
     def modulus(self) -> Ring:
@@ -112,7 +116,7 @@ class Outline:
         }
         first, *_, last = [layer for layer, _ in self.linear.values()] * 2
         inputs, outputs = first.in_channels * math.prod(first.in_size), last.out_channels * math.prod(last.out_size)
-        kept = [relu.stored(step.modulus, step.shift, step.count, step.garbler, step.batch) for step in relus.values()]
+        kept = [relu.stored(step) for step in relus.values()]
         kept += [truncate.stored(step) for step in truncations.values()]
         served = WORD_BYTES * sum(product.outputs for product in products.values())
         return Steps(
@@ -145,10 +149,10 @@ class Outline:
             if layer.elements > layer.relus:
                 yield TruncationLayer(name, self.modulus, self.shift, layer.elements - layer.relus)
             if layer.relus:
-                yield ReluLayer(name, self.modulus, self.shift, layer.relus, self.garbler, self.batch)
+                sign = self.variant.sign(self.modulus, Relu(name, (at,), self.shift))
+                yield ReluLayer(name, self.modulus, self.shift, layer.relus, self.garbler, self.batch, sign)
 
     def _parts(self, order: list[str | ReluLayer | TruncationLayer], inputs: int, outputs: int) -> Iterator[Part]:
-        there, back = ot.SETUP_BYTES
         served = self.garbler == "server"
         yield Part(INPUT, "offline", "shares", "", 0, 0)
         yield Part(SETUP, "setup", "keys", "C", self.parameters.fresh_bytes, 0)
@@ -158,17 +162,20 @@ class Outline:
         yield from (Part(name, "offline", "he", "S", 0, down) for name, (_, down) in sizes.items())
         truncations = [step for step in order if isinstance(step, TruncationLayer)]
         if truncations:
-            yield Part(SETUP, "setup", "transfers", "CS", there, back)
+            yield Part(SETUP, "setup", "transfers", "CS", *ot.SETUP_BYTES)
         for step in truncations:
             yield Part(step.name, "offline", "truncate", "C", *truncate.declared(step)["offline"])
         relus = [step for step in order if isinstance(step, ReluLayer)]
         if relus:
-            yield Part(SETUP, "setup", "transfers", *(("CS", there, back) if served else ("SC", back, there)))
+            there, back = relu.setup_bytes(relus)
+            products = self.variant.protocol != "gc-full"
+            senders = {True: "CSSC" if products else "CS", False: "SCCS" if products else "SC"}[served]
+            yield Part(SETUP, "setup", "transfers", senders, *((back, there) if served else (there, back)))
         for flight in _flights(relus):
-            traffic = {step.name: _bytes(step)["offline"] for step in flight}
-            ups = [Part(name, "offline", "garble", "C", up, 0) for name, (up, _) in traffic.items()]
-            downs = [Part(name, "offline", "garble", "S", 0, down) for name, (_, down) in traffic.items()]
-            yield from ups + downs if served else downs + ups
+            for turn in zip(*(relu.turns(layer) for layer in flight), strict=True):
+                for layer, (sender, nbytes) in zip(flight, turn, strict=True):
+                    sizes = (nbytes, 0) if sender == "C" else (0, nbytes)
+                    yield Part(layer.name, "offline", "garble", sender, *sizes)
         yield Part(OUTPUT, "offline", "shares", "", 0, 0)
         element = self.modulus.element_bytes
         yield Part(INPUT, "online", "shares", "C", element * inputs, 0)
@@ -179,7 +186,7 @@ class Outline:
                 case TruncationLayer():
                     yield Part(step.name, "online", "truncate", "SC", *truncate.declared(step)["online"])
                 case ReluLayer():
-                    yield Part(step.name, "online", "evaluate", "SC", *_bytes(step)["online"])
+                    yield Part(step.name, "online", "evaluate", "SC", *relu.declared(step)["online"])
         yield Part(OUTPUT, "online", "shares", "S", 0, element * outputs)
 
     def _he(self, name: str) -> tuple[int, int]:
@@ -193,7 +200,7 @@ def _flights(relus: Sequence[ReluLayer]) -> Iterator[list[ReluLayer]]:
     flight: list[ReluLayer] = []
     room = 0
     for layer in relus:
-        nbytes = relu.LABEL_BYTES * layer.modulus.bits * layer.count
+        nbytes = LABEL_BYTES * layer.chosen * layer.count
         if flight and nbytes > room:
             yield flight
             flight = []
@@ -203,13 +210,9 @@ def _flights(relus: Sequence[ReluLayer]) -> Iterator[list[ReluLayer]]:
         yield flight
 
 
-def outline(layers: Sequence[Layer], garbler: Role = "server", bits: int = 30) -> Outline:
+def outline(layers: Sequence[Layer], garbler: Role = "server", bits: int = 30, variant: Variant = EXACT) -> Outline:
     """The outline of these layers at typical formats."""
-    return Outline(tuple(layers), garbler, bits)
-
-
-def _bytes(layer: ReluLayer) -> dict[Phase, tuple[int, int]]:
-    return relu.declared(layer.modulus, layer.shift, layer.count, layer.garbler, layer.batch)
+    return Outline(tuple(layers), garbler, bits, variant=variant)
 
 
 def _unique(name: str, taken: Container[str]) -> str:

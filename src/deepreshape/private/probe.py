@@ -20,7 +20,10 @@ from deepreshape.private.turns import Steps, turns
 
 PROBES = ((4, 48, 4), (64, 8, 6))
 """Channels, side and depth: (4, 48, 4) has 36,864 ReLUs and few ciphertexts, (64, 8, 6) much the reverse."""
-ONLINE = (".label", ".evaluate", ".evaluate.gate", ".online", "store.read", "clear.mac", "clear.patch", "element")
+ONLINE = (
+    *(".label", ".label.relu", ".evaluate", ".evaluate.gate", ".evaluate.relu", ".online"),
+    *("store.read", "clear.mac", "clear.patch", "element"),
+)
 LEAST, MOST = 0.5, 5.0
 
 

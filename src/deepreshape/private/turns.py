@@ -8,6 +8,7 @@ work that takes it; under a measured profile and a link, ``cost.schedule`` makes
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
@@ -15,6 +16,7 @@ from deepreshape.cost import Party, Turn, Work
 from deepreshape.private import relu, truncate
 from deepreshape.private.exact import EXACT_BITS
 from deepreshape.private.garble import TABLE_BYTES
+from deepreshape.private.garbling import LABEL_BYTES
 from deepreshape.private.linear import Layout
 from deepreshape.private.plan import OUTPUT, WORD_BYTES, Part, Plan
 from deepreshape.private.program import INPUT, Conv2d, Linear
@@ -93,7 +95,7 @@ class Steps:
         if largest:
             # a batch of tables is there three times: as made or received, sealed, and in the pipe
             circuits = 3 * TABLE_BYTES * largest.circuit.and_gates * min(largest.count, largest.batch)
-            labels = 2 * relu.LABEL_BYTES * relu.ots(largest.modulus) * largest.count
+            labels = 2 * LABEL_BYTES * largest.chosen * largest.count
         ciphertexts = max(max(product.layout.declared.traffic["offline"]) for product in self.products.values())
         weights = sum(
             8 * math.prod(product.layout.layer.weight_shape) * product.groups for product in self.products.values()
@@ -126,7 +128,7 @@ def turns(steps: Steps) -> Iterator[Turn]:
     """All turns of one inference, offline and online, with one session each."""
     yield Turn(SESSION, "offline", "session", "client", make={"session": 1, "store.create": 1}, trips=PREPARE_TRIPS)
     online = False
-    counted: set[tuple[str, str, str]] = set()
+    done = Counter[tuple[str, str, str]]()
     for part in steps.parts:
         if part.phase == "online" and not online:
             online = True
@@ -138,17 +140,17 @@ def turns(steps: Steps) -> Iterator[Turn]:
             make = {"session": 1, "store.claim": 1}
             yield Turn(SESSION, "online", "session", "client", make=make, trips=INFER_TRIPS)
         row = part.layer, part.phase, part.kind
-        yield from _of(steps, part, again=row in counted)
-        counted.add(row)
+        yield from _of(steps, part, done[row])
+        done[row] += 1
 
 
-def _of(steps: Steps, part: Part, *, again: bool) -> Iterator[Turn]:
+def _of(steps: Steps, part: Part, before: int) -> Iterator[Turn]:
     """A part is one turn for each of its senders; without any, work of one party alone.
 
-    ``again`` says that its row was counted with an earlier part.
+    ``before`` says how many parts of the same layer, phase and kind came before.
     """
     bare = Turn(part.layer, part.phase, part.kind, "server" if part.kind == "clear" else "client")
-    counts: Mapping[str, int] = {} if again else _counts(steps, bare)
+    counts: Mapping[str, int] = {} if before else _counts(steps, bare)
     if part.kind == "clear":
         yield replace(bare, make=steps.products[part.layer].clear, counts=counts)
     elif not part.senders:
@@ -156,7 +158,7 @@ def _of(steps: Steps, part: Part, *, again: bool) -> Iterator[Turn]:
     for number, letter in enumerate(part.senders):
         sender: Party = "client" if letter == "C" else "server"
         count = part.senders.count(letter)
-        turn = _turn(steps, replace(bare, sender=sender), first=number == 0)
+        turn = _turn(steps, replace(bare, sender=sender), before + number)
         nbytes = (part.up if letter == "C" else part.down) // count
         own: Mapping[str, int] = {} if number else counts
         yield replace(turn, nbytes=nbytes, make=_share(turn.make, count), take=_share(turn.take, count), counts=own)
@@ -173,10 +175,9 @@ def _counts(steps: Steps, turn: Turn) -> Mapping[str, int]:
             return {"macs": steps.products[turn.layer].macs}
         case "garble", _:
             layer = steps.relus[turn.layer]
-            stored = relu.stored(layer.modulus, layer.shift, layer.count, layer.garbler, layer.batch)
-            transfers = layer.count * relu.ots(layer.modulus)
-            work = {"relus": layer.count, "and_gates": _gates(layer), "transfers": transfers}
-            return work | dict(zip(("stored_client", "stored_server"), stored, strict=True))
+            client, server = relu.stored(layer)
+            work = {"relus": layer.count, "and_gates": _gates(layer), "transfers": layer.count * relu.ots(layer)}
+            return work | {"stored_client": client, "stored_server": server}
         case "evaluate", _:
             return {"relus": steps.relus[turn.layer].count}
         case "truncate", "offline":
@@ -193,17 +194,18 @@ def _share(work: Work, count: int) -> Work:
     return {kind: units / count for kind, units in work.items()}
 
 
-def _turn(steps: Steps, turn: Turn, *, first: bool) -> Turn:
+def _turn(steps: Steps, turn: Turn, number: int) -> Turn:
     match turn.kind, turn.phase:
         case "keys", _:
             primes = _primes(next(iter(steps.products.values())).layout)
             return replace(turn, make={f"{primes}.keys": 1}, take={f"{primes}.receive": 1})
         case "transfers", _:
-            return turn if first else replace(turn, make={"ot.base.receive": 1}, take={"ot.base.send": 1})
+            # who opens a pair of base transfers is its sender; the other chooses
+            return replace(turn, make={"ot.base.receive": 1}, take={"ot.base.send": 1}) if number % 2 else turn
         case "he", _:
             return _linear(turn, steps.products[turn.layer])
         case "garble", _:
-            return _garble(turn, steps.relus[turn.layer])
+            return _garble(turn, steps.relus[turn.layer], number)
         case "evaluate", _:
             return _evaluate(turn, steps.relus[turn.layer])
         case "truncate", _:
@@ -237,35 +239,47 @@ def _linear(turn: Turn, product: Product) -> Turn:
     return replace(turn, make=make, take=take, parallel=product.layout.outputs)
 
 
-def _garble(turn: Turn, layer: ReluLayer) -> Turn:
-    variant = f"gc-full.{layer.garbler}"
-    pieces = len(layer.spans)
-    if turn.sender != layer.garbler:
-        transfers = relu.ots(layer.modulus) * layer.count
-        return replace(turn, make={"ot.choose": transfers}, take={"ot.send": transfers}, pieces=pieces)
-    make, take = _circuits(f"{variant}.garble", layer), {f"{variant}.take": _gates(layer)}
-    return replace(turn, make=make, take=take, aside={"store.write": _stored(layer)}, pieces=pieces)
+def _garble(turn: Turn, layer: ReluLayer, step: int) -> Turn:
+    """Offline: 0, the evaluator chooses labels; 1, circuits; 2, where the product is made outside, its answer."""
+    if step == 0:
+        transfers = layer.chosen * layer.count
+        make, take = {"ot.choose": transfers}, {"ot.send": transfers}
+        return replace(turn, make=make, take=take, pieces=len(layer.spans))
+    if step == 2:
+        return replace(turn, take={"element": layer.count})
+    make, take = _circuits("garble", layer), _circuits("take", layer, batches=False)
+    return replace(turn, make=make, take=take, aside={"store.write": _stored(layer)}, pieces=len(layer.spans))
 
 
 def _evaluate(turn: Turn, layer: ReluLayer) -> Turn:
-    variant = f"gc-full.{layer.garbler}"
     if turn.sender != layer.garbler:
         return replace(turn, take={"element": layer.count})
-    take = {**_circuits(f"{variant}.evaluate", layer), "store.read": _stored(layer)}
-    return replace(turn, make={f"{variant}.label": _gates(layer)}, take=take, pieces=len(layer.spans))
+    make, take = _circuits("label", layer, batches=False), _circuits("evaluate", layer)
+    return replace(turn, make=make, take={**take, "store.read": _stored(layer)}, pieces=len(layer.spans))
 
 
 def _gates(layer: ReluLayer) -> int:
     return layer.circuit.and_gates * layer.count
 
 
-def _circuits(unit: str, layer: ReluLayer) -> Work:
-    """A gate costs something for each instance, and something for each batch."""
-    return {unit: _gates(layer), f"{unit}.gate": layer.circuit.and_gates * len(layer.spans)}
+def unit(layer: ReluLayer, step: str) -> str:
+    """Name of the unit of one step of a layer's protocol; both protocols of the sign alone have the same."""
+    return f"{'gc-full' if layer.sign is None else 'sign'}.{layer.garbler}.{step}"
+
+
+def _circuits(step: str, layer: ReluLayer, *, batches: bool = True) -> Work:
+    """A gate costs something for each instance and for each batch; a product outside, something for each ReLU."""
+    name = unit(layer, step)
+    work: dict[str, float] = {name: _gates(layer)}
+    if batches:
+        work[f"gc-full.{layer.garbler}.{step}.gate"] = layer.circuit.and_gates * len(layer.spans)
+    if layer.sign is not None:
+        work[f"{name}.relu"] = layer.count
+    return work
 
 
 def _stored(layer: ReluLayer) -> int:
-    return sum(relu.stored(layer.modulus, layer.shift, layer.count, layer.garbler, layer.batch))
+    return sum(relu.stored(layer))
 
 
 def _truncate(turn: Turn, layer: TruncationLayer) -> Turn:

@@ -33,12 +33,14 @@ from deepreshape.private.linear import Convolution, lay_out
 from deepreshape.private.material import Reading, Writing
 from deepreshape.private.probe import adjusted
 from deepreshape.private.program import Conv2d
-from deepreshape.private.relu import Evaluator, Garbler, Prepared, ReluLayer, Role
+from deepreshape.private.relu import Party, Prepared, ReluLayer, Role
 from deepreshape.private.session import Agreement, client_session, server_session
 from deepreshape.private.shares import Randomness, Ring
+from deepreshape.private.sign import Window
 from deepreshape.private.stopwatch import Step, both, fastest, least
 from deepreshape.private.store import Binding, Store
 from deepreshape.private.truncate import TruncationLayer
+from deepreshape.private.turns import unit
 from deepreshape.private.wire import Endpoint, listen
 
 RING = Ring(32)
@@ -182,51 +184,69 @@ def _transfer(count: int) -> tuple[float, ...]:
 def _relus(rounds: int) -> Units:
     few, many = BATCH // 8, 2 * BATCH
     units: Units = {}
-    transfers = _transfers(1)
+    transfers = _transfers(rounds)
+
+    def timed(layer: ReluLayer) -> dict[str, float]:
+        rows = [_relu(layer, transfers) for _ in range(rounds)]
+        return dict(zip(("garble", "take", "label", "evaluate"), least(rows), strict=True))
+
     for garbler in ("server", "client"):
         layers = [ReluLayer("calibration", RING, 11, count, garbler) for count in (few, many)]
         gates = layers[0].circuit.and_gates
-        small, large = (least([_relu(layer, transfers) for _ in range(rounds)]) for layer in layers)
-        for number, step in enumerate(("garble", "take", "label", "evaluate")):
-            name = f"gc-full.{garbler}.{step}"
+        small, large = map(timed, layers)
+        for step in large:
+            name = unit(layers[0], step)
             if step in ("take", "label"):
-                units[name] = large[number] / many / gates
+                units[name] = large[step] / many / gates
             else:
-                units |= _line(name, (1, few, small[number] / gates), (2, many, large[number] / gates))
+                units |= _line(name, "gate", (1, few, small[step] / gates), (2, many, large[step] / gates))
+        narrow, wide = (
+            ReluLayer("calibration", RING, 11, many, garbler, sign=Window(RING, low, RING.bits)) for low in (20, 0)
+        )
+        small, large = timed(narrow), timed(wide)
+        for step in large:
+            sizes = [(many, many * layer.circuit.and_gates) for layer in (narrow, wide)]
+            units |= _line(unit(wide, step), "relu", (*sizes[0], small[step]), (*sizes[1], large[step]))
     return units
 
 
-def _line(name: str, *points: tuple[int, int, float]) -> Units:
-    """Seconds of an instance and of a batch, from (batches, instances, seconds) at two sizes."""
+def _line(name: str, other: str, *points: tuple[int, int, float]) -> Units:
+    """Seconds of two things, from (how many of the other, how many of the first, seconds) at two sizes."""
     (one, few, short), (two, many, long) = points
     each = (long - two / one * short) / (many - two / one * few)
     if not 0 < each * few <= short:  # too noisy for two unknowns
-        return {name: long / many, f"{name}.gate": 0.0}
-    return {name: each, f"{name}.gate": (short - each * few) / one}
+        return {name: long / many, f"{name}.{other}": 0.0}
+    return {name: each, f"{name}.{other}": (short - each * few) / one}
 
 
 def _relu(layer: ReluLayer, transfers: Units) -> tuple[float, ...]:
     """Seconds of the garbler offline, evaluator offline, garbler online, evaluator online; transfers taken off."""
     session, rng = os.urandom(32), Randomness()
     share, mask, theirs = (layer.modulus.random(layer.count, rng) for _ in range(3))
-    engines: dict[Role, Garbler | Evaluator] = {}
+    parties: dict[Role, Party | None] = {}
     kept: dict[Role, list[Prepared]] = {}
 
     def start(role: Role) -> Step:
         def step(channel: Channel) -> None:
-            engines[role] = (Garbler if role == layer.garbler else Evaluator).start(channel, session)
+            parties[role] = relu.start(channel, role, [layer], session)
 
         return step
 
-    def client_offline(channel: Channel) -> None:
-        kept["client"] = list(relu.client_offline(channel, layer, engines["client"], share, mask))
+    def offline(role: Role) -> Step:
+        def step(channel: Channel) -> None:
+            party = parties[role]
+            assert party is not None  # noqa: S101 - there is a layer
+            if role == "client":
+                given = relu.client_offline(channel, layer, party, share, mask)
+            else:
+                given = relu.server_offline(channel, layer, party)
+            kept[role] = [prepared for prepared in given if prepared is not None]
 
-    def server_offline(channel: Channel) -> None:
-        kept["server"] = list(relu.server_offline(channel, layer, engines["server"]))
+        return step
 
     both(start("client"), start("server"))
-    offline = dict(zip(("client", "server"), both(client_offline, server_offline), strict=True))
-    online = dict(
+    first = dict(zip(("client", "server"), both(offline("client"), offline("server")), strict=True))
+    second = dict(
         zip(
             ("client", "server"),
             both(
@@ -237,18 +257,18 @@ def _relu(layer: ReluLayer, transfers: Units) -> tuple[float, ...]:
         )
     )
     evaluator = "client" if layer.garbler == "server" else "server"
-    count = relu.ots(layer.modulus) * layer.count
+    count = layer.chosen * layer.count
     return (
-        max(offline[layer.garbler] - count * transfers["ot.send"], 0.0),
-        max(offline[evaluator] - count * transfers["ot.choose"], 0.0),
-        online[layer.garbler],
-        online[evaluator],
+        max(first[layer.garbler] - count * transfers["ot.send"], 0.0),
+        max(first[evaluator] - count * transfers["ot.choose"], 0.0),
+        second[layer.garbler],
+        second[evaluator],
     )
 
 
 def _truncations(rounds: int) -> Units:
     layer = TruncationLayer("calibration", RING, 11, 1 << 16)
-    transfers = _transfers(1)
+    transfers = _transfers(rounds)
     client, server, answer, finish = least([_truncation(layer, transfers) for _ in range(rounds)])
     return {
         "truncate.client.offline": max(client, 0.0) / layer.count,
