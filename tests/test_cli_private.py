@@ -103,7 +103,7 @@ def test_two_parties_with_certificates(model: Path, tmp_path: Path):
         np.save(tmp_path / "wide.npy", np.zeros((1, 9, 9)))
         wrong = call("private", "query", str(tmp_path / "wide.npy"), *place)
         assert (wrong.code, "has shape (1, 9, 9), the network takes (1, 8, 8)" in wrong.err) == (2, True)
-        assert json.loads(server.communicate(timeout=60)[0]) == {"served": 4, "failed": 0}
+        assert json.loads(server.communicate(timeout=60)[0]) == {"served": 4, "failed": 0, "refused": 0}
 
 
 @pytest.mark.parametrize(
