@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from programs import ONE_RELU as PROGRAM
 from programs import random_inputs
 
 from deepreshape.private import party, plain
@@ -18,15 +19,11 @@ from deepreshape.private.certificates import create_authority, issue
 from deepreshape.private.channel import ProtocolError
 from deepreshape.private.party import Admit, Client, LostBatchError, Work, serve
 from deepreshape.private.plan import Plan
-from deepreshape.private.program import Flatten, Program, Relu
-from deepreshape.private.server import Model
 from deepreshape.private.program_bytes import digest
+from deepreshape.private.server import Model
 from deepreshape.private.session import Agreement, ConfigurationMismatchError, client_session
-from deepreshape.private.shares import Ring
 from deepreshape.private.store import SpentError, Store
 from deepreshape.private.wire import Endpoint, PeerAbortedError, listen
-
-PROGRAM = Program(Ring(16), (2, 3), 4, 99, (Flatten("f", ("input",)), Relu("r", ("f",), 2)))
 
 
 @dataclass

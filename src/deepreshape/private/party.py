@@ -100,7 +100,7 @@ class Client:
             progress: is told how far it is.
 
         Raises:
-            ProtocolError: if the session fails; then nothing is stored.
+            ProtocolError: if the session fails. Nothing is stored then, unless only its farewell was lost.
             StoreError: if the batch cannot be written.
         """
         (made,) = self._prepare(self._connect(), 1, observe, progress)
