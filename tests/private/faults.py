@@ -251,14 +251,12 @@ class Talk:
 
 def _visit(endpoint: Endpoint, port: int) -> bytes:
     with client_session(endpoint.connect("127.0.0.1", port), AGREEMENT) as session:
-        result = play(session.channel, "client")
-    return result
+        return play(session.channel, "client")
 
 
 def _attend(channel: WireChannel) -> bytes:
     with server_session(channel, lambda _: AGREEMENT) as session:
-        result = play(session.channel, "server")
-    return result
+        return play(session.channel, "server")
 
 
 SCRIPTED = Talk(_visit, _attend)

@@ -96,7 +96,7 @@ ONE_RELU = Program(Ring(16), (2, 3), 4, 99, (Flatten("f", ("input",)), Relu("r",
 
 
 def every_kind() -> Program:
-    """The smallest program whose run has frames of every kind: a linear layer, and a ReLU with a mask that truncates."""
+    """The smallest program whose run has frames of every kind: a linear layer, and a ReLU with a mask."""
     rng = np.random.default_rng(5)
     ops = (
         Flatten("flat", ("input",)),

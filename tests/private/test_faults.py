@@ -1,4 +1,4 @@
-"""The whole protocol under every fault of every frame: how both sides end, what is spent, and that the next goes well."""
+"""The whole protocol under every fault of every frame: how both ends end, what is spent, and the next session."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class Pair:
         assert not self.fresh("client") & self.spent("server") - {self.batch}
 
     def query_well(self) -> None:
-        """A query goes well, with a batch of both or with a new one; useless halves of the client only go by the way."""
+        """A query goes well, with a batch of both or a new one; halves that the client alone has go by the way."""
         for _ in range(3):
             if not self.fresh("client"):
                 assert self.meet("prepare")[1] == b"\1"
@@ -99,7 +99,7 @@ def check_prepared(pair: Pair, way: str, broken: int, calm: Relay, new: dict[str
 
 
 def check_used(pair: Pair, way: str, broken: int) -> bool:
-    """The server claims when it has the client's confirmation (up, 1), the client when it has the server's (down, 1)."""
+    """The server claims on the client's confirmation (frame 1 up), the client on the server's (frame 1 down)."""
     spent = {role: pair.batch in pair.spent(role) for role in pair.stores}
     return spent == {"client": broken >= 2, "server": broken >= (2 if way == "up" else 1)}
 
