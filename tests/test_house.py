@@ -85,6 +85,62 @@ def test_private_needs_no_torch(path: Path):
     assert path.name == "lower.py" or not heavy
 
 
+CODE_FROM_DATA = {"pickle", "marshal", "shelve", "dill", "cloudpickle", "joblib", "multiprocessing"}
+"""What can make code run out of data; the last one pickles what it passes on."""
+BUILTINS = {"eval", "exec", "compile", "__import__"}
+METHODS = {"load", "loads", "read_pickle", "system", "popen"}
+SAFE = {"json.loads", "target.load"}
+"""The last one is of the lattice library; it loads a container that is written here, around checked residues."""
+
+
+def risky(tree: ast.AST) -> list[str]:
+    """Where a source could run what somebody else has written."""
+    found: list[str] = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module or ""]
+            found += [f"imports {name}" for name in names if name.split(".")[0] in CODE_FROM_DATA]
+        if not isinstance(node, ast.Call):
+            continue
+        called = ast.unparse(node.func)
+        given = {word.arg: ast.unparse(word.value) for word in node.keywords}
+        name, method = called.removeprefix("builtins."), called.rpartition(".")[2] if "." in called else ""
+        array = called == "np.load" and given.get("allow_pickle") == "False"
+        if name in BUILTINS or (method in METHODS and called not in SAFE and not array):
+            found.append(f"calls {called}, line {node.lineno}")
+        if given.get("shell", "False") != "False" or given.get("allow_pickle", "False") != "False":
+            found.append(f"calls {called} with a shell or a pickle, line {node.lineno}")
+    return found
+
+
+@pytest.mark.parametrize(
+    "path",
+    [*sorted((SOURCE / "private").rglob("*.py")), SOURCE / "cli" / "private.py"],
+    ids=lambda path: f"{path.parent.name}/{path.name}",
+)
+def test_private_never_runs_what_came_as_data(path: Path):
+    assert risky(ast.parse(path.read_text())) == []
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "import pickle",
+        "from pickle import loads",
+        "import multiprocessing.pool",
+        "eval(text)",
+        "builtins.exec(text)",
+        "torch.load(path)",
+        "np.load(path)",
+        "np.load(path, allow_pickle=True)",
+        "numpy.lib.format.read_array(file, allow_pickle=flag)",
+        "subprocess.run(text, shell=True)",
+    ],
+)
+def test_the_scan_sees_it(line: str):
+    assert risky(ast.parse(line))
+
+
 def test_importing_the_package_does_not_import_torch():
     code = "import sys, deepreshape, deepreshape.cli; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
