@@ -174,3 +174,11 @@ def test_no_machine_path_is_in_the_repository():
             assert not re.search(
                 r"/(work|root|home)/", path.read_text(errors="ignore").replace("/(work|root|home)/", "")
             ), name
+
+
+def test_every_attack_in_the_security_page_names_a_test_that_is_there():
+    named = re.findall(r"`((?:tests/)?test_\w+\.py)::(test_\w+)`", (ROOT / "SECURITY.md").read_text())
+    assert len(named) > 30
+    for file, test in named:
+        path = ROOT / file if file.startswith("tests/") else ROOT / "tests" / "private" / file
+        assert f"def {test}(" in path.read_text(), f"{file}::{test}"
