@@ -23,8 +23,13 @@ from deepreshape.private import plain
 from deepreshape.private.caps import SHOWN, Caps
 from deepreshape.private.channel import Frame, ProtocolError
 from deepreshape.private.party import Client
+from deepreshape.private.plan import Plan
+from deepreshape.private.server import Model
+from deepreshape.private.service import Service
 from deepreshape.private.session import HELLO_BYTES
-from deepreshape.private.wire import ConnectionLostError, Limits, PeerAbortedError, WireChannel
+from deepreshape.private.status import check_loopback
+from deepreshape.private.store import Store
+from deepreshape.private.wire import ConnectionLostError, Limits, PeerAbortedError, WireChannel, listen
 
 Open = Callable[[Client], WireChannel]
 X = random_inputs(ONE_RELU, 1, 1)
@@ -264,3 +269,17 @@ def test_status_tells_counts_and_no_more(tmp_path: Path) -> None:
         assert "ann" not in text + json.dumps(found)
         assert read(server, "/secrets")[0] == 404
         assert read(server, "/status", "evil.example")[0] == 403
+
+
+def test_a_process_with_other_threads_is_refused(tmp_path: Path) -> None:
+    with served(tmp_path), listen("127.0.0.1", 0) as door, ThreadPoolExecutor(1) as threads:
+        threads.submit(int).result()
+        endpoint = Endpoint(Credentials.within(tmp_path, "server", "s"))
+        service = Service(door, endpoint, Model(ONE_RELU, Plan(ONE_RELU)), Store(tmp_path / "other"))
+        with pytest.raises(RuntimeError, match="without other threads"):
+            service.run()
+
+
+def test_a_status_page_that_other_machines_could_read_is_refused() -> None:
+    with listen("0.0.0.0", 0) as door, pytest.raises(ValueError, match=r"listens on 0\.0\.0\.0; only loopback"):  # noqa: S104
+        check_loopback(door)

@@ -45,9 +45,12 @@ from deepreshape.private.wire import Arrival, Endpoint, WireChannel
 
 GRACE_S = 5.0
 """How long a session that was told to end may take to clean up, before it is killed."""
+PAUSE_S = 0.1
+"""How long the front waits before it tries again when the system has no descriptors left."""
 ASKED: dict[bytes, Work] = {b"p": "prepare", b"q": "query"}
 """What a session's process asks the front for, in one byte. A byte is the answer; its report at its end is JSON."""
 YES, NO = b"y", b"n"
+ENDING = "ended, because the server is ending"
 DONE: dict[Work, str] = {"prepare": "prepared a batch", "query": "answered a query"}
 
 Notify = Callable[[str], None]
@@ -126,7 +129,8 @@ class Service:
             self._selector.register(self._door, selectors.EVENT_READ, self._accept)
             while not self._stopped and self._wanted(sessions) > 0:
                 if page:
-                    status.write(page, self.status())
+                    with suppress(OSError):  # a full disk makes the page stale, and ends no session
+                        status.write(page, self.status())
                 for key, _ in self._selector.select(self._patience()):
                     key.data()
                 self._turn_away_the_slow()
@@ -152,8 +156,11 @@ class Service:
     def _accept(self) -> None:
         try:
             sock, address = self._door.accept()
-        except OSError:  # it is gone again, or no descriptors are left, which the oldest then gives back
+        except (BlockingIOError, ConnectionError):  # it is gone again
+            return
+        except OSError:  # no descriptors are left: those without a certificate give theirs back
             self._turn_away_the_oldest(0)
+            time.sleep(PAUSE_S)
             return
         self._turn_away_the_oldest(self.book.caps.arrivals - 1)
         try:
@@ -171,6 +178,9 @@ class Service:
             channel = arrival.advance()
         except ProtocolError as error:
             self._refuse(self._forget(arrival), error)
+            return
+        except Exception as error:  # whoever knocks, and with whatever certificate, cannot end the server
+            self._turn_away(arrival, f"unforeseen {type(error).__name__}")
             return
         if channel is None:
             self._selector.modify(arrival, arrival.events, partial(self._advance, arrival))
@@ -261,8 +271,8 @@ class Service:
         del self._sessions[session.pid]
         try:
             report: dict[str, Any] = json.loads(session.heard)
-        except ValueError:  # killed before it could report
-            report = {"error": f"its process ended with status {code}", "traffic": {}}
+        except ValueError:  # it ended before it could report
+            report = {"error": ENDING if self._stopped else f"its process ended with status {code}", "traffic": {}}
         outcome: Outcome = "refused" if session.refusal else "failed" if report["error"] else "served"
         self.ended[outcome] += 1
         self.book.leave(session.peer.fingerprint, session.work, outcome, **report["traffic"])
@@ -293,28 +303,37 @@ class Service:
     # -- processes and signals
 
     def _fork(self, work: Callable[[], None], *ends: socket.socket) -> int:
-        """Do ``work`` in a process of its own, which closes ``ends`` and all that is the front's; its id."""
+        """Do ``work`` in a process of its own, which closes ``ends`` and all that is the front's; its id.
+
+        Raises:
+            OSError: if there can be no more processes.
+        """
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
-        pid = os.fork()
-        if not pid:
+        try:
+            if pid := os.fork():
+                return pid
             try:
-                signal.set_wakeup_fd(-1)
-                signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends it to all; the front decides
-                signal.signal(signal.SIGTERM, _exit)
-                resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-                for end in (self._door, *ends, *(session.line for session in self._sessions.values())):
-                    end.close()
-                for arrival in self._arrivals:
-                    arrival.close()
-                self._selector.close()
-                os.close(self._alive[1])
-                threading.Thread(target=_end_with_the_front, args=(self._alive[0],), daemon=True).start()
+                self._leave_the_front(*ends)
                 signal.pthread_sigmask(signal.SIG_SETMASK, mask)
                 work()
             finally:
                 os._exit(0)  # nothing of the front's own ending happens here too
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        return pid
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+    def _leave_the_front(self, *ends: socket.socket) -> None:
+        """In a process just forked: give up what is the front's, and end when it ends."""
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends it to all; the front decides
+        signal.signal(signal.SIGTERM, _exit)
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        for end in (self._door, *ends, *(session.line for session in self._sessions.values())):
+            end.close()
+        for arrival in self._arrivals:
+            arrival.close()
+        self._selector.close()
+        os.close(self._alive[1])
+        threading.Thread(target=_end_with_the_front, args=(self._alive[0],), daemon=True).start()
 
     @contextmanager
     def _page(self, door: socket.socket) -> Generator[Path]:
@@ -372,7 +391,7 @@ def _attend(line: socket.socket, channel: WireChannel, model: Model, store: Stor
         try:
             serve(channel, model, store, admit)
         except SystemExit:
-            error = "ended, because the server is ending"
+            error = ENDING
         except PrivateError as reason:
             error = str(reason)
         except BaseException as reason:
