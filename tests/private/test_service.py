@@ -21,6 +21,7 @@ from services import Served, served
 
 from deepreshape.private import plain
 from deepreshape.private.caps import SHOWN, Caps
+from deepreshape.private.certificates import Credentials
 from deepreshape.private.channel import Frame, ProtocolError
 from deepreshape.private.party import Client
 from deepreshape.private.plan import Plan
@@ -29,7 +30,7 @@ from deepreshape.private.service import Service
 from deepreshape.private.session import HELLO_BYTES
 from deepreshape.private.status import check_loopback
 from deepreshape.private.store import Store
-from deepreshape.private.wire import ConnectionLostError, Limits, PeerAbortedError, WireChannel, listen
+from deepreshape.private.wire import ConnectionLostError, Endpoint, Limits, PeerAbortedError, WireChannel, listen
 
 Open = Callable[[Client], WireChannel]
 X = random_inputs(ONE_RELU, 1, 1)
