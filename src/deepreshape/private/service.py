@@ -38,6 +38,7 @@ from deepreshape.private import PrivateError, status
 from deepreshape.private.caps import SHOWN, Book, CapError, Caps, Outcome
 from deepreshape.private.certificates import Peer
 from deepreshape.private.channel import ProtocolError
+from deepreshape.private.engines import engine
 from deepreshape.private.party import Work, serve
 from deepreshape.private.server import Model
 from deepreshape.private.store import Store
@@ -119,6 +120,7 @@ class Service:
         """
         if threading.active_count() > 1:
             raise RuntimeError("a service forks, so it needs a process without other threads")
+        engine().prepare()  # once, and not in every session's process
         with ExitStack() as stack:
             stack.callback(self._close)
             stack.enter_context(self._store.reserved())
