@@ -102,10 +102,14 @@ def test_batches_are_counted_by_peer_whatever_the_program_and_those_being_made_t
     with pytest.raises(CapError, match="2 batches held"):
         book.admit(ANN, "prepare")
     book.leave(ANN, "prepare", "failed")
+    with pytest.raises(CapError, match="2 batches held"):
+        book.admit(ANN, "prepare", 2)
     put(store, ANN, 2, program="ef")
     with pytest.raises(CapError, match="2 batches held"):
         book.admit(ANN, "prepare")
-    book.admit(BOB, "prepare")
+    book.admit(BOB, "prepare", 2)
+    book.leave(BOB, "prepare", "served", count=2)
+    assert (book.tallies[BOB].preparing, book.tallies[BOB].prepared) == (0, 2)
 
 
 def test_old_batches_are_spent_and_make_room(store: Store) -> None:

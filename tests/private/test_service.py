@@ -87,7 +87,7 @@ def test_several_clients_at_once_and_each_gets_its_own_answer(open_session: Open
         assert status(server)["running"] == 1
         told = server.stop()
     assert json.loads(told[-1])["served"] == 8
-    assert sum("prepared a batch" in line for line in told) == sum("answered a query" in line for line in told) == 4
+    assert sum("prepared batches: 1" in line for line in told) == sum("answered a query" in line for line in told) == 4
 
 
 def test_caps_hold_for_each_client_and_say_precisely_which(open_session: Open, tmp_path: Path) -> None:
@@ -108,10 +108,10 @@ def test_caps_hold_for_each_client_and_say_precisely_which(open_session: Open, t
             channel.abort("over")
         until(lambda: status(server)["running"] == 0)
 
-        for _ in range(2):
-            ann.prepare()
+        ann.prepare()
         with pytest.raises(PeerAbortedError):  # it was greeted: it is told the one code
-            ann.prepare()
+            list(ann.prepare_several(2))
+        ann.prepare()
         bob.prepare()  # is not held to what another has
         assert np.array_equal(ann.infer(X[0]).output, EXPECTED)
         left = ann.store.folder / "fresh"

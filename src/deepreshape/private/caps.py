@@ -114,8 +114,8 @@ class Book:
         self._refuse_at(tally, self.running, caps.sessions, "sessions at once in all (sessions)")
         tally.running += 1
 
-    def admit(self, client: str, work: Work) -> None:
-        """A client in a session says what it wants.
+    def admit(self, client: str, work: Work, count: int = 1) -> None:
+        """A client in a session says what it wants, and with how many batches.
 
         Raises:
             CapError: if it has had enough.
@@ -124,9 +124,9 @@ class Book:
         tally, caps = self.tallies[client], self.caps
         if work == "prepare":
             self._store.expire(caps.batch_days * DAY_S)
-            held = self._store.held()[client] + tally.preparing
-            self._refuse_at(tally, held, caps.batches_each, "batches held (batches_each)")
-            tally.preparing += 1
+            most = self._store.held()[client] + tally.preparing + count - 1
+            self._refuse_at(tally, most, caps.batches_each, "batches held (batches_each)")
+            tally.preparing += count
             return
         now = self._clock()
         while tally.queries and tally.queries[0] <= now - DAY_S:
@@ -143,15 +143,26 @@ class Book:
         work: Work | None,
         outcome: Outcome,
         *,
+        count: int = 1,
         sent: int = 0,
         received: int = 0,
         seconds: float = 0.0,
     ) -> None:
-        """A session is over. ``work`` is what it was admitted to, the rest its payload in bytes, and its time."""
+        """A session is over.
+
+        Args:
+            client: whose it was.
+            work: what it was admitted to, if to anything.
+            outcome: how it ended.
+            count: of batches.
+            sent: payload to the client, in bytes.
+            received: payload from it, in bytes.
+            seconds: how long it took.
+        """
         tally = self.tallies[client]
         tally.running -= 1
-        tally.preparing -= work == "prepare"
-        tally.prepared += outcome == "served" and work == "prepare"
+        tally.preparing -= count * (work == "prepare")
+        tally.prepared += count * (outcome == "served" and work == "prepare")
         tally.answered += outcome == "served" and work == "query"
         tally.failed += outcome == "failed"
         tally.bytes_sent += sent

@@ -49,10 +49,10 @@ GRACE_S = 5.0
 PAUSE_S = 0.1
 """How long the front waits before it tries again when the system has no descriptors left."""
 ASKED: dict[bytes, Work] = {b"p": "prepare", b"q": "query"}
-"""What a session's process asks the front for, in one byte. A byte is the answer; its report at its end is JSON."""
+"""What a session's process asks the front for: this byte, and one for the number of batches. A byte is the answer; the
+report at its end is JSON."""
 YES, NO = b"y", b"n"
 ENDING = "ended, because the server is ending"
-DONE: dict[Work, str] = {"prepare": "prepared a batch", "query": "answered a query"}
 
 Notify = Callable[[str], None]
 
@@ -65,6 +65,7 @@ class _Session:
     line: socket.socket
     peer: Peer
     work: Work | None = None
+    count: int = 1
     refusal: str = ""
     heard: bytearray = field(default_factory=bytearray)
 
@@ -250,19 +251,19 @@ class Service:
             data = b""
         if not data:
             self._bury(session)
-        elif data in ASKED:
+        elif data[:1] in ASKED:
             with suppress(OSError):  # it may have died since
-                session.line.send(YES if self._admit(session, ASKED[data]) else NO)
+                session.line.send(YES if self._admit(session, ASKED[data[:1]], data[1]) else NO)
         else:
             session.heard += data
 
-    def _admit(self, session: _Session, work: Work) -> bool:
+    def _admit(self, session: _Session, work: Work, count: int) -> bool:
         try:
-            self.book.admit(session.peer.fingerprint, work)
+            self.book.admit(session.peer.fingerprint, work, count)
         except PrivateError as error:
             session.refusal = str(error)
             return False
-        session.work = work
+        session.work, session.count = work, count
         return True
 
     def _bury(self, session: _Session) -> None:
@@ -277,9 +278,9 @@ class Service:
             report = {"error": ENDING if self._stopped else f"its process ended with status {code}", "traffic": {}}
         outcome: Outcome = "refused" if session.refusal else "failed" if report["error"] else "served"
         self.ended[outcome] += 1
-        self.book.leave(session.peer.fingerprint, session.work, outcome, **report["traffic"])
-        said = session.refusal or report["error"] or (DONE[session.work] if session.work else "nothing was done")
-        self._notify(f"{_called(session.peer)}: {said}")
+        self.book.leave(session.peer.fingerprint, session.work, outcome, count=session.count, **report["traffic"])
+        done = "answered a query" if session.work == "query" else f"prepared batches: {session.count}"
+        self._notify(f"{_called(session.peer)}: {session.refusal or report['error'] or done}")
 
     def _end_sessions(self) -> None:
         """Tell all to end, and kill those that do not."""
@@ -384,8 +385,8 @@ def _attend(line: socket.socket, channel: WireChannel, model: Model, store: Stor
     """What a session's process does: the session, and a report of it on its line to the front."""
     began, error = time.monotonic(), ""
 
-    def admit(work: Work) -> None:
-        line.sendall(next(byte for byte, asked in ASKED.items() if asked == work))
+    def admit(work: Work, count: int) -> None:
+        line.sendall(next(byte for byte, asked in ASKED.items() if asked == work) + bytes([count]))
         if line.recv(1) != YES:
             raise CapError("the front refused it")
 
