@@ -2,25 +2,29 @@
 
     python benchmarks/engines.py --spu-python VENV/bin/python --out benchmarks/results/engines.jsonl
 
+A table of the same name with the suffix .md is written beside it.
+
 Parties are processes on this machine, over loopback: ours over TLS 1.3, SPU's over plain TCP. In every round each
 engine makes one inference, one after the other, so that all see the same machine. Ours makes keys, base transfers and
 all offline material anew in every round; SPU makes its keys and first correlations in ``first_call``, a round of its
 own, and is then warm. Networks have random weights, on which run time does not depend; ``--model`` names trained ones.
-``max_difference`` is the largest distance of an output from the plain integer program's, in real units.
+``max_difference`` is the largest distance of an output from the plain integer program's, in real units;
+``expected_difference`` and ``bound`` say how far it should be, and how far it can be at all (``engines/real.py``).
 
 *Shares.* SPU's kernels as the server's log has them: the sign bits and the product with them are ReLU, all else linear.
 Ours: the server's seconds by layer, waits included, in one more inference with both parties in one process. A ReLU
 layer's time includes its truncation, for us; for SPU truncation counts as linear.
 
-Rows with ``kind: relu`` are for a layer of that many ReLUs behind a 1x1 convolution, without which SPU would have the
-client rectify its own input by itself. In every row ``us_per_relu`` and ``bytes_per_relu`` are the ReLUs' share divided
-by their number.
+Rows with ``kind: relu`` are for a layer of that many ReLUs behind a linear layer of one input, without which SPU would
+let the client rectify its own input by itself. In every row ``us_per_relu`` and ``bytes_per_relu`` are the ReLUs' share
+divided by their number.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import secrets
 import time
@@ -40,7 +44,7 @@ from torch import nn
 
 from deepreshape.engines.launch import Answer, Session, versions
 from deepreshape.engines.profile import Run
-from deepreshape.engines.real import bound
+from deepreshape.engines.real import bound, expected
 from deepreshape.engines.spu import CLIENT, FRACTION, PARTIES, SERVER
 from deepreshape.models import architecture, build
 from deepreshape.models.saved import load
@@ -51,7 +55,7 @@ from deepreshape.private.local import run_local
 from deepreshape.private.lower import lower
 from deepreshape.private.material import InMemory
 from deepreshape.private.plan import Plan
-from deepreshape.private.program import Conv2d, Program, Relu, Weights
+from deepreshape.private.program import Linear, Program, Relu, Weights
 from deepreshape.private.shares import Ring
 
 OURS = "deepreshape gc-full"
@@ -69,7 +73,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     about = {
-        "machine": f"{platform.machine()}, {torch.get_num_threads()} cores, all parties on one machine, loopback",
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, all parties on one machine, loopback",
+        "load_1min": round(os.getloadavg()[0], 2),
         "versions": {name: version(name) for name in ("deepreshape", "numpy", "cryptography", "tenseal")}
         | {f"spu's {name}": number for name, number in versions(options.spu_python).items()},
         "command": f"python benchmarks/engines.py --spu-python PYTHON --networks {' '.join(options.networks)} --model "
@@ -87,6 +92,7 @@ def main() -> None:
             print(lines[-1], flush=True)
             if options.out:
                 options.out.write_text("\n".join(lines) + "\n")
+                options.out.with_suffix(".md").write_text(table([json.loads(line) for line in lines]))
 
 
 @dataclass(frozen=True)
@@ -127,18 +133,17 @@ def integers(model: nn.Module, known: torch.Tensor, new: torch.Tensor) -> tuple[
 
 
 def relus(count: int) -> tuple[Program, NDArray[np.int64]]:
-    """A 1x1 convolution of one channel by one, and a layer of ReLUs."""
-    shape = 1, 256, count // 256
-    ops = Conv2d("convolution", ("input",), 1, 1, 1, 0), Relu("relu", ("convolution",))
-    one = Weights(np.ones((1, 1, 1, 1), np.int64), np.zeros(1, np.int64))
-    program = Program(Ring(32), shape, 12, 1 << 20, ops, {"convolution": one})
-    return program, np.random.default_rng(0).integers(-(1 << 20), 1 << 20, shape)
+    """A linear layer of one input, and as many ReLUs as outputs."""
+    ops = Linear("spread", ("input",), count, 8, 8), Relu("relu", ("spread",), 8)
+    weight = np.random.default_rng(0).integers(-255, 256, (count, 1))
+    own = {"spread": Weights(weight, np.zeros(count, np.int64))}
+    return Program(Ring(32), (1,), 12, 1 << 20, ops, own), np.array([1 << 20])
 
 
 def measure(case: Case, python: Path, rounds: int, ours: bool) -> list[dict[str, Any]]:
     """The rows of one case: all engines take turns in every round."""
     fraction = case.program.values[case.program.output].fraction
-    expected = from_fixed(plain.run(case.program, case.x[None])[0], fraction)
+    output = from_fixed(plain.run(case.program, case.x[None])[0], fraction)
     x = from_fixed(case.x, case.program.input_fraction)
     own: list[dict[str, Any]] = []
     with ExitStack() as stack:
@@ -152,8 +157,11 @@ def measure(case: Case, python: Path, rounds: int, ours: bool) -> list[dict[str,
         logs = {name: session.close() for name, session in sessions.items()}
     about = {"kind": case.kind, "network": case.name, "relus": case.program.relus, "n": rounds}
     rows = [about | our_row(own, time_by_kind(case), fraction)] if ours else []
-    limit = float(bound(case.program, FRACTION).max())
-    rows += [about | spu_row(name, answers[name], logs[name], expected, limit) for name in sessions]
+    limits = {
+        "expected_difference": float(f"{expected(case.program, FRACTION).max():.3g}"),
+        "bound": float(f"{bound(case.program, FRACTION).max():.3g}"),
+    }
+    rows += [about | spu_row(name, answers[name], logs[name], output) | limits for name in sessions]
     return [row | per_relu(row) for row in rows]
 
 
@@ -188,11 +196,9 @@ def relu_bytes(report: dict[str, Any]) -> float:
     return sum(size for is_relu, size in sizes if is_relu) / sum(size for _, size in sizes)
 
 
-def spu_row(
-    protocol: str, answers: list[Answer], logs: list[list[Run]], expected: NDArray[np.float64], limit: float
-) -> dict[str, Any]:
+def spu_row(protocol: str, answers: list[Answer], logs: list[list[Run]], output: NDArray[np.float64]) -> dict[str, Any]:
     warm = [runs[1:] for runs in logs]
-    revealed = 8 * expected.size * (len(logs) - 1)  # the others' shares of the output; the log does not count them
+    revealed = 8 * output.size * (len(logs) - 1)  # the others' shares of the output; the log does not count them
     mine, everyone = warm[SERVER], [run for runs in warm for run in runs]
     seconds = sum(run.relu.seconds for run in mine) / sum(run.seconds for run in mine)
     size = sum(run.relu.sent for run in everyone) / sum(run.sent for run in everyone)
@@ -211,8 +217,7 @@ def spu_row(
         "relu_share": {"seconds": round(seconds, 3), "bytes": round(size, 3)},
         "linear_share": {"seconds": round(1 - seconds, 3), "bytes": round(1 - size, 3)},
         "kernels": kernels(warm[SERVER][-1]),
-        "max_difference": max(float(np.abs(answer.output - expected).max()) for answer in answers),
-        "bound": limit,
+        "max_difference": max(float(np.abs(answer.output - output).max()) for answer in answers),
     }
 
 
@@ -224,6 +229,31 @@ def kernels(run: Run) -> dict[str, Any]:
 
 def spread(values: list[float]) -> dict[str, float]:
     return {"median": round(median(values), 3), "min": round(min(values), 3), "max": round(max(values), 3)}
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """The rows for a reader."""
+    versions = ", ".join(f"{name} {number}" for name, number in rows[0]["versions"].items())
+    lines = [
+        f"# Engines side by side\n\n`{rows[0]['command']}`\n",
+        f"{rows[0]['machine']}, load {rows[0]['load_1min']} at the start; {versions}. "
+        f"Medians of {rows[0]['n']}, smallest and largest in brackets. Ours: offline + online.\n",
+        "| network | ReLUs | engine | parties | seconds | first call, s | MB | rounds (ours) or sends | ReLU share: time | "
+        "bytes | us a ReLU | B a ReLU | max difference | expected |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        took = row["seconds"]
+        whole = f"{took['total']['median']} ({took['total']['min']} to {took['total']['max']})"
+        if "online" in took:
+            whole += f" = {took['offline']['median']} + {took['online']['median']}"
+        share = row["relu_share"]
+        cells = [row["network"], f"{row['relus']:,}", row["engine"], row["parties"], whole, took.get("first_call", "")]
+        cells += [f"{row['bytes']['total'] / 1e6:,.1f}", row.get("rounds", row.get("sends"))]
+        cells += [f"{share['seconds']:.0%}", f"{share['bytes']:.0%}", row["us_per_relu"], row["bytes_per_relu"]]
+        cells += [f"{row['max_difference']:.1e}", row.get("expected_difference", "")]
+        lines.append(f"| {' | '.join(map(str, cells))} |")
+    return "\n".join(lines) + "\n"
 
 
 @dataclass

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from programs import random_inputs, random_program
 
-from deepreshape.engines.real import Parameters, bound, evaluate, parameters
+from deepreshape.engines.real import Parameters, bound, evaluate, expected, parameters
 from deepreshape.private import plain
 from deepreshape.private.fixed import from_fixed
 from deepreshape.private.program import Conv2d, Flatten, Linear, Program, ProgramError, Relu, Weights
@@ -98,6 +98,14 @@ def test_the_bound_counts_weights_that_an_engine_cannot_hold() -> None:
     program = Program(Ring(16), (1,), 2, 7, (Linear("head", ("input",), 1, 2, 2),), weights)
     lost = 0.5  # in the input, the weight, the product and the bias
     assert bound(program, 1) == [(0.75 + lost) * lost + lost * 1.75 + lost + lost]
+
+
+def test_what_is_expected_adds_squares() -> None:
+    weights = {"head": Weights(np.array([[3, -4]]), np.array([0]))}
+    ops = (Linear("head", ("input",), 1, 3, 0), Relu("last", ("head",), 1))
+    program = Program(Ring(16), (2,), 2, 7, ops, weights)
+    assert bound(program, 1) == [(3 + 4 + 1 + 1) * 0.5 + 0.5]
+    assert expected(program, 1) == [0.5 * np.sqrt(3**2 + 4**2 + 1 + 1 + 1)]
 
 
 def test_the_bound_follows_channels_through_flatten() -> None:

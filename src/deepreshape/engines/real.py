@@ -33,7 +33,7 @@ from deepreshape.private.program import (
     Truncate,
 )
 
-__all__ = ["Arithmetic", "Parameters", "bound", "evaluate", "parameters"]
+__all__ = ["Arithmetic", "Parameters", "bound", "evaluate", "expected", "parameters"]
 
 Real = NDArray[np.float64]
 
@@ -93,7 +93,7 @@ def evaluate(program: Program, x: Any, weights: Mapping[str, Parameters], arithm
 
 
 def bound(program: Program, fraction: int) -> Real:
-    """How far an engine's output may be from that of the plain integer program, for the worst input and weights.
+    """How far an engine's output can be from that of the plain integer program, for the worst input and weights.
 
     Args:
         program: with its weights.
@@ -102,16 +102,30 @@ def bound(program: Program, fraction: int) -> Real:
 
     Returns:
         For each row of the output (its first axis), float64. The plain program loses less than a unit of a value's last
-        place where it drops bits. Errors grow by the sum of absolute weights from layer to layer, so that this is far
-        above what is seen in deep networks.
+        place where it drops bits. Errors grow by the sum of absolute weights from layer to layer: a statement about
+        shallow programs, and far above what happens in deep ones.
 
     Raises:
         ProgramError: if this is the public part, which has no weights.
     """
+    return _errors(program, fraction, 1)
+
+
+def expected(program: Program, fraction: int) -> Real:
+    """How far an engine's output is to be expected from that of the plain integer program.
+
+    As :func:`bound`, but errors are added as if they were independent: the root of the sum of their squares, each at
+    its largest. An estimate, not a bound; it is the one to compare deep networks with.
+    """
+    return np.sqrt(_errors(program, fraction, 2))
+
+
+def _errors(program: Program, fraction: int, power: int) -> Real:
+    """The sum of all errors to this power, by row of the output, each times what it is multiplied with on the way."""
     unit = 2.0**-fraction
     sizes = {name: np.ldexp(float(most), -program.values[name].fraction) for name, most in program.bounds().items()}
     weights = parameters(program)
-    errors = {INPUT: np.full(program.input_shape[0], unit * (program.input_fraction > fraction))}
+    errors = {INPUT: np.full(program.input_shape[0], unit**power * (program.input_fraction > fraction))}
     for op in program.ops:
         error, value = errors[op.inputs[0]], program.values[op.name]
         match op:
@@ -120,15 +134,15 @@ def bound(program: Program, fraction: int) -> Real:
                 own = np.abs(weights[op.name].weight)
                 own = own.reshape(groups, len(own) // groups, own.shape[1], -1)
                 lost = unit * (op.weight_fraction > fraction)
-                spread = ((own + lost).sum(3) * error.reshape(groups, 1, -1)).sum(2).reshape(-1)
-                held = lost * sizes[op.inputs[0]] * own[0, 0].size
-                errors[op.name] = spread + held + unit * (1 + (value.fraction > fraction))
+                spread = (((own + lost) ** power).sum(3) * error.reshape(groups, 1, -1)).sum(2).reshape(-1)
+                held = (lost * sizes[op.inputs[0]]) ** power * own[0, 0].size
+                errors[op.name] = spread + held + unit**power * (1 + (value.fraction > fraction))
             case Add():
                 errors[op.name] = reduce(add, (errors[name] for name in op.inputs))
             case SumPool():
                 errors[op.name] = error * op.kernel[0] * op.kernel[1]
             case Relu() | Truncate():
-                errors[op.name] = error + (2.0**-value.fraction if op.shift else 0.0)
+                errors[op.name] = error + (2.0 ** -(value.fraction * power) if op.shift else 0.0)
             case Raise():
                 errors[op.name] = error
             case Flatten():
