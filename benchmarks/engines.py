@@ -60,6 +60,10 @@ from deepreshape.private.shares import Ring
 
 OURS = "deepreshape gc-full"
 SHAPE = (3, 32, 32)
+COLUMNS = (
+    *("network", "ReLUs", "engine", "parties", "seconds", "first call, s", "MB", "rounds (ours), sends (SPU)"),
+    *("ReLUs' time", "ReLUs' bytes", "us a ReLU", "B a ReLU", "max difference", "expected"),
+)
 
 
 def main() -> None:
@@ -233,14 +237,13 @@ def spread(values: list[float]) -> dict[str, float]:
 
 def table(rows: list[dict[str, Any]]) -> str:
     """The rows for a reader."""
-    versions = ", ".join(f"{name} {number}" for name, number in rows[0]["versions"].items())
+    made_with = ", ".join(f"{name} {number}" for name, number in rows[0]["versions"].items())
     lines = [
         f"# Engines side by side\n\n`{rows[0]['command']}`\n",
-        f"{rows[0]['machine']}, load {rows[0]['load_1min']} at the start; {versions}. "
+        f"{rows[0]['machine']}, load {rows[0]['load_1min']} at the start; {made_with}. "
         f"Medians of {rows[0]['n']}, smallest and largest in brackets. Ours: offline + online.\n",
-        "| network | ReLUs | engine | parties | seconds | first call, s | MB | rounds (ours) or sends | ReLU share: time | "
-        "bytes | us a ReLU | B a ReLU | max difference | expected |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
+        f"| {' | '.join(COLUMNS)} |",
+        "|---" * len(COLUMNS) + "|",
     ]
     for row in rows:
         took = row["seconds"]

@@ -43,7 +43,7 @@ FRACTION = 18
 """SPU's own choice of fraction bits in its 64-bit ring."""
 
 Values = NDArray[np.float32]
-_RETRIES, _PATIENCE_MS = 10, 3_600_000
+_RETRIES, _PATIENCE_MS = 10, 600_000
 
 
 @dataclass(frozen=True)
