@@ -115,7 +115,8 @@ def expected(program: Program, fraction: int) -> Real:
     """How far an engine's output is to be expected from that of the plain integer program.
 
     As :func:`bound`, but errors are added as if they were independent: the root of the sum of their squares, each at
-    its largest. An estimate, not a bound; it is the one to compare deep networks with.
+    its largest. An estimate, not a bound: rounding that always goes down is not independent, and
+    several times as much is seen in deep networks.
     """
     return np.sqrt(_errors(program, fraction, 2))
 
