@@ -2,11 +2,14 @@
 
     python benchmarks/accuracy.py MODEL... --images 200 --out benchmarks/results/accuracy.json
 
-A MODEL is a saved model's folder. *Plain*: the integer program against the float network on the whole test split.
-*Private*: the first ``--images`` test images through two processes on this machine, each with offline material of its
-own, against the plain program: ``agree`` is equality of all outputs bit for bit, rounding as the shares say, and
-``same_class`` that the classes of the plain program come out. Formats are calibrated on the first 256 training images.
-``overflows`` counts images on which some value leaves the range of the ring: they count as errors.
+A MODEL is a saved model's folder; formats are calibrated on its first 256 training images. On the whole test split, the
+integer program against the float network: ``plain`` rounds down, ``rounded`` does as two parties do where no ReLU follows,
+by shares drawn at random, which is what a user gets. ``overflows`` counts images on which a value leaves the range of
+the ring: they count as errors.
+
+``private``: the first ``--images`` test images through two processes on this machine, each with offline material of its
+own. ``agree`` is equality with the plain program on all outputs of all images, bit for bit, rounding as the shares say;
+``same_class`` counts the classes that are also those of the program that rounds down.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ import multiprocessing
 import os
 import platform
 import time
+from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
@@ -31,7 +35,9 @@ from deepreshape.private import plain
 from deepreshape.private.fixed import to_fixed
 from deepreshape.private.local import run_local
 from deepreshape.private.lower import lower
+from deepreshape.private.plan import Plan
 from deepreshape.private.program import Program
+from deepreshape.private.shares import Words
 from deepreshape.training import load_data
 
 CALIBRATION = 256
@@ -75,21 +81,26 @@ def measure(path: Path, images: int, most: int | None, workers: int) -> dict[str
     labels = data.test.labels[:most].numpy()
     inputs = to_fixed(test.numpy(), program.input_fraction)
     expected = classes_of_floats(model, test)
-    found = classes_of_integers(program, inputs, workers)
+    down, rounded = classes_of_integers(program, inputs, workers)
     return {
         "model": path.name,
         "dataset": data.name,
         "relus": program.relus,
         "formats": str(lowered),
-        "plain": {
-            "n": len(labels),
-            "top1_float": top1(expected, labels),
-            "top1_plain": top1(found, labels),
-            "difference": round(top1(found, labels) - top1(expected, labels), 3),
-            "same_class": float(round(100 * np.mean(found == expected), 3)),
-            "overflows": int((found == NONE).sum()),
-        },
-        "private": private(program, inputs[:images], found[:images], labels[:images]),
+        "n": len(labels),
+        "top1_float": top1(expected, labels),
+        "plain": against(down, expected, labels),
+        "rounded": against(rounded, expected, labels),
+        "private": private(program, inputs[:images], down[:images], labels[:images]),
+    }
+
+
+def against(found: NDArray[np.int64], expected: NDArray[np.int64], labels: NDArray[np.int64]) -> dict[str, Any]:
+    return {
+        "top1": top1(found, labels),
+        "difference": round(top1(found, labels) - top1(expected, labels), 3),
+        "same_class": round(100 * float(np.mean(found == expected)), 3),
+        "overflows": int((found == NONE).sum()),
     }
 
 
@@ -105,23 +116,37 @@ def classes_of_floats(model: torch.nn.Module, images: torch.Tensor) -> NDArray[n
 
 
 def classes_of_integers(program: Program, inputs: NDArray[np.int64], workers: int) -> NDArray[np.int64]:
+    """(2, N): rounding down, and as two parties round."""
     batches = np.array_split(inputs, -(-len(inputs) // BATCH))
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, context, initializer=begin, initargs=(program.to_bytes(),)) as pool:
-        return np.concatenate(list(pool.map(classify, batches)))
+        return np.concatenate(list(pool.map(both, batches)), 1)
 
 
 def begin(program: bytes) -> None:
     PROGRAM.append(Program.from_bytes(program))
 
 
-def classify(inputs: NDArray[np.int64]) -> NDArray[np.int64]:
+def both(inputs: NDArray[np.int64]) -> NDArray[np.int64]:
+    program = PROGRAM[0]
+    truncations = Plan(program.public()).truncations
+    sources = {op.inputs[0] for op in program.ops if op.name in truncations}
+    rng = np.random.default_rng(int(np.abs(inputs).sum()))  # another for every batch, the same in every run
+    modulus = program.modulus
+    shares = {
+        name: rng.integers(0, modulus.order, (len(inputs), *program.values[name].shape), np.uint64) for name in sources
+    }
+    return np.stack([classify(program, inputs, {}), classify(program, inputs, shares)])
+
+
+def classify(program: Program, inputs: NDArray[np.int64], shares: Mapping[str, Words]) -> NDArray[np.int64]:
     try:
-        outputs = plain.run(PROGRAM[0], inputs)
+        outputs = plain.run(program, inputs, client=shares)
     except OverflowError:
         if len(inputs) == 1:
             return np.array([NONE])
-        return np.concatenate([classify(x[None]) for x in inputs])
+        each = [{name: own[at : at + 1] for name, own in shares.items()} for at in range(len(inputs))]
+        return np.concatenate([classify(program, x[None], own) for x, own in zip(inputs, each, strict=True)])
     return outputs.reshape(len(inputs), -1).argmax(1)
 
 

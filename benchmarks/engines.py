@@ -50,6 +50,7 @@ from deepreshape.models import architecture, build
 from deepreshape.models.saved import load
 from deepreshape.private import client, plain, server
 from deepreshape.private.channel import Ledger, Phase, memory_pair
+from deepreshape.private.engines import engine_name
 from deepreshape.private.fixed import from_fixed, to_fixed
 from deepreshape.private.local import run_local
 from deepreshape.private.lower import lower
@@ -80,6 +81,7 @@ def main() -> None:
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, all parties on one machine, loopback",
         "load_1min": round(os.getloadavg()[0], 2),
         "versions": {name: version(name) for name in ("deepreshape", "numpy", "cryptography", "tenseal")}
+        | {"garbling": engine_name()}
         | {f"spu's {name}": number for name, number in versions(options.spu_python).items()},
         "command": f"python benchmarks/engines.py --spu-python PYTHON --networks {' '.join(options.networks)} --model "
         f"{' '.join(path.name for path in options.model)} --relus {' '.join(map(str, options.relus))} "
