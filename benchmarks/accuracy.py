@@ -3,9 +3,9 @@
     python benchmarks/accuracy.py MODEL... --images 200 --out benchmarks/results/accuracy.json
 
 A MODEL is a saved model's folder; formats are calibrated on its first 256 training images. On the whole test split, the
-integer program against the float network: ``plain`` rounds down, ``rounded`` does as two parties do where no ReLU follows,
-by shares drawn at random, which is what a user gets. ``overflows`` counts images on which a value leaves the range of
-the ring: they count as errors.
+integer program against the float network: ``plain`` rounds down, ``rounded`` does as two parties do where no ReLU
+follows, by shares drawn at random, which is what a user gets. ``overflows`` counts images on which a value leaves the
+range of the ring: they count as errors.
 
 ``private``: the first ``--images`` test images through two processes on this machine, each with offline material of its
 own. ``agree`` is equality with the plain program on all outputs of all images, bit for bit, rounding as the shares say;
