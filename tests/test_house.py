@@ -18,16 +18,19 @@ MODULES = sorted(SOURCE.rglob("*.py"))
 
 LEVELS = {
     "nn": 0,
+    "zoo": 0,
     "models": 1,
+    "results": 1,
     "counting": 2,
     "design": 3,
-    "linearize": 3,
     "training": 3,
+    "linearize": 4,
     "report": 4,
-    "job": 4,
     "private": 4,
-    "cli": 5,
-    "__main__": 6,
+    "job": 5,
+    "sweep": 6,
+    "cli": 7,
+    "__main__": 8,
 }
 """Which room may import which: only those of a lower level, and ``cost``, which imports nobody."""
 

@@ -1,9 +1,9 @@
 """The waist of the package: every activation it knows, and the only code that knows how a mask is stored.
 
 A network has *ReLU sites*. What sits at a site is one of ``torch.nn.ReLU`` (kept whole), ``torch.nn.Identity``
-(removed), :class:`MaskedReLU` (kept at some positions), :class:`PolynomialReLU` (kept at some, a polynomial elsewhere) or,
-with the convolution before it, :class:`ReuseConv`. For a while, :func:`faulty` puts a :class:`StochasticReLU` there, and
-a search for a mask a :class:`GatedReLU`.
+(removed), :class:`MaskedReLU` (kept at some positions), :class:`PolynomialReLU` (kept at some, a polynomial elsewhere)
+or, with the convolution before it, :class:`ReuseConv`. For a while, :func:`faulty` puts a :class:`StochasticReLU`
+there, and a search for a mask a :class:`GatedReLU`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""Removing ReLUs: one method, one file, one frozen config; ``linearize`` is the way in, ``plan`` the coarse part of it."""
+"""Removing ReLUs: one method, one file, one frozen config; ``linearize`` is the way in, ``plan`` the coarse part of
+it.
+"""
 
 from deepreshape.linearize.autorep import AutoReP
 from deepreshape.linearize.coarse import Coarse
@@ -9,6 +11,7 @@ from deepreshape.linearize.method import Method, Removal, linearize, relu_prices
 from deepreshape.linearize.plan import Plan, Record, apply, candidates, plan, plan_of
 from deepreshape.linearize.reuse import Reuse
 from deepreshape.linearize.senet import SENet
+from deepreshape.linearize.sites import masks_of
 from deepreshape.linearize.snl import SNL
 from deepreshape.linearize.taylor import Taylor
 
@@ -33,6 +36,7 @@ __all__ = [
     "candidates",
     "fold",
     "linearize",
+    "masks_of",
     "plan",
     "plan_of",
     "relu_prices",

@@ -1,10 +1,10 @@
-"""AutoReP (Peng et al., ICCV 2023): a trained indicator by ReLU, with hysteresis, and a polynomial in place of the ReLU.
+"""AutoReP (Peng et al., ICCV 2023): trained indicators with hysteresis, and polynomials in place of ReLUs.
 
 An indicator w starts anywhere in (0, 1). The ReLU it stands for goes when w falls below -t and comes back when it rises
 above t; in between nothing changes. The gradient to the binary state goes to w times softplus(w). The loss charges the
-density of ReLUs above the one wanted. A removed ReLU becomes the identity or, with ``polynomial``, the quadratic that is
-nearest to the ReLU for normally distributed inputs of its channel's mean and deviation (distribution-aware approximation,
-section 3.3), whose coefficients then train. The mask at the end is the best ``budget`` indicators.
+density of ReLUs above the one wanted. A removed ReLU becomes the identity or, with ``polynomial``, the quadratic that
+is nearest to the ReLU for normally distributed inputs of its channel's mean and deviation (distribution-aware
+approximation, section 3.3), whose coefficients then train. The mask at the end is the best ``budget`` indicators.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ def _quadratics(network: nn.Module, task: Task) -> Masks:
         lines[path] = nearest_quadratic(x.mean((0, 2, 3)), x.std((0, 2, 3)))
 
     handles = [
-        network.get_submodule(path).register_forward_pre_hook(lambda _, inputs, path=path: look(path, inputs[0]))
+        network.get_submodule(path).register_forward_pre_hook(lambda *got, at=path: look(at, got[1][0]))
         for path in task.masks
     ]
     device = next(network.parameters()).device
@@ -127,7 +127,8 @@ def _quadratics(network: nn.Module, task: Task) -> Masks:
 def nearest_quadratic(mean: Tensor, deviation: Tensor) -> Tensor:
     """Coefficients of 1, x and x squared, shape (C, 3), of the quadratic nearest to relu(x) for normal x.
 
-    In the Hermite basis of z = (x - mean) / deviation the k-th coefficient of the best approximation is E[relu He_k] / k!.
+    In the Hermite basis of z = (x - mean) / deviation, the k-th coefficient of the best approximation is
+    E[relu He_k] / k!.
     """
     s = deviation.clamp(min=1e-3)
     a = mean / s

@@ -1,7 +1,7 @@
-"""Coarse removal behind the same call as the fine methods: a plan of DeepReDuce's or DeepReShape's steps, cut to a budget.
+"""Coarse removal behind the same call as the fine methods: DeepReDuce's or DeepReShape's steps, cut to a budget.
 
-Plans end at a few counts only. The one that ends just above the budget is taken, and the next step done in part: ReLUs go
-layer by layer, those before a residual add first and front stages first, and of the last layer by whole channels.
+Plans end at a few counts only. The one that ends just above the budget is taken, and the next step done in part: ReLUs
+go layer by layer, those before a residual add first and front stages first, and of the last layer by whole channels.
 """
 
 from __future__ import annotations
@@ -34,7 +34,9 @@ class Coarse(Method):
     def reduce(self, network: nn.Module, task: Task) -> Reduced:
         architecture = network.architecture
         if not isinstance(architecture, Architecture):
-            raise ValueError("coarse removal needs a network of the package, which knows its stages; try another method")
+            raise ValueError(
+                "coarse removal needs a network of the package, which knows its stages; try another method"
+            )
         device = next(network.parameters()).device
         for plan in sorted(candidates(architecture, self.shrink), key=lambda plan: plan.relus):
             if plan.relus < self.budget:

@@ -1,7 +1,7 @@
 """Block coordinate descent on the binary mask (Bornfeld and Avidan's coordinate descent for linearization, 2025).
 
-The mask is binary all along, so that nothing has to be thresholded. In each move, several random blocks of the ReLUs that
-are left are tried, and the one that raises the loss least is removed; between moves the network trains.
+The mask is binary all along, so that nothing has to be thresholded. In each move, several random blocks of the ReLUs
+that are left are tried, and the one that raises the loss least is removed; between moves the network trains.
 """
 
 from __future__ import annotations
@@ -52,7 +52,9 @@ class _Search(ChosenMasks):
             return
         left = self.method.budget + (self.total - self.method.budget) * (self.method.moves - moved) // self.method.moves
         kept = {path: mask.clone() for path, mask in self.masks().items()}
-        candidates = [self._without_a_block(kept, left, step * self.method.tries + at) for at in range(self.method.tries)]
+        candidates = [
+            self._without_a_block(kept, left, step * self.method.tries + at) for at in range(self.method.tries)
+        ]
         losses = []
         self.network.eval()
         for candidate in candidates:
@@ -68,4 +70,5 @@ class _Search(ChosenMasks):
             path: torch.rand(unit_shape(mask, self.method.granularity), generator=generator)
             for path, mask in kept.items()
         }
-        return keep_best(weighed(scores, self.prices), kept, left, self.seed)
+        last_move = left == self.method.budget
+        return keep_best(weighed(scores, self.prices), kept, left, self.seed, whole_units=not last_move)

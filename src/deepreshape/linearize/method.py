@@ -53,7 +53,7 @@ class Reduced:
 
     network: nn.Module
     epochs: int = 0
-    cpu_seconds: float = 0.0
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ class Removal:
         price_before, price: seconds under the price profile, where one was given.
         top1_validation: in percent, after fine-tuning.
         epochs: of search and fine-tuning together.
-        cpu_minutes: of this process.
+        minutes: processor time of this process, or on a GPU the time that passed.
         recipe: of the fine-tuning.
         seed: of both.
     """
@@ -109,7 +109,7 @@ class Removal:
     price: float | None
     top1_validation: float
     epochs: int
-    cpu_minutes: float
+    minutes: float
     recipe: dict[str, Any]
     seed: int
 
@@ -160,8 +160,8 @@ def linearize(
     recipe = replace(recipe, mismatch=method.mismatch or recipe.mismatch)
     taught_by = copy.deepcopy(teacher or model).eval()
 
-    def told(phase: str) -> Callable[[Progress], None] | None:
-        return (lambda at: progress(phase, at)) if progress else None
+    def told(phase: str) -> Callable[[Progress], None]:
+        return lambda at: progress(phase, at) if progress else None
 
     prices = relu_prices(before.layers, price) if price else dict.fromkeys(masks, 1.0)
     search = folder / "search" if folder else None
@@ -182,7 +182,7 @@ def linearize(
         price=price(after.layers).seconds if price else None,
         top1_validation=trained.top1_validation,
         epochs=reduced.epochs + recipe.epochs,
-        cpu_minutes=round((reduced.cpu_seconds + trained.cpu_seconds) / 60, 2),
+        minutes=round((reduced.seconds + trained.seconds) / 60, 2),
         recipe=asdict(recipe),
         seed=seed,
     )

@@ -1,7 +1,7 @@
 """What searches for masks have in common: a network in training, and a rule that watches it and chooses.
 
-A search is a module around the network. Whatever it knows lies in its parameters and buffers, so that the training loop's
-checkpoints hold all of it, and a search that was killed continues as if nothing had happened.
+A search is a module around the network. Whatever it knows lies in its parameters and buffers, so that the training
+loop's checkpoints hold all of it, and a search that was killed continues as if nothing had happened.
 """
 
 from __future__ import annotations
@@ -48,6 +48,7 @@ class SearchMethod(Method):
             weight_decay=task.recipe.weight_decay if self.search_optimizer == "sgd" else 0.0,
             ema=0.0,
             mismatch=0.0,
+            relu="",
         )
         device = next(search.network.parameters()).device
         trained = train(
@@ -61,7 +62,7 @@ class SearchMethod(Method):
             search=search,
         )
         network = search.finished(search.masks())
-        return Reduced(network, self.search_epochs, trained.cpu_seconds)
+        return Reduced(network, self.search_epochs, trained.seconds)
 
 
 class MaskSearch(nn.Module, ABC):

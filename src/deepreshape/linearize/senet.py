@@ -1,10 +1,10 @@
 """SENet, "Learning to Linearize" (Kundu et al., ICLR 2023): budgets by layer, then masks by difference to the teacher.
 
-Three steps. (1) A layer's ReLUs matter the more, the less its weights do: sensitivity is 1 - eta, where eta is the share of
-its weights that a global pruning to a proxy density leaves; the budget is divided over the layers in that proportion.
-(2) From random masks, the network trains; in each round the ReLUs stay where teacher and network differed most. (3) The
-fine-tuning compares activation maps (PRAM). The paper finds eta by sparse learning; here one pass of gradients ranks the
-weights by |w dL/dw|, which does not depend on how batch norm scales them.
+Three steps. (1) A layer's ReLUs matter the more, the less its weights do: sensitivity is 1 - eta, where eta is the
+share of its weights that a global pruning to a proxy density leaves; the budget is divided over the layers in that
+proportion. (2) From random masks, the network trains; in each round the ReLUs stay where teacher and network differed
+most. (3) The fine-tuning compares activation maps (PRAM). The paper finds eta by sparse learning; here one pass of
+gradients ranks the weights by |w dL/dw|, which does not depend on how batch norm scales them.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ class SENet(SearchMethod):
         for path, mask in task.masks.items():
             if path not in theirs or theirs[path].shape != mask.shape:
                 raise ValueError(
-                    f"SENet compares every ReLU with the teacher's, which has none of shape {tuple(mask.shape)} at {path}; "
-                    "let the network teach itself"
+                    f"SENet compares every ReLU with the teacher's, which has none of shape {tuple(mask.shape)} at "
+                    f"{path}; let the network teach itself"
                 )
         matter = weighed(sensitivities(network, task, self.density), task.prices)
         budgets = layer_budgets(matter, task.masks, self.budget)
@@ -110,18 +110,19 @@ def sensitivities(network: nn.Module, task: Task, density: float) -> dict[str, f
     images = task.data.normalize(task.data.train.images[order].to(device))
     labels = task.data.train.labels[order].to(device)
     for batch, known in zip(images.split(task.recipe.batch), labels.split(task.recipe.batch), strict=True):
+        since.clear()  # of what ran after the last ReLU of the batch before
         cross_entropy(probe(batch), known).backward()
     saliency = {path: _saliency(layers) for path, layers in before.items()}
     everything = torch.cat([*saliency.values()])
     floor = everything.sort(descending=True).values[max(0, round(density * len(everything)) - 1)]
-    return {
-        path: 1 - float((own >= floor).float().mean()) if len(own) else 1.0 for path, own in saliency.items()
-    }
+    return {path: 1 - float((own >= floor).float().mean()) if len(own) else 1.0 for path, own in saliency.items()}
 
 
 def _saliency(layers: list[nn.Module]) -> Tensor:
-    weights = [layer.weight for layer in dict.fromkeys(layers)]
-    return torch.cat([torch.zeros(0), *((weight * weight.grad).abs().flatten().cpu().detach() for weight in weights)])
+    """|w dL/dw| of the weights of these layers, without their biases."""
+    weights = [weight for layer in layers for weight in layer.parameters() if weight.dim() > 1]
+    found = [(weight * weight.grad).abs().flatten() for weight in weights if weight.grad is not None]
+    return torch.cat([torch.zeros(0), *(part.cpu().detach() for part in found)])
 
 
 def layer_budgets(matter: Mapping[str, float], masks: Masks, budget: int) -> dict[str, int]:

@@ -42,7 +42,7 @@ def masks_of(model: nn.Module, input: Sequence[int]) -> Masks:
         found[path] = own.clone()
 
     handles = [
-        module.register_forward_hook(lambda layer, _, output, path=path: look(path, layer, output))
+        module.register_forward_hook(lambda *got, at=path: look(at, got[0], got[2]))
         for path, module in model.named_modules()
         if isinstance(module, (nn.ReLU, MaskedReLU))
     ]
@@ -78,7 +78,9 @@ def unit_shape(mask: Tensor, granularity: Granularity) -> tuple[int, ...]:
     }[granularity]
 
 
-def keep_best(scores: Mapping[str, Tensor], masks: Masks, budget: int, seed: int) -> Masks:
+def keep_best(
+    scores: Mapping[str, Tensor], masks: Masks, budget: int, seed: int, *, whole_units: bool = False
+) -> Masks:
     """The units of highest score that make up exactly ``budget`` ReLUs.
 
     Units are taken whole, best first; the one that would go over the budget keeps as many as are left.
@@ -88,6 +90,7 @@ def keep_best(scores: Mapping[str, Tensor], masks: Masks, budget: int, seed: int
         masks: where there are ReLUs to choose from; at least ``budget`` in all.
         budget: how many to keep.
         seed: decides between units of equal score.
+        whole_units: keep the last unit whole, and so a few more than ``budget``: for masks that are not the last ones.
     """
     values = torch.cat([score.detach().flatten().cpu() for score in scores.values()])
     sizes = torch.cat([masks[path].sum_to_size(score.shape).flatten().cpu() for path, score in scores.items()])
@@ -99,7 +102,7 @@ def keep_best(scores: Mapping[str, Tensor], masks: Masks, budget: int, seed: int
     left = budget - int(sizes[whole].sum())
     cut = torch.zeros_like(whole)
     if left:
-        cut[order[int((filled <= budget).sum())]] = True
+        (whole if whole_units else cut)[order[int((filled <= budget).sum())]] = True
     kept: Masks = {}
     lengths = [prod(score.shape) for score in scores.values()]
     for (path, score), own, part in zip(scores.items(), whole.split(lengths), cut.split(lengths), strict=True):

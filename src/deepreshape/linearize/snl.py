@@ -1,9 +1,9 @@
 """SNL, selective network linearization (Cho et al., ICML 2022): trained gates under a growing L1 penalty.
 
-Every ReLU gets a gate c, so that it gives c relu(x) + (1 - c) x; weights and gates are trained together on the loss plus
-lambda |c|_1, and lambda grows until few enough gates are left. Unlike the published code, gates stay in [0, 1], the count
-follows a schedule, the last part of the search moves the forward pass from the gates to the mask they stand for, so that
-nothing jumps at its end, and the mask is the best ``budget`` gates, so that the budget is met exactly.
+Every ReLU gets a gate c, so that it gives c relu(x) + (1 - c) x; weights and gates are trained together on the loss
+plus lambda |c|_1, and lambda grows until few enough gates are left. Unlike the published code, gates stay in [0, 1],
+the count follows a schedule, the last part of the search moves the forward pass from the gates to the mask they stand
+for, so that nothing jumps at its end, and the mask is the best ``budget`` gates, so that the budget is met exactly.
 """
 
 from __future__ import annotations

@@ -48,7 +48,7 @@ class _Search(ChosenMasks):
         self.seen: dict[str, Tensor] = {}
         for path in self.where:
             self.statistic(path, "importance")
-            self.layer(path).register_forward_hook(lambda _, inputs, out, at=path: self._watch(at, inputs[0], out))
+            self.layer(path).register_forward_hook(lambda *got, at=path: self._watch(at, got[1][0], got[2]))
 
     def _watch(self, path: str, x: Tensor, out: Tensor) -> None:
         if out.requires_grad:
@@ -71,7 +71,8 @@ class _Search(ChosenMasks):
             kept = self.masks()
             scores = {path: self._score(path) for path in self.where}
             left = remaining(self.total, self.method.budget, now / self.method.rounds)
-            self.choose(keep_best(weighed(scores, self.prices), kept, left, self.seed))
+            last_round = now == self.method.rounds
+            self.choose(keep_best(weighed(scores, self.prices), kept, left, self.seed, whole_units=not last_round))
 
     def _learn(self, path: str, sums: Tensor) -> None:
         average = self.layer(path).get_buffer("importance")

@@ -47,21 +47,20 @@ def distillation_loss(
 def mismatch_loss(student: Mapping[str, Tensor], teacher: Mapping[str, Tensor]) -> Tensor:
     """PRAM, the mismatch of activation maps (SENet, Kundu et al., ICLR 2023, equation 4; attention transfer).
 
-    Each map is its mean square over channels, scaled to length 1 for each image; the loss is the mean squared difference
-    between student and teacher over images and positions, summed over layers.
+    Each map is its mean square over channels, scaled to length 1 for each image; the loss is the mean squared
+    difference between student and teacher over images and positions, summed over layers.
 
     Args:
-        student, teacher: by layer, (N, C, H, W); the teacher's without gradient.
+        student: maps by layer, (N, C, H, W).
+        teacher: the same of the teacher, without gradient.
 
     Raises:
         ValueError: if maps of one layer differ in size.
     """
     for name, maps in student.items():
         if maps.shape[2:] != teacher[name].shape[2:]:
-            raise ValueError(
-                f"maps of {name} have {tuple(maps.shape[2:])} positions, the teacher's {tuple(teacher[name].shape[2:])}; "
-                "mismatch=0 compares none"
-            )
+            own, other = tuple(maps.shape[2:]), tuple(teacher[name].shape[2:])
+            raise ValueError(f"maps of {name} are {own}, the teacher's {other}; mismatch=0 compares none")
 
     def attention(maps: Tensor) -> Tensor:
         return normalize(maps.float().square().mean(1).flatten(1), dim=1)

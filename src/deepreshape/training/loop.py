@@ -46,10 +46,13 @@ class Progress:
 
 @dataclass(frozen=True)
 class Trained:
-    """What a run came to: validation top-1 in percent, and the CPU seconds it took, over all its restarts."""
+    """What a run came to: validation top-1 in percent, and the time it took over all its restarts.
+
+    ``seconds`` are processor time, or on a GPU the time that passed.
+    """
 
     top1_validation: float
-    cpu_seconds: float
+    seconds: float
 
 
 @torch.no_grad()
@@ -138,7 +141,8 @@ def train(
     step, spent = _resume(folder, settings, model, optimizer, average) if folder else (0, 0.0)
     images, labels = data.train.images.to(device), data.train.labels.to(device)
     low = _low_precision(recipe, device)
-    started, saved, top1 = time.process_time() - spent, time.monotonic(), None
+    clock = time.monotonic if device.type == "cuda" else time.process_time
+    started, saved, top1 = clock() - spent, time.monotonic(), None
     model.train()
     with ExitStack() as during:
         during.enter_context(shared_norms(model))
@@ -194,7 +198,7 @@ def train(
                     with (folder / METRICS).open("a") as file:
                         file.write(json.dumps(row) + "\n")
             if folder and rank() == 0 and (time.monotonic() - saved > CHECKPOINT_SECONDS or ends):
-                state = {"step": step, "cpu_seconds": time.process_time() - started, "settings": settings}
+                state = {"step": step, "seconds": clock() - started, "settings": settings}
                 _checkpoint(folder, state, model, optimizer, average)
                 saved = time.monotonic()
             if progress:
@@ -205,7 +209,7 @@ def train(
     if top1 is None:
         with _signs(model, recipe, seed, step):
             top1 = accuracy(model, data, data.validation)
-    return Trained(top1, time.process_time() - started)
+    return Trained(top1, clock() - started)
 
 
 def _compared(
@@ -313,7 +317,7 @@ def _resume(
     optimizer: torch.optim.Optimizer,
     average: dict[str, Tensor],
 ) -> tuple[int, float]:
-    """Bring everything to where the last checkpoint was; returns its step and the CPU seconds spent until then."""
+    """Bring everything to where the last checkpoint was; returns its step and the seconds spent until then."""
     folder.mkdir(parents=True, exist_ok=True)
     path, metrics = folder / CHECKPOINT, folder / METRICS
     if not path.is_file():
@@ -340,4 +344,4 @@ def _resume(
     if metrics.is_file() and rank() == 0:
         kept = [line for line in metrics.read_text().splitlines() if json.loads(line)["step"] <= state["step"]]
         metrics.write_text("".join(f"{line}\n" for line in kept))
-    return state["step"], state["cpu_seconds"]
+    return state["step"], state["seconds"]

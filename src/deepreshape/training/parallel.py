@@ -51,7 +51,7 @@ def joined() -> Generator[None]:
 
 
 def part(batch: Tensor) -> Tensor:
-    """This process's part of a batch; the parts are as equal as can be.
+    """What this process takes of a batch; the parts are as equal as can be.
 
     Raises:
         ValueError: if the batch has fewer items than there are processes.
@@ -92,12 +92,22 @@ class _Sum(torch.autograd.Function):
         return add_up(grads[0].clone())
 
 
+def _sum(tensor: Tensor) -> Tensor:
+    return _Sum.apply(tensor)  # pyright: ignore[reportReturnType]
+
+
 class _SharedNorm(nn.Module):
     """Batch norm over the parts of all processes; it has the parameters and buffers of the one it stands in for."""
 
+    weight: Tensor
+    bias: Tensor
+    running_mean: Tensor
+    running_var: Tensor
+    num_batches_tracked: Tensor
+
     def __init__(self, norm: nn.BatchNorm2d) -> None:
         super().__init__()
-        self.eps, self.momentum = norm.eps, norm.momentum
+        self.eps, self.momentum = norm.eps, norm.momentum or 0.0
         for name, parameter in norm.named_parameters():
             self.register_parameter(name, parameter)
         for name, buffer in norm.named_buffers():
@@ -105,17 +115,15 @@ class _SharedNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
-            return nn.functional.batch_norm(
-                x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps
-            )
+            known = self.running_mean, self.running_var, self.weight, self.bias
+            return nn.functional.batch_norm(x, *known, eps=self.eps)
         wide = x.float()
-        count = x.new_full((1,), x.numel() // x.shape[1], dtype=torch.float32)
-        sums = _Sum.apply(torch.cat([wide.sum((0, 2, 3)), count]))
-        mean = sums[:-1] / sums[-1]  # pyright: ignore[reportOptionalSubscript]
+        count = wide.new_tensor([x.numel() // x.shape[1]])
+        *sums, n = _sum(torch.cat([wide.sum((0, 2, 3)), count])).split([x.shape[1], 1])
+        mean = sums[0] / n
         away = wide - mean[:, None, None]
-        variance = _Sum.apply(away.square().sum((0, 2, 3))) / sums[-1]  # pyright: ignore[reportOptionalOperand, reportOptionalSubscript]
+        variance = _sum(away.square().sum((0, 2, 3))) / n
         with torch.no_grad():
-            n = sums[-1]  # pyright: ignore[reportOptionalSubscript]
             self.num_batches_tracked.add_(1)
             self.running_mean.lerp_(mean, self.momentum)
             self.running_var.lerp_(variance * n / (n - 1), self.momentum)
