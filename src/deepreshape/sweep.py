@@ -19,7 +19,7 @@ from deepreshape.cost import PROFILES, price
 from deepreshape.counting import count
 from deepreshape.job import Point, fitting, train_point
 from deepreshape.linearize import METHODS, Method, Removal, linearize, plan_of
-from deepreshape.models import architecture, name_of
+from deepreshape.models import Architecture, architecture, name_of
 from deepreshape.models.saved import Manifest, save
 from deepreshape.results import append, open_folder
 from deepreshape.training import RECIPES, Dataset, Progress, Recipe, accuracy, with_values
@@ -216,9 +216,10 @@ def _row(run: Run, settings: Sweep, data: Dataset, out: Path, progress: Callable
         progress=lambda _, at: progress(at),
     )
     counted = count(model, data.shape)
+    made_of: Architecture = model.architecture  # pyright: ignore[reportAssignmentType]
     return {
         "id": run.id,
-        "network": name_of(model.architecture),  # pyright: ignore[reportArgumentType]
+        "network": name_of(made_of) if _is_saved(run.network) else run.network,
         "method": record.method,
         "plan": f"{record.method} {record.budget:,}",
         "granularity": record.granularity,

@@ -185,7 +185,7 @@ def test_a_network_whose_relus_are_no_modules_is_refused():
             return super().forward(x).relu()
 
     conv = nn.Conv2d(1, 2, 3, padding=1)
-    with pytest.raises(ValueError, match="128 of the model's 128 ReLUs are not computed by a torch.nn.ReLU module"):
+    with pytest.raises(ValueError, match="128 of the model's 128 ReLUs are not computed by a"):
         masks_of(Mine(conv), DATA.shape)
     relu = nn.ReLU()
     with pytest.raises(ValueError, match="the ReLU 1 runs twice in one pass"):

@@ -1,11 +1,13 @@
 """Each method does what its paper says: what can be checked by hand or by a formula of its own."""
 
 import copy
+import runpy
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
-from few import RECIPE, digits, trained
+from few import RECIPE, KilledError, digits, equal, kill_at, trained, weights
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn.functional import cross_entropy
@@ -176,10 +178,10 @@ def test_descent_takes_the_best_of_its_tries():
     losses = []
     for number in range(6):
         search.choose(search._without_a_block(kept, 200, number))
-        losses.append(float(cross_entropy(search.eval()(batch), labels)))
+        losses.append(cross_entropy(search.eval()(batch), labels).item())
     search.choose(kept)
     search.after(0, 1, batch, labels)
-    assert float(cross_entropy(search.eval()(batch), labels)) == pytest.approx(min(losses))
+    assert cross_entropy(search.eval()(batch), labels).item() == pytest.approx(min(losses))
 
 
 def test_coarse_removal_cuts_few_layers():
@@ -205,3 +207,20 @@ def test_masked_layers_hold_what_was_chosen():
     model, _ = linearize(MODEL, Taylor(200, mismatch=0.0), DATA, recipe=RECIPE)
     layers = [module for module in model.modules() if isinstance(module, MaskedReLU)]
     assert [name for name, _ in layers[0].named_buffers()] == ["mask"]
+
+
+def test_snl_as_its_authors_published_it_ends_within_the_budget_and_continues_after_a_kill(tmp_path, monkeypatch):
+    monkeypatch.setattr("deepreshape.training.loop.CHECKPOINT_SECONDS", 0.0)
+    procedure = runpy.run_path(str(Path(__file__).parents[2] / "benchmarks" / "linearize.py"))["Published"]
+    hasty = procedure(200, search_epochs=50, search_lr=0.3, strength=0.1, patience=1)
+
+    def run(**more):
+        return linearize(MODEL, hasty, DATA, recipe=RECIPE, **more)
+
+    model, record = run()
+    assert record.relus <= 200
+    with pytest.raises(KilledError):
+        run(folder=tmp_path, progress=kill_at("search", 3))
+    again, _ = run(folder=tmp_path)
+    assert equal(weights(model), weights(again))
+    assert len((tmp_path / "search" / "metrics.jsonl").read_text().splitlines()) < 50

@@ -31,6 +31,10 @@ class Coarse(Method):
     granularity: Granularity = "layer"
     shrink: Literal["reuse", "reshape"] = "reuse"
 
+    def __post_init__(self) -> None:
+        if self.granularity != "layer":
+            raise ValueError(f"coarse removal goes by layer, not by {self.granularity}; another method does")
+
     def reduce(self, network: nn.Module, task: Task) -> Reduced:
         architecture = network.architecture
         if not isinstance(architecture, Architecture):
