@@ -111,7 +111,10 @@ def test_a_search_can_go_on_from_masks(name: str):
 
 def test_coarse_removal_goes_on_from_masks_too():
     first, _ = reduced("descent", 400)
-    assert reduced("coarse", 200, model=first)[1].relus == 200
+    second, record = reduced("coarse", 300, model=first)
+    before = masks_of(first, DATA.shape)
+    assert record.relus == 300
+    assert all(not (mask & ~before[path]).any() for path, mask in masks_of(second, DATA.shape).items())
 
 
 @pytest.mark.parametrize("granularity", ["position", "channel", "layer"])

@@ -17,6 +17,7 @@ from deepreshape.linearize.autorep import _Search as AutoRePSearch
 from deepreshape.linearize.autorep import nearest_quadratic
 from deepreshape.linearize.descent import _Search as DescentSearch
 from deepreshape.linearize.method import Task
+from deepreshape.linearize.senet import _Search as SENetSearch
 from deepreshape.linearize.senet import layer_budgets, sensitivities
 from deepreshape.linearize.snl import _Search as SNLSearch
 from deepreshape.linearize.taylor import _Search as TaylorSearch
@@ -40,6 +41,8 @@ def test_snl_charges_the_l1_norm_of_its_gates():
     with torch.no_grad():
         search.gates()[0].mul_(0.5)
     assert search.penalty().item() == pytest.approx(0.5 * (576 - 64))
+    fewer = replace(TASK, masks=MASKS | {"stem.act": torch.zeros_like(MASKS["stem.act"])})
+    assert SNLSearch(SNL(9, strength=1.0), copy.deepcopy(MODEL), fewer).penalty().item() == pytest.approx(576 - 128)
 
 
 def test_snl_keeps_its_gates_between_0_and_1_and_ends_where_its_mask_is():
@@ -143,6 +146,8 @@ def test_autorep_charges_only_the_density_above_the_one_wanted():
     few, many = (AutoRePSearch(AutoReP(budget), copy.deepcopy(MODEL), TASK) for budget in (500, 576))
     assert few.penalty().item() == pytest.approx(100 / 576 * 76)
     assert many.penalty().item() == 0.0
+    few.layer("stem.act").get_buffer("state").zero_()
+    assert few.penalty().item() == 0.0
 
 
 @given(mean=st.floats(-2, 2), deviation=st.floats(0.2, 3))
@@ -193,6 +198,19 @@ def test_coarse_removal_cuts_few_layers():
     assert record.kept["stage3.0.act2"] == 32
 
 
+def test_senet_measures_each_round_anew():
+    theirs = {path: torch.ones(4, *mask.shape) for path, mask in MASKS.items()}
+    ours = {path: torch.zeros(4, *mask.shape) for path, mask in MASKS.items()}
+    ours["stem.act"][:, 0] = 2.5  # differs by 1.5 where the others differ by 1
+    search = SENetSearch(SENet(64, rounds=2), copy.deepcopy(MODEL), TASK, dict.fromkeys(MASKS, 32), theirs)
+    search.ours = ours
+    search.after(0, 4, torch.empty(0), torch.empty(0))
+    assert search.layer("stem.act").get_buffer("difference")[0].unique().tolist() == [6.0]
+    search.after(1, 4, torch.empty(0), torch.empty(0))
+    assert search.layer("stem.act").get_buffer("difference").unique().tolist() == [0.0]
+    assert search.masks()["stem.act"].flatten(1).sum(1).tolist() == [32, 0]
+
+
 def test_senet_needs_a_teacher_with_the_same_relus():
     with pytest.raises(ValueError, match="SENet compares every ReLU with the teacher's, which has none of shape"):
         linearize(MODEL, SENet(200), DATA, recipe=RECIPE, teacher=trained("resnet9-m2"))
@@ -214,6 +232,8 @@ def test_snl_as_its_authors_published_it_ends_within_the_budget_and_continues_af
     procedure = runpy.run_path(str(Path(__file__).parents[2] / "benchmarks" / "linearize.py"))["Published"]
     hasty = procedure(200, search_epochs=50, search_lr=0.3, strength=0.1, patience=1)
 
+    phases: list[str] = []
+
     def run(**more):
         return linearize(MODEL, hasty, DATA, recipe=RECIPE, **more)
 
@@ -221,6 +241,11 @@ def test_snl_as_its_authors_published_it_ends_within_the_budget_and_continues_af
     assert record.relus <= 200
     with pytest.raises(KilledError):
         run(folder=tmp_path, progress=kill_at("search", 3))
+    monkeypatch.setattr("deepreshape.training.loop.CHECKPOINT_SECONDS", 1e9)
+    with pytest.raises(KilledError):
+        run(folder=tmp_path, progress=kill_at("tune", 1))
+    assert run(folder=tmp_path, progress=lambda phase, at: phases.append(phase))[1].relus == record.relus
+    assert set(phases) == {"tune"}
     again, _ = run(folder=tmp_path)
     assert equal(weights(model), weights(again))
     assert len((tmp_path / "search" / "metrics.jsonl").read_text().splitlines()) < 50
