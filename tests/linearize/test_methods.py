@@ -92,6 +92,16 @@ def test_a_run_killed_at_any_step_continues_to_the_same_result(name: str, tmp_pa
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_a_folder_with_another_run_is_refused(name: str, tmp_path: Path):
+    with pytest.raises(KilledError):
+        reduced(name, 300, folder=tmp_path, progress=kill_at("tune", 1))
+    with pytest.raises(
+        ValueError, match=r"holds a run with other settings \(budget was 300, now 200; seed was 0, now 1\)"
+    ):
+        reduced(name, 200, folder=tmp_path, seed=1)
+
+
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("budget", [-1, HAS + 1])
 def test_a_budget_that_does_not_fit_is_one_line(name: str, budget: int):
     with pytest.raises(

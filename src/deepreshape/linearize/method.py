@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import json
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -14,9 +16,12 @@ from torch import nn
 from deepreshape.cost import CostReport, Layer, ReluLayer
 from deepreshape.counting import count
 from deepreshape.linearize.sites import Granularity, Masks, masks_of
-from deepreshape.training import RECIPES, Dataset, Progress, Recipe, train
+from deepreshape.training import RECIPES, Dataset, Progress, Recipe, parallel, train
 
 __all__ = ["Method", "Price", "Reduced", "Removal", "Task", "linearize", "relu_prices"]
+
+METHOD = "method.json"
+"""In the folder of a run: whose it is."""
 
 Price = Callable[[Sequence[Layer]], CostReport]
 """A price profile: what a network of these layers costs."""
@@ -156,6 +161,8 @@ def linearize(
             f"a budget of {method.budget:,} ReLUs does not fit a network that has {before.total.relus:,}; "
             f"0 to {before.total.relus:,} works"
         )
+    if folder:
+        _claim(folder, {"method": method.name, **asdict(method), "relus_before": before.total.relus, "seed": seed})
     recipe = recipe or RECIPES[data.name]
     recipe = replace(recipe, mismatch=method.mismatch or recipe.mismatch)
     taught_by = copy.deepcopy(teacher or model).eval()
@@ -186,6 +193,22 @@ def linearize(
         recipe=asdict(recipe),
         seed=seed,
     )
+
+
+def _claim(folder: Path, settings: dict[str, Any]) -> None:
+    """Make the folder this run's, or see that it is: the training loop's checkpoints do not know of methods."""
+    path = folder / METHOD
+    if path.is_file():
+        theirs = json.loads(path.read_text())
+        differing = [name for name in settings | theirs if settings.get(name) != theirs.get(name)]
+        if differing:
+            shown = "; ".join(f"{name} was {theirs.get(name)}, now {settings.get(name)}" for name in differing)
+            raise ValueError(f"{folder} holds a run with other settings ({shown}); use those, or another folder")
+    elif parallel.rank() == 0:
+        folder.mkdir(parents=True, exist_ok=True)
+        part = path.with_name(f"{METHOD}.part")
+        part.write_text(json.dumps(settings))
+        os.replace(part, path)
 
 
 def relu_prices(layers: Sequence[Layer], price: Price) -> dict[str, float]:
