@@ -59,7 +59,8 @@ class _Search(MaskSearch):
         generator = torch.Generator().manual_seed(task.seed)
         for path, mask in task.masks.items():
             layer = GatedReLU(mask, unit_shape(mask, method.granularity), lines.get(path))
-            layer.gate.data = torch.rand(layer.gate.shape, generator=generator)
+            # Adam makes steps of one size whatever the price, so that a dear ReLU starts nearer to where it goes
+            layer.gate.data = torch.rand(layer.gate.shape, generator=generator) / max(task.prices[path], 1.0)
             layer.gate.register_hook(lambda grad, gate=layer.gate: grad * softplus(gate.detach()))
             layer.register_buffer("state", torch.ones(layer.gate.shape, dtype=torch.bool))
             network.set_submodule(path, layer)

@@ -38,7 +38,7 @@ class SENet(SearchMethod):
         rounds: how often the masks are chosen anew.
     """
 
-    mismatch: float = 1000.0
+    mismatch: float = 10.0
     density: float = 0.1
     rounds: int = 8
 

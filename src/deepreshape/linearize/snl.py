@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from deepreshape.linearize.method import Reduced, Task
-from deepreshape.linearize.search import MaskSearch, SearchMethod, remaining
+from deepreshape.linearize.search import MaskSearch, SearchMethod, remaining, weighed
 from deepreshape.linearize.sites import Masks, keep_best, unit_shape
 from deepreshape.nn import GatedReLU
 
@@ -39,7 +39,7 @@ class SNL(SearchMethod):
     search_lr: float = 1e-3
     search_optimizer: Literal["sgd", "adamw"] = "adamw"
     gate_lr: float = 0.02
-    strength: float = 1e-6
+    strength: float = 1e-5
     growth: float = 1.2
     soft: float = 0.5
 
@@ -91,5 +91,5 @@ class _Search(MaskSearch):
                 self.get_buffer("strength").mul_(self.method.growth)
 
     def masks(self) -> Masks:
-        gates = {path: self.layer(path).gate for path in self.where}
-        return keep_best(gates, self.where, self.method.budget, self.seed)
+        worth = weighed({path: self.layer(path).gate for path in self.where}, self.prices)
+        return keep_best(worth, self.where, self.method.budget, self.seed)

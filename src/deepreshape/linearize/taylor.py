@@ -31,7 +31,7 @@ class Taylor(SearchMethod):
         momentum: of the average of the importance over steps.
     """
 
-    mismatch: float = 1000.0
+    mismatch: float = 10.0
     rounds: int = 50
     until: float = 0.8
     momentum: float = 0.9

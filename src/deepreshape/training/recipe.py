@@ -33,8 +33,8 @@ class Recipe:
         temperature, distill: T and w of the distillation loss, where there is a teacher.
         relu: trains with the faults of a stochastic ReLU in the loop, as ``stochastic:drop=12,fraction=20`` says
             (:class:`~deepreshape.nn.Faults`); empty for exact ReLUs.
-        mismatch: weight of the mismatch between the teacher's activation maps and those at masked ReLUs (SENet's PRAM,
-            which takes 1000); 0 does not look at them.
+        mismatch: weight of the mismatch between the teacher's activation maps and those at masked ReLUs (SENet's PRAM);
+            0 does not look at them.
         precision: ``"auto"`` is bfloat16 autocast where the processor has it in hardware.
     """
 
