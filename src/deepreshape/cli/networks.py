@@ -37,7 +37,9 @@ app = typer.Typer()
 
 @app.command()
 def count(
-    model: Annotated[str, typer.Argument(help="A network's name, a saved model's folder, or package.module:callable.")],
+    model: Annotated[
+        str, typer.Argument(help="A network's name, a saved model's folder, zoo:NAME, or package.module:callable.")
+    ],
     input: Annotated[
         str | None,
         typer.Option(
@@ -199,7 +201,12 @@ def _network(model: str, shape: tuple[int, int, int] | None, classes: int) -> tu
 
     from deepreshape.models import architecture, build
     from deepreshape.models.saved import load
+    from deepreshape.zoo import folder_of
 
+    folder = folder_of(model)
+    if folder.is_dir():
+        saved, manifest = load(folder)
+        return saved, shape or manifest.architecture.input
     if ":" in model:
         where, _, name = model.partition(":")
         sys.path.insert(0, str(Path.cwd()))
@@ -210,9 +217,6 @@ def _network(model: str, shape: tuple[int, int, int] | None, classes: int) -> tu
         if not isinstance(made, nn.Module):
             raise ValueError(f"{model!r} gives a {type(made).__name__}, not a torch module")
         return made, shape or (3, 32, 32)
-    if Path(model).is_dir():
-        saved, manifest = load(Path(model))
-        return saved, shape or manifest.architecture.input
     named = architecture(model, shape or (3, 32, 32), classes)
     return build(named, "meta"), named.input
 

@@ -141,7 +141,9 @@ class Most:
 @app.command()
 @with_groups
 def local(
-    model: Annotated[str, typer.Option(help="A saved model's folder, or a network's name (with random weights).")],
+    model: Annotated[
+        str, typer.Option(help="A saved model's folder, zoo:NAME, or a network's name (with random weights).")
+    ],
     how: Relus,
     images: Annotated[int, typer.Option(min=1, help="How many inputs to run, one after the other.")] = 1,
     max_loss: Annotated[
@@ -217,7 +219,9 @@ def keygen(
 
 @app.command()
 def lower(
-    model: Annotated[str, typer.Argument(help="A saved model's folder, or a network's name (with random weights).")],
+    model: Annotated[
+        str, typer.Argument(help="A saved model's folder, zoo:NAME, or a network's name (with random weights).")
+    ],
     to: Annotated[Path, typer.Option("--out", help="Folder for the program's two parts.")],
     max_loss: Annotated[
         float | None,
@@ -375,10 +379,12 @@ def _lowered(model: str, data_dir: Path | None) -> tuple[Lowered, _Samples]:
     from deepreshape.models.saved import load
     from deepreshape.private.lower import lower as lower_model
     from deepreshape.training import load_data
+    from deepreshape.zoo import folder_of
 
     labels = None
-    if Path(model).is_dir():
-        network, manifest = load(Path(model))
+    folder = folder_of(model)
+    if folder.is_dir():
+        network, manifest = load(folder)
         data = load_data(manifest.dataset, data_dir)
         known, new = (data.normalize(split.images[:CALIBRATION_IMAGES]) for split in (data.train, data.test))
         valid = data.normalize(data.validation.images[:VALIDATION_IMAGES])

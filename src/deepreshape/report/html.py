@@ -12,7 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from deepreshape.report.chart import Chart, Mark, lay_out
 from deepreshape.report.pareto import Advantage, Summary, advantages, front, summarize
 
-__all__ = ["picture", "render", "verdict"]
+__all__ = ["environment", "picture", "render", "verdict"]
 
 
 def render(rows: Sequence[Mapping[str, Any]], *, baseline: str, settings: str, command: str) -> str:
@@ -36,7 +36,7 @@ def render(rows: Sequence[Mapping[str, Any]], *, baseline: str, settings: str, c
         ),
     )
     return (
-        _environment()
+        environment()
         .get_template("report.html.j2")
         .render(
             title=f"{baseline} and its relatives on {rows[0]['data']}",
@@ -62,7 +62,7 @@ def picture(rows: Sequence[Mapping[str, Any]]) -> str:
     """Accuracy against ReLUs as a standalone SVG that follows the reader's light or dark setting."""
     points = summarize(rows)
     chart = _chart(points, "Accuracy against ReLUs", "ReLUs", [point.relus for point in points])
-    return _environment().get_template("chart.svg.j2").render(chart=chart, linked=False)
+    return environment().get_template("chart.svg.j2").render(chart=chart, linked=False)
 
 
 def verdict(gains: Sequence[Advantage], baseline: str) -> str:
@@ -105,7 +105,8 @@ def _anchor(point: Summary) -> str:
     return f"{point.network}-{point.relus}".replace(" ", "-")
 
 
-def _environment() -> Environment:
+def environment() -> Environment:
+    """Where the templates are, and how they are filled in."""
     return Environment(
         loader=PackageLoader("deepreshape.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
