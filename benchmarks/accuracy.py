@@ -37,6 +37,7 @@ from deepreshape.private.local import run_local
 from deepreshape.private.lower import lower
 from deepreshape.private.plan import Plan
 from deepreshape.private.program import Program
+from deepreshape.private.program_bytes import from_bytes, to_bytes
 from deepreshape.private.shares import Words
 from deepreshape.training import load_data
 
@@ -119,12 +120,12 @@ def classes_of_integers(program: Program, inputs: NDArray[np.int64], workers: in
     """(2, N): rounding down, and as two parties round."""
     batches = np.array_split(inputs, -(-len(inputs) // BATCH))
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, context, initializer=begin, initargs=(program.to_bytes(),)) as pool:
+    with ProcessPoolExecutor(workers, context, initializer=begin, initargs=(to_bytes(program),)) as pool:
         return np.concatenate(list(pool.map(both, batches)), 1)
 
 
 def begin(program: bytes) -> None:
-    PROGRAM.append(Program.from_bytes(program))
+    PROGRAM.append(from_bytes(program))
 
 
 def both(inputs: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -212,9 +212,9 @@ class Faults:
             ValueError: with the text, if it is none.
         """
         name, _, rest = text.partition(":")
-        words = dict(word.partition("=")[::2] for word in rest.split(","))
-        numbers = {key: int(value) for key, value in words.items() if value.isdecimal()}
-        modes = [key for key, value in words.items() if not value]
+        words = [word.partition("=") for word in rest.split(",")]
+        numbers = {key: int(value) for key, _, value in words if value.isdecimal()}
+        modes = [key for key, _, value in words if not value]
         if name != "stochastic" or not {"drop", "fraction"} <= set(numbers) <= {"drop", "fraction", "order"}:
             raise ValueError(f"{text!r} is no stochastic ReLU; write stochastic:drop=12,fraction=20")
         if len(numbers) + len(modes) < len(words) or len(modes) > 1:

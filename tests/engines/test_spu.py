@@ -21,6 +21,7 @@ from deepreshape.engines.spu import FRACTION, PARTIES, Party, Setting
 from deepreshape.private import plain
 from deepreshape.private.fixed import from_fixed
 from deepreshape.private.program import Program
+from deepreshape.private.program_bytes import to_bytes
 
 SPU_PYTHON = Path(os.environ.get("SPU_PYTHON", "no-spu"))
 SOURCE = Path(launch.__file__).parents[2]
@@ -61,8 +62,8 @@ def test_two_hosts(tmp_path: Path) -> None:
     """Two network namespaces joined by a cable, each with its own file of the program."""
     program = random_program(SEED)
     x = random_inputs(program, 1, 1)
-    (tmp_path / "server.program").write_bytes(program.to_bytes())
-    (tmp_path / "client.program").write_bytes(program.public().to_bytes())
+    (tmp_path / "server.program").write_bytes(to_bytes(program))
+    (tmp_path / "client.program").write_bytes(to_bytes(program.public()))
     np.save(tmp_path / "x.npy", from_fixed(x[0], program.input_fraction))
     tag = f"dr{os.getpid()}"
     names = [f"{tag}c", f"{tag}s"]

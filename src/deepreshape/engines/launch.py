@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from deepreshape.engines.profile import Run, parse
 from deepreshape.engines.spu import CLIENT, PARTIES, SERVER
 from deepreshape.private.program import Program
+from deepreshape.private.program_bytes import to_bytes
 
 __all__ = ["Answer", "Session", "versions"]
 
@@ -65,7 +66,7 @@ class Session:
             own = self._program if rank == SERVER else self._program.public()
             path = self._folder / f"program-{rank}"
             path.touch(mode=0o600)
-            path.write_bytes(own.to_bytes())
+            path.write_bytes(to_bytes(own))
             command = [str(self._python), "-m", "deepreshape.engines.spu", "--rank", str(rank), "--hosts", hosts]
             command += ["--protocol", self._protocol, "--program", str(path), "--log", str(self._log(rank))]
             said = self._stack.enter_context((self._folder / f"said-{rank}").open("w"))

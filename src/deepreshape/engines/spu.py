@@ -33,6 +33,7 @@ from numpy.typing import NDArray
 
 from deepreshape.engines.real import Parameters, evaluate, parameters
 from deepreshape.private.program import Conv2d, Linear, Program, Shape
+from deepreshape.private.program_bytes import from_bytes
 
 __all__ = ["CLIENT", "FRACTION", "PARTIES", "SERVER", "Party", "Setting"]
 
@@ -230,7 +231,7 @@ def _main() -> int:
     options = parser.parse_args()
     try:
         setting = Setting(options.rank, tuple(options.hosts.split(",")), options.protocol)
-        party = Party(setting, Program.from_bytes(options.program.read_bytes()), options.log)
+        party = Party(setting, from_bytes(options.program.read_bytes()), options.log)
         if setting.rank == CLIENT:
             _answer(party)
         else:
