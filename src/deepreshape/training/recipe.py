@@ -77,7 +77,9 @@ class Recipe:
         if self.relu:
             Faults.parse(self.relu)
         if self.relu and self.mismatch:
-            raise ValueError(f"mismatch={self.mismatch} compares exact ReLUs and relu={self.relu} has none; leave one out")
+            raise ValueError(
+                f"mismatch={self.mismatch} compares exact ReLUs and relu={self.relu} has none; leave one out"
+            )
 
     def with_values(self, values: dict[str, Any]) -> Recipe:
         """The recipe with some settings changed; strings are converted.
