@@ -249,3 +249,12 @@ def test_snl_as_its_authors_published_it_ends_within_the_budget_and_continues_af
     again, _ = run(folder=tmp_path)
     assert equal(weights(model), weights(again))
     assert len((tmp_path / "search" / "metrics.jsonl").read_text().splitlines()) < 50
+
+
+def test_a_search_has_exact_signs_and_a_fine_tuning_may_have_faults():
+    faulty = replace(RECIPE, relu="stochastic:drop=4,fraction=8")
+    assert linearize(MODEL, Taylor(200, mismatch=0.0), DATA, recipe=faulty)[1].relus == 200
+    with pytest.raises(
+        ValueError, match=r"mismatch=10.0 compares exact ReLUs and relu=stochastic:drop=4,fraction=8 has"
+    ):
+        linearize(MODEL, Taylor(200), DATA, recipe=faulty)
