@@ -123,6 +123,39 @@ def test_train_and_eval_agree(tmp_path: Path):
     assert read == {"top1": small["top1"], "relus": 448, "n": 360}
 
 
+def test_linearize_prints_the_fixed_shape(tmp_path: Path):
+    quick = ("--set", "epochs=1", "--set", "search_epochs=1", "--set", "batch=256", "--threads", "1")
+    out = tmp_path / "small"
+    made = answer("linearize", "zoo:digits", "--method", "taylor", "--budget", "120", "--out", str(out), *quick)
+    assert list(made) == ["relus", "budget", "granularity", "top1_validation", "record"]
+    assert (made["relus"], made["budget"], made["granularity"]) == (120, 120, "pixel")
+    assert made["record"]["settings"]["search_epochs"] == 1
+    assert made["record"]["recipe"]["epochs"] == 1
+    assert sorted(path.name for path in out.iterdir()) == ["manifest.json", "masks.svg", "model.safetensors"]
+    assert answer("count", str(out))["relus"] == answer("eval", str(out))["relus"] == 120
+    priced = ("--granularity", "channel", "--price", "server-garbler")
+    again = answer("linearize", str(out), "--method", "taylor", "--budget", "60", "--out", str(tmp_path / "b"), *priced,
+                   "--set", "epochs=1", "--threads", "1")  # fmt: skip
+    assert (again["relus"], again["granularity"]) == (60, "channel")
+    assert again["record"]["price"] < again["record"]["price_before"]
+
+
+def test_linearize_under_torchrun(tmp_path: Path):
+    words = "--method snl --budget 100 --set epochs=1 --set search_epochs=1 --set batch=256 --threads 1 --json"
+    run = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0", "--standalone"]
+    command = [*run, "-m", "deepreshape", "linearize", "zoo:digits", "--out", str(tmp_path / "a"), *words.split()]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout)["relus"] == 100
+    assert answer("count", str(tmp_path / "a"))["relus"] == 100
+
+
+def test_sweep_prints_where_its_rows_are(tmp_path: Path):
+    words = "--networks zoo:digits --methods descent --budgets 50 --set tune.epochs=1 --threads 1"
+    made = answer("sweep", "--out", str(tmp_path / "s"), *words.split())
+    (row,) = (json.loads(line) for line in Path(made["results"]).read_text().splitlines())
+    assert (row["network"], row["method"], row["relus"]) == ("resnet9-m4-strided", "descent", 50)
+
+
 def test_criticality_orders_the_stages():
     found = answer("criticality", "resnet20-m4-phi1.1.1", "--set", "epochs=1", "--threads", "1")
     assert sorted(found["order"]) == [1, 2, 3]
@@ -160,6 +193,25 @@ def test_run_and_report(tmp_path: Path):
         (("train", "resnet18-m4", "--out", "o", "--teacher", "."), ". holds no saved model"),
         (("eval", "."), ". holds no saved model: there is no manifest.json"),
         (("report", "."), ". holds no results: there is no results.jsonl"),
+        (("eval", "zoo:cats"), "there is no 'cats' in the zoo; it has digits"),
+        (("linearize", ".", "--budget", "9", "--out", "o"), ". holds no saved model"),
+        (("linearize", "zoo:digits", "--budget", "900", "--out", "o"), "a budget of 900 ReLUs does not fit a network"),
+        (
+            ("linearize", "zoo:digits", "--budget", "9", "--out", "o", "--method", "best"),
+            "unknown method 'best'; known",
+        ),
+        (
+            ("linearize", "zoo:digits", "--budget", "9", "--out", "o", "--set", "speed=1"),
+            "unknown setting 'speed'; snl",
+        ),
+        (("linearize", "zoo:digits", "--budget", "9", "--out", "o", "--price", "free"), "unknown price profile 'free'"),
+        (("linearize", "zoo:digits", "--budget", "9", "--out", "o", "--granularity", "row"), "granularity='row'"),
+        (
+            ("linearize", "zoo:digits", "--budget", "9", "--out", "o", "--method", "coarse", "--granularity", "pixel"),
+            "coarse removal goes by layer, not by pixel",
+        ),
+        (("sweep", "--networks", "a", "--budgets", "9", "--out", "o", "--set", "lr=1"), "--set takes whole.NAME=VALUE"),
+        (("sweep", "--networks", "resnet19", "--budgets", "9", "--out", "o"), "unknown network 'resnet19'"),
         (("fetch", "digits"), "there is nothing to fetch for 'digits'"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",

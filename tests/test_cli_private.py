@@ -1,8 +1,10 @@
 """The private commands: a quick look in one, and two parties with certificates in two processes."""
 
+import inspect
 import json
 import subprocess
 import sys
+from dataclasses import asdict
 from io import StringIO
 from pathlib import Path
 
@@ -12,8 +14,10 @@ from rich.console import Console
 from test_cli import answer, call
 
 from deepreshape.cli import console
+from deepreshape.cli.private import Most
 from deepreshape.models import architecture, build
 from deepreshape.models.saved import Manifest, save
+from deepreshape.private.caps import Caps
 from deepreshape.training import load_data
 
 DATA = load_data("digits")
@@ -103,7 +107,23 @@ def test_two_parties_with_certificates(model: Path, tmp_path: Path):
         np.save(tmp_path / "wide.npy", np.zeros((1, 9, 9)))
         wrong = call("private", "query", str(tmp_path / "wide.npy"), *place)
         assert (wrong.code, "has shape (1, 9, 9), the network takes (1, 8, 8)" in wrong.err) == (2, True)
-        assert json.loads(server.communicate(timeout=60)[0]) == {"served": 4, "failed": 0}
+        assert json.loads(server.communicate(timeout=60)[0]) == {"served": 4, "failed": 0, "refused": 0}
+
+
+def test_keygen_adds_clients_to_the_authority_that_is_there(tmp_path: Path):
+    first = answer("private", "keygen", "--out", str(tmp_path / "keys"), "--client", "ann")["fingerprints"]
+    assert set(first) == {"server", "ann"}
+    authority = (tmp_path / "keys" / "authority.pem").read_bytes()
+    more = answer("private", "keygen", "--out", str(tmp_path / "keys"), "--client", "bob", "--client", "eve")
+    assert set(more["fingerprints"]) == {"bob", "eve"}
+    assert (tmp_path / "keys" / "authority.pem").read_bytes() == authority
+    again = call("private", "keygen", "--out", str(tmp_path / "keys"), "--client", "ann")
+    assert (again.code, "exists and is not overwritten" in again.err) == (2, True)
+
+
+def test_the_caps_of_the_command_are_those_of_the_library():
+    given = {parameter.name: parameter.default for parameter in inspect.signature(Most).parameters.values()}
+    assert given == {name: cap for name, cap in asdict(Caps()).items() if name != "arrivals"}
 
 
 @pytest.mark.parametrize(
@@ -116,6 +136,7 @@ def test_two_parties_with_certificates(model: Path, tmp_path: Path):
         (("local", "--model", "x", "--relu", "gc-stochastic", "--mode", "x"), "modes pos-zero and neg-pass"),
         (("keygen", "--out", "keys"), None),
         (("serve", "--program", "x", "--keys", "keys", "--store", "s"), "No such file or directory: 'x'"),
+        (("query", "x.npy", "--program", "p", "--keys", "k", "--store", "s", "--garbler", "me"), "'p'"),
         (("query", "x.npy", "--program", "y", "--keys", "k", "--store", "s"), "No such file or directory: 'y'"),
     ],
     ids=lambda value: value[0] if isinstance(value, tuple) else "",

@@ -14,12 +14,12 @@ import pytest
 from deepreshape.cost import CostReport, Link, Quote
 from deepreshape.counting import count
 from deepreshape.explorer import explore, live_quote, serve
-from deepreshape.job import finished
 from deepreshape.linearize import plan
 from deepreshape.models import architecture, build
 from deepreshape.models.saved import Manifest, save
 from deepreshape.report import render, summarize
 from deepreshape.report.explore import Priced, described, embedded
+from deepreshape.results import finished
 
 WORDS = {
     "phi": "2,2,2,2", "base": "4", "alpha": "5", "beta": "5", "gamma": "3", "budget": "30", "input": "3x16x16",

@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 from deepreshape.counting import count
-from deepreshape.job import Job, default_budgets, finished, hybrenets, points, run
+from deepreshape.job import Job, default_budgets, hybrenets, points, run
 from deepreshape.models import architecture
 from deepreshape.models.saved import load
+from deepreshape.results import finished
 from deepreshape.training import RECIPES, load_data
 
 DATA = load_data("digits")

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deepreshape.counting import count
-from deepreshape.nn import Faults, MaskedReLU, ReuseConv, ReuseForm, StochasticReLU, faulty, masked_relu
+from deepreshape.nn import Faults, GatedReLU, MaskedReLU, ReuseConv, ReuseForm, StochasticReLU, faulty, masked_relu
 from deepreshape.private.shares import CIRCA_PRIME, Field, Ring
 from deepreshape.private.sign import MODES, Mode
 from deepreshape.private.stochastic import fault_probability
@@ -29,6 +29,45 @@ def test_a_mask_is_a_buffer_and_never_trained():
     assert "mask" in layer.state_dict()
     with pytest.raises(ValueError, match="bool tensor of shape"):
         MaskedReLU(torch.ones(2, 2))
+
+
+def test_a_masked_relu_is_the_same_in_every_layout_and_dtype():
+    generator = torch.Generator().manual_seed(0)
+    x, mask = torch.randn(2, 3, 4, 5, generator=generator), torch.rand(3, 4, 5, generator=generator) < 0.5
+    expected = torch.where(mask, x.relu(), x)
+    assert torch.equal(masked_relu(x, mask), expected)
+    last = masked_relu(x.contiguous(memory_format=torch.channels_last), mask)
+    assert torch.equal(last, expected)
+    assert last.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(masked_relu(x.bfloat16(), mask), expected.bfloat16())
+
+
+@pytest.mark.parametrize("shape", [(3, 4, 4), (1, 4, 4), (3, 1, 1), (1, 1, 1)])
+def test_a_gate_blends_relu_and_identity_and_has_their_gradient(shape: tuple[int, int, int]):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 3, 4, 4, generator=generator, dtype=torch.float64, requires_grad=True)
+    mask = torch.rand(3, 4, 4, generator=generator) < 0.7
+    layer = GatedReLU(mask, shape).double()
+    with torch.no_grad():
+        layer.gate.copy_(torch.rand(shape, generator=generator))
+    gate = layer.gate * mask
+    assert torch.allclose(layer(x), gate * x.relu() + (1 - gate) * x)
+
+    def blended(x: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
+        return torch.func.functional_call(layer, {"gate": gate, "mask": mask}, (x,))
+
+    assert torch.autograd.gradcheck(blended, (x, layer.gate))
+
+
+def test_a_pulled_gate_gives_the_mask_and_keeps_its_gradient():
+    x = torch.tensor([[[[-2.0, 3.0]]]])
+    layer = GatedReLU(torch.ones(1, 1, 2, dtype=torch.bool), (1, 1, 2))
+    with torch.no_grad():
+        layer.gate.fill_(0.5)
+    layer.pull(1.0, torch.zeros(1, 1, 2))
+    assert layer(x).tolist() == x.tolist()
+    layer(x).sum().backward()
+    assert layer.gate.grad.tolist() == [[[2.0, 0.0]]]
 
 
 @given(

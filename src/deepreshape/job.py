@@ -1,21 +1,18 @@
 """The main job: a baseline, its HybReNets, a ladder of ReLU budgets, each point trained, counted and priced.
 
-A job is a folder. ``config.yaml`` holds its settings as resolved, ``results.jsonl`` one row for each finished point,
-``models/`` their weights, ``runs/`` the checkpoints of the point that is being trained. Started again on the same
-folder, a job goes on with the first point that has no row.
+A job is a folder of results (:mod:`.results`), with the points' weights in ``models/`` and the checkpoints of the point
+that is being trained in ``runs/``. Started again on the same folder, a job goes on with the first point that has no
+row.
 """
 
 from __future__ import annotations
 
-import json
-import os
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
 from torch import nn
 
 from deepreshape.cost import PROFILES, price
@@ -24,11 +21,10 @@ from deepreshape.design import equalize
 from deepreshape.linearize import Plan, apply, plan, plan_of
 from deepreshape.models import Architecture, architecture, build, name_of, relus
 from deepreshape.models.saved import Manifest, load, save
+from deepreshape.results import append, open_folder
 from deepreshape.training import METRICS, RECIPES, Dataset, Progress, Recipe, accuracy, train
 
-__all__ = ["Job", "Point", "default_budgets", "finished", "hybrenets", "run", "train_point"]
-
-CONFIG, RESULTS = "config.yaml", "results.jsonl"
+__all__ = ["Job", "Point", "default_budgets", "fitting", "hybrenets", "run", "train_point"]
 
 
 @dataclass(frozen=True)
@@ -146,28 +142,6 @@ def points(job: Job, data: Dataset) -> Iterator[Point]:
                 yield before
 
 
-def finished(folder: Path) -> list[dict[str, Any]]:
-    """The rows of a job's finished points; a last line that was cut off is left out.
-
-    Raises:
-        ValueError: if the folder holds no results, or a line in the middle is broken.
-    """
-    path = folder / RESULTS
-    if not path.is_file():
-        raise ValueError(
-            f"{folder} holds no results: there is no {RESULTS} in it; `deepreshape run --out {folder}` makes it"
-        )
-    rows: list[dict[str, Any]] = []
-    lines = path.read_text().splitlines()
-    for number, line in enumerate(lines, start=1):
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            if number < len(lines):
-                raise ValueError(f"line {number} of {path} is not a result: {line[:60]!r}") from None
-    return rows
-
-
 def run(
     job: Job, data: Dataset, out: Path, report: Callable[[int, int, Point, Progress | None], None]
 ) -> list[dict[str, Any]]:
@@ -186,9 +160,7 @@ def run(
         ValueError: if the settings do not fit, or differ from those the folder was made with.
     """
     todo = list(points(job, data))
-    _open(job, out)
-    rows = finished(out) if (out / RESULTS).is_file() else []
-    _rewrite(out / RESULTS, rows)
+    rows = open_folder(job, out)
     done = {row["id"] for row in rows}
     for number, point in enumerate(todo, start=1):
         if point.id not in done:
@@ -203,10 +175,7 @@ def run(
                 teacher=out / "models" / point.teacher if point.teacher else None,
                 progress=lambda progress, at=number, of=point: report(at, len(todo), of, progress),
             )
-            with (out / RESULTS).open("a") as file:
-                file.write(json.dumps(row) + "\n")
-                file.flush()
-                os.fsync(file.fileno())
+            append(out, row)
             rows.append(row)
         shutil.rmtree(out / "runs" / point.id, ignore_errors=True)
         report(number, len(todo), point, None)
@@ -242,10 +211,10 @@ def train_point(
     Raises:
         ValueError: if a saved model does not fit.
     """
-    taught_by = _fitting(teacher, data)[0] if teacher else None
+    taught_by = fitting(teacher, data)[0] if teacher else None
     history: list[dict[str, Any]] = []
     if init:
-        start, before = _fitting(init, data)
+        start, before = fitting(init, data)
         model, record = apply(point.plan, start, seed=point.seed)
         history = [*before.history, record.to_dict()]
     else:
@@ -281,7 +250,7 @@ def train_point(
         "seed": point.seed,
         "data": data.name,
         "epochs": recipe.epochs,
-        "cpu_minutes": round(trained.cpu_seconds / 60, 2),
+        "cpu_minutes": round(trained.seconds / 60, 2),
         "priced_seconds": {
             name: round(price(counted.layers, profile).seconds, 3) for name, profile in PROFILES.items()
         },
@@ -291,8 +260,12 @@ def train_point(
     return row
 
 
-def _fitting(folder: Path, data: Dataset) -> tuple[nn.Module, Manifest]:
-    """A saved model that takes the data set's images and knows its classes."""
+def fitting(folder: Path, data: Dataset) -> tuple[nn.Module, Manifest]:
+    """A saved model that takes the data set's images and knows its classes, and its manifest.
+
+    Raises:
+        ValueError: if it takes other images or knows other classes.
+    """
     model, manifest = load(folder)
     made_for = manifest.architecture
     if made_for.input != data.shape or made_for.classes != len(data.class_names):
@@ -313,31 +286,3 @@ def _command(point: Point, data: Dataset, recipe: Recipe, init: Path | None, tea
     for name, value in asdict(recipe).items():
         words += ["--set", f"{name}={value}"] if value != usual[name] else []
     return " ".join([*words, "--out", point.id])
-
-
-def _open(job: Job, out: Path) -> None:
-    """Make the folder, or see that it belongs to this very job."""
-    settings = json.loads(json.dumps(asdict(job)))
-    path = out / CONFIG
-    if path.is_file():
-        theirs = yaml.safe_load(path.read_text()) or {}
-        differing = [field.name for field in fields(Job) if theirs.get(field.name) != settings[field.name]]
-        if differing:
-            shown = "; ".join(f"{name} was {theirs.get(name)}, now {settings[name]}" for name in differing)
-            raise ValueError(f"{out} holds another job ({shown}); choose another folder or the same settings")
-        return
-    if out.is_dir() and any(out.iterdir()):
-        raise ValueError(f"{out} is not empty and holds no job; choose another folder")
-    out.mkdir(parents=True, exist_ok=True)
-    _write(path, yaml.safe_dump(settings, sort_keys=False))
-
-
-def _rewrite(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Leave exactly these rows, without the rest of a line that was cut off."""
-    _write(path, "".join(json.dumps(row) + "\n" for row in rows))
-
-
-def _write(path: Path, text: str) -> None:
-    part = path.with_name(f"{path.name}.part")
-    part.write_text(text)
-    os.replace(part, path)

@@ -1,8 +1,9 @@
 """The waist of the package: every activation it knows, and the only code that knows how a mask is stored.
 
 A network has *ReLU sites*. What sits at a site is one of ``torch.nn.ReLU`` (kept whole), ``torch.nn.Identity``
-(removed), :class:`MaskedReLU` (kept at some positions) or, with the convolution before it, :class:`ReuseConv`. For a
-while, :func:`faulty` puts a :class:`StochasticReLU` there.
+(removed), :class:`MaskedReLU` (kept at some positions), :class:`PolynomialReLU` (kept at some, a polynomial elsewhere)
+or, with the convolution before it, :class:`ReuseConv`. For a while, :func:`faulty` puts a :class:`StochasticReLU`
+there, and a search for a mask a :class:`GatedReLU`.
 """
 
 from __future__ import annotations
@@ -15,7 +16,18 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Faults", "MaskedReLU", "ReuseConv", "ReuseForm", "StochasticReLU", "faulty", "masked_relu", "reuse_widths"]
+__all__ = [
+    "Faults",
+    "GatedReLU",
+    "MaskedReLU",
+    "PolynomialReLU",
+    "ReuseConv",
+    "ReuseForm",
+    "StochasticReLU",
+    "faulty",
+    "masked_relu",
+    "reuse_widths",
+]
 
 
 @torch.library.custom_op("deepreshape::masked_relu", mutates_args=())
@@ -31,7 +43,7 @@ def masked_relu(x: Tensor, mask: Tensor) -> Tensor:
     Returns:
         A new tensor of the shape and dtype of ``x``.
     """
-    return torch.where(mask, x.clamp(min=0), x)
+    return torch.maximum(x, _floor(x, mask))
 
 
 @masked_relu.register_fake
@@ -40,16 +52,28 @@ def _(x: Tensor, mask: Tensor) -> Tensor:
 
 
 def _save(ctx: torch.autograd.function.FunctionCtx, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
-    x, mask = inputs
-    ctx.save_for_backward(mask & (x <= 0))
+    # the next layer keeps its input anyway, so that keeping the output takes no memory
+    ctx.save_for_backward(inputs[1], output)
 
 
 def _backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple[Tensor, None]:
-    (blocked,) = ctx.saved_tensors  # pyright: ignore[reportAttributeAccessIssue]
-    return grad.masked_fill(blocked, 0), None
+    mask, out = ctx.saved_tensors  # pyright: ignore[reportAttributeAccessIssue]
+    return grad * (out > _floor(out, mask)), None
 
 
 masked_relu.register_autograd(_backward, setup_context=_save)
+
+
+def _floor(x: Tensor, mask: Tensor) -> Tensor:
+    """What a masked ReLU lets nothing fall below: 0 where the ReLU stays, minus infinity elsewhere."""
+    return _laid_out_like(x, torch.where(mask, 0.0, -torch.inf))
+
+
+def _laid_out_like(x: Tensor, positions: Tensor) -> Tensor:
+    """A tensor over the positions of a map, in the dtype and memory layout of a batch of maps."""
+    batch_of_one = positions.to(x.dtype)[None]
+    last = x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)
+    return batch_of_one.contiguous(memory_format=torch.channels_last) if last else batch_of_one
 
 
 class MaskedReLU(nn.Module):
@@ -74,6 +98,88 @@ class MaskedReLU(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{int(self.mask.sum())} of {self.mask.numel()} kept"
+
+
+def _polynomial(x: Tensor, coefficients: Tensor) -> Tensor:
+    """c0 + c1 x + c2 x^2 with coefficients of shape (C, 3) for maps of shape (N, C, H, W)."""
+    constant, linear, square = coefficients.to(x.dtype)[:, :, None, None].unbind(1)
+    return constant + x * (linear + square * x)
+
+
+class PolynomialReLU(nn.Module):
+    """A ReLU at some positions of its map, a polynomial of degree two by channel at the others (AutoReP, section 3.3).
+
+    Not free where the identity is: each position without ReLU costs a square under cryptography.
+
+    Args:
+        mask: bool, shape (C, H, W); true where the ReLU stays.
+        coefficients: float, shape (C, 3), of 1, x and x squared; trained with the weights.
+    """
+
+    mask: Tensor
+
+    def __init__(self, mask: Tensor, coefficients: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("mask", mask.clone())
+        self.coefficients = nn.Parameter(coefficients.clone())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.where(self.mask, masked_relu(x, self.mask), _polynomial(x, self.coefficients))
+
+    def extra_repr(self) -> str:
+        return f"{int(self.mask.sum())} of {self.mask.numel()} kept"
+
+
+class _Gate(torch.autograd.Function):
+    """x + g relu(-x), keeping only x and g for the way back."""
+
+    @staticmethod
+    def forward(ctx: torch.autograd.function.FunctionCtx, x: Tensor, gate: Tensor) -> Tensor:
+        ctx.save_for_backward(x, gate)
+        return torch.addcmul(x, _laid_out_like(x, gate), (-x).clamp(min=0))
+
+    @staticmethod
+    def backward(ctx: torch.autograd.function.FunctionCtx, *grads: Tensor) -> tuple[Tensor, Tensor]:
+        x, gate = ctx.saved_tensors  # pyright: ignore[reportAttributeAccessIssue]
+        (grad,) = grads
+        through = torch.addcmul(grad, _laid_out_like(x, gate).neg(), grad * (x < 0))
+        at_gate = (grad * x.clamp(max=0)).sum(0, dtype=gate.dtype).neg()
+        return through, at_gate.sum_to_size(gate.shape)
+
+
+class GatedReLU(nn.Module):
+    """A ReLU with a trained gate g at each position: g relu(x) + (1 - g) x (SNL, equation 3).
+
+    It stands at a site while a mask is searched for; a :class:`MaskedReLU` takes its place afterwards.
+
+    Args:
+        mask: bool, shape (C, H, W); where it is false there is no ReLU to begin with.
+        shape: of the gates, all 1 at first: (C, H, W), or 1 where they are shared along a dimension.
+        coefficients: float, shape (C, 3), of a polynomial in place of the identity; trained.
+    """
+
+    mask: Tensor
+
+    def __init__(self, mask: Tensor, shape: tuple[int, ...], coefficients: Tensor | None = None) -> None:
+        super().__init__()
+        self.register_buffer("mask", mask.clone())
+        self.gate = nn.Parameter(torch.ones(shape, device=mask.device))
+        self.coefficients = None if coefficients is None else nn.Parameter(coefficients.clone())
+        self.pulled: tuple[float, Tensor] | None = None
+
+    def pull(self, share: float, towards: Tensor) -> None:
+        """Take the forward pass this share of the way from the gates to ``towards``; gradients stay the gates' own."""
+        self.pulled = share, towards
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate = self.gate * self.mask
+        if self.pulled:
+            share, towards = self.pulled
+            gate = gate + share * (towards - gate).detach()
+        if self.coefficients is None:
+            return _Gate.apply(x, gate)  # pyright: ignore[reportReturnType]
+        line = _polynomial(x, self.coefficients)
+        return line + _laid_out_like(x, gate) * (x.relu() - line)
 
 
 @dataclass(frozen=True)
@@ -107,9 +213,9 @@ class Faults:
             ValueError: with the text, if it is none.
         """
         name, _, rest = text.partition(":")
-        words = dict(word.partition("=")[::2] for word in rest.split(","))
-        numbers = {key: int(value) for key, value in words.items() if value.isdecimal()}
-        modes = [key for key, value in words.items() if not value]
+        words = [word.partition("=") for word in rest.split(",")]
+        numbers = {key: int(value) for key, _, value in words if value.isdecimal()}
+        modes = [key for key, _, value in words if not value]
         if name != "stochastic" or not {"drop", "fraction"} <= set(numbers) <= {"drop", "fraction", "order"}:
             raise ValueError(f"{text!r} is no stochastic ReLU; write stochastic:drop=12,fraction=20")
         if len(numbers) + len(modes) < len(words) or len(modes) > 1:

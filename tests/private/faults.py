@@ -18,10 +18,20 @@ from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 
+from deepreshape.private import PrivateError
 from deepreshape.private.certificates import Credentials, create_authority, issue
 from deepreshape.private.channel import Channel, Frame, ProtocolError
 from deepreshape.private.session import Agreement, client_session, server_session
-from deepreshape.private.wire import HEADER, ConnectionLostError, Endpoint, Limits, listen
+from deepreshape.private.wire import (
+    HEADER,
+    ConnectionLostError,
+    Endpoint,
+    Limits,
+    PeerAbortedError,
+    TimeLimitError,
+    WireChannel,
+    listen,
+)
 
 RECORD = struct.Struct("!BHH")
 CHANGE_CIPHER_SPEC = 20
@@ -74,6 +84,8 @@ class Relay:
 
     attack: Attack | None = None
     seen: dict[str, list[bytes]] = field(default_factory=lambda: {"up": [], "down": []})
+    order: list[str] = field(default_factory=list)
+    """Which way each unit went."""
     hit: bytes = b""
     over: threading.Event = field(default_factory=threading.Event)
 
@@ -99,6 +111,7 @@ class Relay:
     def _apply(self, way: str, unit: bytes, held: dict[str, bytes]) -> list[bytes]:
         k = len(self.seen[way])
         self.seen[way].append(unit)
+        self.order.append(way)
         attack = self.attack
         if attack is None or attack.way != way or k < attack.k:
             return [unit]
@@ -224,14 +237,35 @@ def expected_result() -> bytes:
     return digest.digest()
 
 
-Outcome = bytes | ProtocolError
-Talk = Callable[[Channel, str], bytes]
+Outcome = bytes | PrivateError
+
+
+@dataclass(frozen=True)
+class Talk:
+    """What the two parties do once they are connected."""
+
+    visit: Callable[[Endpoint, int], bytes]
+    """The client's side: with its endpoint, to a port."""
+    attend: Callable[[WireChannel], bytes]
+
+
+def _visit(endpoint: Endpoint, port: int) -> bytes:
+    with client_session(endpoint.connect("127.0.0.1", port), AGREEMENT) as session:
+        return play(session.channel, "client")
+
+
+def _attend(channel: WireChannel) -> bytes:
+    with server_session(channel, lambda _: AGREEMENT) as session:
+        return play(session.channel, "server")
+
+
+SCRIPTED = Talk(_visit, _attend)
 
 
 def converse(
-    keys: Keys, limits: Limits, relay: Relay | None = None, *, frames: bool = False
+    keys: Keys, limits: Limits, relay: Relay | None = None, *, frames: bool = False, talk: Talk = SCRIPTED
 ) -> tuple[Outcome, Outcome]:
-    """Run the script over TLS on loopback, through ``relay`` if given. Returns what client and server end with."""
+    """Talk over TLS on loopback, through ``relay`` if given. Returns what client and server end with."""
     outcomes: dict[str, Outcome] = {}
     listening = listen("127.0.0.1", 0)
     listening.settimeout(30)
@@ -241,12 +275,10 @@ def converse(
     def serve() -> None:
         try:
             sock, _ = listening.accept()
-            with server_session(Endpoint(keys.server, limits).accept(sock), lambda _: AGREEMENT) as session:
-                result = play(session.channel, "server")
-            outcomes["server"] = result
+            outcomes["server"] = talk.attend(Endpoint(keys.server, limits).accept(sock))
         except TimeoutError:
             outcomes["server"] = ConnectionLostError("nobody came")
-        except ProtocolError as error:
+        except PrivateError as error:
             outcomes["server"] = error
 
     threads.append(threading.Thread(target=serve))
@@ -273,10 +305,8 @@ def converse(
     for thread in threads:
         thread.start()
     try:
-        with client_session(Endpoint(keys.client, limits).connect("127.0.0.1", port), AGREEMENT) as session:
-            result = play(session.channel, "client")
-        outcomes["client"] = result
-    except ProtocolError as error:
+        outcomes["client"] = talk.visit(Endpoint(keys.client, limits), port)
+    except PrivateError as error:
         outcomes["client"] = error
     threads[0].join(60)
     if relay is not None:
@@ -288,3 +318,39 @@ def converse(
     if entrance is not None:
         entrance.close()
     return outcomes["client"], outcomes["server"]
+
+
+# What the party at the receiving end of the broken frame may end with. The other party learns it by an abort, by the
+# lost connection or by its own time-out.
+INSIDE_TLS: dict[Fault, tuple[type[ProtocolError], ...]] = {
+    Fault.DROP: (ProtocolError, TimeLimitError, PeerAbortedError),  # whose time-out runs out first
+    Fault.CUT: (ConnectionLostError,),
+    Fault.REPEAT: (ProtocolError,),
+    Fault.SWAP: (ProtocolError, TimeLimitError, PeerAbortedError),
+    Fault.FLIP: (ProtocolError,),
+    Fault.STALL: (TimeLimitError,),
+}
+
+Judge = Callable[[Attack, Relay, Outcome, Outcome], bool]
+
+
+def judge_by(table: dict[Fault, tuple[type[ProtocolError], ...]], seen: dict[str, list[bytes]]) -> Judge:
+    """The victim's error must be of the class in the table, and the other party must end with an error too.
+
+    Exempt is the end: nobody listens after the last unit of a direction, and a server that has heard the client's
+    farewell has rightly finished, whatever becomes of its answer.
+    """
+
+    def judge(attack: Attack, relay: Relay, client: Outcome, server: Outcome) -> bool:
+        victim, other = (server, client) if attack.way == "up" else (client, server)
+        last = len(seen[attack.way]) - 1
+        broken = attack.k + (attack.fault is Fault.REPEAT)
+        if broken > last:
+            return True
+        if relay.hit[0] == CHANGE_CIPHER_SPEC and isinstance(victim, bytes) and isinstance(other, bytes):
+            return True  # below TLS: 1.3 sends this record for old middleboxes only and gives it no meaning
+        lost = (ConnectionLostError,) if broken == last else ()
+        excused = attack.way == "down" and broken == last
+        return type(victim) in table[attack.fault] + lost and (isinstance(other, ProtocolError) or excused)
+
+    return judge

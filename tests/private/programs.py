@@ -91,6 +91,22 @@ def random_program(seed: int, *, prime: bool = False, linear: int = 2) -> Progra
     return Program(field, shape, 4, 7, tuple(ops), weights)
 
 
+ONE_RELU = Program(Ring(16), (2, 3), 4, 99, (Flatten("f", ("input",)), Relu("r", ("f",), 2)))
+"""A ReLU layer and nothing else: a run takes a tenth of a second."""
+
+
+def every_kind() -> Program:
+    """The smallest program whose run has frames of every kind: a linear layer, and a ReLU with a mask."""
+    rng = np.random.default_rng(5)
+    ops = (
+        Flatten("flat", ("input",)),
+        Linear("fc", ("flat",), 4, 3, 3),
+        Relu("relu", ("fc",), 3, np.array([True, False, True, True])),
+    )
+    weights = {"fc": Weights(rng.integers(-8, 9, (4, 6)), rng.integers(-99, 100, 4))}
+    return Program(Ring(20), (2, 3), 4, 99, ops, weights)
+
+
 def random_inputs(program: Program, count: int, seed: int) -> Integers:
     rng = np.random.default_rng(seed)
     return rng.integers(-program.input_bound, program.input_bound + 1, (count, *program.input_shape))

@@ -177,6 +177,20 @@ def within(chosen: Engine, step: Callable[..., Any]) -> Callable[..., Any]:
     return taken
 
 
+@needs_fused
+def test_a_prepared_engine_compiles_nothing_more() -> None:
+    from deepreshape.private.engines import fused
+
+    chosen = Fused(HERE[0], 1)
+    chosen.prepare()
+    compiled = fused._compiled.cache_info().misses  # pyright: ignore[reportPrivateUsage]
+    program = random_program(3)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engines, "_default", lambda: chosen)
+        run_both(program, random_inputs(program, 1, 3)[0])
+    assert fused._compiled.cache_info().misses == compiled  # pyright: ignore[reportPrivateUsage]
+
+
 def test_an_engine_is_taken_in_its_own_thread_only() -> None:
     before, other = engine(), Reference()
     with using(other), ThreadPoolExecutor(1) as elsewhere:

@@ -5,26 +5,25 @@ from __future__ import annotations
 import socket
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from programs import ONE_RELU as PROGRAM
 from programs import random_inputs
 
 from deepreshape.private import party, plain
 from deepreshape.private.certificates import create_authority, issue
 from deepreshape.private.channel import ProtocolError
-from deepreshape.private.party import Client, serve
+from deepreshape.private.party import Admit, Client, LostBatchError, Work, serve
 from deepreshape.private.plan import Plan
-from deepreshape.private.program import Flatten, Program, Relu
+from deepreshape.private.program_bytes import digest
 from deepreshape.private.server import Model
-from deepreshape.private.session import Agreement, client_session
-from deepreshape.private.shares import Ring
+from deepreshape.private.session import Agreement, ConfigurationMismatchError, client_session
 from deepreshape.private.store import SpentError, Store
-from deepreshape.private.wire import Endpoint, listen
-
-PROGRAM = Program(Ring(16), (2, 3), 4, 99, (Flatten("f", ("input",)), Relu("r", ("f",), 2)))
+from deepreshape.private.wire import Endpoint, PeerAbortedError, listen
 
 
 @dataclass
@@ -36,10 +35,10 @@ class Pair:
     store: Store
     threads: ThreadPoolExecutor
 
-    def served(self) -> Future[int]:
+    def served(self, admit: Admit | None = None) -> Future[int]:
         """Serve one session."""
         return self.threads.submit(
-            lambda: serve(self.endpoint.accept(self.door.accept()[0]), self.model, self.store),
+            lambda: serve(self.endpoint.accept(self.door.accept()[0]), self.model, self.store, admit),
         )
 
 
@@ -107,7 +106,7 @@ def test_several_batches_take_one_session_and_what_is_stored_outlives_it(
 def test_a_server_agrees_to_a_sensible_number_of_batches(pair: Pair, count: object) -> None:
     served = pair.served()
     plan = pair.client.plan
-    agreement = Agreement(PROGRAM.digest, {**plan.agreed, "batches": count})  # type: ignore[dict-item]
+    agreement = Agreement(digest(PROGRAM), {**plan.agreed, "batches": count})  # type: ignore[dict-item]
     with (
         pytest.raises(ProtocolError, match="parameter batches"),
         client_session(pair.client.endpoint.connect("127.0.0.1", pair.client.port), agreement),
@@ -117,22 +116,59 @@ def test_a_server_agrees_to_a_sensible_number_of_batches(pair: Pair, count: obje
         served.result()
 
 
-def test_a_batch_that_only_the_client_has_is_refused_and_stays_fresh(pair: Pair, tmp_path: Path) -> None:
-    served = pair.served()
-    batch = pair.client.prepare().batch
-    served.result()
+def test_a_batch_that_only_the_client_has_is_refused_and_destroyed(pair: Pair, tmp_path: Path) -> None:
+    made = []
+    for _ in range(2):
+        served = pair.served()
+        made.append(pair.client.prepare().batch)
+        served.result()
     pair.store = Store(tmp_path / "another")
     served = pair.served()
-    with pytest.raises(ProtocolError, match="offline batch"):
-        pair.client.infer(random_inputs(PROGRAM, 1, 1)[0], batch)
+    with pytest.raises(LostBatchError, match=f"the server has no batch {made[0][:16]}"):
+        pair.client.infer(random_inputs(PROGRAM, 1, 1)[0], made[0])
     with pytest.raises(ProtocolError, match="offline batch"):
         served.result()
     pair.store = Store(tmp_path / "server")
+    for lost in (True, False):  # the half that is left at the server is never used, whoever asks
+        served = pair.served()
+        with pytest.raises(SpentError) if lost else nullcontext():
+            pair.client.infer(random_inputs(PROGRAM, 1, 1)[0], made[0] if lost else made[1])
+        with pytest.raises(ProtocolError) if lost else nullcontext():
+            served.result()
     served = pair.served()
-    pair.client.infer(random_inputs(PROGRAM, 1, 1)[0], batch)
-    served.result()
-    served = pair.served()
-    with pytest.raises((ProtocolError, SpentError)):
-        pair.client.infer(random_inputs(PROGRAM, 1, 1)[0], batch)
+    with pytest.raises(LostBatchError):
+        pair.client.infer(random_inputs(PROGRAM, 1, 1)[0], made[1])
     with pytest.raises(ProtocolError):
+        served.result()
+
+
+def test_a_session_that_is_not_admitted_uses_nothing_up(pair: Pair) -> None:
+    asked: list[tuple[Work, int]] = []
+
+    def refuse(work: Work, count: int) -> None:
+        asked.append((work, count))
+        raise ProtocolError("enough")
+
+    served = pair.served()
+    batch = pair.client.prepare().batch
+    served.result()
+    x = random_inputs(PROGRAM, 1, 1)[0]
+    for act in (lambda: list(pair.client.prepare_several(3)), lambda: pair.client.infer(x, batch)):
+        served = pair.served(refuse)
+        with pytest.raises(PeerAbortedError):
+            act()
+        with pytest.raises(ProtocolError, match="enough"):
+            served.result()
+    assert asked == [("prepare", 3), ("query", 1)]
+    served = pair.served()
+    pair.client.infer(x, batch)
+    assert served.result() == 0
+
+
+def test_only_what_can_go_on_is_put_up_for_admission(pair: Pair, tmp_path: Path) -> None:
+    served = pair.served(pytest.fail)
+    other = replace(pair.client, plan=Plan(PROGRAM, "client"))
+    with pytest.raises(ConfigurationMismatchError, match="garbler"):
+        other.prepare()
+    with pytest.raises(ConfigurationMismatchError, match="garbler"):
         served.result()

@@ -8,24 +8,25 @@ import struct
 import threading
 import time
 import tracemalloc
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 from faults import (
-    CHANGE_CIPHER_SPEC,
+    INSIDE_TLS,
     PATIENT,
     SCRIPT,
     Attack,
     Fault,
+    Judge,
     Keys,
     Outcome,
     Relay,
     brief,
     converse,
     expected_result,
+    judge_by,
     tls,
 )
 from hypothesis import example, given, settings
@@ -82,9 +83,6 @@ def raw(keys: Keys):
     end.close()
 
 
-Judge = Callable[[Attack, Relay, Outcome, Outcome], bool]
-
-
 def attack_all(keys: Keys, attacks: list[Attack], judge: Judge, *, frames: bool) -> None:
     """Carry out every attack and judge how client and server end. Never may either have a wrong result.
 
@@ -112,28 +110,6 @@ def units(keys: Keys, *, frames: bool) -> Relay:
     return relay
 
 
-def judge_by(table: dict[Fault, tuple[type[ProtocolError], ...]], seen: dict[str, list[bytes]]) -> Judge:
-    """The victim's error must be of the class in the table, and the other party must end with an error too.
-
-    Exempt is the end: nobody listens after the last unit of a direction, and a server that has heard the client's
-    farewell has rightly finished, whatever becomes of its answer.
-    """
-
-    def judge(attack: Attack, relay: Relay, client: Outcome, server: Outcome) -> bool:
-        victim, other = (server, client) if attack.way == "up" else (client, server)
-        last = len(seen[attack.way]) - 1
-        broken = attack.k + (attack.fault is Fault.REPEAT)
-        if broken > last:
-            return True
-        if relay.hit[0] == CHANGE_CIPHER_SPEC and isinstance(victim, bytes) and isinstance(other, bytes):
-            return True  # below TLS: 1.3 sends this record for old middleboxes only and gives it no meaning
-        lost = (ConnectionLostError,) if broken == last else ()
-        excused = attack.way == "down" and broken == last
-        return type(victim) in table[attack.fault] + lost and (isinstance(other, ProtocolError) or excused)
-
-    return judge
-
-
 # What the party at the receiving end of the broken unit may end with, below TLS. The other party learns it by an abort,
 # by the lost connection or by its own time-out. TLS refuses a handshake with RefusedError.
 LOST = (ConnectionLostError, RefusedError)
@@ -152,16 +128,6 @@ def test_network_attacker_breaks_any_record(keys: Keys, fault: Fault) -> None:
     seen = units(keys, frames=False).seen
     attacks = [Attack(fault, way, k) for way in seen for k in range(len(seen[way]))]
     attack_all(keys, attacks, judge_by(BELOW_TLS, seen), frames=False)
-
-
-INSIDE_TLS: dict[Fault, tuple[type[ProtocolError], ...]] = {
-    Fault.DROP: (ProtocolError, TimeLimitError, PeerAbortedError),  # whose time-out runs out first
-    Fault.CUT: (ConnectionLostError,),
-    Fault.REPEAT: (ProtocolError,),
-    Fault.SWAP: (ProtocolError, TimeLimitError, PeerAbortedError),
-    Fault.FLIP: (ProtocolError,),
-    Fault.STALL: (TimeLimitError,),
-}
 
 
 @pytest.mark.parametrize("fault", INSIDE_TLS)

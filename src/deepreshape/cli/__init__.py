@@ -8,7 +8,7 @@ import sys
 import typer
 from rich.markup import escape
 
-from deepreshape.cli import costs, jobs, networks, private, search
+from deepreshape.cli import costs, jobs, networks, private, removal, search
 from deepreshape.cli.console import err
 from deepreshape.private import PrivateError
 
@@ -23,7 +23,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Redesign convolutional networks for private inference: count, design, train, remove ReLUs, price.",
 )
-for commands in (networks.app, costs.app, search.app, jobs.app):
+for commands in (networks.app, costs.app, search.app, jobs.app, removal.app):
     app.registered_commands += commands.registered_commands
 app.add_typer(private.app, name="private")
 

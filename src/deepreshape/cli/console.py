@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import sys
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 from rich.console import Console
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
 
 out, err = Console(), Console(stderr=True)
 
-MODEL = "A network's name, a saved model's folder, or package.module:callable or file.py:callable."
+MODEL = "A network's name, a saved model's folder, zoo:NAME, package.module:callable or file.py:callable."
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 DataDir = Annotated[
@@ -50,6 +52,30 @@ def set_threads(threads: int, data: str | None) -> None:
 
     if threads or data == "digits":
         torch.set_num_threads(threads or 1)
+
+
+def with_groups(command: Callable[..., None]) -> Callable[..., None]:
+    """Let a command take options that belong together as one parameter, a dataclass: typer sees its fields instead."""
+    hints = get_type_hints(command, include_extras=True)
+    groups = {name: kind for name, kind in hints.items() if isinstance(kind, type) and is_dataclass(kind)}
+    shown: list[inspect.Parameter] = []
+    for name, parameter in inspect.signature(command).parameters.items():
+        if name in groups:
+            types = get_type_hints(groups[name], include_extras=True)
+            own = inspect.signature(groups[name]).parameters
+            shown += [own[part].replace(annotation=types[part], kind=parameter.KEYWORD_ONLY) for part in own]
+        else:
+            shown.append(parameter.replace(annotation=hints[name], kind=parameter.KEYWORD_ONLY))
+
+    def run(**given: Any) -> None:
+        for name, group in groups.items():
+            given[name] = group(**{part.name: given.pop(part.name) for part in fields(group)})
+        command(**given)
+
+    run.__name__, run.__doc__ = command.__name__, command.__doc__
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in shown}
+    run.__signature__ = inspect.Signature(shown)  # pyright: ignore[reportFunctionMemberAccess] - what typer looks at
+    return run
 
 
 def stoppable(work: Any) -> Any:

@@ -120,8 +120,8 @@ def ui(
 ) -> None:
     """Show counts and prices of networks live, under sliders, in a browser on this machine."""
     from deepreshape.explorer import serve
-    from deepreshape.job import finished
     from deepreshape.report import summarize
+    from deepreshape.results import finished
 
     rows = [row for folder in folders or [] for row in finished(folder)]
     with serve(port, summarize(rows), folders or []) as server:

@@ -78,7 +78,7 @@ def train(
 
 @app.command("eval")
 def evaluate(
-    model: Annotated[Path, typer.Argument(help="A saved model's folder.")],
+    model: Annotated[str, typer.Argument(help="A saved model's folder, or zoo:NAME.")],
     data: Annotated[
         str | None, typer.Option(help="Data set; the one it was trained on without.", show_default=False)
     ] = None,
@@ -90,9 +90,10 @@ def evaluate(
     from deepreshape.counting import count as count_model
     from deepreshape.models.saved import load
     from deepreshape.training import accuracy, load_data
+    from deepreshape.zoo import folder_of
 
     set_threads(threads, data)
-    loaded, manifest = load(model)
+    loaded, manifest = load(folder_of(model))
     dataset = load_data(data or manifest.dataset, data_dir)
     if dataset.shape != manifest.architecture.input:
         raise ValueError(f"{model} takes inputs of {manifest.architecture.input}, {dataset.name} has {dataset.shape}")
@@ -190,8 +191,8 @@ def report(
     as_json: Json = False,
 ) -> None:
     """Write the report of one or more jobs from their results."""
-    from deepreshape.job import finished
     from deepreshape.report import picture
+    from deepreshape.results import finished
 
     rows = [row for folder in folders for row in finished(folder)]
     if not rows:

@@ -13,6 +13,7 @@ from torch import nn
 
 from deepreshape.models import Architecture, architecture, build
 from deepreshape.models.saved import Manifest, load
+from deepreshape.zoo import folder_of
 
 __all__ = ["Network", "find_network"]
 
@@ -37,11 +38,15 @@ class Network:
 
 
 def find_network(model: str, shape: Shape | None = None, classes: int = 100) -> Network:
-    """The network meant by a name, a folder, package.module:callable or file.py:callable.
+    """The network meant by a name, a folder, zoo:NAME, package.module:callable or file.py:callable.
 
     Raises:
         ValueError: if there is none.
     """
+    folder = folder_of(model)
+    if folder.is_dir():
+        saved, manifest = load(folder)
+        return Network(saved, shape or manifest.architecture.input, manifest=manifest)
     if ":" in model:
         where, _, name = model.rpartition(":")
         try:
@@ -51,9 +56,6 @@ def find_network(model: str, shape: Shape | None = None, classes: int = 100) -> 
         if not isinstance(made, nn.Module):
             raise ValueError(f"{model!r} gives a {type(made).__name__}, not a torch module")
         return Network(made, shape or (3, 32, 32))
-    if Path(model).is_dir():
-        saved, manifest = load(Path(model))
-        return Network(saved, shape or manifest.architecture.input, manifest=manifest)
     if model.endswith(".py") and Path(model).is_file():
         raise ValueError(f"{model} holds code; say which callable makes the network, such as {model}:net")
     named = architecture(model, shape or (3, 32, 32), classes)

@@ -4,12 +4,25 @@ from __future__ import annotations
 
 import json
 import time
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import typer
 
-from deepreshape.cli.console import DataDir, Json, bytes_bar, err, new_table, out, print_json, stoppable, thousands
+from deepreshape.cli.console import (
+    DataDir,
+    Json,
+    bytes_bar,
+    err,
+    new_table,
+    out,
+    print_json,
+    stoppable,
+    thousands,
+    with_groups,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -18,18 +31,16 @@ if TYPE_CHECKING:
     from deepreshape.private.calibrate import Calibrated
     from deepreshape.private.fixed import Lowered
     from deepreshape.private.party import Client
+    from deepreshape.private.plan import Plan
+    from deepreshape.private.program import Program
     from deepreshape.private.variant import Variant
+    from deepreshape.private.wire import Endpoint
+
+Role = Literal["client", "server"]
 
 app = typer.Typer(no_args_is_help=True, help="Run a network privately between a client and a server.")
 
-Garbler = Annotated[str, typer.Option(help="Who garbles: server or client. The other party stores and evaluates.")]
-ReluOption = Annotated[str, typer.Option("--relu", help="How ReLUs are computed: gc-full, gc-sign or gc-stochastic.")]
-DropBits = Annotated[int, typer.Option(min=0, help="Low bits that the sign test of gc-stochastic leaves out.")]
 ModeOption = Annotated[str, typer.Option("--mode", help="What gc-stochastic is wrong about: pos-zero or neg-pass.")]
-CalibratedOption = Annotated[
-    bool,
-    typer.Option("--calibrated", help="Test the bits that the program says for each layer; `lower` chooses them."),
-]
 WorkersOption = Annotated[
     int | None,
     typer.Option(
@@ -39,10 +50,6 @@ WorkersOption = Annotated[
         show_default=False,
     ),
 ]
-Keys = Annotated[Path, typer.Option(help="Folder that `keygen` made.")]
-Store = Annotated[Path, typer.Option(help="This party's folder for offline material; never copy it.")]
-Host = Annotated[str, typer.Option(help="Address of the server.")]
-Port = Annotated[int, typer.Option(min=0, max=65535, help="Port of the server; 0 lets `serve` choose one.")]
 
 SERVER_PROGRAM, CLIENT_PROGRAM, FACTS = "server.program", "client.program", "client.json"
 CALIBRATION_IMAGES = 256
@@ -50,15 +57,93 @@ VALIDATION_IMAGES = 1000
 MAX_LOSS = 0.2
 
 
+@dataclass(frozen=True)
+class Relus:
+    """How ReLUs are computed, and by whom; both parties need the same."""
+
+    garbler: Annotated[
+        str, typer.Option(help="Who garbles: server or client. The other party stores and evaluates.")
+    ] = "server"
+    relu: Annotated[str, typer.Option(help="How ReLUs are computed: gc-full, gc-sign or gc-stochastic.")] = "gc-full"
+    drop_bits: Annotated[int, typer.Option(min=0, help="Low bits that the sign test of gc-stochastic leaves out.")] = 0
+    mode: ModeOption = "pos-zero"
+    calibrated: Annotated[
+        bool,
+        typer.Option("--calibrated", help="Test the bits that the program says for each layer; `lower` chooses them."),
+    ] = False
+
+    def role(self) -> Role:
+        """Who garbles."""
+        if self.garbler == "server" or self.garbler == "client":
+            return self.garbler
+        raise ValueError(f"--garbler is server or client, not {self.garbler!r}")
+
+    def variant(self) -> Variant:
+        """How they are computed."""
+        from deepreshape.private.variant import Variant
+
+        words: Any = self.relu, self.drop_bits, self.calibrated, self.mode
+        return Variant(*words)  # it checks its words itself
+
+    def plan(self, program: Program) -> Plan:
+        """How ``program`` is run."""
+        from deepreshape.private.plan import Plan
+
+        return Plan(program.public(), self.role(), variant=self.variant())
+
+
+@dataclass(frozen=True)
+class Party:
+    """What a party brings along; the same options for serve, prepare and query."""
+
+    program: Annotated[Path, typer.Option(help="This party's part of the program; the client's facts lie beside it.")]
+    keys: Annotated[Path, typer.Option(help="Folder with authority.pem, and this party's certificate and key.")]
+    store: Annotated[Path, typer.Option(help="This party's folder for offline material; never copy it.")]
+    name: Annotated[str, typer.Option(help="Name in this party's certificate; else its role.", show_default=False)] = ""
+    host: Annotated[str, typer.Option(help="Address of the server.")] = "127.0.0.1"
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port of the server; 0 lets `serve` choose one.")] = 7411
+
+    def endpoint(self, role: Role) -> Endpoint:
+        """Its certificate, loaded."""
+        from deepreshape.private.certificates import Credentials
+        from deepreshape.private.wire import Endpoint
+
+        return Endpoint(Credentials.within(self.keys, role, self.name or role))
+
+    def client(self, how: Relus) -> Client:
+        """A client with all of it."""
+        from deepreshape.private.party import Client
+        from deepreshape.private.program_bytes import from_bytes
+        from deepreshape.private.store import Store
+
+        plan = how.plan(from_bytes(self.program.read_bytes()))
+        return Client(self.endpoint("client"), self.host, self.port, plan, Store(self.store))
+
+
+@dataclass(frozen=True)
+class Most:
+    """Caps of a server; their defaults are those of ``private/caps.py``, which is not loaded for ``--help``."""
+
+    sessions: Annotated[int, typer.Option("--max-sessions", min=1, help="Sessions at once, in all.")] = 8
+    sessions_each: Annotated[int, typer.Option("--max-sessions-each", min=1, help="Sessions at once of a client.")] = 2
+    batches_each: Annotated[int, typer.Option("--max-batches-each", min=1, help="Batches held for a client.")] = 16
+    batch_days: Annotated[int, typer.Option("--max-batch-days", min=1, help="Days until an unused batch goes.")] = 30
+    queries_hour_each: Annotated[
+        int, typer.Option("--max-queries-hour-each", min=1, help="Queries of a client in any hour.")
+    ] = 200
+    queries_day_each: Annotated[
+        int, typer.Option("--max-queries-day-each", min=1, help="Queries of a client in any day.")
+    ] = 2000
+
+
 @app.command()
+@with_groups
 def local(
-    model: Annotated[str, typer.Option(help="A saved model's folder, or a network's name (with random weights).")],
+    model: Annotated[
+        str, typer.Option(help="A saved model's folder, zoo:NAME, or a network's name (with random weights).")
+    ],
+    how: Relus,
     images: Annotated[int, typer.Option(min=1, help="How many inputs to run, one after the other.")] = 1,
-    garbler: Garbler = "server",
-    relu: ReluOption = "gc-full",
-    drop_bits: DropBits = 0,
-    mode: ModeOption = "pos-zero",
-    calibrated: CalibratedOption = False,
     max_loss: Annotated[
         float, typer.Option(min=0, help="Points of accuracy that calibrated low bits may cost on validation images.")
     ] = MAX_LOSS,
@@ -70,15 +155,15 @@ def local(
     from deepreshape.private.fixed import to_fixed
     from deepreshape.private.local import run_local
 
-    variant = _variant(relu, drop_bits, mode, calibrated)
+    variant = how.variant()
     lowered, samples = _lowered(model, data_dir)
     program = lowered.program
-    if calibrated and variant.protocol == "gc-stochastic":
+    if variant.calibrated and variant.protocol == "gc-stochastic":
         program = stoppable(lambda: _windows(lowered, samples, max_loss, variant)).program
     fixed = to_fixed(samples.new[:images], program.input_fraction)
     with bytes_bar("offline") as show:
         report = stoppable(
-            lambda: run_local(program, fixed, _role(garbler), variant=variant, progress=show, workers=workers)
+            lambda: run_local(program, fixed, how.role(), variant=variant, progress=show, workers=workers)
         )
     del report["outputs"]
     if as_json:
@@ -105,23 +190,36 @@ def local(
 
 @app.command()
 def keygen(
-    to: Annotated[Path, typer.Option("--out", help="Folder for the authority, and a certificate for each party.")],
+    to: Annotated[Path, typer.Option("--out", help="Folder for the authority and the certificates.")],
+    client: Annotated[
+        list[str] | None, typer.Option(help="Name of a client; may be repeated. Else `client`.", show_default=False)
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Make an authority of your own and a certificate for a server and a client."""
+    """Make an authority of your own with a certificate for a server, unless the folder has one, and for clients."""
     from deepreshape.private.certificates import create_authority, issue
 
-    create_authority(to)
-    made = {role: issue(to, role, role).own().fingerprint for role in ("server", "client")}
+    server: list[tuple[Role, str]] = []
+    if not client or not (to / "authority.pem").exists():
+        create_authority(to)
+        server.append(("server", "server"))
+    wanted: list[tuple[Role, str]] = [*server, *(("client", name) for name in client or ["client"])]
+    made = {name: issue(to, role, name).own().fingerprint for role, name in wanted}
     if as_json:
         print_json({"folder": str(to), "fingerprints": made})
     else:
-        out.print(f"made {to}; give each party its own .pem and .key, and authority.pem to both", soft_wrap=True)
+        out.print(
+            f"made {', '.join(made)} in {to}; give each its own .pem and .key, and authority.pem to all",
+            soft_wrap=True,
+            highlight=False,
+        )
 
 
 @app.command()
 def lower(
-    model: Annotated[str, typer.Argument(help="A saved model's folder, or a network's name (with random weights).")],
+    model: Annotated[
+        str, typer.Argument(help="A saved model's folder, zoo:NAME, or a network's name (with random weights).")
+    ],
     to: Annotated[Path, typer.Option("--out", help="Folder for the program's two parts.")],
     max_loss: Annotated[
         float | None,
@@ -133,8 +231,9 @@ def lower(
 ) -> None:
     """Turn a model into an integer program: one part with the weights for the server, a public one for the client."""
     from deepreshape.private.program import Relu
+    from deepreshape.private.program_bytes import digest, to_bytes
 
-    variant = _variant("gc-stochastic", 0, mode, True)
+    variant = Relus(relu="gc-stochastic", mode=mode, calibrated=True).variant()
     lowered, samples = _lowered(model, data_dir)
     program, found = lowered.program, None
     if max_loss is not None:
@@ -142,12 +241,12 @@ def lower(
         program = found.program
     to.mkdir(parents=True, exist_ok=True)
     (to / SERVER_PROGRAM).touch(mode=0o600)
-    (to / SERVER_PROGRAM).write_bytes(program.to_bytes())
-    (to / CLIENT_PROGRAM).write_bytes(program.public().to_bytes())
+    (to / SERVER_PROGRAM).write_bytes(to_bytes(program))
+    (to / CLIENT_PROGRAM).write_bytes(to_bytes(program.public()))
     (to / FACTS).write_text(json.dumps(samples.facts, indent=1) + "\n")
     windows = {op.name: [op.low, op.high] for op in program.ops if isinstance(op, Relu)}
     if as_json:
-        report = {"folder": str(to), "digest": program.digest, "relus": program.relus, "windows": windows}
+        report = {"folder": str(to), "digest": digest(program), "relus": program.relus, "windows": windows}
         if found:
             report |= {"top1_exact": found.exact, "top1_calibrated": found.found, "images": len(samples.validation[0])}
         print_json(report)
@@ -165,72 +264,51 @@ def lower(
 
 
 @app.command()
+@with_groups
 def serve(
-    program: Annotated[Path, typer.Option(help="The server's part of the program.")],
-    keys: Keys,
-    store: Store,
-    host: Host = "127.0.0.1",
-    port: Port = 7411,
-    garbler: Garbler = "server",
-    relu: ReluOption = "gc-full",
-    drop_bits: DropBits = 0,
-    mode: ModeOption = "pos-zero",
-    calibrated: CalibratedOption = False,
+    own: Party,
+    how: Relus,
+    most: Most,
     workers: WorkersOption = None,
-    sessions: Annotated[int, typer.Option(min=0, help="End after so many sessions; 0 never ends.")] = 0,
+    until: Annotated[int, typer.Option("--sessions", min=0, help="End after so many sessions; 0 never ends.")] = 0,
+    status_port: Annotated[
+        int | None,
+        typer.Option(min=0, max=65535, help="Show /status and /metrics on this port of 127.0.0.1.", show_default=False),
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Serve a program to clients with a certificate of the same authority, one session after the other."""
-    from deepreshape.private.channel import ProtocolError
-    from deepreshape.private.party import serve as serve_session
-    from deepreshape.private.plan import Plan
-    from deepreshape.private.program import Program
+    """Serve a program to clients with a certificate of the same authority, several at once; Ctrl-C ends it."""
+    from deepreshape.private.caps import Caps
+    from deepreshape.private.program_bytes import from_bytes
     from deepreshape.private.server import Model
-    from deepreshape.private.store import Store as OfflineStore
-    from deepreshape.private.store import StoreError
-    from deepreshape.private.wire import Endpoint, listen
+    from deepreshape.private.service import Service
+    from deepreshape.private.store import Store
+    from deepreshape.private.wire import listen
 
-    variant = _variant(relu, drop_bits, mode, calibrated)
-    own = Program.from_bytes(program.read_bytes())
-    model = Model(own, Plan(own.public(), _role(garbler), variant=variant), workers=workers)
-    endpoint, material = Endpoint(_credentials(keys, "server")), OfflineStore(store)
-    served = failed = 0
-
-    def loop() -> None:
-        nonlocal served, failed
-        with listen(host, port) as door:
-            err.print(f"serving {own.relus:,} ReLUs on {host}:{door.getsockname()[1]}", highlight=False)
-            while not sessions or served + failed < sessions:
-                try:
-                    stored = serve_session(endpoint.accept(door.accept()[0]), model, material)
-                    served += 1
-                    err.print("prepared a batch" if stored else "answered a query")
-                except (ProtocolError, StoreError) as error:
-                    failed += 1
-                    err.print(f"a session ended: {error}", highlight=False, markup=False)
-
-    stoppable(loop)
+    program = from_bytes(own.program.read_bytes())
+    model = Model(program, how.plan(program), workers=workers)
+    endpoint, store = own.endpoint("server"), Store(own.store)
+    with listen(own.host, own.port) as door, ExitStack() as stack:
+        page = None if status_port is None else stack.enter_context(listen("127.0.0.1", status_port))
+        service = Service(door, endpoint, model, store, Caps(**asdict(most)), status_door=page, notify=_tell)
+        if page:
+            _tell(f"status on http://127.0.0.1:{page.getsockname()[1]}/status")
+        _tell(f"serving {program.relus:,} ReLUs on {own.host}:{door.getsockname()[1]}")
+        service.run(until)
     if as_json:
-        print_json({"served": served, "failed": failed})
+        print_json(service.ended)
 
 
 @app.command()
+@with_groups
 def prepare(
-    program: Annotated[Path, typer.Option(help="The client's part of the program.")],
-    keys: Keys,
-    store: Store,
-    host: Host = "127.0.0.1",
-    port: Port = 7411,
-    garbler: Garbler = "server",
-    relu: ReluOption = "gc-full",
-    drop_bits: DropBits = 0,
-    mode: ModeOption = "pos-zero",
-    calibrated: CalibratedOption = False,
+    own: Party,
+    how: Relus,
     count: Annotated[int, typer.Option(min=1, help="Batches to make; each serves one query.")] = 1,
     as_json: Json = False,
 ) -> None:
     """Do the offline work of queries ahead of time."""
-    party = _client(program, keys, store, host, port, garbler, _variant(relu, drop_bits, mode, calibrated))
+    party = own.client(how)
     batches: list[str] = []
     started = time.perf_counter()
 
@@ -246,18 +324,11 @@ def prepare(
 
 
 @app.command()
+@with_groups
 def query(
     input: Annotated[Path, typer.Argument(help="An image, or a .npy array of the network's input shape.")],
-    program: Annotated[Path, typer.Option(help="The client's part of the program; its facts lie beside it.")],
-    keys: Keys,
-    store: Store,
-    host: Host = "127.0.0.1",
-    port: Port = 7411,
-    garbler: Garbler = "server",
-    relu: ReluOption = "gc-full",
-    drop_bits: DropBits = 0,
-    mode: ModeOption = "pos-zero",
-    calibrated: CalibratedOption = False,
+    own: Party,
+    how: Relus,
     as_json: Json = False,
 ) -> None:
     """Ask for the classes of one input, without showing it; prepares first if no batch is ready."""
@@ -265,8 +336,8 @@ def query(
 
     from deepreshape.private.fixed import from_fixed, to_fixed
 
-    party = _client(program, keys, store, host, port, garbler, _variant(relu, drop_bits, mode, calibrated))
-    facts = json.loads((program.parent / FACTS).read_text())
+    party = own.client(how)
+    facts = json.loads((own.program.parent / FACTS).read_text())
     public = party.plan.program
     x = to_fixed(_read(input, facts, public.input_shape), public.input_fraction)
     with bytes_bar("offline") as show:
@@ -306,10 +377,12 @@ def _lowered(model: str, data_dir: Path | None) -> tuple[Lowered, _Samples]:
     from deepreshape.models.saved import load
     from deepreshape.private.lower import lower as lower_model
     from deepreshape.training import load_data
+    from deepreshape.zoo import folder_of
 
     labels = None
-    if Path(model).is_dir():
-        network, manifest = load(Path(model))
+    folder = folder_of(model)
+    if folder.is_dir():
+        network, manifest = load(folder)
         data = load_data(manifest.dataset, data_dir)
         known, new = (data.normalize(split.images[:CALIBRATION_IMAGES]) for split in (data.train, data.test))
         valid = data.normalize(data.validation.images[:VALIDATION_IMAGES])
@@ -359,33 +432,8 @@ def _read(path: Path, facts: dict[str, Any], shape: tuple[int, ...]) -> NDArray[
     return x
 
 
-def _client(program: Path, keys: Path, store: Path, host: str, port: int, garbler: str, variant: Variant) -> Client:
-    from deepreshape.private.party import Client
-    from deepreshape.private.plan import Plan
-    from deepreshape.private.program import Program
-    from deepreshape.private.store import Store as OfflineStore
-    from deepreshape.private.wire import Endpoint
-
-    plan = Plan(Program.from_bytes(program.read_bytes()).public(), _role(garbler), variant=variant)
-    return Client(Endpoint(_credentials(keys, "client")), host, port, plan, OfflineStore(store))
-
-
-def _credentials(keys: Path, role: str) -> Any:
-    from deepreshape.private.certificates import Credentials
-
-    return Credentials(keys / f"{role}-{role}.pem", keys / f"{role}-{role}.key", keys / "authority.pem")
-
-
-def _variant(relu: str, drop: int, mode: str, calibrated: bool) -> Variant:
-    from deepreshape.private.variant import Variant
-
-    return Variant(relu, drop, calibrated, mode)  # pyright: ignore[reportArgumentType] - it checks its words itself
-
-
-def _role(text: str) -> Literal["server", "client"]:
-    if text == "server" or text == "client":
-        return text
-    raise ValueError(f"--garbler is server or client, not {text!r}")
+def _tell(line: str) -> None:
+    err.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def _yes(value: bool) -> str:

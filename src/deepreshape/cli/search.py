@@ -65,7 +65,7 @@ def search(
     as_json: Json = False,
 ) -> None:
     """Find the HybReNets that are likely most accurate within a cost; train the best of them."""
-    from deepreshape.job import finished
+    from deepreshape.results import finished
     from deepreshape.search import PROXY, Limit, Proxy, Space, by_evolution, by_optuna, front
 
     if (max_seconds is None) == (max_bytes is None):

@@ -16,7 +16,7 @@ from torch import nn
 
 from deepreshape.models import build
 from deepreshape.models.architecture import Architecture
-from deepreshape.nn import MaskedReLU
+from deepreshape.nn import MaskedReLU, PolynomialReLU
 
 __all__ = ["Manifest", "load", "save"]
 
@@ -31,7 +31,8 @@ class Manifest:
 
     Attributes:
         architecture: rebuilds the network.
-        masked: paths of the sites that hold a mask; the masks lie with the weights.
+        masked: paths of the sites that hold a mask; the masks, and the coefficients where a site has a polynomial, lie
+            with the weights.
         dataset: what it was trained on.
         class_names: of its outputs, in order.
         mean, std: of the input, by channel, on the scale 0 to 1.
@@ -53,7 +54,7 @@ def save(model: nn.Module, folder: Path, manifest: Manifest) -> None:
     (folder / MANIFEST).unlink(missing_ok=True)
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     save_file(state, folder / WEIGHTS)
-    masked = [name for name, module in model.named_modules() if isinstance(module, MaskedReLU)]
+    masked = [name for name, module in model.named_modules() if isinstance(module, (MaskedReLU, PolynomialReLU))]
     content = {
         "format": FORMAT,
         "package": f"deepreshape {version('deepreshape')}",
@@ -96,7 +97,9 @@ def load(folder: Path) -> tuple[nn.Module, Manifest]:
         state = load_file(folder / WEIGHTS)
         model = build(manifest.architecture, "meta")
         for name in manifest.masked:
-            model.set_submodule(name, MaskedReLU(torch.empty(state[f"{name}.mask"].shape, dtype=torch.bool)))
+            mask = torch.empty(state[f"{name}.mask"].shape, dtype=torch.bool)
+            line = state.get(f"{name}.coefficients")
+            model.set_submodule(name, MaskedReLU(mask) if line is None else PolynomialReLU(mask, line))
         model.load_state_dict(state, assign=True)
     except (KeyError, TypeError, AttributeError, OSError, ValueError, RuntimeError, SafetensorError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from deepreshape.private import plain
 from deepreshape.private.exact import Integers
 from deepreshape.private.program import Program, Relu
+from deepreshape.private.program_bytes import digest
 from deepreshape.private.shares import Randomness, Ring
 from deepreshape.private.sign import Mode
 from deepreshape.private.variant import EXACT, Variant
@@ -91,9 +92,13 @@ def calibrate(
         else:
             least, lows, found = above, trial, kept
     for op in sorted(relus, key=lambda op: -len(op.positions(program.values[op.name])[0])):
-        trial = lows | {op.name: lows[op.name] + 1}
-        while windowed(program, trial).digest != windowed(program, lows).digest and (kept := afford(trial)) is not None:
-            lows, found, trial = trial, kept, trial | {op.name: trial[op.name] + 1}
+        while True:
+            trial = lows | {op.name: lows[op.name] + 1}
+            if digest(windowed(program, trial)) == digest(windowed(program, lows)):
+                break  # as narrow as its values allow
+            if (kept := afford(trial)) is None:
+                break
+            lows, found = trial, kept
     return Calibrated(windowed(program, lows), exact, found, tried)
 
 

@@ -65,6 +65,12 @@ class Credentials:
     key: Path
     authority: Path
 
+    @staticmethod
+    def within(folder: Path, role: Role, name: str) -> Credentials:
+        """The files of ``name`` acting as ``role`` in a folder that :func:`issue` writes, or is a copy of."""
+        stem = f"{role}-{name}"
+        return Credentials(folder / f"{stem}.pem", folder / f"{stem}.key", folder / "authority.pem")
+
     def own(self) -> Peer:
         """What our own certificate says.
 
@@ -130,7 +136,9 @@ def create_authority(folder: Path, days: int = 3650) -> Path:
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
         .add_extension(_usage(authority=True), critical=True)
     )
-    return _save(folder, "authority", key, builder.sign(key, None))[0]
+    certificate = folder / "authority.pem"
+    _save(folder / "authority.key", certificate, key, builder.sign(key, None))
+    return certificate
 
 
 def issue(folder: Path, role: Role, name: str, days: int = 365) -> Credentials:
@@ -169,8 +177,9 @@ def issue(folder: Path, role: Role, name: str, days: int = 365) -> Credentials:
         .add_extension(x509.SubjectAlternativeName([x509.UniformResourceIdentifier(f"{URI}{role}")]), critical=False)
         .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key()), critical=False)
     )
-    certificate_path, key_path = _save(folder, f"{role}-{name}", key, builder.sign(signer, None))
-    return Credentials(certificate_path, key_path, authority)
+    made = Credentials.within(folder, role, name)
+    _save(made.key, made.certificate, key, builder.sign(signer, None))
+    return made
 
 
 def _subject(name: str) -> x509.Name:
@@ -203,9 +212,8 @@ def _builder(name: str, public: Ed25519PublicKey, until: datetime.datetime) -> x
     )
 
 
-def _save(folder: Path, stem: str, key: Ed25519PrivateKey, certificate: x509.Certificate) -> tuple[Path, Path]:
+def _save(key_path: Path, certificate_path: Path, key: Ed25519PrivateKey, certificate: x509.Certificate) -> None:
     """Write the pair, the key first; leave neither behind if the second cannot be written."""
-    key_path, certificate_path = folder / f"{stem}.key", folder / f"{stem}.pem"
     secret = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
     _create(key_path, secret, 0o600)
     try:
@@ -214,7 +222,6 @@ def _save(folder: Path, stem: str, key: Ed25519PrivateKey, certificate: x509.Cer
         with suppress(OSError):
             key_path.unlink()
         raise
-    return certificate_path, key_path
 
 
 def _create(path: Path, data: bytes, mode: int) -> None:

@@ -35,6 +35,7 @@ from deepreshape.private.garble import BATCH
 from deepreshape.private.party import Client, Progress, serve
 from deepreshape.private.plan import Plan
 from deepreshape.private.program import Program
+from deepreshape.private.program_bytes import from_bytes, to_bytes
 from deepreshape.private.relu import Role
 from deepreshape.private.server import Model
 from deepreshape.private.shares import Words
@@ -119,7 +120,7 @@ def run_local(
         for role, own in parts.items():
             issue(folder, role, "local")
             (folder / role).mkdir(mode=0o700)
-            (folder / role / "program").write_bytes(own.to_bytes())
+            (folder / role / "program").write_bytes(to_bytes(own))
         inputs.tofile(folder / "client" / "inputs")
         _run_both(folder, door, lambda done: progress and progress(done, len(inputs) * plan.offline_bytes()))
         outputs = _array(folder / "client" / "outputs", np.dtype(np.int64), floor.shape)
@@ -188,12 +189,11 @@ def _act(role: Role, folder: Path, number: int) -> None:
     """What a party's process does. ``number`` is the port to connect to, or the listening socket's descriptor."""
     settings = json.loads((folder / "settings.json").read_text())
     own = folder / role
-    program = Program.from_bytes((own / "program").read_bytes())
+    program = from_bytes((own / "program").read_bytes())
     variant = Variant.parse(settings["variant"])
     plan = Plan(program.public(), settings["garbler"], settings["batch"], variant)
-    credentials = Credentials(folder / f"{role}-local.pem", folder / f"{role}-local.key", folder / "authority.pem")
     link = None if settings["link"] is None else Link(**settings["link"])
-    endpoint = Endpoint(credentials, Limits(**settings["limits"]), link)
+    endpoint = Endpoint(Credentials.within(folder, role, "local"), Limits(**settings["limits"]), link)
     store = Store(own / "store")
     if role == "server":
         model = Model(program, plan, keep=_keeps(plan, settings["count"]), workers=settings["workers"])

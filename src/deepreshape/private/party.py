@@ -5,25 +5,43 @@ stores, under an id that follows from the session's. The server says when its ha
 its own. One session may prepare several batches; a session that breaks off leaves those that are stored. The second
 uses a batch up: the client names it in the handshake, each claims its half durably and says so, and only then the
 online phase begins. Whatever happens after the claim, the batch is spent.
+
+A session that breaks off may leave a half without its other half: the server's, if the client dies before it has stored
+its own; the client's, if it does not learn that the server has claimed. Neither can ever be used. A client that names
+a batch which the server has not, destroys its half; a server's half goes when it is too old (``caps.py``).
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from deepreshape.private import client, server
-from deepreshape.private.channel import Frame, Ledger
+from deepreshape.private.channel import Frame, Ledger, ProtocolError
 from deepreshape.private.exact import Integers
 from deepreshape.private.material import Reading, Writing
 from deepreshape.private.plan import Plan
+from deepreshape.private.program_bytes import digest
 from deepreshape.private.server import Model
-from deepreshape.private.session import Agreement, Connection, Session, client_session, server_session
-from deepreshape.private.store import Binding, Store
+from deepreshape.private.session import (
+    BATCH,
+    Agreement,
+    ConfigurationMismatchError,
+    Connection,
+    Session,
+    client_session,
+    server_session,
+)
+from deepreshape.private.store import Batch, Binding, Store, StoreError
 from deepreshape.private.wire import Endpoint, WireChannel
 
+Work = Literal["prepare", "query"]
+"""What a session is for."""
+Admit = Callable[[Work, int], None]
+"""Is asked whether a session may go on: for what, and with how many batches. It raises ``ProtocolError`` if not."""
 Progress = Callable[[int, int], None]
 """Is told, as they travel, how many of the offline phase's bytes have, and how many there are in all."""
 
@@ -33,6 +51,10 @@ MOST = 16
 """Batches that one session may prepare; more take more sessions, whose time is limited."""
 CLAIMED = b"\x01"
 STORED = b"\x02"
+
+
+class LostBatchError(ProtocolError):
+    """The other half of an offline batch is not there any more, so this half was destroyed."""
 
 
 class Prepared(NamedTuple):
@@ -78,7 +100,7 @@ class Client:
             progress: is told how far it is.
 
         Raises:
-            ProtocolError: if the session fails; then nothing is stored.
+            ProtocolError: if the session fails. Nothing is stored then, unless only its farewell was lost.
             StoreError: if the batch cannot be written.
         """
         (made,) = self._prepare(self._connect(), 1, observe, progress)
@@ -107,8 +129,7 @@ class Client:
             total = self.plan.offline_bytes(count)
             channel.ledger.watch = lambda done: progress(done, total)
         key = None
-        agreement = Agreement(self.plan.program.digest, {**self.plan.agreed, COUNT: count})
-        with client_session(channel, agreement) as session:
+        with client_session(channel, _to_prepare(self.plan, count)) as session:
             for number in range(count):
                 batch = _batch(session, number)
                 with self.store.create(_binding(self.plan, channel), batch.hex()) as writer:
@@ -128,6 +149,7 @@ class Client:
 
         Raises:
             ValueError: if the input does not fit the program; no batch is used up then.
+            LostBatchError: if the server has not the other half; this half is then destroyed.
             ProtocolError: if the session fails.
             StoreError: if the batch is not in the store.
         """
@@ -139,21 +161,33 @@ class Client:
         if batch is None:
             (made,) = self._prepare(channel, 1, None, progress)
             batch, start, channel = made.batch, time.perf_counter(), self._connect()
-        agreement = Agreement(self.plan.program.digest, self.plan.agreed, batch)
-        with client_session(channel, agreement), self.store.claim(binding, batch) as claimed:
-            channel.send(Frame.READY, CLAIMED)
-            channel.receive(Frame.READY, 1)
-            output = client.online(channel, self.plan, bytes.fromhex(batch), Reading(claimed), x)
+        try:
+            with client_session(channel, _to_query(self.plan, batch)), self.store.claim(binding, batch) as claimed:
+                output = self._online(channel, claimed, x)
+        except ConfigurationMismatchError as error:
+            if error.differing != frozenset([BATCH]):
+                raise
+            with suppress(StoreError):  # claimed and not used: destroyed
+                self.store.claim(binding, batch).close()
+            raise LostBatchError(
+                f"the server has no batch {batch[:16]}: spent, too old, or another store; destroyed here too, ask again"
+            ) from None
         return Answer(output, channel.ledger, time.perf_counter() - start)
 
+    def _online(self, channel: WireChannel, batch: Batch, x: Integers) -> Integers:
+        channel.send(Frame.READY, CLAIMED)
+        channel.receive(Frame.READY, 1)
+        return client.online(channel, self.plan, bytes.fromhex(batch.session), Reading(batch), x)
 
-def serve(channel: Connection, model: Model, store: Store) -> int:
+
+def serve(channel: Connection, model: Model, store: Store, admit: Admit | None = None) -> int:
     """The server's side of one session: of :meth:`Client.prepare` if the client names no batch, else of ``infer``.
 
     Args:
         channel: to a client whose certificate has been verified.
         model: what is served.
         store: the server's own.
+        admit: is asked before the work begins.
 
     Returns:
         The bytes of the arrays that were stored; 0 after an inference.
@@ -167,11 +201,14 @@ def serve(channel: Connection, model: Model, store: Store) -> int:
 
     def choose(proposed: Agreement) -> Agreement:
         if proposed.batch:
-            batch = proposed.batch if proposed.batch in store.fresh(binding) else ""
-            return Agreement(plan.program.digest, plan.agreed, batch)
-        count = proposed.parameters.get(COUNT)
-        wanted = count if type(count) is int and 1 <= count <= MOST else 1
-        return Agreement(plan.program.digest, {**plan.agreed, COUNT: wanted})
+            chosen, number = _to_query(plan, proposed.batch if proposed.batch in store.fresh(binding) else ""), 1
+        else:
+            count = proposed.parameters.get(COUNT)
+            number = count if type(count) is int and 1 <= count <= MOST else 1
+            chosen = _to_prepare(plan, number)
+        if admit and chosen == proposed:  # what cannot go on for another reason is not counted
+            admit("query" if chosen.batch else "prepare", number)
+        return chosen
 
     with server_session(channel, choose) as session:
         if batch := session.agreement.batch:
@@ -197,5 +234,13 @@ def _batch(session: Session, number: int) -> bytes:
     return session.key("batch", "", "offline", "client", number, 32)
 
 
+def _to_prepare(plan: Plan, count: int) -> Agreement:
+    return Agreement(digest(plan.program), {**plan.agreed, COUNT: count})
+
+
+def _to_query(plan: Plan, batch: str) -> Agreement:
+    return Agreement(digest(plan.program), plan.agreed, batch)
+
+
 def _binding(plan: Plan, channel: Connection) -> Binding:
-    return Binding(plan.program.digest, channel.peer.fingerprint, plan.agreed)
+    return Binding(digest(plan.program), channel.peer.fingerprint, plan.agreed)

@@ -56,14 +56,12 @@ _END = object()
 
 def start(
     channel: Channel, role: Role, layers: Iterable[ReluLayer], session: bytes, rng: Randomness | None = None
-) -> Party | None:
-    """What ``role`` needs to prepare ``layers``, all of one garbler; the peer does the same. None if there are none.
+) -> Party:
+    """What ``role`` needs to prepare ``layers``, at least one and all of one garbler; the peer does the same.
 
     ``session`` never repeats; both parties have compared it. ``rng`` is for tests.
     """
     found = list(layers)
-    if not found:
-        return None
     kind = Garbler if found[0].garbler == role else Evaluator
     return kind.start(channel, session, rng, products=_products(found))
 

@@ -12,6 +12,7 @@ from deepreshape.private.linear import EncodedWeights, receive_mask, receive_pub
 from deepreshape.private.material import Sink, Source
 from deepreshape.private.plan import OUTPUT, SETUP, Plan
 from deepreshape.private.program import INPUT, Add, Conv2d, Flatten, Linear, Program, Raise, Relu, SumPool, Truncate
+from deepreshape.private.program_bytes import digest
 from deepreshape.private.relu import Prepared
 from deepreshape.private.residues import Residues
 from deepreshape.private.shares import Randomness, Words
@@ -34,8 +35,9 @@ class Model:
     """
 
     def __init__(self, program: Program, plan: Plan, *, keep: bool = False, workers: int | None = None) -> None:
-        if program.digest != plan.program.digest:
-            raise ValueError(f"the plan is for program {plan.program.digest[:16]}, not for {program.digest[:16]}")
+        given, planned = digest(program), digest(plan.program)
+        if given != planned:
+            raise ValueError(f"the plan is for program {planned[:16]}, not for {given[:16]}")
         program.check(plan.rooms)
         self.program = program
         self.plan = plan

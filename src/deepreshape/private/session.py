@@ -37,10 +37,20 @@ CONFIRMATION_BYTES = 32
 Parameters = Mapping[str, int | str]
 DIGEST = re.compile(r"[0-9a-f]{64}")
 NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+BATCH = "offline batch"
+"""Label of the field that names the batch."""
 
 
 class ConfigurationMismatchError(ProtocolError):
-    """The two parties were not started for the same computation."""
+    """The two parties were not started for the same computation.
+
+    Attributes:
+        differing: labels of the public fields that differ.
+    """
+
+    def __init__(self, differences: Mapping[str, str]) -> None:
+        super().__init__(f"configuration mismatch: {'; '.join(differences.values())}")
+        self.differing = frozenset(differences)
 
 
 @dataclass(frozen=True)
@@ -234,7 +244,7 @@ class Greeting:
         version = found.pop("version", None)
         if type(version) is not int or version != VERSION:
             raise ConfigurationMismatchError(
-                f"configuration mismatch: version {VERSION} here, {_shown(version)} there; install the same deepreshape"
+                {"version": f"version {VERSION} here, {_shown(version)} there; install the same deepreshape"}
             )
         if set(found) != {"client", "server", "program", "parameters", "batch", "nonce"}:
             raise ProtocolError(f"the peer's greeting has the fields {_shown(sorted(found))}")
@@ -245,21 +255,21 @@ class Greeting:
         except (ValueError, TypeError, AttributeError):
             raise ProtocolError("the peer's greeting has a field of the wrong form") from None
 
-    def differences(self, theirs: Greeting) -> list[str]:
+    def differences(self, theirs: Greeting) -> dict[str, str]:
         """Each public field in which ``theirs`` differs from this one, with both values."""
         here, there = self._labelled(), theirs._labelled()
-        return [
-            f"{label} {_shown(here.get(label))} here, {_shown(there.get(label))} there"
+        return {
+            label: f"{label} {_shown(here.get(label))} here, {_shown(there.get(label))} there"
             for label in {**here, **there}
             if _canonical(here.get(label)) != _canonical(there.get(label))  # as JSON, where true is not 1
-        ]
+        }
 
     def _labelled(self) -> dict[str, object]:
         return {
             "client certificate": self.client,
             "server certificate": self.server,
             "program digest": self.agreement.program,
-            "offline batch": self.agreement.batch,
+            BATCH: self.agreement.batch,
             **{f"parameter {name}": value for name, value in self.agreement.parameters.items()},
         }
 
@@ -299,7 +309,7 @@ class _Talk:
         """Say what differs. A server gets here after it has answered, so that both sides can say it."""
         ours, theirs = (Greeting.decode(self.greetings[role]) for role in (self.role, self.connection.peer.role))
         if differences := ours.differences(theirs):
-            raise ConfigurationMismatchError(f"configuration mismatch: {'; '.join(differences)}")
+            raise ConfigurationMismatchError(differences)
         if ours.nonce == theirs.nonce:
             raise ProtocolError("the peer sent our own nonce back")
 

@@ -42,13 +42,14 @@ import secrets
 import shutil
 import struct
 import time
+from collections import Counter
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
 from types import TracebackType
-from typing import Self, cast
+from typing import IO, Self, cast
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -63,6 +64,8 @@ CHUNK_BYTES = 1 << 26
 HEADER = struct.Struct("<I")
 LOCK_S = 60.0
 """Longest wait for another process to let go of the store, which takes it for moves and deletions only."""
+RESERVE_S = 3.0
+"""Longest wait for a server that has just died, and whose sessions are still ending."""
 TAG_BYTES = 16
 KEY_BYTES = 32
 MANIFEST = "manifest.json"
@@ -159,6 +162,42 @@ class Store:
         """How many batches can be claimed for ``binding``."""
         return len(self.fresh(binding))
 
+    def held(self) -> Counter[str]:
+        """How many fresh batches lie here by the peer's fingerprint, whatever the program."""
+        return Counter(peer for _, peer in self._peers())
+
+    def expire(self, age_s: float) -> int:
+        """Spend all fresh batches that are older than ``age_s`` seconds, unused; their number is returned.
+
+        Raises:
+            StoreError: if the ledger cannot be written.
+        """
+        with self._locked():
+            limit = time.time() - age_s
+            old = [folder.name for folder, _ in self._peers() if folder.stat().st_mtime < limit]
+            for session in old:
+                with _reported(session, self.folder):
+                    self._record(session)
+                    self._discard(session, "fresh")
+        return len(old)
+
+    @contextmanager
+    def reserved(self) -> Generator[None]:
+        """Keep the store for one server and the processes that it forks.
+
+        Raises:
+            StoreError: if another server has it.
+        """
+        with open(self._open_lock("serving"), "r+b") as file:
+            _lock(file, RESERVE_S, f"store {self.folder}: another server is serving from it; give each a store")
+            yield
+
+    def _peers(self) -> Iterator[tuple[Path, str]]:
+        """Every fresh batch, and for which peer it was made."""
+        for folder in (self.folder / "fresh").iterdir():
+            with suppress(OSError, ValueError, KeyError, TypeError):  # one that is broken cannot be claimed
+                yield folder, json.loads((folder / MANIFEST).read_bytes())["peer"]
+
     def claim(self, binding: Binding, session: str | None = None) -> Batch:
         """Take a batch for its one use. When this returns the batch is spent, durably.
 
@@ -225,6 +264,12 @@ class Store:
             if self._key(session).exists() or (self.folder / "fresh" / session).exists():
                 self._discard(session, "fresh")  # its original may still be in use
 
+    def _open_lock(self, name: str) -> int:
+        try:
+            return os.open(self.folder / name, os.O_RDWR | os.O_CREAT, 0o600)
+        except OSError as error:
+            raise StoreError(f"store {self.folder}: cannot be locked: {error.strerror}") from None
+
     def _key(self, session: str) -> Path:
         return self.keys / f"{session}.key"
 
@@ -263,22 +308,10 @@ class Store:
     @contextmanager
     def _locked(self) -> Generator[None]:
         """Alone with the store, among all threads and processes."""
-        try:
-            descriptor = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
-        except OSError as error:
-            raise StoreError(f"store {self.folder}: cannot be locked: {error.strerror}") from None
-        with open(descriptor, "r+b") as file:
-            deadline = time.monotonic() + LOCK_S
-            while True:
-                try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except BlockingIOError:
-                    if time.monotonic() > deadline:
-                        raise StoreError(
-                            f"store {self.folder}: another process has held its lock for {LOCK_S:g} s; is it stuck?"
-                        ) from None
-                    time.sleep(0.005)
+        with open(self._open_lock("lock"), "r+b") as file:
+            _lock(
+                file, LOCK_S, f"store {self.folder}: another process has held its lock for {LOCK_S:g} s; is it stuck?"
+            )
             try:
                 yield
             finally:
@@ -488,6 +521,19 @@ def _reported(session: str, folder: Path) -> Generator[None]:
     except OSError as error:
         free = shutil.disk_usage(folder).free >> 20
         raise StoreError(f"{_short(session)}: {error.strerror}; {free} MiB are free in {folder}") from None
+
+
+def _lock(file: IO[bytes], wait_s: float, otherwise: str) -> None:
+    """Lock a file for as long as it is open here or in a child, unless another has it longer than ``wait_s``."""
+    deadline = time.monotonic() + wait_s
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise StoreError(otherwise) from None
+            time.sleep(0.005)
 
 
 def _hold(folder: Path) -> int:

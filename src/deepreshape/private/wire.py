@@ -17,10 +17,12 @@ for each other; the write time-out ends such a session on both sides.
 from __future__ import annotations
 
 import math
+import selectors
 import socket
 import ssl
 import struct
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, fields
 from typing import NoReturn
@@ -39,6 +41,8 @@ ABORT_CODE = b"\x01"
 ABORT_S = 1.0
 """Longest that telling the peer of an abort may take."""
 MODULUS = 1 << 64
+ARRIVING = "a connecting party"
+"""Who is at the other end, before its certificate has said so."""
 
 
 class TimeLimitError(ProtocolError):
@@ -186,6 +190,11 @@ class WireChannel:
                 self._sock.sendall(HEADER.pack(Frame.ABORT, len(ABORT_CODE), self._outgoing) + ABORT_CODE)
         with suppress(OSError):
             self._sock.close()
+
+    def let_go(self) -> None:
+        """Close this process's end only: the process that was forked with it has the session now."""
+        self._over = "another process has it"
+        self._sock.close()
 
     def finish(self) -> None:
         """End the session in good order: the client says that it has everything, the server answers, both close.
@@ -363,19 +372,35 @@ class Endpoint:
             RefusedError: if the other side is no client of the authority; ``sock`` is closed.
             ConnectionLostError, TimeLimitError: if it goes away or stalls; ``sock`` is closed.
         """
-        return self._secure(sock, "a connecting party", None)
+        return self._secure(sock, ARRIVING, None)
+
+    def arrive(self, sock: socket.socket) -> Arrival:
+        """The same, one step at a time, for a server that waits for many at once.
+
+        Raises:
+            ConnectionLostError: if the other side is gone already; ``sock`` is closed.
+        """
+        secure = self._wrap(sock, ARRIVING)
+        secure.setblocking(False)
+        return Arrival(secure, lambda: self._greet(secure, ARRIVING, None), time.monotonic() + self._limits.connect_s)
 
     def _secure(self, sock: socket.socket, where: str, pinned: str | None) -> WireChannel:
+        return self._greet(self._wrap(sock, where), where, pinned)
+
+    def _wrap(self, sock: socket.socket, where: str) -> ssl.SSLSocket:
         serving = self.own.role == "server"
         try:
             sock.settimeout(self._limits.connect_s)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             sock.getpeername()  # raises if the peer is gone already; wrap_socket would then leave a socket open
-            secure = self._context.wrap_socket(sock, server_side=serving, do_handshake_on_connect=False)
+            return self._context.wrap_socket(sock, server_side=serving, do_handshake_on_connect=False)
         except OSError as error:
             sock.close()
             raise ConnectionLostError(f"{where}: gone before the TLS handshake: {_reason(error)}") from None
+
+    def _greet(self, secure: ssl.SSLSocket, where: str, pinned: str | None) -> WireChannel:
+        """The handshake, and what follows from the peer's certificate; on any error ``secure`` is closed."""
         try:
             secure.do_handshake()
             peer = describe(secure.getpeercert(binary_form=True) or b"")
@@ -384,6 +409,8 @@ class Endpoint:
             if pinned is not None and peer.fingerprint != pinned:
                 raise RefusedError(f"{where}: server certificate is {peer.fingerprint}, pinned is {pinned}")
             return WireChannel(secure, self.own, peer, self._limits, self._link)
+        except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            raise  # nothing is wrong: there is more to come
         except BaseException as error:
             secure.close()
             match error:
@@ -398,6 +425,43 @@ class Endpoint:
                     raise ConnectionLostError(f"{where}: gone during the TLS handshake: {_reason(error)}") from None
                 case _:
                     raise
+
+
+class Arrival:
+    """A connection whose TLS handshake is under way; made by :meth:`Endpoint.arrive`, and watched by a selector.
+
+    Attributes:
+        events: what its socket must be ready for before :meth:`advance` is called again.
+        deadline: when its time (``connect_s``) is over, by ``time.monotonic``.
+    """
+
+    def __init__(self, secure: ssl.SSLSocket, greet: Callable[[], WireChannel], deadline: float) -> None:
+        self.events = selectors.EVENT_READ
+        self.deadline = deadline
+        self._secure = secure
+        self._greet = greet
+
+    def fileno(self) -> int:
+        """For the selector."""
+        return self._secure.fileno()
+
+    def advance(self) -> WireChannel | None:
+        """Go on as far as what has come allows; the channel, once both certificates are verified.
+
+        Raises:
+            RefusedError, ConnectionLostError: as :meth:`Endpoint.accept`; the connection is closed.
+        """
+        try:
+            return self._greet()
+        except ssl.SSLWantReadError:
+            self.events = selectors.EVENT_READ
+        except ssl.SSLWantWriteError:
+            self.events = selectors.EVENT_WRITE
+        return None
+
+    def close(self) -> None:
+        """Turn it away."""
+        self._secure.close()
 
 
 def listen(host: str, port: int, backlog: int = 64) -> socket.socket:

@@ -1,6 +1,17 @@
 """From rows of results to what a person looks at."""
 
 from deepreshape.report.html import picture, render, verdict
+from deepreshape.report.masks import picture_of_masks
 from deepreshape.report.pareto import Advantage, Summary, advantages, front, summarize
 
-__all__ = ["Advantage", "Summary", "advantages", "front", "picture", "render", "summarize", "verdict"]
+__all__ = [
+    "Advantage",
+    "Summary",
+    "advantages",
+    "front",
+    "picture",
+    "picture_of_masks",
+    "render",
+    "summarize",
+    "verdict",
+]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from deepreshape.cost import Quote
 from deepreshape.report.chart import COLORS
-from deepreshape.report.html import template
+from deepreshape.report.html import environment
 
 __all__ = ["Bar", "Panel", "bars"]
 
@@ -45,8 +45,10 @@ def bars(network: str, quotes: Sequence[Quote]) -> str:
     for quote in quotes:
         panels.append(_panel(network, quote, y))
         y += HEAD + ROW * len(panels[-1].bars) + 14
-    return template("bars.svg.j2").render(
-        panels=panels, width=WIDTH, height=y + 18, label=LABEL, row=ROW, offline=OFFLINE, online=ONLINE
+    return (
+        environment()
+        .get_template("bars.svg.j2")
+        .render(panels=panels, width=WIDTH, height=y + 18, label=LABEL, row=ROW, offline=OFFLINE, online=ONLINE)
     )
 
 

@@ -11,7 +11,7 @@ from markupsafe import Markup
 
 from deepreshape.cost import Quote
 from deepreshape.report.chart import COLORS, SHAPES
-from deepreshape.report.html import template
+from deepreshape.report.html import environment
 from deepreshape.report.pareto import Summary
 
 __all__ = ["Priced", "embedded", "explorable", "page"]
@@ -75,7 +75,7 @@ def embedded(data: Mapping[str, Any]) -> Markup:
 
 def page(title: str, data: Mapping[str, Any]) -> str:
     """A page of its own with the live sliders; ``data`` as :func:`explorable` gives it, with ``live`` beside."""
-    return template("live.html.j2").render(title=title, data=embedded(data))
+    return environment().get_template("live.html.j2").render(title=title, data=embedded(data))
 
 
 def _price(quote: Quote) -> dict[str, Any]:

@@ -7,13 +7,13 @@ from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined, Template
+from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from deepreshape.report.chart import Chart, Mark, lay_out
 from deepreshape.report.pareto import Advantage, Summary, advantages, front, summarize
 
-__all__ = ["picture", "render", "verdict"]
+__all__ = ["environment", "picture", "render", "verdict"]
 
 
 def render(
@@ -39,7 +39,8 @@ def render(
             points, "Accuracy against priced time", f"seconds, {profiles[0]}", [p.priced[profiles[0]] for p in points]
         ),
     )
-    return template("report.html.j2").render(
+    page = environment().get_template("report.html.j2")
+    return page.render(
         title=f"{baseline} and its relatives on {rows[0]['data']}",
         verdict=verdict(gains, baseline),
         data=data,
@@ -63,7 +64,7 @@ def picture(rows: Sequence[Mapping[str, Any]]) -> str:
     """Accuracy against ReLUs as a standalone SVG that follows the reader's light or dark setting."""
     points = summarize(rows)
     chart = _chart(points, "Accuracy against ReLUs", "ReLUs", [point.relus for point in points])
-    return template("chart.svg.j2").render(chart=chart, linked=False)
+    return environment().get_template("chart.svg.j2").render(chart=chart, linked=False)
 
 
 def verdict(gains: Sequence[Advantage], baseline: str) -> str:
@@ -106,7 +107,8 @@ def _anchor(point: Summary) -> str:
     return f"{point.network}-{point.relus}".replace(" ", "-")
 
 
-def template(name: str) -> Template:
-    """One of the report's templates."""
-    loader = PackageLoader("deepreshape.report")
-    return Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True).get_template(name)
+def environment() -> Environment:
+    """Where the templates are, and how they are filled in."""
+    return Environment(
+        loader=PackageLoader("deepreshape.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )

@@ -1,9 +1,9 @@
 """Data as tensors, recipes, the training loop, distillation."""
 
 from deepreshape.training.data import DATASETS, Dataset, Split, augment, data_folder, load_data
-from deepreshape.training.distill import distillation_loss
-from deepreshape.training.loop import METRICS, Progress, Trained, accuracy, train
-from deepreshape.training.recipe import RECIPES, Recipe
+from deepreshape.training.distill import activations, distillation_loss, mismatch_loss
+from deepreshape.training.loop import METRICS, Progress, Search, Trained, accuracy, train
+from deepreshape.training.recipe import RECIPES, Recipe, with_values
 
 __all__ = [
     "DATASETS",
@@ -12,12 +12,16 @@ __all__ = [
     "Dataset",
     "Progress",
     "Recipe",
+    "Search",
     "Split",
     "Trained",
     "accuracy",
+    "activations",
     "augment",
     "data_folder",
     "distillation_loss",
     "load_data",
+    "mismatch_loss",
     "train",
+    "with_values",
 ]

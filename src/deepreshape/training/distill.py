@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from torch import Tensor
-from torch.nn.functional import cross_entropy, kl_div, log_softmax
+from collections.abc import Generator, Iterable, Mapping
+from contextlib import contextmanager
 
-__all__ = ["distillation_loss"]
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, kl_div, log_softmax, normalize
+from torch.utils.hooks import RemovableHandle
+
+__all__ = ["activations", "distillation_loss", "mismatch_loss"]
 
 
 def distillation_loss(
@@ -37,3 +42,49 @@ def distillation_loss(
         log_target=True,
     )
     return (1 - weight) * hard + weight * temperature**2 * soft
+
+
+def mismatch_loss(student: Mapping[str, Tensor], teacher: Mapping[str, Tensor]) -> Tensor:
+    """PRAM, the mismatch of activation maps (SENet, Kundu et al., ICLR 2023, equation 4; attention transfer).
+
+    Each map is its mean square over channels, scaled to length 1 for each image; the loss is the mean squared
+    difference between student and teacher over images and positions, summed over layers.
+
+    Args:
+        student: maps by layer, (N, C, H, W).
+        teacher: the same of the teacher, without gradient.
+
+    Raises:
+        ValueError: if maps of one layer differ in size.
+    """
+    for name, maps in student.items():
+        if maps.shape[2:] != teacher[name].shape[2:]:
+            own, other = tuple(maps.shape[2:]), tuple(teacher[name].shape[2:])
+            raise ValueError(f"maps of {name} are {own}, the teacher's {other}; mismatch=0 compares none")
+
+    def attention(maps: Tensor) -> Tensor:
+        return normalize(maps.float().square().mean(1).flatten(1), dim=1)
+
+    distances = [(attention(maps) - attention(teacher[name])).square().mean() for name, maps in student.items()]
+    return torch.stack(distances).sum()
+
+
+@contextmanager
+def activations(network: nn.Module, names: Iterable[str]) -> Generator[dict[str, Tensor]]:
+    """By name, what these modules of a network gave in its last forward pass; kept up to date while this lasts.
+
+    Raises:
+        ValueError: if the network has no module of one of the names.
+    """
+    modules = dict(network.named_modules())
+    given: dict[str, Tensor] = {}
+    handles: list[RemovableHandle] = []
+    try:
+        for name in names:
+            if name not in modules:
+                raise ValueError(f"the teacher has no layer {name!r} to compare with; mismatch=0 compares none")
+            handles.append(modules[name].register_forward_hook(lambda *got, at=name: given.update({at: got[2]})))
+        yield given
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -10,23 +10,24 @@ import json
 import os
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import asdict, dataclass
 from math import cos, pi
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from deepreshape.nn import Faults, faulty
+from deepreshape.nn import Faults, MaskedReLU, PolynomialReLU, faulty
 from deepreshape.training.data import Dataset, Split, augment
-from deepreshape.training.distill import distillation_loss
+from deepreshape.training.distill import activations, distillation_loss, mismatch_loss
+from deepreshape.training.parallel import add_up_gradients, part, rank, shared_norms
 from deepreshape.training.recipe import Recipe
 
-__all__ = ["METRICS", "Progress", "Trained", "accuracy", "train"]
+__all__ = ["METRICS", "Progress", "Search", "Trained", "accuracy", "train"]
 
 CHECKPOINT = "checkpoint.safetensors"
 METRICS = "metrics.jsonl"
@@ -45,10 +46,13 @@ class Progress:
 
 @dataclass(frozen=True)
 class Trained:
-    """What a run came to: validation top-1 in percent, and the CPU seconds it took, over all its restarts."""
+    """What a run came to: validation top-1 in percent, and the time it took over all its restarts.
+
+    ``seconds`` are processor time, or on a GPU the time that passed.
+    """
 
     top1_validation: float
-    cpu_seconds: float
+    seconds: float
 
 
 @torch.no_grad()
@@ -64,6 +68,38 @@ def accuracy(model: nn.Module, data: Dataset, split: Split, batch: int = 1000) -
     return 100 * right / len(split)
 
 
+class Search(Protocol):
+    """What a search for masks adds to the training of the network it is in.
+
+    Whatever it knows lies in parameters and buffers of that network, so that a checkpoint holds all of it.
+    """
+
+    def gates(self) -> list[nn.Parameter]:
+        """Parameters of their own kind: trained without decay, at ``gate_lr``."""
+        ...
+
+    @property
+    def gate_lr(self) -> float:
+        """Peak learning rate of the gates, on the recipe's schedule."""
+        ...
+
+    def before(self, step: int, steps: int) -> None:
+        """Called before each step's forward pass, with the number of steps done."""
+        ...
+
+    def penalty(self) -> Tensor | None:
+        """What is added to the loss."""
+        ...
+
+    def after(self, step: int, steps: int, batch: Tensor, labels: Tensor) -> None:
+        """Called after each step with this process's part of the batch, normalised, and its labels."""
+        ...
+
+    def over(self) -> bool:
+        """Whether the search has found what it wants and ends before the recipe does."""
+        ...
+
+
 def train(
     model: nn.Module,
     data: Dataset,
@@ -73,8 +109,12 @@ def train(
     teacher: nn.Module | None = None,
     folder: Path | None = None,
     progress: Callable[[Progress], None] | None = None,
+    search: Search | None = None,
 ) -> Trained:
     """Train ``model`` in place on the training split.
+
+    Under ``torchrun`` all processes call it alike; each computes its part of a batch (:mod:`.parallel`), and the first
+    one writes.
 
     Args:
         model: with its initial weights, on the device to train on.
@@ -84,6 +124,7 @@ def train(
         teacher: gives the soft targets of distillation; it is used in evaluation mode, without gradient.
         folder: where checkpoint and metrics go; a run that was cut there is continued.
         progress: called after every step.
+        search: what a search for masks does on the way.
 
     Raises:
         ValueError: if the folder holds a run with other settings, or the loss stops being a number.
@@ -92,7 +133,7 @@ def train(
     model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     if teacher is not None:
         teacher.to(device=device, memory_format=torch.channels_last).eval()  # pyright: ignore[reportCallIssue]
-    optimizer = _optimizer(model, recipe)
+    optimizer = _optimizer(model, recipe, search)
     average = {name: tensor.clone() for name, tensor in model.state_dict().items()} if recipe.ema else {}
     an_epoch = -(-len(data.train) // recipe.batch)
     steps = an_epoch * recipe.epochs
@@ -100,61 +141,85 @@ def train(
     step, spent = _resume(folder, settings, model, optimizer, average) if folder else (0, 0.0)
     images, labels = data.train.images.to(device), data.train.labels.to(device)
     low = _low_precision(recipe, device)
-    started, saved, top1 = time.process_time() - spent, time.monotonic(), None
+    clock = time.monotonic if device.type == "cuda" else time.process_time
+    started, saved, top1 = clock() - spent, time.monotonic(), None
     model.train()
-    while step < steps:
-        epoch, place = divmod(step, an_epoch)
-        order = torch.randperm(len(labels), generator=_generator(seed, epoch))
-        chosen = order[place * recipe.batch : (place + 1) * recipe.batch].to(device)
-        randomness = _generator(seed, step)
-        batch = augment(images[chosen], randomness, crop=recipe.crop, flip=recipe.flip, cutout=recipe.cutout)
-        batch = data.normalize(batch)
-        for group in optimizer.param_groups:
-            group["lr"] = recipe.lr * _schedule(recipe, (step + 1) / steps)
-        with torch.autocast(device.type, torch.bfloat16, enabled=low):
-            soft = None
-            if teacher is not None:
-                with torch.no_grad():
-                    soft = teacher(batch)
-            with _signs(model, recipe, seed, step):
-                logits = model(batch)
-        loss = distillation_loss(
-            logits.float(),
-            labels[chosen],
-            None if soft is None else soft.float(),
-            temperature=recipe.temperature,
-            weight=recipe.distill,
-            smoothing=recipe.smoothing,
-        )
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-        step += 1
-        _follow(average, model, recipe.ema)
-        if step % an_epoch == 0 or step == steps:
-            if not torch.isfinite(loss):
-                raise ValueError(
-                    f"the loss became {loss.item()} in epoch {epoch + 1}; a lower lr than {recipe.lr} may work"
-                )
-            with _signs(model, recipe, seed, step):
-                top1 = _measure(model, average, data)
-            if folder:
-                row = {"epoch": epoch + 1, "step": step, "loss": round(loss.item(), 4), "top1_validation": top1}
-                with (folder / METRICS).open("a") as file:
-                    file.write(json.dumps(row) + "\n")
-        if folder and (time.monotonic() - saved > CHECKPOINT_SECONDS or step == steps):
-            state = {"step": step, "cpu_seconds": time.process_time() - started, "settings": settings}
-            _checkpoint(folder, state, model, optimizer, average)
-            saved = time.monotonic()
-        if progress:
-            progress(Progress(step, steps, loss.item(), top1))
+    with ExitStack() as during:
+        during.enter_context(shared_norms(model))
+        compared = _compared(model, teacher, recipe, during)
+        while step < steps and not (search and search.over()):
+            epoch, place = divmod(step, an_epoch)
+            order = torch.randperm(len(labels), generator=_generator(seed, epoch))
+            chosen = order[place * recipe.batch : (place + 1) * recipe.batch].to(device)
+            randomness = _generator(seed, step)
+            batch = augment(images[chosen], randomness, crop=recipe.crop, flip=recipe.flip, cutout=recipe.cutout)
+            batch, known = data.normalize(part(batch)), labels[part(chosen)]
+            for group in optimizer.param_groups:
+                group["lr"] = group["peak"] * _schedule(recipe, (step + 1) / steps)
+            if search:
+                search.before(step, steps)
+            with torch.autocast(device.type, torch.bfloat16, enabled=low):
+                soft = None
+                if teacher is not None:
+                    with torch.no_grad():
+                        soft = teacher(batch)
+                with _signs(model, recipe, seed, step):
+                    logits = model(batch)
+            loss = distillation_loss(
+                logits.float(),
+                known,
+                None if soft is None else soft.float(),
+                temperature=recipe.temperature,
+                weight=recipe.distill,
+                smoothing=recipe.smoothing,
+            )
+            if compared:
+                loss = loss + recipe.mismatch * mismatch_loss(*compared)
+            penalty = search.penalty() if search else None
+            optimizer.zero_grad(set_to_none=True)
+            # each process's part of what the whole batch loses
+            ((loss if penalty is None else loss + penalty) * (len(known) / len(chosen))).backward()
+            add_up_gradients(model.parameters())
+            optimizer.step()
+            if search:
+                search.after(step, steps, batch, known)
+            step += 1
+            _follow(average, model, recipe.ema)
+            ends = step == steps or bool(search and search.over())
+            if step % an_epoch == 0 or ends:
+                if not torch.isfinite(loss):
+                    raise ValueError(
+                        f"the loss became {loss.item()} in epoch {epoch + 1}; a lower lr than {recipe.lr} may work"
+                    )
+                with _signs(model, recipe, seed, step):
+                    top1 = _measure(model, average, data)
+                if folder and rank() == 0:
+                    row = {"epoch": epoch + 1, "step": step, "loss": round(loss.item(), 4), "top1_validation": top1}
+                    with (folder / METRICS).open("a") as file:
+                        file.write(json.dumps(row) + "\n")
+            if folder and rank() == 0 and (time.monotonic() - saved > CHECKPOINT_SECONDS or ends):
+                state = {"step": step, "seconds": clock() - started, "settings": settings}
+                _checkpoint(folder, state, model, optimizer, average)
+                saved = time.monotonic()
+            if progress:
+                progress(Progress(step, steps, loss.item(), top1))
     if average:
         model.load_state_dict(average)
     model.eval()
     if top1 is None:
         with _signs(model, recipe, seed, step):
             top1 = accuracy(model, data, data.validation)
-    return Trained(top1, time.process_time() - started)
+    return Trained(top1, clock() - started)
+
+
+def _compared(
+    model: nn.Module, teacher: nn.Module | None, recipe: Recipe, during: ExitStack
+) -> tuple[dict[str, Tensor], dict[str, Tensor]] | None:
+    """Where the activation maps of student and teacher at the masked ReLUs will be, if the recipe compares them."""
+    if teacher is None or not recipe.mismatch:
+        return None
+    names = [name for name, module in model.named_modules() if isinstance(module, (MaskedReLU, PolynomialReLU))]
+    return during.enter_context(activations(model, names)), during.enter_context(activations(teacher, names))
 
 
 def _generator(seed: int, count: int) -> torch.Generator:
@@ -167,14 +232,19 @@ def _signs(model: nn.Module, recipe: Recipe, seed: int, step: int) -> AbstractCo
     if not recipe.relu:
         return nullcontext()
     device = next(model.parameters()).device
-    generator = torch.Generator(device).manual_seed((step + 1_000_003 * seed + 500_009) % 2**32)
+    generator = torch.Generator(device).manual_seed((step + 1_000_003 * seed + 500_009 + 7919 * rank()) % 2**32)
     return faulty(model, Faults.parse(recipe.relu), generator)
 
 
-def _optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    matrices = [parameter for parameter in model.parameters() if parameter.dim() > 1]
-    vectors = [parameter for parameter in model.parameters() if parameter.dim() <= 1]
-    groups = [{"params": matrices, "weight_decay": recipe.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+def _optimizer(model: nn.Module, recipe: Recipe, search: Search | None) -> torch.optim.Optimizer:
+    gates = search.gates() if search else []
+    weights = [parameter for parameter in model.parameters() if all(parameter is not gate for gate in gates)]
+    kinds = (
+        ([weight for weight in weights if weight.dim() > 1], recipe.weight_decay, recipe.lr),
+        ([weight for weight in weights if weight.dim() <= 1], 0.0, recipe.lr),
+        (gates, 0.0, search.gate_lr if search else 0.0),
+    )
+    groups = [{"params": some, "weight_decay": decay, "peak": peak} for some, decay, peak in kinds if some]
     if recipe.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=recipe.lr, momentum=0.9, nesterov=True)
     return torch.optim.AdamW(groups, lr=recipe.lr)
@@ -184,6 +254,8 @@ def _schedule(recipe: Recipe, done: float) -> float:
     """Share of the peak learning rate when this share of the run is done."""
     if done < recipe.warmup:
         return done / recipe.warmup
+    if recipe.schedule == "constant":
+        return 1.0
     left = (1 - done) / (1 - recipe.warmup) if recipe.warmup < 1 else 1.0
     return left if recipe.schedule == "onecycle" else (1 - cos(pi * left)) / 2
 
@@ -245,11 +317,12 @@ def _resume(
     optimizer: torch.optim.Optimizer,
     average: dict[str, Tensor],
 ) -> tuple[int, float]:
-    """Bring everything to where the last checkpoint was; returns its step and the CPU seconds spent until then."""
+    """Bring everything to where the last checkpoint was; returns its step and the seconds spent until then."""
     folder.mkdir(parents=True, exist_ok=True)
     path, metrics = folder / CHECKPOINT, folder / METRICS
     if not path.is_file():
-        metrics.unlink(missing_ok=True)
+        if rank() == 0:
+            metrics.unlink(missing_ok=True)
         return 0, 0.0
     with safe_open(path, "pt") as file:
         state = json.loads(file.metadata()["state"])
@@ -268,7 +341,7 @@ def _resume(
             _, index, key = name.split(".")
             moments.setdefault(int(index), {})[key] = tensor
     optimizer.load_state_dict(optimizer.state_dict() | {"state": moments})
-    if metrics.is_file():
+    if metrics.is_file() and rank() == 0:
         kept = [line for line in metrics.read_text().splitlines() if json.loads(line)["step"] <= state["step"]]
         metrics.write_text("".join(f"{line}\n" for line in kept))
-    return state["step"], state["cpu_seconds"]
+    return state["step"], state["seconds"]

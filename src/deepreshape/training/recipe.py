@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from deepreshape.nn import Faults
 
-__all__ = ["RECIPES", "Recipe"]
+__all__ = ["RECIPES", "Recipe", "with_values"]
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Recipe:
         optimizer: SGD with Nesterov momentum 0.9, or AdamW.
         lr: peak learning rate.
         schedule: ``"onecycle"`` rises linearly over ``warmup`` of the steps, then falls linearly to 0; ``"cosine"``
-            falls along a cosine after the same rise.
+            falls along a cosine after the same rise; ``"constant"`` stays after it.
         warmup: share of the steps.
         weight_decay: on convolution and linear weights only, not on batch norm and biases.
         smoothing: of the labels.
@@ -33,16 +33,16 @@ class Recipe:
         temperature, distill: T and w of the distillation loss, where there is a teacher.
         relu: trains with the faults of a stochastic ReLU in the loop, as ``stochastic:drop=12,fraction=20`` says
             (:class:`~deepreshape.nn.Faults`); empty for exact ReLUs.
+        mismatch: weight of the mismatch between the teacher's activation maps and those at masked ReLUs (SENet's PRAM);
+            0 does not look at them.
         precision: ``"auto"`` is bfloat16 autocast where the processor has it in hardware.
     """
-
-    __pydantic_config__ = ConfigDict(extra="forbid")
 
     epochs: int = 10
     batch: int = 256
     optimizer: Literal["sgd", "adamw"] = "sgd"
     lr: float = 0.4
-    schedule: Literal["onecycle", "cosine"] = "onecycle"
+    schedule: Literal["onecycle", "cosine", "constant"] = "onecycle"
     warmup: float = 0.2
     weight_decay: float = 5e-4
     smoothing: float = 0.1
@@ -53,6 +53,7 @@ class Recipe:
     temperature: float = 4.0
     distill: float = 0.9
     relu: str = ""
+    mismatch: float = 0.0
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
 
     def __post_init__(self) -> None:
@@ -68,12 +69,17 @@ class Recipe:
             ("ema", 0, 1),
             ("temperature", 1e-3, 1000),
             ("distill", 0, 1),
+            ("mismatch", 0, 1e6),
         ):
             value = getattr(self, name)
             if not low <= value <= high:
                 raise ValueError(f"{name} must be from {low} to {high}, not {value}")
         if self.relu:
             Faults.parse(self.relu)
+        if self.relu and self.mismatch:
+            raise ValueError(
+                f"mismatch={self.mismatch} compares exact ReLUs and relu={self.relu} has none; leave one out"
+            )
 
     def with_values(self, values: dict[str, Any]) -> Recipe:
         """The recipe with some settings changed; strings are converted.
@@ -81,15 +87,25 @@ class Recipe:
         Raises:
             ValueError: if a setting is unknown or its value does not fit.
         """
-        now = {field.name: getattr(self, field.name) for field in fields(self)}
-        try:
-            return TypeAdapter(Recipe).validate_python(now | values)
-        except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(map(str, first["loc"])) or "recipe"
-            if first["type"] == "unexpected_keyword_argument":
-                raise ValueError(f"unknown setting {where!r}; known are {', '.join(now)}") from None
-            raise ValueError(f"{where}={first['input']!r}: {first['msg']}") from None
+        return with_values(self, values)
+
+
+def with_values(config: Any, values: dict[str, Any]) -> Any:
+    """A frozen dataclass with some fields changed and all checked; strings are converted.
+
+    Raises:
+        ValueError: if a field is unknown or its value does not fit.
+    """
+    now = {field.name: getattr(config, field.name) for field in fields(config)}
+    unknown = next((name for name in values if name not in now), None)
+    if unknown is not None:
+        raise ValueError(f"unknown setting {unknown!r}; known are {', '.join(now)}")
+    try:
+        return TypeAdapter(type(config)).validate_python(now | values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or type(config).__name__.lower()
+        raise ValueError(f"{where}={first['input']!r}: {first['msg']}") from None
 
 
 RECIPES: dict[str, Recipe] = {

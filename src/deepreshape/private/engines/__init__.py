@@ -34,6 +34,10 @@ class Engine(Protocol):
         """What it runs on, for a reader."""
         ...
 
+    def prepare(self) -> None:
+        """Do now what is done at first use otherwise, so that processes forked later have it."""
+        ...
+
     def garble(self, circuit: Circuit, delta: Words, labels: list[Words], keys: Keys, tables: Words) -> Words:
         """Write ``tables``; from the labels of zero of the inputs, those of the output slots. ``delta`` (2,)."""
         ...

@@ -97,6 +97,10 @@ class Fused:
         self._threads = threads
         self._lanes = lanes
 
+    def prepare(self) -> None:
+        for name in kernels.FUNCTIONS:
+            self._function(name)
+
     def garble(self, circuit: Circuit, delta: Words, labels: list[Words], keys: Keys, tables: Words) -> Words:
         return self._walk("garble", circuit, delta, labels, keys, tables)
 
@@ -106,11 +110,11 @@ class Fused:
     def hash(self, labels: Words, key: Keys) -> Words:
         labels = np.ascontiguousarray(labels)
         out = np.empty_like(labels)
-        _compiled("hash", self._lanes)([labels, key, out], labels.size // 2)
+        self._function("hash")([labels, key, out], labels.size // 2)
         return out
 
     def pick(self, labels: Words, delta: Words, bits: Bits, out: Words) -> None:
-        _compiled("pick", 1)([labels, delta, bits, out], len(labels))
+        self._function("pick")([labels, delta, bits, out], len(labels))
 
     def transpose(self, columns: Bits) -> Words:
         m = columns.shape[1]
@@ -118,14 +122,17 @@ class Fused:
         room = np.empty(512, np.uint64)
         whole = m // 64
         if whole:
-            _compiled("transpose", self._lanes)([columns, rows, room], columns.strides[0], whole)
+            self._function("transpose")([columns, rows, room], columns.strides[0], whole)
         if m % 64:
             last = np.zeros((128, 64), np.uint8)
             last[:, : m % 64] = columns[:, 64 * whole :]
             turned = np.empty((512, 2), np.uint64)
-            _compiled("transpose", self._lanes)([last, turned, room], 64, 1)
+            self._function("transpose")([last, turned, room], 64, 1)
             rows[512 * whole :] = turned[: 8 * (m % 64)]
         return rows
+
+    def _function(self, name: str) -> _Function:
+        return _compiled(name, 1 if name == "pick" else self._lanes)
 
     def _walk(self, name: str, circuit: Circuit, delta: Words, labels: list[Words], keys: Keys, tables: Words) -> Words:
         count = len(labels[0])
@@ -134,7 +141,7 @@ class Fused:
         tables = np.ascontiguousarray(tables)
         inputs = np.array([label.ctypes.data for label in labels], np.uint64)
         shared = [circuit.instructions, slots, inputs, keys, delta, tables, outputs]
-        function = _compiled(name, self._lanes)
+        function = self._function(name)
         sizes = len(circuit.instructions), circuit.width, len(slots), count
 
         def part(first: int, last: int) -> None:

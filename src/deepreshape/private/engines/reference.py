@@ -21,6 +21,9 @@ class Reference:
     def __init__(self, hint: str = "AES of the cryptography package") -> None:
         self.about = hint
 
+    def prepare(self) -> None:
+        """Nothing is made at first use."""
+
     def garble(self, circuit: Circuit, delta: Words, labels: list[Words], keys: Keys, tables: Words) -> Words:
         count = len(labels[0])
         rows = _rows(circuit, labels)

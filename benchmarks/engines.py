@@ -1,0 +1,301 @@
+"""The same program on our runtime and on SPU, in one run, interleaved; a row for each engine and network.
+
+    python benchmarks/engines.py --spu-python VENV/bin/python --out benchmarks/results/engines.jsonl
+
+A table of the same name with the suffix .md is written beside it.
+
+Parties are processes on this machine, over loopback: ours over TLS 1.3, SPU's over plain TCP. In every round each
+engine makes one inference, one after the other, so that all see the same machine. Ours makes keys, base transfers and
+all offline material anew in every round; SPU makes its keys and first correlations in ``first_call``, a round of its
+own, and is then warm. Networks have random weights, on which run time does not depend; ``--model`` names trained ones.
+``max_difference`` is the largest distance of an output from the plain integer program's, in real units;
+``expected_difference`` and ``bound`` say how far it should be, and how far it can be at all (``engines/real.py``).
+
+*Shares.* SPU's kernels as the server's log has them: the sign bits and the product with them are ReLU, all else linear.
+Ours: the server's seconds by layer, waits included, in one more inference with both parties in one process. A ReLU
+layer's time includes its truncation, for us; for SPU truncation counts as linear.
+
+Rows with ``kind: relu`` are for a layer of that many ReLUs behind a linear layer of one input, without which SPU would
+let the client rectify its own input by itself. In every row ``us_per_relu`` and ``bytes_per_relu`` are the ReLUs' share
+divided by their number.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import secrets
+import time
+from collections.abc import Generator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from deepreshape.engines.launch import Answer, Session, versions
+from deepreshape.engines.profile import Run
+from deepreshape.engines.real import bound, expected
+from deepreshape.engines.spu import CLIENT, FRACTION, PARTIES, SERVER
+from deepreshape.models import architecture, build
+from deepreshape.models.saved import load
+from deepreshape.private import client, plain, server
+from deepreshape.private.channel import Ledger, Phase, memory_pair
+from deepreshape.private.engines import engine_name
+from deepreshape.private.fixed import from_fixed, to_fixed
+from deepreshape.private.local import run_local
+from deepreshape.private.lower import lower
+from deepreshape.private.material import InMemory
+from deepreshape.private.plan import Plan
+from deepreshape.private.program import Linear, Program, Relu, Weights
+from deepreshape.private.shares import Ring
+
+OURS = "deepreshape gc-full"
+SHAPE = (3, 32, 32)
+COLUMNS = (
+    *("network", "ReLUs", "engine", "parties", "seconds", "first call, s", "MB", "rounds (ours), sends (SPU)"),
+    *("ReLUs' time", "ReLUs' bytes", "us a ReLU", "B a ReLU", "max difference", "expected"),
+)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--spu-python", type=Path, required=True, help="interpreter of SPU's environment")
+    parser.add_argument("--networks", nargs="*", default=["resnet20", "cnn"])
+    parser.add_argument("--model", nargs="*", type=Path, default=[], help="folders of trained models")
+    parser.add_argument("--relus", nargs="*", type=int, default=[1 << 16, 1 << 20])
+    parser.add_argument("--most", type=int, default=1 << 17, help="largest layer of ReLUs for ours: 3 KB of disk each")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    about = {
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, all parties on one machine, loopback",
+        "load_1min": round(os.getloadavg()[0], 2),
+        "versions": {name: version(name) for name in ("deepreshape", "numpy", "cryptography", "tenseal")}
+        | {"garbling": engine_name()}
+        | {f"spu's {name}": number for name, number in versions(options.spu_python).items()},
+        "command": f"python benchmarks/engines.py --spu-python PYTHON --networks {' '.join(options.networks)} --model "
+        f"{' '.join(path.name for path in options.model)} --relus {' '.join(map(str, options.relus))} "
+        f"--rounds {options.rounds}",
+    }
+    cases = [Case("network", name, *network(name)) for name in options.networks]
+    cases += [Case("network", path.name, *trained(path)) for path in options.model]
+    cases += [Case("relu", f"{count} ReLUs", *relus(count)) for count in options.relus]
+    lines: list[str] = []
+    for case in cases:
+        ours = case.kind == "network" or case.program.relus <= options.most
+        for row in measure(case, options.spu_python, options.rounds, ours):
+            lines.append(json.dumps(row | about))
+            print(lines[-1], flush=True)
+            if options.out:
+                options.out.write_text("\n".join(lines) + "\n")
+                options.out.with_suffix(".md").write_text(table([json.loads(line) for line in lines]))
+
+
+@dataclass(frozen=True)
+class Case:
+    """A program and an input for it, int64 of its input shape."""
+
+    kind: str
+    name: str
+    program: Program
+    x: NDArray[np.int64]
+
+
+def network(name: str) -> tuple[Program, NDArray[np.int64]]:
+    model = cnn() if name == "cnn" else build(architecture(name), seed=0)
+    generator = torch.Generator().manual_seed(0)
+    return integers(model, *(torch.randn(8, *SHAPE, generator=generator) for _ in range(2)))
+
+
+def cnn() -> nn.Module:
+    """Three convolutions and two pools on 32x32: 40,960 ReLUs."""
+    torch.manual_seed(0)
+    widths = [(3, 16), (16, 16), (16, 32)]
+    first, second, third = [nn.Sequential(nn.Conv2d(*pair, 3, padding=1), nn.ReLU()) for pair in widths]
+    return nn.Sequential(first, second, nn.AvgPool2d(2), third, nn.AvgPool2d(2), nn.Flatten(), nn.Linear(2048, 10))
+
+
+def trained(folder: Path) -> tuple[Program, NDArray[np.int64]]:
+    from deepreshape.training import load_data
+
+    model, manifest = load(folder)
+    data = load_data(manifest.dataset, None)
+    return integers(model, data.normalize(data.train.images[:256]), data.normalize(data.test.images[:1]))
+
+
+def integers(model: nn.Module, known: torch.Tensor, new: torch.Tensor) -> tuple[Program, NDArray[np.int64]]:
+    lowered = lower(model.eval(), known.contiguous().numpy())
+    return lowered.program, to_fixed(new[0].numpy(), lowered.program.input_fraction)
+
+
+def relus(count: int) -> tuple[Program, NDArray[np.int64]]:
+    """A linear layer of one input, and as many ReLUs as outputs."""
+    ops = Linear("spread", ("input",), count, 8, 8), Relu("relu", ("spread",), 8)
+    weight = np.random.default_rng(0).integers(-255, 256, (count, 1))
+    own = {"spread": Weights(weight, np.zeros(count, np.int64))}
+    return Program(Ring(32), (1,), 12, 1 << 20, ops, own), np.array([1 << 20])
+
+
+def measure(case: Case, python: Path, rounds: int, ours: bool) -> list[dict[str, Any]]:
+    """The rows of one case: all engines take turns in every round."""
+    fraction = case.program.values[case.program.output].fraction
+    output = from_fixed(plain.run(case.program, case.x[None])[0], fraction)
+    x = from_fixed(case.x, case.program.input_fraction)
+    own: list[dict[str, Any]] = []
+    with ExitStack() as stack:
+        sessions = {name: stack.enter_context(Session(case.program, name, python)) for name in PARTIES}
+        answers = {name: [session.infer(x)] for name, session in sessions.items()}
+        for _ in range(rounds):
+            if ours:
+                own.append(run_local(case.program, case.x[None]))
+            for name, session in sessions.items():
+                answers[name].append(session.infer(x))
+        logs = {name: session.close() for name, session in sessions.items()}
+    about = {"kind": case.kind, "network": case.name, "relus": case.program.relus, "n": rounds}
+    rows = [about | our_row(own, time_by_kind(case), fraction)] if ours else []
+    limits = {
+        "expected_difference": float(f"{expected(case.program, FRACTION).max():.3g}"),
+        "bound": float(f"{bound(case.program, FRACTION).max():.3g}"),
+    }
+    rows += [about | spu_row(name, answers[name], logs[name], output) | limits for name in sessions]
+    return [row | per_relu(row) for row in rows]
+
+
+def per_relu(row: dict[str, Any]) -> dict[str, float]:
+    seconds, size = row["seconds"]["total"]["median"], row["bytes"]["total"]
+    return {
+        "us_per_relu": round(1e6 * seconds * row["relu_share"]["seconds"] / row["relus"], 2),
+        "bytes_per_relu": round(size * row["relu_share"]["bytes"] / row["relus"], 1),
+    }
+
+
+def our_row(reports: list[dict[str, Any]], seconds: dict[str, float], fraction: int) -> dict[str, Any]:
+    first, total = reports[0], sum(seconds.values())
+    every = {phase: [report["seconds"][phase] for report in reports] for phase in ("offline", "online")}
+    every["total"] = [sum(both) for both in zip(*every.values(), strict=True)]
+    return {
+        "engine": OURS,
+        "parties": 2,
+        "seconds": {phase: spread(found) for phase, found in every.items()},
+        "bytes": first["bytes"] | {"total": sum(first["bytes"].values())},
+        "rounds": first["rounds"],
+        "relu_share": {"seconds": round(seconds["relu"] / total, 3), "bytes": round(relu_bytes(first), 3)},
+        "linear_share": {"seconds": round(seconds["linear"] / total, 3), "bytes": round(1 - relu_bytes(first), 3)},
+        "max_difference": max(report["max_lsb_difference"] for report in reports) * 2.0**-fraction,
+        "exact": all(report["agree"] for report in reports),
+    }
+
+
+def relu_bytes(report: dict[str, Any]) -> float:
+    """What part of the bytes goes to layers with ReLUs."""
+    sizes = [(row["relus"] > 0, sum(row["bytes"].values())) for row in report["layers"]]
+    return sum(size for is_relu, size in sizes if is_relu) / sum(size for _, size in sizes)
+
+
+def spu_row(protocol: str, answers: list[Answer], logs: list[list[Run]], output: NDArray[np.float64]) -> dict[str, Any]:
+    warm = [runs[1:] for runs in logs]
+    revealed = 8 * output.size * (len(logs) - 1)  # the others' shares of the output; the log does not count them
+    mine, everyone = warm[SERVER], [run for runs in warm for run in runs]
+    seconds = sum(run.relu.seconds for run in mine) / sum(run.seconds for run in mine)
+    size = sum(run.relu.sent for run in everyone) / sum(run.sent for run in everyone)
+    return {
+        "engine": f"spu {protocol}",
+        "parties": len(logs),
+        "seconds": {
+            "first_call": round(answers[0].seconds, 3),
+            "total": spread([answer.seconds for answer in answers[1:]]),
+        },
+        "bytes": {
+            "first_call": sum(runs[0].sent for runs in logs) + revealed,
+            "total": round(median(sum(run.sent for run in runs) for runs in zip(*warm, strict=True))) + revealed,
+        },
+        "sends": round(median(run.sends for run in warm[CLIENT])),
+        "relu_share": {"seconds": round(seconds, 3), "bytes": round(size, 3)},
+        "linear_share": {"seconds": round(1 - seconds, 3), "bytes": round(1 - size, 3)},
+        "kernels": kernels(warm[SERVER][-1]),
+        "max_difference": max(float(np.abs(answer.output - output).max()) for answer in answers),
+    }
+
+
+def kernels(run: Run) -> dict[str, Any]:
+    """The kernels above a hundredth of a run's time."""
+    found = sorted(run.kernels.items(), key=lambda item: -item[1].seconds)
+    return {name: kernel._asdict() for name, kernel in found if kernel.seconds > 0.01 * run.seconds}
+
+
+def spread(values: list[float]) -> dict[str, float]:
+    return {"median": round(median(values), 3), "min": round(min(values), 3), "max": round(max(values), 3)}
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """The rows for a reader."""
+    made_with = ", ".join(f"{name} {number}" for name, number in rows[0]["versions"].items())
+    lines = [
+        f"# Engines side by side\n\n`{rows[0]['command']}`\n",
+        f"{rows[0]['machine']}, load {rows[0]['load_1min']} at the start; {made_with}. "
+        f"Medians of {rows[0]['n']}, smallest and largest in brackets. Ours: offline + online.\n",
+        f"| {' | '.join(COLUMNS)} |",
+        "|---" * len(COLUMNS) + "|",
+    ]
+    for row in rows:
+        took = row["seconds"]
+        whole = f"{took['total']['median']} ({took['total']['min']} to {took['total']['max']})"
+        if "online" in took:
+            whole += f" = {took['offline']['median']} + {took['online']['median']}"
+        share = row["relu_share"]
+        cells = [row["network"], f"{row['relus']:,}", row["engine"], row["parties"], whole, took.get("first_call", "")]
+        cells += [f"{row['bytes']['total'] / 1e6:,.1f}", row.get("rounds", row.get("sends"))]
+        cells += [f"{share['seconds']:.0%}", f"{share['bytes']:.0%}", row["us_per_relu"], row["bytes_per_relu"]]
+        cells += [f"{row['max_difference']:.1e}", row.get("expected_difference", "")]
+        lines.append(f"| {' | '.join(map(str, cells))} |")
+    return "\n".join(lines) + "\n"
+
+
+@dataclass
+class Clock(Ledger):
+    """A ledger that also books the seconds spent in each layer."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def at(self, layer: str, phase: Phase) -> Generator[None]:
+        start = time.perf_counter()
+        with super().at(layer, phase):
+            yield
+        self.seconds[layer] = self.seconds.get(layer, 0.0) + time.perf_counter() - start
+
+
+def time_by_kind(case: Case) -> dict[str, float]:
+    """The server's seconds in one inference of ours, both phases: in layers of ReLUs, and in all others."""
+    plan = Plan(case.program.public())
+    model = server.Model(case.program, plan)
+    ends, materials, session = memory_pair(), (InMemory(), InMemory()), secrets.token_bytes(32)
+    clock = ends[1].ledger = Clock()
+
+    def act_as_client() -> None:
+        client.offline(ends[0], plan, session, materials[0])
+        client.online(ends[0], plan, session, materials[0], case.x)
+
+    with ThreadPoolExecutor(1) as threads:
+        other = threads.submit(act_as_client)
+        server.offline(ends[1], model, session, materials[1])
+        server.online(ends[1], model, session, materials[1])
+        other.result()
+    found = {"relu": 0.0, "linear": 0.0}
+    for layer, seconds in clock.seconds.items():
+        found["relu" if layer in plan.relus else "linear"] += seconds
+    return found
+
+
+if __name__ == "__main__":
+    main()

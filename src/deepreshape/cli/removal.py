@@ -1,0 +1,212 @@
+"""Commands that remove ReLUs from trained networks: linearize, sweep."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from deepreshape.cli.console import (
+    DataDir,
+    Json,
+    Threads,
+    err,
+    into,
+    new_table,
+    out,
+    print_json,
+    progress_bar,
+    read_integers,
+    read_pair,
+    read_recipe,
+    set_threads,
+    stoppable,
+    thousands,
+)
+
+if TYPE_CHECKING:
+    from deepreshape.sweep import Run
+    from deepreshape.training import Progress as TrainingProgress
+
+app = typer.Typer()
+
+
+@app.command()
+def linearize(
+    model: Annotated[str, typer.Argument(help="A saved model's folder, or zoo:NAME.")],
+    budget: Annotated[int, typer.Option(min=0, help="How many ReLUs are left; met exactly.")],
+    to: Annotated[Path, typer.Option("--out", help="Folder for the model; a run that was cut there goes on.")],
+    method: Annotated[str, typer.Option(help="snl, senet, taylor, autorep, descent or coarse.")] = "snl",
+    granularity: Annotated[
+        str | None,
+        typer.Option(help="What is kept as one: pixel, position, channel or layer.", show_default=False),
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option(help="Data set; the one it was trained on without.", show_default=False)
+    ] = None,
+    data_dir: DataDir = None,
+    teacher: Annotated[
+        str | None, typer.Option(help="Saved model that distils into it; MODEL without.", show_default=False)
+    ] = None,
+    price: Annotated[
+        str | None,
+        typer.Option(help="Price profile that ReLUs are weighed by, such as server-garbler.", show_default=False),
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of everything random.")] = 0,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            help="A setting of the method or of the fine-tuning's recipe, such as search_epochs=2 or lr=0.1.",
+            show_default=False,
+        ),
+    ] = None,
+    threads: Threads = 0,
+    as_json: Json = False,
+) -> None:
+    """Remove ReLUs from a trained network until exactly so many are left, and fine-tune it."""
+    from deepreshape.cost import PROFILES
+    from deepreshape.linearize import masks_of
+    from deepreshape.models.saved import load
+    from deepreshape.report import picture_of_masks
+    from deepreshape.sweep import reduce_saved
+    from deepreshape.training import load_data, parallel
+    from deepreshape.zoo import folder_of
+
+    if price is not None and price not in PROFILES:
+        raise ValueError(f"unknown price profile {price!r}; known are {', '.join(PROFILES)}")
+    source = folder_of(model)
+    whole, manifest = load(source)
+    name = data or manifest.dataset
+    set_threads(threads, name)
+    pairs = dict(read_pair(text, "--set") for text in settings or [])
+    pairs |= {"granularity": granularity} if granularity else {}
+    chosen, recipe = _settings(method, budget, name, pairs)
+    dataset = load_data(name, data_dir)
+    with parallel.joined(), progress_bar() as bar:
+        task = bar.add_task("", total=None)
+
+        def show(phase: str, progress: TrainingProgress) -> None:
+            bar.update(task, description=f"{method}: {phase}")
+            into(bar, task)(progress)
+
+        made, record = stoppable(
+            lambda: reduce_saved(
+                source,
+                chosen,
+                dataset,
+                to=to,
+                folder=to / "run",
+                recipe=recipe,
+                teacher=folder_of(teacher) if teacher else None,
+                seed=seed,
+                profile=price,
+                device=parallel.device(),
+                writes=parallel.rank() == 0,
+                progress=show,
+            )
+        )
+        if parallel.rank():
+            return
+    shutil.rmtree(to / "run")
+    (to / "masks.svg").write_text(picture_of_masks(masks_of(whole, dataset.shape), masks_of(made.cpu(), dataset.shape)))
+    values = {
+        "relus": record.relus,
+        "budget": record.budget,
+        "granularity": record.granularity,
+        "top1_validation": round(record.top1_validation, 3),
+        "record": record.to_dict(),
+    }
+    if as_json:
+        print_json(values)
+        return
+    out.print(f"{record.relus_before:,} -> {record.relus:,} ReLUs by {method}, chosen by {record.granularity}")
+    out.print(f"validation top-1 {record.top1_validation:.2f} %, saved in {to}; masks.svg there shows which stayed")
+
+
+@app.command()
+def sweep(
+    networks: Annotated[str, typer.Option(help="Names of networks, which are trained first, or saved models.")],
+    budgets: Annotated[str, typer.Option(help="ReLU budgets.")],
+    to: Annotated[Path, typer.Option("--out", help="The sweep's folder; a sweep that was cut there goes on.")],
+    methods: Annotated[str, typer.Option(help="Methods of removal.")] = "coarse,snl",
+    seeds: Annotated[str, typer.Option(help="Everything is done once for each.")] = "0",
+    data: Annotated[str, typer.Option(help="Data set.")] = "digits",
+    data_dir: DataDir = None,
+    teacher: Annotated[str | None, typer.Option(help="Saved model that distils into all.", show_default=False)] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            help="tune.NAME=VALUE for the fine-tuning, whole.NAME=VALUE for networks trained here, METHOD.NAME=VALUE.",
+            show_default=False,
+        ),
+    ] = None,
+    threads: Threads = 0,
+    as_json: Json = False,
+) -> None:
+    """Remove ReLUs from many networks, by many methods, to many budgets; one row of results each."""
+    from deepreshape.results import RESULTS
+    from deepreshape.sweep import Sweep
+    from deepreshape.sweep import sweep as run_sweep
+    from deepreshape.training import load_data, with_values
+
+    set_threads(threads, data)
+    base = read_recipe(data, None)
+    given: dict[str, dict[str, str]] = {"whole": {}, "tune": {}}
+    for text in settings or []:
+        name, value = read_pair(text, "--set")
+        of, dot, key = name.partition(".")
+        if not dot:
+            raise ValueError(f"--set takes whole.NAME=VALUE, tune.NAME=VALUE or METHOD.NAME=VALUE, not {text!r}")
+        given.setdefault(of, {})[key] = value
+    plan = Sweep(
+        data,
+        tuple(networks.split(",")),
+        tuple(methods.split(",")),
+        read_integers(budgets, "--budgets"),
+        read_integers(seeds, "--seeds"),
+        with_values(base, given.pop("whole")),
+        with_values(base, given.pop("tune")),
+        tuple((method, key, value) for method, pairs in given.items() for key, value in pairs.items()),
+        teacher,
+    )
+    dataset = load_data(data, data_dir)
+    with progress_bar() as bar:
+        whole = bar.add_task("runs", total=None)
+        task = bar.add_task("", total=None)
+
+        def show(number: int, total: int, run: Run, progress: TrainingProgress | None) -> None:
+            bar.update(whole, completed=number - (progress is not None), total=total)
+            if progress:
+                bar.update(task, description=run.id, completed=progress.step, total=progress.steps)
+            else:
+                err.print(f"{number}/{total} {run.id}", highlight=False)
+
+        rows = stoppable(lambda: run_sweep(plan, dataset, to, show))
+    if as_json:
+        print_json({"results": str(to / RESULTS), "runs": len(rows)})
+        return
+    table = new_table("run", "ReLUs", "MACs", "test top-1, %")
+    for row in rows:
+        table.add_row(row["id"], thousands(row["relus"]), thousands(row["macs"]), f"{row['top1']:.2f}")
+    out.print(table)
+
+
+def _settings(method: str, budget: int, data: str, pairs: dict[str, str]) -> tuple[Any, Any]:
+    """The method and the recipe that some settings make, each of which belongs to one of them."""
+    from dataclasses import fields
+
+    from deepreshape.sweep import configured
+    from deepreshape.training import Recipe
+
+    own = {field.name for field in fields(configured(method, budget, {}))}
+    of_recipe = {field.name for field in fields(Recipe)}
+    unknown = next((name for name in pairs if name not in own | of_recipe), None)
+    if unknown:
+        raise ValueError(f"unknown setting {unknown!r}; {method} has {', '.join(sorted(own))}; see also the recipe's")
+    chosen = configured(method, budget, {name: value for name, value in pairs.items() if name in own})
+    recipe = read_recipe(data, [f"{name}={value}" for name, value in pairs.items() if name not in own])
+    return chosen, recipe

@@ -1,0 +1,182 @@
+"""The integer program as a function of real numbers, and how far apart the two can be.
+
+An engine that keeps its own fixed point and truncates its own products wants the numbers that the integers stand for. A
+value's integer v is the real v / 2^fraction, so ``Raise`` and ``Truncate`` do nothing here, and a ``Relu`` only
+rectifies. Masks stay what they are in the program: one gather, one ReLU of that many elements, one permutation, so that
+no engine pays for a ReLU that was removed.
+
+The arrays may be anything with NumPy's interface; what an engine does in its own way is in :class:`Arithmetic`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import reduce
+from operator import add
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deepreshape.private.exact import windows
+from deepreshape.private.program import (
+    INPUT,
+    Add,
+    Conv2d,
+    Flatten,
+    Linear,
+    Op,
+    Program,
+    Raise,
+    Relu,
+    SumPool,
+    Truncate,
+)
+
+__all__ = ["Arithmetic", "Parameters", "bound", "evaluate", "expected", "parameters"]
+
+Real = NDArray[np.float64]
+
+
+class Parameters(NamedTuple):
+    """Real weights and bias of one linear operation, in the program's shapes; arrays of the engine's kind."""
+
+    weight: Any
+    bias: Any
+
+
+class Arithmetic(Protocol):
+    """An engine's arrays, and how it multiplies.
+
+    Attributes:
+        arrays: a module like NumPy: ``concatenate``, ``maximum``, ``split``.
+    """
+
+    arrays: Any
+
+    def convolve(self, x: Any, weight: Any, stride: int, padding: int) -> Any:
+        """(N, C, H, W) and (K, C, k, k) to (N, K, H', W'), in one group, without a bias."""
+        ...
+
+    def multiply(self, x: Any, weight: Any) -> Any:
+        """(N, I) and (K, I) to (N, K)."""
+        ...
+
+
+def parameters(program: Program) -> dict[str, Parameters]:
+    """What the program's weights stand for, float64, by operation name."""
+    found: dict[str, Parameters] = {}
+    for op in program.ops:
+        if isinstance(op, Conv2d | Linear) and program.weights:
+            own, fraction = program.weights[op.name], program.values[op.name].fraction
+            weight = np.ldexp(own.weight.astype(np.float64), -op.weight_fraction)
+            found[op.name] = Parameters(weight, np.ldexp(own.bias.astype(np.float64), -fraction))
+    return found
+
+
+def evaluate(program: Program, x: Any, weights: Mapping[str, Parameters], arithmetic: Arithmetic) -> Any:
+    """The program's real output for a batch of real inputs.
+
+    Args:
+        program: its public part is enough.
+        x: (N, *input_shape), of the engine's kind.
+        weights: by operation name; see :func:`parameters`.
+        arithmetic: the engine's.
+
+    Returns:
+        (N, *output shape), of the engine's kind.
+    """
+    values = {INPUT: x}
+    for op in program.ops:
+        values[op.name] = _apply(program, op, [values[name] for name in op.inputs], weights, arithmetic)
+    return values[program.output]
+
+
+def bound(program: Program, fraction: int) -> Real:
+    """How far an engine's output can be from that of the plain integer program, for the worst input and weights.
+
+    Args:
+        program: with its weights.
+        fraction: the engine's fraction bits. It may lose a unit of its last place in every input, weight and bias that
+            it cannot hold, and in every product's truncation.
+
+    Returns:
+        For each row of the output (its first axis), float64. The plain program loses less than a unit of a value's last
+        place where it drops bits. Errors grow by the sum of absolute weights from layer to layer: a statement about
+        shallow programs, and far above what happens in deep ones.
+
+    Raises:
+        ProgramError: if this is the public part, which has no weights.
+    """
+    return _errors(program, fraction, 1)
+
+
+def expected(program: Program, fraction: int) -> Real:
+    """How far an engine's output is to be expected from that of the plain integer program.
+
+    As :func:`bound`, but errors are added as if they were independent: the root of the sum of their squares, each at
+    its largest. An estimate, not a bound: rounding that always goes down is not independent, and
+    several times as much is seen in deep networks.
+    """
+    return np.sqrt(_errors(program, fraction, 2))
+
+
+def _errors(program: Program, fraction: int, power: int) -> Real:
+    """The sum of all errors to this power, by row of the output, each times what it is multiplied with on the way."""
+    unit = 2.0**-fraction
+    sizes = {name: np.ldexp(float(most), -program.values[name].fraction) for name, most in program.bounds().items()}
+    weights = parameters(program)
+    errors = {INPUT: np.full(program.input_shape[0], unit**power * (program.input_fraction > fraction))}
+    for op in program.ops:
+        error, value = errors[op.inputs[0]], program.values[op.name]
+        match op:
+            case Conv2d() | Linear():
+                groups = op.groups if isinstance(op, Conv2d) else 1
+                own = np.abs(weights[op.name].weight)
+                own = own.reshape(groups, len(own) // groups, own.shape[1], -1)
+                lost = unit * (op.weight_fraction > fraction)
+                spread = (((own + lost) ** power).sum(3) * error.reshape(groups, 1, -1)).sum(2).reshape(-1)
+                held = (lost * sizes[op.inputs[0]]) ** power * own[0, 0].size
+                errors[op.name] = spread + held + unit**power * (1 + (value.fraction > fraction))
+            case Add():
+                errors[op.name] = reduce(add, (errors[name] for name in op.inputs))
+            case SumPool():
+                errors[op.name] = error * op.kernel[0] * op.kernel[1]
+            case Relu() | Truncate():
+                errors[op.name] = error + (2.0 ** -(value.fraction * power) if op.shift else 0.0)
+            case Raise():
+                errors[op.name] = error
+            case Flatten():
+                errors[op.name] = error.repeat(value.size // len(error))
+    return errors[program.output]
+
+
+def _apply(
+    program: Program, op: Op, inputs: list[Any], weights: Mapping[str, Parameters], arithmetic: Arithmetic
+) -> Any:
+    x, arrays = inputs[0], arithmetic.arrays
+    match op:
+        case Conv2d():
+            own = weights[op.name]
+            pairs = zip(arrays.split(x, op.groups, 1), arrays.split(own.weight, op.groups), strict=True)
+            parts = [arithmetic.convolve(part, weight, op.stride, op.padding) for part, weight in pairs]
+            return arrays.concatenate(parts, 1) + own.bias[:, None, None]
+        case Linear():
+            own = weights[op.name]
+            return arithmetic.multiply(x, own.weight) + own.bias
+        case Add():
+            return reduce(add, inputs)
+        case SumPool():
+            return reduce(add, (x[:, :, rows, columns] for rows, columns in windows(op, *x.shape[2:])))
+        case Raise() | Truncate():
+            return x
+        case Flatten():
+            return x.reshape(len(x), -1)
+        case Relu():
+            rectified, others = op.positions(program.values[op.name])
+            if not len(others):
+                return arrays.maximum(x, 0)
+            flat = x.reshape(len(x), -1)
+            halves = [arrays.maximum(flat[:, rectified], 0), flat[:, others]]
+            order = np.argsort(np.concatenate([rectified, others]))
+            return arrays.concatenate(halves, 1)[:, order].reshape(x.shape)

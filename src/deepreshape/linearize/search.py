@@ -1,0 +1,155 @@
+"""What searches for masks have in common: a network in training, and a rule that watches it and chooses.
+
+A search is a module around the network. Whatever it knows lies in its parameters and buffers, so that the training
+loop's checkpoints hold all of it, and a search that was killed continues as if nothing had happened.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Literal, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from deepreshape.linearize.method import Method, Reduced, Task
+from deepreshape.linearize.sites import Masks, put_masks
+from deepreshape.nn import MaskedReLU
+from deepreshape.training import train
+
+__all__ = ["ChosenMasks", "MaskSearch", "SearchMethod", "remaining", "weighed"]
+
+
+@dataclass(frozen=True)
+class SearchMethod(Method):
+    """A method that looks for its masks while the network trains.
+
+    Attributes:
+        search_epochs: passes over the training split.
+        search_lr: peak learning rate of the weights in them, on ``search_schedule``.
+        search_optimizer: of weights and gates.
+    """
+
+    search_epochs: int = 1
+    search_lr: float = 0.02
+    search_optimizer: Literal["sgd", "adamw"] = "sgd"
+    search_schedule: Literal["onecycle", "cosine", "constant"] = "onecycle"
+
+    def find(self, search: MaskSearch, task: Task) -> Reduced:
+        """Run a search, and put the masks it ends with in its network."""
+        recipe = replace(
+            task.recipe,
+            epochs=self.search_epochs,
+            optimizer=self.search_optimizer,
+            lr=self.search_lr,
+            schedule=self.search_schedule,
+            weight_decay=task.recipe.weight_decay if self.search_optimizer == "sgd" else 0.0,
+            ema=0.0,
+            mismatch=0.0,
+            relu="",
+        )
+        device = next(search.network.parameters()).device
+        trained = train(
+            search.to(device),
+            task.data,
+            recipe,
+            seed=task.seed,
+            teacher=task.teacher,
+            folder=task.folder,
+            progress=task.progress,
+            search=search,
+        )
+        network = search.finished(search.masks())
+        return Reduced(network, self.search_epochs, trained.seconds)
+
+
+class MaskSearch(nn.Module, ABC):
+    """A network under a search; methods override what they need of what the training loop calls.
+
+    Args:
+        network: with modules of the search's own at the sites.
+        task: what was asked.
+    """
+
+    def __init__(self, network: nn.Module, task: Task) -> None:
+        super().__init__()
+        self.network = network
+        self.where = task.masks
+        self.seed = task.seed
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.network(x)
+
+    def gates(self) -> list[nn.Parameter]:
+        """Trained without decay at ``gate_lr``."""
+        return []
+
+    @property
+    def gate_lr(self) -> float:
+        """Peak learning rate of the gates."""
+        return 0.0
+
+    def before(self, step: int, steps: int) -> None:
+        """Called before each step."""
+
+    def penalty(self) -> Tensor | None:
+        """Added to the loss."""
+        return None
+
+    def after(self, step: int, steps: int, batch: Tensor, labels: Tensor) -> None:
+        """Called after each step."""
+
+    def over(self) -> bool:
+        """Whether the search ends before its time."""
+        return False
+
+    @abstractmethod
+    def masks(self) -> Masks:
+        """The masks as they would be chosen now, at exactly the budget."""
+
+    def finished(self, masks: Masks) -> nn.Module:
+        """The network with these masks in place of what the search had there."""
+        return put_masks(self.network, masks)
+
+
+class ChosenMasks(MaskSearch):
+    """A search whose network has masks all along, and changes them."""
+
+    def __init__(self, network: nn.Module, task: Task, masks: Masks) -> None:
+        super().__init__(put_masks(network, masks), task)
+        self.prices = task.prices
+
+    def layer(self, path: str) -> MaskedReLU:
+        """The masked ReLU at a site."""
+        found = self.network.get_submodule(path)
+        assert isinstance(found, MaskedReLU)  # noqa: S101 - put there above
+        return found
+
+    def masks(self) -> Masks:
+        return {path: self.layer(path).mask for path in self.where}
+
+    def choose(self, masks: Masks) -> None:
+        """Change the masks in place."""
+        for path, mask in masks.items():
+            self.layer(path).mask.copy_(mask)
+
+    def statistic(self, path: str, name: str) -> Tensor:
+        """A buffer of zeros over a site's positions, kept with its mask."""
+        layer = self.layer(path)
+        layer.register_buffer(name, torch.zeros_like(layer.mask, dtype=torch.float32))
+        return layer.get_buffer(name)
+
+
+def remaining(total: int, budget: int, done: float) -> int:
+    """How many ReLUs are left when this share of the removal is done: fast at first, slow at the end (a cubic)."""
+    return budget + round((total - budget) * (1 - min(1.0, done)) ** 3)
+
+
+Score = TypeVar("Score", float, Tensor)
+
+
+def weighed(scores: Mapping[str, Score], prices: Mapping[str, float]) -> dict[str, Score]:
+    """Scores per price, by site."""
+    return {path: score / max(prices[path], 1e-9) for path, score in scores.items()}

@@ -1,0 +1,114 @@
+"""Where a network has ReLUs, and which of them to keep: the part of fine-grained removal that all methods share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from math import prod
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from deepreshape.counting import count
+from deepreshape.nn import MaskedReLU
+
+__all__ = ["Granularity", "Masks", "keep_best", "masks_of", "put_masks", "unit_shape"]
+
+Granularity = Literal["pixel", "position", "channel", "layer"]
+"""What is kept or removed as one: a ReLU, those of all channels at a position, a channel's, or a layer's."""
+
+Masks = dict[str, Tensor]
+"""By the path of a site: bool, shape (C, H, W), true where a ReLU stays."""
+
+
+def masks_of(model: nn.Module, input: Sequence[int]) -> Masks:
+    """Where ``model`` has a ReLU now, by the path of the module that computes it, in the order they run.
+
+    Args:
+        model: any module whose ReLUs are ``torch.nn.ReLU`` or :class:`MaskedReLU` modules; it is left as it was.
+        input: shape of one input, (channels, height, width).
+
+    Raises:
+        ValueError: if a ReLU is computed in another way, or is no map, so that no mask can be put there.
+    """
+    found: Masks = {}
+
+    def look(path: str, module: nn.Module, output: Tensor) -> None:
+        if path in found:
+            raise ValueError(f"the ReLU {path} runs twice in one pass; give each its own module")
+        if output.dim() != 4:
+            raise ValueError(f"the ReLU {path} has outputs of shape {tuple(output.shape)}; a mask needs (N, C, H, W)")
+        own = module.mask if isinstance(module, MaskedReLU) else torch.ones(output.shape[1:], dtype=torch.bool)
+        found[path] = own.clone()
+
+    handles = [
+        module.register_forward_hook(lambda *got, at=path: look(at, got[0], got[2]))
+        for path, module in model.named_modules()
+        if isinstance(module, (nn.ReLU, MaskedReLU))
+    ]
+    try:
+        total = count(model, input).total.relus
+    finally:
+        for handle in handles:
+            handle.remove()
+    seen = sum(int(mask.sum()) for mask in found.values())
+    if seen != total:
+        raise ValueError(
+            f"{total - seen:,} of the model's {total:,} ReLUs are not computed by a torch.nn.ReLU module; use modules"
+        )
+    return found
+
+
+def put_masks(model: nn.Module, masks: Masks) -> nn.Module:
+    """``model`` itself, with these masks at their sites."""
+    device = next(model.parameters()).device
+    for path, mask in masks.items():
+        model.set_submodule(path, MaskedReLU(mask).to(device))
+    return model
+
+
+def unit_shape(mask: Tensor, granularity: Granularity) -> tuple[int, ...]:
+    """The shape of one value for each unit of a map: 1 where a dimension shares its choice."""
+    channels, height, width = mask.shape
+    return {
+        "pixel": (channels, height, width),
+        "position": (1, height, width),
+        "channel": (channels, 1, 1),
+        "layer": (1, 1, 1),
+    }[granularity]
+
+
+def keep_best(
+    scores: Mapping[str, Tensor], masks: Masks, budget: int, seed: int, *, whole_units: bool = False
+) -> Masks:
+    """The units of highest score that make up exactly ``budget`` ReLUs.
+
+    Units are taken whole, best first; the one that would go over the budget keeps as many as are left.
+
+    Args:
+        scores: by site, a value for each unit (:func:`unit_shape`).
+        masks: where there are ReLUs to choose from; at least ``budget`` in all.
+        budget: how many to keep.
+        seed: decides between units of equal score.
+        whole_units: keep the last unit whole, and so a few more than ``budget``: for masks that are not the last ones.
+    """
+    values = torch.cat([score.detach().flatten().cpu() for score in scores.values()])
+    sizes = torch.cat([masks[path].sum_to_size(score.shape).flatten().cpu() for path, score in scores.items()])
+    shuffled = torch.randperm(len(values), generator=torch.Generator().manual_seed(seed))
+    order = shuffled[values[shuffled].argsort(descending=True, stable=True)]
+    filled = sizes[order].cumsum(0)
+    whole = torch.zeros(len(values), dtype=torch.bool)
+    whole[order] = filled <= budget
+    left = budget - int(sizes[whole].sum())
+    cut = torch.zeros_like(whole)
+    if left:
+        (whole if whole_units else cut)[order[int((filled <= budget).sum())]] = True
+    kept: Masks = {}
+    lengths = [prod(score.shape) for score in scores.values()]
+    for (path, score), own, part in zip(scores.items(), whole.split(lengths), cut.split(lengths), strict=True):
+        mask = masks[path].cpu()
+        kept[path] = own.view(score.shape) & mask
+        if part.any():
+            candidates = (part.view(score.shape) & mask).flatten()
+            kept[path] |= (candidates & (candidates.cumsum(0) <= left)).view_as(mask)
+    return {path: mask.to(masks[path].device) for path, mask in kept.items()}

@@ -1,0 +1,95 @@
+"""SNL, selective network linearization (Cho et al., ICML 2022): trained gates under a growing L1 penalty.
+
+Every ReLU gets a gate c, so that it gives c relu(x) + (1 - c) x; weights and gates are trained together on the loss
+plus lambda |c|_1, and lambda grows until few enough gates are left. Unlike the published code, gates stay in [0, 1],
+the count follows a schedule, the last part of the search moves the forward pass from the gates to the mask they stand
+for, so that nothing jumps at its end, and the mask is the best ``budget`` gates, so that the budget is met exactly.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from deepreshape.linearize.method import Reduced, Task
+from deepreshape.linearize.search import MaskSearch, SearchMethod, remaining, weighed
+from deepreshape.linearize.sites import Masks, keep_best, unit_shape
+from deepreshape.nn import GatedReLU
+
+__all__ = ["SNL"]
+
+UPDATES = 100
+"""How often in a search lambda may grow."""
+
+
+@dataclass(frozen=True)
+class SNL(SearchMethod):
+    """Settings of SNL.
+
+    Attributes:
+        gate_lr: peak learning rate of the gates.
+        strength: lambda at first.
+        growth: factor by which lambda grows at each of 100 looks at which more gates are open than the schedule wants.
+        soft: share of the search after which the forward pass starts to move to the binary mask.
+    """
+
+    search_lr: float = 1e-3
+    search_optimizer: Literal["sgd", "adamw"] = "adamw"
+    gate_lr: float = 0.02
+    strength: float = 1e-5
+    growth: float = 1.2
+    soft: float = 0.5
+
+    def reduce(self, network: nn.Module, task: Task) -> Reduced:
+        return self.find(_Search(self, network, task), task)
+
+
+class _Search(MaskSearch):
+    def __init__(self, method: SNL, network: nn.Module, task: Task) -> None:
+        super().__init__(network, task)
+        self.method = method
+        self.prices = task.prices
+        for path, mask in task.masks.items():
+            network.set_submodule(path, GatedReLU(mask, unit_shape(mask, method.granularity)))
+        self.total = sum(int(mask.sum()) for mask in task.masks.values())
+        self.register_buffer("strength", torch.tensor(method.strength, dtype=torch.float64))
+
+    def layer(self, path: str) -> GatedReLU:
+        found = self.network.get_submodule(path)
+        assert isinstance(found, GatedReLU)  # noqa: S101 - put there above
+        return found
+
+    def gates(self) -> list[nn.Parameter]:
+        return [self.layer(path).gate for path in self.where]
+
+    @property
+    def gate_lr(self) -> float:
+        return self.method.gate_lr
+
+    def before(self, step: int, steps: int) -> None:
+        share = (step / steps - self.method.soft) / (1 - self.method.soft) if self.method.soft < 1 else 0.0
+        if share > 0:
+            for path, mask in self.masks().items():
+                self.layer(path).pull(share, mask.to(self.layer(path).gate))
+
+    def penalty(self) -> Tensor:
+        sizes = ((self.layer(path), mask, self.prices[path]) for path, mask in self.where.items())
+        parts = [price * (layer.gate * layer.mask).sum() for layer, mask, price in sizes]
+        return self.get_buffer("strength").float() * torch.stack(parts).sum()
+
+    @torch.no_grad()
+    def after(self, step: int, steps: int, batch: Tensor, labels: Tensor) -> None:
+        for gate in self.gates():
+            gate.clamp_(0, 1)
+        if (step + 1) * UPDATES // steps > step * UPDATES // steps and self.method.soft:
+            done = (step + 1) / steps / self.method.soft
+            opened = sum(int(((layer.gate > 0.5) & layer.mask).sum()) for layer in map(self.layer, self.where))
+            if opened > remaining(self.total, self.method.budget, done):
+                self.get_buffer("strength").mul_(self.method.growth)
+
+    def masks(self) -> Masks:
+        worth = weighed({path: self.layer(path).gate for path in self.where}, self.prices)
+        return keep_best(worth, self.where, self.method.budget, self.seed)

@@ -1,0 +1,148 @@
+"""The whole protocol under every fault of every frame: how both ends end, what is spent, and the next session."""
+
+from __future__ import annotations
+
+import itertools
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from typing import Literal, get_args
+
+import pytest
+from faults import INSIDE_TLS, PATIENT, Attack, Fault, Keys, Outcome, Relay, Talk, converse, judge_by
+from programs import ONE_RELU, random_inputs
+
+from deepreshape.private import PrivateError, plain
+from deepreshape.private.party import Client, LostBatchError, serve
+from deepreshape.private.plan import Plan
+from deepreshape.private.server import Model
+from deepreshape.private.store import Store
+from deepreshape.private.wire import Endpoint, Limits
+
+Kind = Literal["prepare", "query"]
+PLAN = Plan(ONE_RELU)
+X = random_inputs(ONE_RELU, 1, 1)
+EXPECTED = plain.run(ONE_RELU, X)[0].tobytes()
+
+
+class Pair:
+    """Two parties with stores."""
+
+    def __init__(self, keys: Keys, folder: Path) -> None:
+        self.keys, self.folder = keys, folder
+        self.model = Model(ONE_RELU, PLAN)
+        self.stores = {role: Store(folder / role) for role in ("client", "server")}
+        self.batch = ""
+        """Used last."""
+
+    def meet(self, kind: Kind, limits: Limits = PATIENT, relay: Relay | None = None) -> tuple[Outcome, Outcome]:
+        """One session; what client and server end with."""
+        self.batch = min(self.fresh("client") & self.fresh("server") or self.fresh("client"), default="")
+
+        def visit(endpoint: Endpoint, port: int) -> bytes:
+            client = Client(endpoint, "127.0.0.1", port, PLAN, self.stores["client"])
+            if kind == "prepare":
+                return client.prepare().batch.encode()
+            return client.infer(X[0], self.batch).output.tobytes()
+
+        talk = Talk(visit, lambda channel: bytes([serve(channel, self.model, self.stores["server"]) > 0]))
+        return converse(self.keys, limits, relay, frames=relay is not None, talk=talk)
+
+    def fresh(self, role: str) -> frozenset[str]:
+        return frozenset(path.name for path in (self.folder / role / "fresh").iterdir())
+
+    def spent(self, role: str) -> frozenset[str]:
+        with suppress(FileNotFoundError):
+            return frozenset((self.folder / role / "spent").read_text().split())
+        return frozenset()
+
+    def check_clean(self) -> None:
+        """Nothing half-written or half-read is left, nor a key without its batch, nor a spent batch."""
+        for role in self.stores:
+            for state in ("writing", "claimed"):
+                assert not list((self.folder / role / state).iterdir())
+            assert {path.stem for path in (self.folder / role / "keys").iterdir()} == self.fresh(role)
+            assert not self.fresh(role) & self.spent(role)
+        assert not self.fresh("client") & self.spent("server") - {self.batch}
+
+    def query_well(self) -> None:
+        """A query goes well, with a batch of both or a new one; halves that the client alone has go by the way."""
+        for _ in range(3):
+            if not self.fresh("client"):
+                assert self.meet("prepare")[1] == b"\1"
+            outcome = self.meet("query")
+            self.check_clean()
+            if not isinstance(outcome[0], LostBatchError):
+                break
+        assert outcome == (EXPECTED, b"\0")
+
+
+def undisturbed(pair: Pair, kind: Kind) -> Relay:
+    """What passes in a session that nobody disturbs."""
+    relay = Relay()
+    assert not any(isinstance(end, PrivateError) for end in pair.meet(kind, relay=relay))
+    return relay
+
+
+def check_prepared(pair: Pair, way: str, broken: int, calm: Relay, new: dict[str, frozenset[str]]) -> bool:
+    """The client stores its half when the server says that it has stored its own, and nothing is left but the farewell.
+
+    So the client never has a half without the server's. The other way round it can be, if what breaks comes down when
+    the server has heard all that it needs.
+    """
+    whole = broken >= len(calm.seen[way]) - 1
+    ups = [at for at, towards in enumerate(calm.order) if towards == "up"]
+    heard_all = calm.order[: ups[-2]].count("down")
+    one_sided = way == "down" and broken >= heard_all
+    assert new["client"] <= new["server"]
+    return len(new["client"]) == whole and (len(new["server"]) == whole or one_sided)
+
+
+def check_used(pair: Pair, way: str, broken: int) -> bool:
+    """The server claims on the client's confirmation (frame 1 up), the client on the server's (frame 1 down)."""
+    spent = {role: pair.batch in pair.spent(role) for role in pair.stores}
+    return spent == {"client": broken >= 2, "server": broken >= (2 if way == "up" else 1)}
+
+
+def attack_every_frame(pair: Pair, fault: Fault, kind: Kind, way: str) -> None:
+    """Break each frame that goes one way in turn, between sessions that go well.
+
+    On a busy machine a short time-out may run out where none should; then it is tried again with longer ones.
+    """
+    if kind == "query":
+        pair.meet("prepare")
+    calm = undisturbed(pair, kind)
+    judge = judge_by(INSIDE_TLS, calm.seen)
+
+    def succeeds(attack: Attack, limits: Limits) -> bool:
+        if kind == "query" and not pair.fresh("client") & pair.fresh("server"):
+            pair.meet("prepare")
+        before = {role: pair.fresh(role) for role in pair.stores}
+        relay = Relay(attack)
+        client, server = pair.meet(kind, limits, relay)
+        pair.check_clean()
+        broken = attack.k + (fault is Fault.REPEAT)
+        if not relay.hit or not judge(attack, relay, client, server):
+            return False
+        if kind == "query":
+            assert isinstance(client, PrivateError) or client == EXPECTED
+            return check_used(pair, attack.way, broken)
+        new = {role: pair.fresh(role) - before[role] for role in pair.stores}
+        return check_prepared(pair, attack.way, broken, calm, new)
+
+    for k in range(len(calm.seen[way])):
+        attack = Attack(fault, way, k, flip_at=(0, 1, 9)[k % 3])  # in kind, length or number
+        assert any(succeeds(attack, limits) for limits in fault.limits), f"{kind}: {fault.value} {way} frame {k}"
+        pair.query_well()
+
+
+@pytest.mark.parametrize("fault", INSIDE_TLS)
+def test_every_fault_ends_both_sides_and_the_next_session_goes_well(fault: Fault, tmp_path: Path) -> None:
+    keys = Keys.make(tmp_path / "keys")
+    tasks = list(itertools.product(get_args(Kind), ("up", "down")))
+    with ThreadPoolExecutor(len(tasks)) as threads:  # most of a run is waiting for a time-out
+        for done in [
+            threads.submit(attack_every_frame, Pair(keys, tmp_path / f"{kind} {way}"), fault, kind, way)
+            for kind, way in tasks
+        ]:
+            done.result()

@@ -1,0 +1,147 @@
+"""``kill -9`` of either party at every frame of either session, and a clean next session on what is left."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import deepreshape
+
+SCRIPT = """
+import os, signal, sys
+from pathlib import Path
+
+sys.path.insert(0, sys.argv[2])
+from faults import Keys
+from programs import every_kind, random_inputs
+
+from deepreshape.private import PrivateError, plain
+from deepreshape.private.party import Client, LostBatchError, serve
+from deepreshape.private.plan import Plan
+from deepreshape.private.server import Model
+from deepreshape.private.store import Store
+from deepreshape.private.wire import Endpoint, WireChannel, listen
+
+folder = Path(sys.argv[1])
+keys = Keys.make(folder / "keys")
+program = every_kind()
+plan = Plan(program.public())
+X = random_inputs(program, 1, 1)
+door = listen("127.0.0.1", 0)
+mine, theirs = Endpoint(keys.client), Endpoint(keys.server)
+stores = {role: Store(folder / role) for role in ("client", "server")}
+party = Client(mine, "127.0.0.1", door.getsockname()[1], plan, stores["client"])
+model = Model(program, plan)
+start = {
+    "server": lambda kind: serve(theirs.accept(door.accept()[0]), model, stores["server"]),
+    "client": lambda kind: party.prepare() if kind == "prepare" else party.infer(X[0]),
+}
+
+def die_at(step):
+    # before or after a frame is sent or received
+    left = [step]
+    def dying(call):
+        def wrapped(*args):
+            for act in (lambda: None, lambda: call(*args)):
+                result = act()
+                left[0] -= 1
+                if left[0] == 0: os.kill(os.getpid(), signal.SIGKILL)
+            return result
+        return wrapped
+    for name in ("send", "receive", "receive_into"):
+        setattr(WireChannel, name, dying(getattr(WireChannel, name)))
+
+def apart(role, kind, step=0):
+    # one side in a process of its own; nothing here has threads
+    pid = os.fork()
+    if not pid:
+        code = 1
+        try:
+            die_at(step)
+            start[role](kind)
+            code = 0
+        except PrivateError:
+            pass
+        finally:
+            os._exit(code)
+    return pid
+
+def meet(victim, kind, step=0):
+    # a session in which the victim dies; how both end
+    pid = apart(victim, kind, step)
+    survivor = "client" if victim == "server" else "server"
+    try:
+        end = start[survivor](kind)
+    except PrivateError as error:
+        end = error
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), end
+
+def halves():
+    return {role: frozenset(p.name for p in (folder / role / "fresh").iterdir()) for role in stores}
+
+def spent():
+    ledgers = {role: folder / role / "spent" for role in stores}
+    return {role: set(path.read_text().split()) if path.exists() else set() for role, path in ledgers.items()}
+
+def next_goes_well():
+    for role in stores:
+        stores[role] = Store(folder / role)  # as after a restart
+        for state in ("writing", "claimed"):
+            assert not list((folder / role / state).iterdir()), (role, state)
+    object.__setattr__(party, "store", stores["client"])
+    assert halves()["client"] <= halves()["server"] | spent()["server"]
+    for role in stores:
+        assert not halves()[role] & spent()[role]
+    lost = 0
+    while True:
+        if not halves()["client"]:
+            assert meet("server", "prepare")[0] == 0
+        code, end = meet("server", "query")
+        if not isinstance(end, LostBatchError):
+            break
+        lost += 1
+    assert code == 0, end
+    expected = plain.run(program, X)
+    assert abs(end.output - expected[0]).max() <= 1  # a unit of rounding, where there is no ReLU
+    assert lost <= 1
+    return lost
+
+for kind, victim, first, stride in (
+    ("prepare", "client", 1, 6),
+    ("prepare", "server", 2, 6),
+    ("query", "client", 2, 4),
+    ("query", "server", 4, 4),
+):
+    step = first
+    while True:
+        if kind == "query" and not halves()["client"]:
+            assert meet("server", "prepare")[0] == 0
+        before = spent()
+        code, end = meet(victim, kind, step)
+        if code == 0:
+            break
+        assert code == -9, code
+        used = [len(spent()[role] - before[role]) for role in stores]
+        assert kind == "query" or not any(used)
+        print(kind, victim, step, *used, next_goes_well())
+        step += stride
+"""
+
+
+def test_kill_at_every_frame(tmp_path: Path) -> None:
+    path = os.pathsep.join([str(Path(deepreshape.__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, str(tmp_path), str(Path(__file__).parent)],
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    rows = [line.split() for line in done.stdout.splitlines()]
+    assert len(rows) > 20
+    # before, between and after the two claims; in between, one half is spent and the other can never be used
+    assert {tuple(row[3:5]) for row in rows if row[0] == "query"} >= {("0", "0"), ("1", "1"), ("0", "1"), ("1", "0")}

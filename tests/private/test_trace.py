@@ -1,0 +1,104 @@
+"""The bytes on the wire are under a baseline, ``tests/traces/wire.json``: a change of it is a change of the protocol.
+
+An intended change is written by ``python tests/private/test_trace.py`` and reviewed as the difference that it makes.
+What travels is recorded at the client's end of a channel in memory; random streams and the session are fixed here, and
+nowhere else. The library for homomorphic encryption draws from the system, so runs with ciphertexts have no digest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from programs import every_kind, random_inputs
+
+from deepreshape.private import client, server
+from deepreshape.private.channel import Frame, MemoryChannel, Payload, as_bytes, memory_pair
+from deepreshape.private.material import InMemory
+from deepreshape.private.plan import Plan
+from deepreshape.private.program import Flatten, Program, Relu
+from deepreshape.private.relu import Role
+from deepreshape.private.shares import Randomness, Ring
+
+BASELINE = Path(__file__).parents[1] / "traces" / "wire.json"
+MASK = np.arange(24).reshape(2, 3, 4) % 3 > 0
+PROGRAMS = {
+    "every kind": every_kind(),
+    "garbled": Program(Ring(16), (2, 3, 4), 4, 99, (Flatten("f", ("input",)), Relu("r", ("f",), 2, MASK.reshape(-1)))),
+}
+
+
+class Recorder:
+    """The client's end of a channel, and what passes it."""
+
+    def __init__(self, channel: MemoryChannel) -> None:
+        self.channel = channel
+        self.ledger = channel.ledger
+        self.frames: list[str] = []
+        self.digest = hashlib.sha256()
+
+    def send(self, kind: Frame, payload: Payload) -> None:
+        self._record("up", kind, as_bytes(payload))
+        self.channel.send(kind, payload)
+
+    def receive(self, kind: Frame, nbytes: int) -> memoryview:
+        view = self.channel.receive(kind, nbytes)
+        self._record("down", kind, view)
+        return view
+
+    def receive_into(self, kind: Frame, out: Payload) -> None:
+        self.channel.receive_into(kind, out)
+        self._record("down", kind, as_bytes(out))
+
+    def _record(self, way: str, kind: Frame, payload: memoryview) -> None:
+        layer = self.ledger.layer
+        self.frames.append(f"{self.ledger.phase} {layer}: {kind.name} of {payload.nbytes} bytes {way}")
+        self.digest.update(payload)
+
+
+def trace(program: Program, garbler: Role) -> dict[str, object]:
+    """What passes in one run, in order."""
+    plan = Plan(program.public(), garbler, batch=10)
+    model = server.Model(program, plan)
+    near, far = memory_pair()
+    recorder, session = Recorder(near), bytes(range(32))
+    materials = InMemory(), InMemory()
+
+    def serve() -> None:
+        server.offline(far, model, session, materials[1], rng=Randomness(b"s" * 32))
+        server.online(far, model, session, materials[1])
+
+    with ThreadPoolExecutor(1) as threads:
+        served = threads.submit(serve)
+        client.offline(recorder, plan, session, materials[0], rng=Randomness(b"c" * 32))
+        client.online(recorder, plan, session, materials[0], random_inputs(program, 1, 1)[0])
+        served.result()
+    found: dict[str, object] = {"frames": recorder.frames}
+    if plan.parameters is None:
+        found["sha256"] = recorder.digest.hexdigest()
+    return found
+
+
+def traces() -> dict[str, object]:
+    roles: tuple[Role, ...] = ("server", "client")
+    return {f"{name}, {role} garbles": trace(PROGRAMS[name], role) for name in PROGRAMS for role in roles}
+
+
+def test_the_wire_is_as_it_was() -> None:
+    assert traces() == json.loads(BASELINE.read_text())
+
+
+def test_the_digest_sees_one_byte(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = trace(PROGRAMS["garbled"], "server")
+    monkeypatch.setattr(Ring, "pack", lambda self, a, pack=Ring.pack: bytes([pack(self, a)[0] ^ 1]) + pack(self, a)[1:])
+    after = trace(PROGRAMS["garbled"], "server")
+    assert before["frames"] == after["frames"]
+    assert before["sha256"] != after["sha256"]
+
+
+if __name__ == "__main__":
+    BASELINE.write_text(json.dumps(traces(), indent=1) + "\n")

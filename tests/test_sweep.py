@@ -1,0 +1,125 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from deepreshape.counting import count
+from deepreshape.models.saved import load
+from deepreshape.results import finished
+from deepreshape.sweep import Sweep, runs, sweep
+from deepreshape.training import RECIPES, load_data
+
+DATA = load_data("digits")
+QUICK = RECIPES["digits"].with_values({"epochs": 1, "batch": 256})
+SWEEP = Sweep(
+    "digits",
+    ("resnet20-m2-phi1.1.1",),
+    ("coarse", "snl"),
+    (300, 100),
+    (0,),
+    QUICK,
+    QUICK,
+    (("snl", "gate_lr", "0.05"),),
+)
+OPTIONS = (
+    "--networks resnet20-m2-phi1.1.1 --methods coarse,snl --budgets 300,100 --threads 1 --set snl.gate_lr=0.05 "
+    "--set whole.epochs=1 --set whole.batch=256 --set tune.epochs=1 --set tune.batch=256"
+)
+
+
+def quiet(*_: object) -> None:
+    pass
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("sweep") / "out"
+    sweep(SWEEP, DATA, folder, quiet)
+    return folder
+
+
+def test_rows_say_what_the_models_are(done: Path):
+    rows = finished(done)
+    network = "resnet20-m2-phi1.1.1"
+    assert [row["id"] for row in rows] == [
+        f"{network}_{part}_s0" for part in ("all", "coarse_300", "snl_300", "coarse_100", "snl_100")
+    ]
+    for row in rows:
+        model, manifest = load(done / "models" / row["id"])
+        total = count(model, DATA.shape).total
+        assert (row["relus"], row["macs"]) == (total.relus, total.macs)
+        assert row["budget"] is None or row["relus"] == row["budget"]
+        assert {"network", "method", "granularity", "top1", "seed", "cpu_minutes", "epochs", "command"} <= set(row)
+        assert (row["network"], row["split"], row["n"]) == (network, "test", 360)
+        assert manifest.history[-1]["method"] in ("train", row["method"])
+    assert rows[2]["command"] == (
+        f"deepreshape linearize {network}_all_s0 --method snl --budget 300 --seed 0 --set epochs=1 --set batch=256 "
+        f"--set gate_lr=0.05 --out {network}_snl_300_s0"
+    )
+    assert not any((done / "runs").iterdir())
+
+
+def test_a_finished_sweep_is_not_done_again(done: Path):
+    before = (done / "results.jsonl").read_bytes()
+    sweep(SWEEP, DATA, done, lambda number, total, run, progress: pytest.fail("trained again") if progress else None)
+    assert (done / "results.jsonl").read_bytes() == before
+    with pytest.raises(ValueError, match=r"holds another sweep \(seeds was \[0\], now \[0, 1\]\)"):
+        sweep(replace(SWEEP, seeds=(0, 1)), DATA, done, quiet)
+
+
+def test_a_sweep_killed_at_any_time_ends_with_the_same_results(done: Path, tmp_path: Path):
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "deepreshape", "sweep", *OPTIONS.split(), "--out", str(out)]
+    results = out / "results.jsonl"
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while process.poll() is None and (not results.is_file() or results.read_text().count("\n") < 2):
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    with results.open("a") as file:
+        file.write('{"id": "cut off')
+    finished_run = subprocess.run([*command, "--json"], check=True, capture_output=True, text=True)
+    assert json.loads(finished_run.stdout) == {"results": str(results), "runs": 5}
+    timeless = [{**row, "cpu_minutes": 0} for row in finished(out)]
+    assert timeless == [{**row, "cpu_minutes": 0} for row in finished(done)]
+
+
+def test_saved_models_are_taken_as_they_are(done: Path, tmp_path: Path):
+    source = str(done / "models" / "resnet20-m2-phi1.1.1_coarse_300_s0")
+    given = replace(SWEEP, networks=(source,), methods=("taylor",), settings=(), budgets=(1000, 50))
+    assert [run.method and run.method.budget for run in runs(given, DATA)] == [50]
+    (row,) = sweep(given, DATA, tmp_path / "out", quiet)
+    assert (row["network"], row["relus"]) == ("stch-2x2x-m2-phi1.1.1", 50)
+    history = load(tmp_path / "out" / "models" / row["id"])[1].history
+    assert [step["method"] for step in history] == ["train", "coarse", "taylor"]
+
+
+def test_no_room_on_the_disk_loses_nothing(done: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    def full(*_: object) -> None:
+        raise OSError(28, os.strerror(28))
+
+    monkeypatch.setattr("deepreshape.sweep.save", full)
+    with pytest.raises(OSError, match="No space left"):
+        sweep(SWEEP, DATA, tmp_path / "out", quiet)
+    assert [row["method"] for row in finished(tmp_path / "out")] == ["all"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"methods": ("snl", "magic")}, "unknown method 'magic'; known are snl, senet"),
+        ({"settings": (("snl", "speed", "1"),)}, "unknown setting 'speed'; known are budget, granularity"),
+        ({"settings": (("senet", "density", "1"),)}, "senet.density=1 is for a method that is not in this sweep"),
+        ({"networks": ("zoo:nothing",)}, "there is no 'nothing' in the zoo"),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_anything_is_made(change, message: str, tmp_path: Path):
+    with pytest.raises(ValueError, match=message):
+        sweep(replace(SWEEP, **change), DATA, tmp_path / "out", quiet)
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,45 @@
+import numpy as np
+import pytest
+import torch
+
+from deepreshape.counting import count
+from deepreshape.models.saved import load
+from deepreshape.private import plain
+from deepreshape.private.fixed import to_fixed
+from deepreshape.private.lower import lower
+from deepreshape.training import accuracy, load_data
+from deepreshape.zoo import folder_of, names
+
+
+@pytest.mark.parametrize("name", names())
+def test_every_network_is_whole_small_and_says_how_it_was_made(name: str):
+    folder = folder_of(f"zoo:{name}")
+    model, manifest = load(folder)
+    assert sum(path.stat().st_size for path in folder.iterdir()) < 8e6
+    assert {"train", manifest.history[-1]["method"]} <= {step["method"] for step in manifest.history}
+    assert count(model, manifest.architecture.input).total.relus == manifest.history[-1]["relus"]
+    assert manifest.class_names
+
+
+def test_the_digits_are_read():
+    data = load_data("digits")
+    model, _ = load(folder_of("zoo:digits"))
+    assert accuracy(model, data, data.test) > 90
+
+
+@pytest.mark.parametrize("name", names())
+def test_masks_by_pixel_are_lowered(name: str):
+    model, manifest = load(folder_of(f"zoo:{name}"))
+    x = torch.randn(64, *manifest.architecture.input, generator=torch.Generator().manual_seed(0))
+    program = lower(model, x.numpy()).program
+    assert program.relus == manifest.history[-1]["relus"]
+    found = plain.run(program, to_fixed(x.numpy(), program.input_fraction)).reshape(len(x), -1)
+    with torch.no_grad():
+        wanted = model(x).numpy()
+    assert (np.argmax(found, axis=1) == np.argmax(wanted, axis=1)).mean() > 0.95
+
+
+def test_a_path_is_a_path_and_a_wrong_name_is_one_line(tmp_path):
+    assert folder_of(str(tmp_path)) == tmp_path
+    with pytest.raises(ValueError, match="there is no 'moby' in the zoo; it has digits"):
+        folder_of("zoo:moby")
