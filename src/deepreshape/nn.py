@@ -107,7 +107,7 @@ class Faults:
             ValueError: with the text, if it is none.
         """
         name, _, rest = text.partition(":")
-        words = dict(word.partition("=")[::2] for word in rest.split(","))
+        words = {key: value for key, _, value in (word.partition("=") for word in rest.split(","))}
         numbers = {key: int(value) for key, value in words.items() if value.isdecimal()}
         modes = [key for key, value in words.items() if not value]
         if name != "stochastic" or not {"drop", "fraction"} <= set(numbers) <= {"drop", "fraction", "order"}:

@@ -56,14 +56,12 @@ _END = object()
 
 def start(
     channel: Channel, role: Role, layers: Iterable[ReluLayer], session: bytes, rng: Randomness | None = None
-) -> Party | None:
-    """What ``role`` needs to prepare ``layers``, all of one garbler; the peer does the same. None if there are none.
+) -> Party:
+    """What ``role`` needs to prepare ``layers``, one at least, all of one garbler; the peer does the same.
 
     ``session`` never repeats; both parties have compared it. ``rng`` is for tests.
     """
     found = list(layers)
-    if not found:
-        return None
     kind = Garbler if found[0].garbler == role else Evaluator
     return kind.start(channel, session, rng, products=_products(found))
 
@@ -71,10 +69,7 @@ def start(
 def setup_bytes(layers: Iterable[ReluLayer]) -> tuple[int, int]:
     """Bytes of :func:`start`, (garbler to evaluator, evaluator to garbler)."""
     there, back = ot.SETUP_BYTES
-    found = list(layers)
-    if not found:
-        return 0, 0
-    return (back + there, there + back) if _products(found) else (back, there)
+    return (back + there, there + back) if _products(layers) else (back, there)
 
 
 def client_offline(channel: Channel, layer: ReluLayer, party: Party, share: Words, mask: Words) -> Step:
@@ -183,7 +178,7 @@ def _protocol(layer: ReluLayer):
     return relu_full if layer.sign is None else relu_sign
 
 
-def _products(layers: list[ReluLayer]) -> bool:
+def _products(layers: Iterable[ReluLayer]) -> bool:
     return any(layer.sign is not None for layer in layers)
 
 
