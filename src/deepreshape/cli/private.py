@@ -24,8 +24,6 @@ from deepreshape.cli.console import (
     with_groups,
 )
 
-Role = Literal["client", "server"]
-
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
