@@ -51,8 +51,9 @@ def main() -> None:
     variants = [EXACT, Variant("gc-sign")]
     variants += [Variant("gc-stochastic", drop=k, mode=mode) for k in range(first, last + 1) for mode in MODES]
     relus = [op for op in lowered.program.ops if isinstance(op, Relu)]
+    words = [options.model.name, "--images", options.images, "--drops", options.drops, "--seed", options.seed]
     report: dict[str, Any] = {
-        "command": f"python benchmarks/faults.py {options.model.name} --drops {options.drops} --seed {options.seed}",
+        "command": f"python benchmarks/faults.py {' '.join(map(str, words))}",
         "network": options.model.name,
         "data": manifest.dataset,
         "split": "test",
