@@ -58,8 +58,8 @@ from deepreshape.private.material import InMemory
 from deepreshape.private.plan import Plan
 from deepreshape.private.program import Linear, Program, Relu, Weights
 from deepreshape.private.shares import Ring
+from deepreshape.private.variant import Variant
 
-OURS = "deepreshape gc-full"
 SHAPE = (3, 32, 32)
 COLUMNS = (
     *("network", "ReLUs", "engine", "parties", "seconds", "first call, s", "MB", "rounds (ours), sends (SPU)"),
@@ -74,6 +74,7 @@ def main() -> None:
     parser.add_argument("--model", nargs="*", type=Path, default=[], help="folders of trained models")
     parser.add_argument("--relus", nargs="*", type=int, default=[1 << 16, 1 << 20])
     parser.add_argument("--most", type=int, default=1 << 17, help="largest layer of ReLUs for ours: 3 KB of disk each")
+    parser.add_argument("--variants", nargs="*", default=["gc-full", "gc-sign"], help="of our ReLUs")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
@@ -85,14 +86,15 @@ def main() -> None:
         | {f"spu's {name}": number for name, number in versions(options.spu_python).items()},
         "command": f"python benchmarks/engines.py --spu-python PYTHON --networks {' '.join(options.networks)} --model "
         f"{' '.join(path.name for path in options.model)} --relus {' '.join(map(str, options.relus))} "
-        f"--rounds {options.rounds}",
+        f"--variants {' '.join(options.variants)} --rounds {options.rounds}",
     }
     cases = [Case("network", name, *network(name)) for name in options.networks]
     cases += [Case("network", path.name, *trained(path)) for path in options.model]
     cases += [Case("relu", f"{count} ReLUs", *relus(count)) for count in options.relus]
     lines: list[str] = []
     for case in cases:
-        ours = case.kind == "network" or case.program.relus <= options.most
+        fits = case.kind == "network" or case.program.relus <= options.most
+        ours = [Variant.parse(text) for text in options.variants if fits]
         for row in measure(case, options.spu_python, options.rounds, ours):
             lines.append(json.dumps(row | about))
             print(lines[-1], flush=True)
@@ -146,23 +148,23 @@ def relus(count: int) -> tuple[Program, NDArray[np.int64]]:
     return Program(Ring(32), (1,), 12, 1 << 20, ops, own), np.array([1 << 20])
 
 
-def measure(case: Case, python: Path, rounds: int, ours: bool) -> list[dict[str, Any]]:
+def measure(case: Case, python: Path, rounds: int, ours: list[Variant]) -> list[dict[str, Any]]:
     """The rows of one case: all engines take turns in every round."""
     fraction = case.program.values[case.program.output].fraction
     output = from_fixed(plain.run(case.program, case.x[None])[0], fraction)
     x = from_fixed(case.x, case.program.input_fraction)
-    own: list[dict[str, Any]] = []
+    own: dict[Variant, list[dict[str, Any]]] = {variant: [] for variant in ours}
     with ExitStack() as stack:
         sessions = {name: stack.enter_context(Session(case.program, name, python)) for name in PARTIES}
         answers = {name: [session.infer(x)] for name, session in sessions.items()}
         for _ in range(rounds):
-            if ours:
-                own.append(run_local(case.program, case.x[None]))
+            for variant, reports in own.items():
+                reports.append(run_local(case.program, case.x[None], variant=variant))
             for name, session in sessions.items():
                 answers[name].append(session.infer(x))
         logs = {name: session.close() for name, session in sessions.items()}
     about = {"kind": case.kind, "network": case.name, "relus": case.program.relus, "n": rounds}
-    rows = [about | our_row(own, time_by_kind(case), fraction)] if ours else []
+    rows = [about | our_row(variant, own[variant], time_by_kind(case, variant), fraction) for variant in ours]
     limits = {
         "expected_difference": float(f"{expected(case.program, FRACTION).max():.3g}"),
         "bound": float(f"{bound(case.program, FRACTION).max():.3g}"),
@@ -179,12 +181,14 @@ def per_relu(row: dict[str, Any]) -> dict[str, float]:
     }
 
 
-def our_row(reports: list[dict[str, Any]], seconds: dict[str, float], fraction: int) -> dict[str, Any]:
+def our_row(
+    variant: Variant, reports: list[dict[str, Any]], seconds: dict[str, float], fraction: int
+) -> dict[str, Any]:
     first, total = reports[0], sum(seconds.values())
     every = {phase: [report["seconds"][phase] for report in reports] for phase in ("offline", "online")}
     every["total"] = [sum(both) for both in zip(*every.values(), strict=True)]
     return {
-        "engine": OURS,
+        "engine": f"deepreshape {variant}",
         "parties": 2,
         "seconds": {phase: spread(found) for phase, found in every.items()},
         "bytes": first["bytes"] | {"total": sum(first["bytes"].values())},
@@ -275,9 +279,9 @@ class Clock(Ledger):
         self.seconds[layer] = self.seconds.get(layer, 0.0) + time.perf_counter() - start
 
 
-def time_by_kind(case: Case) -> dict[str, float]:
+def time_by_kind(case: Case, variant: Variant) -> dict[str, float]:
     """The server's seconds in one inference of ours, both phases: in layers of ReLUs, and in all others."""
-    plan = Plan(case.program.public())
+    plan = Plan(case.program.public(), variant=variant)
     model = server.Model(case.program, plan)
     ends, materials, session = memory_pair(), (InMemory(), InMemory()), secrets.token_bytes(32)
     clock = ends[1].ledger = Clock()

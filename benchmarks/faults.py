@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
-import time
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ def main() -> None:
     parser.add_argument("--data-dir", type=Path)
     parser.add_argument("--images", type=int, default=0, help="of the test split; 0 takes all")
     parser.add_argument("--drops", default="0-18", help="bits to drop, FIRST-LAST")
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="settings to run side by side")
     parser.add_argument("--seed", type=int, default=0, help="of the shares")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
@@ -69,16 +71,14 @@ def main() -> None:
             sys.exit(f"{options.out} holds another run: {before['command']}; choose another file")
         report = before
     done = {row["relu"] for row in report["rows"]}
-    for variant in variants:
-        if str(variant) in done:
-            continue
-        start = time.process_time()
-        top1 = accuracy(lowered.program, inputs, labels, variant=variant, seed=seed)
-        seconds = round(time.process_time() - start, 1)
-        report["rows"].append({"relu": str(variant), "top1": round(top1, 2), "cpu_seconds": seconds})
-        print(f"{variant!s:32} {top1:6.2f} %", flush=True)
-        if options.out:
-            options.out.write_text(json.dumps(report, indent=1) + "\n")
+    left = [variant for variant in variants if str(variant) not in done]
+    with ThreadPoolExecutor(options.threads) as threads:
+        found = threads.map(lambda one: accuracy(lowered.program, inputs, labels, variant=one, seed=seed), left)
+        for variant, top1 in zip(left, found, strict=True):
+            report["rows"].append({"relu": str(variant), "top1": round(top1, 2)})
+            print(f"{variant!s:32} {top1:6.2f} %", flush=True)
+            if options.out:
+                options.out.write_text(json.dumps(report, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ from deepreshape.private.fixed import Integers, to_fixed
 from deepreshape.private.local import run_local
 from deepreshape.private.lower import lower
 from deepreshape.private.program import Program
+from deepreshape.private.variant import Variant
 
 PACKAGES = ("deepreshape", "numpy", "cryptography", "tenseal", "torch")
 
@@ -95,20 +96,21 @@ def read(path: str) -> str:
         return ""
 
 
-def run(program: Program, inputs: Integers, garbler: str, workers: int) -> dict[str, Any]:
+def run(program: Program, inputs: Integers, garbler: str, variant: Variant, workers: int) -> dict[str, Any]:
     with Memory() as memory:
-        report = run_local(program, inputs, garbler, workers=workers)  # type: ignore[arg-type]
+        report = run_local(program, inputs, garbler, variant=variant, workers=workers)  # type: ignore[arg-type]
     own = report["peak_rss_mib"]
     return report | {"peak_rss_mib": {role: max(own[role], memory.peak[role]) for role in own}}
 
 
-def measure(model: str, garbler: str, workers: int, rounds: int) -> dict[str, Any]:
+def measure(model: str, garbler: str, variant: Variant, workers: int, rounds: int) -> dict[str, Any]:
     program, inputs = lowered(model)
-    reports = [run(program, inputs, garbler, workers) for _ in range(rounds)]
+    reports = [run(program, inputs, garbler, variant, workers) for _ in range(rounds)]
     first = reports[0]
     seconds = {phase: [report["seconds"][phase] for report in reports] for phase in ("offline", "online")}
     return {
         "model": Path(model).name,
+        "relu": str(variant),
         "garbler": garbler,
         "workers": workers,
         "agree": all(report["agree"] for report in reports),
@@ -132,22 +134,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="+")
     parser.add_argument("--garbler", nargs="+", default=["server"], choices=["server", "client"])
+    parser.add_argument("--relu", nargs="+", type=Variant.parse, default=[Variant()], help="such as gc-sign")
     parser.add_argument("--workers", nargs="+", type=int, default=[os.cpu_count()])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(1)
     words = [Path(model).name for model in options.models] + ["--garbler", *options.garbler]
-    words += ["--workers", *map(str, options.workers)]
+    words += ["--relu", *map(str, options.relu), "--workers", *map(str, options.workers)]
     result = {
         "command": f"python benchmarks/private.py {' '.join(words)} --rounds {options.rounds}",
         "machine": f"{platform.machine()}, 2 processes on one machine, loopback",
         "versions": {name: version(name) for name in PACKAGES},
         "n": options.rounds,
         "rows": [
-            measure(model, garbler, workers, options.rounds)
+            measure(model, garbler, variant, workers, options.rounds)
             for model in options.models
             for garbler in options.garbler
+            for variant in options.relu
             for workers in options.workers
         ],
     }

@@ -29,6 +29,7 @@ from deepreshape.private.relu import Role
 from deepreshape.private.server import Model
 from deepreshape.private.shares import Ring, Words
 from deepreshape.private.store import Store
+from deepreshape.private.variant import Variant
 from deepreshape.private.wire import Endpoint
 
 INPUT = np.array([[1234567891, -1987654321, 1357924681], [1122334455, -1029384756, 1470258369]])
@@ -176,7 +177,10 @@ def test_lengths_on_the_network_do_not_depend_on_inputs_or_weights(kind: str, tm
     assert seen[0] == seen[1] == seen[2]
 
 
-def test_no_key_is_set_up_twice_by_a_party_nor_again_in_another_session(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("variant", ["gc-full", "gc-sign", "gc-stochastic:drop=2"])
+def test_no_key_is_set_up_twice_by_a_party_nor_again_in_another_session(
+    variant: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A key of AES is the seed of a stream or the tweak of a hash: neither may come back, nor a place of garbling."""
     used: list[tuple[int, str, bytes]] = []
     aes, keys_of = algorithms.AES, Context.keys
@@ -185,9 +189,9 @@ def test_no_key_is_set_up_twice_by_a_party_nor_again_in_another_session(monkeypa
         used.append((threading.get_ident(), "stream" if len(bytes(key)) == 32 else "hash", bytes(key)))
         return aes(key)
 
-    def recorded(context: Context, *which: Any) -> Any:
-        keys = keys_of(context, *which)
-        used.extend((threading.get_ident(), "gate", key.tobytes()) for key in keys)
+    def recorded(context: Context, count: int, tweak: str = "") -> Any:
+        keys = keys_of(context, count, tweak)
+        used.extend((threading.get_ident(), "pad" if tweak else "gate", key.tobytes()) for key in keys)
         return keys
 
     for name, module in list(sys.modules.items()):
@@ -200,12 +204,14 @@ def test_no_key_is_set_up_twice_by_a_party_nor_again_in_another_session(monkeypa
     roles: tuple[Role, ...] = ("server", "client")
     for garbler in (*roles, *roles):
         used.clear()
-        run_both(program, random_inputs(program, 1, 1)[0], garbler, batch=5)
+        run_both(program, random_inputs(program, 1, 1)[0], garbler, 5, Variant.parse(variant))
         counted = Counter(used)
-        assert sum(kind == "gate" for _, kind, _ in used) > 200
+        assert sum(kind == "gate" for _, kind, _ in used) > 100
         again = Counter(kind for (_, kind, _), times in counted.items() if times > 1)
-        # truncation's sender hashes both labels of a transfer under its tweak; a garbler expands its labels' seed again
-        assert again == {"hash": len(plan.truncations), "stream": len(plan.relus)}
+        # whoever knows both labels of a wire makes the pads of both under one tweak, whose key comes of a stream each
+        # time; and a garbler expands the seed of its own labels once more when it sends them
+        assert set(again) == {"pad", "stream"}
+        assert again["stream"] == again["pad"] + len(plan.relus)
         assert max(counted.values()) == 2
         now = {key for _, _, key in used}
         assert not now & before

@@ -567,6 +567,14 @@ def test_bad_input_gets_one_clear_line(store: Store, tmp_path: Path) -> None:
         store.claim(BINDING, ONE)
 
 
+def test_leaving_a_batch_closes_what_is_half_read(store: Store) -> None:
+    prepare(store)
+    with store.claim(BINDING) as batch:
+        chunks = batch.read("layer1.tables")
+        assert next(chunks) == CHUNKS[0]
+    assert list(chunks) == []
+
+
 def test_secrets_are_in_no_text(store: Store) -> None:
     planted = b"PLANTED-SECRET"
     with store.create(BINDING, ONE) as writer:

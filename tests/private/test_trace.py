@@ -23,6 +23,7 @@ from deepreshape.private.plan import Plan
 from deepreshape.private.program import Flatten, Program, Relu
 from deepreshape.private.relu import Role
 from deepreshape.private.shares import Randomness, Ring
+from deepreshape.private.variant import Variant
 
 BASELINE = Path(__file__).parents[1] / "traces" / "wire.json"
 MASK = np.arange(24).reshape(2, 3, 4) % 3 > 0
@@ -60,9 +61,9 @@ class Recorder:
         self.digest.update(payload)
 
 
-def trace(program: Program, garbler: Role) -> dict[str, object]:
+def trace(program: Program, garbler: Role, variant: str = "gc-full") -> dict[str, object]:
     """What passes in one run, in order."""
-    plan = Plan(program.public(), garbler, batch=10)
+    plan = Plan(program.public(), garbler, 10, Variant.parse(variant))
     model = server.Model(program, plan)
     near, far = memory_pair()
     recorder, session = Recorder(near), bytes(range(32))
@@ -85,7 +86,12 @@ def trace(program: Program, garbler: Role) -> dict[str, object]:
 
 def traces() -> dict[str, object]:
     roles: tuple[Role, ...] = ("server", "client")
-    return {f"{name}, {role} garbles": trace(PROGRAMS[name], role) for name in PROGRAMS for role in roles}
+    return {
+        f"{name}, {variant}, {role} garbles": trace(PROGRAMS[name], role, variant)
+        for name in PROGRAMS
+        for variant in ("gc-full", "gc-sign", "gc-stochastic:drop=2")
+        for role in roles
+    }
 
 
 def test_the_wire_is_as_it_was() -> None:

@@ -81,6 +81,10 @@ def calibrate(
         found = accuracy(windowed(program, lows), inputs, labels, variant=variant, seed=seed)
         return found if exact - found <= max_loss else None
 
+    def changes(trial: Mapping[str, int]) -> bool:
+        """Whether these low bits are not what a window's bounds make of those there are."""
+        return digest(windowed(program, trial)) != digest(windowed(program, lows))
+
     lows, found = {op.name: 0 for op in relus}, exact
     least, most = -max((op.shift for op in relus), default=0), program.modulus.bits
     while least < most:  # the largest step above the shifts that can be afforded
@@ -92,13 +96,9 @@ def calibrate(
         else:
             least, lows, found = above, trial, kept
     for op in sorted(relus, key=lambda op: -len(op.positions(program.values[op.name])[0])):
-        while True:
-            trial = lows | {op.name: lows[op.name] + 1}
-            if digest(windowed(program, trial)) == digest(windowed(program, lows)):
-                break  # as narrow as its values allow
-            if (kept := afford(trial)) is None:
-                break
-            lows, found = trial, kept
+        trial = lows | {op.name: lows[op.name] + 1}
+        while changes(trial) and (kept := afford(trial)) is not None:
+            lows, found, trial = trial, kept, trial | {op.name: trial[op.name] + 1}
     return Calibrated(windowed(program, lows), exact, found, tried)
 
 

@@ -69,10 +69,7 @@ def start(
 def setup_bytes(layers: Iterable[ReluLayer]) -> tuple[int, int]:
     """Bytes of :func:`start`, (garbler to evaluator, evaluator to garbler)."""
     there, back = ot.SETUP_BYTES
-    found = list(layers)
-    if not found:
-        return 0, 0
-    return (back + there, there + back) if _products(found) else (back, there)
+    return (back + there, there + back) if _products(layers) else (back, there)
 
 
 def client_offline(channel: Channel, layer: ReluLayer, party: Party, share: Words, mask: Words) -> Step:
@@ -181,7 +178,7 @@ def _protocol(layer: ReluLayer):
     return relu_full if layer.sign is None else relu_sign
 
 
-def _products(layers: list[ReluLayer]) -> bool:
+def _products(layers: Iterable[ReluLayer]) -> bool:
     return any(layer.sign is not None for layer in layers)
 
 

@@ -409,6 +409,7 @@ class Batch:
         self._folder = folder
         self._binding = binding
         self._unread = set(streams)
+        self._reading: list[Generator[bytes]] = []
         self._key = key
         self._hold: int | None = hold
 
@@ -422,12 +423,16 @@ class Batch:
         if self._hold is None or name not in self._unread:
             raise SpentError(f"{_short(self.session)} has no unread stream {name!r}: each is read once")
         self._unread.remove(name)
-        return _Stream(self._folder, self._binding, self._key, name).chunks()
+        chunks = _Stream(self._folder, self._binding, self._key, name).chunks()
+        self._reading.append(chunks)
+        return chunks
 
     def close(self) -> None:
         """Destroy what is left of the batch."""
         if self._hold is not None:
             self._unread.clear()
+            for chunks in self._reading:
+                chunks.close()
             self._key[:] = bytes(KEY_BYTES)
             hold, self._hold = self._hold, None
             try:
@@ -462,7 +467,7 @@ class _Stream:
             _write_all(file, header)
             _write_all(file, sealed)
 
-    def chunks(self) -> Iterator[bytes]:
+    def chunks(self) -> Generator[bytes]:
         try:
             with open(self.path, "rb") as file:
                 left = os.fstat(file.fileno()).st_size
