@@ -45,6 +45,8 @@ from deepreshape.private.wire import Endpoint, Limits, Link, listen
 
 PATIENT = Limits(read_s=600, write_s=600, session_s=3600)
 POLL_S = 0.02
+READY = "ready"
+"""A file by which the server's process says that it can be connected to."""
 KEPT_BYTES = 1 << 29
 """The most memory that encoded weights may take between inferences."""
 _COUNT = struct.Struct("<Q")
@@ -197,8 +199,11 @@ def _act(role: Role, folder: Path, number: int) -> None:
     store = Store(own / "store")
     if role == "server":
         model = Model(program, plan, keep=_keeps(plan, settings["count"]), workers=settings["workers"])
+        (folder / READY).touch()
         report = _serve(endpoint, model, store, number, settings["count"])
     else:
+        while not (folder / READY).exists():  # what is timed is the protocol, not how long a process takes to start
+            time.sleep(POLL_S)
         inputs = _array(own / "inputs", np.dtype(np.int64), (settings["count"], *program.input_shape))
         report = _query(Client(endpoint, "127.0.0.1", number, plan, store), inputs, own)
     (own / "report").write_text(json.dumps(report._asdict()))

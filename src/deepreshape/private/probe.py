@@ -24,6 +24,8 @@ ONLINE = (
     *(".label", ".label.relu", ".evaluate", ".evaluate.gate", ".evaluate.relu", ".online"),
     *("store.read", "clear.mac", "clear.patch", "element"),
 )
+WHOLE = ("session", "engine")
+"""Measured as they are in a run."""
 LEAST, MOST = 0.5, 5.0
 
 
@@ -58,6 +60,8 @@ def adjusted(profile: Profile, rounds: int) -> Profile:
     factors = {"he": he, "offline": garble, "online": float(np.clip(online, LEAST, MOST))}
 
     def factor(unit: str) -> float:
+        if unit in WHOLE:
+            return 1.0
         if unit.endswith(ONLINE):
             return factors["online"]
         return factors["he" if unit.startswith("he") else "offline"]

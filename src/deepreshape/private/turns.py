@@ -126,7 +126,10 @@ class Steps:
 
 def turns(steps: Steps) -> Iterator[Turn]:
     """All turns of one inference, offline and online, with one session each."""
-    yield Turn(SESSION, "offline", "session", "client", make={"session": 1, "store.create": 1}, trips=PREPARE_TRIPS)
+    # a process compiles what it uses of the engine: in each phase about half of it
+    engine = 0.5 if steps.relus else 0.0
+    make: Work = {"session": 1, "store.create": 1, "engine": engine}
+    yield Turn(SESSION, "offline", "session", "client", make=make, trips=PREPARE_TRIPS)
     online = False
     done = Counter[tuple[str, str, str]]()
     for part in steps.parts:
@@ -137,7 +140,8 @@ def turns(steps: Steps) -> Iterator[Turn]:
             for at, party in order:
                 make = {"store.commit": steps.stored[at], "store.stream": steps.streams[at]}
                 yield Turn(SESSION, "offline", "store", party, make=make, trips=0.5, settles=True)
-            make = {"session": 1, "store.claim": 1}
+            # both parties open, read and destroy their streams, side by side for the most part
+            make = {"session": 1, "store.claim": 1, "store.open": max(steps.streams), "engine": engine}
             yield Turn(SESSION, "online", "session", "client", make=make, trips=INFER_TRIPS)
         row = part.layer, part.phase, part.kind
         yield from _of(steps, part, done[row])

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import os
 import platform
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -147,7 +149,8 @@ def _store(rounds: int) -> Units:
     return {
         "store.create": small[0] + small[2],
         "store.claim": small[3],
-        "store.stream": max(sum(many) - sum(small), 0.0) / 64,
+        "store.stream": max(sum(many[:3]) - sum(small[:3]), 0.0) / 64,
+        "store.open": max(sum(many[3:]) - sum(small[3:]), 0.0) / 64,
         "store.write": large[1] / nbytes,
         "store.commit": max(large[2] - small[2], 0.0) / nbytes,
         "store.read": large[4] / nbytes,
@@ -190,6 +193,7 @@ def _relus(rounds: int) -> Units:
         rows = [_relu(layer, transfers) for _ in range(rounds)]
         return dict(zip(("garble", "take", "label", "evaluate"), least(rows), strict=True))
 
+    units["engine"] = min(_compiled() for _ in range(3))
     for garbler in ("server", "client"):
         layers = [ReluLayer("calibration", RING, 11, count, garbler) for count in (few, many)]
         gates = layers[0].circuit.and_gates
@@ -208,6 +212,20 @@ def _relus(rounds: int) -> Units:
             sizes = [(many, many * layer.circuit.and_gates) for layer in (narrow, wide)]
             units |= _line(unit(wide, step), "relu", (*sizes[0], small[step]), (*sizes[1], large[step]))
     return units
+
+
+def _compiled() -> float:
+    """Seconds that a fresh process takes to compile the garbling engine."""
+    root = str(Path(__file__).parents[2])
+    path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
+    code = (
+        "import time; from deepreshape.private.engines import engine; chosen = engine(); begin = time.perf_counter(); "
+        "chosen.prepare(); print(time.perf_counter() - begin)"
+    )
+    done = subprocess.run(  # noqa: S603
+        [sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, check=True
+    )
+    return float(done.stdout)
 
 
 def _line(name: str, other: str, *points: tuple[int, int, float]) -> Units:
