@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, library, nn
 
 __all__ = [
     "Faults",
@@ -30,7 +30,7 @@ __all__ = [
 ]
 
 
-@torch.library.custom_op("deepreshape::masked_relu", mutates_args=())
+@library.custom_op("deepreshape::masked_relu", mutates_args=())
 def masked_relu(x: Tensor, mask: Tensor) -> Tensor:
     """ReLU where ``mask`` is true, the identity elsewhere.
 
