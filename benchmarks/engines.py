@@ -12,8 +12,8 @@ own, and is then warm. Networks have random weights, on which run time does not 
 ``expected_difference`` and ``bound`` say how far it should be, and how far it can be at all (``engines/real.py``).
 
 *Shares.* SPU's kernels as the server's log has them: the sign bits and the product with them are ReLU, all else linear.
-Ours: the server's seconds by layer, waits included, in one more inference with both parties in one process. A ReLU
-layer's time includes its truncation, for us; for SPU truncation counts as linear.
+Ours: the server's seconds by layer, waits included, in the first of the rounds. A ReLU layer's
+time includes its truncation, for us; for SPU truncation counts as linear.
 
 Rows with ``kind: relu`` are for a layer of that many ReLUs behind a linear layer of one input, without which SPU would
 let the client rectify its own input by itself. In every row ``us_per_relu`` and ``bytes_per_relu`` are the ReLUs' share
@@ -26,12 +26,8 @@ import argparse
 import json
 import os
 import platform
-import secrets
-import time
-from collections.abc import Generator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from contextlib import ExitStack
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median
@@ -48,14 +44,11 @@ from deepreshape.engines.real import bound, expected
 from deepreshape.engines.spu import CLIENT, FRACTION, PARTIES, SERVER
 from deepreshape.models import architecture, build
 from deepreshape.models.saved import load
-from deepreshape.private import client, plain, server
-from deepreshape.private.channel import Ledger, Phase, memory_pair
+from deepreshape.private import plain
 from deepreshape.private.engines import engine_name
 from deepreshape.private.fixed import from_fixed, to_fixed
 from deepreshape.private.local import run_local
 from deepreshape.private.lower import lower
-from deepreshape.private.material import InMemory
-from deepreshape.private.plan import Plan
 from deepreshape.private.program import Linear, Program, Relu, Weights
 from deepreshape.private.shares import Ring
 from deepreshape.private.variant import Variant
@@ -164,7 +157,7 @@ def measure(case: Case, python: Path, rounds: int, ours: list[Variant]) -> list[
                 answers[name].append(session.infer(x))
         logs = {name: session.close() for name, session in sessions.items()}
     about = {"kind": case.kind, "network": case.name, "relus": case.program.relus, "n": rounds}
-    rows = [about | our_row(variant, own[variant], time_by_kind(case, variant), fraction) for variant in ours]
+    rows = [about | our_row(variant, own[variant], fraction) for variant in ours]
     limits = {
         "expected_difference": float(f"{expected(case.program, FRACTION).max():.3g}"),
         "bound": float(f"{bound(case.program, FRACTION).max():.3g}"),
@@ -181,10 +174,9 @@ def per_relu(row: dict[str, Any]) -> dict[str, float]:
     }
 
 
-def our_row(
-    variant: Variant, reports: list[dict[str, Any]], seconds: dict[str, float], fraction: int
-) -> dict[str, Any]:
-    first, total = reports[0], sum(seconds.values())
+def our_row(variant: Variant, reports: list[dict[str, Any]], fraction: int) -> dict[str, Any]:
+    first = reports[0]
+    share = relu_seconds(first)
     every = {phase: [report["seconds"][phase] for report in reports] for phase in ("offline", "online")}
     every["total"] = [sum(both) for both in zip(*every.values(), strict=True)]
     return {
@@ -193,11 +185,17 @@ def our_row(
         "seconds": {phase: spread(found) for phase, found in every.items()},
         "bytes": first["bytes"] | {"total": sum(first["bytes"].values())},
         "rounds": first["rounds"],
-        "relu_share": {"seconds": round(seconds["relu"] / total, 3), "bytes": round(relu_bytes(first), 3)},
-        "linear_share": {"seconds": round(seconds["linear"] / total, 3), "bytes": round(1 - relu_bytes(first), 3)},
+        "relu_share": {"seconds": round(share, 3), "bytes": round(relu_bytes(first), 3)},
+        "linear_share": {"seconds": round(1 - share, 3), "bytes": round(1 - relu_bytes(first), 3)},
         "max_difference": max(report["max_lsb_difference"] for report in reports) * 2.0**-fraction,
         "exact": all(report["agree"] for report in reports),
     }
+
+
+def relu_seconds(report: dict[str, Any]) -> float:
+    """What part of the server's seconds in layers goes to layers with ReLUs."""
+    took = [(row["relus"] > 0, sum(row["seconds"]["server"].values())) for row in report["layers"]]
+    return sum(seconds for is_relu, seconds in took if is_relu) / sum(seconds for _, seconds in took)
 
 
 def relu_bytes(report: dict[str, Any]) -> float:
@@ -263,42 +261,6 @@ def table(rows: list[dict[str, Any]]) -> str:
         cells += [f"{row['max_difference']:.1e}", row.get("expected_difference", "")]
         lines.append(f"| {' | '.join(map(str, cells))} |")
     return "\n".join(lines) + "\n"
-
-
-@dataclass
-class Clock(Ledger):
-    """A ledger that also books the seconds spent in each layer."""
-
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    @contextmanager
-    def at(self, layer: str, phase: Phase) -> Generator[None]:
-        start = time.perf_counter()
-        with super().at(layer, phase):
-            yield
-        self.seconds[layer] = self.seconds.get(layer, 0.0) + time.perf_counter() - start
-
-
-def time_by_kind(case: Case, variant: Variant) -> dict[str, float]:
-    """The server's seconds in one inference of ours, both phases: in layers of ReLUs, and in all others."""
-    plan = Plan(case.program.public(), variant=variant)
-    model = server.Model(case.program, plan)
-    ends, materials, session = memory_pair(), (InMemory(), InMemory()), secrets.token_bytes(32)
-    clock = ends[1].ledger = Clock()
-
-    def act_as_client() -> None:
-        client.offline(ends[0], plan, session, materials[0])
-        client.online(ends[0], plan, session, materials[0], case.x)
-
-    with ThreadPoolExecutor(1) as threads:
-        other = threads.submit(act_as_client)
-        server.offline(ends[1], model, session, materials[1])
-        server.online(ends[1], model, session, materials[1])
-        other.result()
-    found = {"relu": 0.0, "linear": 0.0}
-    for layer, seconds in clock.seconds.items():
-        found["relu" if layer in plan.relus else "linear"] += seconds
-    return found
 
 
 if __name__ == "__main__":

@@ -4,15 +4,17 @@
     python benchmarks/prediction.py --quick
 
 First the machine is calibrated (or a profile is read, with ``--profile``), then every network runs between two
-processes over loopback, once for each garbler and way to compute ReLUs, with random weights: run time does not depend
-on them. A row is written as soon as it is measured, and rows that are in the file are not measured again. At the end:
-bytes, and the median and the largest error of the seconds, by phase. Nothing else should run on the machine.
+processes over loopback for each garbler and way to compute ReLUs, with random weights: run time does not depend on
+them. What is measured is the median of several runs, with its spread beside it. A row is written as soon as it is
+measured, and rows that are in the file are not measured again. At the end: bytes, and the median and the largest error
+of the seconds, by phase. Nothing else should run on the machine.
 """
 
 import argparse
 import json
 import statistics
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -51,6 +53,8 @@ def main() -> None:
     parser.add_argument("--profile", type=Path, help="a profile of this machine; measured anew without")
     parser.add_argument("--garbler", nargs="+", default=["server", "client"], choices=["server", "client"])
     parser.add_argument("--relu", nargs="+", default=["gc-full", "gc-sign", "gc-stochastic:drop=12"])
+    parser.add_argument("--rounds", type=int, default=3, help="runs of each, of which the median counts")
+    parser.add_argument("--seconds", type=float, default=8, help="after which no further run of the same is begun")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     profile = Profile.read(options.profile) if options.profile else measure_units("benchmark", observe=print)
@@ -60,7 +64,7 @@ def main() -> None:
     for network, budget in NETWORKS[: 3 if options.quick else None]:
         runs = [(relu, garbler) for relu in options.relu for garbler in options.garbler]
         todo = [run for run in runs if (network, budget, *run) not in done]
-        for row in measure(network, budget, todo, profile):
+        for row in measure(network, budget, todo, profile, options.rounds, options.seconds):
             rows.append(row)
             with out.open("a") as file:
                 file.write(json.dumps(row) + "\n")
@@ -74,7 +78,7 @@ def main() -> None:
 
 
 def measure(
-    network: str, budget: int | None, todo: list[tuple[str, str]], profile: Profile
+    network: str, budget: int | None, todo: list[tuple[str, str]], profile: Profile, rounds: int, most: float
 ) -> Iterator[dict[str, Any]]:
     """A row for each (variant of ReLU, garbler)."""
     if not todo:
@@ -88,8 +92,13 @@ def measure(
         quote = quote_program(program, Terms(relu, garbler, profile=profile))
         predicted = quote.to_dict()
         fixed = to_fixed(inputs[:1], program.input_fraction)
-        report = run_local(program, fixed, garbler, variant=Variant.parse(relu))
-        measured = report["seconds"] | {"total": sum(report["seconds"].values())}
+        reports: list[dict[str, Any]] = []
+        begin = time.monotonic()
+        while not reports or (len(reports) < rounds and time.monotonic() - begin < most):
+            reports.append(run_local(program, fixed, garbler, variant=Variant.parse(relu)))
+        report = reports[0]
+        runs = [each["seconds"] | {"total": sum(each["seconds"].values())} for each in reports]
+        measured = {phase: statistics.median(run[phase] for run in runs) for phase in runs[0]}
         yield {
             "network": network,
             "budget": budget,
@@ -98,12 +107,16 @@ def measure(
             "garbler": garbler,
             "predicted_seconds": predicted["seconds"],
             "measured_seconds": {phase: round(seconds, 4) for phase, seconds in measured.items()},
+            "measured_range": {
+                phase: [round(pick(run[phase] for run in runs), 4) for pick in (min, max)] for phase in runs[0]
+            },
+            "n": len(runs),
             "error": {phase: round(predicted["seconds"][phase] / measured[phase] - 1, 4) for phase in measured},
             "bytes": report["bytes"],
-            "bytes_exact": report["declared_bytes_match"]
+            "bytes_exact": all(each["declared_bytes_match"] for each in reports)
             and all(predicted["bytes"][phase] == report["bytes"][phase] for phase in report["bytes"]),
             "rounds": report["rounds"],
-            "agree": report["agree"],
+            "agree": all(each["agree"] for each in reports),
             "predicted_memory_mib": {role: round(size / 2**20) for role, size in predicted["memory_bytes"].items()},
             "peak_rss_mib": {role: round(mib) for role, mib in report["peak_rss_mib"].items()},
             "relu_share": predicted["relu_share"],

@@ -74,8 +74,15 @@ def test_a_worse_link_costs_more_and_sums_agree(protocol: str, link: str):
 def test_workers_and_slots_never_cost_more():
     terms = Terms(link=Link(50e6, 50e6, 0.01))
     alone = quote_layers(small(), terms)
-    assert quote_layers(small(), replace(terms, workers=4)).seconds < alone.seconds
+    assert quote_layers(small(), replace(terms, workers=4)).seconds == alone.seconds  # too little to share
     assert quote_layers(small(), replace(terms, slots=True)).seconds < alone.seconds
+
+
+def test_workers_pay_where_there_are_many_products():
+    shape = architecture("hrn-5x5x3x-m8", (3, 32, 32), 10)
+    layers = layers_of(count(build(shape, "meta"), shape.input))
+    seconds = [quote_layers(layers, Terms(workers=workers)).seconds for workers in (1, 2, 3)]
+    assert seconds == sorted(seconds, reverse=True)
 
 
 def test_max_pool_comparisons_are_priced_as_relus():

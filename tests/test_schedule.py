@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from deepreshape.cost import LINKS, Link, Profile, Turn, read_link, schedule, split
 
-UNIT = Profile("unit", "2026-01-01", {}, {}, {"work": 1.0, "tls.send": 0.0, "tls.receive": 0.0}, 0)
+UNIT = Profile("unit", "2026-01-01", {}, {}, {"work": 1.0, "worker": 0.0, "tls.send": 0.0, "tls.receive": 0.0}, 0)
 SLOW = Link(8e3, 4e3, 0.5)  # a byte takes 1 ms up and 2 ms down
 
 
@@ -17,8 +17,8 @@ def turn(sender, nbytes=0, make=0.0, take=0.0, **more) -> Turn:
     return Turn("a", "offline", "x", sender, nbytes, {"work": make}, {"work": take}, **more)
 
 
-def seconds(*turns: Turn, link: Link = SLOW, **options) -> float:
-    return schedule(turns, UNIT, link, **options).seconds
+def seconds(*turns: Turn, link: Link = SLOW, profile: Profile = UNIT, **options) -> float:
+    return schedule(turns, profile, link, **options).seconds
 
 
 def test_a_message_is_made_then_sent_then_taken():
@@ -50,6 +50,8 @@ def test_parallel_turns_are_shared_among_workers_as_far_as_they_have_parts():
     assert seconds(*alike, workers=3) == pytest.approx(2)
     assert seconds(*alike, workers=4) == pytest.approx(2)  # one worker has two of the six parts
     assert seconds(*alike, workers=99) == pytest.approx(1)
+    slow = replace(UNIT, units={**UNIT.units, "worker": 0.25})
+    assert seconds(*alike, workers=3, profile=slow) == pytest.approx(2.5)  # two processes are started, once
 
 
 def test_what_is_done_aside_is_waited_for_at_the_end_only():

@@ -13,6 +13,7 @@ from torch.nn import functional
 from deepreshape.models import architecture, build
 from deepreshape.nn import StochasticReLU
 from deepreshape.training import RECIPES, Dataset, Progress, Recipe, Split, augment, distillation_loss, load_data, train
+from deepreshape.training.muon import Muon, orthogonal
 
 TINY = architecture("resnet20-m2-phi1.1.1", (1, 8, 8), 10)
 SHORT = Recipe(epochs=2, batch=32, lr=0.1, crop=1, flip=False, precision="float32")
@@ -56,7 +57,9 @@ def test_two_runs_of_one_seed_agree(digits: Dataset):
     assert not equal(weights(models[0]), weights(models[2]))
 
 
-@pytest.mark.parametrize("recipe", [SHORT, Recipe(**{**vars(SHORT), "optimizer": "adamw", "ema": 0.9, "lr": 0.01})])
+@pytest.mark.parametrize(
+    "recipe", [SHORT, replace(SHORT, optimizer="adamw", ema=0.9, lr=0.01), replace(SHORT, optimizer="muon")]
+)
 def test_a_killed_run_continues_to_the_same_weights(digits: Dataset, tmp_path: Path, monkeypatch, recipe: Recipe):
     monkeypatch.setattr("deepreshape.training.loop.CHECKPOINT_SECONDS", 0.0)
     whole = build(TINY, seed=1)
@@ -71,6 +74,38 @@ def test_a_killed_run_continues_to_the_same_weights(digits: Dataset, tmp_path: P
     assert [row["epoch"] for row in rows] == [1, 2]
     assert rows[-1]["top1_validation"] == trained.top1_validation
     assert trained.seconds > 0
+
+
+@pytest.mark.parametrize("shape", [(8, 30), (30, 8), (12, 12)])
+def test_an_orthogonal_step_has_the_singular_vectors_and_none_of_the_values(shape: tuple[int, int]):
+    matrix = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    left, _, right = torch.linalg.svd(matrix, full_matrices=False)
+    cosines = (left.T @ orthogonal(matrix) @ right.T).diagonal()
+    assert cosines.min() > 0.6
+    assert cosines.max() < 1.3
+    assert torch.linalg.norm(orthogonal(matrix) - left @ cosines.diag() @ right) < 1e-3
+
+
+def test_muon_moves_convolutions_by_its_rate_and_everything_else_as_sgd_does():
+    generator = torch.Generator().manual_seed(0)
+    first = [torch.randn(shape, generator=generator) for shape in ((6, 4, 3, 3), (5, 7))]
+    gradients = [[torch.randn(weight.shape, generator=generator) for weight in first] for _ in range(3)]
+    convolution, matrix = (torch.nn.Parameter(weight.clone()) for weight in first)
+    same = torch.nn.Parameter(first[1].clone())
+    muon = Muon(
+        [
+            {"params": [convolution], "orthogonal": True, "lr": 0.1},
+            {"params": [matrix], "weight_decay": 0.01, "lr": 0.1},
+        ]
+    )
+    sgd = torch.optim.SGD([same], lr=0.1, momentum=0.9, nesterov=True, weight_decay=0.01)
+    for one, other in gradients:
+        convolution.grad, matrix.grad, same.grad = one, other.clone(), other.clone()
+        before = convolution.detach() * (6**0.5 / convolution.detach().norm())
+        muon.step()
+        sgd.step()
+        assert torch.dist(before, convolution.detach()) == pytest.approx(0.1 * 6**0.5, rel=1e-4)
+    assert torch.allclose(matrix, same, atol=1e-6)
 
 
 def test_faults_in_the_loop_change_the_weights_and_leave_the_relus(digits: Dataset):

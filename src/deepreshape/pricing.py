@@ -35,7 +35,8 @@ class Terms:
         garbler: who garbles; a published protocol says so itself.
         link: between the parties; None is this machine alone for our runtime, and the study's own for its protocols.
         slots: divide the sum of the link's rates between its directions by need.
-        workers: processes of the server that share homomorphic work; as many as pay on the profile's machine without.
+        workers: the most processes of the server that share homomorphic work; as many as pay on the profile's machine
+            without.
         profile: measured; the package's reference without.
         bits: of the ring, for networks that are priced by their layers alone.
     """
@@ -106,7 +107,7 @@ def _quote(steps: Steps, terms: Terms, notes: tuple[str, ...], *, exact: bool) -
         up = sum(turn.nbytes for turn in taken if turn.sender == "client")
         link = split(link.up + link.down, up, sum(turn.nbytes for turn in taken) - up, link.latency)
     products = sum(turn.counts.get("he_products", 0) for turn in taken)
-    workers = worthwhile(products, int(profile.machine["cpus"])) if terms.workers is None else terms.workers
+    workers = worthwhile(products, terms.workers or int(profile.machine["cpus"]))
     report = schedule(taken, profile, link, workers)
     memory = tuple(profile.resident + nbytes for nbytes in steps.working_set)
     title = f"{profile.name}, {profile.date}, {profile.machine['cpu']}"

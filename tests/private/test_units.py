@@ -1,10 +1,13 @@
 """The stopwatch counts each party's own seconds, and calibration measures every unit once."""
 
 import numpy as np
+import pytest
 
 from deepreshape.cost import reference
-from deepreshape.private import stopwatch, units
+from deepreshape.private import probe, stopwatch, units
 from deepreshape.private.channel import Frame
+
+ROLES, PHASES = ("client", "server"), ("offline", "online")
 
 
 def test_one_party_works_at_a_time(monkeypatch):
@@ -41,5 +44,22 @@ def test_calibration_measures_what_the_reference_holds():
     assert set(made.units) == set(reference().units)
     assert all(np.isfinite(value) and value >= 0 for value in made.units.values())
     assert len(told) == len(set(told)) == 8
-    assert set(made.factors) == {"he", "offline", "online"}
+    kinds = [f"{kind}.{garbler}.{phase}" for kind in ("gc-full", "sign") for garbler in ROLES for phase in PHASES]
+    relus = {f"{kind}{what}" for kind in kinds for what in ("", ".relu")}
+    assert set(made.factors) == {"he", "he.weights", "store", "claim", *relus}
     assert made.resident > 0
+
+
+def test_factors_and_a_constant_are_found_whatever_the_mixture():
+    rows = [(3, 0.1, 0.5), (20, 0.1, 0.7), (3, 0.3, 0.9), (20, 0.05, 0.2)]
+    measured = [0.01 * count + 1.5 * part + 1.2 * (whole - part) for count, part, whole in rows]
+    assert probe._fitted(rows, measured) == pytest.approx((0.01, 1.5, 1.2))
+    alone = [(count, 0.0, whole) for count, _, whole in rows]
+    constant, _, factor = probe._fitted(alone, [0.01 * count + 1.2 * whole for count, _, whole in alone])
+    assert (constant, factor) == pytest.approx((0.01, 1.2))
+
+
+def test_a_layer_cannot_cost_less_than_nothing():
+    constant, _, factor = probe._fitted([(3, 0.0, 1.0), (20, 0.0, 1.0)], [1.0, 0.5])
+    assert constant == 0.0
+    assert factor > 1

@@ -49,10 +49,11 @@ class Turn:
 
 @dataclass
 class _Clock:
-    """When a party is free, and when what it does aside will be done."""
+    """When a party is free, when what it does aside will be done, and how many workers it has started."""
 
     free: float = 0.0
     aside: float = 0.0
+    workers: int = 0
 
 
 def schedule(turns: Iterable[Turn], profile: Profile, link: Link, workers: int = 1) -> CostReport:
@@ -101,6 +102,9 @@ def _advance(clocks: Mapping[Party, _Clock], turn: Turn, profile: Profile, link:
     receiver = clocks["server" if turn.sender == "client" else "client"]
     if turn.settles:
         sender.free = max(sender.free, sender.aside)
+    if workers > 1 and turn.parallel > 1 and not sender.workers:
+        sender.workers = workers
+        sender.free += (workers - 1) * profile.units["worker"]
     # the worker with most parts decides
     share = -(-turn.parallel // min(workers, turn.parallel)) / turn.parallel
     make, take, aside = (profile.seconds(work) / turn.pieces for work in (turn.make, turn.take, turn.aside))

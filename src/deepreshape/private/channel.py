@@ -8,6 +8,7 @@ frames whose length it already knows from the program. :func:`memory_pair` joins
 from __future__ import annotations
 
 import queue
+import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -59,21 +60,33 @@ class Ledger:
     """Books traffic by (layer, phase). One per channel end; not shared between threads."""
 
     rows: dict[tuple[str, Phase], Traffic] = field(default_factory=dict[tuple[str, Phase], Traffic])
+    seconds: dict[tuple[str, Phase], float] = field(default_factory=dict[tuple[str, Phase], float])
+    """Wall-clock time this party spent there, waiting for the other included."""
     layer: str = ""
     phase: Phase = "setup"
     watch: Callable[[int], None] | None = None
     """Is told with every frame how many bytes were booked to layers so far, both ways."""
     _sent_last: bool = False
+    _since: float = field(default_factory=time.perf_counter)
 
     @contextmanager
     def at(self, layer: str, phase: Phase) -> Generator[None]:
         """Book what happens inside to this layer and phase."""
         before = self.layer, self.phase
+        self._clock()
         self.layer, self.phase = layer, phase
         try:
             yield
         finally:
+            self._clock()
             self.layer, self.phase = before
+
+    def _clock(self) -> None:
+        """Book the time since the last call to where we are."""
+        now = time.perf_counter()
+        place = self.layer, self.phase
+        self.seconds[place] = self.seconds.get(place, 0.0) + now - self._since
+        self._since = now
 
     def row(self) -> Traffic:
         """The row that is being written to."""

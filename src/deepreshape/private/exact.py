@@ -11,19 +11,19 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from deepreshape.private.program import Add, Conv2d, Flatten, Linear, Raise, SumPool
+from deepreshape.private.program import Add, Conv2d, Flatten, Linear, Raise, SumPool, Weights
 from deepreshape.private.shares import Field, Ring, Words
 
 Integers = NDArray[np.int64]
 EXACT_BITS = 53
 
 
-def products(op: Conv2d | Linear, weight: Integers, x: Integers) -> Iterator[tuple[int, Integers]]:
+def products(op: Conv2d | Linear, own: Weights, x: Integers) -> Iterator[tuple[int, Integers]]:
     """Parts of the operation's result without its bias: the result is the sum of part * 2^shift.
 
     Args:
         op: what to compute.
-        weight: its weights, int64.
+        own: its weights; the bias is left out.
         x: (N, *input shape), int64, above -2^63.
 
     Yields:
@@ -32,11 +32,10 @@ def products(op: Conv2d | Linear, weight: Integers, x: Integers) -> Iterator[tup
     Raises:
         ValueError: if the weights of one output add up to 2^52 or more.
     """
-    largest = int(np.abs(weight.reshape(len(weight), -1)).sum(1).max())
-    width = EXACT_BITS - largest.bit_length()
+    width = EXACT_BITS - own.reach.bit_length()
     if width < 1:
-        raise ValueError(f"{op.name}: weights of one output add up to {largest}; 2^{EXACT_BITS - 1} is too much")
-    factors = weight.astype(np.float64)
+        raise ValueError(f"{op.name}: weights of one output add up to {own.reach}; 2^{EXACT_BITS - 1} is too much")
+    factors = own.weight.astype(np.float64)
     shift = 0
     while max(int(x.max()), -int(x.min())) >> width:
         yield shift, _product(op, factors, x & np.int64((1 << width) - 1))
@@ -44,10 +43,10 @@ def products(op: Conv2d | Linear, weight: Integers, x: Integers) -> Iterator[tup
     yield shift, _product(op, factors, x)
 
 
-def on_shares(op: Conv2d | Linear, weight: Integers, x: Words, modulus: Ring | Field) -> Words:
+def on_shares(op: Conv2d | Linear, own: Weights, x: Words, modulus: Ring | Field) -> Words:
     """The operation without its bias on one share (*input shape); uint64 of the output's shape."""
     total = np.zeros((), np.uint64)
-    for shift, part in products(op, weight, x.view(np.int64)[None]):
+    for shift, part in products(op, own, x.view(np.int64)[None]):
         if isinstance(modulus, Ring):
             residues = part.view(np.uint64) & np.uint64(modulus.order - 1)
         else:

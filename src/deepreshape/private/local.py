@@ -19,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 from deepreshape.private import plain
 from deepreshape.private.certificates import Credentials, create_authority, issue
 from deepreshape.private.channel import Ledger, ProtocolError
+from deepreshape.private.engines import engine
 from deepreshape.private.exact import Integers
 from deepreshape.private.garble import BATCH
 from deepreshape.private.party import Client, Progress, serve
@@ -51,12 +52,14 @@ KEPT_BYTES = 1 << 29
 """The most memory that encoded weights may take between inferences."""
 _COUNT = struct.Struct("<Q")
 Traffic = dict[str, list[int]]
+Times = dict[str, float]
 
 
 class Report(NamedTuple):
-    """What a party's process tells: JSON, by inference; ledgers as {"layer|phase": [sent, received]}."""
+    """What a party's process tells, by inference; ledgers are {"layer|phase": [sent, received]}, times alike."""
 
     ledgers: list[Traffic]
+    times: list[Times]
     seconds: list[dict[str, float]]
     stored: int
     peak_rss_mib: float
@@ -94,8 +97,8 @@ def run_local(
         ``same_class``: the largest output is at the same place on all inputs; ``relus``; ``seconds`` and ``bytes`` of
         one inference, means, {"offline", "online"}, connecting and set-up included; ``rounds``: the client's waits
         online; ``declared_bytes_match``: in every layer and phase of every inference both parties counted what was
-        declared; ``peak_rss_mib`` and ``stored_mib`` {"client", "server"}; ``layers``: a row each; ``outputs``: the
-        integers, as lists.
+        declared; ``peak_rss_mib`` and ``stored_mib`` {"client", "server"}; ``layers``: a row each, with the seconds
+        that each party spent there, waits included; ``outputs``: the integers, as lists.
 
     Raises:
         ProgramError: if a value may not fit the modulus.
@@ -198,6 +201,7 @@ def _act(role: Role, folder: Path, number: int) -> None:
     endpoint = Endpoint(Credentials.within(folder, role, "local"), Limits(**settings["limits"]), link)
     store = Store(own / "store")
     if role == "server":
+        engine().prepare()  # as a service does once
         model = Model(program, plan, keep=_keeps(plan, settings["count"]), workers=settings["workers"])
         (folder / READY).touch()
         report = _serve(endpoint, model, store, number, settings["count"])
@@ -217,6 +221,7 @@ def _keeps(plan: Plan, count: int) -> bool:
 
 def _query(party: Client, inputs: Integers, folder: Path) -> Report:
     ledgers: list[Traffic] = []
+    times: list[Times] = []
     seconds: list[dict[str, float]] = []
     outputs: list[Integers] = []
     wanted = sorted(party.plan.by_shares)
@@ -237,29 +242,38 @@ def _query(party: Client, inputs: Integers, folder: Path) -> Report:
         answer = party.infer(x, prepared.batch)
         seconds.append({"offline": middle - start, "online": time.perf_counter() - middle})
         ledgers.append(_traffic(prepared.ledger) | _traffic(answer.ledger))
+        times.append(_times(prepared.ledger) | _times(answer.ledger))
         outputs.append(answer.output)
         stored = prepared.nbytes
     np.stack(outputs).tofile(folder / "outputs")
-    return Report(ledgers, seconds, stored, _peak_rss_mib())
+    return Report(ledgers, times, seconds, stored, _peak_rss_mib())
 
 
 def _serve(endpoint: Endpoint, model: Model, store: Store, descriptor: int, count: int) -> Report:
     ledgers: list[Traffic] = []
+    times: list[Times] = []
     stored = 0
     with socket.socket(fileno=descriptor) as door:
         for _ in range(count):
             both: Traffic = {}
+            took: Times = {}
             for _ in ("offline", "online"):
                 channel = endpoint.accept(door.accept()[0])
                 stored = max(stored, serve(channel, model, store))
                 both |= _traffic(channel.ledger)
+                took |= _times(channel.ledger)
             ledgers.append(both)
-    return Report(ledgers, [], stored, _peak_rss_mib())
+            times.append(took)
+    return Report(ledgers, times, [], stored, _peak_rss_mib())
 
 
 def _traffic(ledger: Ledger) -> Traffic:
     """What was counted, without the handshake, which is booked to no layer."""
     return {f"{layer}|{phase}": [row.sent, row.received] for (layer, phase), row in ledger.rows.items() if layer}
+
+
+def _times(ledger: Ledger) -> Times:
+    return {f"{layer}|{phase}": seconds for (layer, phase), seconds in ledger.seconds.items() if layer}
 
 
 def _costs(plan: Plan, reports: dict[str, Report]) -> dict[str, Any]:
@@ -284,11 +298,15 @@ def _costs(plan: Plan, reports: dict[str, Report]) -> dict[str, Any]:
         "declared_bytes_match": all(matches),
         "peak_rss_mib": {role: report.peak_rss_mib for role, report in reports.items()},
         "stored_mib": {role: report.stored / (1 << 20) for role, report in reports.items()},
-        "layers": [_layer(plan, name) for name in declared.layers],
+        "layers": [_layer(plan, name, reports) for name in declared.layers],
     }
 
 
-def _layer(plan: Plan, name: str) -> dict[str, Any]:
+def _layer(plan: Plan, name: str, reports: Mapping[str, Report]) -> dict[str, Any]:
+    def took(role: str, phase: str) -> float:
+        times = reports[role].times
+        return sum(time.get(f"{name}|{phase}", 0.0) for time in times) / len(times)
+
     own = plan.declared().only(layer=name)
     online = own.only(phase="online")
     return {
@@ -298,6 +316,7 @@ def _layer(plan: Plan, name: str) -> dict[str, Any]:
         "he_products": sum(row.he_products for row in own.rows),
         "rounds": sum(row.rounds for row in online.rows),
         "bytes": {"offline": own.bytes - online.bytes, "online": online.bytes},
+        "seconds": {role: {phase: round(took(role, phase), 6) for phase in ("offline", "online")} for role in reports},
     }
 
 

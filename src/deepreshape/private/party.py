@@ -21,6 +21,7 @@ from typing import Literal, NamedTuple
 
 from deepreshape.private import client, server
 from deepreshape.private.channel import Frame, Ledger, ProtocolError
+from deepreshape.private.engines import prepare_aside
 from deepreshape.private.exact import Integers
 from deepreshape.private.material import Reading, Writing
 from deepreshape.private.plan import Plan
@@ -129,6 +130,7 @@ class Client:
             total = self.plan.offline_bytes(count)
             channel.ledger.watch = lambda done: progress(done, total)
         key = None
+        prepare_aside()
         with client_session(channel, _to_prepare(self.plan, count)) as session:
             for number in range(count):
                 batch = _batch(session, number)

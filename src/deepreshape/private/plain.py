@@ -131,16 +131,15 @@ def _apply(program: Program, op: Op, inputs: list[Integers], roles: _Roles) -> E
 
 def _linear(program: Program, op: Conv2d | Linear, x: Integers) -> Exact:
     own = program.weights[op.name]
-    rows = np.abs(own.weight.reshape(len(own.weight), -1)).sum(1)
-    reach = int(rows.max()) * int(np.abs(x).max()) + int(np.abs(own.bias).max())
+    reach = own.reach * int(np.abs(x).max()) + int(np.abs(own.bias).max())
     bias = own.bias if isinstance(op, Linear) else own.bias[:, None, None]
     if reach < 1 << 63:
         total = bias[None]
-        for shift, part in products(op, own.weight, x):
+        for shift, part in products(op, own, x):
             total = total + (part << np.int64(shift))  # whatever wraps on the way comes back: the sum fits
         return total
     wide = bias[None].astype(np.object_)
-    for shift, part in products(op, own.weight, x):
+    for shift, part in products(op, own, x):
         wide = wide + part.astype(np.object_) * (1 << shift)
     return wide
 

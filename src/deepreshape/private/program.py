@@ -244,6 +244,11 @@ class Weights:
     weight: Integers
     bias: Integers
 
+    @cached_property
+    def reach(self) -> int:
+        """The largest sum of the absolute weights of one output."""
+        return int(np.abs(self.weight.reshape(len(self.weight), -1)).sum(1).max())
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Program:

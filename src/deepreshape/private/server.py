@@ -130,7 +130,7 @@ def online(channel: Channel, model: Model, session: bytes, source: Source) -> No
 def _linear(model: Model, op: Conv2d | Linear, share: Words, prepared: Prepared) -> Words:
     """W x_server + s + b."""
     modulus, own = model.program.modulus, model.program.weights[op.name]
-    masked = modulus.add(on_shares(op, own.weight, share, modulus), prepared.take()["share"])
+    masked = modulus.add(on_shares(op, own, share, modulus), prepared.take()["share"])
     bias = modulus.encode(own.bias if isinstance(op, Linear) else own.bias[:, None, None])
     return modulus.add(masked, bias)
 

@@ -61,6 +61,7 @@ class Product:
         return {
             "clear.mac": limbs * self.macs,
             "clear.patch": limbs * places * fan_in * self.groups,
+            "clear.weight": self.groups * math.prod(layer.weight_shape),
             "element": self.outputs,
             "store.read": WORD_BYTES * self.outputs,
         }
@@ -126,9 +127,7 @@ class Steps:
 
 def turns(steps: Steps) -> Iterator[Turn]:
     """All turns of one inference, offline and online, with one session each."""
-    # a process compiles what it uses of the engine: in each phase about half of it
-    engine = 0.5 if steps.relus else 0.0
-    make: Work = {"session": 1, "store.create": 1, "engine": engine}
+    make: Work = {"session": 1, "store.create": 1}
     yield Turn(SESSION, "offline", "session", "client", make=make, trips=PREPARE_TRIPS)
     online = False
     done = Counter[tuple[str, str, str]]()
@@ -140,8 +139,8 @@ def turns(steps: Steps) -> Iterator[Turn]:
             for at, party in order:
                 make = {"store.commit": steps.stored[at], "store.stream": steps.streams[at]}
                 yield Turn(SESSION, "offline", "store", party, make=make, trips=0.5, settles=True)
-            # both parties open, read and destroy their streams, side by side for the most part
-            make = {"session": 1, "store.claim": 1, "store.open": max(steps.streams), "engine": engine}
+            # both open and read their streams side by side; the client is done when its own are destroyed
+            make = {"session": 1, "store.claim": 1, "store.open": max(steps.streams), "store.destroy": steps.stored[0]}
             yield Turn(SESSION, "online", "session", "client", make=make, trips=INFER_TRIPS)
         row = part.layer, part.phase, part.kind
         yield from _of(steps, part, done[row])
@@ -202,7 +201,7 @@ def _turn(steps: Steps, turn: Turn, number: int) -> Turn:
     match turn.kind, turn.phase:
         case "keys", _:
             primes = _primes(next(iter(steps.products.values())).layout)
-            return replace(turn, make={f"{primes}.keys": 1}, take={f"{primes}.receive": 1})
+            return replace(turn, make={f"{primes}.keys": 1, "he.start": 1}, take={f"{primes}.receive": 1})
         case "transfers", _:
             # who opens a pair of base transfers is its sender; the other chooses
             return replace(turn, make={"ot.base.receive": 1}, take={"ot.base.send": 1}) if number % 2 else turn
@@ -247,19 +246,20 @@ def _garble(turn: Turn, layer: ReluLayer, step: int) -> Turn:
     """Offline: 0, the evaluator chooses labels; 1, circuits; 2, where the product is made outside, its answer."""
     if step == 0:
         transfers = layer.chosen * layer.count
-        make, take = {"ot.choose": transfers}, {"ot.send": transfers}
-        return replace(turn, make=make, take=take, pieces=len(layer.spans))
+        make = {unit(layer, "ot.choose"): transfers, unit(layer, "offline"): 1}
+        return replace(turn, make=make, take={unit(layer, "ot.send"): transfers}, pieces=len(layer.spans))
     if step == 2:
-        return replace(turn, take={"element": layer.count})
+        return replace(turn, take={unit(layer, "element"): layer.count})
     make, take = _circuits("garble", layer), _circuits("take", layer, batches=False)
     return replace(turn, make=make, take=take, aside={"store.write": _stored(layer)}, pieces=len(layer.spans))
 
 
 def _evaluate(turn: Turn, layer: ReluLayer) -> Turn:
     if turn.sender != layer.garbler:
-        return replace(turn, take={"element": layer.count})
-    make, take = _circuits("label", layer, batches=False), _circuits("evaluate", layer)
-    return replace(turn, make=make, take={**take, "store.read": _stored(layer)}, pieces=len(layer.spans))
+        return replace(turn, take={unit(layer, "element"): layer.count})
+    make = {**_circuits("label", layer, batches=False), unit(layer, "online"): 1}
+    take = {**_circuits("evaluate", layer), unit(layer, "store.read"): _stored(layer)}
+    return replace(turn, make=make, take=take, pieces=len(layer.spans))
 
 
 def _gates(layer: ReluLayer) -> int:
@@ -267,7 +267,10 @@ def _gates(layer: ReluLayer) -> int:
 
 
 def unit(layer: ReluLayer, step: str) -> str:
-    """Name of the unit of one step of a layer's protocol; both protocols of the sign alone have the same."""
+    """Name of the unit of one step of a layer's protocol; both protocols of the sign alone have the same.
+
+    The steps ``"offline"`` and ``"online"`` are what a layer costs there whatever its size.
+    """
     return f"{'gc-full' if layer.sign is None else 'sign'}.{layer.garbler}.{step}"
 
 
@@ -276,7 +279,7 @@ def _circuits(step: str, layer: ReluLayer, *, batches: bool = True) -> Work:
     name = unit(layer, step)
     work: dict[str, float] = {name: _gates(layer)}
     if batches:
-        work[f"gc-full.{layer.garbler}.{step}.gate"] = layer.circuit.and_gates * len(layer.spans)
+        work[f"{name}.gate"] = layer.circuit.and_gates * len(layer.spans)
     if layer.sign is not None:
         work[f"{name}.relu"] = layer.count
     return work

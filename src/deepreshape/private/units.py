@@ -3,15 +3,13 @@
 Every unit is taken from the code that a real run goes through, on sizes like those of a real run, and is the least
 over the rounds: other load can only lengthen one.
 
-Last, two small programs run whole (``probe.py``): what the primitives miss, taken one at a time, goes into the units.
+Last, small programs run whole (``probe.py``): what the primitives miss, taken one at a time, goes into the units.
 """
 
 from __future__ import annotations
 
 import os
 import platform
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -34,7 +32,7 @@ from deepreshape.private.he import ClientKey, Parameters, Responder, candidates,
 from deepreshape.private.linear import Convolution, lay_out
 from deepreshape.private.material import Reading, Writing
 from deepreshape.private.probe import adjusted
-from deepreshape.private.program import Conv2d
+from deepreshape.private.program import Conv2d, Weights
 from deepreshape.private.relu import Party, Prepared, ReluLayer, Role
 from deepreshape.private.session import Agreement, client_session, server_session
 from deepreshape.private.shares import Randomness, Ring
@@ -79,7 +77,7 @@ def measure(name: str, rounds: int = 7, observe: Observer | None = None) -> Prof
         units |= step(rounds)
     if observe:
         observe("whole runs")
-    return adjusted(Profile(name, date.today().isoformat(), _machine(), _versions(), units, resident), -(-rounds // 8))
+    return adjusted(Profile(name, date.today().isoformat(), _machine(), _versions(), units, resident), -(-rounds // 9))
 
 
 def _wire(rounds: int) -> Units:
@@ -139,6 +137,7 @@ def _store(rounds: int) -> Units:
                 for number in range(streams):
                     for prepared in Reading(batch).get(f"{number}.x"):
                         prepared.take()
+                marks.append(time.perf_counter())
             marks.append(time.perf_counter())
             return tuple(after - before for before, after in pairwise(marks))
 
@@ -154,6 +153,7 @@ def _store(rounds: int) -> Units:
         "store.write": large[1] / nbytes,
         "store.commit": max(large[2] - small[2], 0.0) / nbytes,
         "store.read": large[4] / nbytes,
+        "store.destroy": max(large[5] - small[5], 0.0) / nbytes,
     }
 
 
@@ -193,7 +193,6 @@ def _relus(rounds: int) -> Units:
         rows = [_relu(layer, transfers) for _ in range(rounds)]
         return dict(zip(("garble", "take", "label", "evaluate"), least(rows), strict=True))
 
-    units["engine"] = min(_compiled() for _ in range(3))
     for garbler in ("server", "client"):
         layers = [ReluLayer("calibration", RING, 11, count, garbler) for count in (few, many)]
         gates = layers[0].circuit.and_gates
@@ -211,21 +210,9 @@ def _relus(rounds: int) -> Units:
         for step in large:
             sizes = [(many, many * layer.circuit.and_gates) for layer in (narrow, wide)]
             units |= _line(unit(wide, step), "relu", (*sizes[0], small[step]), (*sizes[1], large[step]))
+            if step in ("garble", "evaluate"):
+                units[f"{unit(wide, step)}.gate"] = units[f"gc-full.{garbler}.{step}.gate"]
     return units
-
-
-def _compiled() -> float:
-    """Seconds that a fresh process takes to compile the garbling engine."""
-    root = str(Path(__file__).parents[2])
-    path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
-    code = (
-        "import time; from deepreshape.private.engines import engine; chosen = engine(); begin = time.perf_counter(); "
-        "chosen.prepare(); print(time.perf_counter() - begin)"
-    )
-    done = subprocess.run(  # noqa: S603
-        [sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, check=True
-    )
-    return float(done.stdout)
 
 
 def _line(name: str, other: str, *points: tuple[int, int, float]) -> Units:
@@ -326,25 +313,24 @@ def _truncation(layer: TruncationLayer, transfers: Units) -> tuple[float, ...]:
 
 
 def _clear(rounds: int) -> Units:
-    """A narrow layer, which mostly gathers patches, and a wide one, which mostly multiplies."""
+    """A narrow layer mostly gathers patches, a wide one multiplies, a wider one of a tiny map converts weights."""
     rng = np.random.default_rng(0)
     equations: list[list[float]] = []
     seconds: list[float] = []
-    for channels, side in ((16, 32), (256, 8)):
+    for channels, side in ((16, 32), (256, 8), (512, 2)):
         op = Conv2d("calibration", ("input",), channels, 3, 8, 8, 1, 1)
-        weight = rng.integers(-99, 100, (channels, channels, 3, 3), np.int64)
+        own = Weights(rng.integers(-99, 100, (channels, channels, 3, 3), np.int64), np.zeros(channels, np.int64))
         share = RING.random((channels, side, side), Randomness())
-        seconds.append(fastest(lambda op=op, w=weight, x=share: on_shares(op, w, x, RING), 5 * rounds))
+        seconds.append(fastest(lambda op=op, own=own, x=share: on_shares(op, own, x, RING), 5 * rounds))
         patches = channels * 9 * side * side
-        equations.append([patches * channels, patches])
-    mac, patch = np.linalg.solve(np.array(equations), np.array(seconds))
-    if min(mac, patch) < 0:  # too noisy for two unknowns
-        mac, patch = 0.0, seconds[0] / equations[0][1]
+        equations.append([patches * channels, patches, own.weight.size])
+    found = np.linalg.solve(np.array(equations), np.array(seconds))
+    mac, patch, weight = map(float, np.maximum(found, 0.0))  # a small one may drown in noise
     values = RING.random(1 << 18, Randomness())
     element = fastest(
         lambda: RING.unpack(memoryview(bytearray(RING.pack(RING.sub(values, values)))), values.size), rounds
     )
-    return {"clear.mac": float(mac), "clear.patch": float(patch), "element": element / values.size}
+    return {"clear.mac": mac, "clear.patch": patch, "clear.weight": weight, "element": element / values.size}
 
 
 def _encryption(rounds: int) -> Units:

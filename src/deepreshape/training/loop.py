@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from deepreshape.nn import Faults, MaskedReLU, PolynomialReLU, faulty
 from deepreshape.training.data import Dataset, Split, augment
 from deepreshape.training.distill import activations, distillation_loss, mismatch_loss
+from deepreshape.training.muon import Muon
 from deepreshape.training.parallel import add_up_gradients, part, rank, shared_norms
 from deepreshape.training.recipe import Recipe
 
@@ -133,14 +134,14 @@ def train(
     model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     if teacher is not None:
         teacher.to(device=device, memory_format=torch.channels_last).eval()  # pyright: ignore[reportCallIssue]
-    optimizer = _optimizer(model, recipe, search)
+    low = _low_precision(recipe, device)
+    optimizer = _optimizer(model, recipe, search, torch.bfloat16 if low else torch.float32)
     average = {name: tensor.clone() for name, tensor in model.state_dict().items()} if recipe.ema else {}
     an_epoch = -(-len(data.train) // recipe.batch)
     steps = an_epoch * recipe.epochs
     settings = {**asdict(recipe), "seed": seed}
     step, spent = _resume(folder, settings, model, optimizer, average) if folder else (0, 0.0)
     images, labels = data.train.images.to(device), data.train.labels.to(device)
-    low = _low_precision(recipe, device)
     clock = time.monotonic if device.type == "cuda" else time.process_time
     started, saved, top1 = clock() - spent, time.monotonic(), None
     model.train()
@@ -236,15 +237,24 @@ def _signs(model: nn.Module, recipe: Recipe, seed: int, step: int) -> AbstractCo
     return faulty(model, Faults.parse(recipe.relu), generator)
 
 
-def _optimizer(model: nn.Module, recipe: Recipe, search: Search | None) -> torch.optim.Optimizer:
+def _optimizer(
+    model: nn.Module, recipe: Recipe, search: Search | None, precision: torch.dtype
+) -> torch.optim.Optimizer:
     gates = search.gates() if search else []
     weights = [parameter for parameter in model.parameters() if all(parameter is not gate for gate in gates)]
     kinds = (
-        ([weight for weight in weights if weight.dim() > 1], recipe.weight_decay, recipe.lr),
-        ([weight for weight in weights if weight.dim() <= 1], 0.0, recipe.lr),
-        (gates, 0.0, search.gate_lr if search else 0.0),
+        ([weight for weight in weights if weight.dim() == 4], recipe.weight_decay, recipe.lr, True),
+        ([weight for weight in weights if 1 < weight.dim() < 4], recipe.weight_decay, recipe.lr, False),
+        ([weight for weight in weights if weight.dim() <= 1], 0.0, recipe.lr, False),
+        (gates, 0.0, search.gate_lr if search else 0.0, False),
     )
-    groups = [{"params": some, "weight_decay": decay, "peak": peak} for some, decay, peak in kinds if some]
+    groups = [
+        {"params": some, "weight_decay": decay, "peak": peak, "orthogonal": convolutions}
+        for some, decay, peak, convolutions in kinds
+        if some
+    ]
+    if recipe.optimizer == "muon":
+        return Muon(groups, precision)
     if recipe.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=recipe.lr, momentum=0.9, nesterov=True)
     return torch.optim.AdamW(groups, lr=recipe.lr)

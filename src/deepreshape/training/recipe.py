@@ -19,8 +19,9 @@ class Recipe:
     Attributes:
         epochs: passes over the training split.
         batch: images a step.
-        optimizer: SGD with Nesterov momentum 0.9, or AdamW.
-        lr: peak learning rate.
+        optimizer: SGD with Nesterov momentum 0.9, AdamW, or Muon, which makes the steps of convolutions orthogonal
+            (:mod:`.muon`) and trains in fewer epochs.
+        lr: peak learning rate; about 0.4 for SGD, 0.1 for Muon.
         schedule: ``"onecycle"`` rises linearly over ``warmup`` of the steps, then falls linearly to 0; ``"cosine"``
             falls along a cosine after the same rise; ``"constant"`` stays after it.
         warmup: share of the steps.
@@ -40,7 +41,7 @@ class Recipe:
 
     epochs: int = 10
     batch: int = 256
-    optimizer: Literal["sgd", "adamw"] = "sgd"
+    optimizer: Literal["sgd", "adamw", "muon"] = "sgd"
     lr: float = 0.4
     schedule: Literal["onecycle", "cosine", "constant"] = "onecycle"
     warmup: float = 0.2

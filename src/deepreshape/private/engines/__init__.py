@@ -7,6 +7,7 @@ checked. What may be garbled or evaluated, and how often, is the affair of ``gar
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Generator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -74,6 +75,11 @@ def engine() -> Engine:
 def engine_name() -> str:
     """Which engine is in use here, on what, and what would make it faster."""
     return f"{engine().name} ({engine().about})"
+
+
+def prepare_aside() -> None:
+    """Prepare the engine in a thread, beside what comes before circuits; who needs it sooner waits for what is left."""
+    threading.Thread(target=engine().prepare, name="engine", daemon=True).start()
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from __future__ import annotations
 # pyright: reportMissingTypeStubs=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 # pyright: reportUnknownMemberType=false
 import ctypes
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import Any
@@ -65,6 +66,7 @@ class _Function:
 
 
 _compiled = cache(_Function)
+_one_at_a_time = threading.Lock()
 
 
 def widths() -> list[int]:
@@ -132,7 +134,8 @@ class Fused:
         return rows
 
     def _function(self, name: str) -> _Function:
-        return _compiled(name, 1 if name == "pick" else self._lanes)
+        with _one_at_a_time:  # two threads that need the same would compile it twice
+            return _compiled(name, 1 if name == "pick" else self._lanes)
 
     def _walk(self, name: str, circuit: Circuit, delta: Words, labels: list[Words], keys: Keys, tables: Words) -> Words:
         count = len(labels[0])
