@@ -17,6 +17,7 @@ from deepreshape.explorer import explore, live_quote, serve
 from deepreshape.linearize import plan
 from deepreshape.models import architecture, build
 from deepreshape.models.saved import Manifest, save
+from deepreshape.private.linear import cheapest
 from deepreshape.report import render, summarize
 from deepreshape.report.explore import Priced, described, embedded
 from deepreshape.results import finished
@@ -158,3 +159,11 @@ def test_the_live_page_works_in_a_browser(port: int, tmp_path: Path):
     page = browse(f"http://127.0.0.1:{port}/", tmp_path)
     assert "<h3>hrn-5x5x3x: all ReLUs</h3>" in page
     assert "343,040 ReLUs, 1,053 M MACs" in page
+
+
+def test_another_link_lays_nothing_out_again():
+    live_quote(WORDS)
+    before = cheapest.cache_info().misses
+    far = live_quote({**WORDS, "wire": "wan"})
+    assert cheapest.cache_info().misses == before
+    assert far["priced"] != live_quote(WORDS)["priced"]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from dataclasses import replace
+from itertools import product
 
 import numpy as np
 import pytest
@@ -12,7 +14,7 @@ from hypothesis import strategies as st
 
 from deepreshape.private import linear
 from deepreshape.private.channel import ProtocolError, memory_pair
-from deepreshape.private.he import ClientKey, Parameters, Responder
+from deepreshape.private.he import ClientKey, Parameters, Responder, candidates
 from deepreshape.private.linear import Convolution, EncodedWeights, Layout
 from deepreshape.private.residues import uniform
 from deepreshape.private.shares import Randomness
@@ -327,3 +329,19 @@ def test_malformed_ciphertexts_reach_no_product():
         linear.respond(responder, weights, [os.urandom(10)])
     with pytest.raises(ProtocolError, match="not below its prime"):
         linear.respond(responder, weights, [b"\xff" * layout.parameters.fresh_bytes])
+
+
+@pytest.mark.parametrize(
+    "layer", [Convolution(5, 6, 6, 7, 3, 2, 1), Convolution(40, 4, 4, 9), Convolution(3, 9, 5, 4, 3, 1, 1)]
+)
+def test_the_layout_is_the_cheapest_of_all(layer: Convolution):
+    parameters = next(iter(candidates(1 << 20)))
+    costs: list[int] = []
+    for split, band_rows in product({1, layer.stride}, range(1, layer.output_shape[1] + 1)):
+        probe = Layout(layer, parameters, split, band_rows, 1, 1)
+        for in_tile in range(1, probe.channels + 1):
+            out_tile = min(parameters.degree // probe.pitch // in_tile, layer.out_channels)
+            if out_tile:
+                with suppress(ValueError):
+                    costs.append(Layout(layer, parameters, split, band_rows, in_tile, out_tile).cost)
+    assert linear.lay_out(layer, parameters).cost == min(costs)

@@ -34,6 +34,7 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from itertools import count
 
 import numpy as np
 from numpy.typing import NDArray
@@ -106,7 +107,7 @@ class Convolution:
         """Bound on the sum of the absolute weights of one output channel."""
         return min(self.in_channels * self.kernel**2 << self.weight_bits, 1 << self.sum_bits)
 
-    @property
+    @cached_property
     def output_shape(self) -> tuple[int, int, int]:
         rows, columns = ((n + 2 * self.padding - self.kernel) // self.stride + 1 for n in (self.height, self.width))
         return self.out_channels, rows, columns
@@ -310,42 +311,62 @@ def _pieces(total: int, size: int) -> list[tuple[int, int]]:
     return [(size, whole), (rest, 1)] if rest else [(size, whole)]
 
 
-@lru_cache(maxsize=1024)
 def lay_out(layer: Convolution, parameters: Parameters) -> Layout:
     """The cheapest layout: bytes both ways plus :data:`PRODUCT_COST` for every product.
 
     Raises:
         ValueError: if a single row does not fit a polynomial, or the noise budget suffices for no layout.
     """
+    found = cheapest(layer, parameters)
+    if isinstance(found, str):
+        raise ValueError(found)
+    return found
+
+
+@lru_cache(maxsize=1024)
+def cheapest(layer: Convolution, parameters: Parameters) -> Layout | str:
+    """What :func:`lay_out` returns, or the reason why there is none: that takes as long to find."""
     if 2 ** (layer.weight_bits + 1) >= parameters.modulus:
-        raise ValueError(f"weights of {layer.weight_bits} bits and a sign do not fit modulus {parameters.modulus}")
-    out_rows = layer.output_shape[1]
-    refusal = f"{layer}: one band of rows does not fit a polynomial of {parameters.degree} coefficients"
-    best: Layout | None = None
-    fresh = parameters.fresh_bytes
+        return f"weights of {layer.weight_bits} bits and a sign do not fit modulus {parameters.modulus}"
+    best: tuple[int, int, Layout] | None = None
+    refusal = 0, f"one band of rows does not fit a polynomial of {parameters.degree} coefficients"
+    # the way back takes most of the time to work out, so what is cheapest without it comes first
+    for least, place, tiling in sorted(_tilings(layer, parameters)):
+        if best and least >= best[0]:
+            break
+        found = Layout(layer, parameters, *tiling)
+        try:
+            cost = found.cost
+        except ValueError as error:
+            refusal = max(refusal, (place, str(error)))
+            continue
+        if best is None or (cost, place) < best[:2]:
+            best = cost, place, found
+    return best[2] if best else f"{layer}: {refusal[1]}"
+
+
+def _tilings(layer: Convolution, parameters: Parameters) -> Iterator[tuple[int, int, tuple[int, int, int, int]]]:
+    """Every layout worth a look: what it costs without the way back, a number of its own, and its arguments."""
+    channels_out, out_rows, _ = layer.output_shape
+    numbers, fresh = count(1), parameters.fresh_bytes
     for split in sorted({1, layer.stride}):
-        for band_rows in sorted({-(-out_rows // bands) for bands in range(1, out_rows + 1)}):
+        for band_rows in _parts(out_rows):
             probe = Layout(layer, parameters, split, band_rows, 1, 1)
-            room = parameters.degree // probe.pitch
-            for in_tile in sorted({-(-probe.channels // tiles) for tiles in range(1, probe.channels + 1)}):
+            room, channels, bands = parameters.degree // probe.pitch, probe.channels, probe.bands
+            for in_tile in _parts(channels):
                 if in_tile > room:
                     break
-                out_tile = min(room // in_tile, layer.out_channels)
-                out_tile = -(-layer.out_channels // -(-layer.out_channels // out_tile))  # spread them evenly
-                found = Layout(layer, parameters, split, band_rows, in_tile, out_tile)
-                # the way there and the products; the way back takes most of the time to work out
-                if best and found.bands * found.inputs * fresh + PRODUCT_COST * found.products >= best.cost:
-                    continue
-                try:
-                    cost = found.cost
-                except ValueError as error:
-                    refusal = f"{layer}: {error}"
-                    continue
-                if best is None or cost < best.cost:
-                    best = found
-    if best is None:
-        raise ValueError(refusal)
-    return best
+                out_tiles = -(-channels_out // min(room // in_tile, channels_out))
+                out_tile = -(-channels_out // out_tiles)  # spread them evenly
+                inputs, outputs = -(-channels // in_tile), -(-channels_out // out_tile)
+                least = bands * inputs * (fresh + PRODUCT_COST * outputs)
+                yield least, next(numbers), (split, band_rows, in_tile, out_tile)
+
+
+@lru_cache(maxsize=1024)
+def _parts(total: int) -> list[int]:
+    """The sizes of the largest part of ``total``, cut evenly into 1, 2, 3 ... parts; smallest first."""
+    return sorted({-(-total // parts) for parts in range(1, total + 1)})
 
 
 def declared(layer: Convolution, parameters: Parameters) -> Declared:
