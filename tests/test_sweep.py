@@ -4,15 +4,17 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from deepreshape.counting import count
+from deepreshape.linearize import Removal
 from deepreshape.models.saved import load
 from deepreshape.results import finished
-from deepreshape.sweep import Sweep, runs, sweep
+from deepreshape.sweep import Sweep, command_of, configured, runs, sweep
 from deepreshape.training import RECIPES, load_data
 
 DATA = load_data("digits")
@@ -117,9 +119,22 @@ def test_no_room_on_the_disk_loses_nothing(done: Path, monkeypatch: pytest.Monke
         ({"settings": (("snl", "speed", "1"),)}, "unknown setting 'speed'; known are budget, granularity"),
         ({"settings": (("senet", "density", "1"),)}, "senet.density=1 is for a method that is not in this sweep"),
         ({"networks": ("zoo:nothing",)}, "there is no 'nothing' in the zoo"),
+        ({"networks": ("one/whole", "other/whole/")}, "two of the networks are called 'whole'"),
     ],
 )
 def test_what_does_not_fit_is_refused_before_anything_is_made(change, message: str, tmp_path: Path):
     with pytest.raises(ValueError, match=message):
         sweep(replace(SWEEP, **change), DATA, tmp_path / "out", quiet)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_command_names_every_setting_that_is_not_the_methods_own():
+    def words(**settings: Any) -> str:
+        chosen = configured("taylor", 100, settings)
+        record = Removal(
+            "taylor", asdict(chosen), 100, 200, 100, "pixel", {}, None, None, 50.0, 1, 1.0, asdict(RECIPES["digits"]), 0
+        )
+        return command_of(Path("whole"), record, None, DATA, "out")
+
+    assert "mismatch" not in words()  # 10 is what the method takes, whatever the recipe says
+    assert "--set mismatch=0.0" in words(mismatch=0)

@@ -21,7 +21,7 @@ from deepreshape.design import equalize
 from deepreshape.linearize import Plan, apply, plan, plan_of
 from deepreshape.models import Architecture, architecture, build, name_of, relus
 from deepreshape.models.saved import Manifest, load, save
-from deepreshape.results import append, open_folder
+from deepreshape.results import work_off
 from deepreshape.training import METRICS, RECIPES, Dataset, Progress, Recipe, accuracy, train
 
 __all__ = ["Job", "Point", "default_budgets", "fitting", "hybrenets", "run", "train_point"]
@@ -151,7 +151,7 @@ def run(
         job: the settings; those of a folder that exists must be the same.
         data: its data set, loaded.
         out: the job's folder.
-        report: told (number of the point, number of points, point, progress in it); None for the progress when done.
+        report: as :func:`~deepreshape.results.work_off` calls it.
 
     Returns:
         The rows of all points.
@@ -159,27 +159,13 @@ def run(
     Raises:
         ValueError: if the settings do not fit, or differ from those the folder was made with.
     """
-    todo = list(points(job, data))
-    rows = open_folder(job, out)
-    done = {row["id"] for row in rows}
-    for number, point in enumerate(todo, start=1):
-        if point.id not in done:
-            recipe = job.recipe if point.budget is None else replace(job.recipe, epochs=job.reduced_epochs)
-            row = train_point(
-                point,
-                data,
-                recipe,
-                out / "models" / point.id,
-                out / "runs" / point.id,
-                init=out / "models" / point.init if point.init else None,
-                teacher=out / "models" / point.teacher if point.teacher else None,
-                progress=lambda progress, at=number, of=point: report(at, len(todo), of, progress),
-            )
-            append(out, row)
-            rows.append(row)
-        shutil.rmtree(out / "runs" / point.id, ignore_errors=True)
-        report(number, len(todo), point, None)
-    return rows
+
+    def row_of(point: Point, to: Path, folder: Path, progress: Callable[[Progress], None]) -> dict[str, Any]:
+        recipe = job.recipe if point.budget is None else replace(job.recipe, epochs=job.reduced_epochs)
+        init, teacher = (out / "models" / name if name else None for name in (point.init, point.teacher))
+        return train_point(point, data, recipe, to, folder, init=init, teacher=teacher, progress=progress)
+
+    return work_off(job, out, list(points(job, data)), row_of, report)
 
 
 def train_point(

@@ -1,22 +1,75 @@
 """A folder of results: its settings, and one row for each part that is finished.
 
-``config.yaml`` holds the settings as resolved, ``results.jsonl`` a row a line. Whoever works in such a folder goes on
-with the first part that has no row, however it was ended before.
+``config.yaml`` holds the settings as resolved, ``results.jsonl`` a row a line, ``models/`` what parts have made, and
+``runs/`` the checkpoints of one that is under way. Work in such a folder goes on with the first part that has no row,
+however it was ended before.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import yaml
 
-__all__ = ["append", "finished", "open_folder"]
+__all__ = ["finished", "open_folder", "work_off"]
 
 CONFIG, RESULTS = "config.yaml", "results.jsonl"
+
+
+class _Part(Protocol):
+    @property
+    def id(self) -> str: ...
+
+
+Part = TypeVar("Part", bound=_Part)
+Progress = TypeVar("Progress")
+
+
+def work_off(
+    settings: Any,
+    out: Path,
+    parts: Sequence[Part],
+    row_of: Callable[[Part, Path, Path, Callable[[Progress], None]], dict[str, Any]],
+    report: Callable[[int, int, Part, Progress | None], None],
+) -> list[dict[str, Any]]:
+    """Do the parts that have no row yet, in order.
+
+    Args:
+        settings: a frozen dataclass.
+        out: the folder.
+        parts: all of them, each with an ``id`` that names its folders.
+        row_of: does a part and gives its row; called with the part, the folder for its model, the folder for its
+            checkpoints, and what to tell of its progress.
+        report: told (number of the part, number of parts, part, progress in it); None for the progress when it is done.
+
+    Returns:
+        The rows of all parts.
+
+    Raises:
+        ValueError: as :func:`open_folder`.
+    """
+    rows = open_folder(settings, out)
+    done = {row["id"] for row in rows}
+    for number, part in enumerate(parts, start=1):
+        folder = out / "runs" / part.id
+        if part.id not in done:
+            row = row_of(
+                part,
+                out / "models" / part.id,
+                folder,
+                lambda progress, at=number, of=part: report(at, len(parts), of, progress),
+            )
+            _append(out, row)
+            rows.append(row)
+        shutil.rmtree(folder, ignore_errors=True)
+        report(number, len(parts), part, None)
+    return rows
 
 
 def open_folder(settings: Any, out: Path) -> list[dict[str, Any]]:
@@ -73,7 +126,7 @@ def finished(folder: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def append(folder: Path, row: dict[str, Any]) -> None:
+def _append(folder: Path, row: dict[str, Any]) -> None:
     """Add a row, and see it on the disk."""
     with (folder / RESULTS).open("a") as file:
         file.write(json.dumps(row) + "\n")

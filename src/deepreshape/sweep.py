@@ -6,7 +6,6 @@ being trained. Started again on the same folder, it goes on where it was.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,7 +20,7 @@ from deepreshape.job import Point, fitting, train_point
 from deepreshape.linearize import METHODS, Method, Removal, linearize, plan_of
 from deepreshape.models import Architecture, architecture, name_of
 from deepreshape.models.saved import Manifest, save
-from deepreshape.results import append, open_folder
+from deepreshape.results import work_off
 from deepreshape.training import RECIPES, Dataset, Progress, Recipe, accuracy, with_values
 from deepreshape.zoo import folder_of
 
@@ -67,7 +66,7 @@ class Run:
     def id(self) -> str:
         """Name of its folders."""
         done = f"{self.method.name}_{self.method.budget}" if self.method else "all"
-        return f"{self.network.removeprefix('zoo:').strip('/').replace('/', '-')}_{done}_s{self.seed}"
+        return f"{_short(self.network)}_{done}_s{self.seed}"
 
 
 def configured(name: str, budget: int, settings: dict[str, Any]) -> Method:
@@ -90,6 +89,11 @@ def runs(settings: Sweep, data: Dataset) -> Iterator[Run]:
     for name, key, value in settings.settings:
         if name not in settings.methods:
             raise ValueError(f"{name}.{key}={value} is for a method that is not in this sweep")
+    for network in settings.networks:
+        if [_short(other) for other in settings.networks].count(_short(network)) > 1:
+            raise ValueError(
+                f"two of the networks are called {_short(network)!r}, as their results would be; rename one"
+            )
     for seed in settings.seeds:
         for network in settings.networks:
             has = _relus(network, data)
@@ -112,7 +116,7 @@ def sweep(
         settings: those of a folder that exists must be the same.
         data: the data set, loaded. Its test split is read once for each row, when its network is final.
         out: the sweep's folder.
-        report: told (number of the run, number of runs, run, progress in it); None for the progress when done.
+        report: as :func:`~deepreshape.results.work_off` calls it.
 
     Returns:
         The rows of all runs.
@@ -120,19 +124,13 @@ def sweep(
     Raises:
         ValueError: if the settings do not fit, or differ from those the folder was made with.
     """
-    todo = list(runs(settings, data))
-    rows = open_folder(settings, out)
-    done = {row["id"] for row in rows}
-    for number, run in enumerate(todo, start=1):
-        if run.id not in done:
-            row = _row(
-                run, settings, data, out, lambda progress, at=number, of=run: report(at, len(todo), of, progress)
-            )
-            append(out, row)
-            rows.append(row)
-        shutil.rmtree(out / "runs" / run.id, ignore_errors=True)
-        report(number, len(todo), run, None)
-    return rows
+    return work_off(
+        settings,
+        out,
+        list(runs(settings, data)),
+        lambda run, to, folder, progress: _row(run, settings, data, out / "models", to, folder, progress),
+        report,
+    )
 
 
 def reduce_saved(
@@ -195,15 +193,22 @@ def reduce_saved(
     return made, record
 
 
-def _row(run: Run, settings: Sweep, data: Dataset, out: Path, progress: Callable[[Progress], None]) -> dict[str, Any]:
-    to, folder = out / "models" / run.id, out / "runs" / run.id
+def _row(
+    run: Run,
+    settings: Sweep,
+    data: Dataset,
+    models: Path,
+    to: Path,
+    folder: Path,
+    progress: Callable[[Progress], None],
+) -> dict[str, Any]:
     teacher = folder_of(settings.teacher) if settings.teacher else None
     if run.method is None:
         whole = architecture(run.network, data.shape, len(data.class_names))
         point = Point(run.network, plan_of(whole), None, run.seed)
         trained = train_point(point, data, settings.recipe, to, folder, teacher=teacher, progress=progress)
         return trained | {"id": run.id, "method": "all", "granularity": "layer"}
-    source = folder_of(run.network) if _is_saved(run.network) else out / "models" / Run(run.network, run.seed).id
+    source = folder_of(run.network) if _is_saved(run.network) else models / Run(run.network, run.seed).id
     model, record = reduce_saved(
         source,
         run.method,
@@ -247,10 +252,15 @@ def command_of(source: Path, record: Removal, teacher: Path | None, data: Datase
     words = ["deepreshape", "linearize", source.name, "--method", record.method, "--budget", str(record.budget)]
     words += ["--teacher", teacher.name] if teacher else []
     words += ["--seed", str(record.seed)]
-    usual = asdict(METHODS[record.method](record.budget)) | asdict(RECIPES[data.name])
+    usual = asdict(RECIPES[data.name]) | asdict(METHODS[record.method](record.budget))
     given = record.recipe | record.settings
     words += [part for name, value in given.items() if value != usual[name] for part in ("--set", f"{name}={value}")]
     return " ".join([*words, "--out", to])
+
+
+def _short(network: str) -> str:
+    """A network's name, of a saved one that of its folder."""
+    return network.removeprefix("zoo:").rstrip("/").rpartition("/")[2]
 
 
 def _is_saved(network: str) -> bool:
