@@ -84,11 +84,13 @@ def test_a_job_killed_at_any_time_ends_with_the_same_results(done: Path, tmp_pat
     ]
     results = out / "results.jsonl"
     for wanted in (1, 2):
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        said = tmp_path / "stderr"
+        with said.open("w") as stderr:
+            process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=stderr)
         while process.poll() is None and (not results.is_file() or results.read_text().count("\n") < wanted):
             time.sleep(0.02)
         process.send_signal(signal.SIGKILL if wanted == 1 else signal.SIGINT)
-        assert process.wait() in (-signal.SIGKILL, 130)
+        assert process.wait() in (-signal.SIGKILL, 130), said.read_text()
     with results.open("a") as file:
         file.write('{"id": "cut off')
     subprocess.run(command, check=True, capture_output=True)
