@@ -63,7 +63,7 @@ def test_the_gain_is_taken_at_equal_relus():
 
 def test_the_verdict_follows_from_the_numbers():
     gains = advantages(summarize(ROWS), "base")
-    assert "1 of 1 redesigned points are ahead of base" in verdict(gains, "base")
+    assert "1 of 1 other points are ahead of base" in verdict(gains, "base")
     assert "1 of them differ by more than twice" in verdict(gains, "base")
     assert "0 of 1" in verdict(advantages(summarize([*ROWS[:4], row("hrn", 500, 60.0)]), "base"), "base")
     assert "one seed" in verdict(advantages(summarize([ROWS[0], ROWS[2], ROWS[4]]), "base"), "base")

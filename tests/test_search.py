@@ -42,11 +42,12 @@ def test_a_proxy_that_follows_the_law_ranks_networks_it_has_not_seen():
         Proxy.fit(rows[:7])
 
 
-@given(st.integers(0, 10**6))
-def test_a_candidate_counts_as_the_built_network_does(seed: int):
-    found = list(by_evolution(SPACE, TERMS, Limit("bytes", 1e12), 2, seed=seed))
+@given(st.integers(0, 10**6), st.integers(2, 5))
+def test_a_candidate_counts_as_the_built_network_does(seed: int, stages: int):
+    found = list(by_evolution(replace(SPACE, stages=stages), TERMS, Limit("bytes", 1e12), 2, seed=seed))
     for candidate in found:
         made = candidate.plan.architecture
+        assert len(made.phi) == stages
         counted = count(build(made, "meta"), made.input)
         total = counted.total
         assert (candidate.relus, candidate.macs, candidate.params) == (total.relus, total.macs, total.params)

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from deepreshape.cli.jobs import report
 from deepreshape.counting import count
 from deepreshape.linearize import Removal
 from deepreshape.models.saved import load
@@ -65,6 +66,20 @@ def test_rows_say_what_the_models_are(done: Path):
         f"--set gate_lr=0.05 --out {network}_snl_300_s0"
     )
     assert not any((done / "runs").iterdir())
+
+
+def test_the_report_has_a_series_for_each_network_and_method(done: Path, tmp_path: Path):
+    report([done], tmp_path / "report.html", tmp_path / "picture.svg")
+    page, name = (tmp_path / "report.html").read_text(), "resnet20-m2-phi1.1.1"
+    assert (
+        f"deepreshape sweep --data digits --networks {name} --methods coarse,snl --budgets 300,100 --seeds 0 "
+        "--set whole.epochs=1 --set whole.batch=256 --set tune.epochs=1 --set tune.batch=256 "
+        "--set snl.gate_lr=0.05 --out out"
+    ) in page
+    for series in (name, f"{name}, coarse", f"{name}, snl"):
+        assert f"<title>{series}: " in page
+        assert f"<title>{series}: " in (tmp_path / "picture.svg").read_text()
+    assert f"points are ahead of {name}, coarse" in page
 
 
 def test_a_finished_sweep_is_not_done_again(done: Path):

@@ -13,6 +13,7 @@ from torch.nn import functional
 from deepreshape.models import architecture, build
 from deepreshape.nn import StochasticReLU
 from deepreshape.training import RECIPES, Dataset, Progress, Recipe, Split, augment, distillation_loss, load_data, train
+from deepreshape.training.convolution import MatrixConvolutions, matrix_convolution
 from deepreshape.training.muon import Muon, orthogonal
 
 TINY = architecture("resnet20-m2-phi1.1.1", (1, 8, 8), 10)
@@ -106,6 +107,52 @@ def test_muon_moves_convolutions_by_its_rate_and_everything_else_as_sgd_does():
         sgd.step()
         assert torch.dist(before, convolution.detach()) == pytest.approx(0.1 * 6**0.5, rel=1e-4)
     assert torch.allclose(matrix, same, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("shape", "kernel", "stride", "padding"),
+    [((7, 4, 4), 3, 1, 1), ((7, 8, 8), 4, 2, 1), ((7, 7, 5), 3, 2, 1), ((7, 4, 6), 1, 2, 0), ((7, 3, 3), 3, 1, 0)],
+)
+def test_a_matrix_convolution_is_a_convolution(shape: tuple[int, ...], kernel: int, stride: int, padding: int):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(3, *shape, generator=generator, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(5, shape[0], kernel, kernel, generator=generator, dtype=torch.float64, requires_grad=True)
+    steps = (stride, stride), (padding, padding)
+    ours, theirs = matrix_convolution(x, weight, *steps), functional.conv2d(x, weight, None, *steps)
+    assert torch.allclose(ours, theirs)
+    grad = torch.randn(ours.shape, generator=generator, dtype=torch.float64)
+    for own, their in zip(
+        torch.autograd.grad(ours, (x, weight), grad), torch.autograd.grad(theirs, (x, weight), grad), strict=True
+    ):
+        assert torch.allclose(own, their)
+
+
+@pytest.mark.parametrize(
+    ("channels", "side", "settings", "taken"),
+    [
+        (128, 4, {}, True),
+        (128, 8, {"stride": 2}, True),
+        (128, 8, {}, False),  # a large map
+        (16, 4, {}, False),  # a short window
+        (128, 4, {"groups": 2}, False),
+        (128, 4, {"dilation": 2}, False),
+        (128, 4, {"bias": True}, False),
+    ],
+)
+def test_only_wide_convolutions_of_small_maps_become_products(
+    channels: int, side: int, settings: dict[str, int], taken: bool, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": True})
+    layer = torch.nn.Conv2d(channels, 8, 3, padding=1, **({"bias": False} | settings))  # pyright: ignore[reportArgumentType]
+    x = torch.randn(2, channels, side, side, generator=torch.Generator().manual_seed(0))
+    with MatrixConvolutions():
+        plain = layer(x)
+        with torch.autocast("cpu", torch.bfloat16):
+            low = layer(x)
+    assert "Matrix" not in str(plain.grad_fn)
+    assert ("Matrix" in str(low.grad_fn)) == taken
+    assert low.dtype == torch.bfloat16
+    assert torch.allclose(low.float(), plain, atol=0.05)
 
 
 def test_faults_in_the_loop_change_the_weights_and_leave_the_relus(digits: Dataset):

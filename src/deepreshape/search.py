@@ -26,6 +26,8 @@ __all__ = ["PROXY", "Candidate", "Choice", "Limit", "Proxy", "Space", "by_evolut
 ELITE = 12
 """Designs that the search goes on from."""
 
+MULTIPLIERS = ("alpha", "beta", "gamma", "delta")
+
 
 @dataclass(frozen=True)
 class Proxy:
@@ -92,11 +94,12 @@ class Choice:
 
 @dataclass(frozen=True)
 class Space:
-    """What is searched: four-stage ResNets between these bounds.
+    """What is searched: ResNets between these bounds.
 
     Attributes:
         input, classes: of the networks.
         protocols: to choose from.
+        stages: of every network, 2 to 5.
         blocks, bases, multipliers: (smallest, largest); a base is a multiple of 4.
         plans: how many coarse plans there are, gentlest first.
     """
@@ -104,6 +107,7 @@ class Space:
     input: tuple[int, int, int] = (3, 32, 32)
     classes: int = 100
     protocols: tuple[str, ...] = ("gc-full",)
+    stages: int = 4
     blocks: tuple[int, int] = (1, 4)
     bases: tuple[int, int] = (1, 16)
     multipliers: tuple[int, int] = (1, 7)
@@ -112,9 +116,9 @@ class Space:
     def draw(self, pick: Callable[[str, int, int], int]) -> Choice:
         """A choice made of integers that ``pick`` gives by (name, smallest, largest)."""
         return Choice(
-            tuple(pick(f"phi{stage}", *self.blocks) for stage in range(4)),
+            tuple(pick(f"phi{stage}", *self.blocks) for stage in range(self.stages)),
             4 * pick("base", *self.bases),
-            tuple(pick(name, *self.multipliers) for name in ("alpha", "beta", "gamma")),
+            tuple(pick(name, *self.multipliers) for name in MULTIPLIERS[: self.stages - 1]),
             pick("plan", 0, self.plans - 1),
             self.protocols[pick("protocol", 0, len(self.protocols) - 1)],
         )
@@ -122,7 +126,7 @@ class Space:
     def near(self, choice: Choice, random: Random) -> Choice:
         """A choice that differs from ``choice`` in one or two places."""
         old: dict[str, int] = {f"phi{stage}": blocks for stage, blocks in enumerate(choice.phi)}
-        old |= dict(zip(("alpha", "beta", "gamma"), choice.multipliers, strict=True))
+        old |= dict(zip(MULTIPLIERS, choice.multipliers, strict=False))
         old |= {"base": choice.base // 4, "plan": choice.plan, "protocol": self.protocols.index(choice.protocol)}
         moved = set(random.sample(sorted(old), random.randint(1, 2)))
         return self.draw(lambda name, low, high: random.randint(low, high) if name in moved else old[name])

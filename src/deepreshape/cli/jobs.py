@@ -180,7 +180,7 @@ def run(
 
 @app.command()
 def report(
-    folders: Annotated[list[Path], typer.Argument(help="Job folders; several are put in one report.")],
+    folders: Annotated[list[Path], typer.Argument(help="Folders of jobs or sweeps; several are put in one report.")],
     to: Annotated[
         Path | None,
         typer.Option("--out", help="The HTML file; report.html in the first folder without.", show_default=False),
@@ -190,7 +190,7 @@ def report(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Write the report of one or more jobs from their results."""
+    """Write the report of one or more jobs or sweeps from their results."""
     from deepreshape.report import picture
     from deepreshape.results import finished
 
@@ -258,27 +258,46 @@ def _write_report(folders: list[Path], rows: list[dict[str, Any]], path: Path) -
     from deepreshape.report.explore import embedded
 
     texts = [(folder / "config.yaml").read_text() for folder in folders]
-    baseline = yaml.safe_load(texts[0])["baseline"]
-    command = "\n".join(_command_of(yaml.safe_load(text), folder) for text, folder in zip(texts, folders, strict=True))
+    configs = [yaml.safe_load(text) for text in texts]
+    command = "\n".join(_command_of(config, folder) for config, folder in zip(configs, folders, strict=True))
     data = explore(summarize(rows), folders)
-    settings = "\n".join(texts)
-    path.write_text(
-        render(
-            rows, baseline=baseline, settings=settings, command=command, data=embedded(data) if data["points"] else None
-        )
+    page = render(
+        rows,
+        baseline=_baseline_of(configs[0]),
+        settings="\n".join(texts),
+        command=command,
+        data=embedded(data) if data["points"] else None,
     )
+    path.write_text(page)
     return path
 
 
+def _baseline_of(config: dict[str, Any]) -> str:
+    """What the others are compared with: a job's baseline, or of a sweep the first network under the first method."""
+    return config["baseline"] if "baseline" in config else f"{config['networks'][0]}, {config['methods'][0]}"
+
+
 def _command_of(config: dict[str, Any], folder: Path) -> str:
-    """The command that makes a job of these settings."""
+    """The command that makes a job or a sweep of these settings."""
+    swept = "methods" in config
+    words = [f"deepreshape {'sweep' if swept else 'run'}", f"--data {config['data']}"]
+    words += [] if swept else [f"--baseline {config['baseline']}"]
+    for name in ("networks", "methods", "budgets", "seeds"):
+        words += [f"--{name} " + ",".join(map(str, config[name]))] if name in config else []
+    words += [f"--teacher {config['teacher']}"] if config["teacher"] else []
+    if swept:
+        words += [f"--set whole.{setting}" for setting in _unusual(config, "recipe")]
+        words += [f"--set tune.{setting}" for setting in _unusual(config, "tune")]
+        words += [f"--set {method}.{name}={value}" for method, name, value in config["settings"]]
+    else:
+        words += [f"--set {setting}" for setting in _unusual(config, "recipe")]
+        words.append(f"--reduced-epochs {config['reduced_epochs']}")
+    return " ".join([*words, f"--out {folder.name}"])
+
+
+def _unusual(config: dict[str, Any], recipe: str) -> list[str]:
+    """Settings of a recipe that are not the data set's own."""
     from deepreshape.training import RECIPES
 
     defaults = vars(RECIPES[config["data"]])
-    words = ["deepreshape run", f"--data {config['data']}", f"--baseline {config['baseline']}"]
-    words.append("--networks " + ",".join(config["networks"]))
-    words.append("--budgets " + ",".join(map(str, config["budgets"])))
-    words.append("--seeds " + ",".join(map(str, config["seeds"])))
-    words += [f"--teacher {config['teacher']}"] if config["teacher"] else []
-    words += [f"--set {name}={value}" for name, value in config["recipe"].items() if value != defaults[name]]
-    return " ".join([*words, f"--reduced-epochs {config['reduced_epochs']}", f"--out {folder.name}"])
+    return [f"{name}={value}" for name, value in config[recipe].items() if value != defaults[name]]

@@ -57,6 +57,7 @@ def search(
     ] = None,
     input: Annotated[str, typer.Option(help="Shape of one input: channels x height x width.")] = "3x32x32",
     classes: Annotated[int, typer.Option(min=1, help="Number of classes.")] = 100,
+    stages: Annotated[int, typer.Option(min=2, max=5, help="Stages of every network.")] = 4,
     train: Annotated[int, typer.Option(min=0, help="Train as many of the best, in a job of their own.")] = 0,
     to: Annotated[Path | None, typer.Option("--out", help="Folder of that job.", show_default=False)] = None,
     data: Annotated[str, typer.Option(help="Data set to train on.")] = "cifar100",
@@ -78,7 +79,7 @@ def search(
     if more:
         raise ValueError(f"--link takes one link to search under, not {link!r}")
     proxy = Proxy.fit([row for folder in evidence for row in finished(folder)]) if evidence else PROXY
-    space = Space(read_shape(input), classes, protocols)
+    space = Space(read_shape(input), classes, protocols, stages)
     for name in space.protocols:
         replace(terms, protocol=name)  # refuses an unknown one before the search begins
     found = stoppable(

@@ -1,9 +1,10 @@
 """Small programs between two processes: by how much a whole run is slower than its primitives one at a time.
 
 In a run memory is colder, caches are shared with the other party, and a core may have to be. What that costs goes with
-the kind of work, so that each kind has a factor of its own: homomorphic layers, filling the store, taking from it, and
-for each way to compute ReLUs and each garbler the offline and the online phase. A layer of ReLUs also costs something
-whatever its size: one probe has few layers of many ReLUs and one the reverse. A least-squares fit separates them.
+the kind of work, so that each kind has a factor of its own: homomorphic layers, products in the clear, filling the
+store, taking from it, and for each way to compute ReLUs and each garbler the offline and the online phase. A layer of
+ReLUs also costs something whatever its size: one probe has few layers of many ReLUs and one the reverse. A
+least-squares fit separates them.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ SHARED = ("ot.choose", "ot.send", "element", "store.read")
 """Units that layers of ReLUs have under names of their own too, as their factors are others."""
 ONLINE = ("label", "label.relu", "evaluate", "evaluate.gate", "evaluate.relu", "store.read")
 WEIGHTS = (".encode", ".product")
+CLEAR_WEIGHTS = (".weight",)
 CLAIM = ("store.claim", "store.open", "store.destroy")
 LEAST, MOST = 0.3, 5.0
 Times = dict[str, float]
@@ -75,10 +77,11 @@ def adjusted(profile: Profile, rounds: int) -> Profile:
                 rows, [run.measured[phase] for run in own]
             )
     wide = _probe(WIDE, Variant.parse("gc-full"), "server", bare, rounds)
-    rows = [(1.0, run.part("he", *WEIGHTS), run.predicted["he"]) for run in (*ran, wide)]
-    constants["he.start"], factors["he.weights"], factors["he"] = _fitted(
-        rows, [run.measured["he"] for run in (*ran, wide)]
-    )
+    every = (*ran, wide)
+    rows = [(1.0, run.part("he", *WEIGHTS), run.predicted["he"]) for run in every]
+    constants["he.start"], factors["he.weights"], factors["he"] = _fitted(rows, [run.measured["he"] for run in every])
+    rows = [(0.0, run.part("clear", *CLEAR_WEIGHTS), run.predicted["clear"]) for run in every]
+    _, factors["clear.weight"], factors["clear"] = _fitted(rows, [run.measured["clear"] for run in every])
     for name in ("store", "claim"):
         ratio = sum(run.measured[name] for run in ran) / sum(run.predicted[name] for run in ran)
         factors[name] = float(np.clip(ratio, LEAST, MOST))
@@ -90,6 +93,8 @@ def adjusted(profile: Profile, rounds: int) -> Profile:
             return factors[f"{kind}.{phase}{'.relu' if name.endswith('.relu') else ''}"]
         if name.startswith("store"):
             return factors["claim" if name in CLAIM else "store"]
+        if name.startswith("clear"):
+            return factors["clear.weight" if name.endswith(CLEAR_WEIGHTS) else "clear"]
         if name.startswith("he"):
             return factors["he.weights" if name.endswith(WEIGHTS) else "he"]
         return 1.0
@@ -115,7 +120,7 @@ def _fitted(rows: Sequence[tuple[float, float, float]], measured: list[float]) -
 
 @dataclass(frozen=True)
 class _Run:
-    """A probe: predicted and measured seconds of ReLU layers by phase, homomorphic layers, and the store by phase."""
+    """A probe: predicted and measured seconds of ReLU layers by phase, of other layers by kind, and of the store."""
 
     depth: int
     predicted: Times
@@ -139,25 +144,29 @@ def _probe(
         online = report.only(phase="online")
         he, relus = (report.only(phase="offline", kind=kind).seconds for kind in ("he", "garble"))
         layers = sum(row.seconds for row in online.rows if row.layer != SESSION)
-        return parts(report.seconds - online.seconds, he, relus, online.seconds, layers)
+        clear = online.only(kind="clear").seconds
+        return parts(report.seconds - online.seconds, he, relus, online.seconds, layers, clear)
 
     setup = schedule(taken, profile, LINKS["loopback"]).only(phase="setup").seconds
 
-    def parts(offline: float, he: float, relus: float, online: float, layers: float) -> Times:
+    def parts(offline: float, he: float, relus: float, online: float, layers: float, clear: float) -> Times:
         session = profile.units["session"]
         store = offline - he - relus - setup - session
-        return {"he": he, "offline": relus, "online": layers, "store": store, "claim": online - layers - session}
+        claim = online - layers - session
+        return {"he": he, "clear": clear, "offline": relus, "online": layers - clear, "store": store, "claim": claim}
 
     x = np.random.default_rng(1).integers(-255, 256, (1, *probe.input_shape))
     runs: list[Times] = []
     for _ in range(rounds):
         found = run_local(probe, x, garbler, variant=variant, workers=workers)
         took = {row["layer"]: row["seconds"]["client"] for row in found["layers"]}
+        # nothing runs beside a product in the clear, and the client waits for it in the layer behind
+        clear = sum(row["seconds"]["server"]["online"] for row in found["layers"] if row["layer"].startswith("conv"))
         he, relus = (
             sum(seconds["offline"] for name, seconds in took.items() if name.startswith(kind))
             for kind in ("conv", "act")
         )
         layers = sum(seconds["online"] for seconds in took.values())
-        runs.append(parts(found["seconds"]["offline"], he, relus, found["seconds"]["online"], layers))
+        runs.append(parts(found["seconds"]["offline"], he, relus, found["seconds"]["online"], layers, clear))
     measured = {name: median(run[name] for run in runs) for name in runs[0]}
     return _Run(shape[2], predicted(()), measured, predicted)

@@ -77,7 +77,7 @@ def measure(name: str, rounds: int = 7, observe: Observer | None = None) -> Prof
         units |= step(rounds)
     if observe:
         observe("whole runs")
-    return adjusted(Profile(name, date.today().isoformat(), _machine(), _versions(), units, resident), -(-rounds // 9))
+    return adjusted(Profile(name, date.today().isoformat(), machine(), versions(), units, resident), -(-rounds // 9))
 
 
 def _wire(rounds: int) -> Units:
@@ -383,7 +383,8 @@ def _one_set(parameters: Parameters, rounds: int) -> Units:
     }
 
 
-def _machine() -> dict[str, Any]:
+def machine() -> dict[str, Any]:
+    """Its processor, cores, system and load."""
     facts: dict[str, str] = {}
     listed = Path("/proc/cpuinfo")
     for line in listed.read_text().splitlines() if listed.exists() else []:
@@ -397,7 +398,8 @@ def _machine() -> dict[str, Any]:
     }
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Of Python and the packages that the units depend on."""
     return {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
 
 

@@ -80,7 +80,7 @@ def verdict(gains: Sequence[Advantage], baseline: str) -> str:
         else "There is one seed, so differences of a point or so mean little."
     )
     return (
-        f"At equal ReLU count, {ahead} of {len(gains)} redesigned points are ahead of {baseline}: from "
+        f"At equal ReLU count, {ahead} of {len(gains)} other points are ahead of {baseline}: from "
         f"{worst.gain:+.1f} points ({worst.point.network}, {worst.point.relus:,} ReLUs) to {best.gain:+.1f} "
         f"({best.point.network}, {best.point.relus:,} ReLUs). {seeds}"
     )

@@ -16,7 +16,7 @@ class Summary:
     """One network under one plan, over its seeds.
 
     Attributes:
-        network, plan, budget: what was trained.
+        network, plan, budget: what was trained; a network that a method has removed ReLUs from is "network, method".
         relus, macs, params: counts.
         priced: seconds by profile.
         top1: test top-1 in percent, one for each seed.
@@ -68,7 +68,9 @@ def summarize(rows: Iterable[Mapping[str, Any]]) -> tuple[Summary, ...]:
     """Rows of the same network and plan together, in the order they first appear."""
     groups: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
     for row in rows:
-        groups.setdefault((row["network"], row["plan"]), []).append(row)
+        method = row.get("method", "all")
+        series = row["network"] if method == "all" else f"{row['network']}, {method}"
+        groups.setdefault((series, row["plan"]), []).append(row)
     return tuple(
         Summary(
             network,

@@ -22,6 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from deepreshape.nn import Faults, MaskedReLU, PolynomialReLU, faulty
+from deepreshape.training.convolution import MatrixConvolutions
 from deepreshape.training.data import Dataset, Split, augment
 from deepreshape.training.distill import activations, distillation_loss, mismatch_loss
 from deepreshape.training.muon import Muon
@@ -147,6 +148,7 @@ def train(
     model.train()
     with ExitStack() as during:
         during.enter_context(shared_norms(model))
+        during.enter_context(MatrixConvolutions())
         compared = _compared(model, teacher, recipe, during)
         while step < steps and not (search and search.over()):
             epoch, place = divmod(step, an_epoch)
