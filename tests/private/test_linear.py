@@ -345,3 +345,37 @@ def test_the_layout_is_the_cheapest_of_all(layer: Convolution):
                 with suppress(ValueError):
                     costs.append(Layout(layer, parameters, split, band_rows, in_tile, out_tile).cost)
     assert linear.lay_out(layer, parameters).cost == min(costs)
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(
+    st.integers(1, 40),
+    st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    st.integers(1, 9),
+    st.sampled_from([(1, 1, 0), (3, 1, 1), (3, 2, 1), (2, 1, 0)]),
+)
+def test_joined_groups_compute_what_the_groups_do(groups, channels, side, place):
+    kernel, stride, padding = place
+    fan_in, outs = channels
+    if side + 2 * padding < kernel:
+        return
+    group = Convolution(fan_in, side, side, outs, kernel, stride, padding, 4)
+    layer, count = linear.joined(group, groups)
+    assert count * layer.in_channels == groups * fan_in
+    assert layer.weight_sum >= group.weight_sum
+    if count < groups:
+        assert layer.in_channels * layer.out_channels * (side + 2 * padding) ** 2 <= linear.DEGREE
+    rng = np.random.default_rng(groups)
+    weights = rng.integers(-16, 17, (groups * outs, fan_in, kernel, kernel))
+    x = rng.integers(0, 99, (groups, fan_in, side, side))
+    apart = [plain(group, own, part, 2**20) for own, part in zip(np.split(weights, groups), x, strict=True)]
+    parts = zip(linear.split_groups(weights, layer), x.reshape(count, *layer.input_shape), strict=True)
+    together = [plain(layer, own, part, 2**20) for own, part in parts]
+    assert np.array_equal(np.concatenate(apart), np.concatenate(together))
+
+
+def test_a_norm_of_many_channels_takes_few_ciphertexts():
+    """A convolution of 512 groups of one channel, which is what a batch norm before a ReLU becomes."""
+    layer, count = linear.joined(Convolution(1, 8, 8, 1), 512)
+    assert (layer.in_channels, count) == (8, 64)
+    assert linear.joined(Convolution(64, 8, 8, 64), 2)[1] == 2  # a group fills polynomials of its own

@@ -46,7 +46,7 @@ def test_calibration_measures_what_the_reference_holds():
     assert len(told) == len(set(told)) == 8
     kinds = [f"{kind}.{garbler}.{phase}" for kind in ("gc-full", "sign") for garbler in ROLES for phase in PHASES]
     relus = {f"{kind}{what}" for kind in kinds for what in ("", ".relu")}
-    assert set(made.factors) == {"he", "he.weights", "store", "claim", *relus}
+    assert set(made.factors) == {"he", "he.weights", "clear", "clear.weight", "store", "claim", *relus}
     assert made.resident > 0
 
 

@@ -32,7 +32,7 @@ from deepreshape.private.exact import Integers, locally
 from deepreshape.private.he import ClientKey
 from deepreshape.private.linear import receive_share, send_mask, send_public_key
 from deepreshape.private.material import Sink, Source
-from deepreshape.private.plan import OUTPUT, SETUP, Plan, groups
+from deepreshape.private.plan import OUTPUT, SETUP, Plan
 from deepreshape.private.program import INPUT, Conv2d, Linear, Relu, Truncate
 from deepreshape.private.relu import Party, Prepared, Step
 from deepreshape.private.shares import Randomness, Words
@@ -135,12 +135,12 @@ class _Offline:
         for op in level:
             layout = self.plan.layouts[op.name]
             with self.channel.ledger.at(op.name, "offline"):
-                for group in self.shares[op.inputs[0]].reshape(-1, *layout.layer.input_shape):
-                    send_mask(self.channel, key, layout, group)
+                for mask in self.shares[op.inputs[0]].reshape(-1, *layout.layer.input_shape):
+                    send_mask(self.channel, key, layout, mask)
         for op in level:
             layout = self.plan.layouts[op.name]
             with self.channel.ledger.at(op.name, "offline"):
-                found = [receive_share(self.channel, key, layout) for _ in range(groups(op))]
+                found = [receive_share(self.channel, key, layout) for _ in range(self.plan.convolutions[op.name][1])]
             self.shares[op.name] = np.concatenate(found).reshape(self.plan.program.values[op.name].shape)
 
     def _truncate(self, receiver: truncate.Receiver, op: Relu | Truncate) -> None:

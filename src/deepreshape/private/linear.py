@@ -32,7 +32,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from itertools import count
 
@@ -41,6 +41,7 @@ from numpy.typing import NDArray
 
 from deepreshape.private.channel import Channel, Frame, Phase, ProtocolError
 from deepreshape.private.he import (
+    DEGREE,
     ClientKey,
     Encoded,
     Parameters,
@@ -391,6 +392,49 @@ def choose_parameters(modulus: int, layers: Iterable[Convolution]) -> Parameters
     if not costs:
         raise ValueError(refusal)
     return min(costs, key=costs.__getitem__)
+
+
+def joined(layer: Convolution, groups: int) -> tuple[Convolution, int]:
+    """A grouped convolution in as few layers like each other as is cheap: one of them, and how many there are.
+
+    A ciphertext costs the same however little is in it, and a group with few channels of a small map fills none. Groups
+    that fill one polynomial together become one layer, with zeros for the weights between them.
+
+    Args:
+        layer: one group.
+        groups: how many there are.
+    """
+    padded = (layer.height + 2 * layer.padding) * (layer.width + 2 * layer.padding)
+    each = layer.in_channels * layer.out_channels * padded
+    many = max(n for n in range(1, groups + 1) if groups % n == 0 and (n == 1 or n * n * each <= DEGREE))
+    if many == 1:
+        return layer, groups
+    wider = replace(
+        layer,
+        in_channels=many * layer.in_channels,
+        out_channels=many * layer.out_channels,
+        sum_bits=max((layer.weight_sum - 1).bit_length(), 1),  # zeros add nothing
+    )
+    return wider, groups // many
+
+
+def split_groups(weights: NDArray[np.integer], layer: Convolution) -> NDArray[np.integer]:
+    """The weights of each of the layers that :func:`joined` makes of a convolution.
+
+    Args:
+        weights: (out, in / groups, kernel, kernel) of the whole convolution.
+        layer: what :func:`joined` returned.
+
+    Returns:
+        (layers, *layer.weight_shape).
+    """
+    _, fan_in, *kernel = weights.shape
+    many = layer.in_channels // fan_in
+    own = weights.reshape(-1, many, layer.out_channels // many, fan_in, *kernel)
+    made = np.zeros((*own.shape[:3], many, *own.shape[3:]), weights.dtype)
+    for place in range(many):
+        made[:, place, :, place] = own[:, place]
+    return made.reshape(-1, *layer.weight_shape)
 
 
 class EncodedWeights:

@@ -22,7 +22,7 @@ from deepreshape.private.channel import Phase
 from deepreshape.private.garble import BATCH
 from deepreshape.private.garbling import LABEL_BYTES
 from deepreshape.private.he import Parameters
-from deepreshape.private.linear import Convolution, Layout, choose_parameters, lay_out
+from deepreshape.private.linear import Convolution, Layout, choose_parameters, joined, lay_out
 from deepreshape.private.program import INPUT, Conv2d, Linear, Program, ProgramError, Relu, Truncate
 from deepreshape.private.relu import ReluLayer, Role
 from deepreshape.private.truncate import TruncationLayer
@@ -75,18 +75,19 @@ class Plan:
         _ = self.parameters, self.relus  # refuses here what cannot be run
 
     @cached_property
-    def convolutions(self) -> dict[str, Convolution]:
-        """Every linear operation as the homomorphic layer sees it: one group, of which it has ``groups`` like it."""
-        found: dict[str, Convolution] = {}
+    def convolutions(self) -> dict[str, tuple[Convolution, int]]:
+        """Every linear operation as the homomorphic encryption sees it: a layer, and how many like it there are."""
+        found: dict[str, tuple[Convolution, int]] = {}
         for op in self.program.ops:
             if isinstance(op, Conv2d):
                 channels, height, width = self.program.values[op.inputs[0]].shape
                 shape = channels // op.groups, height, width, op.out_channels // op.groups
                 widths = op.weight_bits, op.sum_bits
-                found[op.name] = Convolution(*shape, op.kernel, op.stride, op.padding, *widths)
+                group = Convolution(*shape, op.kernel, op.stride, op.padding, *widths)
+                found[op.name] = joined(group, op.groups)
             elif isinstance(op, Linear):
                 inputs = self.program.values[op.inputs[0]].size
-                found[op.name] = Convolution.matrix(inputs, op.out_features, op.weight_bits, op.sum_bits)
+                found[op.name] = Convolution.matrix(inputs, op.out_features, op.weight_bits, op.sum_bits), 1
         return found
 
     @cached_property
@@ -96,9 +97,9 @@ class Plan:
             return None
         order = self.program.modulus.order
         try:
-            return choose_parameters(order, self.convolutions.values())
+            return choose_parameters(order, [layer for layer, _ in self.convolutions.values()])
         except ValueError as error:
-            for name, layer in self.convolutions.items():
+            for name, (layer, _) in self.convolutions.items():
                 try:
                     choose_parameters(order, [layer])
                 except ValueError as reason:
@@ -107,10 +108,10 @@ class Plan:
 
     @cached_property
     def layouts(self) -> dict[str, Layout]:
-        """How every linear operation (one group of it) is laid out in polynomials."""
+        """How every linear operation (one of its layers) is laid out in polynomials."""
         if self.parameters is None:
             return {}
-        return {name: lay_out(layer, self.parameters) for name, layer in self.convolutions.items()}
+        return {name: lay_out(layer, self.parameters) for name, (layer, _) in self.convolutions.items()}
 
     @cached_property
     def relus(self) -> dict[str, ReluLayer]:
@@ -288,13 +289,14 @@ class Plan:
 
     def _he(self, op: Conv2d | Linear) -> tuple[int, int]:
         up, down = self.layouts[op.name].declared.traffic["offline"]
-        return groups(op) * up, groups(op) * down
+        count = self.convolutions[op.name][1]
+        return count * up, count * down
 
     def _work(self, layer: str, phase: Phase, kind: str) -> dict[str, int]:
         """What a row of :meth:`declared` counts beside bytes and rounds."""
         if kind == "he":
             return {
-                "he_products": groups(self._linear(layer)) * self.layouts[layer].declared.products,
+                "he_products": self.convolutions[layer][1] * self.layouts[layer].declared.products,
                 "stored_server": WORD_BYTES * self.program.values[layer].size,
             }
         if kind == "clear":
@@ -324,8 +326,3 @@ class Plan:
 
     def _linear(self, name: str) -> Conv2d | Linear:
         return next(op for op in self.program.ops if op.name == name and isinstance(op, Conv2d | Linear))
-
-
-def groups(op: Conv2d | Linear) -> int:
-    """How many layers like each other an operation is to the homomorphic encryption."""
-    return op.groups if isinstance(op, Conv2d) else 1

@@ -8,7 +8,7 @@ from deepreshape.private import relu, truncate
 from deepreshape.private.channel import Channel, Frame
 from deepreshape.private.exact import locally, on_shares
 from deepreshape.private.he import Responder
-from deepreshape.private.linear import EncodedWeights, receive_mask, receive_public_key, send_responses
+from deepreshape.private.linear import EncodedWeights, receive_mask, receive_public_key, send_responses, split_groups
 from deepreshape.private.material import Sink, Source
 from deepreshape.private.plan import OUTPUT, SETUP, Plan
 from deepreshape.private.program import INPUT, Add, Conv2d, Flatten, Linear, Program, Raise, Relu, SumPool, Truncate
@@ -45,8 +45,10 @@ class Model:
         products = sum(row.he_products for row in plan.declared().rows)
         self.workers = worthwhile(products, most=1 if keep else workers)
         for name, layout in plan.layouts.items():
-            groups = program.weights[name].weight.reshape(-1, *layout.layer.weight_shape)
-            self.encoded[name] = [EncodedWeights(layout, group, keep=keep) for group in groups]
+            weight = program.weights[name].weight
+            weight = weight.reshape(*weight.shape[:2], layout.layer.kernel, layout.layer.kernel)
+            parts = split_groups(weight, layout.layer)
+            self.encoded[name] = [EncodedWeights(layout, part, keep=keep) for part in parts]
 
 
 def offline(

@@ -34,11 +34,19 @@ TYPICAL_WEIGHT = 0.25
 
 @dataclass(frozen=True)
 class Product:
-    """One linear operation: ``groups`` of ``layout``, and of how many bits shares and weights are."""
+    """One linear operation.
+
+    Attributes:
+        layout: of one of its homomorphic layers.
+        groups: how many like it there are.
+        share_bits: of a share.
+        fan_in: multiply-adds of an output in the clear.
+    """
 
     layout: Layout
     groups: int
     share_bits: int
+    fan_in: int
 
     @property
     def outputs(self) -> int:
@@ -48,20 +56,19 @@ class Product:
     @property
     def macs(self) -> int:
         """Multiply-adds in the clear."""
-        return self.outputs * math.prod(self.layout.layer.weight_shape[1:])
+        return self.outputs * self.fan_in
 
     @property
     def clear(self) -> Work:
         """The server's product with its own shares, online."""
         layer = self.layout.layer
-        fan_in = math.prod(layer.weight_shape[1:])
-        room = EXACT_BITS - math.ceil(layer.weight_bits + math.log2(fan_in * TYPICAL_WEIGHT))
+        room = EXACT_BITS - math.ceil(layer.weight_bits + math.log2(self.fan_in * TYPICAL_WEIGHT))
         limbs = -(-self.share_bits // max(room, 1))
         places = math.prod(layer.output_shape[1:])
         return {
             "clear.mac": limbs * self.macs,
-            "clear.patch": limbs * places * fan_in * self.groups,
-            "clear.weight": self.groups * math.prod(layer.weight_shape),
+            "clear.patch": limbs * places * math.prod(layer.weight_shape[1:]) * self.groups,
+            "clear.weight": self.groups * layer.out_channels * self.fan_in,
             "element": self.outputs,
             "store.read": WORD_BYTES * self.outputs,
         }
@@ -109,7 +116,12 @@ class Steps:
         program, rows = plan.program, plan.declared().rows
         bits = program.modulus.bits
         products = {
-            op.name: Product(plan.layouts[op.name], op.groups if isinstance(op, Conv2d) else 1, bits)
+            op.name: Product(
+                plan.layouts[op.name],
+                plan.convolutions[op.name][1],
+                bits,
+                math.prod(op.weight_shape(program.values[op.inputs[0]])[1:]),
+            )
             for op in program.ops
             if isinstance(op, Conv2d | Linear)
         }
