@@ -193,7 +193,7 @@ def test_run_and_report(tmp_path: Path):
         (("train", "resnet18-m4", "--out", "o", "--teacher", "."), ". holds no saved model"),
         (("eval", "."), ". holds no saved model: there is no manifest.json"),
         (("report", "."), ". holds no results: there is no results.jsonl"),
-        (("eval", "zoo:cats"), "there is no 'cats' in the zoo; it has cifar100-25k, digits"),
+        (("eval", "zoo:cats"), "there is no 'cats' in the zoo; it has cifar100-13k, cifar100-25k, digits"),
         (("linearize", ".", "--budget", "9", "--out", "o"), ". holds no saved model"),
         (("linearize", "zoo:digits", "--budget", "900", "--out", "o"), "a budget of 900 ReLUs does not fit a network"),
         (
