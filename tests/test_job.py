@@ -86,7 +86,13 @@ def test_a_job_killed_at_any_time_ends_with_the_same_results(done: Path, tmp_pat
     for wanted in (1, 2):
         said = tmp_path / "stderr"
         with said.open("w") as stderr:
-            process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=stderr)
+            # a shell that runs the tests in the background ignores interrupts, and its children with it
+            process = subprocess.Popen(
+                command,
+                stdout=subprocess.DEVNULL,
+                stderr=stderr,
+                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+            )
         while process.poll() is None and (not results.is_file() or results.read_text().count("\n") < wanted):
             time.sleep(0.02)
         process.send_signal(signal.SIGKILL if wanted == 1 else signal.SIGINT)
