@@ -27,6 +27,7 @@ ELITE = 12
 """Designs that the search goes on from."""
 
 MULTIPLIERS = ("alpha", "beta", "gamma", "delta")
+"""By how much each stage is wider than the one before, in order."""
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,9 @@ quarter. The search takes whichever is cheaper.
 *Bands.* An image too large for one polynomial is cut into bands of output rows, each with the input rows it reads; all
 bands use the same encoded weights.
 
+*Groups.* Each group of a grouped convolution is a layer of its own, or as many as fill one polynomial together are one
+layer with zeros between them (:func:`joined`): depthwise convolutions, and batch norms that no convolution absorbs.
+
 A matrix-vector product is the 1x1 convolution of a 1x1 image.
 """
 
