@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deepreshape.report import advantages, front, picture, picture_of_masks, render, summarize, verdict
-from deepreshape.report.chart import Mark, lay_out
+from deepreshape.report.chart import Mark, lay_out, look_of
 
 
 def row(network: str, relus: int, top1: float, seed: int = 0, plan: str = "all ReLUs") -> dict:
@@ -101,6 +101,10 @@ def test_every_mark_lies_inside_its_chart(values):
         assert chart.top - 0.1 <= placed.high <= placed.y <= placed.low <= chart.bottom + 0.1
     assert len(chart.x_ticks) >= 2
     assert len(chart.y_ticks) >= 2
+
+
+def test_no_two_series_look_the_same():
+    assert len({look_of(at) for at in range(64)}) == 64
 
 
 def test_the_picture_of_masks_has_a_bar_and_a_map_for_each_layer():

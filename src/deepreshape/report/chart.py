@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil, floor, log10
 
-__all__ = ["COLORS", "SHAPES", "Chart", "Mark", "Placed", "Tick", "lay_out"]
+__all__ = ["COLORS", "Chart", "Mark", "Placed", "Tick", "lay_out", "look_of"]
 
 WIDTH, HEIGHT = 560, 380
 LEFT, RIGHT, TOP, BOTTOM = 52, 16, 16, 46
@@ -24,6 +24,12 @@ SHAPES = (
     "M-6,0l3,-5h6l3,5l-3,5h-6z",
     "M-5,-5l5,3l5,-3l-3,5l3,5l-5,-3l-5,3l3,-5z",
 )
+
+
+def look_of(number: int) -> tuple[str, str]:
+    """Colour and shape of a series; no two of the first 64 share both."""
+    again, at = divmod(number, len(COLORS))
+    return COLORS[at], SHAPES[(at + again) % len(SHAPES)]
 
 
 @dataclass(frozen=True)
@@ -95,7 +101,7 @@ def lay_out(title: str, x_label: str, marks: Sequence[Mark], best: Sequence[tupl
         return round(HEIGHT - BOTTOM - (y - bottom) / (top - bottom) * (HEIGHT - TOP - BOTTOM), 1)
 
     names = list(dict.fromkeys(mark.series for mark in marks))
-    look = {name: (COLORS[at % len(COLORS)], SHAPES[at % len(SHAPES)]) for at, name in enumerate(names)}
+    look = {name: look_of(at) for at, name in enumerate(names)}
     placed = tuple(
         Placed(
             mark, across(mark.x), down(mark.y), down(mark.y - mark.error), down(mark.y + mark.error), *look[mark.series]

@@ -39,8 +39,8 @@ function fill() {
     const box = Object.assign(html("input"), { type: "checkbox", checked: true });
     box.addEventListener("change", () => { state.off[box.checked ? "delete" : "add"](name); draw(); });
     const label = html("label");
-    const swatch = html("span", "●");
-    swatch.style.color = data.looks[name].color;
+    const swatch = svg("svg", { viewBox: "-7 -7 14 14", width: 14, height: 14, "aria-hidden": "true" });
+    swatch.append(svg("path", { d: data.looks[name].shape, fill: data.looks[name].color }));
     label.append(box, swatch, name);
     at("networks").append(label);
   }
