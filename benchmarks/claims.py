@@ -1,7 +1,7 @@
 """The paper's claims about run time, without training: WRN-22-8 against HybReNets at 180,000 ReLUs.
 
     python benchmarks/claims.py --out benchmarks/results/claims.jsonl
-    python benchmarks/claims.py --run 2 --out benchmarks/results/claims-measured.jsonl
+    python benchmarks/claims.py --run 1 --out benchmarks/results/claims-measured.jsonl
 
 DeepReShape (abstract) reports 5.2 and 8.7 times less run time than the state of the art at about equal accuracy; run
 time does not depend on weights, so it can be priced. The wide network keeps 180,000 ReLUs spread over its layers, as a

@@ -21,7 +21,6 @@ from torch.nn.functional import cross_entropy
 
 from deepreshape.models import architecture, build
 from deepreshape.private.units import machine
-from deepreshape.training import Recipe
 from deepreshape.training.convolution import MatrixConvolutions
 from deepreshape.training.muon import Muon
 
@@ -56,7 +55,7 @@ def measure(name: str, rounds: int) -> dict[str, Any]:
     images = torch.randn(BATCH, *made.input, generator=generator).contiguous(memory_format=torch.channels_last)
     labels = torch.randint(made.classes, (BATCH,), generator=generator)
     weights = list(network.parameters())
-    groups = [{"params": [w], "lr": Recipe().lr / 100, "orthogonal": w.dim() == 4} for w in weights]
+    groups = [{"params": [w], "lr": 1e-3, "orthogonal": w.dim() == 4} for w in weights]
     optimizer = Muon(groups, torch.bfloat16)
 
     def step() -> float:

@@ -9,7 +9,7 @@ from itertools import product
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from deepreshape.private import linear
@@ -357,8 +357,7 @@ def test_the_layout_is_the_cheapest_of_all(layer: Convolution):
 def test_joined_groups_compute_what_the_groups_do(groups, channels, side, place):
     kernel, stride, padding = place
     fan_in, outs = channels
-    if side + 2 * padding < kernel:
-        return
+    assume(side + 2 * padding >= kernel)
     group = Convolution(fan_in, side, side, outs, kernel, stride, padding, 4)
     layer, count = linear.joined(group, groups)
     assert count * layer.in_channels == groups * fan_in
