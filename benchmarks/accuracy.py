@@ -18,7 +18,6 @@ import argparse
 import json
 import multiprocessing
 import os
-import platform
 import time
 from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
@@ -39,6 +38,7 @@ from deepreshape.private.plan import Plan
 from deepreshape.private.program import Program
 from deepreshape.private.program_bytes import from_bytes, to_bytes
 from deepreshape.private.shares import Words
+from deepreshape.private.units import machine
 from deepreshape.training import load_data
 
 CALIBRATION = 256
@@ -61,7 +61,7 @@ def main() -> None:
     names = " ".join(path.name for path in options.models)
     result: dict[str, Any] = {
         "command": f"python benchmarks/accuracy.py {names} --images {options.images}",
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "machine": machine(),
         "versions": {name: version(name) for name in ("deepreshape", "numpy", "cryptography", "tenseal", "torch")},
         "rows": [],
     }

@@ -9,7 +9,6 @@ rounds are reported. Batch of one, CPU, weights in memory.
 
 import argparse
 import json
-import platform
 import statistics
 import time
 import warnings
@@ -25,6 +24,7 @@ from ptflops import get_model_complexity_info
 from torch import nn
 
 from deepreshape import architecture, build, count
+from deepreshape.private.units import machine
 
 NETWORKS = ("resnet20", "resnet18", "hrn-5x5x3x", "wideresnet22-8", "wideresnet28-10", "vgg16")
 
@@ -92,10 +92,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     warnings.filterwarnings("ignore")
-    processor = torch.cpu.get_capabilities()["cpu_name"]
     result = {
         "command": f"python benchmarks/counting.py --rounds {options.rounds}",
-        "machine": f"{processor}, {platform.machine()}, {torch.get_num_threads()} threads",
+        "machine": machine(),
+        "threads": torch.get_num_threads(),
         "versions": {name: version(name) for name in ("deepreshape", "torch", "fvcore", "ptflops")},
         "n": options.rounds,
         "rows": [measure(name, options.rounds) for name in NETWORKS],

@@ -34,6 +34,7 @@ from deepreshape.private.garble import BATCH, Context, Offset, evaluate, garble,
 from deepreshape.private.relu import ReluLayer, declared
 from deepreshape.private.shares import CIRCA_PRIME, DELPHI_PRIME, PRIME_32, Field, Randomness, Ring
 from deepreshape.private.sign import Parity, Sign, Window, Wrap
+from deepreshape.private.units import machine
 
 CASES: list[tuple[str, Ring | Field, Sign | None]] = [
     ("gc-full", Ring(16), None),
@@ -148,22 +149,6 @@ def aes_alone(calls: int, blocks: int) -> None:
     encrypt = Cipher(algorithms.AES(bytes(16)), modes.ECB()).encryptor().update_into  # noqa: S305
     for _ in range(calls):
         encrypt(source, target)
-
-
-def machine() -> dict[str, Any]:
-    """What this runs on."""
-    facts: dict[str, str] = {}
-    cpuinfo = Path("/proc/cpuinfo")
-    for line in cpuinfo.read_text().splitlines() if cpuinfo.exists() else []:
-        key, _, value = line.partition(":")
-        facts.setdefault(key.strip(), value.strip())
-    return {
-        "cpu": facts.get("model name") or platform.processor() or platform.machine(),
-        "family_model_stepping": [facts.get(key) for key in ("cpu family", "model", "stepping")],
-        "cpus": os.cpu_count(),
-        "load_1min": round(os.getloadavg()[0], 2),
-        "system": f"{platform.system()} {platform.machine()}",
-    }
 
 
 def versions() -> dict[str, str]:

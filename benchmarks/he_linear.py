@@ -12,18 +12,17 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import statistics
 import time
 from collections.abc import Callable
 from importlib.metadata import version
-from pathlib import Path
 
 import numpy as np
 
 from deepreshape.private import he, linear, residues
 from deepreshape.private.linear import Convolution
 from deepreshape.private.shares import Randomness
+from deepreshape.private.units import machine
 
 TARGET = {"layer": "64x8x8 -> 64, 3x3", "cpu_seconds": 0.15, "bytes": 3_000_000}
 
@@ -38,17 +37,6 @@ def cases(bits: int) -> dict[str, Convolution]:
         "16x32x32 -> 32, 1x1, stride 2": Convolution(16, 32, 32, 32, 1, 2, 0, bits),
         "linear 512 -> 100": Convolution.matrix(512, 100, bits),
     }
-
-
-def machine() -> dict[str, str | int]:
-    cpu = Path("/proc/cpuinfo")
-    names = (
-        [line.split(":")[1].strip() for line in cpu.read_text().splitlines() if "model name" in line]
-        if cpu.exists()
-        else []
-    )
-    versions = {name: version(name) for name in ("numpy", "tenseal", "zstandard")}
-    return {"cpu": names[0] if names else platform.processor(), "python": platform.python_version(), **versions}
 
 
 def spread(values: list[float]) -> dict[str, float]:
@@ -143,6 +131,7 @@ def main() -> None:
     }
     found = {
         "machine": machine(),
+        "versions": {name: version(name) for name in ("numpy", "tenseal", "zstandard")},
         "n": arguments.rounds,
         "modulus": f"2^{arguments.bits}",
         "degree": he.DEGREE,
@@ -153,7 +142,7 @@ def main() -> None:
     if arguments.json:
         print(json.dumps(found, indent=1))
         return
-    print(f"{found['machine']}, n = {arguments.rounds}, modulo {found['modulus']}, medians of CPU milliseconds")
+    print(f"{found['machine']['cpu']}, n = {arguments.rounds}, modulo {found['modulus']}, medians of CPU milliseconds")
     titles = f"{'client':>8}{'server':>8}{'kept':>8}{'x limit':>9}{'kB up':>8}{'kB down':>9}{'in/out':>9}{'spare':>7}"
     print(f"{'layer':32}{titles}")
     for name, row in rows.items():

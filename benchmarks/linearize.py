@@ -14,7 +14,6 @@ reads validation accuracy.
 
 import argparse
 import json
-import platform
 import resource
 import statistics
 import subprocess
@@ -37,6 +36,7 @@ from deepreshape.linearize.search import MaskSearch, SearchMethod
 from deepreshape.linearize.sites import Masks, keep_best
 from deepreshape.models import architecture, build
 from deepreshape.models.saved import load
+from deepreshape.private.units import machine
 from deepreshape.training import RECIPES, Dataset, Progress, Split, load_data
 
 THRESHOLD = 1e-2
@@ -269,7 +269,8 @@ def main() -> None:
     result = speed(options) if options.what == "speed" else equal_time(options)
     result |= {
         "command": " ".join(["python", "benchmarks/linearize.py", *sys.argv[1:]]),
-        "machine": f"{torch.cpu.get_capabilities()['cpu_name']}, {platform.machine()}, {options.threads} threads",
+        "machine": machine(),
+        "threads": options.threads,
         "versions": {name: version(name) for name in ("deepreshape", "torch")},
     }
     text = json.dumps(result, indent=1) + "\n"

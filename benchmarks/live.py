@@ -7,7 +7,6 @@ Every answer is for a network that was not asked for before, so nothing of it is
 
 import argparse
 import json
-import os
 import platform
 import random
 import statistics
@@ -16,6 +15,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from deepreshape.explorer import live_quote
+from deepreshape.private.units import machine
 
 PROTOCOLS = ("gc-full", "gc-sign", "gc-stochastic:drop=12", "server-garbler")
 
@@ -55,7 +55,7 @@ def main() -> None:
         print(json.dumps(rows[-1]))
     report = {
         "command": f"python benchmarks/live.py --quotes {options.quotes} --seed {options.seed}",
-        "machine": {"cpu": platform.processor() or platform.machine(), "cpus": os.cpu_count()},
+        "machine": machine(),
         "versions": {"python": platform.python_version(), "deepreshape": version("deepreshape")},
         "rows": rows,
     }

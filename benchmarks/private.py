@@ -12,7 +12,6 @@ what the party's own process says of its peak. ResNet-18 at 64x64 takes 7 GB of 
 import argparse
 import json
 import os
-import platform
 import statistics
 import threading
 from collections.abc import Iterator
@@ -28,6 +27,7 @@ from deepreshape.private.fixed import Integers, to_fixed
 from deepreshape.private.local import run_local
 from deepreshape.private.lower import lower
 from deepreshape.private.program import Program
+from deepreshape.private.units import machine
 from deepreshape.private.variant import Variant
 
 PACKAGES = ("deepreshape", "numpy", "cryptography", "tenseal", "torch")
@@ -144,7 +144,7 @@ def main() -> None:
     words += ["--relu", *map(str, options.relu), "--workers", *map(str, options.workers)]
     result = {
         "command": f"python benchmarks/private.py {' '.join(words)} --rounds {options.rounds}",
-        "machine": f"{platform.machine()}, 2 processes on one machine, loopback",
+        "machine": machine(),
         "versions": {name: version(name) for name in PACKAGES},
         "n": options.rounds,
         "rows": [

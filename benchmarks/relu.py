@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import statistics
 import time
 from collections.abc import Callable
@@ -32,6 +31,7 @@ from deepreshape.private.engines import engine
 from deepreshape.private.relu import ReluLayer, Role
 from deepreshape.private.shares import DELPHI_PRIME, Field, Randomness, Ring
 from deepreshape.private.sign import Parity, Sign, Window, Wrap
+from deepreshape.private.units import machine
 
 SHIFT = 12
 CASES: dict[str, tuple[Ring | Field, Sign | None]] = {
@@ -143,7 +143,7 @@ def main() -> None:
     result = {
         "command": f"python benchmarks/relu.py --log-counts {options.log_counts} --rounds {options.rounds} "
         f"--garbler {options.garbler}",
-        "machine": f"{platform.machine()}, {os.cpu_count()} CPUs, two threads of one process",
+        "machine": machine(),
         "engine": engine().name,
         "versions": {name: version(name) for name in ("deepreshape", "numpy", "cryptography")},
         "n": options.rounds,

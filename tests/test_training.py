@@ -11,7 +11,7 @@ import torch
 from torch.nn import functional
 
 from deepreshape.models import architecture, build
-from deepreshape.nn import StochasticReLU
+from deepreshape.nn import MaskedReLU, StochasticReLU
 from deepreshape.training import RECIPES, Dataset, Progress, Recipe, Split, augment, distillation_loss, load_data, train
 from deepreshape.training.convolution import MatrixConvolutions, matrix_convolution
 from deepreshape.training.muon import Muon, orthogonal
@@ -75,6 +75,47 @@ def test_a_killed_run_continues_to_the_same_weights(digits: Dataset, tmp_path: P
     assert [row["epoch"] for row in rows] == [1, 2]
     assert rows[-1]["top1_validation"] == trained.top1_validation
     assert trained.seconds > 0
+
+
+def test_without_a_holdout_the_validation_split_is_trained_on_and_says_nothing(digits: Dataset, tmp_path: Path):
+    few = replace(digits, validation=Split(digits.validation.images[:40], digits.validation.labels[:40]))
+    both = replace(few, train=few.whole, validation=digits.validation)
+    assert len(few.whole) == 240
+    models = [build(TINY, seed=1) for _ in range(2)]
+    trained = train(models[0], few, replace(SHORT, holdout=False), seed=3, folder=tmp_path)
+    train(models[1], both, SHORT, seed=3)
+    assert equal(weights(models[0]), weights(models[1]))
+    assert trained.top1_validation is None
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [row["top1_validation"] for row in rows] == [None, None]
+
+
+def test_the_other_parameters_have_a_rate_of_their_own(digits: Dataset):
+    start = build(TINY, seed=1)
+    tried = {"still": replace(SHORT, lr_other=1e-9), "moved": SHORT}
+    models = {name: build(TINY, seed=1) for name in tried}
+    for name, recipe in tried.items():
+        train(models[name], digits, recipe, seed=3)
+    for at, first in start.named_parameters():
+        far = {name: torch.dist(first, model.get_parameter(at)) for name, model in models.items()}
+        assert (far["still"] < 1e-6) == (first.dim() != 4), at
+        assert far["moved"] > 1e-6, at
+
+
+def test_images_grow_in_two_steps_to_their_size(digits: Dataset):
+    sides: list[int] = []
+    model = build(TINY, seed=1)
+    model.register_forward_pre_hook(lambda _, inputs: sides.append(inputs[0].shape[2]) if model.training else None)
+    train(model, digits, replace(SHORT, grow=0.5), seed=3)
+    assert [(side, sides.count(side)) for side in (4, 6, 8)] == [(4, 4), (6, 3), (8, 7)]
+    assert sides == sorted(sides)
+
+
+def test_images_do_not_grow_under_masks(digits: Dataset):
+    model = build(TINY, seed=1)
+    model.stem.act = MaskedReLU(torch.ones(2, 8, 8, dtype=torch.bool))  # pyright: ignore[reportAttributeAccessIssue]
+    with pytest.raises(ValueError, match=r"grow=0\.5 .* masks"):
+        train(model, digits, replace(SHORT, grow=0.5), seed=3)
 
 
 @pytest.mark.parametrize("shape", [(8, 30), (30, 8), (12, 12)])

@@ -98,7 +98,7 @@ def evaluate(
     if dataset.shape != manifest.architecture.input:
         raise ValueError(f"{model} takes inputs of {manifest.architecture.input}, {dataset.name} has {dataset.shape}")
     values = {
-        "top1": round(accuracy(loaded, dataset, dataset.test), 3),
+        "top1": accuracy(loaded, dataset, dataset.test),
         "relus": count_model(loaded, dataset.shape).total.relus,
         "n": len(dataset.test),
     }

@@ -153,6 +153,8 @@ def criticality(
 
     set_threads(threads, data)
     recipe, dataset = read_recipe(data, settings), load_data(data, data_dir)
+    if not recipe.holdout:
+        raise ValueError("holdout=false leaves no validation accuracy, which is what criticality compares")
     whole = architecture(network, dataset.shape, len(dataset.class_names))
     teachers: dict[int, nn.Module] = {}
     with progress_bar() as bar:
@@ -165,9 +167,9 @@ def criticality(
                 train(teachers[seed], dataset, recipe, seed=seed, progress=into(bar, task))
             bar.update(task, description=f"{network}, one stage's ReLUs, seed {seed}")
             model = build(candidate, seed=seed)
-            return train(
-                model, dataset, recipe, seed=seed, teacher=teachers[seed], progress=into(bar, task)
-            ).top1_validation
+            done = train(model, dataset, recipe, seed=seed, teacher=teachers[seed], progress=into(bar, task))
+            assert done.top1_validation is not None  # noqa: S101 - the split is held out
+            return done.top1_validation
 
         found = measure(whole, accuracy, read_integers(seeds, "--seeds"))
     stages = [

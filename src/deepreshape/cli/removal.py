@@ -116,14 +116,15 @@ def linearize(
         "relus": record.relus,
         "budget": record.budget,
         "granularity": record.granularity,
-        "top1_validation": round(record.top1_validation, 3),
+        "top1_validation": record.top1_validation,
         "record": record.to_dict(),
     }
     if as_json:
         print_json(values)
         return
     out.print(f"{record.relus_before:,} -> {record.relus:,} ReLUs by {method}, chosen by {record.granularity}")
-    out.print(f"validation top-1 {record.top1_validation:.2f} %, saved in {to}; masks.svg there shows which stayed")
+    top1 = "" if record.top1_validation is None else f"validation top-1 {record.top1_validation:.2f} %, "
+    out.print(f"{top1}saved in {to}; masks.svg there shows which stayed")
 
 
 @app.command()

@@ -96,7 +96,7 @@ class Removal:
         granularity: of the choice; protocols may price them differently.
         kept: by site, how many ReLUs are left.
         price_before, price: seconds under the price profile, where one was given.
-        top1_validation: in percent, after fine-tuning.
+        top1_validation: in percent, after fine-tuning; none where the validation split was trained on.
         epochs: of search and fine-tuning together.
         minutes: processor time of this process, or on a GPU the time that passed.
         recipe: of the fine-tuning.
@@ -112,7 +112,7 @@ class Removal:
     kept: dict[str, int]
     price_before: float | None
     price: float | None
-    top1_validation: float
+    top1_validation: float | None
     epochs: int
     minutes: float
     recipe: dict[str, Any]

@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
+from torch.nn.functional import interpolate, pad
 
-__all__ = ["DATASETS", "Dataset", "Split", "augment", "data_folder", "load_data"]
+__all__ = ["DATASETS", "Dataset", "Split", "augment", "data_folder", "load_data", "smaller"]
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,14 @@ class Dataset:
         channels, height, width = self.train.images.shape[1:]
         return channels, height, width
 
+    @property
+    def whole(self) -> Split:
+        """The training and the validation split as one."""
+        return Split(
+            torch.cat([self.train.images, self.validation.images]),
+            torch.cat([self.train.labels, self.validation.labels]),
+        )
+
     def normalize(self, images: Tensor) -> Tensor:
         """uint8 images as float32 of zero mean and unit variance, channels last."""
         mean = torch.tensor(self.mean, device=images.device).view(-1, 1, 1)
@@ -92,6 +100,15 @@ def augment(images: Tensor, generator: torch.Generator, *, crop: int, flip: bool
         in_columns = (torch.arange(width) >= left) & (torch.arange(width) < left + cutout)
         out = out.masked_fill((in_rows[:, :, None] & in_columns[:, None, :])[..., None].to(device), 0)
     return out.permute(0, 3, 1, 2)
+
+
+def smaller(images: Tensor, grow: float, done: float) -> Tensor:
+    """Normalised images at the size of this share of a run (``Recipe.grow``)."""
+    if done >= grow:
+        return images
+    quarters = 2 if done < grow / 2 else 3
+    size = [max(1, side * quarters // 4) for side in images.shape[2:]]
+    return interpolate(images, size, mode="bilinear", antialias=True).contiguous(memory_format=torch.channels_last)
 
 
 def data_folder(given: Path | None = None) -> Path:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from deepreshape.nn import Faults, MaskedReLU, PolynomialReLU, faulty
 from deepreshape.training.convolution import MatrixConvolutions
-from deepreshape.training.data import Dataset, Split, augment
+from deepreshape.training.data import Dataset, Split, augment, smaller
 from deepreshape.training.distill import activations, distillation_loss, mismatch_loss
 from deepreshape.training.muon import Muon
 from deepreshape.training.parallel import add_up_gradients, part, rank, shared_norms
@@ -50,16 +50,17 @@ class Progress:
 class Trained:
     """What a run came to: validation top-1 in percent, and the time it took over all its restarts.
 
-    ``seconds`` are processor time, or on a GPU the time that passed.
+    ``seconds`` are processor time, or on a GPU the time that passed. There is no validation top-1 where that split was
+    trained on (``Recipe.holdout``).
     """
 
-    top1_validation: float
+    top1_validation: float | None
     seconds: float
 
 
 @torch.no_grad()
 def accuracy(model: nn.Module, data: Dataset, split: Split, batch: int = 1000) -> float:
-    """Top-1 accuracy in percent, in evaluation mode and float32."""
+    """Top-1 accuracy in percent to three decimals, in evaluation mode and float32."""
     training = model.training
     model.eval()
     device = next(model.parameters()).device
@@ -67,7 +68,7 @@ def accuracy(model: nn.Module, data: Dataset, split: Split, batch: int = 1000) -
     for images, labels in zip(split.images.split(batch), split.labels.split(batch), strict=True):
         right += int((model(data.normalize(images.to(device))).argmax(1) == labels.to(device)).sum())
     model.train(training)
-    return 100 * right / len(split)
+    return round(100 * right / len(split), 3)
 
 
 class Search(Protocol):
@@ -120,7 +121,8 @@ def train(
 
     Args:
         model: with its initial weights, on the device to train on.
-        data: its validation split is looked at after each epoch; its test split is not touched.
+        data: its validation split is looked at after each epoch, or trained on as the recipe says; its test split is
+            not touched.
         recipe: the settings.
         seed: of the order of the images and the augmentation.
         teacher: gives the soft targets of distillation; it is used in evaluation mode, without gradient.
@@ -129,8 +131,12 @@ def train(
         search: what a search for masks does on the way.
 
     Raises:
-        ValueError: if the folder holds a run with other settings, or the loss stops being a number.
+        ValueError: if the folder holds a run with other settings, the loss stops being a number, or images are to grow
+            in a network with masks.
     """
+    if recipe.grow and (search or any(isinstance(module, (MaskedReLU, PolynomialReLU)) for module in model.modules())):
+        raise ValueError(f"grow={recipe.grow} shrinks images and masks have one size; leave it out")
+    learned = data.train if recipe.holdout else data.whole
     device = next(model.parameters()).device
     model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     if teacher is not None:
@@ -138,11 +144,11 @@ def train(
     low = _low_precision(recipe, device)
     optimizer = _optimizer(model, recipe, search, torch.bfloat16 if low else torch.float32)
     average = {name: tensor.clone() for name, tensor in model.state_dict().items()} if recipe.ema else {}
-    an_epoch = -(-len(data.train) // recipe.batch)
+    an_epoch = -(-len(learned) // recipe.batch)
     steps = an_epoch * recipe.epochs
     settings = {**asdict(recipe), "seed": seed}
     step, spent = _resume(folder, settings, model, optimizer, average) if folder else (0, 0.0)
-    images, labels = data.train.images.to(device), data.train.labels.to(device)
+    images, labels = learned.images.to(device), learned.labels.to(device)
     clock = time.monotonic if device.type == "cuda" else time.process_time
     started, saved, top1 = clock() - spent, time.monotonic(), None
     model.train()
@@ -156,7 +162,8 @@ def train(
             chosen = order[place * recipe.batch : (place + 1) * recipe.batch].to(device)
             randomness = _generator(seed, step)
             batch = augment(images[chosen], randomness, crop=recipe.crop, flip=recipe.flip, cutout=recipe.cutout)
-            batch, known = data.normalize(part(batch)), labels[part(chosen)]
+            batch = smaller(data.normalize(part(batch)), recipe.grow, step / steps)
+            known = labels[part(chosen)]
             for group in optimizer.param_groups:
                 group["lr"] = group["peak"] * _schedule(recipe, (step + 1) / steps)
             if search:
@@ -195,7 +202,7 @@ def train(
                         f"the loss became {loss.item()} in epoch {epoch + 1}; a lower lr than {recipe.lr} may work"
                     )
                 with _signs(model, recipe, seed, step):
-                    top1 = _measure(model, average, data)
+                    top1 = _measure(model, average, data) if recipe.holdout else None
                 if folder and rank() == 0:
                     row = {"epoch": epoch + 1, "step": step, "loss": round(loss.item(), 4), "top1_validation": top1}
                     with (folder / METRICS).open("a") as file:
@@ -209,7 +216,7 @@ def train(
     if average:
         model.load_state_dict(average)
     model.eval()
-    if top1 is None:
+    if top1 is None and recipe.holdout:
         with _signs(model, recipe, seed, step):
             top1 = accuracy(model, data, data.validation)
     return Trained(top1, clock() - started)
@@ -244,10 +251,11 @@ def _optimizer(
 ) -> torch.optim.Optimizer:
     gates = search.gates() if search else []
     weights = [parameter for parameter in model.parameters() if all(parameter is not gate for gate in gates)]
+    other = recipe.lr * recipe.lr_other
     kinds = (
         ([weight for weight in weights if weight.dim() == 4], recipe.weight_decay, recipe.lr, True),
-        ([weight for weight in weights if 1 < weight.dim() < 4], recipe.weight_decay, recipe.lr, False),
-        ([weight for weight in weights if weight.dim() <= 1], 0.0, recipe.lr, False),
+        ([weight for weight in weights if 1 < weight.dim() < 4], recipe.weight_decay, other, False),
+        ([weight for weight in weights if weight.dim() <= 1], 0.0, other, False),
         (gates, 0.0, search.gate_lr if search else 0.0, False),
     )
     groups = [

@@ -21,7 +21,9 @@ class Recipe:
         batch: images a step.
         optimizer: SGD with Nesterov momentum 0.9, AdamW, or Muon, which makes the steps of convolutions orthogonal
             (:mod:`.muon`) and trains in fewer epochs.
-        lr: peak learning rate; about 0.4 for SGD, 0.1 for Muon.
+        lr: peak learning rate; about 0.4 for SGD, 0.05 for Muon.
+        lr_other: times that rate for all but convolutions: batch norms, biases, the last layer. With Muon 4 is better
+            than 1, whose steps of convolutions say nothing about theirs.
         schedule: ``"onecycle"`` rises linearly over ``warmup`` of the steps, then falls linearly to 0; ``"cosine"``
             falls along a cosine after the same rise; ``"constant"`` stays after it.
         warmup: share of the steps.
@@ -30,6 +32,10 @@ class Recipe:
         crop: pixels of reflected border from which a window is cut.
         flip: whether images are mirrored at random.
         cutout: side of the square that is blanked at random; 0 for none.
+        grow: share of the steps that see smaller images: half the side in its first half, three quarters in its second
+            (progressive resizing), which takes a fourth and half of the time. Not with masks, which have one size.
+        holdout: whether the validation split is held out. A last run, whose settings are fixed, may train on it too;
+            then there is no validation accuracy.
         ema: decay of the moving average of the weights that is returned; 0 returns the last weights.
         temperature, distill: T and w of the distillation loss, where there is a teacher.
         relu: trains with the faults of a stochastic ReLU in the loop, as ``stochastic:drop=12,fraction=20`` says
@@ -43,6 +49,7 @@ class Recipe:
     batch: int = 256
     optimizer: Literal["sgd", "adamw", "muon"] = "sgd"
     lr: float = 0.4
+    lr_other: float = 1.0
     schedule: Literal["onecycle", "cosine", "constant"] = "onecycle"
     warmup: float = 0.2
     weight_decay: float = 5e-4
@@ -50,6 +57,8 @@ class Recipe:
     crop: int = 4
     flip: bool = True
     cutout: int = 0
+    grow: float = 0.0
+    holdout: bool = True
     ema: float = 0.0
     temperature: float = 4.0
     distill: float = 0.9
@@ -62,11 +71,13 @@ class Recipe:
             ("epochs", 1, 100_000),
             ("batch", 1, 1_000_000),
             ("lr", 1e-9, 100),
+            ("lr_other", 1e-9, 1000),
             ("warmup", 0, 1),
             ("weight_decay", 0, 1),
             ("smoothing", 0, 1),
             ("crop", 0, 64),
             ("cutout", 0, 1024),
+            ("grow", 0, 1),
             ("ema", 0, 1),
             ("temperature", 1e-3, 1000),
             ("distill", 0, 1),
