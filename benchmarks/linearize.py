@@ -225,7 +225,7 @@ def equal_time(options: argparse.Namespace) -> dict[str, Any]:
                     "search_epochs": epochs,
                     "epochs": epochs,
                     "relus": record.relus,
-                    "top1_validation": round(record.top1_validation, 2),
+                    "top1_validation": record.top1_validation,
                     "cpu_minutes": round((time.process_time() - started) / 60, 2),
                 }
             )

@@ -48,13 +48,72 @@ def test_local_prints_the_fixed_shape_and_private_equals_plain(model: Path, garb
 
 @pytest.mark.parametrize(
     "words",
-    ["gc-sign", "gc-sign --calibrated --garbler client", "gc-stochastic --drop-bits 6 --mode neg-pass"],
+    [
+        "gc-sign",
+        "gc-sign --calibrated --garbler client",
+        "gc-stochastic --drop-bits 6 --mode neg-pass",
+        "gc-stochastic:drop=6,neg-pass",
+    ],
 )
 def test_each_variant_of_a_relu_is_a_word_on_the_command_line(model: Path, words: str):
     report = answer("private", "local", "--model", str(model), "--relu", *words.split())
     assert report["agree"] is True
     assert report["declared_bytes_match"] is True
     assert sum(row["relus"] for row in report["layers"]) == report["relus"] == 2 * 64 * 3 + 4 * 16 * 2
+
+
+OWN = """
+import torch
+
+def net():
+    torch.manual_seed(0)
+    conv = torch.nn.Conv2d(1, 2, 3, padding=1)
+    return torch.nn.Sequential(conv, torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(2 * 36, 3))
+
+def broken():
+    return 1 / 0
+"""
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Path:
+    """A folder with code that makes a network, and 260 inputs of it."""
+    (tmp_path / "mine.py").write_text(OWN)
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).normal(size=(260, 1, 6, 6)).astype(np.float32))
+    np.save(tmp_path / "flat.npy", np.zeros((4, 6)))
+    (tmp_path / "facts.json").write_text(json.dumps({"class_names": ["a", "b", "c"], "mean": [0.5], "std": [0.2]}))
+    return tmp_path
+
+
+def test_a_network_of_ones_own_runs_privately(own: Path):
+    report = answer("private", "local", "--model", "mine.py:net", "--samples", "x.npy", "--images", "2", cwd=own)
+    assert report["agree"] is True
+    assert report["relus"] == 2 * 36
+    answer("private", "lower", "mine.py:net", "--samples", "x.npy", "--facts", "facts.json", "--out", "p", cwd=own)
+    assert json.loads((own / "p" / "client.json").read_text())["class_names"] == ["a", "b", "c"]
+    served = call(
+        *("private", "serve", "--program", "p/client.program", "--keys", "k", "--store", "s"),
+        cwd=own,
+    )
+    assert (served.code, "p/client.program has no weights" in served.err) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--model", "mine.py:net"), "give some, as --samples"),
+        (("--model", "mine.py:broken", "--samples", "x.npy"), "ZeroDivisionError: division by zero"),
+        (("--model", "mine.py:net", "--samples", "mine.py"), "mine.py is no array of numbers that NumPy saved"),
+        (("--model", "mine.py:net", "--samples", "flat.npy"), "flat.npy holds float64 (4, 6); inputs are numbers of"),
+        (("--model", "mine.py:net", "--samples", "x.npy", "--images", "5"), "5 inputs are wanted and there are 4 new"),
+        (("--model", "zoo:digits", "--samples", "x.npy"), "cannot be traced on an input of shape (1, 6, 6)"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+def test_wrong_inputs_of_a_network_of_ones_own_are_one_line(words: tuple[str, ...], message: str, own: Path):
+    done = call("private", "local", *words, cwd=own)
+    assert (done.code, done.err.count("\n")) == (2, 1)
+    assert message in done.err
 
 
 def test_lower_chooses_low_bits_and_the_windows_save_bytes(model: Path, tmp_path: Path):

@@ -9,7 +9,7 @@ from test_cli import answer, call
 from deepreshape.cost import LINKS, Cost, CostReport, Link, Profile, Quote, reference
 from deepreshape.counting import count
 from deepreshape.models import architecture, build
-from deepreshape.pricing import PROTOCOLS, Terms, layers_of, quote_layers
+from deepreshape.pricing import PROTOCOLS, Terms, quote_layers
 
 
 def quoted(linear: float, relu: float, rounds: int = 0, link: Link = LINKS["lan"]) -> Quote:
@@ -23,7 +23,7 @@ def quoted(linear: float, relu: float, rounds: int = 0, link: Link = LINKS["lan"
 
 def small():
     shape = architecture("resnet18-m4", (3, 16, 16), 10)
-    return layers_of(count(build(shape, "meta"), shape.input))
+    return count(build(shape, "meta"), shape.input).priced_layers
 
 
 def test_shares_belong_to_layers_and_what_they_send():
@@ -80,7 +80,7 @@ def test_workers_and_slots_never_cost_more():
 
 def test_workers_pay_where_there_are_many_products():
     shape = architecture("hrn-5x5x3x-m8", (3, 32, 32), 10)
-    layers = layers_of(count(build(shape, "meta"), shape.input))
+    layers = count(build(shape, "meta"), shape.input).priced_layers
     seconds = [quote_layers(layers, Terms(workers=workers)).seconds for workers in (1, 2, 3)]
     assert seconds == sorted(seconds, reverse=True)
 
@@ -90,7 +90,7 @@ def test_max_pool_comparisons_are_priced_as_relus():
     counted = count(build(shape, "meta"), shape.input)
     total = counted.total
     assert total.maxpool_comparisons
-    assert quote_layers(layers_of(counted), Terms()).relus == total.relus + total.maxpool_comparisons
+    assert quote_layers(counted.priced_layers, Terms()).relus == total.relus + total.maxpool_comparisons
 
 
 def test_the_reference_profile_says_what_it_is():

@@ -79,6 +79,10 @@ def test_optuna_goes_on_with_what_is_stored(tmp_path: Path):
     more = list(by_optuna(SPACE, TERMS, LIMIT, 20, storage))
     assert len(few) <= len(more) <= 20
     assert more[: len(few)] == few
+    tighter = Limit(LIMIT.unit, min(candidate.seconds for candidate in more))
+    assert all(candidate.seconds <= tighter.most for candidate in by_optuna(SPACE, TERMS, tighter, 10, storage))
+    elsewhere = list(by_optuna(SPACE, replace(TERMS, link=LINKS["wan"]), LIMIT, 10, storage))
+    assert not {candidate.seconds for candidate in elsewhere} & {candidate.seconds for candidate in more}
     assert all(isinstance(candidate, Candidate) and candidate.seconds <= LIMIT.most for candidate in more)
 
 
@@ -91,6 +95,8 @@ def test_search_prints_its_front_and_trains_the_best(tmp_path: Path):
     (row,) = found["trained"]
     assert (row["network"], row["relus"]) == (found["front"][0]["network"], found["front"][0]["relus"])
     assert answer(*words, cwd=tmp_path)["trained"] == [row]  # nothing is trained twice
+    assert answer("report", "there", cwd=tmp_path)
+    assert not list((tmp_path / "there" / "runs").iterdir())
 
 
 @pytest.mark.parametrize(

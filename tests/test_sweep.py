@@ -109,8 +109,9 @@ def test_a_sweep_killed_at_any_time_ends_with_the_same_results(done: Path, tmp_p
 
 def test_saved_models_are_taken_as_they_are(done: Path, tmp_path: Path):
     source = str(done / "models" / "resnet20-m2-phi1.1.1_coarse_300_s0")
-    given = replace(SWEEP, networks=(source,), methods=("taylor",), settings=(), budgets=(1000, 50))
-    assert [run.method and run.method.budget for run in runs(given, DATA)] == [50]
+    given = replace(SWEEP, networks=(source,), methods=("taylor",), settings=(), budgets=(50,))
+    larger = replace(given, networks=(source, "resnet20-m2-phi1.1.1"), budgets=(350, 50))
+    assert [run.method and run.method.budget for run in runs(larger, DATA)] == [50, None, 350, 50]
     (row,) = sweep(given, DATA, tmp_path / "out", quiet)
     assert (row["network"], row["relus"]) == ("stch-2x2x-m2-phi1.1.1", 50)
     history = load(tmp_path / "out" / "models" / row["id"])[1].history
@@ -133,6 +134,7 @@ def test_no_room_on_the_disk_loses_nothing(done: Path, monkeypatch: pytest.Monke
         ({"methods": ("snl", "magic")}, "unknown method 'magic'; known are snl, senet"),
         ({"settings": (("snl", "speed", "1"),)}, "unknown setting 'speed'; known are budget, granularity"),
         ({"settings": (("senet", "density", "1"),)}, "senet.density=1 is for a method that is not in this sweep"),
+        ({"budgets": (300, 5000)}, "a budget of 5,000 ReLUs is more than any of these networks has"),
         ({"networks": ("zoo:nothing",)}, "there is no 'nothing' in the zoo"),
         ({"networks": ("one/whole", "other/whole/")}, "two of the networks are called 'whole'"),
     ],

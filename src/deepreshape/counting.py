@@ -83,6 +83,16 @@ class Count:
         return self.total.relus - self.stem_relus
 
     @property
+    def priced_layers(self) -> tuple[Layer, ...]:
+        """The layers for a price: behind them the comparisons of max pools, as ReLU layers."""
+        pools = (
+            ReluLayer(f"{path}.comparisons", counts.maxpool_comparisons, counts.maxpool_comparisons)
+            for path, counts in self.by_module.items()
+            if counts.maxpool_comparisons
+        )
+        return (*self.layers, *pools)
+
+    @property
     def by_stage(self) -> dict[str, Counts]:
         """By top-level module."""
         stages: dict[str, Counts] = {}

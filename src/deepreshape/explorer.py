@@ -15,7 +15,7 @@ from deepreshape.linearize import Plan, plan, plan_of
 from deepreshape.models import Architecture, name_of, relus, relus_at, sites
 from deepreshape.models.resnet import layers
 from deepreshape.models.saved import load
-from deepreshape.pricing import PROTOCOLS, Terms, layers_of, quote_layers
+from deepreshape.pricing import PROTOCOLS, Terms, quote_layers
 from deepreshape.report import Summary
 from deepreshape.report.explore import Priced, described, explorable, page
 
@@ -49,7 +49,7 @@ def _priced(folder: Path, point: Summary) -> Priced:
         if "recipe" in entry:
             settings |= entry["recipe"]
     kept = {layer.name: getattr(layer, "relus", 0) for layer in counted.layers}
-    return Priced(quotes(layers_of(counted)), _sites(manifest.architecture, kept), settings)
+    return Priced(quotes(counted.priced_layers), _sites(manifest.architecture, kept), settings)
 
 
 def quotes(

@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import nn
 
-from deepreshape.cost import PROFILES, price
+from deepreshape.cost import published_seconds
 from deepreshape.counting import count
 from deepreshape.design import equalize
 from deepreshape.linearize import Plan, apply, plan, plan_of
@@ -237,9 +237,7 @@ def train_point(
         "data": data.name,
         "epochs": recipe.epochs,
         "cpu_minutes": round(trained.seconds / 60, 2),
-        "priced_seconds": {
-            name: round(price(counted.layers, profile).seconds, 3) for name, profile in PROFILES.items()
-        },
+        "priced_seconds": published_seconds(counted.priced_layers),
         "command": _command(point, data, recipe, init, teacher),
     }
     shutil.copyfile(folder / METRICS, to / METRICS)

@@ -8,8 +8,6 @@ from math import isfinite
 from typing import Literal
 
 from deepreshape.cost import LINKS, PROFILES, Layer, Link, Profile, Quote, price, reference, schedule, split
-from deepreshape.cost.layers import ReluLayer
-from deepreshape.counting import Count
 from deepreshape.private.outline import outline
 from deepreshape.private.plan import Plan
 from deepreshape.private.program import Program
@@ -18,7 +16,7 @@ from deepreshape.private.variant import PROTOCOLS as VARIANTS
 from deepreshape.private.variant import Variant
 from deepreshape.private.workers import worthwhile
 
-__all__ = ["OURS", "PROTOCOLS", "Terms", "layers_of", "quote_layers", "quote_program"]
+__all__ = ["OURS", "PROTOCOLS", "Terms", "quote_layers", "quote_program"]
 
 OURS = ("gc-full", "gc-sign", "gc-stochastic:drop=12")
 """Ways to compute ReLUs in the private runtime; others are written as ``private.variant.Variant`` has it."""
@@ -65,16 +63,6 @@ class Terms:
     def variant(self) -> Variant:
         """How our runtime computes ReLUs."""
         return Variant.parse(self.protocol)
-
-
-def layers_of(counted: Count) -> tuple[Layer, ...]:
-    """A network's layers for pricing, with the comparisons of its max pools as ReLU layers behind them."""
-    pools = tuple(
-        ReluLayer(f"{path}.comparisons", counts.maxpool_comparisons, counts.maxpool_comparisons)
-        for path, counts in counted.by_module.items()
-        if counts.maxpool_comparisons
-    )
-    return counted.layers + pools
 
 
 def quote_layers(layers: Sequence[Layer], terms: Terms, notes: tuple[str, ...] = ()) -> Quote:

@@ -6,6 +6,7 @@ has not seen: top-1 goes about as the logarithms of ReLUs, MACs and parameters. 
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import log, prod
@@ -233,7 +234,7 @@ def by_optuna(
 ) -> Iterator[Candidate]:
     """The same by Optuna's NSGA-II over (cost, score), kept in ``storage``, such as ``sqlite:///search.db``.
 
-    It goes on with what is stored; several processes may work on one storage at a time.
+    It goes on with what is stored for the same space, terms and limit; several processes may work on it at a time.
 
     Raises:
         ValueError: if Optuna is not installed.
@@ -244,7 +245,7 @@ def by_optuna(
         raise ValueError("searching with Optuna needs it: pip install 'deepreshape[search]'") from None
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(
-        study_name=f"deepreshape {space} {limit}"[:200],
+        study_name=f"deepreshape {hashlib.sha256(repr((space, terms, limit)).encode()).hexdigest()}",
         storage=storage,
         load_if_exists=True,
         directions=["minimize", "maximize"],
@@ -262,7 +263,7 @@ def by_optuna(
         if trial.state == optuna.trial.TrialState.COMPLETE:
             choice = space.draw(lambda name, _low, _high, of=trial: of.params[name])
             found = evaluate(choice, space, terms, proxy)
-            if found:
+            if found and found.cost(limit) <= limit.most:
                 yield found
 
 

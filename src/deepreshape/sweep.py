@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from deepreshape.cost import PROFILES, price
+from deepreshape.cost import PROFILES, price, published_seconds
 from deepreshape.counting import count
 from deepreshape.job import Point, fitting, train_point
 from deepreshape.linearize import METHODS, Method, Removal, linearize, plan_of
@@ -94,6 +94,10 @@ def runs(settings: Sweep, data: Dataset) -> Iterator[Run]:
             raise ValueError(
                 f"two of the networks are called {_short(network)!r}, as their results would be; rename one"
             )
+    most = max(_relus(network, data) for network in settings.networks)
+    for budget in settings.budgets:
+        if budget > most:
+            raise ValueError(f"a budget of {budget:,} ReLUs is more than any of these networks has: {most:,} at most")
     for seed in settings.seeds:
         for network in settings.networks:
             has = _relus(network, data)
@@ -240,9 +244,7 @@ def _row(
         "data": data.name,
         "epochs": record.epochs,
         "cpu_minutes": record.minutes,
-        "priced_seconds": {
-            name: round(price(counted.layers, profile).seconds, 3) for name, profile in PROFILES.items()
-        },
+        "priced_seconds": published_seconds(counted.priced_layers),
         "command": command_of(source, record, teacher, data, run.id),
     }
 

@@ -107,6 +107,22 @@ def every_kind() -> Program:
     return Program(Ring(20), (2, 3), 4, 99, ops, weights)
 
 
+def grouped(modulus: Ring | Field) -> Program:
+    """Two grouped convolutions, of each of which half the groups fill a polynomial: it travels as two copies."""
+    rng = np.random.default_rng(0)
+    ops = (
+        Conv2d("deep", ("input",), 24, 3, 2, 3, 2, 1, 12),
+        Relu("relu", ("deep",), 3),
+        Conv2d("norm", ("relu",), 24, 1, 2, 3, 1, 0, 24),
+        Relu("last", ("norm",), 3, rng.random((24, 5, 4)) < 0.05),
+    )
+    weights = {
+        name: Weights(rng.integers(-4, 5, (24, 1, kernel, kernel)), rng.integers(-50, 51, 24))
+        for name, kernel in (("deep", 3), ("norm", 1))
+    }
+    return Program(modulus, (12, 9, 7), 4, 7, ops, weights)
+
+
 def random_inputs(program: Program, count: int, seed: int) -> Integers:
     rng = np.random.default_rng(seed)
     return rng.integers(-program.input_bound, program.input_bound + 1, (count, *program.input_shape))

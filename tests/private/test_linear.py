@@ -80,8 +80,8 @@ def check(layout: Layout, seed: int = 0):
 
 @st.composite
 def layers(draw):
-    kernel = draw(st.sampled_from([1, 3]))
-    padding = draw(st.sampled_from([0, 1] if kernel > 1 else [0]))
+    kernel = draw(st.sampled_from([1, 2, 3, 5]))
+    padding = draw(st.integers(0, kernel - 1))
     least = max(1, kernel - 2 * padding)
     return Convolution(
         in_channels=draw(st.integers(1, 7)),
@@ -89,7 +89,7 @@ def layers(draw):
         width=draw(st.integers(least, 11)),
         out_channels=draw(st.integers(1, 7)),
         kernel=kernel,
-        stride=draw(st.sampled_from([1, 2])),
+        stride=draw(st.integers(1, 3)),
         padding=padding,
         weight_bits=draw(st.sampled_from([1, 8, 16])),
     )
@@ -159,7 +159,8 @@ def bounded(draw):
     """A layer with a bound on sums that binds or does not, and the weights that are worst under its bounds."""
     layer = draw(layers())
     taps = layer.in_channels * layer.kernel**2
-    layer = replace(layer, sum_bits=draw(st.integers(layer.weight_bits, layer.weight_bits + taps.bit_length())))
+    sum_bits = draw(st.integers(layer.weight_bits, layer.weight_bits + taps.bit_length()))
+    layer = replace(layer, sum_bits=sum_bits, copies=draw(st.sampled_from([1, 3, 64])))
     rows = np.zeros((layer.out_channels, taps), np.int64)
     rows[:, : layer.weight_sum >> layer.weight_bits] = draw(st.sampled_from([-1, 1])) << layer.weight_bits
     assert int(np.abs(rows).sum(1).max()) == layer.weight_sum
@@ -191,7 +192,10 @@ def test_a_wide_layout_that_cannot_be_flooded_hides_no_narrower_one():
 @settings(max_examples=30, deadline=None, derandomize=True)
 @given(bounded())
 def test_flood_covers_all_weights_of_a_response(case):
-    """Errors are dense, so every weight of every plaintext behind a response counts, not only one channel's."""
+    """Errors are dense, so every weight of every plaintext behind a response counts, not only one channel's.
+
+    The 2^-40 are a layer's of the network, so all its copies share them.
+    """
     layer, weights = case
     layout = linear.lay_out(layer, Parameters(2**37, (60, 60, 60)))
     largest = layout.split_weights(weights)
@@ -204,7 +208,7 @@ def test_flood_covers_all_weights_of_a_response(case):
         )
         for h in range(layout.outputs)
     )
-    assert noise * int(np.prod(layer.output_shape)) <= 2 ** (layout.form.flood_bits + 1 - 40)
+    assert noise * layer.copies * int(np.prod(layer.output_shape)) <= 2 ** (layout.form.flood_bits + 1 - 40)
 
 
 def test_tiling_of_the_reference_layer():
@@ -351,22 +355,23 @@ def test_the_layout_is_the_cheapest_of_all(layer: Convolution):
 @given(
     st.integers(1, 40),
     st.tuples(st.integers(1, 3), st.integers(1, 3)),
-    st.integers(1, 9),
-    st.sampled_from([(1, 1, 0), (3, 1, 1), (3, 2, 1), (2, 1, 0)]),
+    st.tuples(st.integers(1, 9), st.integers(1, 9)),
+    st.sampled_from([(1, 1, 0), (3, 1, 1), (3, 2, 1), (2, 1, 0), (5, 3, 4)]),
 )
-def test_joined_groups_compute_what_the_groups_do(groups, channels, side, place):
+def test_joined_groups_compute_what_the_groups_do(groups, channels, size, place):
     kernel, stride, padding = place
     fan_in, outs = channels
-    assume(side + 2 * padding >= kernel)
-    group = Convolution(fan_in, side, side, outs, kernel, stride, padding, 4)
-    layer, count = linear.joined(group, groups)
+    assume(min(size) + 2 * padding >= kernel)
+    group = Convolution(fan_in, *size, outs, kernel, stride, padding, 4)
+    layer = linear.joined(group, groups)
+    count = layer.copies
     assert count * layer.in_channels == groups * fan_in
     assert layer.weight_sum >= group.weight_sum
     if count < groups:
-        assert layer.in_channels * layer.out_channels * (side + 2 * padding) ** 2 <= linear.DEGREE
+        assert linear.lay_out(layer, next(iter(candidates(1 << 20)))).declared.ciphertexts == (1, 1)
     rng = np.random.default_rng(groups)
     weights = rng.integers(-16, 17, (groups * outs, fan_in, kernel, kernel))
-    x = rng.integers(0, 99, (groups, fan_in, side, side))
+    x = rng.integers(0, 99, (groups, fan_in, *size))
     apart = [plain(group, own, part, 2**20) for own, part in zip(np.split(weights, groups), x, strict=True)]
     parts = zip(linear.split_groups(weights, layer), x.reshape(count, *layer.input_shape), strict=True)
     together = [plain(layer, own, part, 2**20) for own, part in parts]
@@ -375,6 +380,7 @@ def test_joined_groups_compute_what_the_groups_do(groups, channels, side, place)
 
 def test_a_norm_of_many_channels_takes_few_ciphertexts():
     """A convolution of 512 groups of one channel, which is what a batch norm before a ReLU becomes."""
-    layer, count = linear.joined(Convolution(1, 8, 8, 1), 512)
-    assert (layer.in_channels, count) == (8, 64)
-    assert linear.joined(Convolution(64, 8, 8, 64), 2)[1] == 2  # a group fills polynomials of its own
+    layer = linear.joined(Convolution(1, 8, 8, 1), 512)
+    assert (layer.in_channels, layer.copies) == (8, 64)
+    assert linear.joined(Convolution(1, 4, 4, 1, 3, 1, 1), 512).copies == 32  # 16 x 16 blocks of 5 x 5, padding shared
+    assert linear.joined(Convolution(64, 8, 8, 64), 2).copies == 2  # a group fills polynomials of its own

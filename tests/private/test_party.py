@@ -106,13 +106,25 @@ def test_several_batches_take_one_session_and_what_is_stored_outlives_it(
 def test_a_server_agrees_to_a_sensible_number_of_batches(pair: Pair, count: object) -> None:
     served = pair.served()
     plan = pair.client.plan
-    agreement = Agreement(digest(PROGRAM), {**plan.agreed, "batches": count})  # type: ignore[dict-item]
+    parameters = {**plan.agreed, "batches": count, "layouts": plan.laid_out}
+    agreement = Agreement(digest(PROGRAM), parameters)  # type: ignore[arg-type]
     with (
         pytest.raises(ProtocolError, match="parameter batches"),
         client_session(pair.client.endpoint.connect("127.0.0.1", pair.client.port), agreement),
     ):
         pass
     with pytest.raises(ProtocolError, match="parameter batches"):
+        served.result()
+
+
+def test_parties_that_lay_layers_out_otherwise_part_before_they_wait(pair: Pair, monkeypatch) -> None:
+    served = pair.served()
+    newer, other = Plan(PROGRAM), 64 * "0"
+    monkeypatch.setitem(newer.__dict__, "laid_out", other)
+    pair.client = replace(pair.client, plan=newer)
+    with pytest.raises(ProtocolError, match=f"parameter layouts {other} here"):
+        pair.client.prepare()
+    with pytest.raises(ProtocolError, match=f"parameter layouts .*{other} there"):
         served.result()
 
 

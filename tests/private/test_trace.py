@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from programs import every_kind, random_inputs
+from programs import every_kind, grouped, random_inputs
 
 from deepreshape.private import client, server
 from deepreshape.private.channel import Frame, MemoryChannel, Payload, as_bytes, memory_pair
@@ -29,6 +29,7 @@ BASELINE = Path(__file__).parents[1] / "traces" / "wire.json"
 MASK = np.arange(24).reshape(2, 3, 4) % 3 > 0
 PROGRAMS = {
     "every kind": every_kind(),
+    "groups": grouped(Ring(22)),
     "garbled": Program(Ring(16), (2, 3, 4), 4, 99, (Flatten("f", ("input",)), Relu("r", ("f",), 2, MASK.reshape(-1)))),
 }
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from programs import random_inputs, random_program, run_both
+from programs import grouped, random_inputs, random_program, run_both
 
 from deepreshape.private import client, plain, server
 from deepreshape.private.channel import Ledger, memory_pair
@@ -17,7 +17,7 @@ from deepreshape.private.material import InMemory
 from deepreshape.private.plan import Plan
 from deepreshape.private.program import Conv2d, Linear, Program, ProgramError, Raise, Relu, Truncate, Weights
 from deepreshape.private.relu import Prepared, Role
-from deepreshape.private.shares import Randomness, Ring
+from deepreshape.private.shares import CIRCA_PRIME, Field, Randomness, Ring
 from deepreshape.private.variant import EXACT, Variant
 
 few = settings(max_examples=4, deadline=None, derandomize=True)
@@ -54,6 +54,16 @@ def test_two_parties_equal_plain_and_declared_equals_sent(garbler: Role, prime: 
     expected = plain.run(program, x, client=run.client_shares)
     assert np.array_equal(run.output, expected[0])
     check_declared(program, garbler, (run.client, run.server), run.stored)
+
+
+@pytest.mark.parametrize("modulus", [Ring(22), Field(CIRCA_PRIME)])
+def test_groups_that_share_ciphertexts_equal_plain(modulus: Ring | Field) -> None:
+    program = grouped(modulus)
+    assert [layer.copies for layer in Plan(program.public()).convolutions.values()] == [2, 2]
+    x = random_inputs(program, 1, 1)
+    run = run_both(program, x[0])
+    assert np.array_equal(run.output, plain.run(program, x, client=run.client_shares)[0])
+    check_declared(program, "server", (run.client, run.server), run.stored)
 
 
 @pytest.mark.parametrize("garbler", ["server", "client"])
@@ -136,9 +146,10 @@ def masked_program(mask: np.ndarray) -> Program:
     return Program(Ring(20), (1, 3, 3), 4, 15, (conv, Relu("relu", ("conv",), 4, mask)), {"conv": own})
 
 
-def test_lengths_and_counts_of_frames_do_not_depend_on_inputs_or_weights() -> None:
-    program = random_program(11)
-    other = replace(program, weights={k: Weights(-v.weight, v.bias // 2) for k, v in program.weights.items()})
+@pytest.mark.parametrize(("program", "factor"), [(random_program(11), -1), (grouped(Ring(22)), 0)])
+def test_lengths_and_counts_of_frames_do_not_depend_on_inputs_or_weights(program: Program, factor: int) -> None:
+    changed = {k: Weights(factor * v.weight, v.bias // 2) for k, v in program.weights.items()}
+    other = replace(program, weights=changed)
     for garbler in ("server", "client"):
         runs = [run_both(program, random_inputs(program, 1, seed)[0], garbler) for seed in (1, 2)]
         runs.append(run_both(other, np.zeros(program.input_shape, np.int64), garbler))

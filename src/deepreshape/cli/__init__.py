@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
+from itertools import pairwise
+from typing import Any
 
 import typer
 from rich.markup import escape
@@ -31,7 +33,24 @@ app.add_typer(private.app, name="private")
 def main() -> None:
     """Run the command line; bad input ends with one line and exit code 2."""
     try:
-        app()
+        sys.exit(app(standalone_mode=False) or 0)
     except (ValueError, OSError, PrivateError) as error:
-        err.print(f"[bold red]error:[/] {escape(' '.join(str(error).split()))}", highlight=False, soft_wrap=True)
-        sys.exit(2)
+        said = str(error)
+    except Exception as error:  # a wrong word on the command line: typer has its classes from elsewhere since 0.20
+        if not hasattr(error, "format_message"):
+            raise
+        said = _explained(error)
+    if said:  # without any words, help was shown
+        err.print(f"[bold red]error:[/] {escape(' '.join(said.split()))}", highlight=False, soft_wrap=True)
+    sys.exit(2)
+
+
+def _explained(error: Any) -> str:
+    """What typer has against a word, with the word, or what would have been one."""
+    said = error.format_message().rstrip(".")
+    options = getattr(getattr(error, "param", None), "opts", ())
+    given = [word for name, word in pairwise(sys.argv) if name in options]
+    if given:
+        return f"{said}, not {given[-1]!r}"
+    known = getattr(error.ctx and error.ctx.command, "commands", {})
+    return f"{said}; there are {', '.join(sorted(known))}" if said and known else said

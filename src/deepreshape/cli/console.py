@@ -78,13 +78,23 @@ def with_groups(command: Callable[..., None]) -> Callable[..., None]:
     return run
 
 
-def stoppable(work: Any) -> Any:
-    """Do ``work``; Ctrl-C ends it with exit code 130 and says how to go on."""
+def stoppable(work: Any, *, kept: bool = True) -> Any:
+    """Do ``work``; Ctrl-C ends it with exit code 130 and says how to go on, if anything of it was kept."""
     try:
         return work()
     except KeyboardInterrupt:
-        err.print("stopped; the same command goes on from here")
+        err.print("stopped; the same command goes on from here" if kept else "stopped; nothing was kept")
         raise typer.Exit(130) from None
+
+
+def new_file(path: Path) -> None:
+    """See that a file can be written there, before the work and not after it.
+
+    Raises:
+        ValueError: if it is a folder, or in none that exists.
+    """
+    if path.is_dir() or not path.absolute().parent.is_dir():
+        raise ValueError(f"{path} cannot be written: {'it is a folder' if path.is_dir() else 'its folder is missing'}")
 
 
 def progress_bar() -> Progress:

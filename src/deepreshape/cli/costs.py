@@ -8,17 +8,28 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from deepreshape.cli.console import MODEL, DataDir, Json, err, new_table, out, print_json, read_shape, thousands
+from deepreshape.cli.console import (
+    MODEL,
+    DataDir,
+    Json,
+    err,
+    new_file,
+    new_table,
+    out,
+    print_json,
+    read_shape,
+    stoppable,
+    thousands,
+)
 
 if TYPE_CHECKING:
     from deepreshape.cli.models import Network
-    from deepreshape.cost import Layer, Profile, Quote
+    from deepreshape.cost import Profile, Quote
     from deepreshape.pricing import Terms
     from deepreshape.private.program import Program
 
 app = typer.Typer()
 
-CALIBRATION_IMAGES = 256
 BAR = 14
 
 Protocol = Annotated[
@@ -76,6 +87,8 @@ def cost(
     from deepreshape.report.bars import bars
 
     terms = read_terms(protocol, link, garbler, slots, workers, profile)
+    if plot:
+        new_file(plot)
     network = find_network(model, read_shape(input) if input else None, classes)
     room = _storage(storage)
     quotes = _quotes(network, terms, data_dir)
@@ -102,7 +115,10 @@ def calibrate(
     """Time this machine's primitives, a minute or so; predictions are made of them."""
     from deepreshape.private.units import measure
 
-    made = measure(name, rounds, lambda step: err.print(f"timing {step}", highlight=False))
+    new_file(to)
+    made = stoppable(
+        lambda: measure(name, rounds, lambda step: err.print(f"timing {step}", highlight=False)), kept=False
+    )
     to.write_text(made.to_json())
     if as_json:
         print_json({"profile": str(to), "name": made.name, "units": dict(made.units)})
@@ -164,18 +180,23 @@ def read_role(text: str) -> Literal["server", "client"]:
 
 
 def _quotes(network: Network, terms: list[Terms], data_dir: Path | None) -> list[Quote]:
+    from deepreshape.cli.models import find_inputs, lowered, random_inputs
     from deepreshape.counting import count
-    from deepreshape.pricing import layers_of, quote_layers, quote_program
+    from deepreshape.pricing import quote_layers, quote_program
     from deepreshape.private.program import ProgramError
 
     counted = count(network.module, network.shape)
-    layers: tuple[Layer, ...] = layers_of(counted)
+    layers = counted.priced_layers
     notes = [f"not counted: {name}, {elements:,} elements" for name, elements in counted.unknown.items()]
     program: Program | None = None
     if any(each.ours for each in terms):
         try:
-            program, note = _program(network, data_dir)
-            notes += [note] if note else []
+            try:
+                inputs = find_inputs(network, data_dir=data_dir)
+            except ValueError as missing:
+                inputs = random_inputs(network.shape)
+                notes.append(f"formats rest on random inputs: {missing}")
+            program = lowered(network, inputs).program
         except ProgramError as error:
             notes.append(f"priced by its layers, as it cannot be lowered as it is: {error}")
     return [
@@ -184,26 +205,6 @@ def _quotes(network: Network, terms: list[Terms], data_dir: Path | None) -> list
         else quote_layers(layers, each, tuple(notes))
         for each in terms
     ]
-
-
-def _program(network: Network, data_dir: Path | None) -> tuple[Program, str]:
-    """The lowered network, and what its formats rest on. Run time does not depend on weights."""
-    import torch
-
-    from deepreshape.models import build
-    from deepreshape.private.lower import lower
-    from deepreshape.training import load_data
-
-    note = ""
-    inputs = torch.randn(8, *network.shape, generator=torch.Generator().manual_seed(0))
-    if network.manifest:
-        try:
-            data = load_data(network.manifest.dataset, data_dir)
-            inputs = data.normalize(data.train.images[:CALIBRATION_IMAGES]).contiguous()
-        except ValueError as error:
-            note = f"formats rest on random inputs: {error}"
-    module = build(network.architecture, seed=0) if network.architecture else network.module
-    return lower(module.eval(), inputs.numpy()).program, note
 
 
 def _storage(text: str) -> tuple[float, float]:

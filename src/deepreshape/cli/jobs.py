@@ -273,12 +273,18 @@ def _write_report(folders: list[Path], rows: list[dict[str, Any]], path: Path) -
 
 
 def _baseline_of(config: dict[str, Any]) -> str:
-    """What the others are compared with: a job's baseline, or of a sweep the first network under the first method."""
+    """What the others are compared with: a job's baseline, a search's best, or a sweep's first network and method."""
+    if "designs" in config:
+        return config["designs"][0].partition(":")[0]
     return config["baseline"] if "baseline" in config else f"{config['networks'][0]}, {config['methods'][0]}"
 
 
 def _command_of(config: dict[str, Any], folder: Path) -> str:
-    """The command that makes a job or a sweep of these settings."""
+    """The command that makes a job or a sweep of these settings, or those that train the designs of a search."""
+    from deepreshape.results import finished
+
+    if "designs" in config:
+        return "\n".join(row["command"] for row in finished(folder))
     swept = "methods" in config
     words = [f"deepreshape {'sweep' if swept else 'run'}", f"--data {config['data']}"]
     words += [] if swept else [f"--baseline {config['baseline']}"]

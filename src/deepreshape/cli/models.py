@@ -1,23 +1,37 @@
-"""The network that a word on the command line means."""
+"""The network that a word on the command line means, inputs of it, and the integer program of both."""
 
 from __future__ import annotations
 
 import importlib
 import importlib.util
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from deepreshape.models import Architecture, architecture, build
 from deepreshape.models.saved import Manifest, load
+from deepreshape.training import load_data
 from deepreshape.zoo import folder_of
 
-__all__ = ["Network", "find_network"]
+if TYPE_CHECKING:
+    from deepreshape.private.fixed import Lowered
+
+__all__ = ["Inputs", "Network", "find_inputs", "find_network", "lowered", "random_inputs", "read_samples"]
 
 Shape = tuple[int, int, int]
+Images = NDArray[np.float32]
+"""Normalised, channels first."""
+
+CALIBRATION_IMAGES = 256
+VALIDATION_IMAGES = 1000
+RANDOM_IMAGES = 8
 
 
 @dataclass(frozen=True)
@@ -51,8 +65,8 @@ def find_network(model: str, shape: Shape | None = None, classes: int = 100) -> 
         where, _, name = model.rpartition(":")
         try:
             made = getattr(_imported(where), name)()
-        except (ImportError, AttributeError, TypeError, OSError) as error:
-            raise ValueError(f"{model!r} does not give a network: {error}") from error
+        except Exception as error:  # whatever their code raises
+            raise ValueError(f"{model!r} does not give a network: {type(error).__name__}: {error}") from error
         if not isinstance(made, nn.Module):
             raise ValueError(f"{model!r} gives a {type(made).__name__}, not a torch module")
         return Network(made, shape or (3, 32, 32))
@@ -60,6 +74,101 @@ def find_network(model: str, shape: Shape | None = None, classes: int = 100) -> 
         raise ValueError(f"{model} holds code; say which callable makes the network, such as {model}:net")
     named = architecture(model, shape or (3, 32, 32), classes)
     return Network(build(named, "meta"), named.input, named)
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Inputs of a network.
+
+    Attributes:
+        known: what its formats are calibrated on.
+        new: to try it on.
+        validation: to choose settings on.
+        labels: their classes, where somebody knows them.
+        facts: ``class_names``, ``mean`` and ``std``, which a client needs to send images and read answers.
+    """
+
+    known: Images
+    new: Images
+    validation: Images
+    labels: NDArray[np.int64] | None = None
+    facts: dict[str, Any] = field(default_factory=lambda: {"class_names": [], "mean": [0.0], "std": [1.0]})
+
+
+def find_inputs(
+    network: Network, samples: Images | None = None, data_dir: Path | None = None, count: int = 1
+) -> Inputs:
+    r"""Those given, else those of a saved network's data set, else random ones for random weights.
+
+    Of the samples given, the first :data:`CALIBRATION_IMAGES` are known and the others new, if there are more.
+
+    Args:
+        network: whose inputs they are.
+        samples: of (N, \*shape).
+        data_dir: folder with the data sets.
+        count: how many new ones are wanted.
+
+    Raises:
+        ValueError: if there are none, or fewer: formats of a network that has weights may not rest on random inputs.
+    """
+    found = _found_inputs(network, samples, data_dir, count)
+    if len(found.new) < count:
+        raise ValueError(f"{count:,} inputs are wanted and there are {len(found.new):,} new ones")
+    return found
+
+
+def _found_inputs(network: Network, samples: Images | None, data_dir: Path | None, count: int) -> Inputs:
+    if samples is not None:
+        new = samples[CALIBRATION_IMAGES:]
+        return Inputs(samples[:CALIBRATION_IMAGES], new if len(new) else samples, samples[:VALIDATION_IMAGES])
+    if network.architecture:
+        return random_inputs(network.shape, count)
+    if network.manifest is None:
+        raise ValueError("formats of a network of your own are calibrated on its inputs; give some, as --samples X.npy")
+    data = load_data(network.manifest.dataset, data_dir)
+    known, new, valid = (
+        data.normalize(images).contiguous().numpy()
+        for images in (
+            data.train.images[:CALIBRATION_IMAGES],
+            data.test.images[:count],
+            data.validation.images[:VALIDATION_IMAGES],
+        )
+    )
+    facts = {name: getattr(network.manifest, name) for name in ("class_names", "mean", "std")}
+    return Inputs(known, new, valid, data.validation.labels[:VALIDATION_IMAGES].numpy(), facts)
+
+
+def random_inputs(shape: Shape, count: int = 1) -> Inputs:
+    """Inputs as random as the weights of a network that nobody trained, ``count`` of them new."""
+    generator = torch.Generator().manual_seed(0)
+    known, new, valid = (
+        torch.randn(n, *shape, generator=generator).numpy() for n in (RANDOM_IMAGES, count, RANDOM_IMAGES)
+    )
+    return Inputs(known, new, valid)
+
+
+def read_samples(path: Path) -> Images:
+    """Inputs from a file of NumPy's: (N, channels, height, width).
+
+    Raises:
+        ValueError: if it holds something else.
+    """
+    try:
+        found = np.load(path, allow_pickle=False)
+    except (ValueError, EOFError):
+        raise ValueError(f"{path} is no array of numbers that NumPy saved (.npy)") from None
+    if not isinstance(found, np.ndarray) or found.ndim != 4 or found.dtype.kind not in "fiu" or not len(found):
+        kind = f"{found.dtype} {found.shape}" if isinstance(found, np.ndarray) else "several arrays"
+        raise ValueError(f"{path} holds {kind}; inputs are numbers of shape (N, channels, height, width)")
+    return found.astype(np.float32)
+
+
+def lowered(network: Network, inputs: Inputs) -> Lowered:
+    """The integer program, with random weights if the network has a name only."""
+    from deepreshape.private.lower import lower
+
+    module = build(network.architecture, seed=0) if network.architecture else network.module
+    return lower(module.eval(), inputs.known)
 
 
 def _imported(where: str) -> ModuleType:

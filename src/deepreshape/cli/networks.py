@@ -22,6 +22,7 @@ from deepreshape.cli.console import (
     read_recipe,
     read_shape,
     set_threads,
+    stoppable,
     thousands,
 )
 
@@ -171,7 +172,7 @@ def criticality(
             assert done.top1_validation is not None  # noqa: S101 - the split is held out
             return done.top1_validation
 
-        found = measure(whole, accuracy, read_integers(seeds, "--seeds"))
+        found = stoppable(lambda: measure(whole, accuracy, read_integers(seeds, "--seeds")), kept=False)
     stages = [
         {
             "stage": at + 1,

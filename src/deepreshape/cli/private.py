@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import time
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from deepreshape.cli.console import (
+    MODEL,
     DataDir,
     Json,
     bytes_bar,
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from deepreshape.cli.models import Inputs
     from deepreshape.private.calibrate import Calibrated
     from deepreshape.private.fixed import Lowered
     from deepreshape.private.party import Client
@@ -51,9 +53,17 @@ WorkersOption = Annotated[
     ),
 ]
 
+SamplesOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--samples",
+        help="Inputs of a network of your own, normalised: an .npy of (N, channels, height, width). Formats are "
+        "calibrated on the first 256.",
+        show_default=False,
+    ),
+]
+
 SERVER_PROGRAM, CLIENT_PROGRAM, FACTS = "server.program", "client.program", "client.json"
-CALIBRATION_IMAGES = 256
-VALIDATION_IMAGES = 1000
 MAX_LOSS = 0.2
 
 
@@ -64,7 +74,10 @@ class Relus:
     garbler: Annotated[
         str, typer.Option(help="Who garbles: server or client. The other party stores and evaluates.")
     ] = "server"
-    relu: Annotated[str, typer.Option(help="How ReLUs are computed: gc-full, gc-sign or gc-stochastic.")] = "gc-full"
+    relu: Annotated[
+        str,
+        typer.Option(help="How ReLUs are computed: gc-full, gc-sign or gc-stochastic, or as gc-stochastic:drop=12."),
+    ] = "gc-full"
     drop_bits: Annotated[int, typer.Option(min=0, help="Low bits that the sign test of gc-stochastic leaves out.")] = 0
     mode: ModeOption = "pos-zero"
     calibrated: Annotated[
@@ -82,8 +95,14 @@ class Relus:
         """How they are computed."""
         from deepreshape.private.variant import Variant
 
-        words: Any = self.relu, self.drop_bits, self.calibrated, self.mode
-        return Variant(*words)  # it checks its words itself
+        named = Variant.parse(self.relu)
+        mode: Any = named.mode if ":" in self.relu and self.mode == Variant.mode else self.mode
+        return replace(
+            named,
+            drop=self.drop_bits or named.drop,
+            calibrated=self.calibrated or named.calibrated,
+            mode=mode,
+        )
 
     def plan(self, program: Program) -> Plan:
         """How ``program`` is run."""
@@ -113,10 +132,9 @@ class Party:
     def client(self, how: Relus) -> Client:
         """A client with all of it."""
         from deepreshape.private.party import Client
-        from deepreshape.private.program_bytes import from_bytes
         from deepreshape.private.store import Store
 
-        plan = how.plan(from_bytes(self.program.read_bytes()))
+        plan = how.plan(_program(self.program))
         return Client(self.endpoint("client"), self.host, self.port, plan, Store(self.store))
 
 
@@ -139,10 +157,9 @@ class Most:
 @app.command()
 @with_groups
 def local(
-    model: Annotated[
-        str, typer.Option(help="A saved model's folder, zoo:NAME, or a network's name (with random weights).")
-    ],
+    model: Annotated[str, typer.Option(help=MODEL)],
     how: Relus,
+    samples: SamplesOption = None,
     images: Annotated[int, typer.Option(min=1, help="How many inputs to run, one after the other.")] = 1,
     max_loss: Annotated[
         float, typer.Option(min=0, help="Points of accuracy that calibrated low bits may cost on validation images.")
@@ -156,14 +173,14 @@ def local(
     from deepreshape.private.local import run_local
 
     variant = how.variant()
-    lowered, samples = _lowered(model, data_dir)
+    lowered, inputs = _lowered(model, samples, data_dir, images)
     program = lowered.program
     if variant.calibrated and variant.protocol == "gc-stochastic":
-        program = stoppable(lambda: _windows(lowered, samples, max_loss, variant)).program
-    fixed = to_fixed(samples.new[:images], program.input_fraction)
+        program = stoppable(lambda: _windows(lowered, inputs, max_loss, variant), kept=False).program
+    fixed = to_fixed(inputs.new[:images], program.input_fraction)
     with bytes_bar("offline") as show:
         report = stoppable(
-            lambda: run_local(program, fixed, how.role(), variant=variant, progress=show, workers=workers)
+            lambda: run_local(program, fixed, how.role(), variant=variant, progress=show, workers=workers), kept=False
         )
     del report["outputs"]
     if as_json:
@@ -217,10 +234,16 @@ def keygen(
 
 @app.command()
 def lower(
-    model: Annotated[
-        str, typer.Argument(help="A saved model's folder, zoo:NAME, or a network's name (with random weights).")
-    ],
+    model: Annotated[str, typer.Argument(help=MODEL)],
     to: Annotated[Path, typer.Option("--out", help="Folder for the program's two parts.")],
+    samples: SamplesOption = None,
+    facts: Annotated[
+        Path | None,
+        typer.Option(
+            help="JSON with class_names, mean and std for the client, where no saved model has them.",
+            show_default=False,
+        ),
+    ] = None,
     max_loss: Annotated[
         float | None,
         typer.Option(min=0, help="Choose low bits for gc-stochastic --calibrated that cost at most so many points."),
@@ -234,21 +257,22 @@ def lower(
     from deepreshape.private.program_bytes import digest, to_bytes
 
     variant = Relus(relu="gc-stochastic", mode=mode, calibrated=True).variant()
-    lowered, samples = _lowered(model, data_dir)
+    lowered, inputs = _lowered(model, samples, data_dir)
+    told = _facts(facts, lowered.program) if facts else inputs.facts
     program, found = lowered.program, None
     if max_loss is not None:
-        found = stoppable(lambda: _windows(lowered, samples, max_loss, variant))
+        found = stoppable(lambda: _windows(lowered, inputs, max_loss, variant), kept=False)
         program = found.program
     to.mkdir(parents=True, exist_ok=True)
     (to / SERVER_PROGRAM).touch(mode=0o600)
     (to / SERVER_PROGRAM).write_bytes(to_bytes(program))
     (to / CLIENT_PROGRAM).write_bytes(to_bytes(program.public()))
-    (to / FACTS).write_text(json.dumps(samples.facts, indent=1) + "\n")
+    (to / FACTS).write_text(json.dumps(told, indent=1) + "\n")
     windows = {op.name: [op.low, op.high] for op in program.ops if isinstance(op, Relu)}
     if as_json:
         report = {"folder": str(to), "digest": digest(program), "relus": program.relus, "windows": windows}
         if found:
-            report |= {"top1_exact": found.exact, "top1_calibrated": found.found, "images": len(samples.validation[0])}
+            report |= {"top1_exact": found.exact, "top1_calibrated": found.found, "images": len(inputs.validation)}
         print_json(report)
     else:
         out.print(f"{lowered}", highlight=False)
@@ -256,7 +280,7 @@ def lower(
         out.print(f"sign tests need {min(bits, default=0)} to {max(bits, default=0)} bits", highlight=False)
         if found:
             out.print(
-                f"on {len(samples.validation[0]):,} validation images, {found.found:.2f} % with them and "
+                f"on {len(inputs.validation):,} validation images, {found.found:.2f} % with them and "
                 f"{found.exact:.2f} % with exact signs; {found.tried} settings tried",
                 highlight=False,
             )
@@ -279,13 +303,14 @@ def serve(
 ) -> None:
     """Serve a program to clients with a certificate of the same authority, several at once; Ctrl-C ends it."""
     from deepreshape.private.caps import Caps
-    from deepreshape.private.program_bytes import from_bytes
     from deepreshape.private.server import Model
     from deepreshape.private.service import Service
     from deepreshape.private.store import Store
     from deepreshape.private.wire import listen
 
-    program = from_bytes(own.program.read_bytes())
+    program = _program(own.program)
+    if not program.weights:
+        raise ValueError(f"{own.program} has no weights: it is a client's part; `serve` takes {SERVER_PROGRAM}")
     model = Model(program, how.plan(program), workers=workers)
     endpoint, store = own.endpoint("server"), Store(own.store)
     with listen(own.host, own.port) as door, ExitStack() as stack:
@@ -358,57 +383,51 @@ def query(
     out.print(f"online {answer.seconds:.2f} s, {sent / 1e6:,.2f} MB", highlight=False)
 
 
-class _Samples(NamedTuple):
-    """Inputs of a network, and what a client needs to know of its inputs and outputs.
+def _lowered(model: str, samples: Path | None, data_dir: Path | None, count: int = 1) -> tuple[Lowered, Inputs]:
+    """The lowered model, and inputs of it."""
+    from deepreshape.cli.models import find_inputs, find_network, lowered, read_samples
 
-    ``new`` are to try it on. ``validation`` come with their classes, or None where nobody knows them.
-    """
-
-    new: NDArray[np.float32]
-    validation: tuple[NDArray[np.float32], NDArray[np.int64] | None]
-    facts: dict[str, Any]
-
-
-def _lowered(model: str, data_dir: Path | None) -> tuple[Lowered, _Samples]:
-    """The lowered model, and data that belongs to it."""
-    import torch
-
-    from deepreshape.models import architecture, build
-    from deepreshape.models.saved import load
-    from deepreshape.private.lower import lower as lower_model
-    from deepreshape.training import load_data
-    from deepreshape.zoo import folder_of
-
-    labels = None
-    folder = folder_of(model)
-    if folder.is_dir():
-        network, manifest = load(folder)
-        data = load_data(manifest.dataset, data_dir)
-        known, new = (data.normalize(split.images[:CALIBRATION_IMAGES]) for split in (data.train, data.test))
-        valid = data.normalize(data.validation.images[:VALIDATION_IMAGES])
-        labels = data.validation.labels[:VALIDATION_IMAGES].numpy()
-        facts = {"class_names": manifest.class_names, "mean": manifest.mean, "std": manifest.std}
-    else:
-        made = architecture(model)
-        network = build(made, seed=0).eval()
-        generator = torch.Generator().manual_seed(0)
-        known, new, valid = (torch.randn(8, *made.input, generator=generator) for _ in range(3))
-        facts = {"class_names": [], "mean": [0.0] * made.input[0], "std": [1.0] * made.input[0]}
-    lowered = lower_model(network, known.contiguous().numpy())
-    return lowered, _Samples(new.contiguous().numpy(), (valid.contiguous().numpy(), labels), facts)
+    given = read_samples(samples) if samples else None
+    network = find_network(model, given.shape[1:] if given is not None else None)
+    inputs = find_inputs(network, given, data_dir, count)
+    return lowered(network, inputs), inputs
 
 
-def _windows(lowered: Lowered, samples: _Samples, max_loss: float, variant: Variant) -> Calibrated:
+def _program(path: Path) -> Program:
+    """One party's part, from its file."""
+    from deepreshape.private.program import ProgramError
+    from deepreshape.private.program_bytes import from_bytes
+
+    try:
+        return from_bytes(path.read_bytes())
+    except ProgramError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def _facts(path: Path, program: Program) -> dict[str, Any]:
+    """What the client is told, from a file of the model's owner."""
+    channels, (classes, *_) = program.input_shape[0], program.values[program.output].shape
+    wanted = {"class_names": classes, "mean": channels, "std": channels}
+    try:
+        found = json.loads(path.read_text())
+        lengths = {name: len(found[name]) for name in wanted}
+    except (ValueError, KeyError, TypeError):
+        lengths = {}
+    if lengths != wanted:
+        raise ValueError(f"{path} is to hold class_names, mean and std, lists of {classes}, {channels} and {channels}")
+    return {name: found[name] for name in wanted}
+
+
+def _windows(lowered: Lowered, inputs: Inputs, max_loss: float, variant: Variant) -> Calibrated:
     """The program with low bits chosen on validation data; without labels, its own classes take their place."""
     from deepreshape.private import plain
     from deepreshape.private.calibrate import calibrate
     from deepreshape.private.fixed import to_fixed
 
-    images, labels = samples.validation
-    inputs = to_fixed(images, lowered.program.input_fraction)
+    x, labels = to_fixed(inputs.validation, lowered.program.input_fraction), inputs.labels
     if labels is None:
-        labels = plain.run(lowered.program, inputs).reshape(len(inputs), -1).argmax(1)
-    return calibrate(lowered.program, inputs, labels, max_loss=max_loss, mode=variant.mode)
+        labels = plain.run(lowered.program, x).reshape(len(x), -1).argmax(1)
+    return calibrate(lowered.program, x, labels, max_loss=max_loss, mode=variant.mode)
 
 
 def _read(path: Path, facts: dict[str, Any], shape: tuple[int, ...]) -> NDArray[np.floating]:

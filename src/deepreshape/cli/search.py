@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import replace
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -26,11 +27,19 @@ from deepreshape.cli.console import (
 from deepreshape.cli.costs import Garbler, Links, ProfileFile, Protocol, read_protocols, read_terms
 
 if TYPE_CHECKING:
-    from deepreshape.search import Candidate
+    from deepreshape.search import Candidate, Space
+    from deepreshape.training import Dataset, Progress, Recipe
 
 app = typer.Typer()
 
-ROW = "row.json"
+
+@dataclass(frozen=True)
+class Designs:
+    """What the folder of trained designs holds."""
+
+    data: str
+    designs: tuple[str, ...]
+    recipe: Recipe
 
 
 @app.command()
@@ -71,15 +80,19 @@ def search(
 
     if (max_seconds is None) == (max_bytes is None):
         raise ValueError("give one of --max-seconds and --max-bytes")
+    most = max_bytes if max_seconds is None else max_seconds
+    if most is None or not 0 < most < math.inf:
+        raise ValueError(f"the most that one inference may cost is a number above 0, not {most}")
     if train and to is None:
         raise ValueError(f"--train {train} needs --out, the folder to train in")
-    limit = Limit("seconds", max_seconds) if max_seconds is not None else Limit("bytes", max_bytes or 0.0)
+    limit = Limit("bytes" if max_seconds is None else "seconds", most)
     protocols = read_protocols(protocol)
     (terms, *more) = read_terms(protocols[0], link, garbler, False, None, profile)
     if more:
         raise ValueError(f"--link takes one link to search under, not {link!r}")
     proxy = Proxy.fit([row for folder in evidence for row in finished(folder)]) if evidence else PROXY
     space = Space(read_shape(input), classes, protocols, stages)
+    dataset = _fitting_data(data, data_dir, space) if train else None
     for name in space.protocols:
         replace(terms, protocol=name)  # refuses an unknown one before the search begins
     found = stoppable(
@@ -87,12 +100,13 @@ def search(
             by_optuna(space, terms, limit, trials, storage, proxy=proxy, seed=seed)
             if storage
             else by_evolution(space, terms, limit, trials, proxy=proxy, seed=seed)
-        )
+        ),
+        kept=bool(storage),
     )
     if not found:
         raise ValueError(f"none of {trials} designs keeps within {limit.most:g} {limit.unit}; allow more")
     best = front(found, limit)
-    rows = stoppable(lambda: _train_best(best[:train], data, data_dir, settings, to)) if train and to else []
+    rows = _train_best(best[:train], dataset, read_recipe(data, settings), to) if dataset and to else []
     if as_json:
         facts = {"rank_correlation": proxy.correlation, "points": proxy.points}
         print_json({"proxy": facts, "front": [each.to_dict() for each in best], "tried": len(found), "trained": rows})
@@ -112,35 +126,32 @@ def search(
         out.print(f"{row['network']}, {row['plan']}: test top-1 {row['top1']:.2f} %", highlight=False)
 
 
-def _train_best(
-    best: list[Candidate], data: str, data_dir: Path | None, settings: list[str] | None, to: Path
-) -> list[dict[str, Any]]:
-    """Each from fresh weights; a folder that was begun goes on."""
-    from deepreshape.job import Point, train_point
+def _fitting_data(name: str, data_dir: Path | None, space: Space) -> Dataset:
     from deepreshape.training import load_data
 
-    recipe, dataset = read_recipe(data, settings), load_data(data, data_dir)
-    rows: list[dict[str, Any]] = []
-    for each in best:
-        made = each.plan.architecture
-        if (made.input, made.classes) != (dataset.shape, len(dataset.class_names)):
-            shape = "x".join(map(str, dataset.shape))
-            raise ValueError(f"{data} needs --input {shape} --classes {len(dataset.class_names)}")
-        point = Point(each.network, each.plan, each.relus, 0)
-        row_file = to / "models" / point.id / "row.json"
-        if not row_file.is_file():
-            with progress_bar() as bar:
-                task = bar.add_task(f"{each.network}: {each.plan}", total=None)
-                row = stoppable(
-                    lambda point=point, bar=bar, task=task: train_point(
-                        point,
-                        dataset,
-                        recipe,
-                        to / "models" / point.id,
-                        to / "runs" / point.id,
-                        progress=into(bar, task),
-                    )
-                )
-            row_file.write_text(json.dumps(row) + "\n")
-        rows.append(json.loads(row_file.read_text()))
-    return rows
+    data = load_data(name, data_dir)
+    if (space.input, space.classes) != (data.shape, len(data.class_names)):
+        shape = "x".join(map(str, data.shape))
+        raise ValueError(f"{name} needs --input {shape} --classes {len(data.class_names)}")
+    return data
+
+
+def _train_best(best: list[Candidate], data: Dataset, recipe: Recipe, to: Path) -> list[dict[str, Any]]:
+    """Each from fresh weights; a folder that was begun goes on."""
+    from deepreshape.job import Point, train_point
+    from deepreshape.results import work_off
+
+    points = [Point(each.network, each.plan, each.relus, 0) for each in best]
+    with progress_bar() as bar:
+        task = bar.add_task("training", total=None)
+
+        def show(number: int, parts: int, point: Point, progress: Progress | None) -> None:
+            bar.update(task, description=f"{number}/{parts} {point.network}: {point.plan}")
+            if progress:
+                into(bar, task)(progress)
+
+        def row_of(point: Point, model: Path, folder: Path, progress: Callable[[Progress], None]) -> dict[str, Any]:
+            return train_point(point, data, recipe, model, folder, progress=progress)
+
+        designs = Designs(data.name, tuple(f"{point.network}: {point.plan}" for point in points), recipe)
+        return stoppable(lambda: work_off(designs, to, points, row_of, show))

@@ -18,7 +18,7 @@ from deepreshape.cost.layers import Layer, LinearLayer, ReluLayer
 from deepreshape.cost.link import Link, split
 from deepreshape.cost.report import Cost, CostReport
 
-__all__ = ["PROFILES", "Published", "price"]
+__all__ = ["PROFILES", "Published", "price", "published_seconds"]
 
 SLOTS = 8192
 CIPHERTEXT_BYTES = 524_393 + 8
@@ -118,6 +118,11 @@ def price(layers: Sequence[Layer], profile: Published, link: Link | None = None)
         up = ELEMENT_BYTES * elements if profile.garbler == "server" else FIRST_LAYER_BYTES
         rows.append(Cost("input", "online", "send", bytes_up=up, bytes_down=PREDICTION_BYTES, rounds=1))
     return CostReport.of(_timed(rows, profile, link or Link(WIRELESS / 2, WIRELESS / 2)))
+
+
+def published_seconds(layers: Sequence[Layer]) -> dict[str, float]:
+    """Seconds of one inference under each of :data:`PROFILES`, on its study's link."""
+    return {name: round(price(layers, profile).seconds, 3) for name, profile in PROFILES.items()}
 
 
 def _timed(rows: Sequence[Cost], profile: Published, link: Link) -> Iterable[Cost]:

@@ -44,6 +44,7 @@ class SearchMethod(Method):
             epochs=self.search_epochs,
             optimizer=self.search_optimizer,
             lr=self.search_lr,
+            lr_other=1.0,
             schedule=self.search_schedule,
             weight_decay=task.recipe.weight_decay if self.search_optimizer == "sgd" else 0.0,
             ema=0.0,

@@ -15,6 +15,9 @@ __all__ = ["Architecture", "Site"]
 Family = Literal["resnet", "wide_resnet", "resnet9", "vgg"]
 
 
+MOST_CHANNELS = 1 << 16
+
+
 @dataclass(frozen=True)
 class Site:
     """A place where the unreduced network has a ReLU.
@@ -102,6 +105,8 @@ class Architecture:
         }.items():
             if any(value < 1 for value in values):
                 raise ValueError(f"{name} must be positive, not {getattr(self, name)}")
+        if max(self.widths) > MOST_CHANNELS:
+            raise ValueError(f"a stage would have {max(self.widths):,} channels; up to {MOST_CHANNELS:,} work")
 
     @property
     def widths(self) -> tuple[int, ...]:

@@ -61,7 +61,7 @@ def architecture(name: str, input: tuple[int, int, int] = (3, 32, 32), classes: 
     elif preset:
         found, rest = PRESETS[preset], name[len(preset) :]
     else:
-        raise ValueError(f"unknown network {name!r}; known are {', '.join(PRESETS)}, hrn-5x5x3x, stch-4x4x4x")
+        raise ValueError(f"unknown network {name!r}; known are {', '.join(PRESETS)}, hrn-AxBxCx and stch-AxBxCx")
     changes: dict[str, Any] = {}
     while rest:
         suffix = _SUFFIX.match(rest)

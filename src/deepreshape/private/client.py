@@ -140,7 +140,7 @@ class _Offline:
         for op in level:
             layout = self.plan.layouts[op.name]
             with self.channel.ledger.at(op.name, "offline"):
-                found = [receive_share(self.channel, key, layout) for _ in range(self.plan.convolutions[op.name][1])]
+                found = [receive_share(self.channel, key, layout) for _ in range(layout.layer.copies)]
             self.shares[op.name] = np.concatenate(found).reshape(self.plan.program.values[op.name].shape)
 
     def _truncate(self, receiver: truncate.Receiver, op: Relu | Truncate) -> None:

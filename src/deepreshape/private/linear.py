@@ -69,6 +69,8 @@ class Convolution:
     Args:
         weight_bits: weights are integers of absolute value at most 2^weight_bits.
         sum_bits: the absolute weights of one output channel sum to at most 2^sum_bits.
+        copies: how many like this one, each with weights of its own, are one layer of the network, which hides what
+            all of them reveal together.
 
     Raises:
         ValueError: if a size is out of range, or the padding is not smaller than the kernel.
@@ -83,10 +85,11 @@ class Convolution:
     padding: int = 0
     weight_bits: int = 8
     sum_bits: int = SUM_BITS
+    copies: int = 1
 
     def __post_init__(self) -> None:
         least = (self.in_channels, self.height, self.width, self.out_channels, self.kernel, self.stride)
-        if min(*least, self.weight_bits, self.sum_bits) < 1:
+        if min(*least, self.weight_bits, self.sum_bits, self.copies) < 1:
             raise ValueError(f"{self}: sizes must be at least 1")
         if not 0 <= self.padding < self.kernel:
             raise ValueError(f"{self}: padding must be in [0, kernel)")
@@ -119,7 +122,7 @@ class Convolution:
 
 @dataclass(frozen=True)
 class Declared:
-    """What one layer will cost, known beforehand from public facts.
+    """What one layer, or one of its copies, will cost, known beforehand from public facts.
 
     ``traffic`` gives bytes (client to server, server to client) by phase; ``ciphertexts`` those sent and those
     returned; ``encoded_bytes`` is what the server's cache of encoded weights holds if it keeps one.
@@ -226,9 +229,10 @@ class Layout:
         Raises:
             ValueError: if the noise budget does not suffice.
         """
-        revealed = math.prod(self.layer.output_shape)
+        copies = self.layer.copies
+        revealed = copies * math.prod(self.layer.output_shape)
         weight_sum = self.out_tile * self.layer.weight_sum
-        return self.parameters.response_format(weight_sum, revealed, self.bands * self.outputs)
+        return self.parameters.response_format(weight_sum, revealed, copies * self.bands * self.outputs)
 
     @cached_property
     def declared(self) -> Declared:
@@ -389,7 +393,7 @@ def choose_parameters(modulus: int, layers: Iterable[Convolution]) -> Parameters
     costs: dict[Parameters, int] = {}
     for parameters in candidates(modulus):
         try:
-            costs[parameters] = sum(lay_out(layer, parameters).cost for layer in demands)
+            costs[parameters] = sum(layer.copies * lay_out(layer, parameters).cost for layer in demands)
         except ValueError as error:
             refusal = str(error)
     if not costs:
@@ -397,39 +401,38 @@ def choose_parameters(modulus: int, layers: Iterable[Convolution]) -> Parameters
     return min(costs, key=costs.__getitem__)
 
 
-def joined(layer: Convolution, groups: int) -> tuple[Convolution, int]:
-    """A grouped convolution in as few layers like each other as is cheap: one of them, and how many there are.
+def joined(layer: Convolution, groups: int) -> Convolution:
+    """A grouped convolution as one of its copies: in as few of them as is cheap.
 
     A ciphertext costs the same however little is in it, and a group with few channels of a small map fills none. Groups
-    that fill one polynomial together become one layer, with zeros for the weights between them.
+    that fill one polynomial together become one, with zeros for the weights between them.
 
     Args:
         layer: one group.
         groups: how many there are.
     """
-    padded = (layer.height + 2 * layer.padding) * (layer.width + 2 * layer.padding)
-    each = layer.in_channels * layer.out_channels * padded
-    many = max(n for n in range(1, groups + 1) if groups % n == 0 and (n == 1 or n * n * each <= DEGREE))
-    if many == 1:
-        return layer, groups
-    wider = replace(
+    pitch = (layer.height + layer.padding) * (layer.width + layer.padding)
+    each = layer.in_channels * layer.out_channels * pitch
+    most = max(math.isqrt(DEGREE // each), 1)
+    many = max(n for n in range(1, min(groups, most) + 1) if groups % n == 0)
+    return replace(
         layer,
         in_channels=many * layer.in_channels,
         out_channels=many * layer.out_channels,
         sum_bits=max((layer.weight_sum - 1).bit_length(), 1),  # zeros add nothing
+        copies=groups // many,
     )
-    return wider, groups // many
 
 
 def split_groups(weights: NDArray[np.integer], layer: Convolution) -> NDArray[np.integer]:
-    """The weights of each of the layers that :func:`joined` makes of a convolution.
+    """The weights of each of the copies that :func:`joined` makes of a convolution.
 
     Args:
         weights: (out, in / groups, kernel, kernel) of the whole convolution.
         layer: what :func:`joined` returned.
 
     Returns:
-        (layers, *layer.weight_shape).
+        (copies, *layer.weight_shape).
     """
     _, fan_in, *kernel = weights.shape
     many = layer.in_channels // fan_in

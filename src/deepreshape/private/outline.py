@@ -59,12 +59,12 @@ class Outline:
         return Ring(self.bits)
 
     @cached_property
-    def linear(self) -> dict[str, tuple[LinearLayer, Convolution, int]]:
-        """Every linear layer, how the homomorphic encryption sees it, and how many like that it is."""
-        found: dict[str, tuple[LinearLayer, Convolution, int]] = {}
+    def linear(self) -> dict[str, tuple[LinearLayer, Convolution]]:
+        """Every linear layer, and how the homomorphic encryption sees it: one of its copies."""
+        found: dict[str, tuple[LinearLayer, Convolution]] = {}
         for layer in self.layers:
             if isinstance(layer, LinearLayer):
-                found[_unique(layer.name, found)] = layer, *joined(self._convolution(layer), layer.groups)
+                found[_unique(layer.name, found)] = layer, joined(self._convolution(layer), layer.groups)
         if not found:
             raise ValueError("the network has no convolution and no linear layer; there is nothing private to price")
         return found
@@ -82,7 +82,7 @@ class Outline:
     @cached_property
     def parameters(self) -> Parameters:
         """The cheaper of the first two known sets that every layer fits; an exact plan compares them all."""
-        layers = [layer for _, layer, _ in self.linear.values()]
+        layers = [layer for _, layer in self.linear.values()]
         # what sums up most needs the widest primes: it refuses first
         hardest = sorted(set(layers), key=lambda layer: layer.weight_sum, reverse=True)
         refusal = ""
@@ -93,7 +93,7 @@ class Outline:
             except ValueError as error:
                 refusal = str(error)
                 continue
-            costs[parameters] = sum(each[layer] for layer in layers)
+            costs[parameters] = sum(layer.copies * each[layer] for layer in layers)
             if len(costs) == 2:
                 break
         if not costs:
@@ -102,8 +102,8 @@ class Outline:
 
     @cached_property
     def layouts(self) -> dict[str, Layout]:
-        """How every linear layer (one like it) is laid out in polynomials."""
-        return {name: lay_out(layer, self.parameters) for name, (_, layer, _) in self.linear.items()}
+        """How every linear layer (one of its copies) is laid out in polynomials."""
+        return {name: lay_out(layer, self.parameters) for name, (_, layer) in self.linear.items()}
 
     @cached_property
     def steps(self) -> Steps:
@@ -112,12 +112,10 @@ class Outline:
         relus = {step.name: step for step in order if isinstance(step, ReluLayer)}
         truncations = {step.name: step for step in order if isinstance(step, TruncationLayer)}
         products = {
-            name: Product(
-                self.layouts[name], count, self.bits, layer.in_channels // layer.groups * math.prod(layer.kernel)
-            )
-            for name, (layer, _, count) in self.linear.items()
+            name: Product(self.layouts[name], self.bits, layer.in_channels // layer.groups * math.prod(layer.kernel))
+            for name, (layer, _) in self.linear.items()
         }
-        first, *_, last = [layer for layer, *_ in self.linear.values()] * 2
+        first, *_, last = [layer for layer, _ in self.linear.values()] * 2
         inputs, outputs = first.in_channels * math.prod(first.in_size), last.out_channels * math.prod(last.out_size)
         kept = [relu.stored(step) for step in relus.values()]
         kept += [truncate.stored(step) for step in truncations.values()]
@@ -193,9 +191,9 @@ class Outline:
         yield Part(OUTPUT, "online", "shares", "S", 0, element * outputs)
 
     def _he(self, name: str) -> tuple[int, int]:
-        count = self.linear[name][2]
+        copies = self.linear[name][1].copies
         up, down = self.layouts[name].declared.traffic["offline"]
-        return count * up, count * down
+        return copies * up, copies * down
 
 
 def _flights(relus: Sequence[ReluLayer]) -> Iterator[list[ReluLayer]]:

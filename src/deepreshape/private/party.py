@@ -47,6 +47,7 @@ Progress = Callable[[int, int], None]
 """Is told, as they travel, how many of the offline phase's bytes have, and how many there are in all."""
 
 COUNT = "batches"
+LAYOUTS = "layouts"
 """Name of the parameter that says how many batches a session shall prepare."""
 MOST = 16
 """Batches that one session may prepare; more take more sessions, whose time is limited."""
@@ -237,7 +238,7 @@ def _batch(session: Session, number: int) -> bytes:
 
 
 def _to_prepare(plan: Plan, count: int) -> Agreement:
-    return Agreement(digest(plan.program), {**plan.agreed, COUNT: count})
+    return Agreement(digest(plan.program), {**plan.agreed, COUNT: count, LAYOUTS: plan.laid_out})
 
 
 def _to_query(plan: Plan, batch: str) -> Agreement:

@@ -7,9 +7,11 @@ it against what the channels have counted.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from functools import cached_property
 from typing import NamedTuple
 
@@ -75,9 +77,9 @@ class Plan:
         _ = self.parameters, self.relus  # refuses here what cannot be run
 
     @cached_property
-    def convolutions(self) -> dict[str, tuple[Convolution, int]]:
-        """Every linear operation as the homomorphic encryption sees it: a layer, and how many like it there are."""
-        found: dict[str, tuple[Convolution, int]] = {}
+    def convolutions(self) -> dict[str, Convolution]:
+        """Every linear operation as the homomorphic encryption sees it: one of its copies."""
+        found: dict[str, Convolution] = {}
         for op in self.program.ops:
             if isinstance(op, Conv2d):
                 channels, height, width = self.program.values[op.inputs[0]].shape
@@ -87,7 +89,7 @@ class Plan:
                 found[op.name] = joined(group, op.groups)
             elif isinstance(op, Linear):
                 inputs = self.program.values[op.inputs[0]].size
-                found[op.name] = Convolution.matrix(inputs, op.out_features, op.weight_bits, op.sum_bits), 1
+                found[op.name] = Convolution.matrix(inputs, op.out_features, op.weight_bits, op.sum_bits)
         return found
 
     @cached_property
@@ -97,9 +99,9 @@ class Plan:
             return None
         order = self.program.modulus.order
         try:
-            return choose_parameters(order, [layer for layer, _ in self.convolutions.values()])
+            return choose_parameters(order, self.convolutions.values())
         except ValueError as error:
-            for name, (layer, _) in self.convolutions.items():
+            for name, layer in self.convolutions.items():
                 try:
                     choose_parameters(order, [layer])
                 except ValueError as reason:
@@ -108,10 +110,10 @@ class Plan:
 
     @cached_property
     def layouts(self) -> dict[str, Layout]:
-        """How every linear operation (one of its layers) is laid out in polynomials."""
+        """How every linear operation (one of its copies) is laid out in polynomials."""
         if self.parameters is None:
             return {}
-        return {name: lay_out(layer, self.parameters) for name, (layer, _) in self.convolutions.items()}
+        return {name: lay_out(layer, self.parameters) for name, layer in self.convolutions.items()}
 
     @cached_property
     def relus(self) -> dict[str, ReluLayer]:
@@ -197,6 +199,15 @@ class Plan:
             settings["degree"] = self.parameters.degree
             settings["primes"] = "-".join(map(str, self.parameters.prime_bits))
         return settings
+
+    @cached_property
+    def laid_out(self) -> str:
+        """A digest of all layouts, which a handshake compares before homomorphic layers travel."""
+        facts = [
+            (name, at.layer.copies, at.split, at.band_rows, at.in_tile, at.out_tile, astuple(at.form))
+            for name, at in self.layouts.items()
+        ]
+        return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
     def positions(self, op: Relu | Truncate) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
         """Flat positions that are rectified, and those that are only truncated."""
@@ -289,14 +300,14 @@ class Plan:
 
     def _he(self, op: Conv2d | Linear) -> tuple[int, int]:
         up, down = self.layouts[op.name].declared.traffic["offline"]
-        count = self.convolutions[op.name][1]
-        return count * up, count * down
+        copies = self.convolutions[op.name].copies
+        return copies * up, copies * down
 
     def _work(self, layer: str, phase: Phase, kind: str) -> dict[str, int]:
         """What a row of :meth:`declared` counts beside bytes and rounds."""
         if kind == "he":
             return {
-                "he_products": self.convolutions[layer][1] * self.layouts[layer].declared.products,
+                "he_products": self.convolutions[layer].copies * self.layouts[layer].declared.products,
                 "stored_server": WORD_BYTES * self.program.values[layer].size,
             }
         if kind == "clear":

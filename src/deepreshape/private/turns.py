@@ -37,21 +37,19 @@ class Product:
     """One linear operation.
 
     Attributes:
-        layout: of one of its homomorphic layers.
-        groups: how many like it there are.
+        layout: of one of its copies under encryption.
         share_bits: of a share.
         fan_in: multiply-adds of an output in the clear.
     """
 
     layout: Layout
-    groups: int
     share_bits: int
     fan_in: int
 
     @property
     def outputs(self) -> int:
         """Elements of the result."""
-        return self.groups * math.prod(self.layout.layer.output_shape)
+        return self.layout.layer.copies * math.prod(self.layout.layer.output_shape)
 
     @property
     def macs(self) -> int:
@@ -67,8 +65,8 @@ class Product:
         places = math.prod(layer.output_shape[1:])
         return {
             "clear.mac": limbs * self.macs,
-            "clear.patch": limbs * places * math.prod(layer.weight_shape[1:]) * self.groups,
-            "clear.weight": self.groups * layer.out_channels * self.fan_in,
+            "clear.patch": limbs * places * math.prod(layer.weight_shape[1:]) * layer.copies,
+            "clear.weight": layer.copies * layer.out_channels * self.fan_in,
             "element": self.outputs,
             "store.read": WORD_BYTES * self.outputs,
         }
@@ -105,9 +103,8 @@ class Steps:
             circuits = 3 * TABLE_BYTES * largest.circuit.and_gates * min(largest.count, largest.batch)
             labels = 2 * LABEL_BYTES * largest.chosen * largest.count
         ciphertexts = max(max(product.layout.declared.traffic["offline"]) for product in self.products.values())
-        weights = sum(
-            8 * math.prod(product.layout.layer.weight_shape) * product.groups for product in self.products.values()
-        )
+        layers = [product.layout.layer for product in self.products.values()]
+        weights = sum(8 * layer.copies * math.prod(layer.weight_shape) for layer in layers)
         return circuits + labels + 2 * ciphertexts, circuits + labels + 2 * ciphertexts + 2 * weights
 
     @classmethod
@@ -118,7 +115,6 @@ class Steps:
         products = {
             op.name: Product(
                 plan.layouts[op.name],
-                plan.convolutions[op.name][1],
                 bits,
                 math.prod(op.weight_shape(program.values[op.inputs[0]])[1:]),
             )
@@ -184,7 +180,7 @@ def _counts(steps: Steps, turn: Turn) -> Mapping[str, int]:
     match turn.kind, turn.phase:
         case "he", _:
             product = steps.products[turn.layer]
-            products = product.groups * product.layout.products
+            products = product.layout.layer.copies * product.layout.products
             return {"he_products": products, "stored_server": WORD_BYTES * product.outputs}
         case "clear", _:
             return {"macs": steps.products[turn.layer].macs}
@@ -237,11 +233,11 @@ def _primes(layout: Layout) -> str:
 
 
 def _linear(turn: Turn, product: Product) -> Turn:
-    primes, groups = _primes(product.layout), product.groups
-    sent, returned = (groups * count for count in product.layout.declared.ciphertexts)
+    primes, copies = _primes(product.layout), product.layout.layer.copies
+    sent, returned = (copies * count for count in product.layout.declared.ciphertexts)
     if turn.sender == "client":
-        return replace(turn, make={f"{primes}.encrypt": sent}, pieces=max(sent // groups, 1))
-    products = groups * product.layout.products
+        return replace(turn, make={f"{primes}.encrypt": sent}, pieces=max(sent // copies, 1))
+    products = copies * product.layout.products
     make = {
         f"{primes}.receive": sent,
         f"{primes}.encode": products / product.layout.bands,

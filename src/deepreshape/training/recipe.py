@@ -116,7 +116,9 @@ def with_values(config: Any, values: dict[str, Any]) -> Any:
         return TypeAdapter(type(config)).validate_python(now | values)
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or type(config).__name__.lower()
+        if not first["loc"]:  # what the dataclass itself says, with the value in it
+            raise ValueError(str(first.get("ctx", {}).get("error", first["msg"]))) from None
+        where = ".".join(map(str, first["loc"]))
         raise ValueError(f"{where}={first['input']!r}: {first['msg']}") from None
 
 
