@@ -1,14 +1,22 @@
+import re
+from dataclasses import asdict
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
 from deepreshape.counting import count
+from deepreshape.linearize import METHODS
 from deepreshape.models.saved import load
 from deepreshape.private import plain
 from deepreshape.private.fixed import to_fixed
 from deepreshape.private.lower import lower
-from deepreshape.training import accuracy, load_data
+from deepreshape.training import RECIPES, accuracy, load_data
+from deepreshape.training.recipe import with_values
 from deepreshape.zoo import folder_of, names
+
+DOCUMENT = Path(__file__).parent.parent / "docs" / "commands.md"
 
 
 @pytest.mark.parametrize("name", names())
@@ -19,6 +27,19 @@ def test_every_network_is_whole_small_and_says_how_it_was_made(name: str):
     assert {"train", manifest.history[-1]["method"]} <= {step["method"] for step in manifest.history}
     assert count(model, manifest.architecture.input).total.relus == manifest.history[-1]["relus"]
     assert manifest.class_names
+
+
+@pytest.mark.parametrize("name", names())
+def test_the_documented_command_has_the_settings_that_made_it(name: str):
+    (row,) = [line for line in DOCUMENT.read_text().splitlines() if line.startswith(f"| `zoo:{name}`")]
+    given = dict(re.findall(r"--set (\w+)=([\w.-]+)", row.rpartition("`deepreshape linearize")[2]))
+    _, manifest = load(folder_of(f"zoo:{name}"))
+    made = manifest.history[-1]
+    usual = {"settings": METHODS[made["method"]](made["budget"]), "recipe": RECIPES[manifest.dataset]}
+    for part, config in usual.items():
+        own = {key: value for key, value in given.items() if key in made[part]}
+        here = asdict(with_values(config, own))
+        assert {key: here[key] for key in made[part]} == made[part]
 
 
 def test_the_digits_are_read():

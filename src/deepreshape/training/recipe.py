@@ -22,8 +22,8 @@ class Recipe:
         optimizer: SGD with Nesterov momentum 0.9, AdamW, or Muon, which makes the steps of convolutions orthogonal
             (:mod:`.muon`) and trains in fewer epochs.
         lr: peak learning rate; about 0.4 for SGD, 0.05 for Muon.
-        lr_other: times that rate for all but convolutions: batch norms, biases, the last layer. With Muon 4 is better
-            than 1, whose steps of convolutions say nothing about theirs.
+        lr_other: times that rate for all but convolutions: batch norms, biases, the last layer. Muon's steps of
+            convolutions say nothing about theirs, and a few times its rate suits them.
         schedule: ``"onecycle"`` rises linearly over ``warmup`` of the steps, then falls linearly to 0; ``"cosine"``
             falls along a cosine after the same rise; ``"constant"`` stays after it.
         warmup: share of the steps.
