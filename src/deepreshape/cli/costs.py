@@ -76,7 +76,9 @@ def cost(
     ] = None,
     arrivals: Annotated[
         float | None,
-        typer.Option(min=0.01, help="Queries an hour that arrive at random: how long they wait.", show_default=False),
+        typer.Option(
+            min=0.01, max=100_000, help="Queries an hour that arrive at random: how long they wait.", show_default=False
+        ),
     ] = None,
     storage: Annotated[str, typer.Option(help="Storage of client/server for what lies ready.")] = "16gb/10tb",
     data_dir: DataDir = None,
