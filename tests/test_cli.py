@@ -2,6 +2,7 @@
 
 import io
 import json
+import signal
 import subprocess
 import sys
 from contextlib import chdir, redirect_stderr, redirect_stdout
@@ -13,6 +14,7 @@ import typer
 from typer.main import get_command
 
 from deepreshape.cli import app, main
+from deepreshape.cli.console import stoppable
 
 ROOT = Path(__file__).parent.parent
 
@@ -33,6 +35,29 @@ class Done(NamedTuple):
     code: int
     out: str
     err: str
+
+
+def test_an_interrupt_that_became_another_error_is_still_one(capsys: pytest.CaptureFixture[str]):
+    def work() -> None:
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt:
+            raise TypeError("could not determine the shape") from None
+
+    def fail() -> None:
+        raise TypeError("of its own")
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(typer.Exit) as ended:
+            stoppable(work, kept=False)
+        with pytest.raises(TypeError, match="of its own"):
+            stoppable(fail)
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert ended.value.exit_code == 130
+    assert "nothing was kept" in capsys.readouterr().err
 
 
 def call(*words: str, cwd: Path | None = None) -> Done:
@@ -199,7 +224,7 @@ def test_run_and_report(tmp_path: Path):
         (("frobnicate",), "No such command 'frobnicate'; there are calibrate, cost, count"),
         (("count", "resnet18", "--classes", "abc"), "not 'abc'"),
         (("train", "resnet18", "--budget", "0", "--out", "o"), "not '0'"),
-        (("count", "hrn-5x5x3x-m99999999"), "a stage would have 7,499,999,925 channels; up to 65,536 work"),
+        (("count", "hrn-5x5x3x-m99999999"), "a stage would have 7,499,999,925 channels; up to 16,777,216 work"),
         (("count", f"{ROOT}/tests/test_house.py:net"), "does not give a network: AttributeError"),
         (("train", "resnet20", "--out", "o", "--set", "lr=-1"), "error: lr must be from 1e-09 to 100, not -1.0"),
         (("cost", "resnet20", "--plot", "no/where.svg"), "no/where.svg cannot be written: its folder is missing"),

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import inspect
 import json
+import signal
 import sys
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from pathlib import Path
+from threading import current_thread, main_thread
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
@@ -79,12 +81,32 @@ def with_groups(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def stoppable(work: Any, *, kept: bool = True) -> Any:
-    """Do ``work``; Ctrl-C ends it with exit code 130 and says how to go on, if anything of it was kept."""
+    """Do ``work``; Ctrl-C ends it with exit code 130 and says how to go on, if anything of it was kept.
+
+    Code in other languages may turn the interrupt into an error of its own, as safetensors does while it loads, so what
+    counts is that there was one.
+    """
+    stopped = False
+
+    def stop(*_: object) -> None:
+        nonlocal stopped
+        stopped = True
+        raise KeyboardInterrupt
+
+    before = signal.getsignal(signal.SIGINT)
+    watched = before is signal.default_int_handler and current_thread() is main_thread()
+    if watched:
+        signal.signal(signal.SIGINT, stop)
     try:
         return work()
-    except KeyboardInterrupt:
+    except BaseException as error:
+        if not stopped and not isinstance(error, KeyboardInterrupt):
+            raise
         err.print("stopped; the same command goes on from here" if kept else "stopped; nothing was kept")
         raise typer.Exit(130) from None
+    finally:
+        if watched:
+            signal.signal(signal.SIGINT, before)
 
 
 def new_file(path: Path) -> None:

@@ -15,7 +15,7 @@ __all__ = ["Architecture", "Site"]
 Family = Literal["resnet", "wide_resnet", "resnet9", "vgg"]
 
 
-MOST_CHANNELS = 1 << 16
+MOST_CHANNELS = 1 << 24
 
 
 @dataclass(frozen=True)
