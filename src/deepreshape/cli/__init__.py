@@ -52,5 +52,5 @@ def _explained(error: Any) -> str:
     given = [word for name, word in pairwise(sys.argv) if name in options]
     if given:
         return f"{said}, not {given[-1]!r}"
-    known = getattr(error.ctx and error.ctx.command, "commands", {})
+    known = getattr(getattr(getattr(error, "ctx", None), "command", None), "commands", {})
     return f"{said}; there are {', '.join(sorted(known))}" if said and known else said

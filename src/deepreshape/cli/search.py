@@ -92,7 +92,7 @@ def search(
         raise ValueError(f"--link takes one link to search under, not {link!r}")
     proxy = Proxy.fit([row for folder in evidence for row in finished(folder)]) if evidence else PROXY
     space = Space(read_shape(input), classes, protocols, stages)
-    dataset = _fitting_data(data, data_dir, space) if train else None
+    dataset, recipe = (_fitting_data(data, data_dir, space), read_recipe(data, settings)) if train else (None, None)
     for name in space.protocols:
         replace(terms, protocol=name)  # refuses an unknown one before the search begins
     found = stoppable(
@@ -106,7 +106,7 @@ def search(
     if not found:
         raise ValueError(f"none of {trials} designs keeps within {limit.most:g} {limit.unit}; allow more")
     best = front(found, limit)
-    rows = _train_best(best[:train], dataset, read_recipe(data, settings), to) if dataset and to else []
+    rows = _train_best(best[:train], dataset, recipe, to) if dataset and recipe and to else []
     if as_json:
         facts = {"rank_correlation": proxy.correlation, "points": proxy.points}
         print_json({"proxy": facts, "front": [each.to_dict() for each in best], "tried": len(found), "trained": rows})
