@@ -73,7 +73,7 @@ def test_what_has_no_such_plan_is_no_candidate():
 
 
 def test_optuna_goes_on_with_what_is_stored(tmp_path: Path):
-    pytest.importorskip("optuna", reason="optuna is not installed")
+    optuna = pytest.importorskip("optuna", reason="optuna is not installed")
     storage = f"sqlite:///{tmp_path / 'search.db'}"
     few = list(by_optuna(SPACE, TERMS, LIMIT, 10, storage))
     more = list(by_optuna(SPACE, TERMS, LIMIT, 20, storage))
@@ -83,6 +83,7 @@ def test_optuna_goes_on_with_what_is_stored(tmp_path: Path):
     assert all(candidate.seconds <= tighter.most for candidate in by_optuna(SPACE, TERMS, tighter, 10, storage))
     elsewhere = list(by_optuna(SPACE, replace(TERMS, link=LINKS["wan"]), LIMIT, 10, storage))
     assert not {candidate.seconds for candidate in elsewhere} & {candidate.seconds for candidate in more}
+    assert len(optuna.study.get_all_study_names(storage)) == 3
     assert all(isinstance(candidate, Candidate) and candidate.seconds <= LIMIT.most for candidate in more)
 
 

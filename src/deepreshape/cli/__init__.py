@@ -52,5 +52,6 @@ def _explained(error: Any) -> str:
     given = [word for name, word in pairwise(sys.argv) if name in options]
     if given:
         return f"{said}, not {given[-1]!r}"
-    known = getattr(getattr(getattr(error, "ctx", None), "command", None), "commands", {})
+    context = getattr(error, "ctx", None)
+    known = getattr(context and context.command, "commands", {})
     return f"{said}; there are {', '.join(sorted(known))}" if said and known else said

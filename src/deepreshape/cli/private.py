@@ -96,7 +96,7 @@ class Relus:
         from deepreshape.private.variant import Variant
 
         named = Variant.parse(self.relu)
-        mode: Any = named.mode if ":" in self.relu and self.mode == Variant.mode else self.mode
+        mode: Any = named.mode if self.mode == Variant.mode else self.mode
         return replace(
             named,
             drop=self.drop_bits or named.drop,

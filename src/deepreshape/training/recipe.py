@@ -22,8 +22,8 @@ class Recipe:
         optimizer: SGD with Nesterov momentum 0.9, AdamW, or Muon, which makes the steps of convolutions orthogonal
             (:mod:`.muon`) and trains in fewer epochs.
         lr: peak learning rate; about 0.4 for SGD, 0.05 for Muon.
-        lr_other: times that rate for all but convolutions: batch norms, biases, the last layer. Muon's steps of
-            convolutions say nothing about theirs, and a few times its rate suits them.
+        lr_other: times that rate for all but convolutions: batch norms, biases, the last layer. Muon's rate, which is
+            for orthogonal steps, says nothing about theirs.
         schedule: ``"onecycle"`` rises linearly over ``warmup`` of the steps, then falls linearly to 0; ``"cosine"``
             falls along a cosine after the same rise; ``"constant"`` stays after it.
         warmup: share of the steps.
@@ -33,7 +33,7 @@ class Recipe:
         flip: whether images are mirrored at random.
         cutout: side of the square that is blanked at random; 0 for none.
         grow: share of the steps that see smaller images: half the side in its first half, three quarters in its second
-            (progressive resizing), which takes a fourth and half of the time. Not with masks, which have one size.
+            (progressive resizing), for 1/4 and 9/16 of the multiply-adds. Not with masks, which have one size.
         holdout: whether the validation split is held out. A last run, whose settings are fixed, may train on it too;
             then there is no validation accuracy.
         ema: decay of the moving average of the weights that is returned; 0 returns the last weights.
