@@ -14,7 +14,7 @@ import typer
 from typer.main import get_command
 
 from deepreshape.cli import app, main
-from deepreshape.cli.console import stoppable
+from deepreshape.cli.console import NOTHING_KEPT, stoppable
 
 ROOT = Path(__file__).parent.parent
 
@@ -50,7 +50,7 @@ def test_an_interrupt_that_became_another_error_is_still_one(capsys: pytest.Capt
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         with pytest.raises(typer.Exit) as ended:
-            stoppable(work, kept=False)
+            stoppable(work, NOTHING_KEPT)
         with pytest.raises(TypeError, match="of its own"):
             stoppable(fail)
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
@@ -228,6 +228,11 @@ def test_run_and_report(tmp_path: Path):
         (("count", f"{ROOT}/tests/test_house.py:net"), "does not give a network: AttributeError"),
         (("train", "resnet20", "--out", "o", "--set", "lr=-1"), "error: lr must be from 1e-09 to 100, not -1.0"),
         (("cost", "resnet20", "--plot", "no/where.svg"), "no/where.svg cannot be written: its folder is missing"),
+        (
+            ("cost", "resnet20", "--protocol", "server-garbler", "--workers", "2"),
+            "--workers is for our runtime; server-garbler has a price as it was published",
+        ),
+        (("cost", "resnet20", "--protocol", "gc-sign:neg-pass"), "gc-sign is wrong about no value, so that it has no"),
         (("calibrate", "--out", "no/profile.json"), "no/profile.json cannot be written: its folder is missing"),
         (("search", "--max-seconds", "nan"), "a number above 0, not nan"),
         (

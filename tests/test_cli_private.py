@@ -193,6 +193,12 @@ def test_the_caps_of_the_command_are_those_of_the_library():
         (("local", "--model", "x", "--relu", "circa"), "no ReLU protocol 'circa'"),
         (("local", "--model", "x", "--drop-bits", "4"), "gc-full drops no bits; gc-stochastic does"),
         (("local", "--model", "x", "--relu", "gc-stochastic", "--mode", "x"), "modes pos-zero and neg-pass"),
+        (("local", "--model", "x", "--mode", "neg-pass"), "gc-full is wrong about no value, so that it has no mode"),
+        (
+            ("local", "--model", "x", "--max-loss", "1"),
+            "--max-loss 1 is for --relu gc-stochastic --calibrated, not for",
+        ),
+        (("lower", "x", "--out", "o", "--mode", "neg-pass"), "--mode neg-pass is for low bits that are chosen here"),
         (("keygen", "--out", "keys"), None),
         (("serve", "--program", "x", "--keys", "keys", "--store", "s"), "No such file or directory: 'x'"),
         (("query", "x.npy", "--program", "p", "--keys", "k", "--store", "s", "--garbler", "me"), "'p'"),

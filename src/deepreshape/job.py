@@ -22,9 +22,9 @@ from deepreshape.linearize import Plan, apply, plan, plan_of
 from deepreshape.models import Architecture, architecture, build, name_of, relus
 from deepreshape.models.saved import Manifest, load, save
 from deepreshape.results import work_off
-from deepreshape.training import METRICS, RECIPES, Dataset, Progress, Recipe, accuracy, train
+from deepreshape.training import METRICS, RECIPES, Dataset, Progress, Recipe, accuracy, set_options, train
 
-__all__ = ["Job", "Point", "default_budgets", "fitting", "hybrenets", "run", "train_point"]
+__all__ = ["Job", "Point", "default_budgets", "fitting", "hybrenets", "measured", "run", "train_point"]
 
 
 @dataclass(frozen=True)
@@ -218,30 +218,42 @@ def train_point(
         history=tuple(history),
     )
     save(model, to, manifest)
-    counted = count(model, data.shape)
     row = {
         "id": point.id,
         "network": point.network,
         "plan": str(point.plan),
         "budget": point.budget,
+        **measured(model, data),
+        "top1_validation": trained.top1_validation,
+        "seed": point.seed,
+        "epochs": recipe.epochs,
+        "cpu_minutes": round(trained.seconds / 60, 2),
+        "command": _command(point, data, recipe, init, teacher),
+    }
+    shutil.copyfile(folder / METRICS, to / METRICS)
+    return row
+
+
+def measured(model: nn.Module, data: Dataset) -> dict[str, Any]:
+    """What a row of results says of a network that is final: counts, prices, and accuracy on the test split, read here.
+
+    Args:
+        model: the network.
+        data: whose test split is read.
+    """
+    counted = count(model, data.shape)
+    return {
         "relus": counted.total.relus,
         "relus_without_stem": counted.relus_without_stem,
         "maxpool_comparisons": counted.total.maxpool_comparisons,
         "macs": counted.total.macs,
         "params": counted.total.params,
+        "priced_seconds": published_seconds(counted.priced_layers),
         "top1": accuracy(model, data, data.test),
-        "top1_validation": trained.top1_validation,
         "split": "test",
         "n": len(data.test),
-        "seed": point.seed,
         "data": data.name,
-        "epochs": recipe.epochs,
-        "cpu_minutes": round(trained.seconds / 60, 2),
-        "priced_seconds": published_seconds(counted.priced_layers),
-        "command": _command(point, data, recipe, init, teacher),
     }
-    shutil.copyfile(folder / METRICS, to / METRICS)
-    return row
 
 
 def fitting(folder: Path, data: Dataset) -> tuple[nn.Module, Manifest]:
@@ -266,7 +278,5 @@ def _command(point: Point, data: Dataset, recipe: Recipe, init: Path | None, tea
     words += ["--budget", str(point.budget)] if point.budget else []
     words += ["--init", init.name] if init else []
     words += ["--teacher", teacher.name] if teacher else []
-    usual = asdict(RECIPES[data.name])
-    for name, value in asdict(recipe).items():
-        words += ["--set", f"{name}={value}"] if value != usual[name] else []
+    words += set_options(asdict(recipe), asdict(RECIPES[data.name]))
     return " ".join([*words, "--out", point.id])

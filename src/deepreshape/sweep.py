@@ -14,14 +14,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from deepreshape.cost import PROFILES, price, published_seconds
+from deepreshape.cost import PROFILES, price
 from deepreshape.counting import count
-from deepreshape.job import Point, fitting, train_point
+from deepreshape.job import Point, fitting, measured, train_point
 from deepreshape.linearize import METHODS, Method, Removal, linearize, plan_of
 from deepreshape.models import Architecture, architecture, name_of
 from deepreshape.models.saved import Manifest, save
 from deepreshape.results import work_off
-from deepreshape.training import RECIPES, Dataset, Progress, Recipe, accuracy, with_values
+from deepreshape.training import RECIPES, Dataset, Progress, Recipe, set_options, with_values
 from deepreshape.zoo import folder_of
 
 __all__ = ["Run", "Sweep", "configured", "reduce_saved", "sweep"]
@@ -224,7 +224,6 @@ def _row(
         seed=run.seed,
         progress=lambda _, at: progress(at),
     )
-    counted = count(model, data.shape)
     made_of: Architecture = model.architecture  # pyright: ignore[reportAssignmentType]
     return {
         "id": run.id,
@@ -233,18 +232,11 @@ def _row(
         "plan": f"{record.method} {record.budget:,}",
         "granularity": record.granularity,
         "budget": record.budget,
-        "relus": counted.total.relus,
-        "macs": counted.total.macs,
-        "params": counted.total.params,
-        "top1": accuracy(model, data, data.test),
+        **measured(model, data),
         "top1_validation": record.top1_validation,
-        "split": "test",
-        "n": len(data.test),
         "seed": run.seed,
-        "data": data.name,
         "epochs": record.epochs,
         "cpu_minutes": record.minutes,
-        "priced_seconds": published_seconds(counted.priced_layers),
         "command": command_of(source, record, teacher, data, run.id),
     }
 
@@ -255,8 +247,7 @@ def command_of(source: Path, record: Removal, teacher: Path | None, data: Datase
     words += ["--teacher", teacher.name] if teacher else []
     words += ["--seed", str(record.seed)]
     usual = asdict(RECIPES[data.name]) | asdict(METHODS[record.method](record.budget))
-    given = record.recipe | record.settings
-    words += [part for name, value in given.items() if value != usual[name] for part in ("--set", f"{name}={value}")]
+    words += set_options(record.recipe | record.settings, usual)
     return " ".join([*words, "--out", to])
 
 

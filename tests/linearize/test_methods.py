@@ -187,6 +187,23 @@ def test_a_price_moves_relus_to_where_they_are_cheap(name: str):
     assert weighed.price == by_stage(count(priced, DATA.shape).layers).seconds
 
 
+def test_prices_before_and_after_have_the_max_pools_in_them():
+    model = trained("resnet9-m2")
+    _, record = reduced(
+        "descent",
+        200,
+        model=model,
+        price=lambda layers: CostReport.of(
+            Cost(layer.name, "online", "evaluate", seconds=layer.relus)
+            for layer in layers
+            if isinstance(layer, ReluLayer)
+        ),
+    )
+    compared = count(model, DATA.shape).total.maxpool_comparisons
+    assert compared
+    assert (record.price_before, record.price) == (record.relus_before + compared, 200 + compared)
+
+
 def test_a_profile_without_a_price_for_relus_is_refused():
     with pytest.raises(ValueError, match="the price profile charges nothing for ReLUs"):
         reduced("snl", 300, price=lambda layers: CostReport(()))

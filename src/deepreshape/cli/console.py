@@ -80,8 +80,8 @@ def with_groups(command: Callable[..., None]) -> Callable[..., None]:
     return run
 
 
-def stoppable(work: Any, *, kept: bool = True) -> Any:
-    """Do ``work``; Ctrl-C ends it with exit code 130 and says how to go on, if anything of it was kept.
+def stoppable(work: Any, then: str = "the same command goes on from here") -> Any:
+    """Do ``work``; Ctrl-C ends it with exit code 130 and says what is ``then``.
 
     Code in other languages may turn the interrupt into an error of its own, as safetensors does while it loads, so what
     counts is that there was one.
@@ -102,11 +102,14 @@ def stoppable(work: Any, *, kept: bool = True) -> Any:
     except BaseException as error:
         if not stopped and not isinstance(error, KeyboardInterrupt):
             raise
-        err.print("stopped; the same command goes on from here" if kept else "stopped; nothing was kept")
+        err.print(f"stopped; {then}")
         raise typer.Exit(130) from None
     finally:
         if watched:
             signal.signal(signal.SIGINT, before)
+
+
+NOTHING_KEPT = "nothing was kept"
 
 
 def new_file(path: Path) -> None:

@@ -10,6 +10,7 @@ import typer
 
 from deepreshape.cli.console import (
     MODEL,
+    NOTHING_KEPT,
     DataDir,
     Json,
     err,
@@ -119,7 +120,7 @@ def calibrate(
 
     new_file(to)
     made = stoppable(
-        lambda: measure(name, rounds, lambda step: err.print(f"timing {step}", highlight=False)), kept=False
+        lambda: measure(name, rounds, lambda step: err.print(f"timing {step}", highlight=False)), NOTHING_KEPT
     )
     to.write_text(made.to_json())
     if as_json:
@@ -162,11 +163,16 @@ def read_terms(
     from deepreshape.pricing import Terms
 
     measured: Profile | None = Profile.read(profile) if profile else None
-    return [
+    found = [
         Terms(name, read_role(garbler), at, slots, workers, measured)
         for name in read_protocols(protocols)
         for at in ([read_link(text) for text in links.split(",")] if links else [None])
     ]
+    if not any(each.ours for each in found):
+        for option, given in (("--slots", slots), ("--workers", workers), ("--profile", profile)):
+            if given:
+                raise ValueError(f"{option} is for our runtime; {protocols} has a price as it was published")
+    return found
 
 
 def read_protocols(text: str) -> tuple[str, ...]:

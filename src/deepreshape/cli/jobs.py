@@ -282,6 +282,7 @@ def _baseline_of(config: dict[str, Any]) -> str:
 def _command_of(config: dict[str, Any], folder: Path) -> str:
     """The command that makes a job or a sweep of these settings, or those that train the designs of a search."""
     from deepreshape.results import finished
+    from deepreshape.training import RECIPES, set_options
 
     if "designs" in config:
         return "\n".join(row["command"] for row in finished(folder))
@@ -291,19 +292,11 @@ def _command_of(config: dict[str, Any], folder: Path) -> str:
     for name in ("networks", "methods", "budgets", "seeds"):
         words += [f"--{name} " + ",".join(map(str, config[name]))] if name in config else []
     words += [f"--teacher {config['teacher']}"] if config["teacher"] else []
+    usual = vars(RECIPES[config["data"]])
+    words += set_options(config["recipe"], usual, "whole." if swept else "")
     if swept:
-        words += [f"--set whole.{setting}" for setting in _unusual(config, "recipe")]
-        words += [f"--set tune.{setting}" for setting in _unusual(config, "tune")]
+        words += set_options(config["tune"], usual, "tune.")
         words += [f"--set {method}.{name}={value}" for method, name, value in config["settings"]]
     else:
-        words += [f"--set {setting}" for setting in _unusual(config, "recipe")]
         words.append(f"--reduced-epochs {config['reduced_epochs']}")
     return " ".join([*words, f"--out {folder.name}"])
-
-
-def _unusual(config: dict[str, Any], recipe: str) -> list[str]:
-    """Settings of a recipe that are not the data set's own."""
-    from deepreshape.training import RECIPES
-
-    defaults = vars(RECIPES[config["data"]])
-    return [f"{name}={value}" for name, value in config[recipe].items() if value != defaults[name]]

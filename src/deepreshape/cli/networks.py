@@ -8,6 +8,7 @@ import typer
 
 from deepreshape.cli.console import (
     MODEL,
+    NOTHING_KEPT,
     DataDir,
     Json,
     Settings,
@@ -172,7 +173,7 @@ def criticality(
             assert done.top1_validation is not None  # noqa: S101 - the split is held out
             return done.top1_validation
 
-        found = stoppable(lambda: measure(whole, accuracy, read_integers(seeds, "--seeds")), kept=False)
+        found = stoppable(lambda: measure(whole, accuracy, read_integers(seeds, "--seeds")), NOTHING_KEPT)
     stages = [
         {
             "stage": at + 1,

@@ -13,6 +13,7 @@ import typer
 
 from deepreshape.cli.console import (
     MODEL,
+    NOTHING_KEPT,
     DataDir,
     Json,
     bytes_bar,
@@ -42,7 +43,21 @@ Role = Literal["client", "server"]
 
 app = typer.Typer(no_args_is_help=True, help="Run a network privately between a client and a server.")
 
-ModeOption = Annotated[str, typer.Option("--mode", help="What gc-stochastic is wrong about: pos-zero or neg-pass.")]
+ModeOption = Annotated[
+    str | None,
+    typer.Option(
+        "--mode", help="What gc-stochastic is wrong about: pos-zero (without) or neg-pass.", show_default=False
+    ),
+]
+MaxLossOption = Annotated[
+    float | None,
+    typer.Option(
+        "--max-loss",
+        min=0,
+        help="Points of accuracy on validation images that low bits of gc-stochastic --calibrated may cost.",
+        show_default=False,
+    ),
+]
 WorkersOption = Annotated[
     int | None,
     typer.Option(
@@ -79,7 +94,7 @@ class Relus:
         typer.Option(help="How ReLUs are computed: gc-full, gc-sign or gc-stochastic, or as gc-stochastic:drop=12."),
     ] = "gc-full"
     drop_bits: Annotated[int, typer.Option(min=0, help="Low bits that the sign test of gc-stochastic leaves out.")] = 0
-    mode: ModeOption = "pos-zero"
+    mode: ModeOption = None
     calibrated: Annotated[
         bool,
         typer.Option("--calibrated", help="Test the bits that the program says for each layer; `lower` chooses them."),
@@ -96,12 +111,9 @@ class Relus:
         from deepreshape.private.variant import Variant
 
         named = Variant.parse(self.relu)
-        mode: Any = named.mode if self.mode == Variant.mode else self.mode
+        mode: Any = self.mode or named.mode
         return replace(
-            named,
-            drop=self.drop_bits or named.drop,
-            calibrated=self.calibrated or named.calibrated,
-            mode=mode,
+            named, drop=self.drop_bits or named.drop, calibrated=self.calibrated or named.calibrated, mode=mode
         )
 
     def plan(self, program: Program) -> Plan:
@@ -161,9 +173,7 @@ def local(
     how: Relus,
     samples: SamplesOption = None,
     images: Annotated[int, typer.Option(min=1, help="How many inputs to run, one after the other.")] = 1,
-    max_loss: Annotated[
-        float, typer.Option(min=0, help="Points of accuracy that calibrated low bits may cost on validation images.")
-    ] = MAX_LOSS,
+    max_loss: MaxLossOption = None,
     workers: WorkersOption = None,
     data_dir: DataDir = None,
     as_json: Json = False,
@@ -173,14 +183,18 @@ def local(
     from deepreshape.private.local import run_local
 
     variant = how.variant()
+    chooses = variant.calibrated and variant.protocol == "gc-stochastic"
+    if max_loss is not None and not chooses:
+        raise ValueError(f"--max-loss {max_loss:g} is for --relu gc-stochastic --calibrated, not for {variant}")
     lowered, inputs = _lowered(model, samples, data_dir, images)
     program = lowered.program
-    if variant.calibrated and variant.protocol == "gc-stochastic":
-        program = stoppable(lambda: _windows(lowered, inputs, max_loss, variant), kept=False).program
+    if chooses:
+        most = MAX_LOSS if max_loss is None else max_loss
+        program = stoppable(lambda: _windows(lowered, inputs, most, variant), NOTHING_KEPT).program
     fixed = to_fixed(inputs.new[:images], program.input_fraction)
     with bytes_bar("offline") as show:
         report = stoppable(
-            lambda: run_local(program, fixed, how.role(), variant=variant, progress=show, workers=workers), kept=False
+            lambda: run_local(program, fixed, how.role(), variant=variant, progress=show, workers=workers), NOTHING_KEPT
         )
     del report["outputs"]
     if as_json:
@@ -244,11 +258,8 @@ def lower(
             show_default=False,
         ),
     ] = None,
-    max_loss: Annotated[
-        float | None,
-        typer.Option(min=0, help="Choose low bits for gc-stochastic --calibrated that cost at most so many points."),
-    ] = None,
-    mode: ModeOption = "pos-zero",
+    max_loss: MaxLossOption = None,
+    mode: ModeOption = None,
     data_dir: DataDir = None,
     as_json: Json = False,
 ) -> None:
@@ -256,12 +267,16 @@ def lower(
     from deepreshape.private.program import Relu
     from deepreshape.private.program_bytes import digest, to_bytes
 
+    if mode and max_loss is None:
+        raise ValueError(
+            f"--mode {mode} is for low bits that are chosen here; --max-loss says how many points they may cost"
+        )
     variant = Relus(relu="gc-stochastic", mode=mode, calibrated=True).variant()
     lowered, inputs = _lowered(model, samples, data_dir)
     told = _facts(facts, lowered.program) if facts else inputs.facts
     program, found = lowered.program, None
     if max_loss is not None:
-        found = stoppable(lambda: _windows(lowered, inputs, max_loss, variant), kept=False)
+        found = stoppable(lambda: _windows(lowered, inputs, max_loss, variant), NOTHING_KEPT)
         program = found.program
     to.mkdir(parents=True, exist_ok=True)
     (to / SERVER_PROGRAM).touch(mode=0o600)
@@ -343,7 +358,7 @@ def prepare(
                 batches.append(made.batch)
                 err.print(f"{len(batches)}/{count} batches", highlight=False)
 
-    stoppable(work)
+    stoppable(work, "the batches counted above are kept")
     if as_json:
         print_json({"batches": batches, "seconds": time.perf_counter() - started})
 
@@ -366,7 +381,7 @@ def query(
     public = party.plan.program
     x = to_fixed(_read(input, facts, public.input_shape), public.input_fraction)
     with bytes_bar("offline") as show:
-        answer = stoppable(lambda: party.infer(x, progress=show))
+        answer = stoppable(lambda: party.infer(x, progress=show), "no answer; a batch that it was using is spent")
     logits = from_fixed(answer.output.reshape(-1), public.values[public.output].fraction)
     shares = np.exp(logits - logits.max())
     shares /= shares.sum()

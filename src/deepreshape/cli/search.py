@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from deepreshape.cli.console import (
+    NOTHING_KEPT,
     DataDir,
     Json,
     Settings,
@@ -101,7 +102,7 @@ def search(
             if storage
             else by_evolution(space, terms, limit, trials, proxy=proxy, seed=seed)
         ),
-        kept=bool(storage),
+        *([] if storage else [NOTHING_KEPT]),
     )
     if not found:
         raise ValueError(f"none of {trials} designs keeps within {limit.most:g} {limit.unit}; allow more")

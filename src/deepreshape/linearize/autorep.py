@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from deepreshape.linearize.method import Reduced, Task
-from deepreshape.linearize.search import MaskSearch, SearchMethod
+from deepreshape.linearize.search import GateSearch, SearchMethod
 from deepreshape.linearize.sites import Masks, keep_best, unit_shape
 from deepreshape.nn import GatedReLU, PolynomialReLU
 
@@ -50,11 +50,10 @@ class AutoReP(SearchMethod):
         return self.find(_Search(self, network, task), task)
 
 
-class _Search(MaskSearch):
+class _Search(GateSearch):
     def __init__(self, method: AutoReP, network: nn.Module, task: Task) -> None:
-        super().__init__(network, task)
-        self.method, self.prices = method, task.prices
-        self.total = sum(int(mask.sum()) for mask in task.masks.values())
+        super().__init__(network, task, method.gate_lr)
+        self.method = method
         lines = _quadratics(network, task) if method.polynomial else {}
         generator = torch.Generator().manual_seed(task.seed)
         for path, mask in task.masks.items():
@@ -64,18 +63,6 @@ class _Search(MaskSearch):
             layer.gate.register_hook(lambda grad, gate=layer.gate: grad * softplus(gate.detach()))
             layer.register_buffer("state", torch.ones(layer.gate.shape, dtype=torch.bool))
             network.set_submodule(path, layer)
-
-    def layer(self, path: str) -> GatedReLU:
-        found = self.network.get_submodule(path)
-        assert isinstance(found, GatedReLU)  # noqa: S101 - put there above
-        return found
-
-    def gates(self) -> list[nn.Parameter]:
-        return [self.layer(path).gate for path in self.where]
-
-    @property
-    def gate_lr(self) -> float:
-        return self.method.gate_lr
 
     def before(self, step: int, steps: int) -> None:
         for layer in map(self.layer, self.where):

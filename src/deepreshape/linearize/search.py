@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 from deepreshape.linearize.method import Method, Reduced, Task
 from deepreshape.linearize.sites import Masks, put_masks
-from deepreshape.nn import MaskedReLU
+from deepreshape.nn import GatedReLU, MaskedReLU
 from deepreshape.training import train
 
-__all__ = ["ChosenMasks", "MaskSearch", "SearchMethod", "remaining", "weighed"]
+__all__ = ["ChosenMasks", "GateSearch", "MaskSearch", "SearchMethod", "remaining", "weighed"]
 
 
 @dataclass(frozen=True)
@@ -113,6 +113,35 @@ class MaskSearch(nn.Module, ABC):
     def finished(self, masks: Masks) -> nn.Module:
         """The network with these masks in place of what the search had there."""
         return put_masks(self.network, masks)
+
+
+class GateSearch(MaskSearch):
+    """A search whose network has a trained gate in place of every ReLU; it puts them there.
+
+    Args:
+        network: that is searched.
+        task: what was asked.
+        gate_lr: peak learning rate of the gates.
+    """
+
+    def __init__(self, network: nn.Module, task: Task, gate_lr: float) -> None:
+        super().__init__(network, task)
+        self.peak = gate_lr
+        self.prices = task.prices
+        self.total = sum(int(mask.sum()) for mask in task.masks.values())
+
+    def layer(self, path: str) -> GatedReLU:
+        """The gates at a site."""
+        found = self.network.get_submodule(path)
+        assert isinstance(found, GatedReLU)  # noqa: S101 - put there by the search
+        return found
+
+    def gates(self) -> list[nn.Parameter]:
+        return [self.layer(path).gate for path in self.where]
+
+    @property
+    def gate_lr(self) -> float:
+        return self.peak
 
 
 class ChosenMasks(MaskSearch):

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from deepreshape.linearize.method import Reduced, Task
-from deepreshape.linearize.search import MaskSearch, SearchMethod, remaining, weighed
+from deepreshape.linearize.search import GateSearch, SearchMethod, remaining, weighed
 from deepreshape.linearize.sites import Masks, keep_best, unit_shape
 from deepreshape.nn import GatedReLU
 
@@ -47,27 +47,13 @@ class SNL(SearchMethod):
         return self.find(_Search(self, network, task), task)
 
 
-class _Search(MaskSearch):
+class _Search(GateSearch):
     def __init__(self, method: SNL, network: nn.Module, task: Task) -> None:
-        super().__init__(network, task)
+        super().__init__(network, task, method.gate_lr)
         self.method = method
-        self.prices = task.prices
         for path, mask in task.masks.items():
             network.set_submodule(path, GatedReLU(mask, unit_shape(mask, method.granularity)))
-        self.total = sum(int(mask.sum()) for mask in task.masks.values())
         self.register_buffer("strength", torch.tensor(method.strength, dtype=torch.float64))
-
-    def layer(self, path: str) -> GatedReLU:
-        found = self.network.get_submodule(path)
-        assert isinstance(found, GatedReLU)  # noqa: S101 - put there above
-        return found
-
-    def gates(self) -> list[nn.Parameter]:
-        return [self.layer(path).gate for path in self.where]
-
-    @property
-    def gate_lr(self) -> float:
-        return self.method.gate_lr
 
     def before(self, step: int, steps: int) -> None:
         share = (step / steps - self.method.soft) / (1 - self.method.soft) if self.method.soft < 1 else 0.0

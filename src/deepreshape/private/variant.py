@@ -45,6 +45,8 @@ class Variant:
         stochastic = self.protocol == "gc-stochastic"
         if self.drop and not stochastic:
             raise ValueError(f"{self.protocol} drops no bits; gc-stochastic does")
+        if self.mode != "pos-zero" and not stochastic:
+            raise ValueError(f"{self.protocol} is wrong about no value, so that it has no mode {self.mode}")
         if self.calibrated and (self.drop or self.protocol == "gc-full"):
             raise ValueError(
                 "calibrated bits are for gc-sign and gc-stochastic, and take the place of a number to drop"

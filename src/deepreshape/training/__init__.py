@@ -3,7 +3,7 @@
 from deepreshape.training.data import DATASETS, Dataset, Split, augment, data_folder, load_data
 from deepreshape.training.distill import activations, distillation_loss, mismatch_loss
 from deepreshape.training.loop import METRICS, Progress, Search, Trained, accuracy, train
-from deepreshape.training.recipe import RECIPES, Recipe, with_values
+from deepreshape.training.recipe import RECIPES, Recipe, set_options, with_values
 
 __all__ = [
     "DATASETS",
@@ -22,6 +22,7 @@ __all__ = [
     "distillation_loss",
     "load_data",
     "mismatch_loss",
+    "set_options",
     "train",
     "with_values",
 ]

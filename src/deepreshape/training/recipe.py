@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
@@ -9,7 +10,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from deepreshape.nn import Faults
 
-__all__ = ["RECIPES", "Recipe", "with_values"]
+__all__ = ["RECIPES", "Recipe", "set_options", "with_values"]
 
 
 @dataclass(frozen=True)
@@ -120,6 +121,12 @@ def with_values(config: Any, values: dict[str, Any]) -> Any:
             raise ValueError(str(first.get("ctx", {}).get("error", first["msg"]))) from None
         where = ".".join(map(str, first["loc"]))
         raise ValueError(f"{where}={first['input']!r}: {first['msg']}") from None
+
+
+def set_options(values: Mapping[str, Any], usual: Mapping[str, Any], of: str = "") -> list[str]:
+    """The words of a command line that set what is not as usual: ``--set``, ``of`` and ``name=value``, for each."""
+    changed = [f"{of}{name}={value}" for name, value in values.items() if value != usual[name]]
+    return [word for setting in changed for word in ("--set", setting)]
 
 
 RECIPES: dict[str, Recipe] = {
