@@ -24,8 +24,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 from contextlib import ExitStack
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -51,6 +49,7 @@ from deepreshape.private.local import run_local
 from deepreshape.private.lower import lower
 from deepreshape.private.program import Linear, Program, Relu, Weights
 from deepreshape.private.shares import Ring
+from deepreshape.private.units import machine
 from deepreshape.private.variant import Variant
 
 SHAPE = (3, 32, 32)
@@ -71,15 +70,16 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
+    here = machine()
     about = {
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, all parties on one machine, loopback",
-        "load_1min": round(os.getloadavg()[0], 2),
+        "machine": f"{here['cpu']}, {here['cpus']} cores, all parties on one machine, loopback",
+        "load_1min": here["load_1min"],
         "versions": {name: version(name) for name in ("deepreshape", "numpy", "cryptography", "tenseal")}
         | {"garbling": engine_name()}
         | {f"spu's {name}": number for name, number in versions(options.spu_python).items()},
         "command": f"python benchmarks/engines.py --spu-python PYTHON --networks {' '.join(options.networks)} --model "
         f"{' '.join(path.name for path in options.model)} --relus {' '.join(map(str, options.relus))} "
-        f"--variants {' '.join(options.variants)} --rounds {options.rounds}",
+        f"--most {options.most} --variants {' '.join(options.variants)} --rounds {options.rounds}",
     }
     cases = [Case("network", name, *network(name)) for name in options.networks]
     cases += [Case("network", path.name, *trained(path)) for path in options.model]

@@ -24,7 +24,7 @@ from dataclasses import dataclass, replace
 from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -74,6 +74,8 @@ class Differentiated(nn.Module):
 @dataclass(frozen=True)
 class Published(SearchMethod):
     """Settings of SNL as published."""
+
+    exact: ClassVar[bool] = False
 
     search_epochs: int = 2000
     search_lr: float = 1e-3

@@ -15,6 +15,8 @@ from typer.main import get_command
 
 from deepreshape.cli import app, main
 from deepreshape.cli.console import NOTHING_KEPT, stoppable
+from deepreshape.models import architecture, build
+from deepreshape.models.saved import Manifest, save
 
 ROOT = Path(__file__).parent.parent
 
@@ -165,6 +167,40 @@ def test_linearize_prints_the_fixed_shape(tmp_path: Path):
     assert again["record"]["price"] < again["record"]["price_before"]
 
 
+def test_a_network_with_quadratics_is_saved_with_its_picture(tmp_path: Path):
+    answer("train", "resnet9-m2-strided", "--out", str(tmp_path / "whole"), "--set", "epochs=1", "--threads", "1")
+    words = (
+        "--method",
+        "autorep",
+        "--budget",
+        "100",
+        "--set",
+        "polynomial=true",
+        "--set",
+        "epochs=1",
+        "--set",
+        "lr=0.01",
+    )
+    made = answer("linearize", str(tmp_path / "whole"), *words, "--out", str(tmp_path / "a"), "--threads", "1")
+    assert made["relus"] == 100
+    assert (tmp_path / "a" / "masks.svg").read_text().startswith("<svg")
+    again = call("linearize", str(tmp_path / "a"), "--budget", "50", "--out", str(tmp_path / "b"))
+    assert (again.code, "the network has polynomials in place of ReLUs" in again.err) == (2, True)
+
+
+def test_a_model_of_the_zoo_teaches_and_starts_others(tmp_path: Path):
+    words = ("--init", "zoo:digits", "--teacher", "zoo:digits", "--set", "epochs=1", "--threads", "1")
+    row = answer("train", "resnet9-m4-strided", "--out", str(tmp_path / "a"), *words)
+    assert "--init zoo:digits --teacher zoo:digits" in row["command"]
+
+
+def test_eval_refuses_a_model_of_other_classes(tmp_path: Path):
+    model = build(architecture("resnet9-m2", (1, 8, 8), 7), seed=0)
+    save(model, tmp_path, Manifest(model.architecture))
+    done = call("eval", str(tmp_path), "--data", "digits")
+    assert (done.code, "is for 7 classes of (1, 8, 8), digits has 10 of (1, 8, 8)" in done.err) == (2, True)
+
+
 def test_linearize_under_torchrun(tmp_path: Path):
     words = "--method snl --budget 100 --set epochs=1 --set search_epochs=1 --set batch=256 --threads 1 --json"
     run = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0", "--standalone"]
@@ -178,7 +214,7 @@ def test_sweep_prints_where_its_rows_are(tmp_path: Path):
     words = "--networks zoo:digits --methods descent --budgets 50 --set tune.epochs=1 --threads 1"
     made = answer("sweep", "--out", str(tmp_path / "s"), *words.split())
     (row,) = (json.loads(line) for line in Path(made["results"]).read_text().splitlines())
-    assert (row["network"], row["method"], row["relus"]) == ("resnet9-m4-strided", "descent", 50)
+    assert (row["network"], row["method"], row["relus"]) == ("digits", "descent", 50)
 
 
 def test_criticality_orders_the_stages():
@@ -264,6 +300,7 @@ def test_run_and_report(tmp_path: Path):
         ),
         (("sweep", "--networks", "a", "--budgets", "9", "--out", "o", "--set", "lr=1"), "--set takes whole.NAME=VALUE"),
         (("sweep", "--networks", "resnet19", "--budgets", "9", "--out", "o"), "unknown network 'resnet19'"),
+        (("train", "resnet9-m2", "--out", "o", "--init", "zoo:cats"), "there is no 'cats' in the zoo; it has cifar100"),
         (("fetch", "digits"), "there is nothing to fetch for 'digits'"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",

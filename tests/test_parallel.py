@@ -2,8 +2,11 @@
 
 import os
 import socket
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -11,8 +14,7 @@ from torch import distributed, multiprocessing, nn
 
 from deepreshape.linearize import METHODS, linearize, masks_of
 from deepreshape.models import architecture, build
-from deepreshape.nn import MaskedReLU
-from deepreshape.training import Dataset, Recipe, Split, load_data, parallel, train
+from deepreshape.training import Dataset, Progress, Recipe, Split, load_data, parallel
 
 RECIPE = Recipe(epochs=1, batch=51, lr=0.02, crop=1, flip=False, precision="float32")
 
@@ -23,10 +25,19 @@ def data() -> Dataset:
     return replace(whole, train=few, validation=Split(whole.validation.images[:20], whole.validation.labels[:20]))
 
 
-def reduced(name: str, folder: Path | None = None) -> nn.Module:
+class KilledError(Exception):
+    """In place of a kill."""
+
+
+def kill(phase: str, at: Progress) -> None:
+    if (phase, at.step) == ("search", 3):
+        raise KilledError
+
+
+def reduced(name: str, folder: Path | None = None, progress: Any = None) -> nn.Module:
     given = data()
     model = build(architecture("resnet20-m2-phi1.1.1", given.shape, 10), seed=0)
-    return linearize(model, METHODS[name](200), given, recipe=RECIPE, folder=folder)[0]
+    return linearize(model, METHODS[name](200), given, recipe=RECIPE, folder=folder, progress=progress)[0]
 
 
 def work(rank: int, port: int, folder: str) -> None:
@@ -37,6 +48,12 @@ def work(rank: int, port: int, folder: str) -> None:
     for name in METHODS:
         model = reduced(name, Path(folder) / name)
         torch.save(model.state_dict(), f"{folder}/{name}.{rank}")
+        if name == "coarse":  # has no search to be killed in
+            continue
+        with patch("deepreshape.training.loop.CHECKPOINT_SECONDS", 0.0), suppress(KilledError):
+            reduced(name, Path(folder) / f"{name}-killed", kill)
+        distributed.barrier()
+        torch.save(reduced(name, Path(folder) / f"{name}-killed").state_dict(), f"{folder}/{name}-killed.{rank}")
     distributed.destroy_process_group()
 
 
@@ -63,6 +80,14 @@ def test_two_processes_do_what_one_does(name: str, together: Path):
             assert torch.allclose(one[key].float(), tensor.float(), atol=2e-3), key
     kept = sum(int(mask.sum()) for key, mask in one.items() if key.endswith(".mask"))
     assert kept == sum(int(mask.sum()) for mask in masks_of(alone, (1, 8, 8)).values()) == 200
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if name != "coarse"])
+def test_two_processes_that_were_killed_go_on_to_the_same_result(name: str, together: Path):
+    assert (together / f"{name}-killed" / "search" / "checkpoint.safetensors").is_file()
+    for rank in (0, 1):
+        whole, again = (torch.load(together / f"{part}.{rank}", weights_only=True) for part in (name, f"{name}-killed"))
+        assert all(torch.equal(tensor, again[key]) for key, tensor in whole.items())
 
 
 def test_only_the_first_process_writes(together: Path):
@@ -93,12 +118,3 @@ def test_a_batch_smaller_than_the_processes_is_refused(monkeypatch: pytest.Monke
     monkeypatch.setattr(parallel, "world", lambda: 8)
     with pytest.raises(ValueError, match="a batch of 5 cannot be divided among 8 processes"):
         parallel.part(torch.arange(5))
-
-
-def test_masked_layers_train_alike_with_a_teacher():
-    given = data()
-    model = build(architecture("resnet20-m2-phi1.1.1", given.shape, 10), seed=0)
-    model.set_submodule("stem.act", MaskedReLU(torch.ones(2, 8, 8, dtype=torch.bool)))
-    teacher = build(architecture("resnet20-m2-phi1.1.1", given.shape, 10), seed=1)
-    trained = train(model, given, replace(RECIPE, mismatch=10.0), seed=0, teacher=teacher)
-    assert 0 <= trained.top1_validation <= 100

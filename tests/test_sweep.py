@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from deepreshape.cli.jobs import report
 from deepreshape.counting import count
@@ -113,7 +114,7 @@ def test_saved_models_are_taken_as_they_are(done: Path, tmp_path: Path):
     larger = replace(given, networks=(source, "resnet20-m2-phi1.1.1"), budgets=(350, 50))
     assert [run.method and run.method.budget for run in runs(larger, DATA)] == [50, None, 350, 50]
     (row,) = sweep(given, DATA, tmp_path / "out", quiet)
-    assert (row["network"], row["relus"]) == ("stch-2x2x-m2-phi1.1.1", 50)
+    assert (row["network"], row["relus"]) == ("resnet20-m2-phi1.1.1_coarse_300_s0", 50)
     history = load(tmp_path / "out" / "models" / row["id"])[1].history
     assert [step["method"] for step in history] == ["train", "coarse", "taylor"]
 
@@ -133,6 +134,8 @@ def test_no_room_on_the_disk_loses_nothing(done: Path, monkeypatch: pytest.Monke
     [
         ({"methods": ("snl", "magic")}, "unknown method 'magic'; known are snl, senet"),
         ({"settings": (("snl", "speed", "1"),)}, "unknown setting 'speed'; known are budget, granularity"),
+        ({"settings": (("snl", "budget", "9"),)}, "budget=9 is no setting of a method; --budget or --budgets takes it"),
+        ({"settings": (("snl", "growth", "0"),)}, "growth must be from 1 to 100, not 0"),
         ({"settings": (("senet", "density", "1"),)}, "senet.density=1 is for a method that is not in this sweep"),
         ({"budgets": (300, 5000)}, "a budget of 5,000 ReLUs is more than any of these networks has"),
         ({"networks": ("zoo:nothing",)}, "there is no 'nothing' in the zoo"),
@@ -148,10 +151,28 @@ def test_what_does_not_fit_is_refused_before_anything_is_made(change, message: s
 def test_a_command_names_every_setting_that_is_not_the_methods_own():
     def words(**settings: Any) -> str:
         chosen = configured("taylor", 100, settings)
-        record = Removal(
-            "taylor", asdict(chosen), 100, 200, 100, "pixel", {}, None, None, 50.0, 1, 1.0, asdict(RECIPES["digits"]), 0
-        )
+        recipe = asdict(RECIPES["digits"]) | {"mismatch": chosen.mismatch}
+        record = Removal("taylor", asdict(chosen), 100, 200, 100, "pixel", {}, None, None, 50.0, 1, 1.0, recipe, 0)
         return command_of(Path("whole"), record, None, DATA, "out")
 
     assert "mismatch" not in words()  # 10 is what the method takes, whatever the recipe says
     assert "--set mismatch=0.0" in words(mismatch=0)
+
+
+def test_a_row_of_a_model_from_the_zoo_has_a_command_that_makes_it_again(tmp_path: Path):
+    tune = replace(QUICK, mismatch=10.0)
+    given = replace(SWEEP, networks=("zoo:digits",), budgets=(50,), methods=("snl",), settings=(), tune=tune)
+    (row,) = sweep(replace(given, budgets=(50, 50), seeds=(0, 0)), DATA, tmp_path / "out", quiet)
+    assert row["network"] == "digits"
+    assert row["command"] == (
+        "deepreshape linearize zoo:digits --method snl --budget 50 --seed 0 --set epochs=1 --set batch=256 "
+        "--set mismatch=10.0 --out digits_snl_50_s0"
+    )
+    words = row["command"].replace("--out ", f"--out {tmp_path}/").split()[1:]
+    again = subprocess.run(
+        [sys.executable, "-m", "deepreshape", *words, "--threads", "1", "--json"], check=True, capture_output=True
+    )
+    assert json.loads(again.stdout)["top1_validation"] == row["top1_validation"]
+    folders = (tmp_path / "out" / "models" / row["id"], tmp_path / row["id"])
+    one, other = (load(folder)[0].state_dict() for folder in folders)
+    assert all(torch.equal(tensor, other[name]) for name, tensor in one.items())

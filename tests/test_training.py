@@ -11,9 +11,10 @@ import torch
 from torch.nn import functional
 
 from deepreshape.models import architecture, build
-from deepreshape.nn import MaskedReLU, StochasticReLU
+from deepreshape.nn import MaskedReLU, PolynomialReLU, StochasticReLU
 from deepreshape.training import RECIPES, Dataset, Progress, Recipe, Split, augment, distillation_loss, load_data, train
 from deepreshape.training.convolution import MatrixConvolutions, matrix_convolution
+from deepreshape.training.loop import _optimizer
 from deepreshape.training.muon import Muon, orthogonal
 
 TINY = architecture("resnet20-m2-phi1.1.1", (1, 8, 8), 10)
@@ -210,8 +211,52 @@ def test_faults_in_the_loop_change_the_weights_and_leave_the_relus(digits: Datas
 
 def test_a_folder_with_another_run_is_refused(digits: Dataset, tmp_path: Path):
     train(build(TINY, seed=1), digits, SHORT, seed=3, folder=tmp_path)
-    with pytest.raises(ValueError, match=r"holds a run with other settings \(lr was 0.1, now 0.2; seed was 3, now 4\)"):
+    with pytest.raises(ValueError, match=r"holds another run \(lr was 0.1, now 0.2; seed was 3, now 4\)"):
         train(build(TINY, seed=1), digits, SHORT.with_values({"lr": 0.2}), seed=4, folder=tmp_path)
+
+
+def test_a_folder_with_another_network_is_refused(digits: Dataset, tmp_path: Path):
+    train(build(TINY, seed=1), digits, SHORT, seed=3, folder=tmp_path)
+    with pytest.raises(ValueError, match="holds a run of another network; use that one, or another folder"):
+        train(build(architecture("resnet9-m2", digits.shape, 10), seed=1), digits, SHORT, seed=3, folder=tmp_path)
+
+
+def test_a_last_metric_that_was_cut_off_is_made_again(digits: Dataset, tmp_path: Path, monkeypatch):
+    monkeypatch.setattr("deepreshape.training.loop.CHECKPOINT_SECONDS", 0.0)
+    with pytest.raises(KilledError):
+        train(build(TINY, seed=1), digits, SHORT, seed=3, folder=tmp_path, progress=kill_at(3))
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"epoch": 1, "st')
+    train(build(TINY, seed=1), digits, SHORT, seed=3, folder=tmp_path)
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [row["epoch"] for row in rows] == list(range(1, SHORT.epochs + 1))
+
+
+@pytest.mark.parametrize(
+    ("settings", "teacher", "message"),
+    [
+        ({"mismatch": 1.0}, True, "mismatch=1.0 compares maps at masked ReLUs, and there are none; leave it out"),
+        ({"grow": 0.5}, False, "grow=0.5 begins with images of 4x4, too small for this network; leave it out"),
+    ],
+)
+def test_settings_that_do_not_fit_the_network_are_one_line(
+    settings: dict, teacher: bool, message: str, digits: Dataset
+):
+    network = build(architecture("vgg16-m2" if "grow" in settings else "resnet9-m2", digits.shape, 10), seed=0)
+    taught_by = build(TINY, seed=1) if teacher else None
+    with pytest.raises(ValueError, match=message):
+        train(network, digits, SHORT.with_values(settings), seed=0, teacher=taught_by)
+
+
+def test_decay_is_for_weights_of_convolutions_and_linear_layers():
+    network = build(architecture("resnet9-m2", (1, 8, 8), 10), seed=0)
+    network.set_submodule("stem.act", PolynomialReLU(torch.ones(2, 8, 8, dtype=torch.bool), torch.zeros(2, 3)))
+    names = {id(parameter): name for name, parameter in network.named_parameters()}
+    groups = _optimizer(network, replace(SHORT, weight_decay=0.1), None, torch.float32).param_groups
+    decayed = {names[id(weight)] for group in groups if group["weight_decay"] for weight in group["params"]}
+    kinds = (torch.nn.Conv2d, torch.nn.Linear)
+    assert decayed == {f"{name}.weight" for name, module in network.named_modules() if isinstance(module, kinds)}
+    assert sorted(names.values()) == sorted(names[id(weight)] for group in groups for weight in group["params"])
 
 
 def test_a_checkpoint_is_never_half_written(digits: Dataset, tmp_path: Path, monkeypatch):

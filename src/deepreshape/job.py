@@ -20,9 +20,10 @@ from deepreshape.counting import count
 from deepreshape.design import equalize
 from deepreshape.linearize import Plan, apply, plan, plan_of
 from deepreshape.models import Architecture, architecture, build, name_of, relus
-from deepreshape.models.saved import Manifest, load, save
-from deepreshape.results import work_off
+from deepreshape.models.saved import Manifest, fingerprint, load, save
+from deepreshape.results import claim, work_off
 from deepreshape.training import METRICS, RECIPES, Dataset, Progress, Recipe, accuracy, set_options, train
+from deepreshape.zoo import called
 
 __all__ = ["Job", "Point", "default_budgets", "fitting", "hybrenets", "measured", "run", "train_point"]
 
@@ -195,7 +196,7 @@ def train_point(
         Its row of results.
 
     Raises:
-        ValueError: if a saved model does not fit.
+        ValueError: if a saved model does not fit, or the folder for checkpoints is another run's.
     """
     taught_by = fitting(teacher, data)[0] if teacher else None
     history: list[dict[str, Any]] = []
@@ -205,9 +206,12 @@ def train_point(
         history = [*before.history, record.to_dict()]
     else:
         model = build(point.plan.architecture, seed=point.seed)
+    whose = {"network": point.network, "plan": str(point.plan), "seed": point.seed, "data": data.name}
+    whose |= {"weights": fingerprint(model), "teacher": taught_by and fingerprint(taught_by)}
+    claim(folder, whose | {"recipe": asdict(recipe)})
     trained = train(model, data, recipe, seed=point.seed, teacher=taught_by, folder=folder, progress=progress)
     history.append(
-        {"method": "train", "recipe": asdict(recipe), "seed": point.seed, "teacher": teacher.name if teacher else None}
+        {"method": "train", "recipe": asdict(recipe), "seed": point.seed, "teacher": teacher and called(teacher)}
     )
     manifest = Manifest(
         architecture=point.plan.architecture,
@@ -276,7 +280,7 @@ def _command(point: Point, data: Dataset, recipe: Recipe, init: Path | None, tea
     """The command that trains this point alone, in a folder that holds the models it needs."""
     words = ["deepreshape", "train", point.network, "--data", data.name, "--seed", str(point.seed)]
     words += ["--budget", str(point.budget)] if point.budget else []
-    words += ["--init", init.name] if init else []
-    words += ["--teacher", teacher.name] if teacher else []
+    words += ["--init", called(init)] if init else []
+    words += ["--teacher", called(teacher)] if teacher else []
     words += set_options(asdict(recipe), asdict(RECIPES[data.name]))
     return " ".join([*words, "--out", point.id])

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, library, nn
 
 __all__ = [
+    "MASKED",
     "Faults",
     "GatedReLU",
     "MaskedReLU",
@@ -128,6 +129,10 @@ class PolynomialReLU(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{int(self.mask.sum())} of {self.mask.numel()} kept"
+
+
+MASKED = (MaskedReLU, PolynomialReLU)
+"""What holds a mask where a search is over."""
 
 
 class _Gate(torch.autograd.Function):
@@ -270,7 +275,12 @@ def faulty(model: nn.Module, faults: Faults, generator: torch.Generator | None =
         model: changed in place, for a while.
         faults: how wrong the signs are.
         generator: draws them; on the model's device.
+
+    Raises:
+        ValueError: if it has polynomials, which no protocol of ours computes.
     """
+    if any(isinstance(site, PolynomialReLU) for site in model.modules()):
+        raise ValueError(f"{faults} is for ReLUs that run privately, and polynomials in their place do not")
     sites = {name: site for name, site in model.named_modules() if isinstance(site, nn.ReLU | MaskedReLU)}
     for name, site in sites.items():
         mask = site.mask if isinstance(site, MaskedReLU) else None
@@ -338,11 +348,13 @@ class ReuseConv(nn.Module):
             self.mix = nn.Sequential(nn.Conv2d(out_channels, out_channels, 1, bias=False), nn.BatchNorm2d(out_channels))
 
     def forward(self, x: Tensor) -> Tensor:
+        parts = x.split(self.in_widths, dim=1)
         pieces: list[Tensor] = []
-        for part, group in zip(x.split(self.in_widths, dim=1), self.groups, strict=True):
+        for index, group in enumerate(self.groups):
+            part = parts[index]
             if self.chained and pieces:
-                shared = min(part.shape[1], pieces[-1].shape[1])
-                part = part + nn.functional.pad(pieces[-1][:, :shared], (0, 0, 0, 0, 0, part.shape[1] - shared))
+                wide, shared = self.in_widths[index], min(self.in_widths[index], self.out_widths[index - 1])
+                part = part + nn.functional.pad(pieces[-1][:, :shared], (0, 0, 0, 0, 0, wide - shared))
             pieces.append(group(part))
         return self.mix(torch.cat(pieces, dim=1))
 

@@ -2,7 +2,7 @@
 
 ``config.yaml`` holds the settings as resolved, ``results.jsonl`` a row a line, ``models/`` what parts have made, and
 ``runs/`` the checkpoints of one that is under way. Work in such a folder goes on with the first part that has no row,
-however it was ended before.
+however it was ended before. A folder of checkpoints says in ``run.json`` whose they are.
 """
 
 from __future__ import annotations
@@ -10,16 +10,16 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, fields
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import yaml
 
-__all__ = ["finished", "open_folder", "work_off"]
+__all__ = ["claim", "finished", "open_folder", "read_rows", "refuse_others", "work_off", "write_rows"]
 
-CONFIG, RESULTS = "config.yaml", "results.jsonl"
+CONFIG, RESULTS, RUN = "config.yaml", "results.jsonl", "run.json"
 
 
 class _Part(Protocol):
@@ -43,7 +43,7 @@ def work_off(
     Args:
         settings: a frozen dataclass.
         out: the folder.
-        parts: all of them, each with an ``id`` that names its folders.
+        parts: all of them, each with an ``id`` that names its folders; those of one id are one.
         row_of: does a part and gives its row; called with the part, the folder for its model, the folder for its
             checkpoints, and what to tell of its progress.
         report: told (number of the part, number of parts, part, progress in it); None for the progress when it is done.
@@ -56,6 +56,7 @@ def work_off(
     """
     rows = open_folder(settings, out)
     done = {row["id"] for row in rows}
+    parts = list({part.id: part for part in parts}.values())
     for number, part in enumerate(parts, start=1):
         folder = out / "runs" / part.id
         if part.id not in done:
@@ -89,19 +90,47 @@ def open_folder(settings: Any, out: Path) -> list[dict[str, Any]]:
     values = json.loads(json.dumps(asdict(settings)))
     path = out / CONFIG
     if path.is_file():
-        theirs = yaml.safe_load(path.read_text()) or {}
-        differing = [field.name for field in fields(settings) if theirs.get(field.name) != values[field.name]]
-        if differing:
-            shown = "; ".join(f"{name} was {theirs.get(name)}, now {values[name]}" for name in differing)
-            raise ValueError(f"{out} holds another {kind} ({shown}); choose another folder or the same settings")
+        refuse_others(out, kind, yaml.safe_load(path.read_text()) or {}, values)
     elif out.is_dir() and any(out.iterdir()):
         raise ValueError(f"{out} is not empty and holds no {kind}; choose another folder")
     else:
         out.mkdir(parents=True, exist_ok=True)
         _write(path, yaml.safe_dump(values, sort_keys=False))
-    rows = finished(out) if (out / RESULTS).is_file() else []
-    _write(out / RESULTS, "".join(json.dumps(row) + "\n" for row in rows))
+    rows = read_rows(out / RESULTS) if (out / RESULTS).is_file() else []
+    write_rows(out / RESULTS, rows)
     return rows
+
+
+def claim(folder: Path, settings: Mapping[str, Any], *, writes: bool = True) -> None:
+    """Make a folder of checkpoints that of a run with these settings, or see that it is.
+
+    Args:
+        folder: made, if it is not there.
+        settings: whatever the result depends on.
+        writes: whether this process is the one that writes.
+
+    Raises:
+        ValueError: if it is another run's.
+    """
+    values = json.loads(json.dumps(settings))
+    path = folder / RUN
+    if path.is_file():
+        refuse_others(folder, "run", json.loads(path.read_text()), values)
+    elif writes:
+        folder.mkdir(parents=True, exist_ok=True)
+        _write(path, json.dumps(values, indent=1) + "\n")
+
+
+def refuse_others(folder: Path, kind: str, theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
+    """See that the settings a folder was made with are those of now.
+
+    Raises:
+        ValueError: naming those that differ.
+    """
+    differing = [name for name in ours if name not in theirs or theirs[name] != ours[name]]
+    if differing:
+        shown = "; ".join(f"{name} was {theirs.get(name)}, now {ours[name]}" for name in differing)
+        raise ValueError(f"{folder} holds another {kind} ({shown}); use those settings, or another folder")
 
 
 def finished(folder: Path) -> list[dict[str, Any]]:
@@ -115,6 +144,15 @@ def finished(folder: Path) -> list[dict[str, Any]]:
         raise ValueError(
             f"{folder} holds no results: there is no {RESULTS} in it; `deepreshape run --out {folder}` makes it"
         )
+    return read_rows(path)
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a file with one a line; a last line that was cut off is left out.
+
+    Raises:
+        ValueError: if a line in the middle is broken.
+    """
     rows: list[dict[str, Any]] = []
     lines = path.read_text().splitlines()
     for number, line in enumerate(lines, start=1):
@@ -124,6 +162,11 @@ def finished(folder: Path) -> list[dict[str, Any]]:
             if number < len(lines):
                 raise ValueError(f"line {number} of {path} is not a result: {line[:60]!r}") from None
     return rows
+
+
+def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write rows, one a line, in place of what is there."""
+    _write(path, "".join(json.dumps(row) + "\n" for row in rows))
 
 
 def _append(folder: Path, row: dict[str, Any]) -> None:

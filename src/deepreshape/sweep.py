@@ -18,11 +18,11 @@ from deepreshape.cost import PROFILES, price
 from deepreshape.counting import count
 from deepreshape.job import Point, fitting, measured, train_point
 from deepreshape.linearize import METHODS, Method, Removal, linearize, plan_of
-from deepreshape.models import Architecture, architecture, name_of
-from deepreshape.models.saved import Manifest, save
+from deepreshape.models import architecture
+from deepreshape.models.saved import MANIFEST, Manifest, save
 from deepreshape.results import work_off
 from deepreshape.training import RECIPES, Dataset, Progress, Recipe, set_options, with_values
-from deepreshape.zoo import folder_of
+from deepreshape.zoo import called, folder_of
 
 __all__ = ["Run", "Sweep", "configured", "reduce_saved", "sweep"]
 
@@ -77,6 +77,8 @@ def configured(name: str, budget: int, settings: dict[str, Any]) -> Method:
     """
     if name not in METHODS:
         raise ValueError(f"unknown method {name!r}; known are {', '.join(METHODS)}")
+    if "budget" in settings:
+        raise ValueError(f"budget={settings['budget']} is no setting of a method; --budget or --budgets takes it")
     return with_values(METHODS[name](budget), settings)
 
 
@@ -190,7 +192,7 @@ def reduce_saved(
         class_names=data.class_names,
         mean=data.mean,
         std=data.std,
-        history=(*before.history, record.to_dict() | {"teacher": teacher.name if teacher else None}),
+        history=(*before.history, record.to_dict() | {"teacher": teacher and called(teacher), "profile": profile}),
     )
     if writes:
         save(made, to, manifest)
@@ -224,10 +226,9 @@ def _row(
         seed=run.seed,
         progress=lambda _, at: progress(at),
     )
-    made_of: Architecture = model.architecture  # pyright: ignore[reportAssignmentType]
     return {
         "id": run.id,
-        "network": name_of(made_of) if _is_saved(run.network) else run.network,
+        "network": _short(run.network),
         "method": record.method,
         "plan": f"{record.method} {record.budget:,}",
         "granularity": record.granularity,
@@ -243,11 +244,15 @@ def _row(
 
 def command_of(source: Path, record: Removal, teacher: Path | None, data: Dataset, to: str) -> str:
     """The command that makes one removal alone, in a folder that holds the models it needs."""
-    words = ["deepreshape", "linearize", source.name, "--method", record.method, "--budget", str(record.budget)]
-    words += ["--teacher", teacher.name] if teacher else []
+    words = ["deepreshape", "linearize", called(source), "--method", record.method, "--budget", str(record.budget)]
+    words += ["--teacher", called(teacher)] if teacher else []
     words += ["--seed", str(record.seed)]
-    usual = asdict(RECIPES[data.name]) | asdict(METHODS[record.method](record.budget))
-    words += set_options(record.recipe | record.settings, usual)
+    own = asdict(METHODS[record.method](record.budget))
+    usual = asdict(RECIPES[data.name]) | {name: value for name, value in own.items() if value is not None}
+    # where method and recipe share a setting, the recipe of the record has what was taken
+    words += set_options(
+        record.recipe | {name: record.settings[name] for name in own if name not in record.recipe}, usual
+    )
     return " ".join([*words, "--out", to])
 
 
@@ -257,7 +262,7 @@ def _short(network: str) -> str:
 
 
 def _is_saved(network: str) -> bool:
-    return folder_of(network).is_dir()
+    return (folder_of(network) / MANIFEST).is_file()
 
 
 def _relus(network: str, data: Dataset) -> int:

@@ -147,6 +147,15 @@ def test_folding_changes_no_output_and_leaves_no_norm_behind_a_convolution(name:
     assert name.startswith("wide") or not left
 
 
+@pytest.mark.parametrize("form", [ReuseForm(), ReuseForm("proportional", chained=True)])
+def test_a_network_with_reuse_folds_too(form: ReuseForm):
+    model = build(plan_of(architecture("resnet18-m4", (3, 16, 16), 10), Thin(), Reuse(2, form)).architecture, seed=0)
+    x = torch.randn(4, 3, 16, 16)
+    folded, record = fold(model)
+    assert torch.allclose(model.eval()(x), folded(x), atol=1e-5)
+    assert record.pairs
+
+
 def test_folding_marks_what_became_linear():
     whole = architecture("resnet18-m4", (3, 16, 16), 10)
     _, record = fold(build(plan_of(whole, Thin()).architecture))

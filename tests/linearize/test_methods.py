@@ -1,5 +1,6 @@
 """What every method of removal has to hold."""
 
+import copy
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -12,13 +13,16 @@ from torch import nn
 
 from deepreshape.cost import Cost, CostReport, Layer, ReluLayer
 from deepreshape.counting import count
-from deepreshape.linearize import METHODS, Method, Thin, apply, linearize, masks_of, plan_of
+from deepreshape.linearize import METHODS, Descent, Method, Thin, apply, linearize, masks_of, plan_of
+from deepreshape.linearize.method import Reduced
+from deepreshape.linearize.sites import put_masks
 from deepreshape.models import architecture, build
 from deepreshape.models.saved import Manifest, load, save
 from deepreshape.nn import GatedReLU
 
 DATA = digits()
 MODEL = trained()
+OTHER = build(MODEL.architecture, seed=7)
 HAS = count(MODEL, DATA.shape).total.relus
 NAMES = sorted(METHODS)
 FINE = [name for name in NAMES if name != "coarse"]
@@ -64,7 +68,6 @@ def test_the_input_and_the_teacher_are_left_as_they_were(name: str):
     assert equal(before, weights(MODEL))
     assert equal(taught, weights(teacher))
     assert teacher.training
-    assert all(parameter.grad is None for parameter in teacher.parameters())
     assert hooks == {part: len(module._forward_hooks) for part, module in teacher.named_modules()}
 
 
@@ -95,10 +98,12 @@ def test_a_run_killed_at_any_step_continues_to_the_same_result(name: str, tmp_pa
 def test_a_folder_with_another_run_is_refused(name: str, tmp_path: Path):
     with pytest.raises(KilledError):
         reduced(name, 300, folder=tmp_path, progress=kill_at("tune", 1))
-    with pytest.raises(
-        ValueError, match=r"holds a run with other settings \(budget was 300, now 200; seed was 0, now 1\)"
-    ):
+    with pytest.raises(ValueError, match=r"holds another run \(budget was 300, now 200; seed was 0, now 1\)"):
         reduced(name, 200, folder=tmp_path, seed=1)
+    for other in ({"model": OTHER}, {"teacher": OTHER}, {"price": by_stage}):
+        if (name, *other) != ("coarse", "price"):
+            with pytest.raises(ValueError, match="holds another run"):
+                reduced(name, 300, folder=tmp_path, **other)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -125,6 +130,58 @@ def test_coarse_removal_goes_on_from_masks_too():
     before = masks_of(first, DATA.shape)
     assert record.relus == 300
     assert all(not (mask & ~before[path]).any() for path, mask in masks_of(second, DATA.shape).items())
+
+
+def test_coarse_removal_puts_no_relu_where_none_was():
+    model = build(architecture("resnet18-m4", DATA.shape, 10), seed=0)
+    masks = masks_of(model, DATA.shape)
+    put_masks(model, {path: mask if path == "stage2.0.act1" else mask & False for path, mask in masks.items()})
+    second, record = reduced("coarse", 8, model=model)
+    assert record.relus == 8
+    assert {path for path, mask in masks_of(second, DATA.shape).items() if mask.any()} == {"stage2.0.act1"}
+
+
+def test_a_quadratic_needs_whole_relus():
+    first, _ = reduced("descent", 400)
+    with pytest.raises(ValueError, match="puts a quadratic wherever there is no ReLU"):
+        reduced("autorep", 300, model=first, polynomial=True)
+    squared, _ = reduced("autorep", 300, polynomial=True)
+    assert sum(int(mask.sum()) for mask in masks_of(squared, DATA.shape).values()) == 300
+    with pytest.raises(ValueError, match="the network has polynomials in place of ReLUs"):
+        reduced("snl", 100, model=squared)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "message"),
+    [
+        ("snl", {"soft": 1.5}, "soft must be from 0 to 1, not 1.5"),
+        ("senet", {"density": 2}, "density must be from 0 to 1, not 2"),
+        ("senet", {"rounds": 0}, "rounds must be from 1 to 100000, not 0"),
+        ("taylor", {"until": 1.5}, "until must be from 0 to 1, not 1.5"),
+        ("taylor", {"rounds": 0}, "rounds must be from 1 to 100000, not 0"),
+        ("descent", {"moves": 0}, "moves must be from 1 to 100000, not 0"),
+        ("descent", {"tries": 0}, "tries must be from 1 to 1000, not 0"),
+        ("autorep", {"hysteresis": -1}, "hysteresis must be from 0 to 1, not -1"),
+        ("coarse", {"mismatch": -1}, "mismatch must be from 0 to 1000000.0, not -1"),
+    ],
+)
+def test_settings_outside_their_range_are_refused(name: str, settings: dict, message: str):
+    with pytest.raises(ValueError, match=message):
+        METHODS[name](200, **settings)
+
+
+def test_a_method_that_misses_its_budget_is_found_out(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(Descent, "reduce", lambda self, network, task: Reduced(put_masks(network, task.masks)))
+    with pytest.raises(RuntimeError, match=f"descent left {HAS} ReLUs in place of 200"):
+        reduced("descent", 200)
+
+
+def test_a_teacher_that_cannot_be_compared_is_refused_before_the_search(tmp_path: Path):
+    other = build(architecture("resnet9-m4", DATA.shape, 10), seed=0)
+    fail = lambda *_: pytest.fail("the search began")  # noqa: E731
+    with pytest.raises(ValueError, match=r"the teacher has no layer 'stage1.0.act1' to compare with"):
+        reduced("taylor", 300, teacher=other, folder=tmp_path / "run", progress=fail)
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("granularity", ["position", "channel", "layer"])
@@ -202,6 +259,13 @@ def test_prices_before_and_after_have_the_max_pools_in_them():
     compared = count(model, DATA.shape).total.maxpool_comparisons
     assert compared
     assert (record.price_before, record.price) == (record.relus_before + compared, 200 + compared)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_price_is_fine_where_a_layer_has_no_relu_left(name: str):
+    model = copy.deepcopy(MODEL)
+    put_masks(model, {"stem.act": masks_of(model, DATA.shape)["stem.act"] & False})
+    assert reduced(name, 100, model=model, price=by_stage)[1].relus == 100
 
 
 def test_a_profile_without_a_price_for_relus_is_refused():

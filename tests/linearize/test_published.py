@@ -103,11 +103,12 @@ def test_senet_finds_layers_less_sensitive_whose_weights_matter():
     found = sensitivities(MODEL, TASK, 0.1)
     assert found.keys() == MASKS.keys()
     assert all(0 <= value <= 1 for value in found.values())
-    strong = copy.deepcopy(MODEL)
+    assert found["stage3.0.act1"] < 1.0
+    idle = copy.deepcopy(MODEL)
     with torch.no_grad():
-        strong.stage3[0].conv1[0].weight.mul_(1e-9)
+        idle.stage3[0].conv1[0].weight.mul_(1e-9)
     # weights that do nothing are pruned, and their ReLUs matter more
-    assert sensitivities(strong, TASK, 0.1)["stage3.0.act1"] == 1.0 > found["stage3.0.act1"] - 1e-9
+    assert sensitivities(idle, TASK, 0.1)["stage3.0.act1"] == 1.0
 
 
 @given(
@@ -213,7 +214,7 @@ def test_senet_measures_each_round_anew():
 
 def test_senet_needs_a_teacher_with_the_same_relus():
     with pytest.raises(ValueError, match="SENet compares every ReLU with the teacher's, which has none of shape"):
-        linearize(MODEL, SENet(200), DATA, recipe=RECIPE, teacher=trained("resnet9-m2"))
+        linearize(MODEL, SENet(200, mismatch=0.0), DATA, recipe=RECIPE, teacher=trained("resnet9-m2"))
 
 
 def test_a_mismatch_with_another_network_is_refused_in_one_line():

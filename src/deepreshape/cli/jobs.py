@@ -43,9 +43,9 @@ def train(
         int | None, typer.Option(min=1, help="ReLU budget; all ReLUs without.", show_default=False)
     ] = None,
     teacher: Annotated[
-        Path | None, typer.Option(help="Saved model that distils into this one.", show_default=False)
+        str | None, typer.Option(help="Saved model that distils into this one.", show_default=False)
     ] = None,
-    init: Annotated[Path | None, typer.Option(help="Saved model to take weights from.", show_default=False)] = None,
+    init: Annotated[str | None, typer.Option(help="Saved model to take weights from.", show_default=False)] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of weights and training.")] = 0,
     settings: Settings = None,
     threads: Threads = 0,
@@ -56,16 +56,18 @@ def train(
     from deepreshape.linearize import plan, plan_of
     from deepreshape.models import architecture
     from deepreshape.training import load_data
+    from deepreshape.zoo import folder_of
 
     set_threads(threads, data)
     recipe, dataset = read_recipe(data, settings), load_data(data, data_dir)
+    start, taught_by = (folder_of(name) if name else None for name in (init, teacher))
     whole = architecture(network, dataset.shape, len(dataset.class_names))
     point = Point(network, plan(whole, budget) if budget else plan_of(whole), budget, seed)
     with progress_bar() as bar:
         task = bar.add_task(f"{network}: {point.plan}", total=None)
         row = stoppable(
             lambda: train_point(
-                point, dataset, recipe, to, to / "run", init=init, teacher=teacher, progress=into(bar, task)
+                point, dataset, recipe, to, to / "run", init=start, teacher=taught_by, progress=into(bar, task)
             )
         )
     shutil.rmtree(to / "run")
@@ -88,15 +90,15 @@ def evaluate(
 ) -> None:
     """Accuracy of a saved model on a data set's test split."""
     from deepreshape.counting import count as count_model
+    from deepreshape.job import fitting
     from deepreshape.models.saved import load
     from deepreshape.training import accuracy, load_data
     from deepreshape.zoo import folder_of
 
     set_threads(threads, data)
-    loaded, manifest = load(folder_of(model))
-    dataset = load_data(data or manifest.dataset, data_dir)
-    if dataset.shape != manifest.architecture.input:
-        raise ValueError(f"{model} takes inputs of {manifest.architecture.input}, {dataset.name} has {dataset.shape}")
+    folder = folder_of(model)
+    dataset = load_data(data or load(folder)[1].dataset, data_dir)
+    loaded, _ = fitting(folder, dataset)
     values = {
         "top1": accuracy(loaded, dataset, dataset.test),
         "relus": count_model(loaded, dataset.shape).total.relus,

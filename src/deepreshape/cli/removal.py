@@ -52,7 +52,10 @@ def linearize(
     ] = None,
     price: Annotated[
         str | None,
-        typer.Option(help="Price profile that ReLUs are weighed by, such as server-garbler.", show_default=False),
+        typer.Option(
+            help="Price profile that ReLUs are weighed by, such as server-garbler; coarse plans are only priced.",
+            show_default=False,
+        ),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of everything random.")] = 0,
     settings: Annotated[

@@ -21,6 +21,7 @@ from deepreshape.linearize.method import Reduced, Task
 from deepreshape.linearize.search import GateSearch, SearchMethod
 from deepreshape.linearize.sites import Masks, keep_best, unit_shape
 from deepreshape.nn import GatedReLU, PolynomialReLU
+from deepreshape.training import check_ranges
 
 __all__ = ["AutoReP", "nearest_quadratic"]
 
@@ -46,7 +47,16 @@ class AutoReP(SearchMethod):
     strength: float = 100.0
     polynomial: bool = False
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_ranges(self, gate_lr=(1e-9, 100), hysteresis=(0, 1), strength=(0, 1e9))
+
     def reduce(self, network: nn.Module, task: Task) -> Reduced:
+        if self.polynomial and not all(mask.all() for mask in task.masks.values()):
+            raise ValueError(
+                "polynomial=True puts a quadratic wherever there is no ReLU, and this network has the identity at some "
+                "places; start from one whose ReLUs are whole"
+            )
         return self.find(_Search(self, network, task), task)
 
 

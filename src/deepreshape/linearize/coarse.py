@@ -16,6 +16,7 @@ from deepreshape.linearize.method import Method, Reduced, Task
 from deepreshape.linearize.plan import apply, candidates
 from deepreshape.linearize.sites import Granularity, Masks, keep_best, masks_of, put_masks
 from deepreshape.models import Architecture, sites
+from deepreshape.nn import MASKED
 
 __all__ = ["Coarse"]
 
@@ -32,24 +33,27 @@ class Coarse(Method):
     shrink: Literal["reuse", "reshape"] = "reuse"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.granularity != "layer":
             raise ValueError(f"coarse removal goes by layer, not by {self.granularity}; another method does")
 
     def reduce(self, network: nn.Module, task: Task) -> Reduced:
-        architecture = network.architecture
+        architecture = getattr(network, "architecture", None)
         if not isinstance(architecture, Architecture):
             raise ValueError(
                 "coarse removal needs a network of the package, which knows its stages; try another method"
             )
         device = next(network.parameters()).device
+        masked = any(isinstance(module, MASKED) for module in network.modules())
         for plan in sorted(candidates(architecture, self.shrink), key=lambda plan: plan.relus):
             if plan.relus < self.budget:
                 continue
             planned, _ = apply(plan, network, seed=task.seed)
             masks = masks_of(planned, task.data.shape)
-            for path, mask in masks.items():
-                if path in task.masks and task.masks[path].shape == mask.shape:
-                    mask &= task.masks[path]
+            if masked:  # a plan that renames or reshapes sites cannot keep what is masked; the empty one always does
+                if any(path not in task.masks or task.masks[path].shape != mask.shape for path, mask in masks.items()):
+                    continue
+                masks = {path: mask & task.masks[path] for path, mask in masks.items()}
             if sum(int(mask.sum()) for mask in masks.values()) >= self.budget:
                 break
         return Reduced(put_masks(planned, _cut(architecture, masks, self.budget, task.seed)).to(device))

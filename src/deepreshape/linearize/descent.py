@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from deepreshape.linearize.method import Reduced, Task
-from deepreshape.linearize.search import ChosenMasks, SearchMethod, weighed
+from deepreshape.linearize.search import ChosenMasks, SearchMethod, rounds_done, weighed
 from deepreshape.linearize.sites import Masks, keep_best, unit_shape
+from deepreshape.training import check_ranges
 from deepreshape.training.parallel import add_up
 
 __all__ = ["Descent"]
@@ -34,6 +35,10 @@ class Descent(SearchMethod):
     tries: int = 4
     until: float = 0.8
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_ranges(self, moves=(1, 100_000), tries=(1, 1000), until=(0, 1))
+
     def reduce(self, network: nn.Module, task: Task) -> Reduced:
         return self.find(_Search(self, network, task), task)
 
@@ -47,7 +52,7 @@ class _Search(ChosenMasks):
     @torch.no_grad()
     def after(self, step: int, steps: int, batch: Tensor, labels: Tensor) -> None:
         until = max(1, round(steps * self.method.until))
-        moved, last = (min(at, until) * self.method.moves // until for at in (step + 1, step))
+        moved, last = (rounds_done(at, until, self.method.moves) for at in (step + 1, step))
         if moved == last:
             return
         left = self.method.budget + (self.total - self.method.budget) * (self.method.moves - moved) // self.method.moves

@@ -3,25 +3,36 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+import torch
 from torch import nn
 
 from deepreshape.cost import CostReport, Layer, ReluLayer
 from deepreshape.counting import count
 from deepreshape.linearize.sites import Granularity, Masks, masks_of
-from deepreshape.training import RECIPES, Dataset, Progress, Recipe, parallel, train
+from deepreshape.models.saved import fingerprint
+from deepreshape.nn import PolynomialReLU
+from deepreshape.results import claim
+from deepreshape.training import (
+    RECIPES,
+    Dataset,
+    Progress,
+    Recipe,
+    activations,
+    check_ranges,
+    mismatch_loss,
+    parallel,
+    train,
+)
 
 __all__ = ["Method", "Price", "Reduced", "Removal", "Task", "linearize", "relu_prices"]
-
-METHOD = "method.json"
-"""In the folder of a run: whose it is."""
 
 Price = Callable[[Sequence[Layer]], CostReport]
 """A price profile: what a network of these layers costs."""
@@ -68,12 +79,22 @@ class Method(ABC):
     Attributes:
         budget: how many ReLUs are left; met exactly.
         granularity: what is kept or removed as one.
-        mismatch: weight of the mismatch of activation maps in the fine-tuning (:func:`mismatch_loss`).
+        mismatch: weight of the mismatch of activation maps in the fine-tuning (:func:`mismatch_loss`); None leaves it
+            to the recipe.
+
+    A method whose settings do not fit raises a ``ValueError`` when it is made.
     """
+
+    exact: ClassVar[bool] = True
+    """Whether the budget is met, and not only kept within: true of all but restatements of what others published."""
 
     budget: int
     granularity: Granularity = "pixel"
-    mismatch: float = 0.0
+    mismatch: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.mismatch is not None:
+            check_ranges(self, mismatch=(0, 1e6))
 
     @property
     def name(self) -> str:
@@ -154,6 +175,8 @@ def linearize(
     Raises:
         ValueError: if the budget or a setting does not fit, or the folder holds another run.
     """
+    if any(isinstance(module, PolynomialReLU) for module in model.modules()):
+        raise ValueError("the network has polynomials in place of ReLUs; start from what it was made of")
     masks = masks_of(model, data.shape)
     before = count(model, data.shape)
     if not 0 <= method.budget <= before.total.relus:
@@ -161,22 +184,29 @@ def linearize(
             f"a budget of {method.budget:,} ReLUs does not fit a network that has {before.total.relus:,}; "
             f"0 to {before.total.relus:,} works"
         )
-    if folder:
-        _claim(folder, {"method": method.name, **asdict(method), "relus_before": before.total.relus, "seed": seed})
     recipe = recipe or RECIPES[data.name]
-    recipe = replace(recipe, mismatch=method.mismatch or recipe.mismatch)
+    recipe = recipe if method.mismatch is None else replace(recipe, mismatch=method.mismatch)
     taught_by = copy.deepcopy(teacher or model).eval()
+    if recipe.mismatch:
+        _see_comparable(taught_by, masks, data)
+    prices = dict.fromkeys(masks, 1.0) | (relu_prices(before.layers, price) if price else {})
+    if folder:
+        whose = {"method": method.name, **asdict(method), "seed": seed, "data": data.name, "recipe": asdict(recipe)}
+        whose |= {"network": fingerprint(model), "teacher": fingerprint(taught_by)}
+        whose |= {"prices": hashlib.sha256(json.dumps(prices).encode()).hexdigest()[:16]}
+        claim(folder, whose, writes=parallel.rank() == 0)
 
     def told(phase: str) -> Callable[[Progress], None]:
         return lambda at: progress(phase, at) if progress else None
 
-    prices = relu_prices(before.layers, price) if price else dict.fromkeys(masks, 1.0)
     search = folder / "search" if folder else None
     task = Task(data, recipe, taught_by, masks, prices, seed, search, told("search"))
     reduced = method.reduce(copy.deepcopy(model), task)
     network, tune = reduced.network, folder / "tune" if folder else None
-    trained = train(network, data, recipe, seed=seed, teacher=taught_by, folder=tune, progress=told("tune"))
     after = count(network, data.shape)
+    if after.total.relus > method.budget or (method.exact and after.total.relus < method.budget):
+        raise RuntimeError(f"{method.name} left {after.total.relus:,} ReLUs in place of {method.budget:,}")
+    trained = train(network, data, recipe, seed=seed, teacher=taught_by, folder=tune, progress=told("tune"))
     return network, Removal(
         method=method.name,
         settings=asdict(method),
@@ -195,20 +225,13 @@ def linearize(
     )
 
 
-def _claim(folder: Path, settings: dict[str, Any]) -> None:
-    """Make the folder this run's, or see that it is: the training loop's checkpoints do not know of methods."""
-    path = folder / METHOD
-    if path.is_file():
-        theirs = json.loads(path.read_text())
-        differing = [name for name in settings | theirs if settings.get(name) != theirs.get(name)]
-        if differing:
-            shown = "; ".join(f"{name} was {theirs.get(name)}, now {settings.get(name)}" for name in differing)
-            raise ValueError(f"{folder} holds a run with other settings ({shown}); use those, or another folder")
-    elif parallel.rank() == 0:
-        folder.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f"{METHOD}.part")
-        part.write_text(json.dumps(settings))
-        os.replace(part, path)
+@torch.no_grad()
+def _see_comparable(teacher: nn.Module, masks: Masks, data: Dataset) -> None:
+    """Refuse a teacher whose maps cannot be compared with those at the sites, before the search and not after it."""
+    device = next(teacher.parameters()).device
+    with activations(teacher, masks) as theirs:
+        teacher(data.normalize(data.train.images[:1].to(device)))
+        mismatch_loss({path: mask[None].to(device) for path, mask in masks.items()}, theirs)
 
 
 def relu_prices(layers: Sequence[Layer], price: Price) -> dict[str, float]:

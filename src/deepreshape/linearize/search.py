@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from deepreshape.linearize.method import Method, Reduced, Task
 from deepreshape.linearize.sites import Masks, put_masks
 from deepreshape.nn import GatedReLU, MaskedReLU
-from deepreshape.training import train
+from deepreshape.training import check_ranges, train
 
-__all__ = ["ChosenMasks", "GateSearch", "MaskSearch", "SearchMethod", "remaining", "weighed"]
+__all__ = ["ChosenMasks", "GateSearch", "MaskSearch", "SearchMethod", "remaining", "rounds_done", "weighed"]
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,10 @@ class SearchMethod(Method):
     search_lr: float = 0.02
     search_optimizer: Literal["sgd", "adamw"] = "sgd"
     search_schedule: Literal["onecycle", "cosine", "constant"] = "onecycle"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_ranges(self, search_epochs=(1, 100_000), search_lr=(1e-9, 100))
 
     def find(self, search: MaskSearch, task: Task) -> Reduced:
         """Run a search, and put the masks it ends with in its network."""
@@ -175,6 +179,11 @@ class ChosenMasks(MaskSearch):
 def remaining(total: int, budget: int, done: float) -> int:
     """How many ReLUs are left when this share of the removal is done: fast at first, slow at the end (a cubic)."""
     return budget + round((total - budget) * (1 - min(1.0, done)) ** 3)
+
+
+def rounds_done(step: int, steps: int, rounds: int) -> int:
+    """Of rounds spread evenly over ``steps``, how many are due after ``step`` of them; all, once they are over."""
+    return min(step, steps) * rounds // steps
 
 
 Score = TypeVar("Score", float, Tensor)

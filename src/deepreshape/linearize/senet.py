@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from deepreshape.linearize.method import Reduced, Task
-from deepreshape.linearize.search import ChosenMasks, SearchMethod, weighed
+from deepreshape.linearize.search import ChosenMasks, SearchMethod, rounds_done, weighed
 from deepreshape.linearize.sites import Masks, keep_best, masks_of, unit_shape
-from deepreshape.training import activations
+from deepreshape.training import activations, check_ranges
 from deepreshape.training.parallel import add_up
 
 __all__ = ["SENet", "layer_budgets", "sensitivities"]
@@ -38,9 +38,13 @@ class SENet(SearchMethod):
         rounds: how often the masks are chosen anew.
     """
 
-    mismatch: float = 10.0
+    mismatch: float | None = 10.0
     density: float = 0.1
     rounds: int = 8
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_ranges(self, density=(0, 1), rounds=(1, 100_000))
 
     def reduce(self, network: nn.Module, task: Task) -> Reduced:
         theirs = masks_of(task.teacher, task.data.shape)
@@ -74,11 +78,12 @@ class _Search(ChosenMasks):
     def after(self, step: int, steps: int, batch: Tensor, labels: Tensor) -> None:
         for path in self.where:
             apart = (self.theirs[path] - self.ours[path]).abs().sum(0, dtype=torch.float32)
-            self.layer(path).get_buffer("difference").add_(apart)
+            # summed here and not at the end of a round: a checkpoint holds what the first process knows
+            self.layer(path).get_buffer("difference").add_(add_up(apart))
+        now, last = (rounds_done(at, steps, self.method.rounds) for at in (step + 1, step))
         # the last round is left to train with the masks it has
-        rounds = self.method.rounds
-        if (step + 1) * rounds // steps > step * rounds // steps and step + 1 < steps:
-            found = {path: add_up(self.layer(path).get_buffer("difference")) for path in self.where}
+        if now > last and step + 1 < steps:
+            found = {path: self.layer(path).get_buffer("difference") for path in self.where}
             scores = {
                 path: total.sum_to_size(unit_shape(total, self.method.granularity)) for path, total in found.items()
             }

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from deepreshape.counting import count
-from deepreshape.nn import MaskedReLU
+from deepreshape.nn import MASKED, MaskedReLU
 
 __all__ = ["Granularity", "Masks", "keep_best", "masks_of", "put_masks", "unit_shape"]
 
@@ -18,14 +18,14 @@ Granularity = Literal["pixel", "position", "channel", "layer"]
 """What is kept or removed as one: a ReLU, those of all channels at a position, a channel's, or a layer's."""
 
 Masks = dict[str, Tensor]
-"""By the path of a site: bool, shape (C, H, W), true where a ReLU stays."""
+"""By the path of a site: bool, shape (C, H, W), true where a ReLU stays; on the processor, as ``masks_of`` gives it."""
 
 
 def masks_of(model: nn.Module, input: Sequence[int]) -> Masks:
     """Where ``model`` has a ReLU now, by the path of the module that computes it, in the order they run.
 
     Args:
-        model: any module whose ReLUs are ``torch.nn.ReLU`` or :class:`MaskedReLU` modules; it is left as it was.
+        model: any module whose ReLUs are ``torch.nn.ReLU`` modules or hold masks; it is left as it was.
         input: shape of one input, (channels, height, width).
 
     Raises:
@@ -38,13 +38,13 @@ def masks_of(model: nn.Module, input: Sequence[int]) -> Masks:
             raise ValueError(f"the ReLU {path} runs twice in one pass; give each its own module")
         if output.dim() != 4:
             raise ValueError(f"the ReLU {path} has outputs of shape {tuple(output.shape)}; a mask needs (N, C, H, W)")
-        own = module.mask if isinstance(module, MaskedReLU) else torch.ones(output.shape[1:], dtype=torch.bool)
-        found[path] = own.clone()
+        own = module.mask if isinstance(module, MASKED) else torch.ones(output.shape[1:], dtype=torch.bool)
+        found[path] = own.cpu().clone()
 
     handles = [
         module.register_forward_hook(lambda *got, at=path: look(at, got[0], got[2]))
         for path, module in model.named_modules()
-        if isinstance(module, (nn.ReLU, MaskedReLU))
+        if isinstance(module, (nn.ReLU, *MASKED))
     ]
     try:
         total = count(model, input).total.relus

@@ -15,9 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from deepreshape.linearize.method import Reduced, Task
-from deepreshape.linearize.search import GateSearch, SearchMethod, remaining, weighed
+from deepreshape.linearize.search import GateSearch, SearchMethod, remaining, rounds_done, weighed
 from deepreshape.linearize.sites import Masks, keep_best, unit_shape
 from deepreshape.nn import GatedReLU
+from deepreshape.training import check_ranges
 
 __all__ = ["SNL"]
 
@@ -42,6 +43,10 @@ class SNL(SearchMethod):
     strength: float = 1e-5
     growth: float = 1.2
     soft: float = 0.5
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_ranges(self, gate_lr=(1e-9, 100), strength=(0, 1e6), growth=(1, 100), soft=(0, 1))
 
     def reduce(self, network: nn.Module, task: Task) -> Reduced:
         return self.find(_Search(self, network, task), task)
@@ -70,7 +75,7 @@ class _Search(GateSearch):
     def after(self, step: int, steps: int, batch: Tensor, labels: Tensor) -> None:
         for gate in self.gates():
             gate.clamp_(0, 1)
-        if (step + 1) * UPDATES // steps > step * UPDATES // steps and self.method.soft:
+        if rounds_done(step + 1, steps, UPDATES) > rounds_done(step, steps, UPDATES) and self.method.soft:
             done = (step + 1) / steps / self.method.soft
             opened = sum(int(((layer.gate > 0.5) & layer.mask).sum()) for layer in map(self.layer, self.where))
             if opened > remaining(self.total, self.method.budget, done):

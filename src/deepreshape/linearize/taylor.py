@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from deepreshape.linearize.method import Reduced, Task
-from deepreshape.linearize.search import ChosenMasks, SearchMethod, remaining, weighed
+from deepreshape.linearize.search import ChosenMasks, SearchMethod, remaining, rounds_done, weighed
 from deepreshape.linearize.sites import keep_best, unit_shape
+from deepreshape.training import check_ranges
 from deepreshape.training.parallel import add_up
 
 __all__ = ["Taylor"]
@@ -31,10 +32,14 @@ class Taylor(SearchMethod):
         momentum: of the average of the importance over steps.
     """
 
-    mismatch: float = 10.0
+    mismatch: float | None = 10.0
     rounds: int = 50
     until: float = 0.8
     momentum: float = 0.9
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_ranges(self, rounds=(1, 100_000), until=(0, 1), momentum=(0, 1))
 
     def reduce(self, network: nn.Module, task: Task) -> Reduced:
         return self.find(_Search(self, network, task), task)
@@ -66,7 +71,7 @@ class _Search(ChosenMasks):
         for path in self.where:
             self._learn(path, add_up(self.seen.pop(path)))
         until = max(1, round(steps * self.method.until))
-        now, last = (min(at, until) * self.method.rounds // until for at in (step + 1, step))
+        now, last = (rounds_done(at, until, self.method.rounds) for at in (step + 1, step))
         if now > last:
             kept = self.masks()
             scores = {path: self._score(path) for path in self.where}

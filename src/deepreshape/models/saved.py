@@ -16,9 +16,9 @@ from torch import nn
 
 from deepreshape.models import build
 from deepreshape.models.architecture import Architecture
-from deepreshape.nn import MaskedReLU, PolynomialReLU
+from deepreshape.nn import MASKED, MaskedReLU, PolynomialReLU
 
-__all__ = ["Manifest", "load", "save"]
+__all__ = ["MANIFEST", "Manifest", "fingerprint", "load", "save"]
 
 FORMAT = 1
 WEIGHTS = "model.safetensors"
@@ -54,7 +54,7 @@ def save(model: nn.Module, folder: Path, manifest: Manifest) -> None:
     (folder / MANIFEST).unlink(missing_ok=True)
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     save_file(state, folder / WEIGHTS)
-    masked = [name for name, module in model.named_modules() if isinstance(module, (MaskedReLU, PolynomialReLU))]
+    masked = [name for name, module in model.named_modules() if isinstance(module, MASKED)]
     content = {
         "format": FORMAT,
         "package": f"deepreshape {version('deepreshape')}",
@@ -106,6 +106,15 @@ def load(folder: Path) -> tuple[nn.Module, Manifest]:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(f"the saved model in {folder} is broken: {reason}") from error
     return model.eval(), manifest
+
+
+def fingerprint(model: nn.Module) -> str:
+    """A digest of its weights, masks and statistics, by name and shape; hexadecimal."""
+    found = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        found.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()[:16]
 
 
 def _digest(path: Path) -> str:

@@ -3,7 +3,7 @@
 from deepreshape.training.data import DATASETS, Dataset, Split, augment, data_folder, load_data
 from deepreshape.training.distill import activations, distillation_loss, mismatch_loss
 from deepreshape.training.loop import METRICS, Progress, Search, Trained, accuracy, train
-from deepreshape.training.recipe import RECIPES, Recipe, set_options, with_values
+from deepreshape.training.recipe import RECIPES, Recipe, check_ranges, set_options, with_values
 
 __all__ = [
     "DATASETS",
@@ -18,6 +18,7 @@ __all__ = [
     "accuracy",
     "activations",
     "augment",
+    "check_ranges",
     "data_folder",
     "distillation_loss",
     "load_data",

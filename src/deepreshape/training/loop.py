@@ -21,7 +21,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from deepreshape.nn import Faults, MaskedReLU, PolynomialReLU, faulty
+from deepreshape.nn import MASKED, Faults, faulty
+from deepreshape.results import read_rows, refuse_others, write_rows
 from deepreshape.training.convolution import MatrixConvolutions
 from deepreshape.training.data import Dataset, Split, augment, smaller
 from deepreshape.training.distill import activations, distillation_loss, mismatch_loss
@@ -131,11 +132,11 @@ def train(
         search: what a search for masks does on the way.
 
     Raises:
-        ValueError: if the folder holds a run with other settings, the loss stops being a number, or images are to grow
-            in a network with masks.
+        ValueError: if the folder holds another run, the loss stops being a number, or a setting does not fit the
+            network: images cannot grow where masks have one size, and maps are compared at masked ReLUs only.
     """
-    if recipe.grow and (search or any(isinstance(module, (MaskedReLU, PolynomialReLU)) for module in model.modules())):
-        raise ValueError(f"grow={recipe.grow} shrinks images and masks have one size; leave it out")
+    if recipe.grow:
+        _see_growth(model, data, recipe, masked=bool(search) or any(isinstance(at, MASKED) for at in model.modules()))
     learned = data.train if recipe.holdout else data.whole
     device = next(model.parameters()).device
     model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
@@ -222,13 +223,31 @@ def train(
     return Trained(top1, clock() - started)
 
 
+@torch.no_grad()
+def _see_growth(model: nn.Module, data: Dataset, recipe: Recipe, *, masked: bool) -> None:
+    """Refuse to grow images of a network that does not take the smallest of them."""
+    if masked:
+        raise ValueError(f"grow={recipe.grow} shrinks images and masks have one size; leave it out")
+    device = next(model.parameters()).device
+    image = smaller(data.normalize(data.train.images[:1].to(device)), recipe.grow, 0.0)
+    try:
+        model.eval()(image)
+    except RuntimeError:
+        height, width = image.shape[2:]
+        raise ValueError(
+            f"grow={recipe.grow} begins with images of {height}x{width}, too small for this network; leave it out"
+        ) from None
+
+
 def _compared(
     model: nn.Module, teacher: nn.Module | None, recipe: Recipe, during: ExitStack
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]] | None:
     """Where the activation maps of student and teacher at the masked ReLUs will be, if the recipe compares them."""
     if teacher is None or not recipe.mismatch:
         return None
-    names = [name for name, module in model.named_modules() if isinstance(module, (MaskedReLU, PolynomialReLU))]
+    names = [name for name, module in model.named_modules() if isinstance(module, MASKED)]
+    if not names:
+        raise ValueError(f"mismatch={recipe.mismatch} compares maps at masked ReLUs, and there are none; leave it out")
     return during.enter_context(activations(model, names)), during.enter_context(activations(teacher, names))
 
 
@@ -250,17 +269,19 @@ def _optimizer(
     model: nn.Module, recipe: Recipe, search: Search | None, precision: torch.dtype
 ) -> torch.optim.Optimizer:
     gates = search.gates() if search else []
-    weights = [parameter for parameter in model.parameters() if all(parameter is not gate for gate in gates)]
+    convolutions = [module.weight for module in model.modules() if isinstance(module, nn.Conv2d)]
+    linear = [module.weight for module in model.modules() if isinstance(module, nn.Linear)]
+    named = {id(parameter) for parameter in (*gates, *convolutions, *linear)}
     other = recipe.lr * recipe.lr_other
     kinds = (
-        ([weight for weight in weights if weight.dim() == 4], recipe.weight_decay, recipe.lr, True),
-        ([weight for weight in weights if 1 < weight.dim() < 4], recipe.weight_decay, other, False),
-        ([weight for weight in weights if weight.dim() <= 1], 0.0, other, False),
+        (convolutions, recipe.weight_decay, recipe.lr, True),
+        (linear, recipe.weight_decay, other, False),
+        ([parameter for parameter in model.parameters() if id(parameter) not in named], 0.0, other, False),
         (gates, 0.0, search.gate_lr if search else 0.0, False),
     )
     groups = [
-        {"params": some, "weight_decay": decay, "peak": peak, "orthogonal": convolutions}
-        for some, decay, peak, convolutions in kinds
+        {"params": some, "weight_decay": decay, "peak": peak, "orthogonal": orthogonal}
+        for some, decay, peak, orthogonal in kinds
         if some
     ]
     if recipe.optimizer == "muon":
@@ -347,12 +368,11 @@ def _resume(
     with safe_open(path, "pt") as file:
         state = json.loads(file.metadata()["state"])
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-    theirs = state["settings"]
-    differing = [name for name, value in settings.items() if theirs.get(name) != value]
-    if differing:
-        shown = "; ".join(f"{name} was {theirs.get(name)}, now {settings[name]}" for name in differing)
-        raise ValueError(f"{folder} holds a run with other settings ({shown}); use those, or another folder")
-    model.load_state_dict({name[6:]: tensor for name, tensor in tensors.items() if name.startswith("model.")})
+    refuse_others(folder, "run", state["settings"], settings)
+    try:
+        model.load_state_dict({name[6:]: tensor for name, tensor in tensors.items() if name.startswith("model.")})
+    except RuntimeError:
+        raise ValueError(f"{folder} holds a run of another network; use that one, or another folder") from None
     for name in average:
         average[name].copy_(tensors[f"average.{name}"])
     moments: dict[int, dict[str, Tensor]] = {}
@@ -362,6 +382,5 @@ def _resume(
             moments.setdefault(int(index), {})[key] = tensor
     optimizer.load_state_dict(optimizer.state_dict() | {"state": moments})
     if metrics.is_file() and rank() == 0:
-        kept = [line for line in metrics.read_text().splitlines() if json.loads(line)["step"] <= state["step"]]
-        metrics.write_text("".join(f"{line}\n" for line in kept))
+        write_rows(metrics, [row for row in read_rows(metrics) if row["step"] <= state["step"]])
     return state["step"], state["seconds"]

@@ -10,7 +10,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from deepreshape.nn import Faults
 
-__all__ = ["RECIPES", "Recipe", "set_options", "with_values"]
+__all__ = ["RECIPES", "Recipe", "check_ranges", "set_options", "with_values"]
 
 
 @dataclass(frozen=True)
@@ -68,25 +68,23 @@ class Recipe:
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
 
     def __post_init__(self) -> None:
-        for name, low, high in (
-            ("epochs", 1, 100_000),
-            ("batch", 1, 1_000_000),
-            ("lr", 1e-9, 100),
-            ("lr_other", 1e-9, 1000),
-            ("warmup", 0, 1),
-            ("weight_decay", 0, 1),
-            ("smoothing", 0, 1),
-            ("crop", 0, 64),
-            ("cutout", 0, 1024),
-            ("grow", 0, 1),
-            ("ema", 0, 1),
-            ("temperature", 1e-3, 1000),
-            ("distill", 0, 1),
-            ("mismatch", 0, 1e6),
-        ):
-            value = getattr(self, name)
-            if not low <= value <= high:
-                raise ValueError(f"{name} must be from {low} to {high}, not {value}")
+        check_ranges(
+            self,
+            epochs=(1, 100_000),
+            batch=(1, 1_000_000),
+            lr=(1e-9, 100),
+            lr_other=(1e-9, 1000),
+            warmup=(0, 1),
+            weight_decay=(0, 1),
+            smoothing=(0, 1),
+            crop=(0, 64),
+            cutout=(0, 1024),
+            grow=(0, 1),
+            ema=(0, 1),
+            temperature=(1e-3, 1000),
+            distill=(0, 1),
+            mismatch=(0, 1e6),
+        )
         if self.relu:
             Faults.parse(self.relu)
         if self.relu and self.mismatch:
@@ -101,6 +99,18 @@ class Recipe:
             ValueError: if a setting is unknown or its value does not fit.
         """
         return with_values(self, values)
+
+
+def check_ranges(config: Any, **ranges: tuple[float, float]) -> None:
+    """See that settings are numbers within these ranges, ends included.
+
+    Raises:
+        ValueError: naming the first that is not.
+    """
+    for name, (low, high) in ranges.items():
+        value = getattr(config, name)
+        if not low <= value <= high:
+            raise ValueError(f"{name} must be from {low} to {high}, not {value}")
 
 
 def with_values(config: Any, values: dict[str, Any]) -> Any:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-__all__ = ["folder_of", "names"]
+__all__ = ["called", "folder_of", "names"]
 
 ZOO = Path(__file__).parent
 PREFIX = "zoo:"
@@ -16,6 +16,11 @@ PREFIX = "zoo:"
 def names() -> tuple[str, ...]:
     """Of all networks in the zoo."""
     return tuple(sorted(manifest.parent.name for manifest in ZOO.glob("*/manifest.json")))
+
+
+def called(folder: Path) -> str:
+    """What a command calls a saved model: ``zoo:NAME``, or its folder's own name."""
+    return f"{PREFIX}{folder.name}" if folder.parent == ZOO else folder.name
 
 
 def folder_of(model: str) -> Path:
