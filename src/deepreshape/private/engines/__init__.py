@@ -79,7 +79,8 @@ def engine_name() -> str:
 
 def prepare_aside() -> None:
     """Prepare the engine in a thread, beside what comes before circuits; who needs it sooner waits for what is left."""
-    threading.Thread(target=engine().prepare, name="engine", daemon=True).start()
+    # no daemon: the interpreter would take down LLVM under it, and crash, where a command ends early
+    threading.Thread(target=engine().prepare, name="engine").start()
 
 
 @contextmanager
