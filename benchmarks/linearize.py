@@ -8,8 +8,8 @@ with its faults: gates free to leave [0, 1] and computed by three elementwise pr
 through, Adam at 1e-3 on everything, lambda raised by 1.1 after each epoch (from the fifth on) that brings no new least
 count, gates above 0.01 kept whole. Rows between the two undo one fault after the other. Every measurement of speed runs
 in a process of its own, because peak memory is the process's; rounds alternate, and the median and range over rounds
-are reported. ``accuracy`` gives each procedure the same time, half for the search and half for the fine-tuning, and
-reads validation accuracy.
+are reported. ``accuracy`` gives each procedure as many epochs of search as fit half the time, and as many of
+fine-tuning, and reads validation accuracy.
 """
 
 import argparse
@@ -203,7 +203,7 @@ def speed(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def equal_time(options: argparse.Namespace) -> dict[str, Any]:
-    """Validation accuracy when search and fine-tuning together get the same time, half of it each."""
+    """Validation accuracy after the epochs that fit the time, half of them search and half fine-tuning."""
     model, manifest = load(options.model)
     data = load_data(manifest.dataset)
     recipe = replace(RECIPES[data.name], lr=options.lr)

@@ -81,6 +81,8 @@ def own(tmp_path: Path) -> Path:
     (tmp_path / "mine.py").write_text(OWN)
     np.save(tmp_path / "x.npy", np.random.default_rng(0).normal(size=(260, 1, 6, 6)).astype(np.float32))
     np.save(tmp_path / "flat.npy", np.zeros((4, 6)))
+    np.save(tmp_path / "zeros.npy", np.zeros((4, 1, 6, 6)))
+    np.save(tmp_path / "bytes.npy", np.ones((4, 1, 6, 6), dtype=np.uint8))
     (tmp_path / "facts.json").write_text(json.dumps({"class_names": ["a", "b", "c"], "mean": [0.5], "std": [0.2]}))
     return tmp_path
 
@@ -89,6 +91,11 @@ def test_a_network_of_ones_own_runs_privately(own: Path):
     report = answer("private", "local", "--model", "mine.py:net", "--samples", "x.npy", "--images", "2", cwd=own)
     assert report["agree"] is True
     assert report["relus"] == 2 * 36
+    assert (report["beside_float"]["inputs"], report["beside_float"]["same_class"]) == (2, 2)
+    assert 0 < report["beside_float"]["largest_difference"] < 0.01 < report["beside_float"]["largest_output"]
+    low = ("private", "lower", "mine.py:net", "--samples", "x.npy", "--max-loss", "1", "--out", "low")
+    assert answer(*low, cwd=own)["same_class_percent"] >= 99
+    assert "of 260 samples keep the class of exact signs; no labels were given" in call(*low, cwd=own).out
     answer("private", "lower", "mine.py:net", "--samples", "x.npy", "--facts", "facts.json", "--out", "p", cwd=own)
     assert json.loads((own / "p" / "client.json").read_text())["class_names"] == ["a", "b", "c"]
     served = call(
@@ -104,9 +111,16 @@ def test_a_network_of_ones_own_runs_privately(own: Path):
         (("--model", "mine.py:net"), "give some, as --samples"),
         (("--model", "mine.py:broken", "--samples", "x.npy"), "ZeroDivisionError: division by zero"),
         (("--model", "mine.py:net", "--samples", "mine.py"), "mine.py is no array of numbers that NumPy saved"),
-        (("--model", "mine.py:net", "--samples", "flat.npy"), "flat.npy holds float64 (4, 6); inputs are numbers of"),
+        (("--model", "mine.py:net", "--samples", "flat.npy"), "flat.npy holds float64 (4, 6); inputs are real numbers"),
+        (("--model", "mine.py:net", "--samples", "bytes.npy"), "bytes.npy holds uint8 (4, 1, 6, 6); inputs are real"),
+        (("--model", "mine.py:net", "--samples", "zeros.npy"), "zeros.npy holds zeros only; formats are calibrated"),
+        (("--model", "mine.py:net", "--samples", "x.npy", "--relu", "gc-stochastic"), "leaves out no bits and saves"),
+        (
+            ("--model", "mine.py:net", "--relu", "gc-stochastic:drop=4", "--drop-bits", "5"),
+            "--relu gc-stochastic:drop=4 has settings of its own; write all of them there, or as options",
+        ),
         (("--model", "mine.py:net", "--samples", "x.npy", "--images", "5"), "5 inputs are wanted and there are 4 new"),
-        (("--model", "zoo:digits", "--samples", "x.npy"), "cannot be traced on an input of shape (1, 6, 6)"),
+        (("--model", "zoo:digits", "--samples", "x.npy"), "fails on an input of x.npy, of shape (1, 6, 6): "),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )

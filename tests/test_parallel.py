@@ -41,7 +41,9 @@ def kill(phase: str, at: Progress) -> None:
 def reduced(name: str, folder: Path | None = None, progress: Any = None) -> nn.Module:
     given = data()
     model = build(architecture("resnet20-m2-phi1.1.1", given.shape, 10), seed=0)
-    return linearize(model, METHODS[name](200, **SETTINGS.get(name, {})), given, recipe=RECIPE, folder=folder, progress=progress)[0]
+    return linearize(
+        model, METHODS[name](200, **SETTINGS.get(name, {})), given, recipe=RECIPE, folder=folder, progress=progress
+    )[0]
 
 
 def work(rank: int, port: int, folder: str) -> None:

@@ -23,7 +23,7 @@ from deepreshape.zoo import folder_of
 if TYPE_CHECKING:
     from deepreshape.private.fixed import Lowered
 
-__all__ = ["Inputs", "Network", "find_inputs", "find_network", "lowered", "random_inputs", "read_samples"]
+__all__ = ["Inputs", "Network", "compare", "find_inputs", "find_network", "lowered", "random_inputs", "read_samples"]
 
 Shape = tuple[int, int, int]
 Images = NDArray[np.float32]
@@ -49,6 +49,10 @@ class Network:
     shape: Shape
     architecture: Architecture | None = None
     manifest: Manifest | None = None
+
+    def built(self) -> nn.Module:
+        """The module in evaluation mode; with random weights, always the same, if it has a name only."""
+        return (build(self.architecture, seed=0) if self.architecture else self.module).eval()
 
 
 def find_network(model: str, shape: Shape | None = None, classes: int = 100) -> Network:
@@ -157,9 +161,14 @@ def read_samples(path: Path) -> Images:
         found = np.load(path, allow_pickle=False)
     except (ValueError, EOFError):
         raise ValueError(f"{path} is no array of numbers that NumPy saved (.npy)") from None
-    if not isinstance(found, np.ndarray) or found.ndim != 4 or found.dtype.kind not in "fiu" or not len(found):
+    if not isinstance(found, np.ndarray) or found.ndim != 4 or found.dtype.kind != "f" or not len(found):
         kind = f"{found.dtype} {found.shape}" if isinstance(found, np.ndarray) else "several arrays"
-        raise ValueError(f"{path} holds {kind}; inputs are numbers of shape (N, channels, height, width)")
+        raise ValueError(
+            f"{path} holds {kind}; inputs are real numbers, as the network sees them, of shape (N, channels, height, "
+            "width)"
+        )
+    if not found.any():
+        raise ValueError(f"{path} holds zeros only; formats are calibrated on inputs like those that will come")
     return found.astype(np.float32)
 
 
@@ -167,8 +176,25 @@ def lowered(network: Network, inputs: Inputs) -> Lowered:
     """The integer program, with random weights if the network has a name only."""
     from deepreshape.private.lower import lower
 
-    module = build(network.architecture, seed=0) if network.architecture else network.module
-    return lower(module.eval(), inputs.known)
+    return lower(network.built(), inputs.known)
+
+
+@torch.no_grad()
+def compare(network: Network, inputs: Images, outputs: NDArray[np.floating]) -> dict[str, Any]:
+    """How the outputs of an integer program differ from the network's own in floating point.
+
+    Args:
+        network: that was lowered.
+        inputs: (N, channels, height, width).
+        outputs: (N, classes), in real units.
+    """
+    theirs = network.built()(torch.from_numpy(inputs)).flatten(1).double().numpy()
+    return {
+        "inputs": len(inputs),
+        "same_class": int((outputs.argmax(1) == theirs.argmax(1)).sum()),
+        "largest_difference": float(np.abs(outputs - theirs).max()),
+        "largest_output": float(np.abs(theirs).max()),
+    }
 
 
 def _imported(where: str) -> ModuleType:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from deepreshape.cli.models import Inputs
+    from deepreshape.cli.models import Inputs, Network
     from deepreshape.private.calibrate import Calibrated
     from deepreshape.private.fixed import Lowered
     from deepreshape.private.party import Client
@@ -80,6 +80,8 @@ SamplesOption = Annotated[
 
 SERVER_PROGRAM, CLIENT_PROGRAM, FACTS = "server.program", "client.program", "client.json"
 MAX_LOSS = 0.2
+COMPARED = 8
+"""Inputs on which `lower` compares the program with the network."""
 
 
 @dataclass(frozen=True)
@@ -110,11 +112,15 @@ class Relus:
         """How they are computed."""
         from deepreshape.private.variant import Variant
 
-        named = Variant.parse(self.relu)
-        mode: Any = self.mode or named.mode
-        return replace(
-            named, drop=self.drop_bits or named.drop, calibrated=self.calibrated or named.calibrated, mode=mode
-        )
+        found = Variant.parse(self.relu)
+        options: dict[str, Any] = {"drop": self.drop_bits, "calibrated": self.calibrated, "mode": self.mode}
+        given = {name: value for name, value in options.items() if value}
+        if given and ":" in self.relu:
+            raise ValueError(f"--relu {self.relu} has settings of its own; write all of them there, or as options")
+        found = replace(found, **given)
+        if found.protocol == "gc-stochastic" and not found.drop and not found.calibrated:
+            raise ValueError(f"--relu {self.relu} leaves out no bits and saves none; add :drop=12, or --calibrated")
+        return found
 
     def plan(self, program: Program) -> Plan:
         """How ``program`` is run."""
@@ -179,14 +185,17 @@ def local(
     as_json: Json = False,
 ) -> None:
     """Run both parties on this machine, in two processes over TLS, and say what each layer cost."""
-    from deepreshape.private.fixed import to_fixed
+    import numpy as np
+
+    from deepreshape.cli.models import compare
+    from deepreshape.private.fixed import from_fixed, to_fixed
     from deepreshape.private.local import run_local
 
     variant = how.variant()
     chooses = variant.calibrated and variant.protocol == "gc-stochastic"
     if max_loss is not None and not chooses:
         raise ValueError(f"--max-loss {max_loss:g} is for --relu gc-stochastic --calibrated, not for {variant}")
-    lowered, inputs = _lowered(model, samples, data_dir, images)
+    network, lowered, inputs = _lowered(model, samples, data_dir, images)
     program = lowered.program
     if chooses:
         most = MAX_LOSS if max_loss is None else max_loss
@@ -196,19 +205,22 @@ def local(
         report = stoppable(
             lambda: run_local(program, fixed, how.role(), variant=variant, progress=show, workers=workers), NOTHING_KEPT
         )
-    del report["outputs"]
+    found = from_fixed(np.array(report.pop("outputs"), dtype=np.int64), program.values[program.output].fraction)
+    report["beside_float"] = compare(network, inputs.new[:images], found.reshape(images, -1))
     if as_json:
         print_json(report)
         return
-    table = new_table("layer", "ReLUs", "HE products", "rounds online", "offline, KB", "online, KB")
+    table = new_table("layer", "ReLUs", "HE products", "offline, s", "online, s", "offline, KB", "online, KB")
     for row in report["layers"]:
+        took = [f"{row['seconds']['client'][phase]:.3f}" for phase in ("offline", "online")]
         sizes = [f"{row['bytes'][phase] / 1000:,.1f}" for phase in ("offline", "online")]
-        table.add_row(row["layer"], *map(thousands, (row["relus"], row["he_products"], row["rounds"])), *sizes)
+        table.add_row(row["layer"], *map(thousands, (row["relus"], row["he_products"])), *took, *sizes)
     out.print(table)
     out.print(f"formats: {lowered}", highlight=False)
     seconds, sizes, memory = report["seconds"], report["bytes"], report["peak_rss_mib"]
     out.print(
-        f"{report['relus']:,} ReLUs; offline {seconds['offline']:.2f} s and {sizes['offline'] / 1e6:,.2f} MB, online "
+        f"{report['relus']:,} ReLUs by {variant}, the {how.garbler} garbles; "
+        f"offline {seconds['offline']:.2f} s and {sizes['offline'] / 1e6:,.2f} MB, online "
         f"{seconds['online']:.2f} s and {sizes['online'] / 1e6:,.2f} MB in {report['rounds']} rounds; peak memory "
         f"{memory['client']:.0f} MiB at the client, {memory['server']:.0f} MiB at the server",
         highlight=False,
@@ -217,6 +229,7 @@ def local(
         f"private equals plain, bit for bit: {_yes(report['agree'])}; same class as the plain program: "
         f"{_yes(report['same_class'])}; bytes sent equal bytes declared: {_yes(report['declared_bytes_match'])}"
     )
+    _print_comparison(report["beside_float"])
 
 
 @app.command()
@@ -264,6 +277,9 @@ def lower(
     as_json: Json = False,
 ) -> None:
     """Turn a model into an integer program: one part with the weights for the server, a public one for the client."""
+    from deepreshape.cli.models import compare
+    from deepreshape.private import plain
+    from deepreshape.private.fixed import from_fixed, to_fixed
     from deepreshape.private.program import Relu
     from deepreshape.private.program_bytes import digest, to_bytes
 
@@ -272,33 +288,43 @@ def lower(
             f"--mode {mode} is for low bits that are chosen here; --max-loss says how many points they may cost"
         )
     variant = Relus(relu="gc-stochastic", mode=mode, calibrated=True).variant()
-    lowered, inputs = _lowered(model, samples, data_dir)
+    network, lowered, inputs = _lowered(model, samples, data_dir)
     told = _facts(facts, lowered.program) if facts else inputs.facts
     program, found = lowered.program, None
     if max_loss is not None:
         found = stoppable(lambda: _windows(lowered, inputs, max_loss, variant), NOTHING_KEPT)
         program = found.program
+    tried = inputs.known[:COMPARED]
+    outputs = from_fixed(
+        plain.run(program, to_fixed(tried, program.input_fraction)), program.values[program.output].fraction
+    )
+    beside = compare(network, tried, outputs.reshape(len(tried), -1))
     to.mkdir(parents=True, exist_ok=True)
     (to / SERVER_PROGRAM).touch(mode=0o600)
     (to / SERVER_PROGRAM).write_bytes(to_bytes(program))
     (to / CLIENT_PROGRAM).write_bytes(to_bytes(program.public()))
     (to / FACTS).write_text(json.dumps(told, indent=1) + "\n")
+    known = inputs.labels is not None
     windows = {op.name: [op.low, op.high] for op in program.ops if isinstance(op, Relu)}
     if as_json:
         report = {"folder": str(to), "digest": digest(program), "relus": program.relus, "windows": windows}
+        report["beside_float"] = beside
         if found:
-            report |= {"top1_exact": found.exact, "top1_calibrated": found.found, "images": len(inputs.validation)}
+            kept = {"top1_exact": found.exact, "top1_calibrated": found.found}
+            report |= {"images": len(inputs.validation)} | (kept if known else {"same_class_percent": found.found})
         print_json(report)
     else:
         out.print(f"{lowered}", highlight=False)
+        _print_comparison(beside)
         bits = [high - low for low, high in windows.values()]
         out.print(f"sign tests need {min(bits, default=0)} to {max(bits, default=0)} bits", highlight=False)
         if found:
-            out.print(
-                f"on {len(inputs.validation):,} validation images, {found.found:.2f} % with them and "
-                f"{found.exact:.2f} % with exact signs; {found.tried} settings tried",
-                highlight=False,
-            )
+            images = f"on {len(inputs.validation):,} validation images, {found.found:.2f} % with them and "
+            said = f"{images}{found.exact:.2f} % with exact signs"
+            if not known:
+                said = f"{found.found:.2f} % of {len(inputs.validation):,} samples keep the class of exact signs"
+                said += "; no labels were given, and formats are calibrated on these samples too"
+            out.print(f"{said}; {found.tried} settings tried", highlight=False)
         out.print(f"{to / SERVER_PROGRAM} is the server's secret; the client gets {CLIENT_PROGRAM} and {FACTS}")
 
 
@@ -398,14 +424,33 @@ def query(
     out.print(f"online {answer.seconds:.2f} s, {sent / 1e6:,.2f} MB", highlight=False)
 
 
-def _lowered(model: str, samples: Path | None, data_dir: Path | None, count: int = 1) -> tuple[Lowered, Inputs]:
-    """The lowered model, and inputs of it."""
+def _lowered(
+    model: str, samples: Path | None, data_dir: Path | None, count: int = 1
+) -> tuple[Network, Lowered, Inputs]:
+    """The network, lowered, and inputs of it."""
+    import torch
+
     from deepreshape.cli.models import find_inputs, find_network, lowered, read_samples
 
     given = read_samples(samples) if samples else None
     network = find_network(model, given.shape[1:] if given is not None else None)
+    if given is not None:
+        try:
+            network.built()(torch.from_numpy(given[:1]))
+        except (RuntimeError, ValueError, TypeError) as error:
+            why = str(error).splitlines()[0]
+            raise ValueError(f"{model} fails on an input of {samples}, of shape {given.shape[1:]}: {why}") from None
     inputs = find_inputs(network, given, data_dir, count)
-    return lowered(network, inputs), inputs
+    return network, lowered(network, inputs), inputs
+
+
+def _print_comparison(beside: dict[str, Any]) -> None:
+    out.print(
+        f"beside the network in floating point: the same class for {beside['same_class']} of {beside['inputs']} "
+        f"inputs, outputs at most {beside['largest_difference']:.2g} apart where the largest is "
+        f"{beside['largest_output']:.2g}",
+        highlight=False,
+    )
 
 
 def _program(path: Path) -> Program:
