@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -43,11 +44,17 @@ Protocol = Annotated[
 Links = Annotated[
     str | None,
     typer.Option(
-        help="loopback, lan, wan, wireless, or up/down/round trip such as 20mbit/100mbit/40ms; several by commas.",
+        help="loopback, lan, wan, wireless, or up/down/round trip such as 20mbit/100mbit/40ms; several by commas. "
+        "Without: loopback for our runtime, wireless, as published, for a published system.",
         show_default=False,
     ),
 ]
-Garbler = Annotated[str, typer.Option(help="Who garbles: server or client; published systems say so themselves.")]
+Garbler = Annotated[
+    str | None,
+    typer.Option(
+        help="Who garbles: server (without) or client; published systems say so themselves.", show_default=False
+    ),
+]
 ProfileFile = Annotated[
     Path | None,
     typer.Option(help="What `calibrate` wrote; the profile that comes with the package without.", show_default=False),
@@ -64,7 +71,7 @@ def cost(
     model: Annotated[str, typer.Argument(help=MODEL)],
     protocol: Protocol = "gc-full",
     link: Links = None,
-    garbler: Garbler = "server",
+    garbler: Garbler = None,
     slots: Slots = False,
     workers: Workers = None,
     profile: ProfileFile = None,
@@ -81,7 +88,12 @@ def cost(
             min=0.01, max=100_000, help="Queries an hour that arrive at random: how long they wait.", show_default=False
         ),
     ] = None,
-    storage: Annotated[str, typer.Option(help="Storage of client/server for what lies ready.")] = "16gb/10tb",
+    storage: Annotated[
+        str | None,
+        typer.Option(
+            help="With --arrivals: storage of client/server for what lies ready; 16gb/10tb without.", show_default=False
+        ),
+    ] = None,
     data_dir: DataDir = None,
     as_json: Json = False,
 ) -> None:
@@ -93,7 +105,9 @@ def cost(
     if plot:
         new_file(plot)
     network = find_network(model, read_shape(input) if input else None, classes)
-    room = _storage(storage)
+    if storage and arrivals is None:
+        raise ValueError(f"--storage {storage} is for queries that wait; --arrivals says how many there are an hour")
+    room = _storage(storage or "16gb/10tb")
     quotes = _quotes(network, terms, data_dir)
     queues = [_queue(quote, arrivals, room) if arrivals else {} for quote in quotes]
     if plot:
@@ -156,7 +170,7 @@ def ui(
 
 
 def read_terms(
-    protocols: str, links: str | None, garbler: str, slots: bool, workers: int | None, profile: Path | None
+    protocols: str, links: str | None, garbler: str | None, slots: bool, workers: int | None, profile: Path | None
 ) -> list[Terms]:
     """Every protocol on every link."""
     from deepreshape.cost import Profile, read_link
@@ -164,14 +178,25 @@ def read_terms(
 
     measured: Profile | None = Profile.read(profile) if profile else None
     found = [
-        Terms(name, read_role(garbler), at, slots, workers, measured)
+        Terms(name, read_role(garbler or "server"), at, slots, workers, measured)
         for name in read_protocols(protocols)
         for at in ([read_link(text) for text in links.split(",")] if links else [None])
     ]
     if not any(each.ours for each in found):
-        for option, given in (("--slots", slots), ("--workers", workers), ("--profile", profile)):
+        for option, given in (
+            ("--garbler", garbler),
+            ("--slots", slots),
+            ("--workers", workers),
+            ("--profile", profile),
+        ):
             if given:
                 raise ValueError(f"{option} is for our runtime; {protocols} has a price as it was published")
+    if links is None and len({each.ours for each in found}) > 1:
+        raise ValueError(
+            f"{protocols} mixes our runtime with a published system; --link says over what to compare them"
+        )
+    if slots and all(each.link is None or not isfinite(each.link.up + each.link.down) for each in found):
+        raise ValueError(f"--slots divides a link's rate, and {links or 'loopback'} has no limit; give another --link")
     return found
 
 
@@ -220,7 +245,7 @@ def _storage(text: str) -> tuple[float, float]:
     units = {"mb": 1e6, "gb": 1e9, "tb": 1e12}
     found = [re.fullmatch(r"(\d+(?:\.\d+)?)(mb|gb|tb)", part) for part in text.lower().split("/")]
     if len(found) != 2 or not all(found):
-        raise ValueError(f"--storage takes client/server such as 16gb/10tb, not {text!r}")
+        raise ValueError(f"--storage takes client/server in mb, gb or tb, such as 16gb/10tb, not {text!r}")
     client, server = (float(part[1]) * units[part[2]] for part in found if part)
     return client, server
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -53,7 +53,7 @@ def search(
     ] = None,
     protocol: Protocol = "gc-full",
     link: Links = None,
-    garbler: Garbler = "server",
+    garbler: Garbler = None,
     profile: ProfileFile = None,
     trials: Annotated[int, typer.Option(min=2, help="Designs to price.")] = 400,
     seed: Annotated[int, typer.Option(min=0, help="Of the search.")] = 0,
@@ -84,18 +84,17 @@ def search(
     most = max_bytes if max_seconds is None else max_seconds
     if most is None or not 0 < most < math.inf:
         raise ValueError(f"the most that one inference may cost is a number above 0, not {most}")
+    if to and not train:
+        raise ValueError(f"--out {to} is for networks that are trained; --train says how many")
     if train and to is None:
         raise ValueError(f"--train {train} needs --out, the folder to train in")
     limit = Limit("bytes" if max_seconds is None else "seconds", most)
-    protocols = read_protocols(protocol)
-    (terms, *more) = read_terms(protocols[0], link, garbler, False, None, profile)
-    if more:
+    terms, *more = read_terms(protocol, link, garbler, False, None, profile)
+    if any(each.link != terms.link for each in more):
         raise ValueError(f"--link takes one link to search under, not {link!r}")
     proxy = Proxy.fit([row for folder in evidence for row in finished(folder)]) if evidence else PROXY
-    space = Space(read_shape(input), classes, protocols, stages)
+    space = Space(read_shape(input), classes, read_protocols(protocol), stages)
     dataset, recipe = (_fitting_data(data, data_dir, space), read_recipe(data, settings)) if train else (None, None)
-    for name in space.protocols:
-        replace(terms, protocol=name)  # refuses an unknown one before the search begins
     found = stoppable(
         lambda: list(
             by_optuna(space, terms, limit, trials, storage, proxy=proxy, seed=seed)
@@ -112,15 +111,21 @@ def search(
         facts = {"rank_correlation": proxy.correlation, "points": proxy.points}
         print_json({"proxy": facts, "front": [each.to_dict() for each in best], "tried": len(found), "trained": rows})
         return
-    table = new_table("network: what is removed", "ReLUs", "M MACs", "s", "MB", "score")
+    table = new_table("network: what is removed", "ReLUs", "M MACs", "s", "MB", "behind")
+    highest = max(each.score for each in best)
     for each in best[:20]:
         name = f"{each.network}: {each.plan}" + (f", {each.choice.protocol}" if len(space.protocols) > 1 else "")
-        numbers = (f"{each.macs / 1e6:,.0f}", f"{each.seconds:.2f}", f"{each.bytes / 1e6:,.1f}", f"{each.score:.1f}")
+        numbers = (
+            f"{each.macs / 1e6:,.0f}",
+            f"{each.seconds:.2f}",
+            f"{each.bytes / 1e6:,.1f}",
+            f"{highest - each.score:.1f}",
+        )
         table.add_row(name, thousands(each.relus), *numbers)
     out.print(table)
     out.print(
-        f"scores rank networks, in points of top-1 up to a constant; over {proxy.points} trained points their rank "
-        f"correlation with accuracy is {proxy.correlation:.2f}, each network scored without having been seen",
+        f"behind: points of top-1 that a proxy puts it behind the best; over {proxy.points} trained points the rank "
+        f"correlation of proxy and accuracy is {proxy.correlation:.2f}, each network scored without having been seen",
         highlight=False,
     )
     for row in rows:
