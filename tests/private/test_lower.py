@@ -160,13 +160,24 @@ def test_all_problems_are_listed_at_once_with_their_paths():
     assert [line.split(":")[0] for line in found] == ["1", "2", "3.0", "3.1"]
     assert "running statistics" in found[0]
     assert "gelu" in found[1]
-    assert "max_pool2d" in found[2]
+    assert found[2].endswith("max_pool2d.default cannot be lowered; take an average pool or a stride")
     assert "dilation (2, 2)" in found[3]
     with pytest.raises(ProgramError) as refused:
         lower(model, np.zeros((1, 3, 8, 8), np.float32))
     assert all(line in str(refused.value) for line in (*found, LOWERED))
     (line,) = unsupported(nn.Linear(3, 2), (4,))
     assert "cannot be traced on an input of shape (4,)" in line
+
+
+def test_a_network_that_decides_by_its_input_is_refused_in_one_line(capfd: pytest.CaptureFixture[str]):
+    class Deciding(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            y = super().forward(x)
+            return y.relu() if y.sum() > 0 else y
+
+    (line,) = unsupported(Deciding(nn.Conv2d(3, 4, 3)), (3, 8, 8))
+    assert line.endswith("it decides by the values of its input, and a program is the same for all inputs")
+    assert capfd.readouterr() == ("", "")
 
 
 def test_bad_calibration_is_named():

@@ -9,11 +9,13 @@ What cannot be lowered is refused with the layer's path; :func:`unsupported` lis
 
 from __future__ import annotations
 
+import logging
 import operator
 from collections import Counter
 from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass, field
+from io import StringIO
 from math import prod
 from typing import Any, cast
 
@@ -47,6 +49,13 @@ LOWERED = (
 )
 """What can be lowered, in words."""
 
+INSTEAD = {
+    "max_pool2d": "take an average pool or a stride",
+    **dict.fromkeys(("hardtanh", "silu", "gelu", "hardswish", "leaky_relu", "prelu", "elu"), "take a ReLU"),
+    **dict.fromkeys(("layer_norm", "group_norm", "instance_norm"), "take a batch norm"),
+}
+"""What does much the same as an operator that cannot be lowered."""
+
 _CHUNK = 32
 
 
@@ -79,7 +88,8 @@ def lower(
     shape = cast(tuple[int, int, int], calibration.shape[1:])
     traced = _trace(model, shape)
     if traced.problems:
-        raise ProgramError(f"{'; '.join(traced.problems)}; what can be lowered: {LOWERED}")
+        known = f"; what can be lowered: {LOWERED}" if traced.shapes else ""
+        raise ProgramError("; ".join(traced.problems) + known)
     layers = simplify(traced.layers, traced.output, traced.shapes)
     ranges = _observe(model, layers, calibration)
     return quantize(layers, shape, ranges, modulus=modulus, fraction=fraction, margin=margin)
@@ -114,14 +124,30 @@ def _evaluating(model: nn.Module) -> Generator[None]:
             module.training = mode
 
 
+@contextmanager
+def _quiet() -> Generator[None]:
+    """Keep torch from printing whole graphs and warnings beside the one line that is raised."""
+    logger = logging.getLogger("torch.fx.experimental.symbolic_shapes")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with redirect_stderr(StringIO()):
+            yield
+    finally:
+        logger.setLevel(level)
+
+
 def _trace(model: nn.Module, shape: Sequence[int]) -> _Trace:
     parameter = next(model.parameters(), torch.zeros(()))
     example = torch.zeros(1, *shape, device=parameter.device, dtype=parameter.dtype)
     with _evaluating(model):
         try:
-            exported = torch.export.export(model, (example,), strict=False)
+            with _quiet():
+                exported = torch.export.export(model, (example,), strict=False)
         except Exception as error:  # whatever the network's own code raises; torch wraps it in many types
             reason = (str(error).splitlines() or [type(error).__name__])[0]
+            if "data-dependent" in reason:
+                reason = "it decides by the values of its input, and a program is the same for all inputs"
             trace = _Trace(model, {})
             trace.problems.append(f"the network cannot be traced on an input of shape {tuple(shape)}: {reason}")
             return trace
@@ -176,7 +202,10 @@ class _Trace:
             self.problems.append(f"{path}: {node.target} reads a value that was overwritten in place")
             return
         handler = _HANDLERS.get(name)
-        reason = handler(self, node, path) if handler else f"{node.target} cannot be lowered"
+        if handler:
+            reason = handler(self, node, path)
+        else:
+            reason = f"{node.target} cannot be lowered" + (f"; {INSTEAD[name]}" if name in INSTEAD else "")
         if reason:
             self.problems.append(f"{path}: {reason}")
         if name.endswith("_") and handler:
