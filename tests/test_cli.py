@@ -255,7 +255,7 @@ def test_run_and_report(tmp_path: Path):
         (("eval", "."), ". holds no saved model: there is no manifest.json"),
         (
             ("eval", "resnet18"),
-            "resnet18 holds no saved model: there is no such folder; a network by name has no weights",
+            "resnet18 holds no saved model: there is no such folder; `train` makes one of a network by name",
         ),
         (("frobnicate",), "No such command 'frobnicate'; there are calibrate, cost, count"),
         (("count", "resnet18", "--classes", "abc"), "not 'abc'"),
@@ -291,6 +291,10 @@ def test_run_and_report(tmp_path: Path):
         (("report", "."), ". holds no results: there is no results.jsonl"),
         (("eval", "zoo:cats"), "there is no 'cats' in the zoo; it has cifar100-13k, cifar100-25k, digits"),
         (("linearize", ".", "--budget", "9", "--out", "o"), ". holds no saved model"),
+        (
+            ("linearize", "mine.py:net", "--budget", "9", "--out", "o"),
+            "mine.py:net is no saved model; in Python, linear",
+        ),
         (("linearize", "zoo:digits", "--budget", "900", "--out", "o"), "a budget of 900 ReLUs does not fit a network"),
         (
             ("linearize", "zoo:digits", "--budget", "9", "--out", "o", "--method", "best"),

@@ -213,6 +213,10 @@ def test_the_caps_of_the_command_are_those_of_the_library():
             "--max-loss 1 is for --relu gc-stochastic --calibrated, not for",
         ),
         (("lower", "x", "--out", "o", "--mode", "neg-pass"), "--mode neg-pass is for low bits that are chosen here"),
+        (
+            ("prepare", "--program", "x", "--keys", "k", "--store", "s", "--port", "0"),
+            "--port 0 lets `serve` choose; a client needs the port that it chose",
+        ),
         (("keygen", "--out", "keys"), None),
         (("serve", "--program", "x", "--keys", "keys", "--store", "s"), "No such file or directory: 'x'"),
         (("query", "x.npy", "--program", "p", "--keys", "k", "--store", "s", "--garbler", "me"), "'p'"),

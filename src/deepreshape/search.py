@@ -242,7 +242,7 @@ def by_optuna(
     try:
         import optuna  # pyright: ignore[reportMissingImports]
     except ImportError:
-        raise ValueError("searching with Optuna needs it: pip install 'deepreshape[search]'") from None
+        raise ValueError("searching with Optuna needs it: pip install optuna") from None
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(
         study_name=f"deepreshape {hashlib.sha256(repr((space, terms, limit)).encode()).hexdigest()}",

@@ -206,7 +206,7 @@ def test_without_llvmlite_numpy_steps_in_and_says_so(monkeypatch: pytest.MonkeyP
     for module in ("llvmlite", "llvmlite.binding"):
         monkeypatch.setitem(sys.modules, module, None)
     monkeypatch.delenv(engines.ENGINE, raising=False)
-    assert engine_name() == "numpy (pip install 'deepreshape[fast]' for an engine several times as fast)"
+    assert engine_name() == "numpy (pip install llvmlite for an engine several times as fast)"
     with pytest.raises(engines.UnavailableError, match="pip install"):
         named("fused")
 

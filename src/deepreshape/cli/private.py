@@ -152,6 +152,8 @@ class Party:
         from deepreshape.private.party import Client
         from deepreshape.private.store import Store
 
+        if not self.port:
+            raise ValueError("--port 0 lets `serve` choose; a client needs the port that it chose")
         plan = how.plan(_program(self.program))
         return Client(self.endpoint("client"), self.host, self.port, plan, Store(self.store))
 
@@ -500,7 +502,7 @@ def _read(path: Path, facts: dict[str, Any], shape: tuple[int, ...]) -> NDArray[
         try:
             from PIL import Image
         except ImportError:
-            raise ValueError("reading an image needs Pillow: pip install 'deepreshape[images]'") from None
+            raise ValueError("reading an image needs Pillow: pip install pillow") from None
         with Image.open(path) as image:
             pixels = image.convert("RGB" if shape[0] == 3 else "L").resize((shape[2], shape[1]))
         raw = np.asarray(pixels, dtype=np.float32).reshape(shape[1], shape[2], shape[0]).transpose(2, 0, 1) / 255

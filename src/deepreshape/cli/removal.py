@@ -81,6 +81,8 @@ def linearize(
     if price is not None and price not in PROFILES:
         raise ValueError(f"unknown price profile {price!r}; known are {', '.join(PROFILES)}")
     source = folder_of(model)
+    if ":" in model and not source.is_dir():
+        raise ValueError(f"{model} is no saved model; in Python, linearize(model, method, data) takes any module")
     whole, manifest = load(source)
     name = data or manifest.dataset
     set_threads(threads, name)

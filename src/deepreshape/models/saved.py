@@ -79,7 +79,7 @@ def load(folder: Path) -> tuple[nn.Module, Manifest]:
     path = folder / MANIFEST
     if not path.is_file():
         why = f"there is no {MANIFEST} in it" if folder.is_dir() else "there is no such folder"
-        raise ValueError(f"{folder} holds no saved model: {why}; a network by name has no weights before `train`")
+        raise ValueError(f"{folder} holds no saved model: {why}; `train` makes one of a network by name")
     try:
         content = json.loads(path.read_text())
         if content["format"] != FORMAT:

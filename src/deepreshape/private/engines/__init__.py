@@ -107,7 +107,7 @@ def named(name: str, threads: int | None = None) -> Engine:
     try:
         from deepreshape.private.engines.fused import Fused, widths
     except (ImportError, OSError):  # not there, too old, or its library does not load
-        raise UnavailableError("pip install 'deepreshape[fast]' for an engine several times as fast") from None
+        raise UnavailableError("pip install llvmlite for an engine several times as fast") from None
     if not widths():
         raise UnavailableError("the faster engine needs an x86-64 processor with AES instructions")
     return Fused(widths()[0], _threads() if threads is None else threads)

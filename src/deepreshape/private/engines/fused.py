@@ -1,6 +1,6 @@
 """The fused engine: one compiled pass over a circuit, with the processor's AES instructions between loads and stores.
 
-It needs llvmlite (``pip install 'deepreshape[fast]'``) and an x86-64 processor with AES instructions. Compilation is in
+It needs llvmlite (``pip install llvmlite``) and an x86-64 processor with AES instructions. Compilation is in
 memory, some tenths of a second at first use; nothing is written to disk.
 """
 
