@@ -61,6 +61,27 @@ def test_the_gain_is_taken_at_equal_relus():
     assert advantages(summarize([*ROWS, row("big", 5000, 99.0)]), "base") == (gain,)
 
 
+def test_what_a_method_left_is_compared_with_what_the_same_method_left_of_the_baseline():
+    rows = [
+        row(network, 500, top1, plan=f"{method} 500") | {"method": method}
+        for network, method, top1 in (("base", "snl", 60.0), ("base", "coarse", 50.0), ("hrn", "snl", 61.5))
+    ]
+    (gain,) = advantages(summarize(rows), "base")
+    assert (gain.point.network, gain.baseline, gain.gain) == ("hrn, snl", 60.0, 1.5)
+    assert "1 of 1 other points are ahead of base, each against the same method: from" in verdict((gain,), "base")
+    against = advantages(summarize(rows), "base, coarse")
+    assert [each.gain for each in against] == [10.0, 11.5]
+    assert "2 of 2 other points are ahead of base, coarse: from" in verdict(against, "base, coarse")
+
+
+def test_the_front_is_drawn_as_stairs():
+    marks = [Mark("a", x, y, 0.0, "", "") for x, y in ((10, 50.0), (100, 60.0))]
+    chart = lay_out("", "", marks, [(10, 50.0), (100, 60.0)])
+    (x1, y1), (x2, y2) = ((placed.x, placed.y) for placed in chart.marks)
+    assert chart.front == f"{x1},{y1} {x2},{y1} {x2},{y2}"
+    assert len(chart.legend) == 2
+
+
 def test_the_verdict_follows_from_the_numbers():
     gains = advantages(summarize(ROWS), "base")
     assert "1 of 1 other points are ahead of base" in verdict(gains, "base")

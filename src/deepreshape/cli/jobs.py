@@ -275,10 +275,13 @@ def _write_report(folders: list[Path], rows: list[dict[str, Any]], path: Path) -
 
 
 def _baseline_of(config: dict[str, Any]) -> str:
-    """What the others are compared with: a job's baseline, a search's best, or a sweep's first network and method."""
+    """What the others are compared with: a job's baseline, a search's best, a sweep's first network or first method."""
     if "designs" in config:
         return config["designs"][0].partition(":")[0]
-    return config["baseline"] if "baseline" in config else f"{config['networks'][0]}, {config['methods'][0]}"
+    if "baseline" in config:
+        return config["baseline"]
+    first = config["networks"][0].removeprefix("zoo:").rstrip("/").rpartition("/")[2]
+    return first if len(config["networks"]) > 1 else f"{first}, {config['methods'][0]}"
 
 
 def _command_of(config: dict[str, Any], folder: Path) -> str:

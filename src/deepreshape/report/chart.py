@@ -26,6 +26,10 @@ SHAPES = (
 )
 
 
+FRONT = ("the most at this cost or less", "#9aa0a6", "M-7,-2h14v4h-14z")
+"""Legend of the front."""
+
+
 def look_of(number: int) -> tuple[str, str]:
     """Colour and shape of a series; no two of the first 64 share both."""
     again, at = divmod(number, len(COLORS))
@@ -118,11 +122,19 @@ def lay_out(title: str, x_label: str, marks: Sequence[Mark], best: Sequence[tupl
         x_label,
         placed,
         tuple(lines),
-        " ".join(f"{across(x)},{down(y)}" for x, y in best),
+        " ".join(f"{across(x)},{down(y)}" for x, y in _stairs(best)),
         tuple(Tick(across(value), _short(value)) for value in _log_ticks(10**low, 10**high)),
         tuple(Tick(down(value), f"{value:g}") for value in values),
-        tuple((name, *look[name]) for name in names),
+        (*((name, *look[name]) for name in names), FRONT),
     )
+
+
+def _stairs(best: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """The corners of the most that can be had at each cost: level up to the next point, then up to it."""
+    corners = list(best[:1])
+    for x, y in best[1:]:
+        corners += [(x, corners[-1][1]), (x, y)]
+    return corners
 
 
 def _step(span: float) -> float:

@@ -79,8 +79,10 @@ def verdict(gains: Sequence[Advantage], baseline: str) -> str:
         if any(gain.spread is not None for gain in gains)
         else "There is one seed, so differences of a point or so mean little."
     )
+    like = ", each against the same method" if any(", " in gain.point.network for gain in gains) else ""
     return (
-        f"At equal ReLU count, {ahead} of {len(gains)} other points are ahead of {baseline}: from "
+        f"At equal ReLU count, {ahead} of {len(gains)} other points are ahead of {baseline}"
+        f"{'' if ', ' in baseline else like}: from "
         f"{worst.gain:+.1f} points ({worst.point.network}, {worst.point.relus:,} ReLUs) to {best.gain:+.1f} "
         f"({best.point.network}, {best.point.relus:,} ReLUs). {seeds}"
     )

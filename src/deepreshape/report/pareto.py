@@ -97,13 +97,20 @@ def front(points: Sequence[tuple[float, float]]) -> tuple[tuple[float, float], .
 
 
 def advantages(points: Sequence[Summary], baseline: str) -> tuple[Advantage, ...]:
-    """Every other network's points that lie between two ReLU counts of the baseline, compared with it there."""
-    known = sorted((point for point in points if point.network == baseline), key=lambda point: point.relus)
+    """Every other network's points that lie between two ReLU counts of the baseline, compared with it there.
+
+    Args:
+        points: all of them.
+        baseline: a network, with whose points of the same method a point is compared; or one "network, method".
+    """
     found: list[Advantage] = []
     for point in points:
+        _, by, method = point.network.partition(", ")
+        peer = f"{baseline}, {method}" if by and ", " not in baseline else baseline
+        known = sorted((other for other in points if other.network == peer), key=lambda other: other.relus)
         below = [other for other in known if other.relus <= point.relus]
         above = [other for other in known if other.relus >= point.relus]
-        if point.network == baseline or not below or not above:
+        if point.network == peer or not below or not above:
             continue
         low, high = below[-1], above[0]
         share = 0.0 if low is high else log(point.relus / low.relus) / log(high.relus / low.relus)
