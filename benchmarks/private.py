@@ -1,6 +1,6 @@
 """Whole private inferences between two processes on this machine: seconds, bytes, rounds and memory.
 
-    python benchmarks/private.py resnet20 hrn-2x5x2x-m8 --rounds 3 --out benchmarks/results/private.json
+    python benchmarks/private.py resnet20 hrn-2x5x2x-m8 --rounds 3 --out private.json
     python benchmarks/private.py resnet20 hrn-5x5x3x-m16 resnet18@3x64x64 --rounds 1 --workers 1 2
 
 A MODEL is a saved model's folder, or a network's name (random weights; run time does not depend on them), perhaps with

@@ -45,7 +45,7 @@ def read_recipe(data: str, settings: list[str] | None) -> Recipe:
 
     if data not in RECIPES:
         raise ValueError(f"unknown data set {data!r}; known are {', '.join(RECIPES)}")
-    return RECIPES[data].with_values(dict(read_pair(text, "--set") for text in settings or []))
+    return RECIPES[data].with_values(read_pairs(settings, "--set"))
 
 
 def set_threads(threads: int, data: str | None) -> None:
@@ -161,12 +161,17 @@ def thousands(value: int) -> str:
     return f"{value:,}"
 
 
-def read_pair(text: str, option: str) -> tuple[str, str]:
-    """Splits ``name=value``."""
-    name, equals, value = text.partition("=")
-    if not equals or not name or not value:
-        raise ValueError(f"{option} takes name=value, not {text!r}")
-    return name, value
+def read_pairs(texts: list[str] | None, option: str) -> dict[str, str]:
+    """Splits each ``name=value``; no name may come twice."""
+    found: dict[str, str] = {}
+    for text in texts or []:
+        name, equals, value = text.partition("=")
+        if not equals or not name or not value:
+            raise ValueError(f"{option} takes name=value, not {text!r}")
+        if name in found:
+            raise ValueError(f"{option} has two values for {name}: {found[name]} and {value}")
+        found[name] = value
+    return found
 
 
 def read_integers(text: str, option: str, length: int | None = None) -> tuple[int, ...]:

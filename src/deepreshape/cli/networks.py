@@ -19,7 +19,7 @@ from deepreshape.cli.console import (
     print_json,
     progress_bar,
     read_integers,
-    read_pair,
+    read_pairs,
     read_recipe,
     read_shape,
     set_threads,
@@ -109,8 +109,8 @@ def design(
         block,
         strides=read_integers(strides, "--strides", len(blocks)) if strides else (),
     )
-    pairs = dict(read_pair(text, "--fix") for text in fix or [])
-    fixed = {name: read_integers(value, f"--fix {name}", 1)[0] for name, value in pairs.items()}
+    pairs = read_pairs(fix, "--fix").items()
+    fixed = {name: read_integers(value, f"--fix {name}", 1)[0] for name, value in pairs}
     found = equalize(start, read_integers(order, "--order") if order else None, fixed=fixed, bounds=(low, high))
 
     def name(design: Architecture) -> str:

@@ -19,7 +19,7 @@ from deepreshape.cli.console import (
     print_json,
     progress_bar,
     read_integers,
-    read_pair,
+    read_pairs,
     read_recipe,
     set_threads,
     stoppable,
@@ -86,7 +86,7 @@ def linearize(
     whole, manifest = load(source)
     name = data or manifest.dataset
     set_threads(threads, name)
-    pairs = dict(read_pair(text, "--set") for text in settings or [])
+    pairs = read_pairs(settings, "--set")
     pairs |= {"granularity": granularity} if granularity else {}
     chosen, recipe = _settings(method, budget, name, pairs)
     dataset = load_data(name, data_dir)
@@ -162,11 +162,10 @@ def sweep(
     set_threads(threads, data)
     base = read_recipe(data, None)
     given: dict[str, dict[str, str]] = {"whole": {}, "tune": {}}
-    for text in settings or []:
-        name, value = read_pair(text, "--set")
+    for name, value in read_pairs(settings, "--set").items():
         of, dot, key = name.partition(".")
         if not dot:
-            raise ValueError(f"--set takes whole.NAME=VALUE, tune.NAME=VALUE or METHOD.NAME=VALUE, not {text!r}")
+            raise ValueError(f"--set takes whole.{name}={value}, tune.{name}={value} or METHOD.{name}={value}")
         given.setdefault(of, {})[key] = value
     plan = Sweep(
         data,
