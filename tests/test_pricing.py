@@ -148,7 +148,7 @@ def test_cost_prices_a_users_network_even_if_it_cannot_be_lowered(tmp_path: Path
         (("--protocol", "spdz"), "unknown protocol 'spdz'; known are gc-full"),
         (("--garbler", "me"), "--garbler is server or client, not 'me'"),
         (("--profile", "none.json"), "none.json is no profile"),
-        (("--storage", "16"), "--storage takes client/server such as 16gb/10tb, not '16'"),
+        (("--storage", "16", "--arrivals", "5"), "--storage takes client/server in mb, gb or tb, such as 16gb/10tb"),
     ],
 )
 def test_wrong_terms_are_refused(words: tuple[str, ...], message: str, tmp_path: Path):

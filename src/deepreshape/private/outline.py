@@ -16,10 +16,9 @@ from functools import cached_property
 from deepreshape.cost import Layer, LinearLayer
 from deepreshape.private import ot, relu, truncate
 from deepreshape.private.garble import BATCH
-from deepreshape.private.garbling import LABEL_BYTES
 from deepreshape.private.he import Parameters, candidates
 from deepreshape.private.linear import Convolution, Layout, joined, lay_out
-from deepreshape.private.plan import FLIGHT_BYTES, OUTPUT, SETUP, WORD_BYTES, Part
+from deepreshape.private.plan import OUTPUT, SETUP, WORD_BYTES, Part, flights
 from deepreshape.private.program import INPUT, Relu
 from deepreshape.private.relu import ReluLayer, Role
 from deepreshape.private.shares import Ring
@@ -172,7 +171,7 @@ class Outline:
             products = self.variant.protocol != "gc-full"
             senders = {True: "CSSC" if products else "CS", False: "SCCS" if products else "SC"}[served]
             yield Part(SETUP, "setup", "transfers", senders, *((back, there) if served else (there, back)))
-        for flight in _flights(relus):
+        for flight in flights(relus):
             for turn in zip(*(relu.turns(layer) for layer in flight), strict=True):
                 for layer, (sender, nbytes) in zip(flight, turn, strict=True):
                     sizes = (nbytes, 0) if sender == "C" else (0, nbytes)
@@ -194,21 +193,6 @@ class Outline:
         copies = self.linear[name][1].copies
         up, down = self.layouts[name].declared.traffic["offline"]
         return copies * up, copies * down
-
-
-def _flights(relus: Sequence[ReluLayer]) -> Iterator[list[ReluLayer]]:
-    """As :attr:`deepreshape.private.plan.Plan.flights`."""
-    flight: list[ReluLayer] = []
-    room = 0
-    for layer in relus:
-        nbytes = LABEL_BYTES * layer.chosen * layer.count
-        if flight and nbytes > room:
-            yield flight
-            flight = []
-        room = (room if flight else FLIGHT_BYTES) - nbytes
-        flight.append(layer)
-    if flight:
-        yield flight
 
 
 def outline(layers: Sequence[Layer], garbler: Role = "server", bits: int = 30, variant: Variant = EXACT) -> Outline:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import astuple, dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -48,6 +48,23 @@ class Part(NamedTuple):
     senders: str
     up: int
     down: int
+
+
+def flights(layers: Iterable[ReluLayer]) -> list[list[ReluLayer]]:
+    """Layers of ReLUs, in order, by the flight in which their transfers travel.
+
+    Between its transfers and its circuits a layer's labels lie in memory, which bounds what travels together.
+    """
+    found: list[list[ReluLayer]] = []
+    room = 0
+    for layer in layers:
+        nbytes = LABEL_BYTES * layer.chosen * layer.count
+        if nbytes > room or not found:
+            found.append([])
+            room = FLIGHT_BYTES
+        found[-1].append(layer)
+        room -= nbytes
+    return found
 
 
 @dataclass(frozen=True, eq=False)
@@ -174,22 +191,9 @@ class Plan:
 
     @cached_property
     def flights(self) -> list[list[Relu]]:
-        """The ReLUs with a garbled part, by the flight in which their transfers travel.
-
-        Between its transfers and its circuits a layer's labels lie in memory, which bounds what travels together.
-        """
-        found: list[list[Relu]] = []
-        room = 0
-        for op in self.program.ops:
-            if isinstance(op, Relu) and op.name in self.relus:
-                layer = self.relus[op.name]
-                nbytes = LABEL_BYTES * layer.chosen * layer.count
-                if nbytes > room:
-                    found.append([])
-                    room = FLIGHT_BYTES
-                found[-1].append(op)
-                room -= nbytes
-        return found
+        """The ReLUs with a garbled part, by the flight in which their transfers travel."""
+        ops = {op.name: op for op in self.program.ops if isinstance(op, Relu) and op.name in self.relus}
+        return [[ops[layer.name] for layer in flight] for flight in flights(self.relus[name] for name in ops)]
 
     @cached_property
     def agreed(self) -> dict[str, int | str]:
