@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deepreshape.report import advantages, front, picture, picture_of_masks, render, summarize, verdict
-from deepreshape.report.chart import Mark, lay_out, look_of
+from deepreshape.report.chart import Mark, lay_out, looks
 
 
 def row(network: str, relus: int, top1: float, seed: int = 0, plan: str = "all ReLUs") -> dict:
@@ -125,7 +125,11 @@ def test_every_mark_lies_inside_its_chart(values):
 
 
 def test_no_two_series_look_the_same():
-    assert len({look_of(at) for at in range(64)}) == 64
+    assert len(set(looks([str(at) for at in range(64)]).values())) == 64
+    mixed = looks(["a", "b", "a, snl", "b, snl", "b, coarse"])
+    assert len(set(mixed.values())) == 5
+    assert len({mixed[name][0] for name in ("b", "b, snl", "b, coarse")}) == 1  # a network's colour
+    assert mixed["a, snl"][1] == mixed["b, snl"][1]  # a method's shape
 
 
 def test_the_picture_of_masks_has_a_bar_and_a_map_for_each_layer():

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil, floor, log10
 
-__all__ = ["COLORS", "Chart", "Mark", "Placed", "Tick", "lay_out", "look_of"]
+__all__ = ["COLORS", "Chart", "Mark", "Placed", "Tick", "lay_out", "looks"]
 
 WIDTH, HEIGHT = 560, 380
 LEFT, RIGHT, TOP, BOTTOM = 52, 16, 16, 46
@@ -30,10 +30,21 @@ FRONT = ("the most at this cost or less", "#9aa0a6", "M-7,-2h14v4h-14z")
 """Legend of the front."""
 
 
-def look_of(number: int) -> tuple[str, str]:
-    """Colour and shape of a series; no two of the first 64 share both."""
-    again, at = divmod(number, len(COLORS))
-    return COLORS[at], SHAPES[(at + again) % len(SHAPES)]
+def looks(names: Sequence[str]) -> dict[str, tuple[str, str]]:
+    """By series, its colour and shape; no two of the first 64 share both.
+
+    Where networks have series by method ("network, method"), the colour says which network and the shape which method.
+    """
+    if not any(", " in name for name in names):
+        places = [(at % len(COLORS), at % len(COLORS) + at // len(COLORS)) for at in range(len(names))]
+    else:
+        parts = [name.partition(", ")[::2] for name in names]
+        networks, methods = (list(dict.fromkeys(part)) for part in zip(*parts, strict=True))
+        places = [(networks.index(network), methods.index(method)) for network, method in parts]
+    return {
+        name: (COLORS[color % len(COLORS)], SHAPES[shape % len(SHAPES)])
+        for name, (color, shape) in zip(names, places, strict=True)
+    }
 
 
 @dataclass(frozen=True)
@@ -105,7 +116,7 @@ def lay_out(title: str, x_label: str, marks: Sequence[Mark], best: Sequence[tupl
         return round(HEIGHT - BOTTOM - (y - bottom) / (top - bottom) * (HEIGHT - TOP - BOTTOM), 1)
 
     names = list(dict.fromkeys(mark.series for mark in marks))
-    look = {name: look_of(at) for at, name in enumerate(names)}
+    look = looks(names)
     placed = tuple(
         Placed(
             mark, across(mark.x), down(mark.y), down(mark.y - mark.error), down(mark.y + mark.error), *look[mark.series]

@@ -10,7 +10,7 @@ from typing import Any
 from markupsafe import Markup
 
 from deepreshape.cost import Quote
-from deepreshape.report.chart import look_of
+from deepreshape.report.chart import looks
 from deepreshape.report.html import environment
 from deepreshape.report.pareto import Summary
 
@@ -37,7 +37,7 @@ def explorable(points: Sequence[Summary], priced: Sequence[Priced]) -> dict[str,
     networks = list(dict.fromkeys(point.network for point in points))
     return {
         "terms": list(priced[0].quotes) if priced else [],
-        "looks": {name: dict(zip(("color", "shape"), look_of(at), strict=True)) for at, name in enumerate(networks)},
+        "looks": {name: {"color": color, "shape": shape} for name, (color, shape) in looks(networks).items()},
         "points": [
             {
                 "network": point.network,
