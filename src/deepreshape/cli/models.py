@@ -54,6 +54,13 @@ class Network:
         """The module in evaluation mode; with random weights, always the same, if it has a name only."""
         return (build(self.architecture, seed=0) if self.architecture else self.module).eval()
 
+    @torch.no_grad()
+    def run(self, inputs: Images) -> NDArray[np.float64]:
+        """What it gives for inputs (N, channels, height, width), in floating point: (N, classes)."""
+        module = self.built()
+        parameter = next(module.parameters(), torch.zeros(()))
+        return module(torch.from_numpy(inputs).to(parameter)).flatten(1).double().cpu().numpy()
+
 
 def find_network(model: str, shape: Shape | None = None, classes: int = 100) -> Network:
     """The network meant by a name, a folder, zoo:NAME, package.module:callable or file.py:callable.
@@ -179,7 +186,6 @@ def lowered(network: Network, inputs: Inputs) -> Lowered:
     return lower(network.built(), inputs.known)
 
 
-@torch.no_grad()
 def compare(network: Network, inputs: Images, outputs: NDArray[np.floating]) -> dict[str, Any]:
     """How the outputs of an integer program differ from the network's own in floating point.
 
@@ -188,7 +194,7 @@ def compare(network: Network, inputs: Images, outputs: NDArray[np.floating]) -> 
         inputs: (N, channels, height, width).
         outputs: (N, classes), in real units.
     """
-    theirs = network.built()(torch.from_numpy(inputs)).flatten(1).double().numpy()
+    theirs = network.run(inputs)
     return {
         "inputs": len(inputs),
         "same_class": int((outputs.argmax(1) == theirs.argmax(1)).sum()),

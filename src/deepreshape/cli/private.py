@@ -430,15 +430,13 @@ def _lowered(
     model: str, samples: Path | None, data_dir: Path | None, count: int = 1
 ) -> tuple[Network, Lowered, Inputs]:
     """The network, lowered, and inputs of it."""
-    import torch
-
     from deepreshape.cli.models import find_inputs, find_network, lowered, read_samples
 
     given = read_samples(samples) if samples else None
     network = find_network(model, given.shape[1:] if given is not None else None)
     if given is not None:
         try:
-            network.built()(torch.from_numpy(given[:1]))
+            network.run(given[:1])
         except (RuntimeError, ValueError, TypeError) as error:
             why = str(error).splitlines()[0]
             raise ValueError(f"{model} fails on an input of {samples}, of shape {given.shape[1:]}: {why}") from None
