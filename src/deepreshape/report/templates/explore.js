@@ -60,6 +60,10 @@ function front(points, x) {
   return [...points].sort((a, b) => x(a) - x(b) || b.top1 - a.top1).filter((point) => point.top1 > best && ((best = point.top1), true));
 }
 
+function stairs(corners) {
+  return corners.flatMap(([px, py], at) => (at ? [`${px},${corners[at - 1][1]}`, `${px},${py}`] : [`${px},${py}`]));
+}
+
 function draw() {
   const plane = at("plane"), [left, right, top, bottom] = [52, 626, 14, 374], x = cost[at("axis").value];
   const points = data.points.filter((point) => !state.off.has(point.network) && x(point) > 0);
@@ -78,7 +82,7 @@ function draw() {
     plane.append(svg("line", { class: "grid", x1: left, x2: right, y1: down(value), y2: down(value) }), svg("text", { x: left - 7, y: down(value) + 4, "text-anchor": "end" }, +value.toFixed(1)));
   plane.append(svg("text", { x: (left + right) / 2, y: bottom + 37, "text-anchor": "middle" }, at("axis").selectedOptions[0].text));
   plane.append(svg("text", { x: 14, y: (top + bottom) / 2, "text-anchor": "middle", transform: `rotate(-90 14 ${(top + bottom) / 2})` }, "test top-1, %"));
-  plane.append(svg("polyline", { class: "front", points: front(points, x).map((point) => `${across(x(point))},${down(point.top1)}`).join(" ") }));
+  plane.append(svg("polyline", { class: "front", points: stairs(front(points, x).map((point) => [across(x(point)), down(point.top1)])).join(" ") }));
   const row = [...points].sort((a, b) => x(a) - x(b));
   for (const point of row) {
     const look = data.looks[point.network], [px, py] = [across(x(point)), down(point.top1)];
