@@ -1,9 +1,10 @@
 """SNL, selective network linearization (Cho et al., ICML 2022): trained gates under a growing L1 penalty.
 
 Every ReLU gets a gate c, so that it gives c relu(x) + (1 - c) x; weights and gates are trained together on the loss
-plus lambda |c|_1, and lambda grows until few enough gates are left. Unlike the published code, gates stay in [0, 1],
-the count follows a schedule, the last part of the search moves the forward pass from the gates to the mask they stand
-for, so that nothing jumps at its end, and the mask is the best ``budget`` gates, so that the budget is met exactly.
+plus lambda |c|_1, and lambda may grow until few enough gates are left. Unlike the published code, gates stay in [0, 1],
+the count then follows a schedule, the last part of the search moves the forward pass from the gates to the mask they
+stand for, so that nothing jumps at its end, and the mask is the best ``budget`` gates, so that the budget is met
+exactly.
 """
 
 from __future__ import annotations
@@ -34,6 +35,8 @@ class SNL(SearchMethod):
         gate_lr: peak learning rate of the gates.
         strength: lambda at first.
         growth: factor by which lambda grows at each of 100 looks at which more gates are open than the schedule wants.
+            By default it does not: in a search of an epoch a larger lambda moves all gates alike, faster than the
+            loss can tell them apart. A long search may take 1.2.
         soft: share of the search after which the forward pass starts to move to the binary mask.
     """
 
@@ -41,7 +44,7 @@ class SNL(SearchMethod):
     search_optimizer: Literal["sgd", "adamw"] = "adamw"
     gate_lr: float = 0.02
     strength: float = 1e-5
-    growth: float = 1.2
+    growth: float = 1.0
     soft: float = 0.5
 
     def __post_init__(self) -> None:
