@@ -36,7 +36,7 @@ class SNL(SearchMethod):
         strength: lambda at first.
         growth: factor by which lambda grows at each of 100 looks at which more gates are open than the schedule wants.
             By default it does not: in a search of an epoch a larger lambda moves all gates alike, faster than the
-            loss can tell them apart. A long search may take 1.2.
+            loss can tell them apart. ``zoo:digits`` was searched for five epochs with 1.2.
         soft: share of the search after which the forward pass starts to move to the binary mask.
     """
 
