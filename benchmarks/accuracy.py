@@ -30,15 +30,15 @@ import torch
 from numpy.typing import NDArray
 
 from deepreshape.models.saved import load
-from deepreshape.private import plain
-from deepreshape.private.fixed import to_fixed
-from deepreshape.private.local import run_local
-from deepreshape.private.lower import lower
-from deepreshape.private.plan import Plan
-from deepreshape.private.program import Program
-from deepreshape.private.program_bytes import from_bytes, to_bytes
-from deepreshape.private.shares import Words
-from deepreshape.private.units import machine
+from deepreshape.pricing.calibrate import machine
+from deepreshape.private.arith.ring import Words
+from deepreshape.private.parties.plan import Plan
+from deepreshape.private.program import interpret as plain
+from deepreshape.private.program.encoding import from_bytes, to_bytes
+from deepreshape.private.program.lower import lower
+from deepreshape.private.program.ops import Program
+from deepreshape.private.program.quantize import to_fixed
+from deepreshape.private.service.local_run import run_local
 from deepreshape.training import load_data
 
 CALIBRATION = 256

@@ -29,16 +29,16 @@ from numpy.typing import NDArray
 
 from deepreshape.cost import LINKS, Layer, Profile, ReluLayer
 from deepreshape.counting import count
-from deepreshape.linearize import plan
-from deepreshape.linearize.sites import masks_of, put_masks
 from deepreshape.models import Architecture, architecture, build
-from deepreshape.pricing import OURS, PROTOCOLS, Terms, quote_layers, quote_program
-from deepreshape.private.fixed import to_fixed
-from deepreshape.private.local import run_local
-from deepreshape.private.lower import lower
-from deepreshape.private.program import Program
-from deepreshape.private.units import machine, versions
-from deepreshape.private.variant import Variant
+from deepreshape.pricing.calibrate import machine, versions
+from deepreshape.pricing.quote import OURS, PROTOCOLS, Terms, quote_layers, quote_program
+from deepreshape.private.program.lower import lower
+from deepreshape.private.program.ops import Program
+from deepreshape.private.program.quantize import to_fixed
+from deepreshape.private.program.relu_config import Variant
+from deepreshape.private.service.local_run import run_local
+from deepreshape.removal import plan
+from deepreshape.removal.sites import masks_of, put_masks
 
 BUDGET = 180_000
 WIDE = "wideresnet22-8"

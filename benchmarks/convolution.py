@@ -20,7 +20,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from deepreshape.models import architecture, build
-from deepreshape.private.units import machine
+from deepreshape.pricing.calibrate import machine
 from deepreshape.training.convolution import MatrixConvolutions
 from deepreshape.training.muon import Muon
 

@@ -24,7 +24,7 @@ from ptflops import get_model_complexity_info
 from torch import nn
 
 from deepreshape import architecture, build, count
-from deepreshape.private.units import machine
+from deepreshape.pricing.calibrate import machine
 
 NETWORKS = ("resnet20", "resnet18", "hrn-5x5x3x", "wideresnet22-8", "wideresnet28-10", "vgg16")
 

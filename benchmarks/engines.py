@@ -36,21 +36,21 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from deepreshape.engines.launch import Answer, Session, versions
-from deepreshape.engines.profile import Run
 from deepreshape.engines.real import bound, expected
-from deepreshape.engines.spu import CLIENT, FRACTION, PARTIES, SERVER
+from deepreshape.engines.spu.launch import Answer, Session, versions
+from deepreshape.engines.spu.party import CLIENT, FRACTION, PARTIES, SERVER
+from deepreshape.engines.spu.profile import Run
 from deepreshape.models import architecture, build
 from deepreshape.models.saved import load
-from deepreshape.private import plain
-from deepreshape.private.engines import engine_name
-from deepreshape.private.fixed import from_fixed, to_fixed
-from deepreshape.private.local import run_local
-from deepreshape.private.lower import lower
-from deepreshape.private.program import Linear, Program, Relu, Weights
-from deepreshape.private.shares import Ring
-from deepreshape.private.units import machine
-from deepreshape.private.variant import Variant
+from deepreshape.pricing.calibrate import machine
+from deepreshape.private.arith.ring import Ring
+from deepreshape.private.crypto.backend import engine_name
+from deepreshape.private.program import interpret as plain
+from deepreshape.private.program.lower import lower
+from deepreshape.private.program.ops import Linear, Program, Relu, Weights
+from deepreshape.private.program.quantize import from_fixed, to_fixed
+from deepreshape.private.program.relu_config import Variant
+from deepreshape.private.service.local_run import run_local
 
 SHAPE = (3, 32, 32)
 COLUMNS = (

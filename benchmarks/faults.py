@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import Any
 
 from deepreshape.models.saved import load
-from deepreshape.private.calibrate import accuracy
-from deepreshape.private.fixed import to_fixed
-from deepreshape.private.lower import lower
-from deepreshape.private.program import Relu
-from deepreshape.private.sign import MODES
-from deepreshape.private.variant import EXACT, Variant
+from deepreshape.private.arith.drelu import MODES
+from deepreshape.private.program.lower import lower
+from deepreshape.private.program.ops import Relu
+from deepreshape.private.program.quantize import to_fixed
+from deepreshape.private.program.relu_config import EXACT, Variant
+from deepreshape.private.program.sign_bits import accuracy
 from deepreshape.training import accuracy as real_accuracy
 from deepreshape.training import load_data
 

@@ -29,12 +29,12 @@ import numpy as np
 from cryptography.hazmat.backends.openssl import backend
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
-from deepreshape.private.engines import Engine, UnavailableError, named, using
-from deepreshape.private.garble import BATCH, Context, Offset, evaluate, garble, pick, table_shape
-from deepreshape.private.relu import ReluLayer, declared
-from deepreshape.private.shares import CIRCA_PRIME, DELPHI_PRIME, PRIME_32, Field, Randomness, Ring
-from deepreshape.private.sign import Parity, Sign, Window, Wrap
-from deepreshape.private.units import machine
+from deepreshape.pricing.calibrate import machine
+from deepreshape.private.arith.drelu import Parity, Sign, Window, Wrap
+from deepreshape.private.arith.ring import CIRCA_PRIME, DELPHI_PRIME, PRIME_32, Field, Randomness, Ring
+from deepreshape.private.crypto.backend import Engine, UnavailableError, named, using
+from deepreshape.private.crypto.gc.halfgates import BATCH, Context, Offset, evaluate, garble, pick, table_shape
+from deepreshape.private.protocols.base import ReluLayer, declared
 
 CASES: list[tuple[str, Ring | Field, Sign | None]] = [
     ("gc-full", Ring(16), None),
@@ -74,7 +74,7 @@ def engines() -> list[tuple[Engine, int]]:
         found.append((named("fused", 1), 1))
     except UnavailableError:
         return found
-    from deepreshape.private.engines.fused import Fused
+    from deepreshape.private.crypto.backend.fused import Fused
 
     found.append((Fused(1, 1), 1))
     threads = os.cpu_count() or 1

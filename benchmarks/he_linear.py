@@ -19,10 +19,12 @@ from importlib.metadata import version
 
 import numpy as np
 
-from deepreshape.private import he, linear, residues
-from deepreshape.private.linear import Convolution
-from deepreshape.private.shares import Randomness
-from deepreshape.private.units import machine
+from deepreshape.pricing.calibrate import machine
+from deepreshape.private.arith.ring import Randomness
+from deepreshape.private.crypto.he import bfv as he
+from deepreshape.private.crypto.he import residues
+from deepreshape.private.protocols import linear
+from deepreshape.private.protocols.linear import Convolution
 
 TARGET = {"layer": "64x8x8 -> 64, 3x3", "cpu_seconds": 0.15, "bytes": 3_000_000}
 

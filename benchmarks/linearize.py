@@ -30,13 +30,13 @@ import torch
 from torch import Tensor, nn
 
 from deepreshape.counting import count
-from deepreshape.linearize import SNL, linearize
-from deepreshape.linearize.method import Reduced, Task
-from deepreshape.linearize.search import MaskSearch, SearchMethod
-from deepreshape.linearize.sites import Masks, keep_best
 from deepreshape.models import architecture, build
 from deepreshape.models.saved import load
-from deepreshape.private.units import machine
+from deepreshape.pricing.calibrate import machine
+from deepreshape.removal import SNL, linearize
+from deepreshape.removal.mask_search import MaskSearch, SearchMethod
+from deepreshape.removal.method import Reduced, Task
+from deepreshape.removal.sites import Masks, keep_best
 from deepreshape.training import RECIPES, Dataset, Progress, Split, load_data
 
 THRESHOLD = 1e-2

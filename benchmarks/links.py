@@ -19,11 +19,11 @@ import torch
 
 from deepreshape.cost import Link, Profile, reference
 from deepreshape.models import architecture, build
-from deepreshape.pricing import Terms, quote_program
-from deepreshape.private import wire
-from deepreshape.private.fixed import to_fixed
-from deepreshape.private.local import run_local
-from deepreshape.private.lower import lower
+from deepreshape.pricing.quote import Terms, quote_program
+from deepreshape.private.program.lower import lower
+from deepreshape.private.program.quantize import to_fixed
+from deepreshape.private.service.local_run import run_local
+from deepreshape.private.transport import tls as wire
 
 LINKS = {"lan": Link(1e9, 1e9, 0.25e-3), "wan": Link(100e6, 100e6, 25e-3), "far": Link(200e6, 200e6, 75e-3)}
 

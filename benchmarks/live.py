@@ -14,8 +14,8 @@ import time
 from importlib.metadata import version
 from pathlib import Path
 
-from deepreshape.explorer import live_quote
-from deepreshape.private.units import machine
+from deepreshape.experiments.live import live_quote
+from deepreshape.pricing.calibrate import machine
 
 PROTOCOLS = ("gc-full", "gc-sign", "gc-stochastic:drop=12", "server-garbler")
 

@@ -22,14 +22,14 @@ from typing import Any
 import torch
 
 from deepreshape.cost import Profile
-from deepreshape.linearize import plan
 from deepreshape.models import architecture, build
-from deepreshape.pricing import Terms, quote_program
-from deepreshape.private.fixed import to_fixed
-from deepreshape.private.local import run_local
-from deepreshape.private.lower import lower
-from deepreshape.private.units import measure as measure_units
-from deepreshape.private.variant import Variant
+from deepreshape.pricing.calibrate import measure as measure_units
+from deepreshape.pricing.quote import Terms, quote_program
+from deepreshape.private.program.lower import lower
+from deepreshape.private.program.quantize import to_fixed
+from deepreshape.private.program.relu_config import Variant
+from deepreshape.private.service.local_run import run_local
+from deepreshape.removal import plan
 
 NETWORKS = (
     # name, ReLU budget (none: all ReLUs)

@@ -23,12 +23,12 @@ import torch
 
 from deepreshape.models import architecture, build
 from deepreshape.models.saved import load
-from deepreshape.private.fixed import Integers, to_fixed
-from deepreshape.private.local import run_local
-from deepreshape.private.lower import lower
-from deepreshape.private.program import Program
-from deepreshape.private.units import machine
-from deepreshape.private.variant import Variant
+from deepreshape.pricing.calibrate import machine
+from deepreshape.private.program.lower import lower
+from deepreshape.private.program.ops import Program
+from deepreshape.private.program.quantize import Integers, to_fixed
+from deepreshape.private.program.relu_config import Variant
+from deepreshape.private.service.local_run import run_local
 
 PACKAGES = ("deepreshape", "numpy", "cryptography", "tenseal", "torch")
 
@@ -72,7 +72,7 @@ class Memory:
 def family(role: str) -> Iterator[int]:
     """The party's process, which this one started, and its workers."""
     for pid in children(os.getpid()):
-        if f"deepreshape.private.local\0{role}\0" in read(f"/proc/{pid}/cmdline"):
+        if f"deepreshape.private.service.local_run\0{role}\0" in read(f"/proc/{pid}/cmdline"):
             yield pid
             yield from children(pid)
 

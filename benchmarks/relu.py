@@ -25,13 +25,13 @@ from typing import Any
 import numpy as np
 
 from deepreshape.cost.link import Link
-from deepreshape.private import relu
-from deepreshape.private.channel import Channel, memory_pair
-from deepreshape.private.engines import engine
-from deepreshape.private.relu import ReluLayer, Role
-from deepreshape.private.shares import DELPHI_PRIME, Field, Randomness, Ring
-from deepreshape.private.sign import Parity, Sign, Window, Wrap
-from deepreshape.private.units import machine
+from deepreshape.pricing.calibrate import machine
+from deepreshape.private.arith.drelu import Parity, Sign, Window, Wrap
+from deepreshape.private.arith.ring import DELPHI_PRIME, Field, Randomness, Ring
+from deepreshape.private.crypto.backend import engine
+from deepreshape.private.protocols import base as relu
+from deepreshape.private.protocols.base import ReluLayer, Role
+from deepreshape.private.transport.channel import Channel, memory_pair
 
 SHIFT = 12
 CASES: dict[str, tuple[Ring | Field, Sign | None]] = {

@@ -18,11 +18,11 @@ from typing import Any
 import numpy as np
 from garbling import engines, machine, versions
 
-from deepreshape.private import ot
-from deepreshape.private.channel import memory_pair
-from deepreshape.private.engines import Engine, using
-from deepreshape.private.garble import BATCH, Offset
-from deepreshape.private.shares import Randomness
+from deepreshape.private.arith.ring import Randomness
+from deepreshape.private.crypto.backend import Engine, using
+from deepreshape.private.crypto.gc.halfgates import BATCH, Offset
+from deepreshape.private.crypto.ot import iknp as ot
+from deepreshape.private.transport.channel import memory_pair
 
 SIDES = "receiver", "sender"
 

@@ -2,7 +2,7 @@
 
 from deepreshape import architecture, build, count
 from deepreshape.cost import read_link
-from deepreshape.pricing import Terms, quote_layers
+from deepreshape.pricing.quote import Terms, quote_layers
 
 made = architecture("resnet18-m16")
 layers = count(build(made, "meta"), made.input).layers

@@ -1,7 +1,7 @@
 """Look for the HybReNets that are likely most accurate within a minute of the published system's time."""
 
-from deepreshape.pricing import Terms
-from deepreshape.search import PROXY, Limit, Space, by_evolution, front
+from deepreshape.design.search import PROXY, Limit, Space, by_evolution, front
+from deepreshape.pricing.quote import Terms
 
 limit = Limit("seconds", 60.0)
 space = Space((3, 32, 32), 100, ("client-garbler+lphe+wsa",))

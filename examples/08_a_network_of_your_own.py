@@ -7,9 +7,9 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from deepreshape.private.fixed import to_fixed
-from deepreshape.private.local import run_local
-from deepreshape.private.lower import lower
+from deepreshape.private.program.lower import lower
+from deepreshape.private.program.quantize import to_fixed
+from deepreshape.private.service.local_run import run_local
 from deepreshape.training import load_data
 
 

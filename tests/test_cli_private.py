@@ -17,7 +17,7 @@ from deepreshape.cli import console
 from deepreshape.cli.private import Most
 from deepreshape.models import architecture, build
 from deepreshape.models.saved import Manifest, save
-from deepreshape.private.caps import Caps
+from deepreshape.private.service.quotas import Caps
 from deepreshape.training import load_data
 
 DATA = load_data("digits")

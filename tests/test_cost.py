@@ -53,7 +53,7 @@ def test_every_second_belongs_to_one_layer_and_one_phase():
 
 
 def test_without_relus_there_is_nothing_to_garble():
-    from deepreshape.linearize import Cull, plan_of
+    from deepreshape.removal import Cull, plan_of
 
     whole = architecture("resnet18")
     none = plan_of(whole, *(Cull(stage) for stage in (1, 2, 3, 4))).architecture

@@ -13,14 +13,14 @@ import pytest
 
 from deepreshape.cost import CostReport, Link, Quote
 from deepreshape.counting import count
-from deepreshape.explorer import explore, live_quote, serve
-from deepreshape.linearize import plan
+from deepreshape.experiments.live import explore, live_quote, serve
 from deepreshape.models import architecture, build
 from deepreshape.models.saved import Manifest, save
-from deepreshape.private.linear import cheapest
+from deepreshape.private.protocols.linear import cheapest
+from deepreshape.removal import plan
 from deepreshape.report import render, summarize
 from deepreshape.report.explore import Priced, described, embedded
-from deepreshape.results import finished
+from deepreshape.training.runs import finished
 
 WORDS = {
     "phi": "2,2,2,2", "base": "4", "alpha": "5", "beta": "5", "gamma": "3", "budget": "30", "input": "3x16x16",

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from deepreshape.training import fetch as module
-from deepreshape.training.fetch import Archive, fetch
+from deepreshape.data import fetch as module
+from deepreshape.data.fetch import Archive, fetch
 
 
 def archive() -> bytes:

@@ -18,25 +18,41 @@ MODULES = sorted(SOURCE.rglob("*.py"))
 
 LEVELS = {
     "nn": 0,
-    "zoo": 0,
+    "data": 0,
+    "cost": 0,
     "models": 1,
-    "results": 1,
-    "counting": 2,
-    "design": 3,
-    "training": 3,
-    "linearize": 4,
-    "report": 4,
-    "private": 4,
-    "pricing": 5,
-    "engines": 5,
-    "job": 5,
-    "explorer": 6,
-    "search": 6,
-    "sweep": 6,
-    "cli": 7,
-    "__main__": 8,
+    "counting": 1,
+    "private": 1,
+    "training": 1,
+    "design": 2,
+    "engines": 2,
+    "pricing": 2,
+    "removal": 3,
+    "report": 3,
+    "experiments": 4,
+    "cli": 5,
+    "__main__": 6,
 }
 """Which room may import which: only those of a lower level, and ``cost``, which imports nobody."""
+
+PRIVATE = {
+    "errors": 0,
+    "arith": 1,
+    "transport": 1,
+    "program": 2,
+    "crypto": 2,
+    "protocols": 3,
+    "parties": 4,
+    "service": 5,
+}
+"""The same inside ``private``."""
+
+NOT_YET = {
+    ("private/arith/ring.py", "transport"),
+    ("private/arith/drelu.py", "crypto"),
+    ("design/search.py", "pricing"),
+}
+"""Arrows that are still to be turned, by the file and the room that it should not see."""
 
 
 def room(path: Path) -> str:
@@ -57,19 +73,20 @@ def imports(path: Path) -> set[str]:
 
 
 def breaches(path: Path) -> list[str]:
-    own, bad = room(path), []
+    parts, bad = path.relative_to(SOURCE).parts, []
+    file, inner = "/".join(parts), parts[1] if parts[0] == "private" and len(parts) > 2 else ""
     for name in imports(path):
         if not name.startswith("deepreshape."):
             continue
-        other = name.split(".")[1]
-        if other in (own, "cost"):
+        other, _, rest = name.removeprefix("deepreshape.").partition(".")
+        if other == room(path) == "private":
+            other = rest.partition(".")[0]
+            if not inner or other == inner or PRIVATE.get(other, 9) < PRIVATE[inner]:
+                continue
+        elif other in (room(path), "cost") or LEVELS.get(other, 9) < LEVELS[room(path)] or (file == "private/program/lower.py" and other in ("nn", "counting", "models")):
             continue
-        if own == "private" and path.name == "lower.py" and other in ("nn", "counting", "models"):
-            continue
-        if own == "engines" and name.startswith(("deepreshape.private.program", "deepreshape.private.exact")):
-            continue
-        if own in ("cost", "engines", "private") or other not in LEVELS or LEVELS[other] >= LEVELS[own]:
-            bad.append(f"{path.relative_to(SOURCE)} imports {name}")
+        if (file, other) not in NOT_YET:
+            bad.append(f"{file} imports {name}")
     return bad
 
 

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from deepreshape.counting import count
-from deepreshape.job import Job, default_budgets, hybrenets, points, run
+from deepreshape.experiments.run import Job, default_budgets, hybrenets, points, run
 from deepreshape.models import architecture
 from deepreshape.models.saved import load
-from deepreshape.results import finished
 from deepreshape.training import RECIPES, load_data
+from deepreshape.training.runs import finished
 
 DATA = load_data("digits")
 RECIPE = RECIPES["digits"].with_values({"epochs": 1})
@@ -143,7 +143,7 @@ def test_no_room_on_the_disk_loses_nothing(done: Path, monkeypatch: pytest.Monke
     def full(*_: object) -> None:
         raise OSError(28, os.strerror(28))
 
-    monkeypatch.setattr("deepreshape.job.save", full)
+    monkeypatch.setattr("deepreshape.experiments.run.save", full)
     with pytest.raises(OSError, match="No space left"):
         run(JOB, DATA, tmp_path / "out", quiet)
     assert finished(tmp_path / "out") == []

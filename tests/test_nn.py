@@ -5,9 +5,9 @@ from hypothesis import strategies as st
 
 from deepreshape.counting import count
 from deepreshape.nn import Faults, GatedReLU, MaskedReLU, ReuseConv, ReuseForm, StochasticReLU, faulty, masked_relu
-from deepreshape.private.shares import CIRCA_PRIME, Field, Ring
-from deepreshape.private.sign import MODES, Mode
-from deepreshape.private.stochastic import fault_probability
+from deepreshape.private.arith.drelu import MODES, Mode
+from deepreshape.private.arith.ring import CIRCA_PRIME, Field, Ring
+from deepreshape.private.program.stochastic import fault_probability
 
 
 def test_masked_relu_rectifies_only_where_the_mask_is():

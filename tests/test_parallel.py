@@ -12,8 +12,8 @@ import pytest
 import torch
 from torch import distributed, multiprocessing, nn
 
-from deepreshape.linearize import METHODS, linearize, masks_of
 from deepreshape.models import architecture, build
+from deepreshape.removal import METHODS, linearize, masks_of
 from deepreshape.training import Dataset, Progress, Recipe, Split, load_data, parallel
 
 RECIPE = Recipe(epochs=1, batch=51, lr=0.02, crop=1, flip=False, precision="float32")

@@ -9,7 +9,7 @@ from test_cli import answer, call
 from deepreshape.cost import LINKS, Cost, CostReport, Link, Profile, Quote, reference
 from deepreshape.counting import count
 from deepreshape.models import architecture, build
-from deepreshape.pricing import PROTOCOLS, Terms, quote_layers
+from deepreshape.pricing.quote import PROTOCOLS, Terms, quote_layers
 
 
 def quoted(linear: float, relu: float, rounds: int = 0, link: Link = LINKS["lan"]) -> Quote:

@@ -11,9 +11,9 @@ from test_cli import answer, call
 
 from deepreshape.cost import LINKS
 from deepreshape.counting import count
+from deepreshape.design.search import PROXY, Candidate, Limit, Proxy, Space, by_evolution, by_optuna, evaluate, front
 from deepreshape.models import build
-from deepreshape.pricing import Terms, quote_layers
-from deepreshape.search import PROXY, Candidate, Limit, Proxy, Space, by_evolution, by_optuna, evaluate, front
+from deepreshape.pricing.quote import Terms, quote_layers
 
 POINTS = Path(__file__).parent.parent / "benchmarks" / "results" / "cifar100-coarse.jsonl"
 SPACE = Space((3, 16, 16), 10, ("server-garbler",), bases=(1, 3))

@@ -13,11 +13,11 @@ import torch
 
 from deepreshape.cli.jobs import report
 from deepreshape.counting import count
-from deepreshape.linearize import Removal
+from deepreshape.experiments.sweep import Sweep, command_of, configured, runs, sweep
 from deepreshape.models.saved import load
-from deepreshape.results import finished
-from deepreshape.sweep import Sweep, command_of, configured, runs, sweep
+from deepreshape.removal import Removal
 from deepreshape.training import RECIPES, load_data
+from deepreshape.training.runs import finished
 
 DATA = load_data("digits")
 QUICK = RECIPES["digits"].with_values({"epochs": 1, "batch": 256})
@@ -123,7 +123,7 @@ def test_no_room_on_the_disk_loses_nothing(done: Path, monkeypatch: pytest.Monke
     def full(*_: object) -> None:
         raise OSError(28, os.strerror(28))
 
-    monkeypatch.setattr("deepreshape.sweep.save", full)
+    monkeypatch.setattr("deepreshape.experiments.sweep.save", full)
     with pytest.raises(OSError, match="No space left"):
         sweep(SWEEP, DATA, tmp_path / "out", quiet)
     assert [row["method"] for row in finished(tmp_path / "out")] == ["all"]

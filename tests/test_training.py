@@ -12,7 +12,17 @@ from torch.nn import functional
 
 from deepreshape.models import architecture, build
 from deepreshape.nn import MaskedReLU, PolynomialReLU, StochasticReLU
-from deepreshape.training import RECIPES, Dataset, Progress, Recipe, Split, augment, distillation_loss, load_data, train
+from deepreshape.training import (
+    RECIPES,
+    Dataset,
+    Progress,
+    Recipe,
+    Split,
+    augment,
+    distillation_loss,
+    load_data,
+    train,
+)
 from deepreshape.training.convolution import MatrixConvolutions, matrix_convolution
 from deepreshape.training.loop import _optimizer
 from deepreshape.training.muon import Muon, orthogonal

@@ -7,14 +7,14 @@ import pytest
 import torch
 
 from deepreshape.counting import count
-from deepreshape.linearize import METHODS
 from deepreshape.models.saved import load
-from deepreshape.private import plain
-from deepreshape.private.fixed import to_fixed
-from deepreshape.private.lower import lower
+from deepreshape.models.zoo import folder_of, names
+from deepreshape.private.program import interpret as plain
+from deepreshape.private.program.lower import lower
+from deepreshape.private.program.quantize import to_fixed
+from deepreshape.removal import METHODS
 from deepreshape.training import RECIPES, accuracy, load_data
 from deepreshape.training.recipe import with_values
-from deepreshape.zoo import folder_of, names
 
 DOCUMENT = Path(__file__).parent.parent / "docs" / "commands.md"
 

@@ -10,9 +10,9 @@ if TYPE_CHECKING:
     from deepreshape.cost import CostReport, price
     from deepreshape.counting import Count, count
     from deepreshape.design import equalize
-    from deepreshape.linearize import apply, fold, plan
     from deepreshape.models import Architecture, architecture, build, name_of, relus
     from deepreshape.models.saved import load, save
+    from deepreshape.removal import apply, fold, plan
     from deepreshape.training import Recipe, load_data, train
 
 _HOME = {
@@ -20,16 +20,16 @@ _HOME = {
     "Count": "deepreshape.counting",
     "CostReport": "deepreshape.cost",
     "Recipe": "deepreshape.training",
-    "apply": "deepreshape.linearize",
+    "apply": "deepreshape.removal",
     "architecture": "deepreshape.models",
     "build": "deepreshape.models",
     "count": "deepreshape.counting",
     "equalize": "deepreshape.design",
-    "fold": "deepreshape.linearize",
+    "fold": "deepreshape.removal",
     "load": "deepreshape.models.saved",
     "load_data": "deepreshape.training",
     "name_of": "deepreshape.models",
-    "plan": "deepreshape.linearize",
+    "plan": "deepreshape.removal",
     "price": "deepreshape.cost",
     "relus": "deepreshape.models",
     "save": "deepreshape.models.saved",

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from programs import random_inputs, random_program
 
 from deepreshape.engines.real import Parameters, bound, evaluate, expected, parameters
-from deepreshape.private import plain
-from deepreshape.private.fixed import from_fixed
-from deepreshape.private.program import Conv2d, Flatten, Linear, Program, ProgramError, Relu, Weights
-from deepreshape.private.shares import Ring
+from deepreshape.private.arith.ring import Ring
+from deepreshape.private.program import interpret as plain
+from deepreshape.private.program.ops import Conv2d, Flatten, Linear, Program, ProgramError, Relu, Weights
+from deepreshape.private.program.quantize import from_fixed
 
 EXACT_FRACTION = 60
 """More bits than any value of the programs has: an engine that loses nothing."""

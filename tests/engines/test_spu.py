@@ -14,14 +14,14 @@ import numpy as np
 import pytest
 from programs import random_inputs, random_program
 
-from deepreshape.engines import launch
-from deepreshape.engines.launch import Session
 from deepreshape.engines.real import bound
-from deepreshape.engines.spu import FRACTION, PARTIES, Party, Setting
-from deepreshape.private import plain
-from deepreshape.private.fixed import from_fixed
-from deepreshape.private.program import Program
-from deepreshape.private.program_bytes import to_bytes
+from deepreshape.engines.spu import launch
+from deepreshape.engines.spu.launch import Session
+from deepreshape.engines.spu.party import FRACTION, PARTIES, Party, Setting
+from deepreshape.private.program import interpret as plain
+from deepreshape.private.program.encoding import to_bytes
+from deepreshape.private.program.ops import Program
+from deepreshape.private.program.quantize import from_fixed
 
 SPU_PYTHON = Path(os.environ.get("SPU_PYTHON", "no-spu"))
 SOURCE = Path(launch.__file__).parents[2]
@@ -94,7 +94,7 @@ def ip(words: str) -> int:
 def party(rank: int, namespace: str, folder: Path) -> subprocess.Popen[str]:
     own = folder / ("client.program", "server.program")[rank]
     words = f"--rank {rank} --hosts 10.77.0.1:7501,10.77.0.2:7502 --program {own} --log {folder / str(rank)}"
-    command = ["ip", "netns", "exec", namespace, str(SPU_PYTHON), "-m", "deepreshape.engines.spu", *words.split()]
+    command = ["ip", "netns", "exec", namespace, str(SPU_PYTHON), "-m", "deepreshape.engines.spu.party", *words.split()]
     pipe, environment = subprocess.PIPE, {**os.environ, "PYTHONPATH": str(SOURCE)}
     return subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env=environment)
 

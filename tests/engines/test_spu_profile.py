@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from deepreshape.engines.profile import Kernel, Run, parse
+from deepreshape.engines.spu.profile import Kernel, Run, parse
 
 STAMP = "2026-01-01 00:00:00.000 [info] [api.cc:printProfilingData:172] "
 LINES = [

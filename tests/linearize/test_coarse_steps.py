@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from deepreshape.counting import count
-from deepreshape.linearize import Cull, Reuse, Scale, Thin, apply, candidates, fold, plan, plan_of
 from deepreshape.models import Architecture, architecture, build, relus
 from deepreshape.nn import ReuseForm
+from deepreshape.removal import Cull, Reuse, Scale, Thin, apply, candidates, fold, plan, plan_of
 
 LADDER = [
     # network, full, thin, cull, cull and thin, then reuse by 2, 4, 8, 16 (DeepReShape; thousands, as published)

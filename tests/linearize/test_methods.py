@@ -13,12 +13,12 @@ from torch import nn
 
 from deepreshape.cost import Cost, CostReport, Layer, ReluLayer
 from deepreshape.counting import count
-from deepreshape.linearize import METHODS, Descent, Method, Thin, apply, linearize, masks_of, plan_of
-from deepreshape.linearize.method import Reduced
-from deepreshape.linearize.sites import put_masks
 from deepreshape.models import architecture, build
 from deepreshape.models.saved import Manifest, load, save
 from deepreshape.nn import GatedReLU
+from deepreshape.removal import METHODS, Descent, Method, Thin, apply, linearize, masks_of, plan_of
+from deepreshape.removal.method import Reduced
+from deepreshape.removal.sites import put_masks
 
 DATA = digits()
 MODEL = trained()

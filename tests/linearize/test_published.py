@@ -12,17 +12,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn.functional import cross_entropy
 
-from deepreshape.linearize import SNL, AutoReP, Coarse, Descent, SENet, Taylor, linearize, masks_of
-from deepreshape.linearize.autorep import _Search as AutoRePSearch
-from deepreshape.linearize.autorep import nearest_quadratic
-from deepreshape.linearize.descent import _Search as DescentSearch
-from deepreshape.linearize.method import Task
-from deepreshape.linearize.senet import _Search as SENetSearch
-from deepreshape.linearize.senet import layer_budgets, sensitivities
-from deepreshape.linearize.snl import _Search as SNLSearch
-from deepreshape.linearize.taylor import _Search as TaylorSearch
 from deepreshape.models.saved import Manifest, load, save
 from deepreshape.nn import MaskedReLU, PolynomialReLU
+from deepreshape.removal import SNL, AutoReP, Coarse, Descent, SENet, Taylor, linearize, masks_of
+from deepreshape.removal.autorep import _Search as AutoRePSearch
+from deepreshape.removal.autorep import nearest_quadratic
+from deepreshape.removal.descent import _Search as DescentSearch
+from deepreshape.removal.method import Task
+from deepreshape.removal.senet import _Search as SENetSearch
+from deepreshape.removal.senet import layer_budgets, sensitivities
+from deepreshape.removal.snl import _Search as SNLSearch
+from deepreshape.removal.taylor import _Search as TaylorSearch
 from deepreshape.training import train
 
 DATA = digits()

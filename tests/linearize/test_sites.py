@@ -4,9 +4,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deepreshape.linearize.sites import keep_best, put_masks, unit_shape
 from deepreshape.models import architecture, build
 from deepreshape.nn import MaskedReLU
+from deepreshape.removal.sites import keep_best, put_masks, unit_shape
 
 granularities = st.sampled_from(["pixel", "position", "channel", "layer"])
 

@@ -5,9 +5,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deepreshape.counting import count
-from deepreshape.linearize import candidates
 from deepreshape.models import Architecture, architecture, build, relus
 from deepreshape.models.resnet import layers
+from deepreshape.removal import candidates
 
 
 def agree(made: Architecture) -> None:

@@ -18,11 +18,11 @@ from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 
-from deepreshape.private import PrivateError
-from deepreshape.private.certificates import Credentials, create_authority, issue
-from deepreshape.private.channel import Channel, Frame, ProtocolError
-from deepreshape.private.session import Agreement, client_session, server_session
-from deepreshape.private.wire import (
+from deepreshape.private.errors import PrivateError
+from deepreshape.private.transport.certificates import Credentials, create_authority, issue
+from deepreshape.private.transport.channel import Channel, Frame, ProtocolError
+from deepreshape.private.transport.handshake import Agreement, client_session, server_session
+from deepreshape.private.transport.tls import (
     HEADER,
     ConnectionLostError,
     Endpoint,

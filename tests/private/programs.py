@@ -9,11 +9,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from deepreshape.private import client, server
-from deepreshape.private.channel import Ledger, MemoryChannel, memory_pair
-from deepreshape.private.material import InMemory
-from deepreshape.private.plan import Plan
-from deepreshape.private.program import (
+from deepreshape.private.arith.ring import CIRCA_PRIME, DELPHI_PRIME, Field, Ring, Words
+from deepreshape.private.parties import client, server
+from deepreshape.private.parties.plan import Plan
+from deepreshape.private.parties.preprocessing import InMemory
+from deepreshape.private.program.ops import (
     INPUT,
     Add,
     Conv2d,
@@ -27,9 +27,9 @@ from deepreshape.private.program import (
     Truncate,
     Weights,
 )
-from deepreshape.private.relu import Role
-from deepreshape.private.shares import CIRCA_PRIME, DELPHI_PRIME, Field, Ring, Words
-from deepreshape.private.variant import EXACT, Variant
+from deepreshape.private.program.relu_config import EXACT, Variant
+from deepreshape.private.protocols.base import Role
+from deepreshape.private.transport.channel import Ledger, MemoryChannel, memory_pair
 
 Integers = NDArray[np.int64]
 

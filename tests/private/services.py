@@ -16,26 +16,26 @@ from faults import PATIENT
 from programs import ONE_RELU
 
 import deepreshape
-from deepreshape.private.caps import Caps
-from deepreshape.private.certificates import Credentials, create_authority, issue
-from deepreshape.private.party import Client
-from deepreshape.private.plan import Plan
-from deepreshape.private.program import Program
-from deepreshape.private.program_bytes import to_bytes
-from deepreshape.private.store import Store
-from deepreshape.private.wire import Endpoint, Limits
+from deepreshape.private.parties.plan import Plan
+from deepreshape.private.parties.sessions import Client
+from deepreshape.private.parties.store import Store
+from deepreshape.private.program.encoding import to_bytes
+from deepreshape.private.program.ops import Program
+from deepreshape.private.service.quotas import Caps
+from deepreshape.private.transport.certificates import Credentials, create_authority, issue
+from deepreshape.private.transport.tls import Endpoint, Limits
 
 SCRIPT = """
 import json, sys
 from pathlib import Path
-from deepreshape.private.caps import Caps
-from deepreshape.private.certificates import Credentials
-from deepreshape.private.plan import Plan
-from deepreshape.private.program_bytes import from_bytes
-from deepreshape.private.server import Model
-from deepreshape.private.service import Service
-from deepreshape.private.store import Store
-from deepreshape.private.wire import Endpoint, Limits, listen
+from deepreshape.private.service.quotas import Caps
+from deepreshape.private.transport.certificates import Credentials
+from deepreshape.private.parties.plan import Plan
+from deepreshape.private.program.encoding import from_bytes
+from deepreshape.private.parties.server import Model
+from deepreshape.private.service.service import Service
+from deepreshape.private.parties.store import Store
+from deepreshape.private.transport.tls import Endpoint, Limits, listen
 
 folder, settings = Path(sys.argv[1]), json.loads(sys.argv[2])
 program = from_bytes((folder / "program").read_bytes())

@@ -7,9 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeVar
 
-from deepreshape.private.channel import Channel, Frame, Payload, as_bytes, memory_pair
-from deepreshape.private.garbling import Evaluator, Garbler
-from deepreshape.private.relu import (
+from deepreshape.private.arith.ring import Randomness, Words
+from deepreshape.private.protocols.base import (
     Prepared,
     ReluLayer,
     Role,
@@ -19,7 +18,8 @@ from deepreshape.private.relu import (
     server_online,
     together,
 )
-from deepreshape.private.shares import Randomness, Words
+from deepreshape.private.protocols.label_transfer import Evaluator, Garbler
+from deepreshape.private.transport.channel import Channel, Frame, Payload, as_bytes, memory_pair
 
 A = TypeVar("A")
 B = TypeVar("B")

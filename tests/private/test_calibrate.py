@@ -10,15 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from programs import random_inputs, random_program
 
-from deepreshape.private import plain
-from deepreshape.private.calibrate import accuracy, calibrate, windowed
-from deepreshape.private.plan import Plan
-from deepreshape.private.program import Conv2d, Flatten, Linear, Program, Relu, Weights
-from deepreshape.private.program_bytes import digest, from_bytes, to_bytes
-from deepreshape.private.relu import declared
-from deepreshape.private.shares import DELPHI_PRIME, Field, Randomness, Ring
-from deepreshape.private.sign import Window
-from deepreshape.private.variant import EXACT, Variant
+from deepreshape.private.arith.drelu import Window
+from deepreshape.private.arith.ring import DELPHI_PRIME, Field, Randomness, Ring
+from deepreshape.private.parties.plan import Plan
+from deepreshape.private.program import interpret as plain
+from deepreshape.private.program.encoding import digest, from_bytes, to_bytes
+from deepreshape.private.program.ops import Conv2d, Flatten, Linear, Program, Relu, Weights
+from deepreshape.private.program.relu_config import EXACT, Variant
+from deepreshape.private.program.sign_bits import accuracy, calibrate, windowed
+from deepreshape.private.protocols.base import declared
 
 CALIBRATED = Variant("gc-stochastic", calibrated=True)
 

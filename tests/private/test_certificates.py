@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives.serialization import (
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from faults import PATIENT, Keys
 
-from deepreshape.private.certificates import (
+from deepreshape.private.transport.certificates import (
     CertificateError,
     Credentials,
     create_authority,
@@ -30,8 +30,8 @@ from deepreshape.private.certificates import (
     fingerprint,
     issue,
 )
-from deepreshape.private.channel import Frame, ProtocolError
-from deepreshape.private.wire import ConnectionLostError, Endpoint, RefusedError, listen
+from deepreshape.private.transport.channel import Frame, ProtocolError
+from deepreshape.private.transport.tls import ConnectionLostError, Endpoint, RefusedError, listen
 
 
 @pytest.fixture(scope="module")

@@ -7,8 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deepreshape.private.circuit import Builder, Circuit, and_gates, evaluate_plain, relu
-from deepreshape.private.shares import (
+from deepreshape.private.arith.ring import (
     CIRCA_PRIME,
     DELPHI_PRIME,
     PRIME_32,
@@ -21,6 +20,7 @@ from deepreshape.private.shares import (
     from_bits,
     to_bits,
 )
+from deepreshape.private.crypto.circuit import Builder, Circuit, and_gates, evaluate_plain, relu
 
 TINY: list[Modulus] = [*map(Ring, (2, 3, 4, 5)), *map(Field, (3, 5, 7, 11, 13, 17, 23))]
 REAL: list[Modulus] = [*map(Ring, (16, 32, 37, 63)), *map(Field, (CIRCA_PRIME, PRIME_32, DELPHI_PRIME, 2**61 - 1))]

@@ -13,16 +13,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from programs import random_inputs, random_program, run_both
 
-from deepreshape.private import client, engines, plain, server
-from deepreshape.private.circuit import Builder, Circuit, evaluate_plain, relu
-from deepreshape.private.engines import Engine, engine, engine_name, named, using
-from deepreshape.private.engines.reference import Reference
-from deepreshape.private.garble import Context, Offset, colours, pick, table_shape
-from deepreshape.private.relu import Role
-from deepreshape.private.shares import DELPHI_PRIME, PRIME_32, Field, Modulus, Randomness, Ring, Words
+from deepreshape.private.arith.ring import DELPHI_PRIME, PRIME_32, Field, Modulus, Randomness, Ring, Words
+from deepreshape.private.crypto import backend as engines
+from deepreshape.private.crypto.backend import Engine, engine, engine_name, named, using
+from deepreshape.private.crypto.backend.numpy import Reference
+from deepreshape.private.crypto.circuit import Builder, Circuit, evaluate_plain, relu
+from deepreshape.private.crypto.gc.halfgates import Context, Offset, colours, pick, table_shape
+from deepreshape.private.parties import client, server
+from deepreshape.private.program import interpret as plain
+from deepreshape.private.protocols.base import Role
 
 try:
-    from deepreshape.private.engines.fused import Fused, widths
+    from deepreshape.private.crypto.backend.fused import Fused, widths
 
     HERE = widths()
 except ImportError:
@@ -179,7 +181,7 @@ def within(chosen: Engine, step: Callable[..., Any]) -> Callable[..., Any]:
 
 @needs_fused
 def test_a_prepared_engine_compiles_nothing_more() -> None:
-    from deepreshape.private.engines import fused
+    from deepreshape.private.crypto.backend import fused
 
     chosen = Fused(HERE[0], 1)
     chosen.prepare()
@@ -202,7 +204,7 @@ def test_an_engine_is_taken_in_its_own_thread_only() -> None:
 
 @pytest.mark.usefixtures("fresh_choice")
 def test_without_llvmlite_numpy_steps_in_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(sys.modules, "deepreshape.private.engines.fused", raising=False)
+    monkeypatch.delitem(sys.modules, "deepreshape.private.crypto.backend.fused", raising=False)
     for module in ("llvmlite", "llvmlite.binding"):
         monkeypatch.setitem(sys.modules, module, None)
     monkeypatch.delenv(engines.ENGINE, raising=False)
@@ -214,7 +216,7 @@ def test_without_llvmlite_numpy_steps_in_and_says_so(monkeypatch: pytest.MonkeyP
 def pretend(features: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the processor have these features."""
     monkeypatch.setattr(
-        "deepreshape.private.engines.fused.get_host_cpu_features", lambda: dict.fromkeys(features.split(), True)
+        "deepreshape.private.crypto.backend.fused.get_host_cpu_features", lambda: dict.fromkeys(features.split(), True)
     )
 
 
@@ -262,5 +264,5 @@ def test_the_environment_names_engine_and_threads(fresh_choice: None, monkeypatc
 
 
 def test_importing_the_runtime_compiles_nothing() -> None:
-    code = "import sys, deepreshape.private.party; sys.exit('llvmlite' in sys.modules)"
+    code = "import sys, deepreshape.private.parties.sessions; sys.exit('llvmlite' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False, env=dict(os.environ)).returncode == 0

@@ -12,12 +12,13 @@ import pytest
 from faults import INSIDE_TLS, PATIENT, Attack, Fault, Keys, Outcome, Relay, Talk, converse, judge_by
 from programs import ONE_RELU, random_inputs
 
-from deepreshape.private import PrivateError, plain
-from deepreshape.private.party import Client, LostBatchError, serve
-from deepreshape.private.plan import Plan
-from deepreshape.private.server import Model
-from deepreshape.private.store import Store
-from deepreshape.private.wire import Endpoint, Limits
+from deepreshape.private.errors import PrivateError
+from deepreshape.private.parties.plan import Plan
+from deepreshape.private.parties.server import Model
+from deepreshape.private.parties.sessions import Client, LostBatchError, serve
+from deepreshape.private.parties.store import Store
+from deepreshape.private.program import interpret as plain
+from deepreshape.private.transport.tls import Endpoint, Limits
 
 Kind = Literal["prepare", "query"]
 PLAN = Plan(ONE_RELU)

@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deepreshape.private import plain
-from deepreshape.private.fixed import LEAST_BITS, WEIGHT_BITS, from_fixed, quantize, to_fixed
-from deepreshape.private.layers import Conv, Dense, Flat, Layer, Pool, Rectify, Sum
-from deepreshape.private.program import INPUT, Conv2d, Linear, ProgramError, Raise, Relu, Truncate
-from deepreshape.private.shares import Field, Ring
+from deepreshape.private.arith.ring import Field, Ring
+from deepreshape.private.program import interpret as plain
+from deepreshape.private.program.graph import Conv, Dense, Flat, Layer, Pool, Rectify, Sum
+from deepreshape.private.program.ops import INPUT, Conv2d, Linear, ProgramError, Raise, Relu, Truncate
+from deepreshape.private.program.quantize import LEAST_BITS, WEIGHT_BITS, from_fixed, quantize, to_fixed
 
 
 def real(layers: list[Layer], x: np.ndarray) -> dict[str, np.ndarray]:

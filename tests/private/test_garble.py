@@ -11,9 +11,7 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deepreshape.private.circuit import Builder, Circuit, evaluate_plain, relu
-from deepreshape.private.garble import Context, Garbled, Offset, evaluate, garble, hash_labels, pick, table_shape
-from deepreshape.private.shares import (
+from deepreshape.private.arith.ring import (
     CIRCA_PRIME,
     DELPHI_PRIME,
     PRIME_32,
@@ -23,6 +21,17 @@ from deepreshape.private.shares import (
     Randomness,
     Ring,
     Words,
+)
+from deepreshape.private.crypto.circuit import Builder, Circuit, evaluate_plain, relu
+from deepreshape.private.crypto.gc.halfgates import (
+    Context,
+    Garbled,
+    Offset,
+    evaluate,
+    garble,
+    hash_labels,
+    pick,
+    table_shape,
 )
 
 HERE = Context(b"session", "stage1.relu", 0)

@@ -17,12 +17,13 @@ sys.path.insert(0, sys.argv[2])
 from faults import Keys
 from programs import every_kind, random_inputs
 
-from deepreshape.private import PrivateError, plain
-from deepreshape.private.party import Client, LostBatchError, serve
-from deepreshape.private.plan import Plan
-from deepreshape.private.server import Model
-from deepreshape.private.store import Store
-from deepreshape.private.wire import Endpoint, WireChannel, listen
+from deepreshape.private.program import interpret as plain
+from deepreshape.private.errors import PrivateError
+from deepreshape.private.parties.sessions import Client, LostBatchError, serve
+from deepreshape.private.parties.plan import Plan
+from deepreshape.private.parties.server import Model
+from deepreshape.private.parties.store import Store
+from deepreshape.private.transport.tls import Endpoint, WireChannel, listen
 
 folder = Path(sys.argv[1])
 keys = Keys.make(folder / "keys")

@@ -20,17 +20,17 @@ from cryptography.hazmat.primitives.ciphers import algorithms
 from faults import PATIENT, Attack, Fault, Keys, Outcome, Relay, Talk, converse
 from programs import every_kind, random_inputs, random_program, run_both
 
-from deepreshape.private import shares
-from deepreshape.private.garble import Context
-from deepreshape.private.party import Client, serve
-from deepreshape.private.plan import Plan
-from deepreshape.private.program import Flatten, Linear, Program, Relu, Weights
-from deepreshape.private.relu import Role
-from deepreshape.private.server import Model
-from deepreshape.private.shares import Ring, Words
-from deepreshape.private.store import Store
-from deepreshape.private.variant import Variant
-from deepreshape.private.wire import Endpoint
+from deepreshape.private.arith import ring as shares
+from deepreshape.private.arith.ring import Ring, Words
+from deepreshape.private.crypto.gc.halfgates import Context
+from deepreshape.private.parties.plan import Plan
+from deepreshape.private.parties.server import Model
+from deepreshape.private.parties.sessions import Client, serve
+from deepreshape.private.parties.store import Store
+from deepreshape.private.program.ops import Flatten, Linear, Program, Relu, Weights
+from deepreshape.private.program.relu_config import Variant
+from deepreshape.private.protocols.base import Role
+from deepreshape.private.transport.tls import Endpoint
 
 INPUT = np.array([[1234567891, -1987654321, 1357924681], [1122334455, -1029384756, 1470258369]])
 BIAS = np.array([123456789012, -987654321098, 135792468013, 246801357924])

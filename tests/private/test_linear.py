@@ -12,12 +12,12 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from deepreshape.private import linear
-from deepreshape.private.channel import ProtocolError, memory_pair
-from deepreshape.private.he import ClientKey, Parameters, Responder, candidates
-from deepreshape.private.linear import Convolution, EncodedWeights, Layout
-from deepreshape.private.residues import uniform
-from deepreshape.private.shares import Randomness
+from deepreshape.private.arith.ring import Randomness
+from deepreshape.private.crypto.he.bfv import ClientKey, Parameters, Responder, candidates
+from deepreshape.private.crypto.he.residues import uniform
+from deepreshape.private.protocols import linear
+from deepreshape.private.protocols.linear import Convolution, EncodedWeights, Layout
+from deepreshape.private.transport.channel import ProtocolError, memory_pair
 
 RANDOM = Randomness()
 PRIME = 2061584302081

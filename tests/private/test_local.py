@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from programs import random_inputs, random_program
 
-from deepreshape.private.channel import ProtocolError
-from deepreshape.private.local import run_local
-from deepreshape.private.program import ProgramError
-from deepreshape.private.relu import Role
-from deepreshape.private.shares import Ring
-from deepreshape.private.wire import Limits
+from deepreshape.private.arith.ring import Ring
+from deepreshape.private.program.ops import ProgramError
+from deepreshape.private.protocols.base import Role
+from deepreshape.private.service.local_run import run_local
+from deepreshape.private.transport.channel import ProtocolError
+from deepreshape.private.transport.tls import Limits
 
 SEED = 13
 """Of a program that has ReLUs, truncations without one, and a residual."""

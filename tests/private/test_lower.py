@@ -7,16 +7,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from deepreshape.linearize import Cull, Reuse, Thin, plan_of
 from deepreshape.models import architecture, build
 from deepreshape.nn import MaskedReLU, ReuseForm
-from deepreshape.private import plain
-from deepreshape.private.fixed import Lowered, from_fixed, to_fixed
-from deepreshape.private.layers import Affine, Conv, Layer, Traced, simplify
-from deepreshape.private.lower import LOWERED, lower, unsupported
-from deepreshape.private.program import INPUT, Conv2d, ProgramError, Relu, Truncate
-from deepreshape.private.program_bytes import digest, from_bytes, to_bytes
-from deepreshape.private.shares import Ring
+from deepreshape.private.arith.ring import Ring
+from deepreshape.private.program import interpret as plain
+from deepreshape.private.program.encoding import digest, from_bytes, to_bytes
+from deepreshape.private.program.graph import Affine, Conv, Layer, Traced, simplify
+from deepreshape.private.program.lower import LOWERED, lower, unsupported
+from deepreshape.private.program.ops import INPUT, Conv2d, ProgramError, Relu, Truncate
+from deepreshape.private.program.quantize import Lowered, from_fixed, to_fixed
+from deepreshape.removal import Cull, Reuse, Thin, plan_of
 
 
 def ready(model: nn.Module, *shape: int) -> tuple[nn.Module, np.ndarray]:

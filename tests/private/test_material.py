@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from deepreshape.private import material
-from deepreshape.private.channel import Payload
-from deepreshape.private.material import AHEAD, InMemory, Reading, Sink, Writing
-from deepreshape.private.relu import Prepared
-from deepreshape.private.store import Binding, SpentError, Store, StoreError, Writer
+from deepreshape.private.parties import preprocessing as material
+from deepreshape.private.parties.preprocessing import AHEAD, InMemory, Reading, Sink, Writing
+from deepreshape.private.parties.store import Binding, SpentError, Store, StoreError, Writer
+from deepreshape.private.protocols.base import Prepared
+from deepreshape.private.transport.channel import Payload
 
 ARRAYS = {
     "words": np.arange(60, dtype=np.uint64).reshape(3, 20),

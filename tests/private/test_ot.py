@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from nacl.bindings import crypto_core_ed25519_add, crypto_scalarmult_ed25519_base_noclamp
 
-from deepreshape.private import ot
-from deepreshape.private.channel import Frame, MemoryChannel, ProtocolError, memory_pair
-from deepreshape.private.engines import engine
-from deepreshape.private.garble import Offset
-from deepreshape.private.shares import Bits, Randomness, Words
+from deepreshape.private.arith.ring import Bits, Randomness, Words
+from deepreshape.private.crypto.backend import engine
+from deepreshape.private.crypto.gc.halfgates import Offset
+from deepreshape.private.crypto.ot import iknp as ot
+from deepreshape.private.transport.channel import Frame, MemoryChannel, ProtocolError, memory_pair
 
 A = TypeVar("A")
 B = TypeVar("B")

@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from programs import random_inputs, random_program, slow
 
-from deepreshape.private import plain
-from deepreshape.private.exact import on_shares, products
-from deepreshape.private.program import Add, Conv2d, Flatten, Linear, Program, Relu, SumPool, Truncate, Weights
-from deepreshape.private.shares import DELPHI_PRIME, Field, Randomness, Ring
+from deepreshape.private.arith.ring import DELPHI_PRIME, Field, Randomness, Ring
+from deepreshape.private.program import interpret as plain
+from deepreshape.private.program.integer_linear import on_shares, products
+from deepreshape.private.program.ops import Add, Conv2d, Flatten, Linear, Program, Relu, SumPool, Truncate, Weights
 
 
 @settings(max_examples=25, deadline=None, derandomize=True)

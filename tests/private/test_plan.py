@@ -7,11 +7,12 @@ import pytest
 from programs import random_inputs, run_both
 from test_twoparty import check_declared
 
-from deepreshape.private import plain, plan
-from deepreshape.private.plan import Plan
-from deepreshape.private.program import Add, Conv2d, Op, Program, Raise, Relu, Truncate, Weights
-from deepreshape.private.relu import Role
-from deepreshape.private.shares import Ring
+from deepreshape.private.arith.ring import Ring
+from deepreshape.private.parties import plan
+from deepreshape.private.parties.plan import Plan
+from deepreshape.private.program import interpret as plain
+from deepreshape.private.program.ops import Add, Conv2d, Op, Program, Raise, Relu, Truncate, Weights
+from deepreshape.private.protocols.base import Role
 
 
 def residual(blocks: int) -> Program:

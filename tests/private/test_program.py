@@ -11,7 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from programs import random_program
 
-from deepreshape.private.program import (
+from deepreshape.private.arith.ring import CIRCA_PRIME, Field, Ring
+from deepreshape.private.program.encoding import digest, from_bytes, to_bytes
+from deepreshape.private.program.ops import (
     Add,
     Conv2d,
     Flatten,
@@ -25,8 +27,6 @@ from deepreshape.private.program import (
     Value,
     Weights,
 )
-from deepreshape.private.program_bytes import digest, from_bytes, to_bytes
-from deepreshape.private.shares import CIRCA_PRIME, Field, Ring
 
 IMAGE = (2, 4, 4)
 

@@ -12,11 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sessions import ROLES, SESSION, Session, Tap, fixed, names, role_of
 
-from deepreshape.private import ot
-from deepreshape.private.channel import Frame, ProtocolError, memory_pair
-from deepreshape.private.circuit import and_gates, relu
-from deepreshape.private.garbling import Garbler
-from deepreshape.private.relu import (
+from deepreshape.private.arith.ring import CIRCA_PRIME, PRIME_32, Field, Modulus, Randomness, Ring, Words
+from deepreshape.private.crypto.circuit import and_gates, relu
+from deepreshape.private.crypto.ot import iknp as ot
+from deepreshape.private.protocols.base import (
     Prepared,
     ReluLayer,
     Role,
@@ -28,7 +27,8 @@ from deepreshape.private.relu import (
     server_online,
     stored,
 )
-from deepreshape.private.shares import CIRCA_PRIME, PRIME_32, Field, Modulus, Randomness, Ring, Words
+from deepreshape.private.protocols.label_transfer import Garbler
+from deepreshape.private.transport.channel import Frame, ProtocolError, memory_pair
 
 
 @pytest.fixture(scope="module", params=ROLES)

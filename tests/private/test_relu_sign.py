@@ -11,11 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sessions import ROLES, SESSION, Session, Tap, both, fixed, names, role_of
 
-from deepreshape.private import ot
-from deepreshape.private.channel import Frame, ProtocolError
-from deepreshape.private.division import Division
-from deepreshape.private.garbling import Garbler
-from deepreshape.private.relu import (
+from deepreshape.private.arith.drelu import Parity, Sign, Window, Wrap
+from deepreshape.private.arith.ring import CIRCA_PRIME, DELPHI_PRIME, Field, Randomness, Ring, Words
+from deepreshape.private.arith.truncation import Division
+from deepreshape.private.crypto.ot import iknp as ot
+from deepreshape.private.protocols.base import (
     Prepared,
     ReluLayer,
     Role,
@@ -30,8 +30,8 @@ from deepreshape.private.relu import (
     together,
     turns,
 )
-from deepreshape.private.shares import CIRCA_PRIME, DELPHI_PRIME, Field, Randomness, Ring, Words
-from deepreshape.private.sign import Parity, Sign, Window, Wrap
+from deepreshape.private.protocols.label_transfer import Garbler
+from deepreshape.private.transport.channel import Frame, ProtocolError
 
 SMALL: list[Sign] = [
     Window(Ring(6), 0, 6),

@@ -7,7 +7,8 @@ import math
 import numpy as np
 import pytest
 
-from deepreshape.private.residues import (
+from deepreshape.private.arith.ring import Randomness
+from deepreshape.private.crypto.he.residues import (
     centred_binomial,
     dropped_bits,
     flood,
@@ -19,7 +20,6 @@ from deepreshape.private.residues import (
     uniform,
     unpack,
 )
-from deepreshape.private.shares import Randomness
 
 PRIMES = (1152921504606830593, 1152921504606748673, 1152921504606683137)
 """Of 60 bits."""

@@ -19,18 +19,25 @@ import pytest
 from programs import ONE_RELU, every_kind, random_inputs
 from services import Served, served
 
-from deepreshape.private import plain
-from deepreshape.private.caps import SHOWN, Caps
-from deepreshape.private.certificates import Credentials
-from deepreshape.private.channel import Frame, ProtocolError
-from deepreshape.private.party import Client
-from deepreshape.private.plan import Plan
-from deepreshape.private.server import Model
-from deepreshape.private.service import Service
-from deepreshape.private.session import HELLO_BYTES
-from deepreshape.private.status import check_loopback
-from deepreshape.private.store import Store
-from deepreshape.private.wire import ConnectionLostError, Endpoint, Limits, PeerAbortedError, WireChannel, listen
+from deepreshape.private.parties.plan import Plan
+from deepreshape.private.parties.server import Model
+from deepreshape.private.parties.sessions import Client
+from deepreshape.private.parties.store import Store
+from deepreshape.private.program import interpret as plain
+from deepreshape.private.service.quotas import SHOWN, Caps
+from deepreshape.private.service.service import Service
+from deepreshape.private.service.status import check_loopback
+from deepreshape.private.transport.certificates import Credentials
+from deepreshape.private.transport.channel import Frame, ProtocolError
+from deepreshape.private.transport.handshake import HELLO_BYTES
+from deepreshape.private.transport.tls import (
+    ConnectionLostError,
+    Endpoint,
+    Limits,
+    PeerAbortedError,
+    WireChannel,
+    listen,
+)
 
 Open = Callable[[Client], WireChannel]
 X = random_inputs(ONE_RELU, 1, 1)

@@ -15,8 +15,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deepreshape.private.certificates import Peer, Role
-from deepreshape.private.channel import (
+from deepreshape.private.transport.certificates import Peer, Role
+from deepreshape.private.transport.channel import (
     Channel,
     Frame,
     Ledger,
@@ -26,7 +26,7 @@ from deepreshape.private.channel import (
     ProtocolError,
     memory_pair,
 )
-from deepreshape.private.session import (
+from deepreshape.private.transport.handshake import (
     HELLO_BYTES,
     MACHINE,
     Agreement,

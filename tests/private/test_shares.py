@@ -8,8 +8,7 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deepreshape.private.channel import ProtocolError
-from deepreshape.private.shares import (
+from deepreshape.private.arith.ring import (
     CIRCA_PRIME,
     DELPHI_PRIME,
     PRIME_32,
@@ -20,6 +19,7 @@ from deepreshape.private.shares import (
     from_bits,
     to_bits,
 )
+from deepreshape.private.transport.channel import ProtocolError
 
 MODULI: list[Modulus] = [
     *map(Ring, (2, 8, 16, 32, 37, 63)),

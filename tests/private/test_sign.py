@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from deepreshape.private.circuit import evaluate_plain
-from deepreshape.private.division import Division
-from deepreshape.private.shares import CIRCA_PRIME, DELPHI_PRIME, Field, Randomness, Ring, Words, to_bits
-from deepreshape.private.sign import MODES, Mode, Parity, Sign, Window, Wrap, sign_circuit
+from deepreshape.private.arith.drelu import MODES, Mode, Parity, Sign, Window, Wrap, sign_circuit
+from deepreshape.private.arith.ring import CIRCA_PRIME, DELPHI_PRIME, Field, Randomness, Ring, Words, to_bits
+from deepreshape.private.arith.truncation import Division
+from deepreshape.private.crypto.circuit import evaluate_plain
 
 WINDOWS = [
     Window(Ring(bits), low, high, mode)

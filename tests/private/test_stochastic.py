@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from sessions import ROLES, Session, names
 
-from deepreshape.private.relu import ReluLayer, Role
-from deepreshape.private.shares import CIRCA_PRIME, Field, Randomness, Ring
-from deepreshape.private.sign import MODES, Mode, Window, Wrap
-from deepreshape.private.stochastic import fault_probability, stochastic_relu
+from deepreshape.private.arith.drelu import MODES, Mode, Window, Wrap
+from deepreshape.private.arith.ring import CIRCA_PRIME, Field, Randomness, Ring
+from deepreshape.private.program.stochastic import fault_probability, stochastic_relu
+from deepreshape.private.protocols.base import ReluLayer, Role
 
 
 @pytest.mark.parametrize("modulus", [Ring(7), Field(61), Field(97), Field(127)], ids=str)

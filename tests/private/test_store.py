@@ -21,8 +21,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deepreshape.private import store as store_module
-from deepreshape.private.store import CHUNK_BYTES, Batch, Binding, SpentError, Store, StoreError
+from deepreshape.private.parties import store as store_module
+from deepreshape.private.parties.store import CHUNK_BYTES, Batch, Binding, SpentError, Store, StoreError
 
 BINDING = Binding("ab" * 32, "cd" * 32, {"bits": 32, "garbler": "server"})
 ONE, TWO = "1" * 64, "2" * 64
@@ -265,7 +265,7 @@ def test_memory_stays_bounded(store: Store) -> None:
 KILLED_CLAIM = """
 import os, signal, sys
 from pathlib import Path
-from deepreshape.private.store import Binding, Store, StoreError
+from deepreshape.private.parties.store import Binding, Store, StoreError
 
 root, session = Path(sys.argv[1]), "1" * 64
 binding = Binding("ab" * 32, "cd" * 32, {"bits": 32})
@@ -282,7 +282,7 @@ def child(folder, step):
             if left[0] == 0: os.kill(os.getpid(), signal.SIGKILL)
             return result
         return wrapped
-    import deepreshape.private.store as module
+    import deepreshape.private.parties.store as module
     store = Store(folder)
     module._write_all = dying(module._write_all)
     for name in ("open", "fsync", "rename", "unlink"):
@@ -331,7 +331,7 @@ def test_kill_at_every_step_of_a_claim(tmp_path: Path) -> None:
 KILLED_WRITER = """
 import os, signal, sys
 from pathlib import Path
-from deepreshape.private.store import Binding, Store
+from deepreshape.private.parties.store import Binding, Store
 writer = Store(Path(sys.argv[1])).create(Binding("ab" * 32, "cd" * 32, {}), "1" * 64)
 writer.write("tables", b"secret" * 1000)
 print("written", flush=True)
@@ -376,7 +376,7 @@ def test_opening_a_store_deletes_nothing_that_is_not_a_batch(tmp_path: Path) -> 
 FORKED = """
 import os, sys, time
 from pathlib import Path
-from deepreshape.private import store as module
+from deepreshape.private.parties import store as module
 module.LOCK_S = 5.0
 store = module.Store(Path(sys.argv[1]))
 binding = module.Binding("ab" * 32, "cd" * 32, {})
@@ -421,7 +421,7 @@ def test_stuck_process_is_not_waited_for_without_end(store: Store, monkeypatch: 
 CLAIMER = """
 import sys
 from pathlib import Path
-from deepreshape.private.store import Binding, Store, StoreError
+from deepreshape.private.parties.store import Binding, Store, StoreError
 store = Store(Path(sys.argv[1]))
 binding = Binding("ab" * 32, "cd" * 32, {"bits": 32, "garbler": "server"})
 print("ready", flush=True)
@@ -494,7 +494,7 @@ def test_threads_race_for_one_batch(store: Store) -> None:
 FULL_DISK = """
 import resource, sys
 from pathlib import Path
-from deepreshape.private.store import Binding, Store, StoreError
+from deepreshape.private.parties.store import Binding, Store, StoreError
 store = Store(Path(sys.argv[1]))
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 try:

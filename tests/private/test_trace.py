@@ -16,14 +16,14 @@ import numpy as np
 import pytest
 from programs import every_kind, grouped, random_inputs
 
-from deepreshape.private import client, server
-from deepreshape.private.channel import Frame, MemoryChannel, Payload, as_bytes, memory_pair
-from deepreshape.private.material import InMemory
-from deepreshape.private.plan import Plan
-from deepreshape.private.program import Flatten, Program, Relu
-from deepreshape.private.relu import Role
-from deepreshape.private.shares import Randomness, Ring
-from deepreshape.private.variant import Variant
+from deepreshape.private.arith.ring import Randomness, Ring
+from deepreshape.private.parties import client, server
+from deepreshape.private.parties.plan import Plan
+from deepreshape.private.parties.preprocessing import InMemory
+from deepreshape.private.program.ops import Flatten, Program, Relu
+from deepreshape.private.program.relu_config import Variant
+from deepreshape.private.protocols.base import Role
+from deepreshape.private.transport.channel import Frame, MemoryChannel, Payload, as_bytes, memory_pair
 
 BASELINE = Path(__file__).parents[1] / "traces" / "wire.json"
 MASK = np.arange(24).reshape(2, 3, 4) % 3 > 0

@@ -7,13 +7,13 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from deepreshape.private import truncate
-from deepreshape.private.channel import Ledger, ProtocolError, memory_pair
-from deepreshape.private.garble import Context
-from deepreshape.private.pads import pads
-from deepreshape.private.program import truncation_room
-from deepreshape.private.shares import Field, Randomness, Ring, Words
-from deepreshape.private.truncate import Receiver, Sender, TruncationLayer
+from deepreshape.private.arith.ring import Field, Randomness, Ring, Words
+from deepreshape.private.crypto.gc.halfgates import Context
+from deepreshape.private.crypto.labels import pads
+from deepreshape.private.program.ops import truncation_room
+from deepreshape.private.protocols import truncate
+from deepreshape.private.protocols.truncate import Receiver, Sender, TruncationLayer
+from deepreshape.private.transport.channel import Ledger, ProtocolError, memory_pair
 
 MODULI = [Ring(8), Field(251), Field(257)]
 

@@ -14,11 +14,11 @@ from programs import random_program
 from deepreshape.cost import LINKS, Profile, reference, schedule
 from deepreshape.counting import count
 from deepreshape.models import architecture, build
-from deepreshape.private.lower import lower
-from deepreshape.private.outline import outline
-from deepreshape.private.plan import Plan
-from deepreshape.private.turns import SESSION, Steps, turns
-from deepreshape.private.variant import Variant
+from deepreshape.pricing.estimate import outline
+from deepreshape.pricing.work import SESSION, Steps, turns
+from deepreshape.private.parties.plan import Plan
+from deepreshape.private.program.lower import lower
+from deepreshape.private.program.relu_config import Variant
 
 ANY = Profile("any", "2026-01-01", {}, {}, defaultdict(lambda: 1e-6), 0)
 

@@ -11,14 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from programs import grouped, random_inputs, random_program, run_both
 
-from deepreshape.private import client, plain, server
-from deepreshape.private.channel import Ledger, memory_pair
-from deepreshape.private.material import InMemory
-from deepreshape.private.plan import Plan
-from deepreshape.private.program import Conv2d, Linear, Program, ProgramError, Raise, Relu, Truncate, Weights
-from deepreshape.private.relu import Prepared, Role
-from deepreshape.private.shares import CIRCA_PRIME, Field, Randomness, Ring
-from deepreshape.private.variant import EXACT, Variant
+from deepreshape.private.arith.ring import CIRCA_PRIME, Field, Randomness, Ring
+from deepreshape.private.parties import client, server
+from deepreshape.private.parties.plan import Plan
+from deepreshape.private.parties.preprocessing import InMemory
+from deepreshape.private.program import interpret as plain
+from deepreshape.private.program.ops import Conv2d, Linear, Program, ProgramError, Raise, Relu, Truncate, Weights
+from deepreshape.private.program.relu_config import EXACT, Variant
+from deepreshape.private.protocols.base import Prepared, Role
+from deepreshape.private.transport.channel import Ledger, memory_pair
 
 few = settings(max_examples=4, deadline=None, derandomize=True)
 

@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 
 from deepreshape.cost import reference
-from deepreshape.private import probe, stopwatch, units
-from deepreshape.private.channel import Frame
+from deepreshape.pricing import calibrate as units
+from deepreshape.pricing import probe_runs as probe
+from deepreshape.pricing import timing as stopwatch
+from deepreshape.private.transport.channel import Frame
 
 ROLES, PHASES = ("client", "server"), ("offline", "online")
 

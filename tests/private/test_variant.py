@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deepreshape.private.program import ProgramError, Relu
-from deepreshape.private.shares import CIRCA_PRIME, Field, Ring
-from deepreshape.private.sign import MODES, Parity, Window, Wrap
-from deepreshape.private.variant import EXACT, Variant
+from deepreshape.private.arith.drelu import MODES, Parity, Window, Wrap
+from deepreshape.private.arith.ring import CIRCA_PRIME, Field, Ring
+from deepreshape.private.program.ops import ProgramError, Relu
+from deepreshape.private.program.relu_config import EXACT, Variant
 
 VARIANTS = st.one_of(
     st.just(EXACT),

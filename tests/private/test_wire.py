@@ -32,8 +32,8 @@ from faults import (
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from deepreshape.private.channel import Frame, ProtocolError
-from deepreshape.private.wire import (
+from deepreshape.private.transport.channel import Frame, ProtocolError
+from deepreshape.private.transport.tls import (
     HEADER,
     SLICE,
     ConnectionLostError,

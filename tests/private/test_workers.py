@@ -8,11 +8,13 @@ from programs import random_inputs, random_program, run_both
 from test_linear import plain as product
 from test_linear import random_case
 
-from deepreshape.private import linear, plain, workers
-from deepreshape.private.channel import ProtocolError
-from deepreshape.private.he import ClientKey, Parameters, Responder
-from deepreshape.private.linear import Convolution, EncodedWeights, Layout
-from deepreshape.private.workers import Workers, worthwhile
+from deepreshape.private.crypto.he.bfv import ClientKey, Parameters, Responder
+from deepreshape.private.program import interpret as plain
+from deepreshape.private.protocols import he_workers as workers
+from deepreshape.private.protocols import linear
+from deepreshape.private.protocols.he_workers import Workers, worthwhile
+from deepreshape.private.protocols.linear import Convolution, EncodedWeights, Layout
+from deepreshape.private.transport.channel import ProtocolError
 
 PARAMETERS = Parameters(2**37, (60, 60))
 LAYERS = [

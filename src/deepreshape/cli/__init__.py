@@ -12,7 +12,7 @@ from rich.markup import escape
 
 from deepreshape.cli import costs, jobs, networks, private, removal, search
 from deepreshape.cli.console import err
-from deepreshape.private import PrivateError
+from deepreshape.private.errors import PrivateError
 
 __all__ = ["app", "main"]
 

@@ -27,8 +27,8 @@ from deepreshape.cli.console import (
 if TYPE_CHECKING:
     from deepreshape.cli.models import Network
     from deepreshape.cost import Profile, Quote
-    from deepreshape.pricing import Terms
-    from deepreshape.private.program import Program
+    from deepreshape.pricing.quote import Terms
+    from deepreshape.private.program.ops import Program
 
 app = typer.Typer()
 
@@ -130,7 +130,7 @@ def calibrate(
     as_json: Json = False,
 ) -> None:
     """Time this machine's primitives, a minute or so; predictions are made of them."""
-    from deepreshape.private.units import measure
+    from deepreshape.pricing.calibrate import measure
 
     new_file(to)
     made = stoppable(
@@ -152,9 +152,9 @@ def ui(
     as_json: Json = False,
 ) -> None:
     """Show counts and prices of networks live, under sliders, in a browser on this machine."""
-    from deepreshape.explorer import serve
+    from deepreshape.experiments.live import serve
     from deepreshape.report import summarize
-    from deepreshape.results import finished
+    from deepreshape.training.runs import finished
 
     rows = [row for folder in folders or [] for row in finished(folder)]
     with serve(port, summarize(rows), folders or []) as server:
@@ -174,7 +174,7 @@ def read_terms(
 ) -> list[Terms]:
     """Every protocol on every link."""
     from deepreshape.cost import Profile, read_link
-    from deepreshape.pricing import Terms
+    from deepreshape.pricing.quote import Terms
 
     measured: Profile | None = Profile.read(profile) if profile else None
     found = [
@@ -215,8 +215,8 @@ def read_role(text: str) -> Literal["server", "client"]:
 def _quotes(network: Network, terms: list[Terms], data_dir: Path | None) -> list[Quote]:
     from deepreshape.cli.models import find_inputs, lowered, random_inputs
     from deepreshape.counting import count
-    from deepreshape.pricing import quote_layers, quote_program
-    from deepreshape.private.program import ProgramError
+    from deepreshape.pricing.quote import quote_layers, quote_program
+    from deepreshape.private.program.ops import ProgramError
 
     counted = count(network.module, network.shape)
     layers = counted.priced_layers

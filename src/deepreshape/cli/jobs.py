@@ -27,7 +27,7 @@ from deepreshape.cli.console import (
 )
 
 if TYPE_CHECKING:
-    from deepreshape.job import Point
+    from deepreshape.experiments.run import Point
     from deepreshape.training import Progress as TrainingProgress
 
 app = typer.Typer()
@@ -52,11 +52,11 @@ def train(
     as_json: Json = False,
 ) -> None:
     """Train one network, whole or reduced to a ReLU budget; report its counts, accuracy and price."""
-    from deepreshape.job import Point, train_point
-    from deepreshape.linearize import plan, plan_of
+    from deepreshape.experiments.run import Point, train_point
     from deepreshape.models import architecture
+    from deepreshape.models.zoo import folder_of
+    from deepreshape.removal import plan, plan_of
     from deepreshape.training import load_data
-    from deepreshape.zoo import folder_of
 
     set_threads(threads, data)
     recipe, dataset = read_recipe(data, settings), load_data(data, data_dir)
@@ -90,10 +90,10 @@ def evaluate(
 ) -> None:
     """Accuracy of a saved model on a data set's test split."""
     from deepreshape.counting import count as count_model
-    from deepreshape.job import fitting
+    from deepreshape.experiments.run import fitting
     from deepreshape.models.saved import load
+    from deepreshape.models.zoo import folder_of
     from deepreshape.training import accuracy, load_data
-    from deepreshape.zoo import folder_of
 
     set_threads(threads, data)
     folder = folder_of(model)
@@ -138,8 +138,8 @@ def run(
     as_json: Json = False,
 ) -> None:
     """The main job: redesign a network, reduce to a ladder of ReLU budgets, train, price, and write a report."""
-    from deepreshape.job import Job, default_budgets, hybrenets
-    from deepreshape.job import run as run_job
+    from deepreshape.experiments.run import Job, default_budgets, hybrenets
+    from deepreshape.experiments.run import run as run_job
     from deepreshape.models import architecture
     from deepreshape.training import load_data
 
@@ -194,7 +194,7 @@ def report(
 ) -> None:
     """Write the report of one or more jobs or sweeps from their results."""
     from deepreshape.report import picture
-    from deepreshape.results import finished
+    from deepreshape.training.runs import finished
 
     rows = [row for folder in folders for row in finished(folder)]
     if not rows:
@@ -218,8 +218,8 @@ def fetch(
     as_json: Json = False,
 ) -> None:
     """Download a data set, check its SHA-256 and unpack it; a download that was cut goes on."""
-    from deepreshape.training.data import data_folder
-    from deepreshape.training.fetch import fetch as fetch_data
+    from deepreshape.data.dataset import data_folder
+    from deepreshape.data.fetch import fetch as fetch_data
 
     with progress_bar() as bar:
         task = bar.add_task(f"{data}, MB", total=None)
@@ -255,7 +255,7 @@ def _print_results(rows: list[dict[str, Any]], baseline: str) -> None:
 def _write_report(folders: list[Path], rows: list[dict[str, Any]], path: Path) -> Path:
     import yaml
 
-    from deepreshape.explorer import explore
+    from deepreshape.experiments.live import explore
     from deepreshape.report import render, summarize
     from deepreshape.report.explore import embedded
 
@@ -286,8 +286,8 @@ def _baseline_of(config: dict[str, Any]) -> str:
 
 def _command_of(config: dict[str, Any], folder: Path) -> str:
     """The command that makes a job or a sweep of these settings, or those that train the designs of a search."""
-    from deepreshape.results import finished
     from deepreshape.training import RECIPES, set_options
+    from deepreshape.training.runs import finished
 
     if "designs" in config:
         return "\n".join(row["command"] for row in finished(folder))

@@ -17,11 +17,11 @@ from torch import nn
 
 from deepreshape.models import Architecture, architecture, build
 from deepreshape.models.saved import Manifest, load
+from deepreshape.models.zoo import folder_of
 from deepreshape.training import load_data
-from deepreshape.zoo import folder_of
 
 if TYPE_CHECKING:
-    from deepreshape.private.fixed import Lowered
+    from deepreshape.private.program.quantize import Lowered
 
 __all__ = ["Inputs", "Network", "compare", "find_inputs", "find_network", "lowered", "random_inputs", "read_samples"]
 
@@ -181,7 +181,7 @@ def read_samples(path: Path) -> Images:
 
 def lowered(network: Network, inputs: Inputs) -> Lowered:
     """The integer program, with random weights if the network has a name only."""
-    from deepreshape.private.lower import lower
+    from deepreshape.private.program.lower import lower
 
     return lower(network.built(), inputs.known)
 

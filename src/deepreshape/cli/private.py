@@ -31,13 +31,13 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from deepreshape.cli.models import Inputs, Network
-    from deepreshape.private.calibrate import Calibrated
-    from deepreshape.private.fixed import Lowered
-    from deepreshape.private.party import Client
-    from deepreshape.private.plan import Plan
-    from deepreshape.private.program import Program
-    from deepreshape.private.variant import Variant
-    from deepreshape.private.wire import Endpoint
+    from deepreshape.private.parties.plan import Plan
+    from deepreshape.private.parties.sessions import Client
+    from deepreshape.private.program.ops import Program
+    from deepreshape.private.program.quantize import Lowered
+    from deepreshape.private.program.relu_config import Variant
+    from deepreshape.private.program.sign_bits import Calibrated
+    from deepreshape.private.transport.tls import Endpoint
 
 Role = Literal["client", "server"]
 
@@ -110,7 +110,7 @@ class Relus:
 
     def variant(self) -> Variant:
         """How they are computed."""
-        from deepreshape.private.variant import Variant
+        from deepreshape.private.program.relu_config import Variant
 
         found = Variant.parse(self.relu)
         options: dict[str, Any] = {"drop": self.drop_bits, "calibrated": self.calibrated, "mode": self.mode}
@@ -124,7 +124,7 @@ class Relus:
 
     def plan(self, program: Program) -> Plan:
         """How ``program`` is run."""
-        from deepreshape.private.plan import Plan
+        from deepreshape.private.parties.plan import Plan
 
         return Plan(program.public(), self.role(), variant=self.variant())
 
@@ -142,15 +142,15 @@ class Party:
 
     def endpoint(self, role: Role) -> Endpoint:
         """Its certificate, loaded."""
-        from deepreshape.private.certificates import Credentials
-        from deepreshape.private.wire import Endpoint
+        from deepreshape.private.transport.certificates import Credentials
+        from deepreshape.private.transport.tls import Endpoint
 
         return Endpoint(Credentials.within(self.keys, role, self.name or role))
 
     def client(self, how: Relus) -> Client:
         """A client with all of it."""
-        from deepreshape.private.party import Client
-        from deepreshape.private.store import Store
+        from deepreshape.private.parties.sessions import Client
+        from deepreshape.private.parties.store import Store
 
         if not self.port:
             raise ValueError("--port 0 lets `serve` choose; a client needs the port that it chose")
@@ -190,8 +190,8 @@ def local(
     import numpy as np
 
     from deepreshape.cli.models import compare
-    from deepreshape.private.fixed import from_fixed, to_fixed
-    from deepreshape.private.local import run_local
+    from deepreshape.private.program.quantize import from_fixed, to_fixed
+    from deepreshape.private.service.local_run import run_local
 
     variant = how.variant()
     chooses = variant.calibrated and variant.protocol == "gc-stochastic"
@@ -243,7 +243,7 @@ def keygen(
     as_json: Json = False,
 ) -> None:
     """Make an authority of your own with a certificate for a server, unless the folder has one, and for clients."""
-    from deepreshape.private.certificates import create_authority, issue
+    from deepreshape.private.transport.certificates import create_authority, issue
 
     server: list[tuple[Role, str]] = []
     if not client or not (to / "authority.pem").exists():
@@ -280,10 +280,10 @@ def lower(
 ) -> None:
     """Turn a model into an integer program: one part with the weights for the server, a public one for the client."""
     from deepreshape.cli.models import compare
-    from deepreshape.private import plain
-    from deepreshape.private.fixed import from_fixed, to_fixed
-    from deepreshape.private.program import Relu
-    from deepreshape.private.program_bytes import digest, to_bytes
+    from deepreshape.private.program import interpret as plain
+    from deepreshape.private.program.encoding import digest, to_bytes
+    from deepreshape.private.program.ops import Relu
+    from deepreshape.private.program.quantize import from_fixed, to_fixed
 
     if mode and max_loss is None:
         raise ValueError(
@@ -345,11 +345,11 @@ def serve(
     as_json: Json = False,
 ) -> None:
     """Serve a program to clients with a certificate of the same authority, several at once; Ctrl-C ends it."""
-    from deepreshape.private.caps import Caps
-    from deepreshape.private.server import Model
-    from deepreshape.private.service import Service
-    from deepreshape.private.store import Store
-    from deepreshape.private.wire import listen
+    from deepreshape.private.parties.server import Model
+    from deepreshape.private.parties.store import Store
+    from deepreshape.private.service.quotas import Caps
+    from deepreshape.private.service.service import Service
+    from deepreshape.private.transport.tls import listen
 
     program = _program(own.program)
     if not program.weights:
@@ -402,7 +402,7 @@ def query(
     """Ask for the classes of one input, without showing it; prepares first if no batch is ready."""
     import numpy as np
 
-    from deepreshape.private.fixed import from_fixed, to_fixed
+    from deepreshape.private.program.quantize import from_fixed, to_fixed
 
     party = own.client(how)
     facts = json.loads((own.program.parent / FACTS).read_text())
@@ -455,8 +455,8 @@ def _print_comparison(beside: dict[str, Any]) -> None:
 
 def _program(path: Path) -> Program:
     """One party's part, from its file."""
-    from deepreshape.private.program import ProgramError
-    from deepreshape.private.program_bytes import from_bytes
+    from deepreshape.private.program.encoding import from_bytes
+    from deepreshape.private.program.ops import ProgramError
 
     try:
         return from_bytes(path.read_bytes())
@@ -480,9 +480,9 @@ def _facts(path: Path, program: Program) -> dict[str, Any]:
 
 def _windows(lowered: Lowered, inputs: Inputs, max_loss: float, variant: Variant) -> Calibrated:
     """The program with low bits chosen on validation data; without labels, its own classes take their place."""
-    from deepreshape.private import plain
-    from deepreshape.private.calibrate import calibrate
-    from deepreshape.private.fixed import to_fixed
+    from deepreshape.private.program import interpret as plain
+    from deepreshape.private.program.quantize import to_fixed
+    from deepreshape.private.program.sign_bits import calibrate
 
     x, labels = to_fixed(inputs.validation, lowered.program.input_fraction), inputs.labels
     if labels is None:

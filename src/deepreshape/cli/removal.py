@@ -27,7 +27,7 @@ from deepreshape.cli.console import (
 )
 
 if TYPE_CHECKING:
-    from deepreshape.sweep import Run
+    from deepreshape.experiments.sweep import Run
     from deepreshape.training import Progress as TrainingProgress
 
 app = typer.Typer()
@@ -71,12 +71,12 @@ def linearize(
 ) -> None:
     """Remove ReLUs from a trained network until exactly so many are left, and fine-tune it."""
     from deepreshape.cost import PROFILES
-    from deepreshape.linearize import masks_of
+    from deepreshape.experiments.sweep import reduce_saved
     from deepreshape.models.saved import load
+    from deepreshape.models.zoo import folder_of
+    from deepreshape.removal import masks_of
     from deepreshape.report import picture_of_masks
-    from deepreshape.sweep import reduce_saved
     from deepreshape.training import load_data, parallel
-    from deepreshape.zoo import folder_of
 
     if price is not None and price not in PROFILES:
         raise ValueError(f"unknown price profile {price!r}; known are {', '.join(PROFILES)}")
@@ -154,10 +154,10 @@ def sweep(
     as_json: Json = False,
 ) -> None:
     """Remove ReLUs from many networks, by many methods, to many budgets; one row of results each."""
-    from deepreshape.results import RESULTS
-    from deepreshape.sweep import Sweep
-    from deepreshape.sweep import sweep as run_sweep
+    from deepreshape.experiments.sweep import Sweep
+    from deepreshape.experiments.sweep import sweep as run_sweep
     from deepreshape.training import load_data, with_values
+    from deepreshape.training.runs import RESULTS
 
     set_threads(threads, data)
     base = read_recipe(data, None)
@@ -204,7 +204,7 @@ def _settings(method: str, budget: int, data: str, pairs: dict[str, str]) -> tup
     """The method and the recipe that some settings make, each of which belongs to one of them."""
     from dataclasses import fields
 
-    from deepreshape.sweep import configured
+    from deepreshape.experiments.sweep import configured
     from deepreshape.training import Recipe
 
     own = {field.name for field in fields(configured(method, budget, {}))}

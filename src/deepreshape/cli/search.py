@@ -28,7 +28,7 @@ from deepreshape.cli.console import (
 from deepreshape.cli.costs import Garbler, Links, ProfileFile, Protocol, read_protocols, read_terms
 
 if TYPE_CHECKING:
-    from deepreshape.search import Candidate, Space
+    from deepreshape.design.search import Candidate, Space
     from deepreshape.training import Dataset, Progress, Recipe
 
 app = typer.Typer()
@@ -76,8 +76,8 @@ def search(
     as_json: Json = False,
 ) -> None:
     """Find the HybReNets that are likely most accurate within a cost; train the best of them."""
-    from deepreshape.results import finished
-    from deepreshape.search import PROXY, Limit, Proxy, Space, by_evolution, by_optuna, front
+    from deepreshape.design.search import PROXY, Limit, Proxy, Space, by_evolution, by_optuna, front
+    from deepreshape.training.runs import finished
 
     if (max_seconds is None) == (max_bytes is None):
         raise ValueError("give one of --max-seconds and --max-bytes")
@@ -144,8 +144,8 @@ def _fitting_data(name: str, data_dir: Path | None, space: Space) -> Dataset:
 
 def _train_best(best: list[Candidate], data: Dataset, recipe: Recipe, to: Path) -> list[dict[str, Any]]:
     """Each from fresh weights; a folder that was begun goes on."""
-    from deepreshape.job import Point, train_point
-    from deepreshape.results import work_off
+    from deepreshape.experiments.run import Point, train_point
+    from deepreshape.training.runs import work_off
 
     points = [Point(each.network, each.plan, each.relus, 0) for each in best]
     with progress_bar() as bar:

@@ -18,8 +18,8 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from deepreshape.private.exact import windows
-from deepreshape.private.program import (
+from deepreshape.private.program.integer_linear import windows
+from deepreshape.private.program.ops import (
     INPUT,
     Add,
     Conv2d,

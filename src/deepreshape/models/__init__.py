@@ -7,7 +7,7 @@ from torch import nn
 
 from deepreshape.models import resnet, resnet9, vgg, wide_resnet
 from deepreshape.models.architecture import Architecture, Site
-from deepreshape.models.presets import PRESETS, architecture, name_of
+from deepreshape.models.names import PRESETS, architecture, name_of
 
 __all__ = ["PRESETS", "Architecture", "Site", "architecture", "build", "name_of", "relus", "relus_at", "sites"]
 

@@ -1,6 +1,6 @@
 """Data as tensors, recipes, the training loop, distillation."""
 
-from deepreshape.training.data import DATASETS, Dataset, Split, augment, data_folder, load_data
+from deepreshape.data.dataset import DATASETS, Dataset, Split, augment, data_folder, load_data
 from deepreshape.training.distill import activations, distillation_loss, mismatch_loss
 from deepreshape.training.loop import METRICS, Progress, Search, Trained, accuracy, train
 from deepreshape.training.recipe import RECIPES, Recipe, check_ranges, set_options, with_values

@@ -21,14 +21,14 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from deepreshape.data.dataset import Dataset, Split, augment, smaller
 from deepreshape.nn import MASKED, Faults, faulty
-from deepreshape.results import read_rows, refuse_others, write_rows
 from deepreshape.training.convolution import MatrixConvolutions
-from deepreshape.training.data import Dataset, Split, augment, smaller
 from deepreshape.training.distill import activations, distillation_loss, mismatch_loss
 from deepreshape.training.muon import Muon
 from deepreshape.training.parallel import add_up_gradients, part, rank, shared_norms
 from deepreshape.training.recipe import Recipe
+from deepreshape.training.runs import read_rows, refuse_others, write_rows
 
 __all__ = ["METRICS", "Progress", "Search", "Trained", "accuracy", "train"]
 

@@ -1,0 +1,1 @@
+"""Folders of results that continue after a kill."""

@@ -1,0 +1,152 @@
+"""Points of jobs priced for the explorable report, and the page that prices networks live on loopback."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+from deepreshape.cost import LINKS, Layer, Quote, read_link
+from deepreshape.counting import count
+from deepreshape.models import Architecture, name_of, relus, relus_at, sites
+from deepreshape.models.resnet import layers
+from deepreshape.models.saved import load
+from deepreshape.pricing.quote import PROTOCOLS, Terms, quote_layers
+from deepreshape.removal import Plan, plan, plan_of
+from deepreshape.report import Summary
+from deepreshape.report.explore import Priced, described, explorable, page
+
+__all__ = ["explore", "live_quote", "serve"]
+
+SHOWN = ("lan", "wan", "wireless")
+
+
+def explore(points: Sequence[Summary], folders: Sequence[Path]) -> dict[str, Any]:
+    """Data of the explorable chart, from the saved models of job folders.
+
+    A point whose model is in none of the folders is left out.
+    """
+    found: list[tuple[Summary, Priced]] = []
+    for point in points:
+        saved = [folder / "models" / str(point.rows[0]["id"]) for folder in folders]
+        model = next((path for path in saved if (path / "manifest.json").is_file()), None)
+        if model:
+            found.append((point, _priced(model, point)))
+    return explorable([point for point, _ in found], [priced for _, priced in found])
+
+
+def _priced(folder: Path, point: Summary) -> Priced:
+    model, manifest = load(folder)
+    counted = count(model, manifest.architecture.input)
+    settings = {
+        "data": manifest.dataset,
+        **{key: point.rows[0][key] for key in ("epochs", "seed") if key in point.rows[0]},
+    }
+    for entry in manifest.history:
+        if "recipe" in entry:
+            settings |= entry["recipe"]
+    kept = {layer.name: getattr(layer, "relus", 0) for layer in counted.layers}
+    return Priced(quotes(counted.priced_layers), _sites(manifest.architecture, kept), settings)
+
+
+def quotes(
+    own: Sequence[Layer], names: Sequence[str] = SHOWN, protocols: Sequence[str] = PROTOCOLS
+) -> dict[str, Quote]:
+    """Every protocol on every link."""
+    return {
+        f"{protocol}, {name}": quote_layers(own, Terms(protocol, link=read_link(name)))
+        for protocol in protocols
+        for name in names
+    }
+
+
+def _sites(made: Architecture, kept: Mapping[str, int]) -> tuple[tuple[str, int, int], ...]:
+    """What is left of every site, masks included."""
+    return tuple((site.name, kept.get(site.name, relus_at(made, site)), site.relus) for site in sites(made))
+
+
+def live_quote(words: Mapping[str, str]) -> dict[str, Any]:
+    """What a HybReNet costs: answers the sliders, by arithmetic and without a trace.
+
+    Args:
+        words: as text: ``phi``, ``base``, ``alpha`` ..., ``budget`` (percent of the ReLUs), ``input``, ``wire`` (a
+            link), ``kind`` (a protocol).
+
+    Raises:
+        ValueError: if one does not fit.
+    """
+    try:
+        phi = tuple(int(part) for part in words["phi"].split(","))
+        channels, height, width = (int(part) for part in words["input"].split("x"))
+        multipliers = tuple(int(words[name]) for name in ("alpha", "beta", "gamma")[: len(phi) - 1])
+        base, percent = int(words["base"]), int(words["budget"])
+    except (KeyError, ValueError) as error:
+        raise ValueError(f"cannot read the settings: {error}") from None
+    whole = Architecture("resnet", phi, base, multipliers, (channels, height, width))
+    chosen = _within(whole, percent)
+    own = tuple(layers(chosen.architecture))
+    point = Priced(quotes(own, [words["wire"]], [words["kind"]]), _sites(chosen.architecture, {}), {})
+    return {
+        "network": _name(whole),
+        "plan": str(chosen),
+        "relus": chosen.relus,
+        "macs": sum(getattr(layer, "macs", 0) for layer in own),
+        "top1": None,
+        **described(point),
+    }
+
+
+def _within(whole: Architecture, percent: int) -> Plan:
+    return plan_of(whole) if percent >= 100 else plan(whole, relus(whole) * percent // 100)
+
+
+def _name(made: Architecture) -> str:
+    try:
+        return name_of(made)
+    except ValueError:  # a single stage has no multipliers to be named by
+        return str(made.phi)
+
+
+def serve(port: int, points: Sequence[Summary], folders: Sequence[Path]) -> ThreadingHTTPServer:
+    """A server on loopback with the page; the caller runs and closes it.
+
+    Raises:
+        OSError: if the port is taken.
+    """
+    data = {**explore(points, folders), "live": True, "protocols": list(PROTOCOLS), "links": list(LINKS)}
+    body = page("DeepReShape: what it costs", data).encode()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            # a page of another site that resolves its name to loopback is not answered
+            if self.headers.get("Host", "").rpartition(":")[0] not in ("127.0.0.1", "localhost"):
+                self._answer(403, "text/plain", b"loopback only")
+                return
+            parts = urlsplit(self.path)
+            if parts.path == "/":
+                self._answer(200, "text/html; charset=utf-8", body)
+            elif parts.path == "/quote":
+                self._answer(200, "application/json", json.dumps(self._quote(parts.query)).encode())
+            else:
+                self._answer(404, "text/plain", b"there is / and /quote")
+
+        def _quote(self, query: str) -> dict[str, Any]:
+            try:
+                return live_quote({key: values[-1] for key, values in parse_qs(query).items()})
+            except ValueError as error:
+                return {"error": str(error)}
+
+        def _answer(self, status: int, kind: str, content: bytes) -> None:
+            self.send_response(status)
+            self.send_header("Content-Type", kind)
+            self.send_header("Content-Length", str(len(content)))
+            self.send_header("X-Content-Type-Options", "nosniff")
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, format: str, *arguments: object) -> None: ...
+
+    return ThreadingHTTPServer(("127.0.0.1", port), Handler)

@@ -1,0 +1,413 @@
+"""Time this machine's primitives: the units in which ``turns.py`` declares work.
+
+Every unit is taken from the code that a real run goes through, on sizes like those of a real run, and is the least
+over the rounds: other load can only lengthen one.
+
+Last, small programs run whole (``probe.py``): what the primitives miss, taken one at a time, goes into the units.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from datetime import date
+from importlib.metadata import version
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from deepreshape.cost import Profile
+from deepreshape.pricing.probe_runs import adjusted
+from deepreshape.pricing.timing import Step, both, fastest, least
+from deepreshape.pricing.work import unit
+from deepreshape.private.arith.drelu import Window
+from deepreshape.private.arith.ring import Randomness, Ring
+from deepreshape.private.crypto.gc.halfgates import BATCH, Offset
+from deepreshape.private.crypto.he.bfv import ClientKey, Parameters, Responder, candidates, encode
+from deepreshape.private.crypto.ot import iknp as ot
+from deepreshape.private.parties.preprocessing import Reading, Writing
+from deepreshape.private.parties.store import Binding, Store
+from deepreshape.private.program.integer_linear import on_shares
+from deepreshape.private.program.ops import Conv2d, Weights
+from deepreshape.private.protocols import base as relu
+from deepreshape.private.protocols import truncate
+from deepreshape.private.protocols.base import Party, Prepared, ReluLayer, Role
+from deepreshape.private.protocols.linear import Convolution, lay_out
+from deepreshape.private.protocols.truncate import TruncationLayer
+from deepreshape.private.transport.certificates import create_authority, issue
+from deepreshape.private.transport.channel import Channel, Frame
+from deepreshape.private.transport.handshake import Agreement, client_session, server_session
+from deepreshape.private.transport.tls import Endpoint, listen
+
+RING = Ring(32)
+"""Where the units are measured; those of other rings go with their AND gates, bits and elements."""
+PIECE_BYTES = 24 << 20
+"""About what one batch of garbled ReLUs takes. Memory of this size is new to a process each time, which costs."""
+PACKAGES = ("deepreshape", "numpy", "cryptography", "pynacl", "tenseal")
+Units = dict[str, float]
+Observer = Callable[[str], None]
+
+
+def measure(name: str, rounds: int = 7, observe: Observer | None = None) -> Profile:
+    """Measure everything; takes about a minute.
+
+    Args:
+        name: of the profile.
+        rounds: how often each step is timed.
+        observe: is told what is being timed.
+    """
+    units: Units = {}
+    resident = _resident()
+    steps: dict[str, Callable[[int], Units]] = {
+        "sessions and TLS": _wire,
+        "the offline store": _store,
+        "oblivious transfer": _transfers,
+        "garbling": _relus,
+        "truncation": _truncations,
+        "products in the clear": _clear,
+        "homomorphic encryption": _encryption,
+    }
+    for what, step in steps.items():
+        if observe:
+            observe(what)
+        units |= step(rounds)
+    if observe:
+        observe("whole runs")
+    return adjusted(Profile(name, date.today().isoformat(), machine(), versions(), units, resident), -(-rounds // 9))
+
+
+def _wire(rounds: int) -> Units:
+    with tempfile.TemporaryDirectory() as scratch, listen("127.0.0.1", 0) as door, ThreadPoolExecutor(1) as threads:
+        folder = Path(scratch)
+        create_authority(folder)
+        ends = {role: Endpoint(issue(folder, role, "calibration")) for role in ("client", "server")}
+        agreement = Agreement("0" * 64, {})
+        piece = np.zeros(PIECE_BYTES, np.uint8)
+        count = 8
+
+        def serve() -> float:
+            channel = ends["server"].accept(door.accept()[0])
+            with server_session(channel, lambda _: agreement):
+                begin = time.thread_time()
+                for _ in range(count):
+                    channel.receive(Frame.TABLES, piece.nbytes)
+                return time.thread_time() - begin
+
+        found: list[tuple[float, float, float]] = []
+        for _ in range(rounds):
+            served = threads.submit(serve)
+            begin = time.perf_counter()
+            channel = ends["client"].connect("127.0.0.1", door.getsockname()[1])
+            with client_session(channel, agreement):
+                greeted = time.perf_counter() - begin
+                begin = time.thread_time()
+                for _ in range(count):
+                    channel.send(Frame.TABLES, piece)
+                sent = time.thread_time() - begin
+            found.append((greeted, sent / count / piece.nbytes, served.result() / count / piece.nbytes))
+    session, send, receive = least(found)
+    return {"session": session, "tls.send": send, "tls.receive": receive}
+
+
+def _store(rounds: int) -> Units:
+    binding = Binding("0" * 64, "1" * 64, {})
+    count = 8
+    with tempfile.TemporaryDirectory() as scratch:
+        store = Store(Path(scratch))
+
+        def once(streams: int, pieces: int, size: int) -> tuple[float, ...]:
+            """Seconds to create, write, commit, claim, and read and destroy a batch."""
+            session = os.urandom(32).hex()
+            made = [Prepared({"tables": np.zeros(size, np.uint8)}) for _ in range(streams * pieces)]
+            marks = [time.perf_counter()]
+            with store.create(binding, session) as writer:
+                marks.append(time.perf_counter())
+                with Writing(writer) as sink:
+                    for number, prepared in enumerate(made):
+                        sink.put(f"{number % streams}.x", prepared)
+                marks.append(time.perf_counter())
+                writer.commit()
+            marks.append(time.perf_counter())
+            with store.claim(binding, session) as batch:
+                marks.append(time.perf_counter())
+                for number in range(streams):
+                    for prepared in Reading(batch).get(f"{number}.x"):
+                        prepared.take()
+                marks.append(time.perf_counter())
+            marks.append(time.perf_counter())
+            return tuple(after - before for before, after in pairwise(marks))
+
+        small, many, large = (
+            least([once(*sizes) for _ in range(rounds)]) for sizes in ((1, 1, 64), (65, 1, 64), (1, count, PIECE_BYTES))
+        )
+    nbytes = count * PIECE_BYTES
+    return {
+        "store.create": small[0] + small[2],
+        "store.claim": small[3],
+        "store.stream": max(sum(many[:3]) - sum(small[:3]), 0.0) / 64,
+        "store.open": max(sum(many[3:]) - sum(small[3:]), 0.0) / 64,
+        "store.write": large[1] / nbytes,
+        "store.commit": max(large[2] - small[2], 0.0) / nbytes,
+        "store.read": large[4] / nbytes,
+        "store.destroy": max(large[5] - small[5], 0.0) / nbytes,
+    }
+
+
+def _transfers(rounds: int) -> Units:
+    count = 1 << 19
+    send_base, receive_base, choose, give = least([_transfer(count) for _ in range(rounds)])
+    return {
+        "ot.base.send": send_base,
+        "ot.base.receive": receive_base,
+        "ot.choose": choose / count,
+        "ot.send": give / count,
+    }
+
+
+def _transfer(count: int) -> tuple[float, ...]:
+    """Seconds of the base transfers' sender and receiver, of the chooser and the sender of ``count`` transfers."""
+    session, rng = os.urandom(32), Randomness()
+    choices = rng.bytes(count) & np.uint8(1)
+    receiver: list[ot.CorrelatedReceiver] = []
+    sender: list[ot.CorrelatedSender] = []
+    base = both(
+        lambda channel: receiver.append(ot.CorrelatedReceiver.start(channel, session, rng)),
+        lambda channel: sender.append(ot.CorrelatedSender.start(channel, session, Offset(Randomness()), Randomness())),
+    )
+    extended = both(
+        lambda channel: receiver[0].extend(channel, choices), lambda channel: sender[0].extend(channel, count)
+    )
+    return *base, *extended
+
+
+def _relus(rounds: int) -> Units:
+    few, many = BATCH // 8, 2 * BATCH
+    units: Units = {}
+    transfers = _transfers(rounds)
+
+    def timed(layer: ReluLayer) -> dict[str, float]:
+        rows = [_relu(layer, transfers) for _ in range(rounds)]
+        return dict(zip(("garble", "take", "label", "evaluate"), least(rows), strict=True))
+
+    for garbler in ("server", "client"):
+        layers = [ReluLayer("calibration", RING, 11, count, garbler) for count in (few, many)]
+        gates = layers[0].circuit.and_gates
+        small, large = map(timed, layers)
+        for step in large:
+            name = unit(layers[0], step)
+            if step in ("take", "label"):
+                units[name] = large[step] / many / gates
+            else:
+                units |= _line(name, "gate", (1, few, small[step] / gates), (2, many, large[step] / gates))
+        narrow, wide = (
+            ReluLayer("calibration", RING, 11, many, garbler, sign=Window(RING, low, RING.bits)) for low in (20, 0)
+        )
+        small, large = timed(narrow), timed(wide)
+        for step in large:
+            sizes = [(many, many * layer.circuit.and_gates) for layer in (narrow, wide)]
+            units |= _line(unit(wide, step), "relu", (*sizes[0], small[step]), (*sizes[1], large[step]))
+            if step in ("garble", "evaluate"):
+                units[f"{unit(wide, step)}.gate"] = units[f"gc-full.{garbler}.{step}.gate"]
+    return units
+
+
+def _line(name: str, other: str, *points: tuple[int, int, float]) -> Units:
+    """Seconds of two things, from (how many of the other, how many of the first, seconds) at two sizes."""
+    (one, few, short), (two, many, long) = points
+    each = (long - two / one * short) / (many - two / one * few)
+    if not 0 < each * few <= short:  # too noisy for two unknowns
+        return {name: long / many, f"{name}.{other}": 0.0}
+    return {name: each, f"{name}.{other}": (short - each * few) / one}
+
+
+def _relu(layer: ReluLayer, transfers: Units) -> tuple[float, ...]:
+    """Seconds of the garbler offline, evaluator offline, garbler online, evaluator online; transfers taken off."""
+    session, rng = os.urandom(32), Randomness()
+    share, mask, theirs = (layer.modulus.random(layer.count, rng) for _ in range(3))
+    parties: dict[Role, Party | None] = {}
+    kept: dict[Role, list[Prepared]] = {}
+
+    def start(role: Role) -> Step:
+        def step(channel: Channel) -> None:
+            parties[role] = relu.start(channel, role, [layer], session)
+
+        return step
+
+    def offline(role: Role) -> Step:
+        def step(channel: Channel) -> None:
+            party = parties[role]
+            assert party is not None  # noqa: S101 - there is a layer
+            if role == "client":
+                given = relu.client_offline(channel, layer, party, share, mask)
+            else:
+                given = relu.server_offline(channel, layer, party)
+            kept[role] = [prepared for prepared in given if prepared is not None]
+
+        return step
+
+    both(start("client"), start("server"))
+    first = dict(zip(("client", "server"), both(offline("client"), offline("server")), strict=True))
+    second = dict(
+        zip(
+            ("client", "server"),
+            both(
+                lambda channel: relu.client_online(channel, layer, session, kept["client"]),
+                lambda channel: relu.server_online(channel, layer, session, kept["server"], theirs),
+            ),
+            strict=True,
+        )
+    )
+    evaluator = "client" if layer.garbler == "server" else "server"
+    count = layer.chosen * layer.count
+    return (
+        max(first[layer.garbler] - count * transfers["ot.send"], 0.0),
+        max(first[evaluator] - count * transfers["ot.choose"], 0.0),
+        second[layer.garbler],
+        second[evaluator],
+    )
+
+
+def _truncations(rounds: int) -> Units:
+    layer = TruncationLayer("calibration", RING, 11, 1 << 16)
+    transfers = _transfers(rounds)
+    client, server, answer, finish = least([_truncation(layer, transfers) for _ in range(rounds)])
+    return {
+        "truncate.client.offline": max(client, 0.0) / layer.count,
+        "truncate.server.offline": max(server, 0.0) / layer.count,
+        "truncate.client.online": answer / layer.count,
+        "truncate.server.online": finish / layer.count,
+    }
+
+
+def _truncation(layer: TruncationLayer, transfers: Units) -> tuple[float, ...]:
+    """Seconds of (client, server) offline, transfers taken off, and online."""
+    session, rng = os.urandom(32), Randomness()
+    share, mask, theirs = (layer.modulus.random(layer.count, rng) for _ in range(3))
+    receiver: list[truncate.Receiver] = []
+    sender: list[truncate.Sender] = []
+    kept: dict[Role, Prepared] = {}
+
+    def client_offline(channel: Channel) -> None:
+        kept["client"] = truncate.client_offline(channel, layer, receiver[0], share, mask)
+
+    def server_offline(channel: Channel) -> None:
+        kept["server"] = truncate.server_offline(channel, layer, sender[0])
+
+    def client_online(channel: Channel) -> None:
+        truncate.client_send(channel, layer, truncate.client_receive(channel, layer, kept["client"]))
+
+    def server_online(channel: Channel) -> None:
+        truncate.server_receive(channel, layer, truncate.server_send(channel, layer, kept["server"], theirs))
+
+    both(
+        lambda channel: receiver.append(truncate.Receiver.start(channel, session, rng)),
+        lambda channel: sender.append(truncate.Sender.start(channel, session, Randomness())),
+    )
+    client, server = both(client_offline, server_offline)
+    choose, give = (layer.count * transfers[unit] for unit in ("ot.choose", "ot.send"))
+    return client - choose, server - give, *both(client_online, server_online)
+
+
+def _clear(rounds: int) -> Units:
+    """A narrow layer mostly gathers patches, a wide one multiplies, a wider one of a tiny map converts weights."""
+    rng = np.random.default_rng(0)
+    equations: list[list[float]] = []
+    seconds: list[float] = []
+    for channels, side in ((16, 32), (256, 8), (512, 2)):
+        op = Conv2d("calibration", ("input",), channels, 3, 8, 8, 1, 1)
+        own = Weights(rng.integers(-99, 100, (channels, channels, 3, 3), np.int64), np.zeros(channels, np.int64))
+        share = RING.random((channels, side, side), Randomness())
+        seconds.append(fastest(lambda op=op, own=own, x=share: on_shares(op, own, x, RING), 5 * rounds))
+        patches = channels * 9 * side * side
+        equations.append([patches * channels, patches, own.weight.size])
+    found = np.linalg.solve(np.array(equations), np.array(seconds))
+    mac, patch, weight = map(float, np.maximum(found, 0.0))  # a small one may drown in noise
+    values = RING.random(1 << 18, Randomness())
+    element = fastest(
+        lambda: RING.unpack(memoryview(bytearray(RING.pack(RING.sub(values, values)))), values.size), rounds
+    )
+    return {"clear.mac": mac, "clear.patch": patch, "clear.weight": weight, "element": element / values.size}
+
+
+def _encryption(rounds: int) -> Units:
+    widest = {len(parameters.prime_bits): parameters for parameters in candidates(RING.order)}
+    units: Units = {}
+    for primes, parameters in widest.items():
+        units |= {f"he{primes}.{unit}": seconds for unit, seconds in _one_set(parameters, rounds).items()}
+    return units
+
+
+def _one_set(parameters: Parameters, rounds: int) -> Units:
+    """Homomorphic units under one set of parameters, which go by the number of its primes."""
+    layout = lay_out(Convolution(16, 32, 32, 16, 3, 1, 1, 4), parameters)
+    keys = fastest(lambda: ClientKey(parameters).public_key(), rounds)
+    key = ClientKey(parameters)
+    responder = Responder(parameters, key.public_key())
+    polynomial = RING.random(parameters.degree, Randomness())
+    fresh = key.encrypt(polynomial)
+    received = responder.receive(fresh)
+    weights = np.random.default_rng(0).integers(-8, 9, layout.layer.weight_shape)
+    split = layout.split_weights(weights)[: layout.out_tile]
+    encoded = encode(parameters, layout.plaintext(split, 0))
+    all_places = np.arange(parameters.degree // 2, dtype=np.intp)
+    few, most, many = all_places[:64], all_places, 8
+
+    def respond(places: Any, products: int) -> bytes:
+        mask = np.zeros(len(places), np.uint64)
+        return responder.respond([(received, encoded)] * products, mask, layout.form, places)
+
+    bare, one, wide = (
+        fastest(lambda places=places, n=n: respond(places, n), rounds)
+        for places, n in ((few, 0), (few, many), (most, 0))
+    )
+    short, long = respond(few, 1), respond(most, 1)
+    narrow, broad = (
+        fastest(lambda data=data, places=places: key.decrypt(data, layout.form, places), rounds)
+        for data, places in ((short, few), (long, most))
+    )
+    extra = len(most) - len(few)
+    return {
+        "keys": keys,
+        "encrypt": fastest(lambda: key.encrypt(polynomial), rounds),
+        "receive": fastest(lambda: responder.receive(fresh), rounds),
+        "encode": fastest(lambda: encode(parameters, layout.plaintext(split, 0)), rounds),
+        "product": max(one - bare, 0.0) / many,
+        "respond": bare,
+        "reveal": max(wide - bare, 0.0) / extra,
+        "decrypt": narrow,
+        "reveal.client": max(broad - narrow, 0.0) / extra,
+    }
+
+
+def machine() -> dict[str, Any]:
+    """Its processor, cores, system and load."""
+    facts: dict[str, str] = {}
+    listed = Path("/proc/cpuinfo")
+    for line in listed.read_text().splitlines() if listed.exists() else []:
+        name, _, value = line.partition(":")
+        facts.setdefault(name.strip(), value.strip())
+    return {
+        "cpu": facts.get("model name") or platform.processor() or platform.machine(),
+        "cpus": os.cpu_count(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "load_1min": round(os.getloadavg()[0], 2),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Of Python and the packages that the units depend on."""
+    return {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
+
+
+def _resident() -> int:
+    status = Path("/proc/self/status")
+    for line in status.read_text().splitlines() if status.exists() else []:
+        if line.startswith("VmRSS:"):
+            return int(line.split()[1]) << 10
+    return 0

@@ -1,0 +1,102 @@
+"""From a network to what one private inference of it costs, under a protocol, a link and a profile of machines."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import isfinite
+from typing import Literal
+
+from deepreshape.cost import LINKS, PROFILES, Layer, Link, Profile, Quote, price, reference, schedule, split
+from deepreshape.pricing.estimate import outline
+from deepreshape.pricing.work import Steps, turns
+from deepreshape.private.parties.plan import Plan
+from deepreshape.private.program.ops import Program
+from deepreshape.private.program.relu_config import PROTOCOLS as VARIANTS
+from deepreshape.private.program.relu_config import Variant
+from deepreshape.private.protocols.he_workers import worthwhile
+
+__all__ = ["OURS", "PROTOCOLS", "Terms", "quote_layers", "quote_program"]
+
+OURS = ("gc-full", "gc-sign", "gc-stochastic:drop=12")
+"""Ways to compute ReLUs in the private runtime; others are written as ``private.variant.Variant`` has it."""
+PROTOCOLS = (*OURS, *PROFILES)
+"""What can be priced: our runtime under a measured profile, and the systems of a published study."""
+
+
+@dataclass(frozen=True)
+class Terms:
+    """Under what an inference is priced.
+
+    Attributes:
+        protocol: one of :data:`PROTOCOLS`, or another variant of our runtime.
+        garbler: who garbles; a published protocol says so itself.
+        link: between the parties; None is this machine alone for our runtime, and the study's own for its protocols.
+        slots: divide the sum of the link's rates between its directions by need.
+        workers: the most processes of the server that share homomorphic work; as many as pay on the profile's machine
+            without.
+        profile: measured; the package's reference without.
+        bits: of the ring, for networks that are priced by their layers alone.
+    """
+
+    protocol: str = "gc-full"
+    garbler: Literal["server", "client"] = "server"
+    link: Link | None = None
+    slots: bool = False
+    workers: int | None = None
+    profile: Profile | None = None
+    bits: int = 30
+
+    def __post_init__(self) -> None:
+        if self.protocol.partition(":")[0] not in (*VARIANTS, *PROFILES):
+            raise ValueError(f"unknown protocol {self.protocol!r}; known are {', '.join(PROTOCOLS)}")
+        _ = self.ours and self.variant  # refuses settings that it does not have
+        if self.workers is not None and self.workers < 1:
+            raise ValueError(f"{self.workers} workers: at least 1 is needed")
+
+    @property
+    def ours(self) -> bool:
+        """Whether the protocol is our runtime's."""
+        return self.protocol not in PROFILES
+
+    @property
+    def variant(self) -> Variant:
+        """How our runtime computes ReLUs."""
+        return Variant.parse(self.protocol)
+
+
+def quote_layers(layers: Sequence[Layer], terms: Terms, notes: tuple[str, ...] = ()) -> Quote:
+    """Price a network by its layers: instantly, and for networks that cannot be lowered too.
+
+    Raises:
+        ValueError: if there is nothing to price, or a layer is too large for every known set of parameters.
+    """
+    if not terms.ours:
+        published = PROFILES[terms.protocol]
+        link = terms.link or LINKS["wireless"]
+        report = price(layers, published, link)
+        return Quote(terms.protocol, published.garbler, link, "Garimella et al., ASPLOS 2023", report, notes=notes)
+    return _quote(outline(layers, terms.garbler, terms.bits, terms.variant).steps, terms, notes, exact=False)
+
+
+def quote_program(program: Program, terms: Terms, notes: tuple[str, ...] = ()) -> Quote:
+    """Price a lowered program under our runtime: its bytes are those that will travel.
+
+    Raises:
+        ProgramError: if a layer is too wide for every known set of parameters.
+    """
+    return _quote(Steps.of(Plan(program.public(), terms.garbler, variant=terms.variant)), terms, notes, exact=True)
+
+
+def _quote(steps: Steps, terms: Terms, notes: tuple[str, ...], *, exact: bool) -> Quote:
+    profile, link = terms.profile or reference(), terms.link or LINKS["loopback"]
+    taken = list(turns(steps))
+    if terms.slots and isfinite(link.up + link.down):
+        up = sum(turn.nbytes for turn in taken if turn.sender == "client")
+        link = split(link.up + link.down, up, sum(turn.nbytes for turn in taken) - up, link.latency)
+    products = sum(turn.counts.get("he_products", 0) for turn in taken)
+    workers = worthwhile(products, terms.workers or int(profile.machine["cpus"]))
+    report = schedule(taken, profile, link, workers)
+    memory = tuple(profile.resident + nbytes for nbytes in steps.working_set)
+    title = f"{profile.name}, {profile.date}, {profile.machine['cpu']}"
+    return Quote(terms.protocol, terms.garbler, link, title, report, exact, (memory[0], memory[1]), notes)

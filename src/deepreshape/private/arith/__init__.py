@@ -1,0 +1,1 @@
+"""Numbers on shares: no party, no wire."""

@@ -1,0 +1,1 @@
+"""Primitives that know no layer."""

@@ -1,0 +1,1 @@
+"""What a client and a server do with a program."""

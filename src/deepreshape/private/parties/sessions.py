@@ -1,0 +1,249 @@
+"""One party with everything it needs: certificate, wire, handshake, store, and its side of the program.
+
+A run takes two sessions. The first prepares: both parties go through the offline phase and leave their halves in their
+stores, under an id that follows from the session's. The server says when its half is stored, and then the client stores
+its own. One session may prepare several batches; a session that breaks off leaves those that are stored. The second
+uses a batch up: the client names it in the handshake, each claims its half durably and says so, and only then the
+online phase begins. Whatever happens after the claim, the batch is spent.
+
+A session that breaks off may leave a half without its other half: the server's, if the client dies before it has stored
+its own; the client's, if it does not learn that the server has claimed. Neither can ever be used. A client that names
+a batch which the server has not, destroys its half; a server's half goes when it is too old (``caps.py``).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+from deepreshape.private.crypto.backend import prepare_aside
+from deepreshape.private.parties import client, server
+from deepreshape.private.parties.plan import Plan
+from deepreshape.private.parties.preprocessing import Reading, Writing
+from deepreshape.private.parties.server import Model
+from deepreshape.private.parties.store import Batch, Binding, Store, StoreError
+from deepreshape.private.program.encoding import digest
+from deepreshape.private.program.integer_linear import Integers
+from deepreshape.private.transport.channel import Frame, Ledger, ProtocolError
+from deepreshape.private.transport.handshake import (
+    BATCH,
+    Agreement,
+    ConfigurationMismatchError,
+    Connection,
+    Session,
+    client_session,
+    server_session,
+)
+from deepreshape.private.transport.tls import Endpoint, WireChannel
+
+Work = Literal["prepare", "query"]
+"""What a session is for."""
+Admit = Callable[[Work, int], None]
+"""Is asked whether a session may go on: for what, and with how many batches. It raises ``ProtocolError`` if not."""
+Progress = Callable[[int, int], None]
+"""Is told, as they travel, how many of the offline phase's bytes have, and how many there are in all."""
+
+COUNT = "batches"
+LAYOUTS = "layouts"
+"""Name of the parameter that says how many batches a session shall prepare."""
+MOST = 16
+"""Batches that one session may prepare; more take more sessions, whose time is limited."""
+CLAIMED = b"\x01"
+STORED = b"\x02"
+
+
+class LostBatchError(ProtocolError):
+    """The other half of an offline batch is not there any more, so this half was destroyed."""
+
+
+class Prepared(NamedTuple):
+    """A batch that lies in the store: its id, the bytes of its arrays, and the traffic that made it."""
+
+    batch: str
+    nbytes: int
+    ledger: Ledger
+
+
+class Answer(NamedTuple):
+    """The output's integers, and the traffic and seconds of the session that gave them."""
+
+    output: Integers
+    ledger: Ledger
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Client:
+    """A client that can reach one server.
+
+    Args:
+        endpoint: with the client's certificate.
+        host, port: where the server listens.
+        plan: of the program.
+        store: the client's own.
+        pinned: fingerprint of the one server certificate to accept.
+    """
+
+    endpoint: Endpoint
+    host: str
+    port: int
+    plan: Plan
+    store: Store
+    pinned: str | None = None
+
+    def prepare(self, observe: client.Observer | None = None, progress: Progress | None = None) -> Prepared:
+        """Make one batch.
+
+        Args:
+            observe: as :func:`deepreshape.private.parties.client.offline` has it.
+            progress: is told how far it is.
+
+        Raises:
+            ProtocolError: if the session fails. Nothing is stored then, unless only its farewell was lost.
+            StoreError: if the batch cannot be written.
+        """
+        (made,) = self._prepare(self._connect(), 1, observe, progress)
+        return made
+
+    def prepare_several(self, count: int, progress: Progress | None = None) -> Iterator[Prepared]:
+        """Make several batches, :data:`MOST` a session; each is stored when it is given.
+
+        Args:
+            count: how many.
+            progress: is told how far the session is.
+
+        Raises:
+            ProtocolError, StoreError: as :meth:`prepare`; what was given before stays.
+        """
+        for first in range(0, count, MOST):
+            yield from self._prepare(self._connect(), min(MOST, count - first), None, progress)
+
+    def _connect(self) -> WireChannel:
+        return self.endpoint.connect(self.host, self.port, self.pinned)
+
+    def _prepare(
+        self, channel: WireChannel, count: int, observe: client.Observer | None, progress: Progress | None
+    ) -> Iterator[Prepared]:
+        if progress:
+            total = self.plan.offline_bytes(count)
+            channel.ledger.watch = lambda done: progress(done, total)
+        key = None
+        prepare_aside()
+        with client_session(channel, _to_prepare(self.plan, count)) as session:
+            for number in range(count):
+                batch = _batch(session, number)
+                with self.store.create(_binding(self.plan, channel), batch.hex()) as writer:
+                    with Writing(writer) as sink:
+                        key = client.offline(channel, self.plan, batch, sink, key=key, observe=observe)
+                    channel.receive(Frame.READY, 1)
+                    writer.commit()
+                yield Prepared(batch.hex(), sink.nbytes, channel.ledger)
+
+    def infer(self, x: Integers, batch: str | None = None, progress: Progress | None = None) -> Answer:
+        """Run one inference and use a batch up: this one, or the oldest there is, or one made for it now.
+
+        Args:
+            x: the input, int64 of the program's input shape.
+            batch: its id.
+            progress: is told how far a batch is that is made now.
+
+        Raises:
+            ValueError: if the input does not fit the program; no batch is used up then.
+            LostBatchError: if the server has not the other half; this half is then destroyed.
+            ProtocolError: if the session fails.
+            StoreError: if the batch is not in the store.
+        """
+        client.check_input(self.plan, x)
+        start = time.perf_counter()
+        channel = self._connect()
+        binding = _binding(self.plan, channel)
+        batch = batch or next(iter(self.store.fresh(binding)), None)
+        if batch is None:
+            (made,) = self._prepare(channel, 1, None, progress)
+            batch, start, channel = made.batch, time.perf_counter(), self._connect()
+        try:
+            with client_session(channel, _to_query(self.plan, batch)), self.store.claim(binding, batch) as claimed:
+                output = self._online(channel, claimed, x)
+        except ConfigurationMismatchError as error:
+            if error.differing != frozenset([BATCH]):
+                raise
+            with suppress(StoreError):  # claimed and not used: destroyed
+                self.store.claim(binding, batch).close()
+            raise LostBatchError(
+                f"the server has no batch {batch[:16]}: spent, too old, or another store; destroyed here too, ask again"
+            ) from None
+        return Answer(output, channel.ledger, time.perf_counter() - start)
+
+    def _online(self, channel: WireChannel, batch: Batch, x: Integers) -> Integers:
+        channel.send(Frame.READY, CLAIMED)
+        channel.receive(Frame.READY, 1)
+        return client.online(channel, self.plan, bytes.fromhex(batch.session), Reading(batch), x)
+
+
+def serve(channel: Connection, model: Model, store: Store, admit: Admit | None = None) -> int:
+    """The server's side of one session: of :meth:`Client.prepare` if the client names no batch, else of ``infer``.
+
+    Args:
+        channel: to a client whose certificate has been verified.
+        model: what is served.
+        store: the server's own.
+        admit: is asked before the work begins.
+
+    Returns:
+        The bytes of the arrays that were stored; 0 after an inference.
+
+    Raises:
+        ProtocolError: if the session fails, or the client names a batch that is not here.
+        StoreError: if the batch cannot be written or claimed.
+    """
+    plan = model.plan
+    binding = _binding(plan, channel)
+
+    def choose(proposed: Agreement) -> Agreement:
+        if proposed.batch:
+            chosen, number = _to_query(plan, proposed.batch if proposed.batch in store.fresh(binding) else ""), 1
+        else:
+            count = proposed.parameters.get(COUNT)
+            number = count if type(count) is int and 1 <= count <= MOST else 1
+            chosen = _to_prepare(plan, number)
+        if admit and chosen == proposed:  # what cannot go on for another reason is not counted
+            admit("query" if chosen.batch else "prepare", number)
+        return chosen
+
+    with server_session(channel, choose) as session:
+        if batch := session.agreement.batch:
+            with store.claim(binding, batch) as claimed:
+                channel.receive(Frame.READY, 1)
+                channel.send(Frame.READY, CLAIMED)
+                server.online(channel, model, bytes.fromhex(batch), Reading(claimed))
+            return 0
+        responder, nbytes = None, 0
+        for number in range(int(session.agreement.parameters[COUNT])):
+            batch = _batch(session, number)
+            with store.create(binding, batch.hex()) as writer:
+                with Writing(writer) as sink:
+                    responder = server.offline(channel, model, batch, sink, responder=responder)
+                writer.commit()
+            channel.send(Frame.READY, STORED)
+            nbytes += sink.nbytes
+        return nbytes
+
+
+def _batch(session: Session, number: int) -> bytes:
+    """The id of a batch that this session makes: public, and never that of another."""
+    return session.key("batch", "", "offline", "client", number, 32)
+
+
+def _to_prepare(plan: Plan, count: int) -> Agreement:
+    return Agreement(digest(plan.program), {**plan.agreed, COUNT: count, LAYOUTS: plan.laid_out})
+
+
+def _to_query(plan: Plan, batch: str) -> Agreement:
+    return Agreement(digest(plan.program), plan.agreed, batch)
+
+
+def _binding(plan: Plan, channel: Connection) -> Binding:
+    return Binding(digest(plan.program), channel.peer.fingerprint, plan.agreed)

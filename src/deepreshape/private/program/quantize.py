@@ -1,0 +1,567 @@
+"""Fixed point: from layers with real weights and observed ranges to formats, integers, and a bound on the error.
+
+A value is *at rest* when it has the program's common fraction f: the input, and what leaves a ReLU or a truncation. A
+linear layer multiplies by weights of g fraction bits and leaves an *accumulator* of f + g bits. Accumulators that are
+added to one another have one fraction; what shifts them back to f is the next ReLU, or an explicit truncation where
+another linear layer follows. A value at rest that is added to an accumulator is first raised to its fraction, which
+is exact, and each party does it on its own share.
+
+Rounding costs nothing: half a unit is added to the bias of a layer whose channel goes through a ReLU, so that the shift
+there, which rounds down, rounds to the nearest. Where two parties truncate without a ReLU, they round up or down at
+random already.
+
+Ranges are those seen in calibration times a margin. Worst-case bounds hold for every input, but grow by the largest sum
+of absolute weights in each layer and exceed any modulus within some ten layers.
+
+The integers are those of Jacob et al. (CVPR 2018) with powers of two for scales, which is what a shift can undo.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deepreshape.private.arith.ring import Field, Ring
+from deepreshape.private.arith.truncation import Division
+from deepreshape.private.program.graph import Conv, Dense, Flat, Layer, Pool, Rectify, Sum
+from deepreshape.private.program.ops import (
+    INPUT,
+    Add,
+    Conv2d,
+    Flatten,
+    Integers,
+    Linear,
+    Op,
+    Program,
+    ProgramError,
+    Raise,
+    Relu,
+    Shape,
+    SumPool,
+    Truncate,
+    Value,
+    Weights,
+    largest_sum,
+    truncation_room,
+)
+
+__all__ = [
+    "ACTIVATION_BITS",
+    "LEAST_BITS",
+    "MARGIN",
+    "WEIGHT_BITS",
+    "Format",
+    "Lowered",
+    "from_fixed",
+    "quantize",
+    "to_fixed",
+]
+
+Real = NDArray[np.float64]
+Modulus = Ring | Field
+
+ACTIVATION_BITS = 12
+"""Bits of the largest activation of a typical layer, where the modulus leaves the choice."""
+
+WEIGHT_BITS = 11
+"""Bits of the largest weight of a layer, likewise."""
+
+LEAST_BITS = 5
+"""With fewer bits than this in weights or activations a network is refused."""
+
+MARGIN = 2.0
+"""How far values may exceed what calibration saw: a factor, so this is one bit."""
+
+_WIDEST = 63
+_FINEST = 30
+
+
+@dataclass(frozen=True)
+class Format:
+    """What calibration and the choice of formats came to for one value.
+
+    Attributes:
+        name: of the value, as in the program.
+        fraction: its bits behind the binary point.
+        observed: the largest absolute value in calibration, real.
+        limit: the largest absolute integer that the formats allow for: observed times margin.
+        bits: that a signed integer of this size takes.
+        worst: the largest absolute integer over all inputs within the input bound.
+        proven: whether ``worst`` fits the modulus, so that no input can overflow here.
+        added: bound on the error that this operation alone adds, real, by rounding its weights or its result.
+        error: bound on the difference from the real network, real; it holds while no value exceeds its limit, for the
+            worst input and weights of the worst signs, so that it grows much faster with depth than real errors do.
+    """
+
+    name: str
+    fraction: int
+    observed: float
+    limit: int
+    bits: int
+    worst: int
+    proven: bool
+    added: float
+    error: float
+
+
+@dataclass(frozen=True, eq=False)
+class Lowered:
+    """An integer program and how its formats were found.
+
+    Attributes:
+        program: to run.
+        margin: the factor between what calibration saw and what fits.
+        formats: one for each value, in the program's order.
+        error: for each output, a bound on the difference between program and real network, float64 of the output's
+            shape; it holds for inputs that stay within the limits and for exact ReLUs (gc-full), and counts the unit
+            that a private truncation may lose. ReLUs by their sign may add one unit at rest each.
+    """
+
+    program: Program
+    margin: float
+    formats: tuple[Format, ...]
+    error: Real
+
+    @property
+    def calibrated(self) -> tuple[str, ...]:
+        """Values that fit by calibration only, not for every input."""
+        return tuple(form.name for form in self.formats if not form.proven)
+
+    def __str__(self) -> str:
+        widest = max(self.formats, key=lambda form: form.bits)
+        text = (
+            f"{self.program.modulus}, {self.program.input_fraction} fraction bits; the widest value is {widest.name} "
+            f"with {widest.bits} bits at {self.margin:g} times the largest value that calibration saw"
+        )
+        if not self.calibrated:
+            return f"{text}; no input can overflow"
+        return (
+            f"{text}; {len(self.calibrated)} of {len(self.formats)} values, from {self.calibrated[0]} on, are bounded "
+            "by calibration only: an input unlike it may overflow"
+        )
+
+
+def to_fixed(values: NDArray[np.floating], fraction: int) -> Integers:
+    """Real values to the nearest int64 multiples of 2^-fraction.
+
+    Raises:
+        ValueError: if one is not finite.
+    """
+    if not np.isfinite(values).all():
+        raise ValueError("a value is not finite; check the normalisation of the input")
+    return np.rint(np.ldexp(values.astype(np.float64), fraction)).astype(np.int64)
+
+
+def from_fixed(values: Integers, fraction: int) -> Real:
+    """The float64 values that int64 multiples of 2^-fraction stand for."""
+    return np.ldexp(values.astype(np.float64), -fraction)
+
+
+def quantize(
+    layers: Sequence[Layer],
+    shape: Shape,
+    ranges: Mapping[str, float],
+    *,
+    modulus: Modulus | None = None,
+    fraction: int | None = None,
+    margin: float = MARGIN,
+) -> Lowered:
+    """Choose formats and make the program.
+
+    Args:
+        layers: in the order in which they run; they read each other's names and ``"input"``.
+        shape: of one input.
+        ranges: for each layer's name and ``"input"``, the largest absolute value that was seen.
+        modulus: where values shall live; by default the narrowest ring that leaves weights and activations
+            ``WEIGHT_BITS`` and ``ACTIVATION_BITS``.
+        fraction: of values at rest; by default as many bits as weights and activations lose alike.
+        margin: how many times larger than in ``ranges`` a value may become.
+
+    Raises:
+        ProgramError: if the values do not fit, naming the layer, the bits needed, and what to do.
+    """
+    if not 1 <= margin < 1 << 20:
+        raise ValueError(f"a margin of {margin:g} is not supported; 1 leaves no room, 2 one bit, up to a million")
+    if fraction is not None and not 0 <= fraction <= 40:
+        raise ValueError(f"{fraction} fraction bits are not supported; use 0 to 40")
+    plan = _Plan(layers, len(shape) == 3)
+    observed = {name: ranges[origin] for name, origin in plan.origin.items()}
+    formats = _choose(plan, observed, modulus, fraction, margin)
+    program, offsets = _emit(plan, formats, shape)
+    added, errors = _errors(plan, formats, program, offsets)
+    worst = replace(program, limits={}).bounds()
+    room = (formats.modulus.order - 1) // 2
+    rows = tuple(
+        Format(
+            name,
+            value.fraction,
+            observed[name],
+            formats.limit(name, value.fraction),
+            formats.limit(name, value.fraction).bit_length() + 1,
+            worst[name],
+            worst[name] <= room,
+            float(added[name].max()),
+            float(errors[name].max()),
+        )
+        for name, value in program.values.items()
+    )
+    return Lowered(program, margin, rows, errors[program.output])
+
+
+@dataclass(frozen=True)
+class _Shift:
+    """An accumulator brought back to rest without a ReLU."""
+
+    name: str
+    inputs: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Raise:
+    """A value at rest brought to the fraction of the accumulators it is added to."""
+
+    name: str
+    inputs: tuple[str, ...]
+
+
+_Step = Layer | _Shift | _Raise
+
+
+class _Plan:
+    """Which values are accumulators, which of those share a fraction, and where values are shifted or raised."""
+
+    def __init__(self, layers: Sequence[Layer], image: bool) -> None:
+        self.steps: dict[str, _Step] = {}
+        self.origin: dict[str, str] = {INPUT: INPUT}
+        """The layer whose range a value has: its own, or that of what it was shifted or raised from."""
+        self.group: dict[str, str] = {}
+        """For each accumulator, a member of those it shares its fraction with; see :meth:`find`."""
+        self.image = {INPUT: image}
+        self.uses = Counter(name for layer in layers for name in layer.inputs)
+        for layer in layers:
+            self._place(layer)
+        self.shifted = {
+            self.find(step.inputs[0])
+            for step in self.steps.values()
+            if step.inputs[0] in self.group and (isinstance(step, _Shift) or _partly(step))
+        }
+        """Groups of which a member is shifted without a ReLU, which takes one bit more room."""
+
+    def find(self, name: str) -> str:
+        """The representative of an accumulator's group."""
+        while self.group[name] != name:
+            name = self.group[name]
+        return name
+
+    def _place(self, layer: Layer) -> None:
+        inputs = layer.inputs
+        match layer:
+            case Conv() | Dense():
+                inputs = (self._at_rest(inputs[0]),)
+            case Pool():
+                # a sum over a large window would take bits from the whole group, unless its division is in the weights
+                before = self.steps.get(inputs[0])
+                if not (isinstance(before, Conv) and self.uses[inputs[0]] == 1):
+                    inputs = (self._at_rest(inputs[0]),)
+            case Sum():
+                inputs = self._alike(layer)
+            case Rectify() | Flat():
+                pass
+        self._append(replace(layer, inputs=inputs), layer.name)
+        self.image[layer.name] = self.image[inputs[0]] and not isinstance(layer, Flat)
+        if isinstance(layer, Conv | Dense):
+            self.group[layer.name] = layer.name
+        elif not isinstance(layer, Rectify) and inputs[0] in self.group:
+            self.group[layer.name] = self.find(inputs[0])
+
+    def _append(self, step: _Step, origin: str) -> str:
+        self.steps[step.name] = step
+        self.origin[step.name] = origin
+        return step.name
+
+    def _at_rest(self, name: str) -> str:
+        if name not in self.group:
+            return name
+        shifted = f"{name}.truncate"
+        if shifted not in self.steps:
+            self._append(_Shift(shifted, (name,)), name)
+            self.image[shifted] = self.image[name]
+        return shifted
+
+    def _alike(self, layer: Sum) -> tuple[str, ...]:
+        """The inputs of a sum, brought to one fraction."""
+        moving = [name for name in layer.inputs if name in self.group]
+        if not moving:
+            return layer.inputs
+        if not self.image[layer.inputs[0]]:
+            return tuple(self._at_rest(name) for name in layer.inputs)
+        first = self.find(moving[0])
+        for name in moving[1:]:
+            self.group[self.find(name)] = first
+        inputs: list[str] = []
+        for number, name in enumerate(layer.inputs):
+            if name not in self.group:
+                raised = self._append(_Raise(f"{layer.name}.raise{number}", (name,)), self.origin[name])
+                self.image[raised] = True
+                self.group[raised] = first
+                name = raised
+            inputs.append(name)
+        return tuple(inputs)
+
+
+@dataclass(frozen=True)
+class _Formats:
+    """The fraction of values at rest and of each group of accumulators, and what they are to hold."""
+
+    modulus: Modulus
+    margin: float
+    observed: Mapping[str, float]
+    rest: int
+    groups: Mapping[str, int] = field(default_factory=dict[str, int])
+
+    def limit(self, name: str, fraction: int) -> int:
+        """The largest absolute integer that ``name`` may have; four units at rest allow for rounding."""
+        slack = 4 << max(fraction - self.rest, 0)
+        return math.ceil(self.margin * math.ldexp(self.observed[name], fraction)) + slack
+
+    def most(self, plan: _Plan, group: str) -> int:
+        """The largest fraction at which every accumulator of ``group`` fits; one below the rest's if there is none."""
+        members = [name for name in plan.group if plan.find(name) == group]
+        fraction = self.rest - 1
+        while fraction - self.rest < self.modulus.bits - 3:
+            shift = max(fraction + 1 - self.rest, 0)
+            room = Division(self.modulus, shift).room
+            if group in plan.shifted:
+                room = truncation_room(self.modulus, shift)
+            if max(self.limit(name, fraction + 1) for name in members) > room:
+                break
+            fraction += 1
+        return fraction
+
+    def overfull(self, plan: _Plan) -> str | None:
+        """A value at rest that does not fit even so."""
+        room = truncation_room(self.modulus, 0)
+        resting = [name for name in plan.origin if name not in plan.group]
+        return next((name for name in resting if self.limit(name, self.rest) > room), None)
+
+
+def _choose(
+    plan: _Plan, observed: Mapping[str, float], modulus: Modulus | None, fraction: int | None, margin: float
+) -> _Formats:
+    """Formats in which everything fits; what a given modulus is too narrow for, weights and activations lose alike."""
+    # weights of one group share their fraction, so the one that needs the most bits decides for all
+    wanted: dict[str, int] = {}
+    for name, step in plan.steps.items():
+        if isinstance(step, Conv | Dense):
+            group, most = plan.find(name), float(np.abs(step.weight).max())
+            wanted[group] = max(wanted.get(group, 0), _fraction(WEIGHT_BITS, most))
+    if not wanted:
+        raise ProgramError("the network has no convolution and no linear layer; there is nothing private to run")
+    active = sorted(observed[name] for name in plan.origin if name not in plan.group and observed[name])
+    ideal = _fraction(ACTIVATION_BITS, active[len(active) // 2]) if active else 0
+    rest = ideal if fraction is None else fraction
+    if rest > ideal:  # who asks for finer activations wants finer weights too
+        wanted = {group: min(bits + rest - ideal, _FINEST) for group, bits in wanted.items()}
+
+    def lacking(formats: _Formats) -> dict[str, int]:
+        return {group: rest + bits - formats.most(plan, group) for group, bits in wanted.items()}
+
+    roomy = next(
+        (
+            formats
+            for formats in (_Formats(Ring(bits), margin, observed, rest) for bits in range(8, _WIDEST + 1))
+            if max(lacking(formats).values()) <= 0 and formats.overfull(plan) is None
+        ),
+        None,
+    )
+    advice = f"use Ring({roomy.modulus.bits})" if roomy else f"no ring up to {_WIDEST} bits is enough"
+    if modulus is None:
+        if roomy is None:
+            name = max(observed, key=lambda name: observed[name])
+            raise ProgramError(
+                f"{name}: values reach {observed[name]:.3g} and {rest} fraction bits; {advice}; use fewer fraction bits"
+            )
+        return replace(roomy, groups={group: rest + bits for group, bits in wanted.items()})
+    formats = _Formats(modulus, margin, observed, rest)
+    short = max(lacking(formats).values())
+    if fraction is None and short > 0:
+        formats = replace(formats, rest=max(rest - short // 2, 0))
+    kept = {group: min(bits, formats.most(plan, group) - formats.rest) for group, bits in wanted.items()}
+    culprit, lost = max(((group, wanted[group] - bits) for group, bits in kept.items()), key=lambda pair: pair[1])
+    few = fraction is None and rest - formats.rest > ACTIVATION_BITS - LEAST_BITS
+    full = formats.overfull(plan)
+    if few or full or lost > WEIGHT_BITS - LEAST_BITS or min(kept.values()) < 0:
+        members = [name for name in plan.group if plan.find(name) == culprit]
+        name = full or max(members, key=lambda name: observed[name])
+        left = f"{max(formats.rest, 0)} fraction bits to activations and {max(min(kept.values()), 0)} to weights"
+        raise ProgramError(
+            f"{name}: values reach {observed[name]:.3g}, times a margin of {margin:g}; {modulus} leaves {left}, "
+            f"which is too few; {advice}, or a smaller margin"
+        )
+    return replace(formats, groups={group: formats.rest + bits for group, bits in kept.items()})
+
+
+def _emit(plan: _Plan, formats: _Formats, shape: Shape) -> tuple[Program, dict[str, Integers]]:
+    """The program, and by how much each channel of its values is too large on purpose, for the sake of rounding."""
+    rest = formats.rest
+    fractions = {name: formats.groups[plan.find(name)] if name in plan.group else rest for name in plan.origin}
+    readers: dict[str, list[_Step]] = {}
+    for step in plan.steps.values():
+        for name in step.inputs:
+            readers.setdefault(name, []).append(step)
+    offsets: dict[str, Integers] = {INPUT: np.zeros(shape[0], np.int64)}
+    values = {INPUT: Value(shape, rest)}
+    weights: dict[str, Weights] = {}
+
+    def nudge(name: str, amount: Integers) -> bool:
+        """Add ``amount`` to the channels of a value through the bias of a layer before it, if only it would notice."""
+        step = plan.steps[name]
+        match step:
+            case Conv() | Dense():
+                bias = weights[name].bias
+                np.add(bias, amount, out=bias)
+            case Pool():
+                size = math.prod(step.kernel)
+                if (amount % size).any() or len(readers[step.inputs[0]]) > 1:
+                    return False
+                if not nudge(step.inputs[0], amount // size):
+                    return False
+            case Sum():
+                if not any(len(readers[source]) == 1 and nudge(source, amount) for source in step.inputs):
+                    return False
+            case _:
+                return False
+        offsets[name] = offsets[name] + amount
+        return True
+
+    ops: list[Op] = []
+    for name, step in plan.steps.items():
+        fraction = fractions[name]
+        source = step.inputs[0]
+        gained = fraction - fractions[source]
+        offset = np.zeros(0, np.int64)
+        match step:
+            case Conv():
+                weights[name] = _integers(step, gained, fraction)
+                out, kernel = step.weight.shape[0], step.weight.shape[2]
+                place = step.stride, step.padding, step.groups
+                wide, total = _widths(weights[name].weight)
+                ops.append(Conv2d(name, step.inputs, out, kernel, wide, gained, *place, total))
+            case Dense():
+                weights[name] = _integers(step, gained, fraction)
+                wide, total = _widths(weights[name].weight)
+                ops.append(Linear(name, step.inputs, step.weight.shape[0], wide, gained, total))
+            case Sum():
+                ops.append(Add(name, step.inputs))
+                offset = np.sum([offsets[source] for source in step.inputs], axis=0)
+            case Pool():
+                ops.append(SumPool(name, step.inputs, step.kernel, step.stride))
+                offset = math.prod(step.kernel) * offsets[source]
+            case Rectify():
+                high = formats.limit(source, fractions[source]).bit_length() + 1
+                ops.append(Relu(name, step.inputs, -gained, step.mask, 0, max(high, 2)))
+            case _Shift():
+                ops.append(Truncate(name, step.inputs, -gained))
+            case Flat():
+                ops.append(Flatten(name, step.inputs))
+                offset = np.repeat(offsets[source], math.prod(values[source].shape[1:]))
+            case _Raise():
+                ops.append(Raise(name, step.inputs, gained))
+        values[name] = ops[-1].value(*(values[before] for before in step.inputs))
+        offsets[name] = offset if offset.size else np.zeros(values[name].shape[0], np.int64)
+        whole = _whole(readers.get(name, []), len(offsets[name]))
+        if fraction > rest and whole.any() and not offsets[name].any():
+            nudge(name, whole.astype(np.int64) << (fraction - rest - 1))
+    bound = formats.limit(INPUT, rest)
+    limits = {op.name: formats.limit(op.name, fractions[op.name]) for op in ops}
+    program = Program(formats.modulus, shape, rest, bound, tuple(ops), weights, limits)
+    program.check()
+    return program, offsets
+
+
+def _integers(step: Conv | Dense, gained: int, fraction: int) -> Weights:
+    return Weights(to_fixed(step.weight, gained), to_fixed(step.bias, fraction))
+
+
+def _widths(weight: Integers) -> tuple[int, int]:
+    """The smallest b of at least one for which no absolute weight is above 2^b, and likewise for sums of one output."""
+    largest, total = int(np.abs(weight).max()), largest_sum(weight)
+    return max((largest - 1).bit_length(), 1), max((total - 1).bit_length(), 1)
+
+
+def _errors(
+    plan: _Plan, formats: _Formats, program: Program, offsets: Mapping[str, Integers]
+) -> tuple[dict[str, Real], dict[str, Real]]:
+    """For each channel of each value (or feature): the error that its operation adds, and the error of the value.
+
+    With w, x real and v, y what the integers stand for, |vy - wx| <= |v| |y - x| + |v - w| |x|. What a value is too
+    large on purpose is no error until it is shifted or leaves the program.
+    """
+    unit = math.ldexp(1, -formats.rest)
+    added = {INPUT: np.full(program.input_shape[0], unit / 2)}
+    errors = dict(added)
+    for op in program.ops:
+        step, source = plan.steps[op.name], op.inputs[0]
+        before, value = errors[source], program.values[op.name]
+        own = 0.0 * before
+        match op:
+            case Conv2d() | Linear():
+                if isinstance(step, Conv | Dense):
+                    weights = program.weights[op.name]
+                    used = from_fixed(weights.weight, op.weight_fraction)
+                    bias = from_fixed(weights.bias - offsets[op.name], value.fraction)
+                    wrong = np.abs(used - step.weight).reshape(len(used), -1).sum(1)
+                    most = formats.margin * formats.observed[source]
+                    own = most * wrong + np.abs(bias - step.bias)
+                    before = _through(np.abs(used).reshape(*used.shape[:2], -1).sum(2), before)
+            case Add():
+                before = np.sum([errors[name] for name in op.inputs], axis=0)
+            case SumPool():
+                before = math.prod(op.kernel) * before
+            case Raise():
+                pass
+            case Flatten():
+                before = np.repeat(before, value.size // len(before))
+                own = 0.0 * before
+            case Relu() | Truncate():
+                if op.shift:
+                    raised = from_fixed(offsets[source], op.shift)
+                    # without a circuit two parties round up or down, and one unit beside it over a field
+                    most = 1 + raised + isinstance(program.modulus, Field)
+                    own = unit * np.where(_whole([step], len(before)), np.maximum(raised, 1 - raised), most)
+        added[op.name], errors[op.name] = own, before + own
+    last = program.output
+    return added, errors | {last: errors[last] + from_fixed(offsets[last], program.values[last].fraction)}
+
+
+def _through(weight: Real, error: Real) -> Real:
+    """What a linear layer of absolute weights (out, in / groups) makes of errors (in,)."""
+    fan_in = weight.shape[1]
+    groups = len(error) // fan_in
+    return (weight.reshape(groups, -1, fan_in) * error.reshape(groups, 1, fan_in)).sum(2).reshape(-1)
+
+
+def _fraction(bits: int, largest: float) -> int:
+    """Fraction bits that give a value of size ``largest`` that many bits; none for zero."""
+    return max(bits - math.frexp(largest)[1], 0) if largest else 0
+
+
+def _partly(step: _Step) -> bool:
+    return isinstance(step, Rectify) and step.mask is not None and not step.mask.all()
+
+
+def _whole(readers: Sequence[_Step], channels: int) -> NDArray[np.bool_]:
+    """Which channels of a value are shifted by ReLUs only, and by one at least."""
+    shifting = [step for step in readers if isinstance(step, Rectify | _Shift)]
+    whole = np.full(channels, bool(shifting))
+    for step in shifting:
+        if isinstance(step, _Shift):
+            whole[:] = False
+        elif step.mask is not None:
+            whole &= step.mask.reshape(channels, -1).all(1)
+    return whole

@@ -1,0 +1,1 @@
+"""Two-party steps on shares; each declares what it sends."""

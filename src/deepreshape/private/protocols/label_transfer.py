@@ -1,0 +1,343 @@
+"""Layers of garbled ReLUs: who garbles them, in which batches, and how labels get to the evaluator.
+
+What is the same for every variant of ``relu.py``. A garbler has words that it knows offline; labels of their bits cost
+no bytes: both parties derive the label in use from a seed, and the garbler sets the label of zero from it. A garbling
+server has one word that it knows online only, and sends the labels of its bits then. The evaluator's labels come by
+oblivious transfer, all of it offline. An evaluating server does not know its word by then, so it chooses the labels of
+random bits c; online it sends d = c ^ word, bit by bit, and gets a pad ^ d * offset for every bit, which turns the
+label of c into that of its own bit. d reveals nothing, as c is uniform, and the pad is used once.
+
+An offline step is an iterator, which runs as it is iterated over. It gives what the party keeps, and None where what
+follows waits for the other party: so the steps of several layers can run side by side (``relu.together``). What a party
+    keeps is a sequence of :class:`Prepared`. A store keeps them in that order and hands
+them back in it, one at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deepreshape.private.arith.drelu import Sign, sign_circuit
+from deepreshape.private.arith.ring import SEED_BYTES, Bits, Field, Randomness, Ring, Words
+from deepreshape.private.crypto.circuit import Circuit, relu
+from deepreshape.private.crypto.gc.halfgates import (
+    BATCH,
+    TABLE_BYTES,
+    Context,
+    Offset,
+    evaluate_labels,
+    garble_labels,
+    pick,
+    refuse_copy,
+    table_shape,
+)
+from deepreshape.private.crypto.ot import iknp as ot
+from deepreshape.private.transport.channel import Channel, Frame
+
+Role = Literal["client", "server"]
+LABEL_BYTES = 16
+Arrays = dict[str, NDArray[Any]]
+Turn = tuple[Literal["C", "S"], int]
+"""Who sends, and how many bytes."""
+
+
+class Prepared:
+    """Named arrays that one party keeps from the offline to the online phase; they are secret and used once.
+
+    A store takes them to write them down, and makes another of what it reads back.
+    """
+
+    __reduce_ex__ = refuse_copy
+
+    def __init__(self, arrays: Arrays) -> None:
+        self._left = [arrays]
+        self.nbytes = sum(array.nbytes for array in arrays.values())
+        """Their size, which is public."""
+
+    def take(self) -> Arrays:
+        """The arrays.
+
+        Raises:
+            RuntimeError: the second time.
+        """
+        try:
+            return self._left.pop()  # of two threads one gets them
+        except IndexError:
+            raise RuntimeError("this offline material was used; it is for one inference, prepare another") from None
+
+
+Step = Iterator[Prepared | None]
+"""An offline step."""
+
+
+@dataclass(frozen=True)
+class ReluLayer:
+    """A layer of ``count`` ReLUs; both parties know it. ``name`` is unique in the session.
+
+    ``garbler`` says who garbles, ``batch`` how many instances one garbling covers, ``sign`` which sign test is garbled;
+    None garbles the whole ReLU.
+    """
+
+    name: str
+    modulus: Ring | Field
+    shift: int
+    count: int
+    garbler: Role
+    batch: int = BATCH
+    sign: Sign | None = None
+
+    def __post_init__(self) -> None:
+        if self.count < 1 or self.batch < 1:
+            raise ValueError(f"a layer of {self.count} ReLUs in batches of {self.batch}: both must be at least 1")
+
+    @property
+    def circuit(self) -> Circuit:
+        """The circuit of one instance."""
+        if self.sign is None:
+            return relu(self.modulus, self.shift)
+        return sign_circuit(self.sign, self.shift > 0)
+
+    @property
+    def chosen(self) -> int:
+        """Bits of the evaluator, hence its oblivious transfers."""
+        return sum(word.width for word in self.circuit.inputs if word.owner == "evaluator")
+
+    @property
+    def late(self) -> int:
+        """Bits of the garbler's first word if it is known online only."""
+        return self.circuit.inputs[0].width if self.garbler == "server" else 0
+
+    @property
+    def spans(self) -> list[slice]:
+        """The instances of each batch."""
+        return [slice(start, min(start + self.batch, self.count)) for start in range(0, self.count, self.batch)]
+
+    @property
+    def sizes(self) -> list[int]:
+        """How many instances each batch has."""
+        return [span.stop - span.start for span in self.spans]
+
+    def context(self, session: bytes, batch: int) -> Context:
+        """Where batch number ``batch`` is garbled."""
+        return Context(session, self.name, batch)
+
+
+@dataclass(repr=False)
+class Garbler:
+    """The garbling party of one offline session: its offset, and its ends of the oblivious transfers.
+
+    ``transfers`` carry labels to the evaluator. Layers whose product is made outside the circuit (``relu_sign.py``)
+    choose by ``products``, the other way round.
+    """
+
+    session: bytes
+    transfers: ot.CorrelatedSender
+    rng: Randomness
+    products: ot.CorrelatedReceiver | None = None
+    layers: set[str] = field(default_factory=set[str], init=False)
+
+    @classmethod
+    def start(
+        cls, channel: Channel, session: bytes, rng: Randomness | None = None, *, products: bool = False
+    ) -> Garbler:
+        """Draw an offset and run the base transfers; the peer calls :meth:`Evaluator.start`.
+
+        ``session`` never repeats; both parties have compared it. ``rng`` is for tests.
+        """
+        rng = rng or Randomness()
+        transfers = ot.CorrelatedSender.start(channel, session, Offset(rng), rng)
+        return cls(
+            session, transfers, rng, ot.CorrelatedReceiver.start(channel, _back(session), rng) if products else None
+        )
+
+
+@dataclass(repr=False)
+class Evaluator:
+    """The evaluating party of one offline session: the other ends."""
+
+    session: bytes
+    transfers: ot.CorrelatedReceiver
+    rng: Randomness
+    products: ot.CorrelatedSender | None = None
+    layers: set[str] = field(default_factory=set[str], init=False)
+
+    @classmethod
+    def start(
+        cls, channel: Channel, session: bytes, rng: Randomness | None = None, *, products: bool = False
+    ) -> Evaluator:
+        """Run the base transfers; the peer calls :meth:`Garbler.start`, whose notes hold here."""
+        rng = rng or Randomness()
+        transfers = ot.CorrelatedReceiver.start(channel, session, rng)
+        back = ot.CorrelatedSender.start(channel, _back(session), Offset(rng), rng) if products else None
+        return cls(session, transfers, rng, back)
+
+
+Party = Garbler | Evaluator
+
+
+def _back(session: bytes) -> bytes:
+    return b"deepreshape products" + session
+
+
+def garbler_of(party: Party, layer: ReluLayer) -> Garbler:
+    """``party``, which takes on the layer as its garbler.
+
+    Raises:
+        TypeError: if it is the evaluator.
+        RuntimeError: if the layer was prepared before.
+    """
+    if not isinstance(party, Garbler):
+        raise TypeError("this party garbles the layer; it needs the session's Garbler, got its Evaluator")
+    _claim(party, layer)
+    return party
+
+
+def evaluator_of(party: Party, layer: ReluLayer) -> Evaluator:
+    """``party``, which takes on the layer as its evaluator; errors as of :func:`garbler_of`."""
+    if not isinstance(party, Evaluator):
+        raise TypeError("this party evaluates the layer; it needs the session's Evaluator, got its Garbler")
+    _claim(party, layer)
+    return party
+
+
+def _claim(party: Party, layer: ReluLayer) -> None:
+    if layer.name in party.layers:
+        raise RuntimeError(f"layer {layer.name!r} was prepared before in this session; start another session for it")
+    party.layers.add(layer.name)
+
+
+def random_choices(layer: ReluLayer, rng: Randomness) -> Bits:
+    """c, of an evaluator that does not know its word yet: (chosen, count) zeros and ones."""
+    return rng.bytes(layer.chosen * layer.count).reshape(layer.chosen, layer.count) & np.uint8(1)
+
+
+def choose(channel: Channel, layer: ReluLayer, evaluator: Evaluator, choices: Bits) -> list[Words]:
+    """The evaluator's transfers: its labels of ``choices`` (chosen, count), batch by batch."""
+    return [evaluator.transfers.extend(channel, choices[:, span].reshape(-1)) for span in layer.spans]
+
+
+def chosen_by_peer(channel: Channel, layer: ReluLayer, garbler: Garbler) -> list[Words]:
+    """The garbler's end of :func:`choose`: the labels of zero."""
+    return [garbler.transfers.extend(channel, layer.chosen * size) for size in layer.sizes]
+
+
+def send_circuits(
+    channel: Channel, layer: ReluLayer, garbler: Garbler, chosen: list[Words], known: Bits
+) -> tuple[Arrays, Iterator[Words]]:
+    """The garbler's circuits.
+
+    Args:
+        channel: to the evaluator.
+        layer: what to garble.
+        garbler: of the session.
+        chosen: labels of zero of the evaluator's words.
+        known: the words it feeds in that it knows already, (bits, count).
+
+    Returns:
+        What it keeps for :func:`send_labels`; and, once for each batch, whose tables have been sent then, the labels of
+        zero of the outputs, uint64 (outputs, size, 2).
+    """
+    shown_seed, hidden_seed = garbler.rng.seed(), garbler.rng.seed()
+    shown, hidden = Randomness(shown_seed), Randomness(hidden_seed)
+    channel.send(Frame.LABELS, shown_seed)
+    offset = garbler.transfers.offset
+
+    def batches() -> Iterator[Words]:
+        # one room for all batches: a channel is done with a payload when send returns
+        room = np.empty(int(np.prod(table_shape(layer.circuit, max(layer.sizes)))), np.uint64)
+        for number, (span, size) in enumerate(zip(layer.spans, layer.sizes, strict=True)):
+            mine = known[:, span]
+            # the label of the garbler's own bit is the one that the peer derives too; the label of zero follows
+            own = pick(shown.labels(mine.size).reshape(*mine.shape, 2), offset.words, mine)
+            theirs = chosen[number].reshape(-1, size, 2)
+            if layer.garbler == "server":
+                labels = [hidden.labels(layer.late * size).reshape(-1, size, 2), own, theirs]
+            else:
+                labels = [own, theirs ^ hidden.labels(layer.chosen * size).reshape(theirs.shape)]
+            context = layer.context(garbler.session, number)
+            tables, outputs = garble_labels(layer.circuit, offset, labels, context, room)
+            channel.send(Frame.TABLES, tables)
+            yield outputs
+
+    return {"seed": np.frombuffer(bytearray(hidden_seed), np.uint8), "offset": offset.words.copy()}, batches()
+
+
+def receive_circuits(channel: Channel, layer: ReluLayer, labels: list[Words]) -> tuple[Arrays, Iterator[Arrays]]:
+    """The evaluator's end of :func:`send_circuits`, with its own ``labels``.
+
+    Returns:
+        What it keeps of the layer, and of each batch, as it comes in, for :func:`evaluated`.
+    """
+    seed = np.frombuffer(channel.receive(Frame.LABELS, SEED_BYTES), np.uint8)
+
+    def batches() -> Iterator[Arrays]:
+        for size, chosen in zip(layer.sizes, labels, strict=True):
+            shape = table_shape(layer.circuit, size)
+            tables = channel.receive(Frame.TABLES, 8 * int(np.prod(shape)))
+            yield {"tables": np.frombuffer(tables, np.uint64).reshape(shape), "labels": chosen}
+
+    return {"seed": seed}, batches()
+
+
+def send_labels(channel: Channel, layer: ReluLayer, head: Arrays, planes: Bits) -> None:
+    """Online, at the garbler: its hidden labels, moved by the offset where ``planes`` (bits, count) are one.
+
+    Those are the bits of its late word, or what the evaluator sent as d.
+    """
+    hidden = Randomness(head["seed"].tobytes())
+    for span in layer.spans:
+        wanted = planes[:, span]
+        channel.send(Frame.LABELS, pick(hidden.labels(wanted.size).reshape(*wanted.shape, 2), head["offset"], wanted))
+
+
+def evaluated(
+    channel: Channel, layer: ReluLayer, session: bytes, head: Arrays, batches: Iterator[Prepared]
+) -> Iterator[tuple[Arrays, Words]]:
+    """Online, at the evaluator: each batch's arrays and its output labels, uint64 (outputs, size, 2)."""
+    shown = Randomness(head["seed"].tobytes())
+    for number, size in enumerate(layer.sizes):
+        batch = next(batches, None)
+        if batch is None:
+            raise ValueError(f"layer {layer.name!r} has {len(layer.sizes)} batches; material for {number} was given")
+        arrays = batch.take()
+        online = layer.late or layer.chosen
+        received = channel.receive(Frame.LABELS, LABEL_BYTES * online * size)
+        sent = np.frombuffer(received, np.uint64).reshape(online, size, 2)
+        own = arrays["labels"].reshape(-1, size, 2)
+        known = layer.circuit.width - layer.late - layer.chosen
+        derived = shown.labels(known * size).reshape(known, size, 2)
+        labels = [sent, derived, own] if layer.garbler == "server" else [derived, own ^ sent]
+        context = layer.context(session, number)
+        yield arrays, evaluate_labels(layer.circuit, arrays["tables"], labels, context)
+
+
+def wipe(arrays: Iterable[NDArray[Any]]) -> None:
+    """Overwrite, as far as Python lets us."""
+    for array in arrays:
+        if array.flags.writeable:
+            array.fill(0)
+
+
+def choosing_bytes(layer: ReluLayer) -> int:
+    """Bytes of :func:`choose`."""
+    return sum(ot.extension_bytes(layer.chosen * size) for size in layer.sizes)
+
+
+def garbled_bytes(layer: ReluLayer, and_gates: int) -> int:
+    """Bytes of :func:`send_circuits`."""
+    return SEED_BYTES + TABLE_BYTES * and_gates * layer.count
+
+
+def label_bytes(layer: ReluLayer) -> int:
+    """Bytes of :func:`send_labels`."""
+    return LABEL_BYTES * (layer.late or layer.chosen) * layer.count
+
+
+def kept_bytes(layer: ReluLayer, and_gates: int) -> tuple[int, int]:
+    """Bytes of the arrays that :func:`send_circuits` and :func:`receive_circuits` give to keep."""
+    return SEED_BYTES + LABEL_BYTES, SEED_BYTES + (TABLE_BYTES * and_gates + LABEL_BYTES * layer.chosen) * layer.count

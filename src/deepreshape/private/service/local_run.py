@@ -1,0 +1,357 @@
+"""Both parties on this machine, in two processes, over the real wire: the quick look at what a program costs.
+
+The processes talk over loopback with TLS 1.3, under an authority and certificates made for this run and thrown away
+with it, and keep offline material in encrypted stores. The client's process is given the public program and the inputs,
+the server's the weights. This process plays neither party: it starts them, and compares what the client got with the
+plain interpreter, for which the client's process tells it its own shares of what depends on them (``plain.py``). That
+is for checks on one machine; parties who do not trust each other use ``party.py``.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import resource
+import socket
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deepreshape.private.arith.ring import Words
+from deepreshape.private.crypto.backend import engine
+from deepreshape.private.crypto.gc.halfgates import BATCH
+from deepreshape.private.parties.plan import Plan
+from deepreshape.private.parties.server import Model
+from deepreshape.private.parties.sessions import Client, Progress, serve
+from deepreshape.private.parties.store import Store
+from deepreshape.private.program import interpret as plain
+from deepreshape.private.program.encoding import from_bytes, to_bytes
+from deepreshape.private.program.integer_linear import Integers
+from deepreshape.private.program.ops import Program
+from deepreshape.private.program.relu_config import EXACT, Variant
+from deepreshape.private.protocols.base import Role
+from deepreshape.private.transport.certificates import Credentials, create_authority, issue
+from deepreshape.private.transport.channel import Ledger, ProtocolError
+from deepreshape.private.transport.tls import Endpoint, Limits, Link, listen
+
+PATIENT = Limits(read_s=600, write_s=600, session_s=3600)
+POLL_S = 0.02
+READY = "ready"
+"""A file by which the server's process says that it can be connected to."""
+KEPT_BYTES = 1 << 29
+"""The most memory that encoded weights may take between inferences."""
+_COUNT = struct.Struct("<Q")
+Traffic = dict[str, list[int]]
+Times = dict[str, float]
+
+
+class Report(NamedTuple):
+    """What a party's process tells, by inference; ledgers are {"layer|phase": [sent, received]}, times alike."""
+
+    ledgers: list[Traffic]
+    times: list[Times]
+    seconds: list[dict[str, float]]
+    stored: int
+    peak_rss_mib: float
+
+
+def run_local(
+    program: Program,
+    inputs: Integers,
+    garbler: Role = "server",
+    *,
+    variant: Variant = EXACT,
+    batch: int = BATCH,
+    link: Link | None = None,
+    limits: Limits = PATIENT,
+    progress: Progress | None = None,
+    workers: int | None = None,
+) -> dict[str, Any]:
+    """Run a program on every input between two processes, and report what it cost.
+
+    Args:
+        program: with its weights.
+        inputs: (N, *input_shape), int64.
+        garbler: who garbles.
+        variant: how ReLUs are computed.
+        batch: instances that one garbling covers.
+        link: a slower link to emulate.
+        limits: time-outs.
+        progress: is told how many of the offline phases' bytes have travelled.
+        workers: at most how many processes the server uses for homomorphic layers; as many as there are cores unless
+            given.
+
+    Returns:
+        ``agree``: private equals plain on all inputs, bit for bit, rounding as the shares say; ``max_lsb_difference``:
+        the largest distance to the plain program that rounds towards minus infinity, in units of the output;
+        ``same_class``: the largest output is at the same place on all inputs; ``relus``; ``seconds`` and ``bytes`` of
+        one inference, means, {"offline", "online"}, connecting and set-up included; ``rounds``: the client's waits
+        online; ``declared_bytes_match``: in every layer and phase of every inference both parties counted what was
+        declared; ``peak_rss_mib`` and ``stored_mib`` {"client", "server"}; ``layers``: a row each, with the seconds
+        that each party spent there, waits included; ``outputs``: the integers, as lists.
+
+    Raises:
+        ProgramError: if a value may not fit the modulus.
+        ValueError, OverflowError: if an input does not fit.
+        ProtocolError: if a process fails or is killed.
+    """
+    plan = Plan(program.public(), garbler, batch, variant)
+    program.check(plan.rooms)
+    floor = plain.run(program, inputs)  # refuses bad inputs before anything is started
+    with tempfile.TemporaryDirectory(prefix="deepreshape-local-") as scratch, listen("127.0.0.1", 0) as door:
+        folder = Path(scratch)
+        settings = {
+            "garbler": garbler,
+            "variant": str(variant),
+            "batch": batch,
+            "count": len(inputs),
+            "workers": workers,
+            "limits": asdict(limits),
+            "link": None if link is None else asdict(link),
+        }
+        (folder / "settings.json").write_text(json.dumps(settings))
+        create_authority(folder)
+        parts: dict[Role, Program] = {"client": program.public(), "server": program}
+        for role, own in parts.items():
+            issue(folder, role, "local")
+            (folder / role).mkdir(mode=0o700)
+            (folder / role / "program").write_bytes(to_bytes(own))
+        inputs.tofile(folder / "client" / "inputs")
+        _run_both(folder, door, lambda done: progress and progress(done, len(inputs) * plan.offline_bytes()))
+        outputs = _array(folder / "client" / "outputs", np.dtype(np.int64), floor.shape)
+        shares = [_shares(folder, plan, number) for number in range(len(inputs))]
+        reports = {role: Report(**json.loads((folder / role / "report").read_text())) for role in ("client", "server")}
+    rounded = [
+        plain.run(program, x[None], client=own, variant=variant)[0] for x, own in zip(inputs, shares, strict=True)
+    ]
+    compared = {
+        "agree": bool(np.array_equal(outputs, np.stack(rounded))),
+        "max_lsb_difference": int(np.abs(outputs - floor).max()),
+        "same_class": bool(np.array_equal(_places(outputs), _places(floor))),
+        "outputs": outputs.tolist(),
+    }
+    return compared | _costs(plan, reports)
+
+
+def _run_both(folder: Path, door: socket.socket, progress: Callable[[int], object]) -> None:
+    """Start both processes and wait for them. The first that fails ends the other.
+
+    ``progress`` is told what the client's process writes to its standard output: a count of bytes, again and again.
+    """
+    root = str(Path(__file__).parents[3])
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))}
+    place = {"server": door.fileno(), "client": door.getsockname()[1]}
+    running: dict[str, subprocess.Popen[bytes]] = {}
+    heard, told = os.pipe()
+    os.set_blocking(heard, False)
+    with open(heard, "rb") as counts, open(told, "wb") as telling:
+        try:
+            for role, number in place.items():
+                command = [sys.executable, "-m", __name__, role, str(folder), str(number)]
+                keep = (door.fileno(),) if role == "server" else ()
+                # a session of its own: an interrupt at the keyboard reaches this process, which then ends both
+                running[role] = subprocess.Popen(  # noqa: S603
+                    command,
+                    env=environment,
+                    pass_fds=keep,
+                    stdin=subprocess.DEVNULL,
+                    stdout=telling if role == "client" else subprocess.DEVNULL,
+                    start_new_session=True,
+                )
+            while running:
+                time.sleep(POLL_S)
+                for role, process in list(running.items()):
+                    if process.poll() is not None:
+                        del running[role]
+                        if process.returncode:
+                            raise ProtocolError(_failure(folder, role, process.returncode))
+                if new := counts.read():
+                    progress(_COUNT.unpack(new[-_COUNT.size :])[0])
+        finally:
+            for process in running.values():
+                process.terminate()
+                process.wait()
+
+
+def _failure(folder: Path, role: str, code: int) -> str:
+    said = folder / role / "error"
+    if said.exists():
+        return f"the {role} failed: {said.read_text()}"
+    return f"the {role}'s process ended with status {code}; if it was killed, it may have run out of memory"
+
+
+def _act(role: Role, folder: Path, number: int) -> None:
+    """What a party's process does. ``number`` is the port to connect to, or the listening socket's descriptor."""
+    settings = json.loads((folder / "settings.json").read_text())
+    own = folder / role
+    program = from_bytes((own / "program").read_bytes())
+    variant = Variant.parse(settings["variant"])
+    plan = Plan(program.public(), settings["garbler"], settings["batch"], variant)
+    link = None if settings["link"] is None else Link(**settings["link"])
+    endpoint = Endpoint(Credentials.within(folder, role, "local"), Limits(**settings["limits"]), link)
+    store = Store(own / "store")
+    if role == "server":
+        engine().prepare()  # as a service does once
+        model = Model(program, plan, keep=_keeps(plan, settings["count"]), workers=settings["workers"])
+        (folder / READY).touch()
+        report = _serve(endpoint, model, store, number, settings["count"])
+    else:
+        while not (folder / READY).exists():  # what is timed is the protocol, not how long a process takes to start
+            time.sleep(POLL_S)
+        inputs = _array(own / "inputs", np.dtype(np.int64), (settings["count"], *program.input_shape))
+        report = _query(Client(endpoint, "127.0.0.1", number, plan, store), inputs, own)
+    (own / "report").write_text(json.dumps(report._asdict()))
+
+
+def _keeps(plan: Plan, count: int) -> bool:
+    """Whether encoded weights will be used again, and fit."""
+    each = plan.parameters.encoded_bytes if plan.parameters else 0
+    return count > 1 and each * sum(row.he_products for row in plan.declared().rows) <= KEPT_BYTES
+
+
+def _query(party: Client, inputs: Integers, folder: Path) -> Report:
+    ledgers: list[Traffic] = []
+    times: list[Times] = []
+    seconds: list[dict[str, float]] = []
+    outputs: list[Integers] = []
+    wanted = sorted(party.plan.by_shares)
+    stored = 0
+    for number, x in enumerate(inputs):
+
+        def keep(name: str, share: Words, number: int = number) -> None:
+            if name in wanted:
+                share.tofile(folder / f"share-{number}-{wanted.index(name)}")
+
+        def tell(done: int, total: int, number: int = number) -> None:
+            sys.stdout.buffer.write(_COUNT.pack(number * total + done))
+            sys.stdout.buffer.flush()
+
+        start = time.perf_counter()
+        prepared = party.prepare(keep, tell)
+        middle = time.perf_counter()
+        answer = party.infer(x, prepared.batch)
+        seconds.append({"offline": middle - start, "online": time.perf_counter() - middle})
+        ledgers.append(_traffic(prepared.ledger) | _traffic(answer.ledger))
+        times.append(_times(prepared.ledger) | _times(answer.ledger))
+        outputs.append(answer.output)
+        stored = prepared.nbytes
+    np.stack(outputs).tofile(folder / "outputs")
+    return Report(ledgers, times, seconds, stored, _peak_rss_mib())
+
+
+def _serve(endpoint: Endpoint, model: Model, store: Store, descriptor: int, count: int) -> Report:
+    ledgers: list[Traffic] = []
+    times: list[Times] = []
+    stored = 0
+    with socket.socket(fileno=descriptor) as door:
+        for _ in range(count):
+            both: Traffic = {}
+            took: Times = {}
+            for _ in ("offline", "online"):
+                channel = endpoint.accept(door.accept()[0])
+                stored = max(stored, serve(channel, model, store))
+                both |= _traffic(channel.ledger)
+                took |= _times(channel.ledger)
+            ledgers.append(both)
+            times.append(took)
+    return Report(ledgers, times, [], stored, _peak_rss_mib())
+
+
+def _traffic(ledger: Ledger) -> Traffic:
+    """What was counted, without the handshake, which is booked to no layer."""
+    return {f"{layer}|{phase}": [row.sent, row.received] for (layer, phase), row in ledger.rows.items() if layer}
+
+
+def _times(ledger: Ledger) -> Times:
+    return {f"{layer}|{phase}": seconds for (layer, phase), seconds in ledger.seconds.items() if layer}
+
+
+def _costs(plan: Plan, reports: dict[str, Report]) -> dict[str, Any]:
+    declared = plan.declared()
+    traffic: Traffic = {}
+    for row in declared.rows:
+        up, down = traffic.get(f"{row.layer}|{row.phase}", [0, 0])
+        traffic[f"{row.layer}|{row.phase}"] = [up + row.bytes_up, down + row.bytes_down]
+    wanted = {place: found for place, found in traffic.items() if any(found)}
+    backwards = {place: found[::-1] for place, found in wanted.items()}
+    matches = [found == wanted for found in reports["client"].ledgers]
+    matches += [found == backwards for found in reports["server"].ledgers]
+    seconds = reports["client"].seconds
+    return {
+        "relus": plan.program.relus,
+        "seconds": {phase: sum(row[phase] for row in seconds) / len(seconds) for phase in ("offline", "online")},
+        "bytes": {
+            "offline": declared.bytes - declared.only(phase="online").bytes,
+            "online": declared.only(phase="online").bytes,
+        },
+        "rounds": sum(row.rounds for row in declared.only(phase="online").rows),
+        "declared_bytes_match": all(matches),
+        "peak_rss_mib": {role: report.peak_rss_mib for role, report in reports.items()},
+        "stored_mib": {role: report.stored / (1 << 20) for role, report in reports.items()},
+        "layers": [_layer(plan, name, reports) for name in declared.layers],
+    }
+
+
+def _layer(plan: Plan, name: str, reports: Mapping[str, Report]) -> dict[str, Any]:
+    def took(role: str, phase: str) -> float:
+        times = reports[role].times
+        return sum(time.get(f"{name}|{phase}", 0.0) for time in times) / len(times)
+
+    own = plan.declared().only(layer=name)
+    online = own.only(phase="online")
+    return {
+        "layer": name,
+        "relus": sum(row.relus for row in online.rows),
+        "macs": sum(row.macs for row in own.rows),
+        "he_products": sum(row.he_products for row in own.rows),
+        "rounds": sum(row.rounds for row in online.rows),
+        "bytes": {"offline": own.bytes - online.bytes, "online": online.bytes},
+        "seconds": {role: {phase: round(took(role, phase), 6) for phase in ("offline", "online")} for role in reports},
+    }
+
+
+def _shares(folder: Path, plan: Plan, number: int) -> dict[str, Words]:
+    return {
+        name: _array(folder / "client" / f"share-{number}-{at}", np.dtype(np.uint64), plan.program.values[name].shape)
+        for at, name in enumerate(sorted(plan.by_shares))
+    }
+
+
+def _array(path: Path, dtype: np.dtype[Any], shape: tuple[int, ...]) -> NDArray[Any]:
+    return np.fromfile(path, dtype, math.prod(shape)).reshape(shape)
+
+
+def _places(outputs: Integers) -> Integers:
+    """Where the largest output of each input is."""
+    return outputs.reshape(len(outputs), -1).argmax(1)
+
+
+def _peak_rss_mib() -> float:
+    status = Path("/proc/self/status")
+    if status.exists():  # what getrusage says on Linux is never below the memory of the process that started this one
+        (line,) = (line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
+        return int(line.split()[1]) / (1 << 10)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << 20 if sys.platform == "darwin" else 1 << 10)
+
+
+def _main(role: Role, folder: Path, number: int) -> int:
+    try:
+        _act(role, folder, number)
+    except Exception as error:
+        (folder / role / "error").write_text(f"{type(error).__name__}: {error}")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(_main("server" if sys.argv[1] == "server" else "client", Path(sys.argv[2]), int(sys.argv[3])))

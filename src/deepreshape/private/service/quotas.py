@@ -1,0 +1,206 @@
+"""How much one client may have of a server, and the book that holds it to that.
+
+A client of this protocol family that may ask without end learns the model (its outputs are enough), and offline batches
+fill the disk; so both are capped for each certificate. What was asked in the last day is kept in a file beside the
+batches, so that starting the server again gives nobody more.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections import defaultdict, deque
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Literal
+
+from deepreshape.private.parties.sessions import Work
+from deepreshape.private.parties.store import Store, StoreError
+from deepreshape.private.transport.channel import ProtocolError
+
+Outcome = Literal["served", "failed", "refused"]
+HOUR_S, DAY_S = 3600.0, 86400.0
+QUERY = re.compile(r"(\d+\.\d+) ([0-9a-f]{64})")
+SHOWN = 16
+"""Digits of a certificate's fingerprint by which a client is called in logs and on the status page."""
+
+
+class CapError(ProtocolError):
+    """A client has reached a cap; it is told no more than that the session is over."""
+
+
+@dataclass(frozen=True)
+class Caps:
+    """The most that there may be.
+
+    Attributes:
+        arrivals: connections at once that have not shown a certificate yet; the oldest makes way for a new one.
+        sessions: running at once, in all.
+        sessions_each: running at once, of one client.
+        batches_each: offline batches held for one client.
+        batch_days: after so many days a batch that was not used is destroyed.
+        queries_hour_each: inferences of one client in any hour.
+        queries_day_each: inferences of one client in any day.
+    """
+
+    arrivals: int = 256
+    sessions: int = 8
+    sessions_each: int = 2
+    batches_each: int = 16
+    batch_days: int = 30
+    queries_hour_each: int = 200
+    queries_day_each: int = 2000
+
+    def __post_init__(self) -> None:
+        for cap in fields(self):
+            if getattr(self, cap.name) < 1:
+                raise ValueError(f"{cap.name}={getattr(self, cap.name)}: must be at least 1")
+
+
+@dataclass
+class Tally:
+    """What one client has and has had since the server was started."""
+
+    running: int = 0
+    preparing: int = 0
+    prepared: int = 0
+    answered: int = 0
+    failed: int = 0
+    refused: int = 0
+    bytes_sent: int = 0
+    bytes_received: int = 0
+    seconds: float = 0.0
+    queries: deque[float] = field(default_factory=deque[float])
+    """When it asked, in the last day; seconds since 1970."""
+
+
+class Book:
+    """Counts every client's sessions, batches and queries, and says when it is enough. Clients are fingerprints.
+
+    Args:
+        caps: what is allowed.
+        store: where batches lie; the times of queries are kept there in ``queries``.
+        clock: seconds since 1970.
+
+    Raises:
+        StoreError: if the times of queries cannot be read or written.
+    """
+
+    def __init__(self, caps: Caps, store: Store, clock: Callable[[], float] = time.time) -> None:
+        self.caps = caps
+        self.tallies: defaultdict[str, Tally] = defaultdict(Tally)
+        self._store = store
+        self._clock = clock
+        self._path = store.folder / "queries"
+        try:
+            self._recall()
+        except OSError as error:
+            raise StoreError(f"{self._path}: {error.strerror}; the caps on queries cannot be kept") from None
+
+    @property
+    def running(self) -> int:
+        """Sessions at this moment."""
+        return sum(tally.running for tally in self.tallies.values())
+
+    def enter(self, client: str) -> None:
+        """A client that has shown its certificate wants a session.
+
+        Raises:
+            CapError: if there are enough.
+        """
+        tally, caps = self.tallies[client], self.caps
+        self._refuse_at(tally, tally.running, caps.sessions_each, "sessions at once (sessions_each)")
+        self._refuse_at(tally, self.running, caps.sessions, "sessions at once in all (sessions)")
+        tally.running += 1
+
+    def admit(self, client: str, work: Work, count: int = 1) -> None:
+        """A client in a session says what it wants, and with how many batches.
+
+        Raises:
+            CapError: if it has had enough.
+            StoreError: if the store cannot be used, or a query not be written down.
+        """
+        tally, caps = self.tallies[client], self.caps
+        if work == "prepare":
+            self._store.expire(caps.batch_days * DAY_S)
+            most = self._store.held()[client] + tally.preparing + count - 1
+            self._refuse_at(tally, most, caps.batches_each, "batches held (batches_each)")
+            tally.preparing += count
+            return
+        now = self._clock()
+        while tally.queries and tally.queries[0] <= now - DAY_S:
+            tally.queries.popleft()
+        lately = sum(at > now - HOUR_S for at in tally.queries)
+        self._refuse_at(tally, lately, caps.queries_hour_each, "queries in an hour (queries_hour_each)")
+        self._refuse_at(tally, len(tally.queries), caps.queries_day_each, "queries in a day (queries_day_each)")
+        self._write_down(client, now)  # durable before it is answered
+        tally.queries.append(now)
+
+    def leave(
+        self,
+        client: str,
+        work: Work | None,
+        outcome: Outcome,
+        *,
+        count: int = 1,
+        sent: int = 0,
+        received: int = 0,
+        seconds: float = 0.0,
+    ) -> None:
+        """A session is over.
+
+        Args:
+            client: whose it was.
+            work: what it was admitted to, if to anything.
+            outcome: how it ended.
+            count: of batches.
+            sent: payload to the client, in bytes.
+            received: payload from it, in bytes.
+            seconds: how long it took.
+        """
+        tally = self.tallies[client]
+        tally.running -= 1
+        tally.preparing -= count * (work == "prepare")
+        tally.prepared += count * (outcome == "served" and work == "prepare")
+        tally.answered += outcome == "served" and work == "query"
+        tally.failed += outcome == "failed"
+        tally.bytes_sent += sent
+        tally.bytes_received += received
+        tally.seconds += seconds
+
+    def status(self) -> list[dict[str, Any]]:
+        """Sizes, counts and times, a row for each client; no secrets."""
+        held = self._store.held()
+        return [
+            {"client": client[:SHOWN], **asdict(tally), "queries": len(tally.queries), "batches_held": held[client]}
+            for client, tally in self.tallies.items()
+        ]
+
+    def _refuse_at(self, tally: Tally, number: int, cap: int, what: str) -> None:
+        if number >= cap:
+            tally.refused += 1
+            raise CapError(f"it has reached the cap of {cap} {what}")
+
+    def _recall(self) -> None:
+        """Read the queries of the last day, and write those only."""
+        since = self._clock() - DAY_S
+        kept: list[str] = []
+        lines = self._path.read_text("ascii").splitlines() if self._path.exists() else []
+        for found in filter(None, map(QUERY.fullmatch, lines)):  # a line that a crash has torn was never answered
+            at, client = float(found[1]), found[2]
+            if at > since:
+                self.tallies[client].queries.append(at)
+                kept.append(f"{found[0]}\n")
+        new = self._path.with_suffix(".new")
+        new.write_text("".join(kept), "ascii")
+        new.replace(self._path)
+
+    def _write_down(self, client: str, now: float) -> None:
+        try:
+            with open(self._path, "a", encoding="ascii") as file:
+                file.write(f"\n{now:.3f} {client}\n")  # alone, whatever a full disk left before it
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise StoreError(f"{self._path}: {error.strerror}; no query is answered uncounted") from None

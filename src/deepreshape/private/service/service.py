@@ -1,0 +1,425 @@
+"""A server for many clients at once: one process that accepts and counts, and forks one for each session.
+
+The front, :meth:`Service.run`, is one loop without threads. It takes the TLS handshakes of all who knock forward side
+by side, so a slow one holds up nobody and costs no process. Only when both certificates are verified and the caps
+(``caps.py``) allow a session does it fork a process for it. That process has the program and its weights already, in
+pages that all sessions share; it ends with its session, and one that is killed or runs out of memory takes no other
+with it. Before the work begins it asks the front, which alone keeps the book. Threads would not do: the library for
+homomorphic encryption holds Python's lock, so they would share one core.
+
+A fork copies whatever locks other threads hold at that moment, and nobody ever opens them. So the front refuses to run
+in a process with other threads. A session makes its random streams after the fork; a stream refuses another process.
+
+The front's death, even by SIGKILL, ends its sessions: each watches a pipe that only the front holds open. Until the
+last of them is gone they keep the store reserved, so that another server waits or is refused. SIGTERM and SIGINT end
+every session at once, by the error path of any broken session: the peer is told the one code, and a claimed batch is
+spent.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import selectors
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Generator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from deepreshape.private.crypto.backend import engine
+from deepreshape.private.errors import PrivateError
+from deepreshape.private.parties.server import Model
+from deepreshape.private.parties.sessions import Work, serve
+from deepreshape.private.parties.store import Store
+from deepreshape.private.service import status
+from deepreshape.private.service.quotas import SHOWN, Book, CapError, Caps, Outcome
+from deepreshape.private.transport.certificates import Peer
+from deepreshape.private.transport.channel import ProtocolError
+from deepreshape.private.transport.tls import Arrival, Endpoint, WireChannel
+
+GRACE_S = 5.0
+"""How long a session that was told to end may take to clean up, before it is killed."""
+PAUSE_S = 0.1
+"""How long the front waits before it tries again when the system has no descriptors left."""
+ASKED: dict[bytes, Work] = {b"p": "prepare", b"q": "query"}
+"""What a session's process asks the front for: this byte, and one for the number of batches. A byte is the answer; the
+report at its end is JSON."""
+YES, NO = b"y", b"n"
+ENDING = "ended, because the server is ending"
+
+Notify = Callable[[str], None]
+
+
+@dataclass
+class _Session:
+    """What the front knows of a session's process."""
+
+    pid: int
+    line: socket.socket
+    peer: Peer
+    work: Work | None = None
+    count: int = 1
+    refusal: str = ""
+    heard: bytearray = field(default_factory=bytearray)
+
+
+class Service:
+    """A server.
+
+    Args:
+        door: listens; from :func:`~deepreshape.private.transport.tls.listen`. The service closes it.
+        endpoint: with the server's certificate.
+        model: what is served.
+        store: the server's own.
+        caps: how much a client may have.
+        status_door: listens on loopback for readers of the status, or None. The service closes it.
+        notify: is told what happens, in lines without secrets.
+
+    Raises:
+        StoreError: if the book of caps cannot be kept in the store.
+        ValueError: if other machines can reach ``status_door``.
+    """
+
+    def __init__(
+        self,
+        door: socket.socket,
+        endpoint: Endpoint,
+        model: Model,
+        store: Store,
+        caps: Caps | None = None,
+        *,
+        status_door: socket.socket | None = None,
+        notify: Notify | None = None,
+    ) -> None:
+        if status_door:
+            status.check_loopback(status_door)
+        self.book = Book(caps or Caps(), store)
+        self.ended: dict[Outcome, int] = {"served": 0, "failed": 0, "refused": 0}
+        self._door, self._status_door = door, status_door
+        self._endpoint, self._model, self._store = endpoint, model, store
+        self._notify: Notify = notify or (lambda _: None)
+        self._selector = selectors.DefaultSelector()
+        self._arrivals: dict[Arrival, str] = {}  # with their addresses, in the order in which they came
+        self._sessions: dict[int, _Session] = {}
+        self._alive = os.pipe()
+        self._began = time.time()
+        self._stopped = False
+
+    def run(self, sessions: int = 0) -> None:
+        """Serve until SIGINT or SIGTERM, or until so many sessions were served or have failed (0: no such end).
+
+        Raises:
+            RuntimeError: if this process has other threads.
+            StoreError: if another server is serving from the store.
+        """
+        if threading.active_count() > 1:
+            raise RuntimeError("a service forks, so it needs a process without other threads")
+        engine().prepare()  # once, and not in every session's process
+        with ExitStack() as stack:
+            stack.callback(self._close)
+            stack.enter_context(self._store.reserved())
+            stack.enter_context(self._woken_by_signals())
+            page = stack.enter_context(self._page(self._status_door)) if self._status_door else None
+            stack.callback(self._end_sessions)
+            self._door.setblocking(False)
+            self._selector.register(self._door, selectors.EVENT_READ, self._accept)
+            while not self._stopped and self._wanted(sessions) > 0:
+                if page:
+                    with suppress(OSError):  # a full disk makes the page stale, and ends no session
+                        status.write(page, self.status())
+                for key, _ in self._selector.select(self._patience()):
+                    key.data()
+                self._turn_away_the_slow()
+                if self._wanted(sessions) <= len(self._sessions):
+                    self._shut_door()
+
+    def status(self) -> dict[str, Any]:
+        """Counts, sizes and times; what the status page shows."""
+        return {
+            "began": self._began,
+            "arrivals": len(self._arrivals),
+            "running": len(self._sessions),
+            **self.ended,
+            "clients": self.book.status(),
+        }
+
+    def _wanted(self, sessions: int) -> float:
+        """How many more sessions are to end."""
+        return sessions - self.ended["served"] - self.ended["failed"] if sessions else float("inf")
+
+    # -- those who have not shown a certificate yet
+
+    def _accept(self) -> None:
+        try:
+            sock, address = self._door.accept()
+        except (BlockingIOError, ConnectionError):  # it is gone again
+            return
+        except OSError:  # no descriptors are left: those without a certificate give theirs back
+            self._turn_away_the_oldest(0)
+            time.sleep(PAUSE_S)
+            return
+        self._turn_away_the_oldest(self.book.caps.arrivals - 1)
+        try:
+            arrival = self._endpoint.arrive(sock)
+        except ProtocolError as error:
+            self._refuse(str(address[0]), error)
+            return
+        self._arrivals[arrival] = str(address[0])
+        self._selector.register(arrival, arrival.events, partial(self._advance, arrival))
+
+    def _advance(self, arrival: Arrival) -> None:
+        if arrival not in self._arrivals:
+            return  # turned away since the selector named it
+        try:
+            channel = arrival.advance()
+        except ProtocolError as error:
+            self._refuse(self._forget(arrival), error)
+            return
+        except Exception as error:  # whoever knocks, and with whatever certificate, cannot end the server
+            self._turn_away(arrival, f"unforeseen {type(error).__name__}")
+            return
+        if channel is None:
+            self._selector.modify(arrival, arrival.events, partial(self._advance, arrival))
+            return
+        self._forget(arrival)
+        self._begin(channel)
+
+    def _forget(self, arrival: Arrival) -> str:
+        self._selector.unregister(arrival)
+        return self._arrivals.pop(arrival)
+
+    def _turn_away(self, arrival: Arrival, why: str) -> None:
+        self._refuse(self._forget(arrival), why)
+        arrival.close()
+
+    def _turn_away_the_oldest(self, most: int) -> None:
+        while len(self._arrivals) > most:
+            self._turn_away(next(iter(self._arrivals)), "the oldest of too many without a certificate (arrivals)")
+
+    def _turn_away_the_slow(self) -> None:
+        for arrival in [arrival for arrival in self._arrivals if arrival.deadline <= time.monotonic()]:
+            self._turn_away(arrival, "TLS handshake not done in time (connect_s)")
+
+    def _patience(self) -> float | None:
+        """Seconds until somebody's time is over."""
+        if not self._arrivals:
+            return None
+        return max(0.0, min(arrival.deadline for arrival in self._arrivals) - time.monotonic())
+
+    def _refuse(self, who: str, why: object) -> None:
+        self.ended["refused"] += 1
+        self._notify(f"refused {who}: {why}")
+
+    # -- sessions
+
+    def _begin(self, channel: WireChannel) -> None:
+        peer = channel.peer
+        try:
+            self.book.enter(peer.fingerprint)
+        except CapError as error:
+            channel.abort(str(error))
+            self._refuse(_called(peer), error)
+            return
+        near, far = socket.socketpair()
+        try:
+            pid = self._fork(lambda: _attend(far, channel, self._model, self._store), near)
+        except OSError as error:
+            channel.abort("no process could be started")
+            self.book.leave(peer.fingerprint, None, "failed")
+            self.ended["failed"] += 1
+            self._notify(f"{_called(peer)}: no process could be started: {error.strerror}")
+            near.close()
+            return
+        finally:
+            far.close()
+            channel.let_go()
+        near.setblocking(False)
+        self._sessions[pid] = session = _Session(pid, near, peer)
+        self._selector.register(near, selectors.EVENT_READ, partial(self._hear, session))
+
+    def _hear(self, session: _Session) -> None:
+        try:
+            data = session.line.recv(1 << 16)
+        except ConnectionError:
+            data = b""
+        if not data:
+            self._bury(session)
+        elif data[:1] in ASKED:
+            with suppress(OSError):  # it may have died since
+                session.line.send(YES if self._admit(session, ASKED[data[:1]], data[1]) else NO)
+        else:
+            session.heard += data
+
+    def _admit(self, session: _Session, work: Work, count: int) -> bool:
+        try:
+            self.book.admit(session.peer.fingerprint, work, count)
+        except PrivateError as error:
+            session.refusal = str(error)
+            return False
+        session.work, session.count = work, count
+        return True
+
+    def _bury(self, session: _Session) -> None:
+        """A session's process has closed its line, so it is at its end."""
+        self._selector.unregister(session.line)
+        session.line.close()
+        code = os.waitstatus_to_exitcode(os.waitpid(session.pid, 0)[1])
+        del self._sessions[session.pid]
+        try:
+            report: dict[str, Any] = json.loads(session.heard)
+        except ValueError:  # it ended before it could report
+            report = {"error": ENDING if self._stopped else f"its process ended with status {code}", "traffic": {}}
+        outcome: Outcome = "refused" if session.refusal else "failed" if report["error"] else "served"
+        self.ended[outcome] += 1
+        self.book.leave(session.peer.fingerprint, session.work, outcome, count=session.count, **report["traffic"])
+        done = "answered a query" if session.work == "query" else f"prepared batches: {session.count}"
+        self._notify(f"{_called(session.peer)}: {session.refusal or report['error'] or done}")
+
+    def _end_sessions(self) -> None:
+        """Tell all to end, and kill those that do not."""
+        self._shut_door()
+        for session in self._sessions.values():
+            os.kill(session.pid, signal.SIGTERM)
+        deadline = time.monotonic() + GRACE_S
+        while self._sessions and (left := deadline - time.monotonic()) > 0:
+            for key, _ in self._selector.select(left):
+                key.data()
+        for session in list(self._sessions.values()):
+            os.kill(session.pid, signal.SIGKILL)
+            self._bury(session)
+
+    def _shut_door(self) -> None:
+        if self._door.fileno() >= 0:
+            with suppress(KeyError):
+                self._selector.unregister(self._door)
+            self._door.close()
+        for arrival in list(self._arrivals):
+            self._turn_away(arrival, "the server is ending")
+
+    # -- processes and signals
+
+    def _fork(self, work: Callable[[], None], *ends: socket.socket) -> int:
+        """Do ``work`` in a process of its own, which closes ``ends`` and all that is the front's; its id.
+
+        Raises:
+            OSError: if there can be no more processes.
+        """
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+        try:
+            if pid := os.fork():
+                return pid
+            try:
+                self._leave_the_front(*ends)
+                signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+                work()
+            finally:
+                os._exit(0)  # nothing of the front's own ending happens here too
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+    def _leave_the_front(self, *ends: socket.socket) -> None:
+        """In a process just forked: give up what is the front's, and end when it ends."""
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends it to all; the front decides
+        signal.signal(signal.SIGTERM, _exit)
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        for end in (self._door, *ends, *(session.line for session in self._sessions.values())):
+            end.close()
+        for arrival in self._arrivals:
+            arrival.close()
+        self._selector.close()
+        os.close(self._alive[1])
+        threading.Thread(target=_end_with_the_front, args=(self._alive[0],), daemon=True).start()
+
+    @contextmanager
+    def _page(self, door: socket.socket) -> Generator[Path]:
+        """The process of the status page; the file that it reads."""
+        path = self._store.folder / "status.json"
+        status.write(path, self.status())
+        pid = self._fork(lambda: status.serve_page(door, path))
+        door.close()
+        try:
+            yield path
+        finally:
+            os.kill(pid, signal.SIGKILL)  # it has nothing to clean up
+            os.waitpid(pid, 0)
+            path.unlink()
+
+    @contextmanager
+    def _woken_by_signals(self) -> Generator[None]:
+        """SIGINT and SIGTERM end :meth:`run` in good order: they wake the selector up."""
+        near, far = socket.socketpair()
+        near.setblocking(False)
+        far.setblocking(False)
+
+        def stop(*_: object) -> None:
+            self._stopped = True
+
+        before = {kind: signal.signal(kind, stop) for kind in (signal.SIGINT, signal.SIGTERM)}
+        wakeup = signal.set_wakeup_fd(far.fileno())
+        self._selector.register(near, selectors.EVENT_READ, lambda: near.recv(64))
+        try:
+            with near, far:
+                yield
+        finally:
+            signal.set_wakeup_fd(wakeup)
+            for kind, handler in before.items():
+                signal.signal(kind, handler)
+
+    def _close(self) -> None:
+        self._selector.close()
+        for end in filter(None, (self._door, self._status_door)):
+            end.close()
+        for end in self._alive:
+            os.close(end)
+
+
+def _attend(line: socket.socket, channel: WireChannel, model: Model, store: Store) -> None:
+    """What a session's process does: the session, and a report of it on its line to the front."""
+    began, error = time.monotonic(), ""
+
+    def admit(work: Work, count: int) -> None:
+        line.sendall(next(byte for byte, asked in ASKED.items() if asked == work) + bytes([count]))
+        if line.recv(1) != YES:
+            raise CapError("the front refused it")
+
+    with line:
+        try:
+            serve(channel, model, store, admit)
+        except SystemExit:
+            error = ENDING
+        except PrivateError as reason:
+            error = str(reason)
+        except BaseException as reason:
+            error = f"unforeseen {type(reason).__name__}"  # its text might hold a secret
+        rows = channel.ledger.rows.values()
+        traffic = {
+            "sent": sum(row.sent for row in rows),
+            "received": sum(row.received for row in rows),
+            "seconds": time.monotonic() - began,
+        }
+        line.sendall(json.dumps({"error": error, "traffic": traffic}).encode())
+
+
+def _exit(*_: object) -> None:
+    sys.exit()
+
+
+def _end_with_the_front(alive: int) -> None:
+    """Wait for the death of the front, which holds the other end; then end this process."""
+    os.read(alive, 1)
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(GRACE_S)
+    os._exit(1)
+
+
+def _called(peer: Peer) -> str:
+    return f"client {peer.name!r} {peer.fingerprint[:SHOWN]}"

@@ -1,0 +1,1 @@
+"""Bytes between two processes; it knows no network."""

@@ -1,0 +1,48 @@
+"""Removing ReLUs: one method, one file, one frozen config; ``linearize`` is the way in, ``plan`` the coarse part of
+it.
+"""
+
+from deepreshape.design.coarse_steps import Cull, Scale, Thin
+from deepreshape.design.plan import Plan, Record, apply, candidates, plan, plan_of
+from deepreshape.design.reuse import Reuse
+from deepreshape.removal.autorep import AutoReP
+from deepreshape.removal.coarse import Coarse
+from deepreshape.removal.descent import Descent
+from deepreshape.removal.fold import Folded, fold
+from deepreshape.removal.method import Method, Removal, linearize, relu_prices
+from deepreshape.removal.senet import SENet
+from deepreshape.removal.sites import masks_of
+from deepreshape.removal.snl import SNL
+from deepreshape.removal.taylor import Taylor
+
+__all__ = [
+    "METHODS",
+    "SNL",
+    "AutoReP",
+    "Coarse",
+    "Cull",
+    "Descent",
+    "Folded",
+    "Method",
+    "Plan",
+    "Record",
+    "Removal",
+    "Reuse",
+    "SENet",
+    "Scale",
+    "Taylor",
+    "Thin",
+    "apply",
+    "candidates",
+    "fold",
+    "linearize",
+    "masks_of",
+    "plan",
+    "plan_of",
+    "relu_prices",
+]
+
+METHODS: dict[str, type[Method]] = {
+    method.__name__.lower(): method for method in (SNL, SENet, Taylor, AutoReP, Descent, Coarse)
+}
+"""Every method by its name on the command line."""

@@ -1,0 +1,253 @@
+"""The seam: what every method of removing ReLUs is, and the one call that all of them stand behind."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+
+from deepreshape.cost import CostReport, Layer, ReluLayer
+from deepreshape.counting import count
+from deepreshape.models.saved import fingerprint
+from deepreshape.nn import PolynomialReLU
+from deepreshape.removal.sites import Granularity, Masks, masks_of
+from deepreshape.training import (
+    RECIPES,
+    Dataset,
+    Progress,
+    Recipe,
+    activations,
+    check_ranges,
+    mismatch_loss,
+    parallel,
+    train,
+)
+from deepreshape.training.runs import claim
+
+__all__ = ["Method", "Price", "Reduced", "Removal", "Task", "linearize", "relu_prices"]
+
+Price = Callable[[Sequence[Layer]], CostReport]
+"""A price profile: what a network of these layers costs."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a method is asked to do, beyond its own settings.
+
+    Attributes:
+        data: its training split drives the search, its validation split may be looked at.
+        recipe: of training; a search takes from it what it does not set itself (batch, augmentation, precision ...).
+        teacher: distils into the network, in evaluation mode and without gradient.
+        masks: where the network has ReLUs.
+        prices: of one ReLU at each site, 1 on average.
+        seed: of everything random.
+        folder: for checkpoints, or None.
+        progress: called after every step.
+    """
+
+    data: Dataset
+    recipe: Recipe
+    teacher: nn.Module
+    masks: Masks
+    prices: Mapping[str, float]
+    seed: int
+    folder: Path | None
+    progress: Callable[[Progress], None] | None
+
+
+@dataclass(frozen=True)
+class Reduced:
+    """A network whose ReLUs have been chosen, and what the choice took."""
+
+    network: nn.Module
+    epochs: int = 0
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Method(ABC):
+    """A way to remove ReLUs, and its settings.
+
+    Attributes:
+        budget: how many ReLUs are left; met exactly.
+        granularity: what is kept or removed as one.
+        mismatch: weight of the mismatch of activation maps in the fine-tuning (:func:`mismatch_loss`); None leaves it
+            to the recipe.
+
+    A method whose settings do not fit raises a ``ValueError`` when it is made.
+    """
+
+    exact: ClassVar[bool] = True
+    """Whether the budget is met, and not only kept within: true of all but restatements of what others published."""
+
+    budget: int
+    granularity: Granularity = "pixel"
+    mismatch: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.mismatch is not None:
+            check_ranges(self, mismatch=(0, 1e6))
+
+    @property
+    def name(self) -> str:
+        """As in results and on the command line."""
+        return type(self).__name__.lower()
+
+    @abstractmethod
+    def reduce(self, network: nn.Module, task: Task) -> Reduced:
+        """A network with exactly ``budget`` ReLUs, made of ``network``, which is a copy and may be used up."""
+
+
+@dataclass(frozen=True)
+class Removal:
+    """The record of what :func:`linearize` did.
+
+    Attributes:
+        method, settings: the method's name and its config.
+        budget: that was asked for.
+        relus_before, relus: counts, from traces.
+        granularity: of the choice; protocols may price them differently.
+        kept: by site, how many ReLUs are left.
+        price_before, price: seconds under the price profile, where one was given.
+        top1_validation: in percent, after fine-tuning; none where the validation split was trained on.
+        epochs: of search and fine-tuning together.
+        minutes: processor time of this process, or on a GPU the time that passed.
+        recipe: of the fine-tuning.
+        seed: of both.
+    """
+
+    method: str
+    settings: dict[str, Any]
+    budget: int
+    relus_before: int
+    relus: int
+    granularity: Granularity
+    kept: dict[str, int]
+    price_before: float | None
+    price: float | None
+    top1_validation: float | None
+    epochs: int
+    minutes: float
+    recipe: dict[str, Any]
+    seed: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain JSON values."""
+        return asdict(self)
+
+
+def linearize(
+    model: nn.Module,
+    method: Method,
+    data: Dataset,
+    *,
+    recipe: Recipe | None = None,
+    teacher: nn.Module | None = None,
+    seed: int = 0,
+    folder: Path | None = None,
+    price: Price | None = None,
+    progress: Callable[[str, Progress], None] | None = None,
+) -> tuple[nn.Module, Removal]:
+    """Remove ReLUs from a trained network to a budget, and train what is left.
+
+    Args:
+        model: trained; it is left as it was.
+        method: what decides which ReLUs stay, with its settings.
+        data: its test split is not touched.
+        recipe: of the fine-tuning; the data set's own without one.
+        teacher: distils into the network; ``model`` itself without one.
+        seed: of everything random.
+        folder: for checkpoints; a run that was cut there continues, to the same result.
+        price: what ReLUs are weighed by; all alike without one.
+        progress: told the phase ("search" or "tune") and where it is, after every step.
+
+    Returns:
+        The network with ``method.budget`` ReLUs, in evaluation mode, and the record of what was done.
+
+    Raises:
+        ValueError: if the budget or a setting does not fit, or the folder holds another run.
+    """
+    if any(isinstance(module, PolynomialReLU) for module in model.modules()):
+        raise ValueError("the network has polynomials in place of ReLUs; start from what it was made of")
+    masks = masks_of(model, data.shape)
+    before = count(model, data.shape)
+    if not 0 <= method.budget <= before.total.relus:
+        raise ValueError(
+            f"a budget of {method.budget:,} ReLUs does not fit a network that has {before.total.relus:,}; "
+            f"0 to {before.total.relus:,} works"
+        )
+    recipe = recipe or RECIPES[data.name]
+    recipe = recipe if method.mismatch is None else replace(recipe, mismatch=method.mismatch)
+    taught_by = copy.deepcopy(teacher or model).eval()
+    if recipe.mismatch:
+        _see_comparable(taught_by, masks, data)
+    prices = dict.fromkeys(masks, 1.0) | (relu_prices(before.layers, price) if price else {})
+    if folder:
+        whose = {"method": method.name, **asdict(method), "seed": seed, "data": data.name, "recipe": asdict(recipe)}
+        whose |= {"network": fingerprint(model), "teacher": fingerprint(taught_by)}
+        whose |= {"prices": hashlib.sha256(json.dumps(prices).encode()).hexdigest()[:16]}
+        claim(folder, whose, writes=parallel.rank() == 0)
+
+    def told(phase: str) -> Callable[[Progress], None]:
+        return lambda at: progress(phase, at) if progress else None
+
+    search = folder / "search" if folder else None
+    task = Task(data, recipe, taught_by, masks, prices, seed, search, told("search"))
+    reduced = method.reduce(copy.deepcopy(model), task)
+    network, tune = reduced.network, folder / "tune" if folder else None
+    after = count(network, data.shape)
+    if after.total.relus > method.budget or (method.exact and after.total.relus < method.budget):
+        raise RuntimeError(f"{method.name} left {after.total.relus:,} ReLUs in place of {method.budget:,}")
+    trained = train(network, data, recipe, seed=seed, teacher=taught_by, folder=tune, progress=told("tune"))
+    return network, Removal(
+        method=method.name,
+        settings=asdict(method),
+        budget=method.budget,
+        relus_before=before.total.relus,
+        relus=after.total.relus,
+        granularity=method.granularity,
+        kept={layer.name: layer.relus for layer in after.layers if isinstance(layer, ReluLayer)},
+        price_before=price(before.priced_layers).seconds if price else None,
+        price=price(after.priced_layers).seconds if price else None,
+        top1_validation=trained.top1_validation,
+        epochs=reduced.epochs + recipe.epochs,
+        minutes=round((reduced.seconds + trained.seconds) / 60, 2),
+        recipe=asdict(recipe),
+        seed=seed,
+    )
+
+
+@torch.no_grad()
+def _see_comparable(teacher: nn.Module, masks: Masks, data: Dataset) -> None:
+    """Refuse a teacher whose maps cannot be compared with those at the sites, before the search and not after it."""
+    device = next(teacher.parameters()).device
+    with activations(teacher, masks) as theirs:
+        teacher(data.normalize(data.train.images[:1].to(device)))
+        mismatch_loss({path: mask[None].to(device) for path, mask in masks.items()}, theirs)
+
+
+def relu_prices(layers: Sequence[Layer], price: Price) -> dict[str, float]:
+    """By site, what one of its ReLUs costs, relative to the network's mean; dearer ones have to be worth more.
+
+    Raises:
+        ValueError: if the profile finds no cost in ReLUs.
+    """
+    whole = price(layers)
+    seconds: dict[str, float] = {}
+    relus: dict[str, int] = {}
+    for layer in layers:
+        if isinstance(layer, ReluLayer) and layer.relus:
+            seconds[layer.name] = whole.only(layer=layer.name).seconds / layer.relus
+            relus[layer.name] = layer.relus
+    mean = sum(seconds[name] * n for name, n in relus.items()) / sum(relus.values()) if relus else 0.0
+    if not mean:
+        raise ValueError("the price profile charges nothing for ReLUs, so they cannot be weighed by it")
+    return {name: value / mean for name, value in seconds.items()}
