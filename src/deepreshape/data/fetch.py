@@ -1,0 +1,147 @@
+"""Downloading data sets: several addresses, a checksum, and going on where a download was cut."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tarfile
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.error import HTTPError, URLError
+from urllib.request import Request, urlopen
+
+__all__ = ["ARCHIVES", "Archive", "fetch"]
+
+TIMEOUT_SECONDS = 30
+CHUNK = 1 << 20
+
+
+@dataclass(frozen=True)
+class Archive:
+    """An archive that unpacks to a data set.
+
+    Attributes:
+        name: of the file.
+        sha256: of its content.
+        unpacks_to: the folder it makes.
+        addresses: where it can be had, tried in order.
+    """
+
+    name: str
+    sha256: str
+    unpacks_to: str
+    addresses: tuple[str, ...]
+
+
+ARCHIVES: dict[str, Archive] = {
+    "cifar10": Archive(
+        "cifar-10-python.tar.gz",
+        "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce",
+        "cifar-10-batches-py",
+        ("https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",),
+    ),
+    "cifar100": Archive(
+        "cifar-100-python.tar.gz",
+        "85cd44d02ba6437773c5bbd22e183051d648de2e7d6b014e1ef29b855ba677a7",
+        "cifar-100-python",
+        (
+            "https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz",
+            "https://huggingface.co/datasets/nakroy/cifar100-python/resolve/main/cifar-100-python.tar.gz",
+        ),
+    ),
+    "tinyimagenet": Archive(
+        "tiny-imagenet-200.zip",
+        "6198c8ae015e2b3e007c7841da39ec069199b9aa3bfa943a462022fe5e43c821",
+        "tiny-imagenet-200",
+        ("https://cs231n.stanford.edu/tiny-imagenet-200.zip",),
+    ),
+}
+
+
+def fetch(
+    name: str,
+    folder: Path,
+    *,
+    mirror: str | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Path:
+    """Download, check and unpack a data set; what is already there stays.
+
+    Args:
+        name: one of :data:`ARCHIVES`.
+        folder: that will hold the unpacked folder; the archive is removed afterwards.
+        mirror: an address to try first.
+        progress: told (bytes done, bytes in all).
+
+    Returns:
+        The unpacked folder.
+
+    Raises:
+        ValueError: if there is no such data set, no address answers, or the checksum differs.
+    """
+    if name not in ARCHIVES:
+        raise ValueError(f"there is nothing to fetch for {name!r}; known are {', '.join(ARCHIVES)}")
+    archive = ARCHIVES[name]
+    target = folder / archive.unpacks_to
+    if target.is_dir():
+        return target
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{archive.name}.part"
+    failures: list[str] = []
+    for address in (*([mirror] if mirror else []), *archive.addresses):
+        try:
+            _download(address, path, progress)
+        except (URLError, OSError) as error:
+            failures.append(f"{address}: {error}")
+            continue
+        with path.open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+        if found == archive.sha256:
+            _unpack(path, archive, folder)
+            path.unlink()
+            return target
+        path.unlink()
+        failures.append(f"{address}: its SHA-256 is {found[:12]}..., not {archive.sha256[:12]}...")
+    raise ValueError(
+        f"could not fetch {name} ({'; '.join(failures)}); put {archive.name}, unpacked, in {folder} by other means or "
+        "give another address with --mirror"
+    )
+
+
+def _download(address: str, path: Path, progress: Callable[[int, int], None] | None) -> None:
+    """Append what is missing of ``path``; a server that cannot start in the middle sends it all again."""
+    have = path.stat().st_size if path.is_file() else 0
+    request = Request(address, headers={"Range": f"bytes={have}-"} if have else {})  # noqa: S310 - fixed or the user's own
+    try:
+        answer = urlopen(request, timeout=TIMEOUT_SECONDS)  # noqa: S310
+    except HTTPError as error:
+        if error.code == 416 and have:  # nothing is missing: the last run was cut after the last byte
+            return
+        raise
+    with answer:
+        going_on = answer.status == 206
+        done = have if going_on else 0
+        total = done + int(answer.headers.get("Content-Length", 0))
+        with path.open("ab" if going_on else "wb") as file:
+            while chunk := answer.read(CHUNK):
+                file.write(chunk)
+                done += len(chunk)
+                if progress:
+                    progress(done, total)
+    if done < total:
+        raise OSError(f"the connection ended after {done:,} of {total:,} bytes; the same command goes on from there")
+
+
+def _unpack(path: Path, archive: Archive, folder: Path) -> None:
+    """Unpack beside the target and move it into place, so that a cut leaves nothing half there."""
+    staging = folder / f"{archive.unpacks_to}.part"
+    if archive.name.endswith(".zip"):
+        with zipfile.ZipFile(path) as content:
+            content.extractall(staging)  # noqa: S202 - the checksum is known; zipfile keeps names inside the folder
+    else:
+        with tarfile.open(path) as content:
+            content.extractall(staging, filter="data")
+    os.replace(staging / archive.unpacks_to, folder / archive.unpacks_to)
+    staging.rmdir()
