@@ -207,6 +207,24 @@ def test_only_wide_convolutions_of_small_maps_become_products(
     assert torch.allclose(low.float(), plain, atol=0.05)
 
 
+@pytest.mark.parametrize(
+    ("channels", "stride", "taken"), [(4, 2, True), (4, (1, 3), True), (4, 1, False), (8, 2, False)]
+)
+def test_strided_1x1_convolutions_of_few_channels_select_pixels_first(
+    channels: int, stride: int | tuple[int, int], taken: bool
+):
+    layer = torch.nn.Conv2d(channels, 6, 1, stride=stride).double()
+    x = torch.randn(2, channels, 7, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    with torch.no_grad():
+        plain = layer(x)
+    with MatrixConvolutions():
+        ours = layer(x.requires_grad_())
+    assert torch.allclose(ours, plain)
+    convolution = ours.grad_fn
+    assert convolution is not None
+    assert (max(convolution._saved_stride) == 1) == (taken or stride == 1)
+
+
 def test_faults_in_the_loop_change_the_weights_and_leave_the_relus(digits: Dataset):
     recipes = [
         replace(SHORT, relu=relu) for relu in ("", "stochastic:drop=8,fraction=10", "stochastic:drop=8,fraction=10")

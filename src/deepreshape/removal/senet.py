@@ -21,6 +21,7 @@ from deepreshape.removal.mask_search import ChosenMasks, SearchMethod, rounds_do
 from deepreshape.removal.method import Reduced, Task
 from deepreshape.removal.sites import Masks, keep_best, masks_of, unit_shape
 from deepreshape.training import activations, check_ranges
+from deepreshape.training.convolution import MatrixConvolutions
 from deepreshape.training.parallel import add_up
 
 __all__ = ["SENet", "layer_budgets", "sensitivities"]
@@ -116,7 +117,8 @@ def sensitivities(network: nn.Module, task: Task, density: float) -> dict[str, f
     labels = task.data.train.labels[order].to(device)
     for batch, known in zip(images.split(task.recipe.batch), labels.split(task.recipe.batch), strict=True):
         since.clear()  # of what ran after the last ReLU of the batch before
-        cross_entropy(probe(batch), known).backward()
+        with MatrixConvolutions():
+            cross_entropy(probe(batch), known).backward()
     saliency = {path: _saliency(layers) for path, layers in before.items()}
     everything = torch.cat([*saliency.values()])
     floor = everything.sort(descending=True).values[max(0, round(density * len(everything)) - 1)]

@@ -1,8 +1,12 @@
-"""Convolutions of small maps as matrix products, which is what a processor with matrix units (AMX) does best.
+"""Convolutions that a processor computes in another way than torch would choose.
 
+Small maps as matrix products, which is what a processor with matrix units (AMX) does best.
 The convolution kernels that torch has for processors fill those units where maps are large. On the 4x4 maps at the end
 of a CIFAR network, whose convolutions are the widest, their weight gradient takes much longer than the same sum
 written as one matrix product of the gradient and the windows (im2col); ``benchmarks/convolution.py`` times whole steps.
+
+Strided 1x1 convolutions of few channels read every stride-th pixel first: with AVX2, oneDNN's weight gradient for them
+(torch 2.13, channels last, fewer than eight input channels) writes past its buffer, which ends in a crash or worse.
 """
 
 from __future__ import annotations
@@ -22,6 +26,9 @@ SMALL_MAP = 16
 """Pixels up to which the windows, which repeat an input nine times, are still cheap beside the product."""
 WIDE_WINDOW = 1024
 """Values of a window from which the product is worth it."""
+
+FEW_CHANNELS = 8
+"""Input channels that fill a vector register of AVX2; below, its strided 1x1 weight gradient overruns."""
 
 Pair = tuple[int, int]
 
@@ -81,7 +88,10 @@ def matrix_convolution(x: Tensor, weight: Tensor, stride: Pair, padding: Pair) -
 
 
 class MatrixConvolutions(TorchFunctionMode):
-    """While this is on, wide convolutions of small maps under autocast are matrix products, where there is AMX."""
+    """While this is on, wide convolutions of small maps under autocast are matrix products, where there is AMX.
+
+    Strided 1x1 convolutions of few channels become a selection of pixels and a 1x1 convolution, everywhere.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -102,4 +112,8 @@ class MatrixConvolutions(TorchFunctionMode):
                 and x.shape[2] * x.shape[3] <= SMALL_MAP * stride[0] * stride[1]
             ):
                 return matrix_convolution(x, weight, stride, padding)
+        if func is torch.conv2d and not kwargs:
+            x, weight, bias, stride, padding, dilation, groups = args
+            if weight.shape[2:] == (1, 1) and weight.shape[1] < FEW_CHANNELS and padding == (0, 0) and max(stride) > 1:
+                return func(x[:, :, :: stride[0], :: stride[1]], weight, bias, (1, 1), padding, dilation, groups)
         return func(*args, **(kwargs or {}))
