@@ -33,7 +33,8 @@ from deepreshape.pricing.calibrate import machine
 from deepreshape.private.arith.drelu import Parity, Sign, Window, Wrap
 from deepreshape.private.arith.ring import CIRCA_PRIME, DELPHI_PRIME, PRIME_32, Field, Randomness, Ring
 from deepreshape.private.crypto.backend import Engine, UnavailableError, named, using
-from deepreshape.private.crypto.gc.halfgates import BATCH, Context, Offset, evaluate, garble, pick, table_shape
+from deepreshape.private.crypto.gc.halfgates import BATCH, evaluate, garble, table_shape
+from deepreshape.private.crypto.labels import Context, Delta, pick
 from deepreshape.private.protocols.base import ReluLayer, declared
 
 CASES: list[tuple[str, Ring | Field, Sign | None]] = [
@@ -97,7 +98,7 @@ def measure(
     name, modulus, sign = case
     layer = ReluLayer("benchmark", modulus, 0 if sign is None else 12, count, "server", count, sign)
     circuit = layer.circuit
-    offset, rng = Offset(Randomness()), Randomness()
+    offset, rng = Delta(Randomness()), Randomness()
     labels = rng.labels(circuit.width * count).reshape(-1, count, 2)
     active = pick(labels, offset.words, rng.bytes(circuit.width * count).reshape(-1, count) & np.uint8(1))
     room = np.empty(int(np.prod(table_shape(circuit, count))), np.uint64)

@@ -20,8 +20,9 @@ from garbling import engines, machine, versions
 
 from deepreshape.private.arith.ring import Randomness
 from deepreshape.private.crypto.backend import Engine, using
-from deepreshape.private.crypto.gc.halfgates import BATCH, Offset
-from deepreshape.private.crypto.ot import iknp as ot
+from deepreshape.private.crypto.gc.halfgates import BATCH
+from deepreshape.private.crypto.labels import Delta
+from deepreshape.private.crypto.ot.iknp import IKNP
 from deepreshape.private.transport.channel import memory_pair
 
 SIDES = "receiver", "sender"
@@ -48,17 +49,17 @@ def measure(chosen: Engine, count: int, rounds: int) -> dict[str, Any]:
     """One row: ``rounds`` extensions by ``count`` transfers."""
     here, there = memory_pair()
     with ThreadPoolExecutor(1) as pool:
-        started = pool.submit(ot.CorrelatedSender.start, here, b"benchmark", Offset(Randomness()), Randomness())
-        receiver = ot.CorrelatedReceiver.start(there, b"benchmark", Randomness())
+        started = pool.submit(IKNP.sender, here, b"benchmark", Delta(Randomness()), Randomness())
+        receiver = IKNP.receiver(there, b"benchmark", Randomness())
         sender = started.result()
     choices = Randomness().bytes(count) & np.uint8(1)
     times: dict[str, list[float]] = {side: [] for side in SIDES}
     with using(chosen):
         for _ in range(rounds + 1):
             begin = time.thread_time()
-            receiver.extend(there, choices)
+            receiver.chosen(there, choices)
             middle = time.thread_time()
-            sender.extend(here, count)
+            sender.chosen(here, count)
             for side, seconds in zip(SIDES, (middle - begin, time.thread_time() - middle), strict=True):
                 times[side].append(seconds / count * 1e9)
     row: dict[str, Any] = {"engine": chosen.name, "engine_about": chosen.about, "transfers": count, "rounds": rounds}

@@ -18,7 +18,8 @@ from deepreshape.private.crypto import backend as engines
 from deepreshape.private.crypto.backend import Engine, engine, engine_name, named, using
 from deepreshape.private.crypto.backend.numpy import Reference
 from deepreshape.private.crypto.circuit import Builder, Circuit, evaluate_plain, relu
-from deepreshape.private.crypto.gc.halfgates import Context, Offset, colours, pick, table_shape
+from deepreshape.private.crypto.gc.halfgates import table_shape
+from deepreshape.private.crypto.labels import Context, Delta, permute_bits, pick
 from deepreshape.private.parties import client, server
 from deepreshape.private.program import interpret as plain
 from deepreshape.private.protocols.base import Role
@@ -69,7 +70,7 @@ def garbled(chosen: Engine, circuit: Circuit, count: int, seed: bytes) -> tuple[
     What lies behind the tables must stay as it was.
     """
     rng = Randomness(seed)
-    offset, labels = Offset(rng), rng.labels(circuit.width * count).reshape(-1, count, 2)
+    offset, labels = Delta(rng), rng.labels(circuit.width * count).reshape(-1, count, 2)
     bits = rng.bytes(circuit.width * count).reshape(-1, count) & np.uint8(1)
     keys = Context(seed, "layer", 0).keys(2 * circuit.and_gates)
     size = int(np.prod(table_shape(circuit, count)))
@@ -79,7 +80,7 @@ def garbled(chosen: Engine, circuit: Circuit, count: int, seed: bytes) -> tuple[
     active = chosen.evaluate(circuit, tables, list(pick(labels, offset.words, bits)), keys)
     assert (room[size:] == GUARD).all()
     inverted = np.array([inverted for _, inverted in circuit.schedule.outputs], np.uint8)[:, None]
-    np.testing.assert_array_equal(colours(zero) ^ inverted ^ colours(active), evaluate_plain(circuit, bits))
+    np.testing.assert_array_equal(permute_bits(zero) ^ inverted ^ permute_bits(active), evaluate_plain(circuit, bits))
     return tables, zero, active
 
 
@@ -144,6 +145,13 @@ def test_transposes_are_equal(m: int, lanes: int, threads: int) -> None:
         np.unpackbits(rows.view(np.uint8), axis=1, bitorder="little"),
         np.unpackbits(columns, axis=1, bitorder="little").T,
     )
+
+
+@pytest.mark.parametrize("m", [1, 3, 64, 2047, 2048, 2049])
+def test_a_transpose_is_that_of_the_bits(m: int) -> None:
+    columns = Randomness(bytes([m % 250]) * 32).bytes(128 * m).reshape(128, m)
+    rows = np.unpackbits(Reference().transpose(columns).view(np.uint8), axis=1, bitorder="little")
+    np.testing.assert_array_equal(rows, np.unpackbits(columns, axis=1, bitorder="little").T)
 
 
 @needs_fused

@@ -23,16 +23,8 @@ from deepreshape.private.arith.ring import (
     Words,
 )
 from deepreshape.private.crypto.circuit import Builder, Circuit, evaluate_plain, relu
-from deepreshape.private.crypto.gc.halfgates import (
-    Context,
-    Garbled,
-    Offset,
-    evaluate,
-    garble,
-    hash_labels,
-    pick,
-    table_shape,
-)
+from deepreshape.private.crypto.gc.halfgates import Garbled, evaluate, garble, table_shape
+from deepreshape.private.crypto.labels import Context, Delta, hash_labels, pick
 
 HERE = Context(b"session", "stage1.relu", 0)
 
@@ -60,7 +52,7 @@ def gate(invert_a: bool, invert_b: bool) -> Circuit:
 @pytest.mark.parametrize("invert_a", [False, True])
 @pytest.mark.parametrize("invert_b", [False, True])
 def test_and_gate_under_all_inversions(invert_a: bool, invert_b: bool) -> None:
-    circuit, offset = gate(invert_a, invert_b), Offset(fixed())
+    circuit, offset = gate(invert_a, invert_b), Delta(fixed())
     labels, _ = draw(circuit, 64, fixed(2))  # 64 instances: all four pairs of colours occur
     bits = np.array([[0, 1, 0, 1] * 16, [0, 0, 1, 1] * 16], np.uint8)
     out = evaluate(circuit, garble(circuit, offset, labels, HERE), pick(labels, offset.words, bits), HERE)
@@ -75,7 +67,7 @@ MODULI: list[Modulus] = [
 
 @pytest.mark.parametrize("modulus", MODULI, ids=str)
 def test_every_wire_holds_its_value(modulus: Modulus) -> None:
-    circuit, offset = all_wires(relu(modulus, 0)), Offset(fixed())
+    circuit, offset = all_wires(relu(modulus, 0)), Delta(fixed())
     labels, bits = draw(circuit, 37, fixed(2))
     out = evaluate(circuit, garble(circuit, offset, labels, HERE), pick(labels, offset.words, bits), HERE)
     np.testing.assert_array_equal(out, evaluate_plain(circuit, bits))
@@ -124,7 +116,7 @@ def as_ints(labels: Words) -> list[int]:
 
 @pytest.mark.parametrize("modulus", [Ring(8), Field(13), Field(CIRCA_PRIME)], ids=str)
 def test_tables_equal_those_of_the_slow_implementation(modulus: Modulus) -> None:
-    circuit, offset = relu(modulus, 1), Offset(fixed())
+    circuit, offset = relu(modulus, 1), Delta(fixed())
     labels, _ = draw(circuit, 3, fixed(2))
     slow = Slow(as_ints(offset.words)[0], HERE, circuit.and_gates)
     tables, decode = garble(circuit, offset, labels, HERE).take()
@@ -143,14 +135,14 @@ def test_tables_equal_those_of_the_slow_implementation(modulus: Modulus) -> None
 )
 def test_evaluation_is_the_circuit(prime: int, shift: int, count: int, seed: bytes) -> None:
     circuit, rng = relu(Field(prime), min(shift, prime.bit_length() - 2)), Randomness(seed)
-    offset = Offset(rng)
+    offset = Delta(rng)
     labels, bits = draw(circuit, count, rng)
     out = evaluate(circuit, garble(circuit, offset, labels, HERE), pick(labels, offset.words, bits), HERE)
     np.testing.assert_array_equal(out, evaluate_plain(circuit, bits))
 
 
 def test_a_wrong_context_or_table_gives_nothing() -> None:
-    circuit, offset = relu(Ring(16), 0), Offset(fixed())
+    circuit, offset = relu(Ring(16), 0), Delta(fixed())
     labels, bits = draw(circuit, 50, fixed(2))
     garbled = garble(circuit, offset, labels, HERE)
     active = pick(labels, offset.words, bits)
@@ -189,17 +181,17 @@ def test_pads_are_the_hash_of_the_gates_under_keys_of_their_own() -> None:
 
 
 def test_a_context_is_garbled_once_under_an_offset() -> None:
-    circuit, offset = gate(False, False), Offset(fixed())
+    circuit, offset = gate(False, False), Delta(fixed())
     labels, _ = draw(circuit, 1, fixed(2))
     garble(circuit, offset, labels, HERE)
     with pytest.raises(RuntimeError, match=r"batch 0 of layer 'stage1.relu' was garbled before"):
         garble(circuit, offset, labels, Context(b"session", "stage1.relu", 0))
     garble(circuit, offset, labels, replace(HERE, batch=1))
-    garble(circuit, Offset(fixed(3)), labels, HERE)
+    garble(circuit, Delta(fixed(3)), labels, HERE)
 
 
 def test_a_garbled_batch_is_used_once() -> None:
-    circuit, offset = gate(False, False), Offset(fixed())
+    circuit, offset = gate(False, False), Delta(fixed())
     labels, bits = draw(circuit, 1, fixed(2))
     garbled = garble(circuit, offset, labels, HERE)
     evaluate(circuit, garbled, pick(labels, offset.words, bits), HERE)
@@ -212,22 +204,22 @@ def test_a_garbled_batch_is_used_once() -> None:
 @pytest.mark.parametrize("again", [copy.copy, copy.deepcopy, pickle.dumps])
 def test_no_copy_gives_a_second_use(again: Callable[[object], object]) -> None:
     garbled = Garbled(np.zeros((1, 2, 1, 2), np.uint64), np.zeros((1, 1), np.uint8))
-    for handle in (Offset(fixed()), garbled):
+    for handle in (Delta(fixed()), garbled):
         with pytest.raises(TypeError, match="neither copied nor pickled"):
             again(handle)
 
 
 def test_offset() -> None:
-    assert all(int(Offset(fixed(i)).words[0]) >> 63 == 1 for i in range(20))
-    others = np.bitwise_or.reduce([Offset(fixed(i)).words for i in range(20)])
+    assert all(int(Delta(fixed(i)).words[0]) >> 63 == 1 for i in range(20))
+    others = np.bitwise_or.reduce([Delta(fixed(i)).words for i in range(20)])
     assert others.tolist() == [2**64 - 1] * 2
-    offset = Offset(fixed())
+    offset = Delta(fixed())
     assert str(int(offset.words[1])) not in repr(offset)
     assert "tables" not in repr(Garbled(np.zeros((1, 2, 1, 2), np.uint64), np.zeros((1, 1), np.uint8)))
 
 
 def test_pick_moves_labels_by_the_offset() -> None:
-    labels, offset = fixed().labels(3), Offset(fixed(2)).words
+    labels, offset = fixed().labels(3), Delta(fixed(2)).words
     moved = pick(labels, offset, np.array([0, 1, 1], np.uint8))
     np.testing.assert_array_equal(moved, [labels[0], labels[1] ^ offset, labels[2] ^ offset])
 
@@ -235,7 +227,7 @@ def test_pick_moves_labels_by_the_offset() -> None:
 def test_tables_are_one_contiguous_array_of_32_bytes_a_gate() -> None:
     circuit = relu(Ring(32), 0)
     labels, _ = draw(circuit, 10, fixed(2))
-    tables, _ = garble(circuit, Offset(fixed()), labels, HERE).take()
+    tables, _ = garble(circuit, Delta(fixed()), labels, HERE).take()
     assert tables.shape == table_shape(circuit, 10)
     assert tables.flags.c_contiguous
     assert tables.nbytes == 10 * 93 * 32
@@ -244,8 +236,8 @@ def test_tables_are_one_contiguous_array_of_32_bytes_a_gate() -> None:
 def test_tables_go_into_the_room_that_is_given() -> None:
     circuit, room = relu(Ring(8), 0), np.zeros(21 * 4 * 5 + 3, np.uint64)
     labels, _ = draw(circuit, 5, fixed(2))
-    tables, decode = garble(circuit, Offset(fixed()), labels, HERE, room).take()
-    expected, same = garble(circuit, Offset(fixed()), labels, HERE).take()
+    tables, decode = garble(circuit, Delta(fixed()), labels, HERE, room).take()
+    expected, same = garble(circuit, Delta(fixed()), labels, HERE).take()
     assert np.shares_memory(tables, room)
     np.testing.assert_array_equal(tables, expected)
     np.testing.assert_array_equal(decode, same)
@@ -253,10 +245,10 @@ def test_tables_go_into_the_room_that_is_given() -> None:
 
 def test_wrong_labels_are_refused() -> None:
     with pytest.raises(ValueError, match=r"wants \(24, n, 2\)"):
-        garble(relu(Ring(8), 0), Offset(fixed()), np.zeros((23, 4, 2), np.uint64), HERE)
+        garble(relu(Ring(8), 0), Delta(fixed()), np.zeros((23, 4, 2), np.uint64), HERE)
     pieces = [np.zeros((23, 4, 2), np.uint64), np.zeros((1, 5, 2), np.uint64)]
     with pytest.raises(ValueError, match=r"shape \(23, 4, 2\), \(1, 5, 2\); this circuit wants \(24, n, 2\)"):
-        garble(relu(Ring(8), 0), Offset(fixed()), pieces, HERE)
+        garble(relu(Ring(8), 0), Delta(fixed()), pieces, HERE)
 
 
 def test_tables_of_another_shape_are_refused() -> None:
@@ -269,7 +261,7 @@ def test_tables_of_another_shape_are_refused() -> None:
 def test_labels_may_come_in_pieces() -> None:
     circuit = relu(Ring(8), 0)
     labels, bits = draw(circuit, 5, fixed(2))
-    whole, offset = garble(circuit, Offset(fixed()), labels, HERE), Offset(fixed())
+    whole, offset = garble(circuit, Delta(fixed()), labels, HERE), Delta(fixed())
     parts = garble(circuit, offset, [labels[:8], labels[8:9], labels[9:]], HERE)
     active = pick(labels, offset.words, bits)
     expected = evaluate(circuit, whole, active, HERE)
@@ -278,7 +270,7 @@ def test_labels_may_come_in_pieces() -> None:
 
 
 def test_pick_wants_one_bit_a_label_and_writes_where_it_is_told() -> None:
-    labels, offset = fixed().labels(3), Offset(fixed(2)).words
+    labels, offset = fixed().labels(3), Delta(fixed(2)).words
     bits = np.array([0, 1, 1], np.uint8)
     expected = pick(labels, offset, bits)
     assert pick(labels, offset, bits, labels) is labels

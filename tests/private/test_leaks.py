@@ -22,7 +22,7 @@ from programs import every_kind, random_inputs, random_program, run_both
 
 from deepreshape.private.arith import ring as shares
 from deepreshape.private.arith.ring import Ring, Words
-from deepreshape.private.crypto.gc.halfgates import Context
+from deepreshape.private.crypto.labels import Context
 from deepreshape.private.parties.plan import Plan
 from deepreshape.private.parties.server import Model
 from deepreshape.private.parties.sessions import Client, serve

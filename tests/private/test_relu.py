@@ -14,7 +14,7 @@ from sessions import ROLES, SESSION, Session, Tap, fixed, names, role_of
 
 from deepreshape.private.arith.ring import CIRCA_PRIME, PRIME_32, Field, Modulus, Randomness, Ring, Words
 from deepreshape.private.crypto.circuit import and_gates, relu
-from deepreshape.private.crypto.ot import iknp as ot
+from deepreshape.private.crypto.ot.iknp import IKNP
 from deepreshape.private.protocols.base import (
     Prepared,
     ReluLayer,
@@ -85,7 +85,7 @@ def test_declared_bytes_and_rounds_are_those_of_the_ledger(session: Session, mod
 def test_set_up_bytes() -> None:
     session = Session.start("server")
     row = session.client.ledger.rows["", "setup"]
-    assert (row.sent, row.received) == ot.SETUP_BYTES
+    assert (row.sent, row.received) == IKNP.setup_bytes
 
 
 @pytest.mark.parametrize("role", ROLES)
@@ -187,7 +187,7 @@ def test_the_evaluator_never_holds_both_labels_of_a_wire(session: Session) -> No
             seen |= {(low, high) for low, high in blocks.tolist()}
     engine = session.engines[garbler]
     assert isinstance(engine, Garbler)
-    low, high = engine.transfers.offset.words.tolist()
+    low, high = engine.transfers.delta.words.tolist()
     assert (low, high) not in seen
     assert not any((a ^ low, b ^ high) in seen for a, b in seen)
 

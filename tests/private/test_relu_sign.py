@@ -14,7 +14,7 @@ from sessions import ROLES, SESSION, Session, Tap, both, fixed, names, role_of
 from deepreshape.private.arith.drelu import Parity, Sign, Window, Wrap
 from deepreshape.private.arith.ring import CIRCA_PRIME, DELPHI_PRIME, Field, Randomness, Ring, Words
 from deepreshape.private.arith.truncation import Division
-from deepreshape.private.crypto.ot import iknp as ot
+from deepreshape.private.crypto.ot.iknp import IKNP
 from deepreshape.private.protocols.base import (
     Prepared,
     ReluLayer,
@@ -136,7 +136,7 @@ def test_set_up_bytes(role: Role) -> None:
     client, server = (end.ledger.rows["", "setup"] for end in (session.client, session.server))
     there, back = setup_bytes([layer_of(session, SMALL[0], 0, 1)])
     garbler, evaluator = (client, server) if role == "client" else (server, client)
-    assert (garbler.sent, evaluator.sent) == (there, back) == (sum(ot.SETUP_BYTES),) * 2
+    assert (garbler.sent, evaluator.sent) == (there, back) == (sum(IKNP.setup_bytes),) * 2
 
 
 @pytest.mark.parametrize("role", ROLES)
@@ -238,7 +238,7 @@ def test_the_evaluator_never_holds_both_labels_of_a_wire(session: Session) -> No
         seen |= {(low, high) for array in arrays for low, high in array.tolist()}
     engine = session.engines[garbler]
     assert isinstance(engine, Garbler)
-    low, high = engine.transfers.offset.words.tolist()
+    low, high = engine.transfers.delta.words.tolist()
     assert (low, high) not in seen
     assert not any((a ^ low, b ^ high) in seen for a, b in seen)
 

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 from deepreshape.private.arith.ring import Field, Randomness, Ring, Words
-from deepreshape.private.crypto.gc.halfgates import Context
-from deepreshape.private.crypto.labels import pads
+from deepreshape.private.crypto.labels import Context, blinds
 from deepreshape.private.program.ops import truncation_room
 from deepreshape.private.protocols import truncate
 from deepreshape.private.protocols.truncate import Receiver, Sender, TruncationLayer
@@ -69,10 +68,10 @@ def test_messages_look_uniform_to_the_peer_and_pads_are_fresh() -> None:
     layer = TruncationLayer("t", Ring(12), 4, 4096)
     labels = Randomness().labels(4096)
     message, here = layer.division.message, Context(b"a", "t", 0)
-    found = pads(labels, here, truncate.TWEAK, message)
+    found = blinds(labels, here, truncate.TWEAK, message)
     assert np.bincount(found.astype(np.int64), minlength=16).min() > 150  # 256 expected, deviation 16
     for elsewhere in (Context(b"b", "t", 0), Context(b"a", "u", 0)):
-        assert np.mean(pads(labels, elsewhere, truncate.TWEAK, message) == found) < 0.2
+        assert np.mean(blinds(labels, elsewhere, truncate.TWEAK, message) == found) < 0.2
 
 
 def test_a_layer_is_prepared_once_and_its_material_used_once() -> None:

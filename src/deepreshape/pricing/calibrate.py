@@ -28,9 +28,11 @@ from deepreshape.pricing.timing import Step, both, fastest, least
 from deepreshape.pricing.work import unit
 from deepreshape.private.arith.drelu import Window
 from deepreshape.private.arith.ring import Randomness, Ring
-from deepreshape.private.crypto.gc.halfgates import BATCH, Offset
+from deepreshape.private.crypto.gc.halfgates import BATCH
 from deepreshape.private.crypto.he.bfv import ClientKey, Parameters, Responder, candidates, encode
-from deepreshape.private.crypto.ot import iknp as ot
+from deepreshape.private.crypto.labels import Delta
+from deepreshape.private.crypto.ot.cot import CotReceiver, CotSender
+from deepreshape.private.crypto.ot.iknp import IKNP
 from deepreshape.private.parties.preprocessing import Reading, Writing
 from deepreshape.private.parties.store import Binding, Store
 from deepreshape.private.program.integer_linear import on_shares
@@ -174,14 +176,14 @@ def _transfer(count: int) -> tuple[float, ...]:
     """Seconds of the base transfers' sender and receiver, of the chooser and the sender of ``count`` transfers."""
     session, rng = os.urandom(32), Randomness()
     choices = rng.bytes(count) & np.uint8(1)
-    receiver: list[ot.CorrelatedReceiver] = []
-    sender: list[ot.CorrelatedSender] = []
+    receiver: list[CotReceiver] = []
+    sender: list[CotSender] = []
     base = both(
-        lambda channel: receiver.append(ot.CorrelatedReceiver.start(channel, session, rng)),
-        lambda channel: sender.append(ot.CorrelatedSender.start(channel, session, Offset(Randomness()), Randomness())),
+        lambda channel: receiver.append(IKNP.receiver(channel, session, rng)),
+        lambda channel: sender.append(IKNP.sender(channel, session, Delta(Randomness()), Randomness())),
     )
     extended = both(
-        lambda channel: receiver[0].extend(channel, choices), lambda channel: sender[0].extend(channel, count)
+        lambda channel: receiver[0].chosen(channel, choices), lambda channel: sender[0].chosen(channel, count)
     )
     return *base, *extended
 

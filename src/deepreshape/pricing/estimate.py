@@ -18,7 +18,7 @@ from deepreshape.pricing.work import TYPICAL_WEIGHT, Product, Steps
 from deepreshape.private.arith.ring import Ring
 from deepreshape.private.crypto.gc.halfgates import BATCH
 from deepreshape.private.crypto.he.bfv import Parameters, candidates
-from deepreshape.private.crypto.ot import iknp as ot
+from deepreshape.private.crypto.ot.iknp import IKNP
 from deepreshape.private.parties.plan import OUTPUT, SETUP, WORD_BYTES, Part, flights
 from deepreshape.private.program.ops import INPUT, Relu
 from deepreshape.private.program.relu_config import EXACT, Variant
@@ -164,7 +164,7 @@ class Outline:
         yield from (Part(name, "offline", "he", "S", 0, down) for name, (_, down) in sizes.items())
         truncations = [step for step in order if isinstance(step, TruncationLayer)]
         if truncations:
-            yield Part(SETUP, "setup", "transfers", "CS", *ot.SETUP_BYTES)
+            yield Part(SETUP, "setup", "transfers", "CS", *IKNP.setup_bytes)
         for step in truncations:
             yield Part(step.name, "offline", "truncate", "C", *truncate.declared(step)["offline"])
         relus = [step for step in order if isinstance(step, ReluLayer)]

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from deepreshape.cost import Cost, CostReport
 from deepreshape.private.crypto.gc.halfgates import BATCH
 from deepreshape.private.crypto.he.bfv import Parameters
-from deepreshape.private.crypto.ot import iknp as ot
+from deepreshape.private.crypto.ot.iknp import IKNP
 from deepreshape.private.program.ops import INPUT, Conv2d, Linear, Program, ProgramError, Relu, Truncate
 from deepreshape.private.program.relu_config import EXACT, Variant
 from deepreshape.private.protocols import base as relu
@@ -272,7 +272,7 @@ class Plan:
             yield from (Part(name, "offline", "he", "C", up, 0) for name, (up, _) in sizes.items())
             yield from (Part(name, "offline", "he", "S", 0, down) for name, (_, down) in sizes.items())
         if self.truncations:
-            yield Part(SETUP, "setup", "transfers", "CS", *ot.SETUP_BYTES)
+            yield Part(SETUP, "setup", "transfers", "CS", *IKNP.setup_bytes)
         for name, layer in self.truncations.items():
             yield Part(name, "offline", "truncate", "C", *truncate.declared(layer)["offline"])
         if self.relus:

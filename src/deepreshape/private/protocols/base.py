@@ -16,7 +16,7 @@ from contextlib import contextmanager
 import numpy as np
 
 from deepreshape.private.arith.ring import Randomness, Words
-from deepreshape.private.crypto.ot import iknp as ot
+from deepreshape.private.crypto.ot.iknp import IKNP
 from deepreshape.private.protocols import relu_gc as relu_full
 from deepreshape.private.protocols import relu_sign
 from deepreshape.private.protocols.label_transfer import (
@@ -70,7 +70,7 @@ def start(
 
 def setup_bytes(layers: Iterable[ReluLayer]) -> tuple[int, int]:
     """Bytes of :func:`start`, (garbler to evaluator, evaluator to garbler)."""
-    there, back = ot.SETUP_BYTES
+    there, back = IKNP.setup_bytes
     return (back + there, there + back) if _products(layers) else (back, there)
 
 

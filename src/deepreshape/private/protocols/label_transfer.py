@@ -25,18 +25,10 @@ from numpy.typing import NDArray
 from deepreshape.private.arith.drelu import Sign, sign_circuit
 from deepreshape.private.arith.ring import SEED_BYTES, Bits, Field, Randomness, Ring, Words
 from deepreshape.private.crypto.circuit import Circuit, relu
-from deepreshape.private.crypto.gc.halfgates import (
-    BATCH,
-    TABLE_BYTES,
-    Context,
-    Offset,
-    evaluate_labels,
-    garble_labels,
-    pick,
-    refuse_copy,
-    table_shape,
-)
-from deepreshape.private.crypto.ot import iknp as ot
+from deepreshape.private.crypto.gc.halfgates import BATCH, TABLE_BYTES, evaluate_labels, garble_labels, table_shape
+from deepreshape.private.crypto.labels import Context, Delta, pick, refuse_copy
+from deepreshape.private.crypto.ot.cot import CotReceiver, CotSender
+from deepreshape.private.crypto.ot.iknp import IKNP
 from deepreshape.private.transport.channel import Channel, Frame
 
 Role = Literal["client", "server"]
@@ -136,9 +128,9 @@ class Garbler:
     """
 
     session: bytes
-    transfers: ot.CorrelatedSender
+    transfers: CotSender
     rng: Randomness
-    products: ot.CorrelatedReceiver | None = None
+    products: CotReceiver | None = None
     layers: set[str] = field(default_factory=set[str], init=False)
 
     @classmethod
@@ -150,10 +142,8 @@ class Garbler:
         ``session`` never repeats; both parties have compared it. ``rng`` is for tests.
         """
         rng = rng or Randomness()
-        transfers = ot.CorrelatedSender.start(channel, session, Offset(rng), rng)
-        return cls(
-            session, transfers, rng, ot.CorrelatedReceiver.start(channel, _back(session), rng) if products else None
-        )
+        transfers = IKNP.sender(channel, session, Delta(rng), rng)
+        return cls(session, transfers, rng, IKNP.receiver(channel, _back(session), rng) if products else None)
 
 
 @dataclass(repr=False)
@@ -161,9 +151,9 @@ class Evaluator:
     """The evaluating party of one offline session: the other ends."""
 
     session: bytes
-    transfers: ot.CorrelatedReceiver
+    transfers: CotReceiver
     rng: Randomness
-    products: ot.CorrelatedSender | None = None
+    products: CotSender | None = None
     layers: set[str] = field(default_factory=set[str], init=False)
 
     @classmethod
@@ -172,8 +162,8 @@ class Evaluator:
     ) -> Evaluator:
         """Run the base transfers; the peer calls :meth:`Garbler.start`, whose notes hold here."""
         rng = rng or Randomness()
-        transfers = ot.CorrelatedReceiver.start(channel, session, rng)
-        back = ot.CorrelatedSender.start(channel, _back(session), Offset(rng), rng) if products else None
+        transfers = IKNP.receiver(channel, session, rng)
+        back = IKNP.sender(channel, _back(session), Delta(rng), rng) if products else None
         return cls(session, transfers, rng, back)
 
 
@@ -218,12 +208,12 @@ def random_choices(layer: ReluLayer, rng: Randomness) -> Bits:
 
 def choose(channel: Channel, layer: ReluLayer, evaluator: Evaluator, choices: Bits) -> list[Words]:
     """The evaluator's transfers: its labels of ``choices`` (chosen, count), batch by batch."""
-    return [evaluator.transfers.extend(channel, choices[:, span].reshape(-1)) for span in layer.spans]
+    return [evaluator.transfers.chosen(channel, choices[:, span].reshape(-1)) for span in layer.spans]
 
 
 def chosen_by_peer(channel: Channel, layer: ReluLayer, garbler: Garbler) -> list[Words]:
     """The garbler's end of :func:`choose`: the labels of zero."""
-    return [garbler.transfers.extend(channel, layer.chosen * size) for size in layer.sizes]
+    return [garbler.transfers.chosen(channel, layer.chosen * size) for size in layer.sizes]
 
 
 def send_circuits(
@@ -245,7 +235,7 @@ def send_circuits(
     shown_seed, hidden_seed = garbler.rng.seed(), garbler.rng.seed()
     shown, hidden = Randomness(shown_seed), Randomness(hidden_seed)
     channel.send(Frame.LABELS, shown_seed)
-    offset = garbler.transfers.offset
+    offset = garbler.transfers.delta
 
     def batches() -> Iterator[Words]:
         # one room for all batches: a channel is done with a payload when send returns
@@ -325,7 +315,7 @@ def wipe(arrays: Iterable[NDArray[Any]]) -> None:
 
 def choosing_bytes(layer: ReluLayer) -> int:
     """Bytes of :func:`choose`."""
-    return sum(ot.extension_bytes(layer.chosen * size) for size in layer.sizes)
+    return sum(IKNP.chosen_bytes(layer.chosen * size) for size in layer.sizes)
 
 
 def garbled_bytes(layer: ReluLayer, and_gates: int) -> int:

@@ -26,7 +26,7 @@ import numpy as np
 
 from deepreshape.private.arith.ring import Bits, Words, from_bits, to_bits
 from deepreshape.private.crypto.circuit import and_gates
-from deepreshape.private.crypto.gc.halfgates import colours
+from deepreshape.private.crypto.labels import permute_bits
 from deepreshape.private.protocols.label_transfer import (
     Arrays,
     Evaluator,
@@ -133,7 +133,7 @@ def _garble(channel: Channel, layer: ReluLayer, garbler: Garbler, known: Bits, k
     yield None
     head, batches = send_circuits(channel, layer, garbler, chosen, known)
     for outputs in batches:
-        channel.send(Frame.TABLES, np.packbits(colours(outputs)))
+        channel.send(Frame.TABLES, np.packbits(permute_bits(outputs)))
     yield Prepared(head | kept)
 
 
@@ -153,7 +153,7 @@ def _results(channel: Channel, layer: ReluLayer, session: bytes, head: Arrays, b
     for arrays, outputs in evaluated(channel, layer, session, head, batches):
         shape = outputs.shape[:2]
         decode = np.unpackbits(arrays["decode"], count=shape[0] * shape[1]).reshape(shape)
-        results.append(from_bits(colours(outputs) ^ decode))
+        results.append(from_bits(permute_bits(outputs) ^ decode))
         if int(results[-1].max()) >= layer.modulus.order:
             raise ProtocolError(f"what the peer garbled for layer {layer.name!r} gives a value not in {layer.modulus}")
     return np.concatenate(results)

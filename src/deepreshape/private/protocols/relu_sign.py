@@ -61,9 +61,8 @@ import numpy as np
 from deepreshape.private.arith.drelu import Sign
 from deepreshape.private.arith.ring import Bits, Modulus, Words, to_bits
 from deepreshape.private.arith.truncation import Division
-from deepreshape.private.crypto.gc.halfgates import colours, pick
-from deepreshape.private.crypto.labels import pads
-from deepreshape.private.crypto.ot import iknp as ot
+from deepreshape.private.crypto.labels import blinds, permute_bits, pick
+from deepreshape.private.crypto.ot.iknp import IKNP
 from deepreshape.private.protocols.label_transfer import (
     LABEL_BYTES,
     Arrays,
@@ -156,7 +155,7 @@ def server_online(
 
 def turns(layer: ReluLayer) -> list[Turn]:
     """Bytes of the offline step, turn by turn."""
-    garbled = garbled_bytes(layer, sign_of(layer).and_gates) + ot.extension_bytes(layer.count)
+    garbled = garbled_bytes(layer, sign_of(layer).and_gates) + IKNP.chosen_bytes(layer.count)
     garbled += sum(-(-size // 8) for size in layer.sizes)
     if layer.garbler == "server":
         return [("C", choosing_bytes(layer)), ("S", garbled), ("C", layer.count * layer.modulus.element_bytes)]
@@ -200,11 +199,11 @@ def _garble(channel: Channel, layer: ReluLayer, garbler: Garbler, known: Bits, k
     chosen = chosen_by_peer(channel, layer, garbler)
     yield None
     masks = garbler.rng.bytes(layer.count) & np.uint8(1)
-    product = _pads(layer, garbler.session, garbler.products.extend(channel, masks), PRODUCT, layer.modulus)
+    product = _pads(layer, garbler.session, garbler.products.chosen(channel, masks), PRODUCT, layer.modulus)
     head, batches = send_circuits(channel, layer, garbler, chosen, known)
     outputs: list[Words] = []
     for span, labels in zip(layer.spans, batches, strict=True):
-        channel.send(Frame.TABLES, np.packbits(colours(labels[0]) ^ masks[span]))
+        channel.send(Frame.TABLES, np.packbits(permute_bits(labels[0]) ^ masks[span]))
         outputs.append(labels)
     if kept is None:
         yield None
@@ -221,7 +220,7 @@ def _receive(
         raise TypeError("this session's Evaluator has no transfers for products; start it with products=True")
     labels = choose(channel, layer, evaluator, choices)
     yield None
-    rows, offset = evaluator.products.extend(channel, layer.count), evaluator.products.offset.words
+    rows, offset = evaluator.products.chosen(channel, layer.count), evaluator.products.delta.words
     zero, one = (_pads(layer, evaluator.session, r, PRODUCT, layer.modulus) for r in (rows, rows ^ offset))
     product = layer.modulus.sub(one, zero)
     rest = None if part is None else layer.modulus.pack(layer.modulus.sub(part, product))
@@ -271,7 +270,7 @@ def _take_rows(
         found.append(outputs)
         decode.append(np.unpackbits(arrays["decode"], count=outputs.shape[1]))
     labels = np.concatenate(found, axis=1)
-    shown = colours(labels[0]) ^ np.concatenate(decode)
+    shown = permute_bits(labels[0]) ^ np.concatenate(decode)
 
     def take(wire: Words, tweak: str, within: Modulus, choice: Bits) -> Words:
         received = within.unpack(channel.receive(Frame.ROWS, layer.count * within.element_bytes), layer.count)
@@ -289,7 +288,7 @@ def _take_rows(
 
 def _pads(layer: ReluLayer, session: bytes, labels: Words, tweak: str, within: Modulus) -> Words:
     """A pad for every label (count, 2), under the keys of each batch."""
-    batches = [pads(labels[span], layer.context(session, at), tweak, within) for at, span in enumerate(layer.spans)]
+    batches = [blinds(labels[span], layer.context(session, at), tweak, within) for at, span in enumerate(layer.spans)]
     return np.concatenate(batches)
 
 

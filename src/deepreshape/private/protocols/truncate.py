@@ -36,9 +36,9 @@ import numpy as np
 
 from deepreshape.private.arith.ring import Field, Randomness, Ring, Words
 from deepreshape.private.arith.truncation import Division
-from deepreshape.private.crypto.gc.halfgates import Context, Offset
-from deepreshape.private.crypto.labels import pads
-from deepreshape.private.crypto.ot import iknp as ot
+from deepreshape.private.crypto.labels import Context, Delta, blinds
+from deepreshape.private.crypto.ot.cot import CotReceiver, CotSender
+from deepreshape.private.crypto.ot.iknp import IKNP
 from deepreshape.private.protocols.label_transfer import Prepared
 from deepreshape.private.transport.channel import Channel, Frame, Phase
 
@@ -69,13 +69,13 @@ class Receiver:
     """The client's end of one offline session's transfers."""
 
     session: bytes
-    transfers: ot.CorrelatedReceiver
+    transfers: CotReceiver
     layers: set[str] = field(default_factory=set[str], init=False)
 
     @classmethod
     def start(cls, channel: Channel, session: bytes, rng: Randomness) -> Receiver:
         """Run the base transfers; the server calls :meth:`Sender.start`. ``session`` never repeats."""
-        return cls(session, ot.CorrelatedReceiver.start(channel, _own(session), rng))
+        return cls(session, IKNP.receiver(channel, _own(session), rng))
 
 
 @dataclass(repr=False)
@@ -83,13 +83,13 @@ class Sender:
     """The server's end of one offline session's transfers."""
 
     session: bytes
-    transfers: ot.CorrelatedSender
+    transfers: CotSender
     layers: set[str] = field(default_factory=set[str], init=False)
 
     @classmethod
     def start(cls, channel: Channel, session: bytes, rng: Randomness) -> Sender:
         """Run the base transfers; the client calls :meth:`Receiver.start`."""
-        return cls(session, ot.CorrelatedSender.start(channel, _own(session), Offset(rng), rng))
+        return cls(session, IKNP.sender(channel, _own(session), Delta(rng), rng))
 
 
 def client_offline(channel: Channel, layer: TruncationLayer, receiver: Receiver, share: Words, mask: Words) -> Prepared:
@@ -104,18 +104,18 @@ def client_offline(channel: Channel, layer: TruncationLayer, receiver: Receiver,
     """
     _claim(receiver, layer)
     part, half = layer.division.client_part(share)
-    labels = receiver.transfers.extend(channel, half)
-    hidden = pads(labels, Context(receiver.session, layer.name, 0), TWEAK, layer.division.message)
+    labels = receiver.transfers.chosen(channel, half)
+    hidden = blinds(labels, Context(receiver.session, layer.name, 0), TWEAK, layer.division.message)
     return Prepared({"choices": np.packbits(half), "pads": hidden, "answer": layer.modulus.sub(part, mask)})
 
 
 def server_offline(channel: Channel, layer: TruncationLayer, sender: Sender) -> Prepared:
     """The server's offline step, the counterpart of :func:`client_offline`."""
     _claim(sender, layer)
-    labels, context = sender.transfers.extend(channel, layer.count), Context(sender.session, layer.name, 0)
+    labels, context = sender.transfers.chosen(channel, layer.count), Context(sender.session, layer.name, 0)
     message = layer.division.message
-    zero = pads(labels, context, TWEAK, message)
-    one = pads(labels ^ sender.transfers.offset.words, context, TWEAK, message)
+    zero = blinds(labels, context, TWEAK, message)
+    one = blinds(labels ^ sender.transfers.delta.words, context, TWEAK, message)
     return Prepared({"zero": zero, "difference": message.sub(one, zero)})
 
 
@@ -160,9 +160,9 @@ def server_receive(channel: Channel, layer: TruncationLayer, own: Words) -> Word
 
 
 def declared(layer: TruncationLayer) -> dict[Phase, tuple[int, int]]:
-    """Bytes in each phase, (client to server, server to client); ``ot.SETUP_BYTES`` come once a session."""
+    """Bytes in each phase, (client to server, server to client); ``IKNP.setup_bytes`` come once a session."""
     online = layer.count * layer.modulus.element_bytes, layer.count * layer.division.message.element_bytes
-    return {"offline": (ot.extension_bytes(layer.count), 0), "online": online}
+    return {"offline": (IKNP.chosen_bytes(layer.count), 0), "online": online}
 
 
 def stored(layer: TruncationLayer) -> tuple[int, int]:

@@ -1,172 +1,129 @@
-"""Oblivious transfer: 128 base transfers by public keys, and their extension to any number by symmetric ones.
+"""IKNP: the extension of 128 base transfers to any number of correlated ones, by symmetric operations.
 
-Model: semi-honest parties. A malicious receiver of the extension can learn bits of the offset, because the consistency
-check of Keller, Orsini and Scholl (CRYPTO 2015) is not made.
+Model: semi-honest parties. A malicious receiver can learn bits of Delta, because the consistency check of Keller,
+Orsini and Scholl (CRYPTO 2015) is not made.
 
-Base: Chou and Orlandi's protocol (LATINCRYPT 2015) on the prime-order group of edwards25519; computational
-Diffie-Hellman there, SHA-256 as a random oracle. A key is a hash of the session, the transfer's number, both public
-points and the shared one, so keys of different sessions are unrelated. Every point received must lie in that group:
-with a part of small order in the sender's point, each reply would show which of the two keys was chosen, hence the
-offset. libsodium missed such points until CVE-2025-69277 was mended (PyNaCl 1.6.2); an older one is refused at import.
+Construction: Ishai, Kilian, Nissim and Petrank (CRYPTO 2003) in its correlated form (Asharov, Lindell, Schneider and
+Zohner, CCS 2013); AES-256 in counter mode expands the keys. The sender's choices in the base transfers are the bits of
+Delta. Column i of the receiver's labels is the stream of its key 0 of base transfer i; the receiver sends
 
-Extension: Ishai, Kilian, Nissim and Petrank (CRYPTO 2003) in its correlated form (Asharov, Lindell, Schneider and
-Zohner, CCS 2013); AES-256 in counter mode expands the keys. The sender's choices in the base transfers are the garbling
-offset, so for choice c a transfer gives the sender a label q and the receiver q ^ c * offset: the outputs are wire
-labels as they are, and nothing is hashed.
+    u_i = stream_i(key 0) ^ stream_i(key 1) ^ c
+
+and the sender, which has one of the two keys, makes column i of its own labels as stream_i(its key) ^ Delta_i u_i. So
+q = r ^ c Delta, and nothing is hashed.
+
+*Random choices.* The permute bit is bit 63 of Delta, which is one. With c = stream_63(key 0), which the sender cannot
+know since it has key 1 there, c is the permute bit of r, and that of q is zero; u_63 is a stream that the sender could
+make itself, so it is not sent.
 """
 
 from __future__ import annotations
 
-import hashlib
+from collections.abc import Sequence
 
 import numpy as np
-from nacl.bindings import (
-    crypto_core_ed25519_add,
-    crypto_core_ed25519_is_valid_point,
-    crypto_core_ed25519_scalar_reduce,
-    crypto_core_ed25519_sub,
-    crypto_scalarmult_ed25519_base_noclamp,
-    crypto_scalarmult_ed25519_noclamp,
-)
 
 from deepreshape.private.arith.ring import Bits, Randomness, Words
 from deepreshape.private.crypto.backend import engine
-from deepreshape.private.crypto.gc.halfgates import Offset
-from deepreshape.private.transport.channel import Channel, Frame, ProtocolError
+from deepreshape.private.crypto.labels import PERMUTE_BIT, Delta
+from deepreshape.private.crypto.ot.base import BASE_BYTES, BASE_TRANSFERS, receive_base, send_base
+from deepreshape.private.crypto.ot.cot import Cot, CotReceiver, CotSender
+from deepreshape.private.transport.channel import Channel, Frame
 
-BASE_TRANSFERS = 128
-POINT_BYTES = 32
-
-SETUP_BYTES = (POINT_BYTES, BASE_TRANSFERS * POINT_BYTES)
-"""Bytes of :meth:`CorrelatedReceiver.start` to the sender, and of :meth:`CorrelatedSender.start` back."""
-
-
-def extension_bytes(count: int) -> int:
-    """Bytes, from receiver to sender, of one call of ``extend`` for ``count`` transfers."""
-    return BASE_TRANSFERS * -(-count // 8)
+_OTHERS = [i for i in range(BASE_TRANSFERS) if i != PERMUTE_BIT]
+"""The columns of a transfer with random choices."""
 
 
-def send_base(channel: Channel, session: bytes, rng: Randomness) -> list[tuple[bytes, bytes]]:
-    """128 pairs of random 32-byte keys, of each of which the peer learns one.
+class Iknp(Cot):
+    """See the module; 16 bytes a transfer, all of them from the receiver."""
 
-    Raises:
-        ProtocolError: if the peer sends a point outside the prime-order group.
-    """
-    secret = _scalar(rng)
-    point = crypto_scalarmult_ed25519_base_noclamp(secret)
-    channel.send(Frame.BASE_OT, point)
-    replies = bytes(channel.receive(Frame.BASE_OT, SETUP_BYTES[1]))
-    shift = crypto_scalarmult_ed25519_noclamp(secret, point)
-    pairs: list[tuple[bytes, bytes]] = []
-    for i in range(BASE_TRANSFERS):
-        reply = _checked(replies[i * POINT_BYTES : (i + 1) * POINT_BYTES])
-        shared = crypto_scalarmult_ed25519_noclamp(secret, reply)
-        other = crypto_core_ed25519_sub(shared, shift)
-        pairs.append((_key(session, i, point, reply, shared), _key(session, i, point, reply, other)))
-    return pairs
+    def sender(self, channel: Channel, session: bytes, delta: Delta, rng: Randomness) -> IknpSender:
+        return IknpSender(delta, receive_base(channel, session, _bits_of(delta), rng))
 
+    def receiver(self, channel: Channel, session: bytes, rng: Randomness) -> IknpReceiver:
+        return IknpReceiver(send_base(channel, session, rng))
 
-def receive_base(channel: Channel, session: bytes, choices: Bits, rng: Randomness) -> list[bytes]:
-    """The key of each of the peer's 128 pairs that ``choices`` (128 zeros and ones) says.
+    @property
+    def setup_bytes(self) -> tuple[int, int]:
+        return BASE_BYTES  # here the receiver is the sender of the base transfers
 
-    Raises:
-        ProtocolError: if the peer sends a point outside the prime-order group.
-    """
-    point = _checked(bytes(channel.receive(Frame.BASE_OT, SETUP_BYTES[0])))
-    replies: list[bytes] = []
-    keys: list[bytes] = []
-    for i in range(BASE_TRANSFERS):
-        secret = _scalar(rng)
-        own = crypto_scalarmult_ed25519_base_noclamp(secret)
-        reply = (own, crypto_core_ed25519_add(own, point))[int(choices[i])]
-        replies.append(reply)
-        keys.append(_key(session, i, point, reply, crypto_scalarmult_ed25519_noclamp(secret, point)))
-    channel.send(Frame.BASE_OT, b"".join(replies))
-    return keys
+    def reserve_bytes(self, counts: Sequence[int]) -> list[int]:
+        return [0] * len(counts)
+
+    def chosen_bytes(self, count: int) -> int:
+        return BASE_TRANSFERS * -(-count // 8)
+
+    def random_bytes(self, count: int) -> int:
+        return len(_OTHERS) * -(-count // 8)
 
 
-class CorrelatedSender:
-    """The party whose offset correlates the labels; it is the garbler. One per session and direction."""
+IKNP = Iknp()
 
-    def __init__(self, offset: Offset, keys: list[bytes]) -> None:
-        self.offset = offset
-        self._choices = _bits_of(offset)
+
+class IknpSender(CotSender):
+    """The sender, from its keys of the base transfers, which it chose by the bits of ``delta``."""
+
+    def __init__(self, delta: Delta, keys: list[bytes]) -> None:
+        self.delta = delta
+        self._choices = _bits_of(delta)
         self._streams = [Randomness(key) for key in keys]
 
-    @classmethod
-    def start(cls, channel: Channel, session: bytes, offset: Offset, rng: Randomness) -> CorrelatedSender:
-        """Run the base transfers, as their receiver; the peer calls :meth:`CorrelatedReceiver.start`."""
-        return cls(offset, receive_base(channel, session, _bits_of(offset), rng))
+    def reserve(self, channel: Channel, count: int) -> None:
+        """Nothing is made ahead."""
 
-    def extend(self, channel: Channel, count: int) -> Words:
-        """The labels of zero of ``count`` transfers, uint64 of shape (count, 2)."""
-        received = channel.receive(Frame.EXTENSION, extension_bytes(count))
-        columns = np.frombuffer(received, np.uint8).reshape(BASE_TRANSFERS, -1)
+    def chosen(self, channel: Channel, count: int) -> Words:
+        received = channel.receive(Frame.EXTENSION, IKNP.chosen_bytes(count))
+        return self._labels(np.frombuffer(received, np.uint8), range(BASE_TRANSFERS))[:count]
+
+    def random(self, channel: Channel, count: int) -> Words:
+        received = channel.receive(Frame.EXTENSION, IKNP.random_bytes(count))
+        return self._labels(np.frombuffer(received, np.uint8), _OTHERS)[:count]
+
+    def _labels(self, received: Bits, sent: Sequence[int]) -> Words:
+        """The labels of zero, from the columns ``sent``; the others are zero."""
+        columns = received.reshape(len(sent), -1)
         masks = np.negative(self._choices).astype(np.uint8)  # 0 or 255
         q = _columns(columns.shape[1])
-        for i, stream in enumerate(self._streams):
-            np.bitwise_and(columns[i], masks[i], out=q[i])
-            stream.mask(q[i], q[i])
-        return engine().transpose(q)[:count]
+        q[PERMUTE_BIT] = 0
+        for column, i in zip(columns, sent, strict=True):
+            np.bitwise_and(column, masks[i], out=q[i])
+            self._streams[i].mask(q[i], q[i])
+        return engine().transpose(q)
 
 
-class CorrelatedReceiver:
-    """The party that chooses; it is the evaluator. One per session and direction."""
+class IknpReceiver(CotReceiver):
+    """The receiver, from both keys of every base transfer."""
 
     def __init__(self, pairs: list[tuple[bytes, bytes]]) -> None:
-        # the streams run on from call to call: the same pad under two choice vectors would reveal their difference
+        # the streams run on from call to call: the same one under two choice vectors would reveal their difference
         self._streams = [(Randomness(zero), Randomness(one)) for zero, one in pairs]
 
-    @classmethod
-    def start(cls, channel: Channel, session: bytes, rng: Randomness) -> CorrelatedReceiver:
-        """Run the base transfers, as their sender; the peer calls :meth:`CorrelatedSender.start`."""
-        return cls(send_base(channel, session, rng))
+    def reserve(self, channel: Channel, count: int) -> None:
+        """Nothing is made ahead."""
 
-    def extend(self, channel: Channel, choices: Bits) -> Words:
-        """Labels for ``choices``, zeros and ones of shape (count,): uint64 of shape (count, 2)."""
+    def chosen(self, channel: Channel, choices: Bits) -> Words:
         packed = np.packbits(choices, bitorder="little")
-        t = _columns(packed.size)
-        columns = np.empty(t.shape, np.uint8)
-        for i, (zero, one) in enumerate(self._streams):
+        return self._labels(channel, packed, _columns(packed.size), range(BASE_TRANSFERS))[: choices.size]
+
+    def random(self, channel: Channel, count: int) -> Words:
+        t = _columns(-(-count // 8))
+        self._streams[PERMUTE_BIT][0].fill(t[PERMUTE_BIT])
+        return self._labels(channel, t[PERMUTE_BIT], t, _OTHERS)[:count]
+
+    def _labels(self, channel: Channel, choices: Bits, t: Bits, sent: Sequence[int]) -> Words:
+        """The labels, and the columns ``sent`` to the sender; the others stand in ``t``. ``choices`` are packed."""
+        columns = np.empty((len(sent), t.shape[1]), np.uint8)
+        for column, i in zip(columns, sent, strict=True):
+            zero, one = self._streams[i]
             zero.fill(t[i])
-            one.mask(packed, columns[i])
-            columns[i] ^= t[i]
+            one.mask(choices, column)
+            column ^= t[i]
         channel.send(Frame.EXTENSION, columns)
-        return engine().transpose(t)[: choices.size]
+        return engine().transpose(t)
 
 
-def _scalar(rng: Randomness) -> bytes:
-    return crypto_core_ed25519_scalar_reduce(rng.bytes(64).tobytes())
-
-
-def _refuse_old_libsodium() -> None:
-    """Ask the library in use, as it may be the system's and not the one that came with PyNaCl."""
-    order_two = (2**255 - 20).to_bytes(POINT_BYTES, "little")
-    mixed = crypto_core_ed25519_add(crypto_scalarmult_ed25519_base_noclamp(bytes([1]) + bytes(31)), order_two)
-    if crypto_core_ed25519_is_valid_point(mixed):
-        raise ImportError(
-            "this libsodium takes points outside the prime-order group (CVE-2025-69277), and oblivious transfer would "
-            "give the garbling offset away; install PyNaCl 1.6.2 or later, with the libsodium it brings"
-        )
-
-
-_refuse_old_libsodium()
-
-
-def _checked(point: bytes) -> bytes:
-    if not crypto_core_ed25519_is_valid_point(point):
-        raise ProtocolError("the peer sent a base-OT point that is not in the prime-order group of edwards25519")
-    return point
-
-
-def _key(session: bytes, number: int, sent: bytes, reply: bytes, shared: bytes) -> bytes:
-    digest = hashlib.sha256(b"deepreshape base OT" + len(session).to_bytes(8, "little") + session)
-    digest.update(number.to_bytes(8, "little") + sent + reply + shared)
-    return digest.digest()
-
-
-def _bits_of(offset: Offset) -> Bits:
-    return np.unpackbits(offset.words.view(np.uint8), bitorder="little")
+def _bits_of(delta: Delta) -> Bits:
+    return np.unpackbits(delta.words.view(np.uint8), bitorder="little")
 
 
 def _columns(m: int) -> Bits:

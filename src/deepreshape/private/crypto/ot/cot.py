@@ -1,0 +1,93 @@
+"""Correlated oblivious transfer: what senders and receivers promise, whichever protocol makes the transfers.
+
+A sender has a secret Delta. Each transfer gives it a label q, uniform to the receiver, and gives the receiver
+r = q ^ c Delta for one bit c, its choice, which the sender does not learn. What labels are used for, and the hash that
+breaks the correlation, are the caller's.
+
+Use, the two parties side by side; a protocol is a value such as ``IKNP``::
+
+    sender = IKNP.sender(channel, session, Delta(rng), rng)        receiver = IKNP.receiver(channel, session, rng)
+    q = sender.chosen(channel, n)                                  r = receiver.chosen(channel, choices)
+    sender.reserve(channel, n)                                     receiver.reserve(channel, n)
+    q = sender.random(channel, n)                                  r = receiver.random(channel, n)
+
+A protocol is one file: a subclass of :class:`Cot`, one of :class:`CotSender`, one of :class:`CotReceiver`, all final.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+from deepreshape.private.arith.ring import Bits, Randomness, Words
+from deepreshape.private.crypto.labels import Delta
+from deepreshape.private.transport.channel import Channel
+
+
+class CotSender(ABC):
+    """The party whose ``delta`` correlates the labels. One per session and direction; both ends make the same calls."""
+
+    delta: Delta
+
+    @abstractmethod
+    def reserve(self, channel: Channel, count: int) -> None:
+        """Make ``count`` more transfers ahead, where the protocol makes any. Only the sender sends.
+
+        Every transfer is reserved before it is made, whatever the protocol.
+        """
+
+    @abstractmethod
+    def chosen(self, channel: Channel, count: int) -> Words:
+        """``count`` transfers by the receiver's choices: the labels q of zero, uint64 of shape (count, 2)."""
+
+    @abstractmethod
+    def random(self, channel: Channel, count: int) -> Words:
+        """``count`` transfers by random choices: labels q as of :meth:`chosen`, all of permute bit zero."""
+
+
+class CotReceiver(ABC):
+    """The party that chooses."""
+
+    @abstractmethod
+    def reserve(self, channel: Channel, count: int) -> None:
+        """As :meth:`CotSender.reserve`."""
+
+    @abstractmethod
+    def chosen(self, channel: Channel, choices: Bits) -> Words:
+        """Labels r for ``choices``, zeros and ones of shape (count,): uint64 of shape (count, 2)."""
+
+    @abstractmethod
+    def random(self, channel: Channel, count: int) -> Words:
+        """Labels r, uint64 of shape (count, 2), for random choices: each choice is the permute bit of its label."""
+
+
+class Cot(ABC):
+    """A protocol for correlated transfers. Bytes are public functions of counts.
+
+    ``session`` never repeats, nor between the two directions of one session; both parties have compared it.
+    """
+
+    @abstractmethod
+    def sender(self, channel: Channel, session: bytes, delta: Delta, rng: Randomness) -> CotSender:
+        """Set up the sender; the peer calls :meth:`receiver`."""
+
+    @abstractmethod
+    def receiver(self, channel: Channel, session: bytes, rng: Randomness) -> CotReceiver:
+        """Set up the receiver; the peer calls :meth:`sender`."""
+
+    @property
+    @abstractmethod
+    def setup_bytes(self) -> tuple[int, int]:
+        """Bytes of the set-up, (receiver to sender, sender to receiver)."""
+
+    @abstractmethod
+    def reserve_bytes(self, counts: Sequence[int]) -> list[int]:
+        """Bytes of each of the calls of ``reserve`` that a session makes, from sender to receiver."""
+
+    @abstractmethod
+    def chosen_bytes(self, count: int) -> int:
+        """Bytes of one call of ``chosen``, from receiver to sender."""
+
+    @abstractmethod
+    def random_bytes(self, count: int) -> int:
+        """Bytes of one call of ``random``, from receiver to sender."""
