@@ -29,6 +29,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from deepreshape.data import Dataset
 from deepreshape.models.saved import load
 from deepreshape.pricing.calibrate import machine
 from deepreshape.private.arith.ring import Words
@@ -39,7 +40,6 @@ from deepreshape.private.program.lower import lower
 from deepreshape.private.program.ops import Program
 from deepreshape.private.program.quantize import to_fixed
 from deepreshape.private.service.local_run import run_local
-from deepreshape.training import load_data
 
 CALIBRATION = 256
 BATCH = 50
@@ -75,7 +75,7 @@ def main() -> None:
 
 def measure(path: Path, images: int, most: int | None, workers: int) -> dict[str, Any]:
     model, manifest = load(path)
-    data = load_data(manifest.dataset, None)
+    data = Dataset.load(manifest.dataset, None)
     lowered = lower(model, data.normalize(data.train.images[:CALIBRATION]).contiguous().numpy())
     program = lowered.program
     test = data.normalize(data.test.images[:most]).contiguous()

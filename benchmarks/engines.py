@@ -121,10 +121,10 @@ def cnn() -> nn.Module:
 
 
 def trained(folder: Path) -> tuple[Program, NDArray[np.int64]]:
-    from deepreshape.training import load_data
+    from deepreshape.data import Dataset
 
     model, manifest = load(folder)
-    data = load_data(manifest.dataset, None)
+    data = Dataset.load(manifest.dataset, None)
     return integers(model, data.normalize(data.train.images[:256]), data.normalize(data.test.images[:1]))
 
 

@@ -17,6 +17,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from deepreshape.data import Dataset
 from deepreshape.models.saved import load
 from deepreshape.private.arith.drelu import MODES
 from deepreshape.private.program.lower import lower
@@ -25,7 +26,6 @@ from deepreshape.private.program.quantize import to_fixed
 from deepreshape.private.program.relu_config import EXACT, Variant
 from deepreshape.private.program.sign_bits import accuracy
 from deepreshape.training import accuracy as real_accuracy
-from deepreshape.training import load_data
 
 CALIBRATION_IMAGES = 256
 
@@ -42,7 +42,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     network, manifest = load(options.model)
-    data = load_data(manifest.dataset, options.data_dir)
+    data = Dataset.load(manifest.dataset, options.data_dir)
     count = options.images or len(data.test)
     lowered = lower(network, data.normalize(data.train.images[:CALIBRATION_IMAGES]).contiguous().numpy())
     inputs = to_fixed(data.normalize(data.test.images[:count]).contiguous().numpy(), lowered.program.input_fraction)

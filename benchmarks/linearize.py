@@ -30,6 +30,7 @@ import torch
 from torch import Tensor, nn
 
 from deepreshape.counting import count
+from deepreshape.data import Dataset, Split
 from deepreshape.models import architecture, build
 from deepreshape.models.saved import load
 from deepreshape.pricing.calibrate import machine
@@ -37,7 +38,7 @@ from deepreshape.removal import SNL, linearize
 from deepreshape.removal.mask_search import MaskSearch, SearchMethod
 from deepreshape.removal.method import Reduced, Task
 from deepreshape.removal.sites import Masks, keep_best
-from deepreshape.training import RECIPES, Dataset, Progress, Split, load_data
+from deepreshape.training import RECIPES, Progress
 
 THRESHOLD = 1e-2
 PROCEDURES = ("published", "no teacher gradient", "fused gates", "ours")
@@ -205,7 +206,7 @@ def speed(options: argparse.Namespace) -> dict[str, Any]:
 def equal_time(options: argparse.Namespace) -> dict[str, Any]:
     """Validation accuracy after the epochs that fit the time, half of them search and half fine-tuning."""
     model, manifest = load(options.model)
-    data = load_data(manifest.dataset)
+    data = Dataset.load(manifest.dataset)
     recipe = replace(RECIPES[data.name], lr=options.lr)
     rows = []
     for procedure in ("published", "ours"):

@@ -1,9 +1,10 @@
 """Train a small network on the digits, remove three quarters of its ReLUs, and train on with its own help."""
 
-from deepreshape import Recipe, apply, architecture, build, count, load_data, plan, train
+from deepreshape import Recipe, apply, architecture, build, count, plan, train
+from deepreshape.data import Dataset
 from deepreshape.training import accuracy
 
-data = load_data("digits")
+data = Dataset.load("digits")
 recipe = Recipe(epochs=3, batch=64, lr=0.1, crop=1, flip=False, precision="float32")
 
 whole = build(architecture("resnet18-m4", data.shape, 10), seed=0)

@@ -7,10 +7,10 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
+from deepreshape.data import Dataset
 from deepreshape.private.program.lower import lower
 from deepreshape.private.program.quantize import to_fixed
 from deepreshape.private.service.local_run import run_local
-from deepreshape.training import load_data
 
 
 def net() -> nn.Module:
@@ -23,7 +23,7 @@ def net() -> nn.Module:
 
 
 def main() -> None:
-    data = load_data("digits")
+    data = Dataset.load("digits")
     images, labels = data.normalize(data.train.images), data.train.labels
     network = net()
     optimizer = torch.optim.Adam(network.parameters(), lr=0.01)

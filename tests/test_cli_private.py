@@ -15,12 +15,12 @@ from test_cli import answer, call
 
 from deepreshape.cli import console
 from deepreshape.cli.private import Most
+from deepreshape.data import Dataset
 from deepreshape.models import architecture, build
 from deepreshape.models.saved import Manifest, save
 from deepreshape.private.service.quotas import Caps
-from deepreshape.training import load_data
 
-DATA = load_data("digits")
+DATA = Dataset.load("digits")
 
 
 @pytest.fixture(scope="module")

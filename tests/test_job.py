@@ -10,13 +10,14 @@ from pathlib import Path
 import pytest
 
 from deepreshape.counting import count
+from deepreshape.data import Dataset
 from deepreshape.experiments.run import Job, default_budgets, hybrenets, points, run
 from deepreshape.models import architecture
 from deepreshape.models.saved import load
-from deepreshape.training import RECIPES, load_data
+from deepreshape.training import RECIPES
 from deepreshape.training.runs import finished
 
-DATA = load_data("digits")
+DATA = Dataset.load("digits")
 RECIPE = RECIPES["digits"].with_values({"epochs": 1})
 JOB = Job("digits", "resnet18-m4", ("resnet18-m4", "hrn-2x5x2x-m2"), (600, 300), (0,), RECIPE, 1)
 

@@ -12,15 +12,16 @@ import pytest
 import torch
 from torch import distributed, multiprocessing, nn
 
+from deepreshape.data import Dataset, Split
 from deepreshape.models import architecture, build
 from deepreshape.removal import METHODS, linearize, masks_of
-from deepreshape.training import Dataset, Progress, Recipe, Split, load_data, parallel
+from deepreshape.training import Progress, Recipe, parallel
 
 RECIPE = Recipe(epochs=1, batch=51, lr=0.02, crop=1, flip=False, precision="float32")
 
 
 def data() -> Dataset:
-    whole = load_data("digits")
+    whole = Dataset.load("digits")
     few = Split(whole.train.images[:200], whole.train.labels[:200])
     return replace(whole, train=few, validation=Split(whole.validation.images[:20], whole.validation.labels[:20]))
 

@@ -13,13 +13,14 @@ import torch
 
 from deepreshape.cli.jobs import report
 from deepreshape.counting import count
+from deepreshape.data import Dataset
 from deepreshape.experiments.sweep import Sweep, command_of, configured, runs, sweep
 from deepreshape.models.saved import load
 from deepreshape.removal import Removal
-from deepreshape.training import RECIPES, load_data
+from deepreshape.training import RECIPES
 from deepreshape.training.runs import finished
 
-DATA = load_data("digits")
+DATA = Dataset.load("digits")
 QUICK = RECIPES["digits"].with_values({"epochs": 1, "batch": 256})
 SWEEP = Sweep(
     "digits",

@@ -1,28 +1,15 @@
 import json
-import os
-import pickle
-from collections import OrderedDict
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from torch.nn import functional
 
+from deepreshape.data import Dataset, Split
 from deepreshape.models import architecture, build
 from deepreshape.nn import MaskedReLU, PolynomialReLU, StochasticReLU
-from deepreshape.training import (
-    RECIPES,
-    Dataset,
-    Progress,
-    Recipe,
-    Split,
-    augment,
-    distillation_loss,
-    load_data,
-    train,
-)
+from deepreshape.training import RECIPES, Progress, Recipe, distillation_loss, train
 from deepreshape.training.convolution import MatrixConvolutions, matrix_convolution
 from deepreshape.training.loop import _optimizer
 from deepreshape.training.muon import Muon, orthogonal
@@ -34,7 +21,7 @@ SHORT = Recipe(epochs=2, batch=32, lr=0.1, crop=1, flip=False, precision="float3
 @pytest.fixture(scope="module")
 def digits() -> Dataset:
     """A few of the digits, so that runs are short."""
-    whole = load_data("digits")
+    whole = Dataset.load("digits")
     few = Split(whole.train.images[:200], whole.train.labels[:200])
     return Dataset("digits", few, whole.validation, whole.test, whole.class_names, whole.mean, whole.std)
 
@@ -298,7 +285,7 @@ def test_a_checkpoint_is_never_half_written(digits: Dataset, tmp_path: Path, mon
 
 
 def test_training_learns_the_digits():
-    data = load_data("digits")
+    data = Dataset.load("digits")
     model = build(architecture("resnet9-m4", data.shape, 10), seed=0)
     assert train(model, data, RECIPES["digits"].with_values({"epochs": 4}), seed=0).top1_validation > 80
 
@@ -341,33 +328,6 @@ def test_distillation_is_the_published_loss():
     assert torch.equal(distillation_loss(student, labels, None), functional.cross_entropy(student, labels))
 
 
-def test_augmentation_only_moves_mirrors_and_blanks_pixels():
-    images = torch.arange(2 * 64, dtype=torch.uint8).view(2, 1, 8, 8) + 1
-    same = augment(images, torch.Generator().manual_seed(0), crop=0, flip=False, cutout=0)
-    assert torch.equal(same, images)
-    moved = augment(images, torch.Generator().manual_seed(0), crop=2, flip=True, cutout=0)
-    assert moved.shape == images.shape
-    assert all(set(moved[at].unique().tolist()) <= set(images[at].unique().tolist()) for at in range(2))
-    mirrored = [augment(images, torch.Generator().manual_seed(seed), crop=0, flip=True, cutout=0) for seed in range(8)]
-    assert all(
-        torch.equal(out[at], images[at]) or torch.equal(out[at], images[at].flip(2))
-        for out in mirrored
-        for at in (0, 1)
-    )
-    assert any(not torch.equal(out, images) for out in mirrored)
-    blanked = augment(images, torch.Generator().manual_seed(1), crop=0, flip=False, cutout=4)
-    assert 0 < int((blanked[0] == 0).sum()) <= 16
-
-
-def test_splits_are_disjoint_and_fixed():
-    one, other = load_data("digits"), load_data("digits")
-    assert (len(one.train), len(one.validation), len(one.test)) == (1257, 180, 360)
-    assert torch.equal(one.validation.images, other.validation.images)
-    seen = {image.numpy().tobytes() for image in one.train.images}
-    assert not seen & {image.numpy().tobytes() for image in one.validation.images}
-    assert one.normalize(one.train.images).mean().abs() < 1e-3
-
-
 def test_recipes_are_checked():
     assert Recipe().with_values({"lr": "0.1", "flip": "false", "epochs": "3"}) == Recipe(lr=0.1, flip=False, epochs=3)
     for values, message in [
@@ -378,65 +338,3 @@ def test_recipes_are_checked():
     ]:
         with pytest.raises(ValueError, match=message):
             Recipe().with_values(values)
-
-
-def write_cifar100(folder: Path, count: int = 6000) -> None:
-    where = folder / "cifar-100-python"
-    where.mkdir()
-    pixels = np.random.default_rng(0).integers(0, 256, (count, 3072), dtype=np.uint8)
-    for part in ("train", "test"):
-        content = {"data": pixels, "fine_labels": [at % 100 for at in range(count)]}
-        (where / part).write_bytes(pickle.dumps(content, protocol=2))
-    (where / "meta").write_bytes(pickle.dumps({"fine_label_names": [f"class {at}" for at in range(100)]}, protocol=2))
-
-
-def test_cifar100_is_read_in_its_official_form(tmp_path: Path):
-    write_cifar100(tmp_path)
-    data = load_data("cifar100", tmp_path)
-    assert data.shape == (3, 32, 32)
-    assert (len(data.train), len(data.validation), len(data.test)) == (1000, 5000, 6000)
-    assert data.class_names[3] == "class 3"
-
-
-def test_a_pickle_that_would_run_something_is_refused(tmp_path: Path):
-    write_cifar100(tmp_path)
-    (tmp_path / "cifar-100-python" / "test").write_bytes(pickle.dumps(OrderedDict(data=os.getcwd)))
-    with pytest.raises(ValueError, match=r"is not an official cifar100 file: collections.OrderedDict has no place"):
-        load_data("cifar100", tmp_path)
-
-
-@pytest.mark.parametrize("name", ["cifar10", "cifar100", "tinyimagenet"])
-def test_missing_data_says_where_it_was_looked_for(name: str, tmp_path: Path):
-    with pytest.raises(ValueError, match=rf"{name} is not there: no file .*run `deepreshape fetch {name}`"):
-        load_data(name, tmp_path)
-
-
-def test_an_unknown_data_set_is_named():
-    with pytest.raises(ValueError, match="unknown data set 'mnist'; known are digits, cifar10"):
-        load_data("mnist")
-
-
-def test_tiny_imagenet_is_read_in_both_layouts(tmp_path: Path):
-    image = pytest.importorskip("PIL.Image")
-    root = tmp_path / "tiny-imagenet-200"
-    for wnid in ("n1", "n2"):
-        (root / "train" / wnid / "images").mkdir(parents=True)
-        for at in range(10):
-            image.new("RGB", (64, 64), (at, 0, 0)).save(root / "train" / wnid / "images" / f"{wnid}_{at}.JPEG")
-    (root / "val" / "images").mkdir(parents=True)
-    image.new("L", (64, 64), 7).save(root / "val" / "images" / "val_0.JPEG")
-    (root / "val" / "val_annotations.txt").write_text("val_0.JPEG\tn2\t0\t0\t9\t9\n")
-    (root / "wnids.txt").write_text("n1\nn2\n")
-    (root / "words.txt").write_text("n1\ta cat\nn2\ta dog\n")
-    data = load_data("tinyimagenet", tmp_path)
-    assert (len(data.train), len(data.validation), data.test.labels.tolist()) == (18, 2, [1])
-    assert data.class_names == ("a cat", "a dog")
-
-
-def test_the_real_cifar100():
-    folder = os.environ.get("DEEPRESHAPE_DATA")
-    if not folder or not (Path(folder) / "cifar-100-python").is_dir():
-        pytest.skip("DEEPRESHAPE_DATA does not point at a folder with cifar-100-python")
-    data = load_data("cifar100")
-    assert (len(data.train), len(data.validation), len(data.test)) == (45_000, 5_000, 10_000)
-    assert data.mean == pytest.approx((0.507, 0.487, 0.441), abs=2e-3)

@@ -7,13 +7,14 @@ import pytest
 import torch
 
 from deepreshape.counting import count
+from deepreshape.data import Dataset
 from deepreshape.models.saved import load
 from deepreshape.models.zoo import folder_of, names
 from deepreshape.private.program import interpret as plain
 from deepreshape.private.program.lower import lower
 from deepreshape.private.program.quantize import to_fixed
 from deepreshape.removal import METHODS
-from deepreshape.training import RECIPES, accuracy, load_data
+from deepreshape.training import RECIPES, accuracy
 from deepreshape.training.recipe import with_values
 
 DOCUMENT = Path(__file__).parent.parent / "docs" / "commands.md"
@@ -44,7 +45,7 @@ def test_the_documented_command_has_the_settings_that_made_it(name: str):
 
 
 def test_the_digits_are_read():
-    data = load_data("digits")
+    data = Dataset.load("digits")
     model, _ = load(folder_of("zoo:digits"))
     assert accuracy(model, data, data.test) > 90
 

@@ -9,16 +9,18 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from deepreshape.cost import CostReport, price
     from deepreshape.counting import Count, count
+    from deepreshape.data import Dataset
     from deepreshape.design import equalize
     from deepreshape.models import Architecture, architecture, build, name_of, relus
     from deepreshape.models.saved import load, save
     from deepreshape.removal import apply, fold, plan
-    from deepreshape.training import Recipe, load_data, train
+    from deepreshape.training import Recipe, train
 
 _HOME = {
     "Architecture": "deepreshape.models",
     "Count": "deepreshape.counting",
     "CostReport": "deepreshape.cost",
+    "Dataset": "deepreshape.data",
     "Recipe": "deepreshape.training",
     "apply": "deepreshape.removal",
     "architecture": "deepreshape.models",
@@ -27,7 +29,6 @@ _HOME = {
     "equalize": "deepreshape.design",
     "fold": "deepreshape.removal",
     "load": "deepreshape.models.saved",
-    "load_data": "deepreshape.training",
     "name_of": "deepreshape.models",
     "plan": "deepreshape.removal",
     "price": "deepreshape.cost",
@@ -40,6 +41,7 @@ __all__ = [
     "Architecture",
     "CostReport",
     "Count",
+    "Dataset",
     "Recipe",
     "apply",
     "architecture",
@@ -48,7 +50,6 @@ __all__ = [
     "equalize",
     "fold",
     "load",
-    "load_data",
     "name_of",
     "plan",
     "price",

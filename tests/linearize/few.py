@@ -5,8 +5,9 @@ from dataclasses import replace
 import torch
 from torch import nn
 
+from deepreshape.data import Dataset, Split
 from deepreshape.models import architecture, build
-from deepreshape.training import Dataset, Progress, Recipe, Split, load_data, train
+from deepreshape.training import Progress, Recipe, train
 
 
 class Untouchable(Split):
@@ -16,7 +17,7 @@ class Untouchable(Split):
 
 def digits() -> Dataset:
     """Two hundred images to train on, and a test split that nobody may read."""
-    whole = load_data("digits")
+    whole = Dataset.load("digits")
     few = Split(whole.train.images[:200], whole.train.labels[:200])
     held = Split(whole.validation.images[:60], whole.validation.labels[:60])
     return replace(whole, train=few, validation=held, test=Untouchable(*vars(whole.test).values()))

@@ -8,7 +8,7 @@ import signal
 import sys
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from dataclasses import fields, is_dataclass
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from threading import current_thread, main_thread
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
@@ -19,6 +19,7 @@ from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progres
 from rich.table import Table
 
 if TYPE_CHECKING:
+    from deepreshape.data import Dataset
     from deepreshape.training import Recipe
 
 out, err = Console(), Console(stderr=True)
@@ -26,6 +27,18 @@ out, err = Console(), Console(stderr=True)
 MODEL = "A network's name, a saved model's folder, zoo:NAME, package.module:callable or file.py:callable."
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
+DataName = Annotated[
+    str,
+    typer.Option(
+        "--data",
+        help="digits, cifar10, cifar100, tinyimagenet, folder:PATH (a folder of images for each class; folder:PATH:64 "
+        "crops them to 64x64), or file.py:callable that gives a deepreshape.Dataset.",
+    ),
+]
+SavedDataName = Annotated[
+    str | None,
+    typer.Option("--data", help="Data set, as for `train`; the one it was trained on without.", show_default=False),
+]
 DataDir = Annotated[
     Path | None, typer.Option(help="Folder with the data sets; else DEEPRESHAPE_DATA, else ./data.", show_default=False)
 ]
@@ -39,13 +52,31 @@ Settings = Annotated[
 ]
 
 
+def read_data(word: str, data_dir: Path | None) -> Dataset:
+    """The data set meant by a name, ``folder:PATH``, ``folder:PATH:SIDE``, ``file.py:callable`` or ``module:callable``.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    from deepreshape.data import Dataset
+
+    if ":" not in word or word.startswith("folder:"):
+        return Dataset.load(word, data_dir)
+    from deepreshape.cli.models import made_by
+
+    data = made_by(word, "a data set")
+    if not isinstance(data, Dataset):
+        raise ValueError(
+            f"{word!r} gives a {type(data).__name__}, not a deepreshape.Dataset; Dataset.from_loader makes one"
+        )
+    return replace(data, name=word)
+
+
 def read_recipe(data: str, settings: list[str] | None) -> Recipe:
     """The recipe of a data set with the settings given as name=value."""
-    from deepreshape.training import RECIPES
+    from deepreshape.training import recipe_of
 
-    if data not in RECIPES:
-        raise ValueError(f"unknown data set {data!r}; known are {', '.join(RECIPES)}")
-    return RECIPES[data].with_values(read_pairs(settings, "--set"))
+    return recipe_of(data).with_values(read_pairs(settings, "--set"))
 
 
 def set_threads(threads: int, data: str | None) -> None:

@@ -11,7 +11,9 @@ from rich.table import Table
 
 from deepreshape.cli.console import (
     DataDir,
+    DataName,
     Json,
+    SavedDataName,
     Settings,
     Threads,
     err,
@@ -19,6 +21,7 @@ from deepreshape.cli.console import (
     out,
     print_json,
     progress_bar,
+    read_data,
     read_integers,
     read_recipe,
     set_threads,
@@ -37,7 +40,7 @@ app = typer.Typer()
 def train(
     network: Annotated[str, typer.Argument(help="A network's name.")],
     to: Annotated[Path, typer.Option("--out", help="Folder for the model; a run that was cut there goes on.")],
-    data: Annotated[str, typer.Option(help="Data set to train on.")] = "digits",
+    data: DataName = "digits",
     data_dir: DataDir = None,
     budget: Annotated[
         int | None, typer.Option(min=1, help="ReLU budget; all ReLUs without.", show_default=False)
@@ -56,10 +59,9 @@ def train(
     from deepreshape.models import architecture
     from deepreshape.models.zoo import folder_of
     from deepreshape.removal import plan, plan_of
-    from deepreshape.training import load_data
 
     set_threads(threads, data)
-    recipe, dataset = read_recipe(data, settings), load_data(data, data_dir)
+    recipe, dataset = read_recipe(data, settings), read_data(data, data_dir)
     start, taught_by = (folder_of(name) if name else None for name in (init, teacher))
     whole = architecture(network, dataset.shape, len(dataset.class_names))
     point = Point(network, plan(whole, budget) if budget else plan_of(whole), budget, seed)
@@ -81,9 +83,7 @@ def train(
 @app.command("eval")
 def evaluate(
     model: Annotated[str, typer.Argument(help="A saved model's folder, or zoo:NAME.")],
-    data: Annotated[
-        str | None, typer.Option(help="Data set; the one it was trained on without.", show_default=False)
-    ] = None,
+    data: SavedDataName = None,
     data_dir: DataDir = None,
     threads: Threads = 0,
     as_json: Json = False,
@@ -93,11 +93,11 @@ def evaluate(
     from deepreshape.experiments.run import fitting
     from deepreshape.models.saved import load
     from deepreshape.models.zoo import folder_of
-    from deepreshape.training import accuracy, load_data
+    from deepreshape.training import accuracy
 
     set_threads(threads, data)
     folder = folder_of(model)
-    dataset = load_data(data or load(folder)[1].dataset, data_dir)
+    dataset = read_data(data or load(folder)[1].dataset, data_dir)
     loaded, _ = fitting(folder, dataset)
     values = {
         "top1": accuracy(loaded, dataset, dataset.test),
@@ -113,7 +113,7 @@ def evaluate(
 @app.command()
 def run(
     to: Annotated[Path, typer.Option("--out", help="The job's folder; a job that was cut there goes on.")],
-    data: Annotated[str, typer.Option(help="Data set.")] = "digits",
+    data: DataName = "digits",
     data_dir: DataDir = None,
     baseline: Annotated[str, typer.Option(help="The network that is redesigned.")] = "resnet18-m16",
     networks: Annotated[
@@ -141,10 +141,9 @@ def run(
     from deepreshape.experiments.run import Job, default_budgets, hybrenets
     from deepreshape.experiments.run import run as run_job
     from deepreshape.models import architecture
-    from deepreshape.training import load_data
 
     set_threads(threads, data)
-    recipe, dataset = read_recipe(data, settings), load_data(data, data_dir)
+    recipe, dataset = read_recipe(data, settings), read_data(data, data_dir)
     if epochs:
         recipe = recipe.with_values({"epochs": epochs})
     start = architecture(baseline, dataset.shape, len(dataset.class_names))
@@ -218,7 +217,7 @@ def fetch(
     as_json: Json = False,
 ) -> None:
     """Download a data set, check its SHA-256 and unpack it; a download that was cut goes on."""
-    from deepreshape.data.dataset import data_folder
+    from deepreshape.data import data_folder
     from deepreshape.data.fetch import fetch as fetch_data
 
     with progress_bar() as bar:
@@ -286,7 +285,7 @@ def _baseline_of(config: dict[str, Any]) -> str:
 
 def _command_of(config: dict[str, Any], folder: Path) -> str:
     """The command that makes a job or a sweep of these settings, or those that train the designs of a search."""
-    from deepreshape.training import RECIPES, set_options
+    from deepreshape.training import recipe_of, set_options
     from deepreshape.training.runs import finished
 
     if "designs" in config:
@@ -297,7 +296,7 @@ def _command_of(config: dict[str, Any], folder: Path) -> str:
     for name in ("networks", "methods", "budgets", "seeds"):
         words += [f"--{name} " + ",".join(map(str, config[name]))] if name in config else []
     words += [f"--teacher {config['teacher']}"] if config["teacher"] else []
-    usual = vars(RECIPES[config["data"]])
+    usual = vars(recipe_of(config["data"]))
     words += set_options(config["recipe"], usual, "whole." if swept else "")
     if swept:
         words += set_options(config["tune"], usual, "tune.")

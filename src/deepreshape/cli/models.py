@@ -15,15 +15,25 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from deepreshape.cli.console import read_data
 from deepreshape.models import Architecture, architecture, build
 from deepreshape.models.saved import Manifest, load
 from deepreshape.models.zoo import folder_of
-from deepreshape.training import load_data
 
 if TYPE_CHECKING:
     from deepreshape.private.program.quantize import Lowered
 
-__all__ = ["Inputs", "Network", "compare", "find_inputs", "find_network", "lowered", "random_inputs", "read_samples"]
+__all__ = [
+    "Inputs",
+    "Network",
+    "compare",
+    "find_inputs",
+    "find_network",
+    "lowered",
+    "made_by",
+    "random_inputs",
+    "read_samples",
+]
 
 Shape = tuple[int, int, int]
 Images = NDArray[np.float32]
@@ -73,11 +83,7 @@ def find_network(model: str, shape: Shape | None = None, classes: int = 100) -> 
         saved, manifest = load(folder)
         return Network(saved, shape or manifest.architecture.input, manifest=manifest)
     if ":" in model:
-        where, _, name = model.rpartition(":")
-        try:
-            made = getattr(_imported(where), name)()
-        except Exception as error:  # whatever their code raises
-            raise ValueError(f"{model!r} does not give a network: {type(error).__name__}: {error}") from error
+        made = made_by(model, "a network")
         if not isinstance(made, nn.Module):
             raise ValueError(f"{model!r} gives a {type(made).__name__}, not a torch module")
         return Network(made, shape or (3, 32, 32))
@@ -136,7 +142,7 @@ def _found_inputs(network: Network, samples: Images | None, data_dir: Path | Non
         return random_inputs(network.shape, count)
     if network.manifest is None:
         raise ValueError("formats of a network of your own are calibrated on its inputs; give some, as --samples X.npy")
-    data = load_data(network.manifest.dataset, data_dir)
+    data = read_data(network.manifest.dataset, data_dir)
     known, new, valid = (
         data.normalize(images).contiguous().numpy()
         for images in (
@@ -201,6 +207,19 @@ def compare(network: Network, inputs: Images, outputs: NDArray[np.floating]) -> 
         "largest_difference": float(np.abs(outputs - theirs).max()),
         "largest_output": float(np.abs(theirs).max()),
     }
+
+
+def made_by(word: str, what: str) -> Any:
+    """What a callable of the user's code gives: ``file.py:callable`` or ``package.module:callable``.
+
+    Raises:
+        ValueError: if it fails, naming ``what`` was wanted.
+    """
+    where, _, name = word.rpartition(":")
+    try:
+        return getattr(_imported(where), name)()
+    except Exception as error:  # whatever their code raises
+        raise ValueError(f"{word!r} does not give {what}: {type(error).__name__}: {error}") from error
 
 
 def _imported(where: str) -> ModuleType:

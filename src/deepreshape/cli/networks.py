@@ -10,6 +10,7 @@ from deepreshape.cli.console import (
     MODEL,
     NOTHING_KEPT,
     DataDir,
+    DataName,
     Json,
     Settings,
     Threads,
@@ -18,6 +19,7 @@ from deepreshape.cli.console import (
     out,
     print_json,
     progress_bar,
+    read_data,
     read_integers,
     read_pairs,
     read_recipe,
@@ -141,7 +143,7 @@ def design(
 @app.command()
 def criticality(
     network: Annotated[str, typer.Argument(help="A network's name.")],
-    data: Annotated[str, typer.Option(help="Data set to train on.")] = "digits",
+    data: DataName = "digits",
     data_dir: DataDir = None,
     seeds: Annotated[str, typer.Option(help="Seeds, one set of runs each.")] = "0",
     settings: Settings = None,
@@ -151,10 +153,10 @@ def criticality(
     """Measure how much each stage's ReLUs matter (the DeepReDuce score), by training with one stage's ReLUs only."""
     from deepreshape.design import measure
     from deepreshape.models import Architecture, architecture, build
-    from deepreshape.training import load_data, train
+    from deepreshape.training import train
 
     set_threads(threads, data)
-    recipe, dataset = read_recipe(data, settings), load_data(data, data_dir)
+    recipe, dataset = read_recipe(data, settings), read_data(data, data_dir)
     if not recipe.holdout:
         raise ValueError("holdout=false leaves no validation accuracy, which is what criticality compares")
     whole = architecture(network, dataset.shape, len(dataset.class_names))

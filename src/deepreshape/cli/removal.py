@@ -10,7 +10,9 @@ import typer
 
 from deepreshape.cli.console import (
     DataDir,
+    DataName,
     Json,
+    SavedDataName,
     Threads,
     err,
     into,
@@ -18,6 +20,7 @@ from deepreshape.cli.console import (
     out,
     print_json,
     progress_bar,
+    read_data,
     read_integers,
     read_pairs,
     read_recipe,
@@ -43,9 +46,7 @@ def linearize(
         str | None,
         typer.Option(help="What is kept as one: pixel, position, channel or layer.", show_default=False),
     ] = None,
-    data: Annotated[
-        str | None, typer.Option(help="Data set; the one it was trained on without.", show_default=False)
-    ] = None,
+    data: SavedDataName = None,
     data_dir: DataDir = None,
     teacher: Annotated[
         str | None, typer.Option(help="Saved model that distils into it; MODEL without.", show_default=False)
@@ -76,7 +77,7 @@ def linearize(
     from deepreshape.models.zoo import folder_of
     from deepreshape.removal import masks_of
     from deepreshape.report import picture_of_masks
-    from deepreshape.training import load_data, parallel
+    from deepreshape.training import parallel
 
     if price is not None and price not in PROFILES:
         raise ValueError(f"unknown price profile {price!r}; known are {', '.join(PROFILES)}")
@@ -89,7 +90,7 @@ def linearize(
     pairs = read_pairs(settings, "--set")
     pairs |= {"granularity": granularity} if granularity else {}
     chosen, recipe = _settings(method, budget, name, pairs)
-    dataset = load_data(name, data_dir)
+    dataset = read_data(name, data_dir)
     with parallel.joined(), progress_bar() as bar:
         task = bar.add_task("", total=None)
 
@@ -139,7 +140,7 @@ def sweep(
     to: Annotated[Path, typer.Option("--out", help="The sweep's folder; a sweep that was cut there goes on.")],
     methods: Annotated[str, typer.Option(help="Methods of removal.")] = "coarse,snl",
     seeds: Annotated[str, typer.Option(help="Everything is done once for each.")] = "0",
-    data: Annotated[str, typer.Option(help="Data set.")] = "digits",
+    data: DataName = "digits",
     data_dir: DataDir = None,
     teacher: Annotated[str | None, typer.Option(help="Saved model that distils into all.", show_default=False)] = None,
     settings: Annotated[
@@ -156,7 +157,7 @@ def sweep(
     """Remove ReLUs from many networks, by many methods, to many budgets; one row of results each."""
     from deepreshape.experiments.sweep import Sweep
     from deepreshape.experiments.sweep import sweep as run_sweep
-    from deepreshape.training import load_data, with_values
+    from deepreshape.training import with_values
     from deepreshape.training.runs import RESULTS
 
     set_threads(threads, data)
@@ -178,7 +179,7 @@ def sweep(
         tuple((method, key, value) for method, pairs in given.items() for key, value in pairs.items()),
         teacher,
     )
-    dataset = load_data(data, data_dir)
+    dataset = read_data(data, data_dir)
     with progress_bar() as bar:
         whole = bar.add_task("runs", total=None)
         task = bar.add_task("", total=None)

@@ -13,6 +13,7 @@ import typer
 from deepreshape.cli.console import (
     NOTHING_KEPT,
     DataDir,
+    DataName,
     Json,
     Settings,
     into,
@@ -20,6 +21,7 @@ from deepreshape.cli.console import (
     out,
     print_json,
     progress_bar,
+    read_data,
     read_recipe,
     read_shape,
     stoppable,
@@ -28,8 +30,9 @@ from deepreshape.cli.console import (
 from deepreshape.cli.costs import Garbler, Links, ProfileFile, Protocol, read_protocols, read_terms
 
 if TYPE_CHECKING:
+    from deepreshape.data import Dataset
     from deepreshape.design.search import Candidate, Space
-    from deepreshape.training import Dataset, Progress, Recipe
+    from deepreshape.training import Progress, Recipe
 
 app = typer.Typer()
 
@@ -70,7 +73,7 @@ def search(
     stages: Annotated[int, typer.Option(min=2, max=5, help="Stages of every network.")] = 4,
     train: Annotated[int, typer.Option(min=0, help="Train as many of the best, in a job of their own.")] = 0,
     to: Annotated[Path | None, typer.Option("--out", help="Folder of that job.", show_default=False)] = None,
-    data: Annotated[str, typer.Option(help="Data set to train on.")] = "cifar100",
+    data: DataName = "cifar100",
     data_dir: DataDir = None,
     settings: Settings = None,
     as_json: Json = False,
@@ -133,9 +136,8 @@ def search(
 
 
 def _fitting_data(name: str, data_dir: Path | None, space: Space) -> Dataset:
-    from deepreshape.training import load_data
 
-    data = load_data(name, data_dir)
+    data = read_data(name, data_dir)
     if (space.input, space.classes) != (data.shape, len(data.class_names)):
         shape = "x".join(map(str, data.shape))
         raise ValueError(f"{name} needs --input {shape} --classes {len(data.class_names)}")

@@ -1,44 +1,55 @@
-"""Image data sets as tensors, in three splits: train, a validation split held out of it, and test.
+"""Labelled images in three splits: train, a validation split held out of it, and test.
 
 Selection (of masks, thresholds, architectures) uses the validation split. The test split is for one reading at the end.
+Where the images lie is behind :class:`~deepreshape.data.images.Images`: a tensor in memory, files of a folder
+(:mod:`.folder`), or the items of a torch data set (:mod:`.loader`).
 """
 
 from __future__ import annotations
 
-import os
-import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import interpolate, pad
 
-__all__ = ["DATASETS", "Dataset", "Split", "augment", "data_folder", "load_data", "smaller"]
+from deepreshape.data.images import Chained, Images
+
+if TYPE_CHECKING:
+    from torch.utils.data import DataLoader
+    from torch.utils.data import Dataset as TorchDataset
+
+__all__ = ["Dataset", "Split"]
 
 
 @dataclass(frozen=True)
 class Split:
-    """Images, uint8 of shape (N, C, H, W), and labels, int64 of shape (N,)."""
+    """Images, and labels: int64 of shape (N,), or (N, H, W) where every pixel has one."""
 
-    images: Tensor
+    images: Images
     labels: Tensor
 
     def __len__(self) -> int:
         return len(self.labels)
 
+    def batches(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Images and labels in order, ``size`` at a time."""
+        for start in range(0, len(self), size):
+            yield self.images[start : start + size], self.labels[start : start + size]
+
 
 @dataclass(frozen=True)
 class Dataset:
-    """A data set in memory.
+    """Labelled images in three splits.
 
     Attributes:
         name: what it is loaded by.
         train, validation, test: the splits.
         class_names: of the labels, in order.
-        mean, std: of the training images by channel, on the scale 0 to 1.
+        mean, std: of the training images by channel, on the scale 0 to 1; where images come normalised, the numbers
+            they were normalised by.
     """
 
     name: str
@@ -58,223 +69,68 @@ class Dataset:
     @property
     def whole(self) -> Split:
         """The training and the validation split as one."""
-        return Split(
-            torch.cat([self.train.images, self.validation.images]),
-            torch.cat([self.train.labels, self.validation.labels]),
-        )
+        first, second = self.train.images, self.validation.images
+        if isinstance(first, Tensor) and isinstance(second, Tensor):
+            images = torch.cat([first, second])
+        else:
+            images = Chained(first, second)
+        return Split(images, torch.cat([self.train.labels, self.validation.labels]))
 
     def normalize(self, images: Tensor) -> Tensor:
-        """uint8 images as float32 of zero mean and unit variance, channels last."""
-        mean = torch.tensor(self.mean, device=images.device).view(-1, 1, 1)
-        std = torch.tensor(self.std, device=images.device).view(-1, 1, 1)
-        return ((images.float() / 255 - mean) / std).contiguous(memory_format=torch.channels_last)
+        """Images as float32, channels last: uint8 ones by mean and standard deviation, float ones as they are."""
+        if images.dtype == torch.uint8:
+            mean = torch.tensor(self.mean, device=images.device).view(-1, 1, 1)
+            std = torch.tensor(self.std, device=images.device).view(-1, 1, 1)
+            images = (images.float() / 255 - mean) / std
+        if images.dim() == 3:
+            return images
+        return images.contiguous(memory_format=torch.channels_last)
 
+    @staticmethod
+    def load(name: str, folder: Path | None = None) -> Dataset:
+        """A data set by name, or ``folder:PATH`` or ``folder:PATH:SIDE`` for images of your own in folders.
 
-def augment(images: Tensor, generator: torch.Generator, *, crop: int, flip: bool, cutout: int) -> Tensor:
-    """Random windows of a reflected border, mirror images, and blanked squares, as one gather.
+        Args:
+            name: one of :data:`~deepreshape.data.archives.ARCHIVED`, or a folder as :meth:`from_folder` takes it.
+            folder: what :func:`~deepreshape.data.archives.data_folder` takes.
 
-    Args:
-        images: (N, C, H, W), any dtype; left as it is.
-        generator: a CPU generator, which alone decides what comes out.
-        crop: pixels of border.
-        flip: whether to mirror half of them.
-        cutout: side of the square, 0 for none.
-    """
-    n, _, height, width = images.shape
-    rows = torch.arange(height).expand(n, -1)
-    columns = torch.arange(width).expand(n, -1)
-    if flip:
-        mirrored = torch.rand(n, 1, generator=generator) < 0.5
-        columns = torch.where(mirrored, width - 1 - columns, columns)
-    if crop:
-        images = pad(images.float(), (crop,) * 4, mode="reflect").to(images.dtype)
-        rows = rows + torch.randint(0, 2 * crop + 1, (n, 1), generator=generator)
-        columns = columns + torch.randint(0, 2 * crop + 1, (n, 1), generator=generator)
-    device = images.device
-    batch = torch.arange(n, device=device).view(-1, 1, 1)
-    out = images.permute(0, 2, 3, 1)[batch, rows.to(device)[:, :, None], columns.to(device)[:, None, :]]
-    if cutout:
-        top = torch.randint(0, height, (n, 1), generator=generator) - cutout // 2
-        left = torch.randint(0, width, (n, 1), generator=generator) - cutout // 2
-        in_rows = (torch.arange(height) >= top) & (torch.arange(height) < top + cutout)
-        in_columns = (torch.arange(width) >= left) & (torch.arange(width) < left + cutout)
-        out = out.masked_fill((in_rows[:, :, None] & in_columns[:, None, :])[..., None].to(device), 0)
-    return out.permute(0, 3, 1, 2)
+        Raises:
+            ValueError: if there is no such data set, or its files are missing or broken; the message says what would
+                work.
+        """
+        from deepreshape.data.archives import load
+        from deepreshape.data.folder import load_word
 
+        return load_word(name) if name.startswith("folder:") else load(name, folder)
 
-def smaller(images: Tensor, grow: float, done: float) -> Tensor:
-    """Normalised images at the size of this share of a run (``Recipe.grow``)."""
-    if done >= grow:
-        return images
-    quarters = 2 if done < grow / 2 else 3
-    size = [max(1, side * quarters // 4) for side in images.shape[2:]]
-    return interpolate(images, size, mode="bilinear", antialias=True).contiguous(memory_format=torch.channels_last)
+    @staticmethod
+    def from_folder(
+        folder: Path | str,
+        *,
+        side: int | None = None,
+        transform: Callable[[Any], Any] | None = None,
+        mean: Sequence[float] = (),
+        std: Sequence[float] = (),
+    ) -> Dataset:
+        """Images in folders named by class (torchvision's ImageFolder layout); see :func:`.folder.from_folder`."""
+        from deepreshape.data.folder import from_folder
 
+        return from_folder(folder, side=side, transform=transform, mean=mean, std=std)
 
-def data_folder(given: Path | None = None) -> Path:
-    """Where data sets lie: the folder given, else the environment variable DEEPRESHAPE_DATA, else ``data``."""
-    return given or Path(os.environ.get("DEEPRESHAPE_DATA", "data"))
+    @staticmethod
+    def from_loader(
+        train: TorchDataset[Any] | DataLoader[Any],
+        *,
+        validation: TorchDataset[Any] | DataLoader[Any] | None = None,
+        test: TorchDataset[Any] | DataLoader[Any] | None = None,
+        class_names: Sequence[str] = (),
+        mean: Sequence[float] = (),
+        std: Sequence[float] = (),
+        name: str = "loader",
+    ) -> Dataset:
+        """Any torch ``Dataset`` or ``DataLoader``; see :func:`.loader.from_loader`."""
+        from deepreshape.data.loader import from_loader
 
-
-def load_data(name: str, folder: Path | None = None) -> Dataset:
-    """A data set by name, from files in the ecosystem's own formats.
-
-    Args:
-        name: one of :data:`DATASETS`.
-        folder: what :func:`data_folder` takes.
-
-    Raises:
-        ValueError: if there is no such data set, or its files are missing or broken; the message says what would work.
-    """
-    if name not in DATASETS:
-        raise ValueError(f"unknown data set {name!r}; known are {', '.join(DATASETS)}")
-    return DATASETS[name](data_folder(folder))
-
-
-def _make(
-    name: str, train: tuple[np.ndarray, np.ndarray], test: tuple[np.ndarray, np.ndarray], names: list[str], held: int
-) -> Dataset:
-    """Splits ``held`` images off train, the same ones every time."""
-    images, labels = torch.from_numpy(train[0]), torch.from_numpy(train[1]).long()
-    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
-    kept, out = order[held:].sort().values, order[:held].sort().values
-    scaled = images[kept].float() / 255
-    return Dataset(
-        name,
-        Split(images[kept], labels[kept]),
-        Split(images[out], labels[out]),
-        Split(torch.from_numpy(test[0]), torch.from_numpy(test[1]).long()),
-        tuple(names),
-        tuple(round(value, 4) for value in scaled.mean((0, 2, 3)).tolist()),
-        tuple(round(value, 4) for value in scaled.std((0, 2, 3)).tolist()),
-    )
-
-
-def _digits(_: Path) -> Dataset:
-    """scikit-learn's 1,797 handwritten digits of 8x8 pixels; every fifth is a test image."""
-    try:
-        from sklearn.datasets import load_digits
-    except ImportError:
-        raise ValueError("the digits come with scikit-learn: pip install scikit-learn") from None
-    pixels, labels = load_digits(return_X_y=True)
-    images = (np.asarray(pixels).reshape(-1, 1, 8, 8) * (255 / 16)).round().astype(np.uint8)
-    labels = np.asarray(labels)
-    test = np.arange(len(images)) % 5 == 0
-    return _make(
-        "digits",
-        (images[~test], labels[~test]),
-        (images[test], labels[test]),
-        [str(digit) for digit in range(10)],
-        held=180,
-    )
-
-
-class _ArraysOnly(pickle.Unpickler):
-    """Reads the official CIFAR pickles and nothing else: arrays, strings, numbers and their containers."""
-
-    ALLOWED = frozenset(
-        {
-            ("numpy.core.multiarray", "_reconstruct"),
-            ("numpy._core.multiarray", "_reconstruct"),
-            ("numpy", "ndarray"),
-            ("numpy", "dtype"),
-            ("_codecs", "encode"),
-        }
-    )
-
-    def find_class(self, module: str, name: str) -> object:
-        if (module, name) not in self.ALLOWED:
-            raise pickle.UnpicklingError(f"{module}.{name} has no place in a CIFAR file")
-        return super().find_class(module.replace("numpy.core", "numpy._core"), name)
-
-
-def _cifar_file(path: Path, dataset: str) -> dict[str, object]:
-    if not path.is_file():
-        raise ValueError(
-            f"{dataset} is not there: no file {path}; put the official files there, point DEEPRESHAPE_DATA at the "
-            f"folder that holds {path.parent.name}, or run `deepreshape fetch {dataset}`"
+        return from_loader(
+            train, validation=validation, test=test, class_names=class_names, mean=mean, std=std, name=name
         )
-    try:
-        with path.open("rb") as file:
-            return _ArraysOnly(file, encoding="latin1").load()
-    except (pickle.UnpicklingError, EOFError, ValueError, KeyError, IndexError) as error:
-        raise ValueError(f"{path} is not an official {dataset} file: {error}") from None
-
-
-def _cifar_images(flat: object) -> np.ndarray:
-    return np.asarray(flat, dtype=np.uint8).reshape(-1, 3, 32, 32)
-
-
-def _cifar100(folder: Path) -> Dataset:
-    train, test, meta = (
-        _cifar_file(folder / "cifar-100-python" / part, "cifar100") for part in ("train", "test", "meta")
-    )
-    return _make(
-        "cifar100",
-        (_cifar_images(train["data"]), np.array(train["fine_labels"])),
-        (_cifar_images(test["data"]), np.array(test["fine_labels"])),
-        list(meta["fine_label_names"]),  # pyright: ignore[reportArgumentType]
-        held=5000,
-    )
-
-
-def _cifar10(folder: Path) -> Dataset:
-    where = folder / "cifar-10-batches-py"
-    parts = [_cifar_file(where / f"data_batch_{index}", "cifar10") for index in range(1, 6)]
-    test, meta = _cifar_file(where / "test_batch", "cifar10"), _cifar_file(where / "batches.meta", "cifar10")
-    return _make(
-        "cifar10",
-        (
-            np.concatenate([_cifar_images(part["data"]) for part in parts]),
-            np.concatenate([np.array(part["labels"]) for part in parts]),
-        ),
-        (_cifar_images(test["data"]), np.array(test["labels"])),
-        list(meta["label_names"]),  # pyright: ignore[reportArgumentType]
-        held=5000,
-    )
-
-
-def _tinyimagenet(folder: Path) -> Dataset:
-    """Tiny-ImageNet-200; its labelled validation images serve as the test split, as in the papers."""
-    try:
-        from PIL import Image
-    except ImportError:
-        raise ValueError("Tiny-ImageNet is JPEG files, which need Pillow: pip install pillow") from None
-    root = folder / "tiny-imagenet-200"
-    if not (root / "wnids.txt").is_file():
-        raise ValueError(
-            f"tinyimagenet is not there: no file {root / 'wnids.txt'}; unpack tiny-imagenet-200 there, point "
-            "DEEPRESHAPE_DATA at the folder that holds it, or run `deepreshape fetch tinyimagenet`"
-        )
-    wnids = (root / "wnids.txt").read_text().split()
-    index = {wnid: label for label, wnid in enumerate(wnids)}
-
-    def pixels(path: Path) -> np.ndarray:
-        with Image.open(path) as image:
-            return np.asarray(image.convert("RGB")).transpose(2, 0, 1)
-
-    def read(files: list[tuple[Path, int]]) -> tuple[np.ndarray, np.ndarray]:
-        if not files:
-            raise ValueError(f"{root} holds no images where a data set has them")
-        return np.stack([pixels(path) for path, _ in files]), np.array([label for _, label in files])
-
-    train = [(path, index[wnid]) for wnid in wnids for path in sorted((root / "train" / wnid).rglob("*.JPEG"))]
-    annotations = root / "val" / "val_annotations.txt"
-    if annotations.is_file():
-        rows = [line.split("\t")[:2] for line in annotations.read_text().splitlines()]
-        test = [(root / "val" / "images" / name, index[wnid]) for name, wnid in rows]
-    else:
-        test = [(path, index[wnid]) for wnid in wnids for path in sorted((root / "val" / wnid).rglob("*.JPEG"))]
-    words = dict(line.split("\t", 1) for line in (root / "words.txt").read_text().splitlines() if "\t" in line)
-    return _make(
-        "tinyimagenet", read(train), read(test), [words.get(wnid, wnid) for wnid in wnids], held=len(train) // 10
-    )
-
-
-DATASETS: dict[str, Callable[[Path], Dataset]] = {
-    "digits": _digits,
-    "cifar10": _cifar10,
-    "cifar100": _cifar100,
-    "tinyimagenet": _tinyimagenet,
-}
-"""Every data set by name: a function from the data folder to it."""

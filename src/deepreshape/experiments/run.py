@@ -17,12 +17,13 @@ from torch import nn
 
 from deepreshape.cost import published_seconds
 from deepreshape.counting import count
+from deepreshape.data import Dataset
 from deepreshape.design import equalize
 from deepreshape.models import Architecture, architecture, build, name_of, relus
 from deepreshape.models.saved import Manifest, fingerprint, load, save
 from deepreshape.models.zoo import called
 from deepreshape.removal import Plan, apply, plan, plan_of
-from deepreshape.training import METRICS, RECIPES, Dataset, Progress, Recipe, accuracy, set_options, train
+from deepreshape.training import METRICS, Progress, Recipe, accuracy, recipe_of, set_options, train
 from deepreshape.training.runs import claim, work_off
 
 __all__ = ["Job", "Point", "default_budgets", "fitting", "hybrenets", "measured", "run", "train_point"]
@@ -282,5 +283,5 @@ def _command(point: Point, data: Dataset, recipe: Recipe, init: Path | None, tea
     words += ["--budget", str(point.budget)] if point.budget else []
     words += ["--init", called(init)] if init else []
     words += ["--teacher", called(teacher)] if teacher else []
-    words += set_options(asdict(recipe), asdict(RECIPES[data.name]))
+    words += set_options(asdict(recipe), asdict(recipe_of(data.name)))
     return " ".join([*words, "--out", point.id])

@@ -16,12 +16,13 @@ from torch import nn
 
 from deepreshape.cost import PROFILES, price
 from deepreshape.counting import count
+from deepreshape.data import Dataset
 from deepreshape.experiments.run import Point, fitting, measured, train_point
 from deepreshape.models import architecture
 from deepreshape.models.saved import MANIFEST, Manifest, save
 from deepreshape.models.zoo import called, folder_of
 from deepreshape.removal import METHODS, Method, Removal, linearize, plan_of
-from deepreshape.training import RECIPES, Dataset, Progress, Recipe, set_options, with_values
+from deepreshape.training import Progress, Recipe, recipe_of, set_options, with_values
 from deepreshape.training.runs import work_off
 
 __all__ = ["Run", "Sweep", "configured", "reduce_saved", "sweep"]
@@ -248,7 +249,7 @@ def command_of(source: Path, record: Removal, teacher: Path | None, data: Datase
     words += ["--teacher", called(teacher)] if teacher else []
     words += ["--seed", str(record.seed)]
     own = asdict(METHODS[record.method](record.budget))
-    usual = asdict(RECIPES[data.name]) | {name: value for name, value in own.items() if value is not None}
+    usual = asdict(recipe_of(data.name)) | {name: value for name, value in own.items() if value is not None}
     # where method and recipe share a setting, the recipe of the record has what was taken
     words += set_options(
         record.recipe | {name: record.settings[name] for name in own if name not in record.recipe}, usual

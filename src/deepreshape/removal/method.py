@@ -16,20 +16,11 @@ from torch import nn
 
 from deepreshape.cost import CostReport, Layer, ReluLayer
 from deepreshape.counting import count
+from deepreshape.data import Dataset
 from deepreshape.models.saved import fingerprint
 from deepreshape.nn import PolynomialReLU
 from deepreshape.removal.sites import Granularity, Masks, masks_of
-from deepreshape.training import (
-    RECIPES,
-    Dataset,
-    Progress,
-    Recipe,
-    activations,
-    check_ranges,
-    mismatch_loss,
-    parallel,
-    train,
-)
+from deepreshape.training import Progress, Recipe, activations, check_ranges, mismatch_loss, parallel, recipe_of, train
 from deepreshape.training.runs import claim
 
 __all__ = ["Method", "Price", "Reduced", "Removal", "Task", "linearize", "relu_prices"]
@@ -184,7 +175,7 @@ def linearize(
             f"a budget of {method.budget:,} ReLUs does not fit a network that has {before.total.relus:,}; "
             f"0 to {before.total.relus:,} works"
         )
-    recipe = recipe or RECIPES[data.name]
+    recipe = recipe or recipe_of(data.name)
     recipe = recipe if method.mismatch is None else replace(recipe, mismatch=method.mismatch)
     taught_by = copy.deepcopy(teacher or model).eval()
     if recipe.mismatch:

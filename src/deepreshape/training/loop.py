@@ -21,7 +21,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from deepreshape.data.dataset import Dataset, Split, augment, smaller
+from deepreshape.data import Dataset, Split
+from deepreshape.data.augment import augment, smaller
 from deepreshape.nn import MASKED, Faults, faulty
 from deepreshape.training.convolution import MatrixConvolutions
 from deepreshape.training.distill import activations, distillation_loss, mismatch_loss
@@ -66,7 +67,7 @@ def accuracy(model: nn.Module, data: Dataset, split: Split, batch: int = 1000) -
     model.eval()
     device = next(model.parameters()).device
     right = 0
-    for images, labels in zip(split.images.split(batch), split.labels.split(batch), strict=True):
+    for images, labels in split.batches(batch):
         right += int((model(data.normalize(images.to(device))).argmax(1) == labels.to(device)).sum())
     model.train(training)
     return round(100 * right / len(split), 3)
@@ -149,7 +150,8 @@ def train(
     steps = an_epoch * recipe.epochs
     settings = {**asdict(recipe), "seed": seed}
     step, spent = _resume(folder, settings, model, optimizer, average) if folder else (0, 0.0)
-    images, labels = learned.images.to(device), learned.labels.to(device)
+    images = learned.images.to(device) if isinstance(learned.images, Tensor) else learned.images
+    labels = learned.labels.to(device)
     clock = time.monotonic if device.type == "cuda" else time.process_time
     started, saved, top1 = clock() - spent, time.monotonic(), None
     model.train()
@@ -160,9 +162,11 @@ def train(
         while step < steps and not (search and search.over()):
             epoch, place = divmod(step, an_epoch)
             order = torch.randperm(len(labels), generator=_generator(seed, epoch))
-            chosen = order[place * recipe.batch : (place + 1) * recipe.batch].to(device)
+            chosen = order[place * recipe.batch : (place + 1) * recipe.batch]
             randomness = _generator(seed, step)
-            batch = augment(images[chosen], randomness, crop=recipe.crop, flip=recipe.flip, cutout=recipe.cutout)
+            batch = augment(
+                images[chosen].to(device), randomness, crop=recipe.crop, flip=recipe.flip, cutout=recipe.cutout
+            )
             batch = smaller(data.normalize(part(batch)), recipe.grow, step / steps)
             known = labels[part(chosen)]
             for group in optimizer.param_groups:

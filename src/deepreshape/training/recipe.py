@@ -10,7 +10,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from deepreshape.nn import Faults
 
-__all__ = ["RECIPES", "Recipe", "check_ranges", "set_options", "with_values"]
+__all__ = ["RECIPES", "Recipe", "check_ranges", "recipe_of", "set_options", "with_values"]
 
 
 @dataclass(frozen=True)
@@ -145,4 +145,9 @@ RECIPES: dict[str, Recipe] = {
     "cifar100": Recipe(epochs=20),
     "tinyimagenet": Recipe(epochs=20, crop=8),
 }
-"""Defaults by data set."""
+"""Defaults of the data sets that come by name."""
+
+
+def recipe_of(data: str) -> Recipe:
+    """The recipe of a data set by name; ``Recipe()`` of any other."""
+    return RECIPES.get(data, Recipe())

@@ -1,0 +1,241 @@
+"""Images of your own in folders named by class, as torchvision's ImageFolder has them.
+
+``ROOT/CLASS/**/image.jpg``, or ``ROOT/{train,validation,test}/CLASS/**/image.jpg``; ``val`` and ``valid`` are words for
+validation too. Splits that are not there are taken from train, the same ones every time: a file's place follows from
+its name alone. They are written to ``ROOT/splits.json``, and read from there from then on, so that images which are
+added later never move one from test to train.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from deepreshape.data.dataset import Dataset, Split
+from deepreshape.data.images import Chosen, ReadImages, statistics
+
+if TYPE_CHECKING:
+    from PIL.Image import Image as Picture
+
+__all__ = ["as_tensor", "from_folder", "load_word"]
+
+SPLITS = "splits.json"
+PARTS = {"train": ("train",), "validation": ("validation", "val", "valid"), "test": ("test",)}
+SHARES = {"test": 0.15, "validation": 0.10}
+"""Of the images of each class, where a split is not there."""
+ENDINGS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".webp"})
+GREY = ("1", "L", "LA")
+
+
+def load_word(word: str) -> Dataset:
+    """The data set meant by ``folder:PATH`` or ``folder:PATH:SIDE``."""
+    path = word.removeprefix("folder:")
+    start, colon, side = path.rpartition(":")
+    if colon and side.isdigit():
+        return from_folder(start, side=int(side))
+    return from_folder(path)
+
+
+def from_folder(
+    folder: Path | str,
+    *,
+    side: int | None = None,
+    transform: Callable[[Any], Any] | None = None,
+    mean: Sequence[float] = (),
+    std: Sequence[float] = (),
+) -> Dataset:
+    """A data set of the images in a folder; they are read when they are asked for.
+
+    Args:
+        folder: with a folder for each class, or with ``train`` and the like and classes in them. With ``train`` and
+            ``val`` only, ``val`` is the test split and validation is taken from train, as the papers do it.
+        side: images are scaled and cropped at the centre to a square of so many pixels. Without it they keep the size
+            that they all have.
+        transform: from a PIL image to a PIL image, or to a tensor (C, H, W): uint8, or floats as the network sees
+            them. Then ``side`` is left out.
+        mean: by channel, on the scale 0 to 1, that uint8 images are normalised by, or that the transform has normalised
+            by; of the training images without.
+        std: alike.
+
+    Raises:
+        ValueError: if the folder, a class or an image is not as it should be; the message says what would work.
+    """
+    root = Path(folder)
+    files, names = _files(root)
+    paths = [root / file for split in files.values() for file in split]
+    if not transform:
+        size, mode = _size(root, files["train"], names, side)
+        transform = _fit(size, mode)
+    elif side:
+        raise ValueError(f"side={side} and a transform both say the size of images; leave one out")
+
+    def read(place: int) -> Tensor:
+        with _opened(paths[place]) as picture:
+            return as_tensor(transform(picture))
+
+    images = ReadImages(len(paths), read, lambda place: paths[place])
+    splits: dict[str, Split] = {}
+    start = 0
+    for name, split in files.items():
+        labels = torch.tensor([names.index(_class_of(file)) for file in split], dtype=torch.int64)
+        splits[name] = Split(Chosen(images, torch.arange(start, start + len(split))), labels)
+        start += len(split)
+    known = statistics(splits["train"].images) if not mean or not std else ((), ())
+    word = f"folder:{folder}" + (f":{side}" if side else "")
+    return Dataset(word, **splits, class_names=tuple(names), mean=tuple(mean) or known[0], std=tuple(std) or known[1])
+
+
+def as_tensor(image: Any) -> Tensor:
+    """A PIL image, an array (H, W, C) or (H, W), or a tensor (C, H, W), as a tensor (C, H, W): uint8 or float32.
+
+    Raises:
+        ValueError: if it is something else.
+    """
+    if isinstance(image, Tensor):
+        found = image
+    else:
+        if hasattr(image, "convert") and image.mode not in ("L", "RGB"):
+            image = image.convert("L" if image.mode in GREY else "RGB")
+        array = np.array(image)
+        found = torch.from_numpy(array[:, :, None] if array.ndim == 2 else array).movedim(-1, 0)
+    if found.dim() != 3 or not (found.dtype == torch.uint8 or found.is_floating_point()):
+        raise ValueError(
+            f"an image is a PIL image, an array (H, W, C) or a tensor (C, H, W), of uint8 or floats; this is "
+            f"{type(image).__name__} of {found.dtype}, shape {tuple(found.shape)}"
+        )
+    return found if found.dtype == torch.uint8 else found.float()
+
+
+def _files(root: Path) -> tuple[dict[str, list[str]], list[str]]:
+    """By split, paths of images below ``root``; and the names of the classes, sorted."""
+    if not root.is_dir():
+        raise ValueError(
+            f"there is no folder {root}; --data folder:PATH takes one with a folder of images for each class"
+        )
+    present = {
+        part: next((root / word for word in words if (root / word).is_dir()), None) for part, words in PARTS.items()
+    }
+    if present["train"]:
+        if present["validation"] and not present["test"]:
+            present = {"train": present["train"], "validation": None, "test": present["validation"]}
+        found = {part: list(_images(where, root)) for part, where in present.items() if where}
+    else:
+        found = {"train": list(_images(root, root))}
+    names = sorted({_class_of(file) for file in found["train"]})
+    if len(names) < 2:
+        raise ValueError(
+            f"{root} holds images of {len(names)} classes; it is to hold a folder of images for each of two or more, "
+            "such as cat/1.jpg and dog/1.jpg"
+        )
+    strange = {_class_of(file) for split in found.values() for file in split} - set(names)
+    if strange:
+        raise ValueError(f"{root} has no training images of {', '.join(sorted(strange))}, which another split has")
+    missing = [part for part in SHARES if part not in found]
+    if missing:
+        found = _written(root, found, missing)
+    return {part: found[part] for part in PARTS}, names
+
+
+def _images(where: Path, root: Path) -> Iterator[str]:
+    for path in sorted(where.glob("*/**/*")):
+        if path.suffix.lower() in ENDINGS and not path.name.startswith("."):
+            yield path.relative_to(root).as_posix()
+
+
+def _class_of(file: str) -> str:
+    parts = file.split("/")
+    words = {word for part in PARTS.values() for word in part}
+    return parts[1] if parts[0] in words and len(parts) > 2 else parts[0]
+
+
+def _written(root: Path, found: dict[str, list[str]], missing: list[str]) -> dict[str, list[str]]:
+    """The splits as ``splits.json`` has them; made now, and written there if the folder takes it."""
+    path = root / SPLITS
+    if path.is_file():
+        try:
+            splits = {part: list(map(str, json.loads(path.read_text())[part])) for part in PARTS}
+        except (ValueError, KeyError, TypeError):
+            raise ValueError(
+                f"{path} does not hold the splits train, validation and test; remove it to make them anew"
+            ) from None
+        here, there = (
+            {file for split in found.values() for file in split},
+            {file for split in splits.values() for file in split},
+        )
+        if here != there:
+            raise ValueError(
+                f"{path} is for other images: {len(here - there)} are new and {len(there - here)} are gone, such as "
+                f"{min(here ^ there)}; remove it to make the splits anew"
+            )
+        return splits
+    splits = _split(root, found, missing)
+    with suppress(OSError):  # a folder that cannot be written to gives the same splits every time all the same
+        path.write_text(json.dumps(splits, indent=0) + "\n")
+    return splits
+
+
+def _split(root: Path, found: dict[str, list[str]], missing: list[str]) -> dict[str, list[str]]:
+    """Take a share of every class from train, in the order of a digest of each file's name."""
+    classes: dict[str, list[str]] = {}
+    for file in found["train"]:
+        classes.setdefault(_class_of(file), []).append(file)
+    taken: dict[str, list[str]] = {part: [] for part in missing}
+    for name, files in classes.items():
+        if len(files) <= len(missing):
+            raise ValueError(f"{root} has {len(files)} images of {name}; splits need at least {len(missing) + 1}")
+        order = iter(sorted(files, key=lambda file: hashlib.sha256(file.encode()).digest()))
+        for part in missing:
+            taken[part] += [next(order) for _ in range(max(1, int(SHARES[part] * len(files))))]
+    gone = {file for split in taken.values() for file in split}
+    kept = [file for file in found["train"] if file not in gone]
+    return found | {part: sorted(split) for part, split in taken.items()} | {"train": kept}
+
+
+def _size(root: Path, files: list[str], names: list[str], side: int | None) -> tuple[tuple[int, int], str]:
+    """(width, height) and mode of all images, from one of each class."""
+    first = {_class_of(file): root / file for file in reversed(files)}
+    sizes: set[tuple[int, int]] = set()
+    grey = True
+    for name in names:
+        with _opened(first[name]) as picture:
+            sizes.add(picture.size)
+            grey = grey and picture.mode in GREY
+    if not side and len(sizes) > 1:
+        (w, h), (v, g), *_ = sorted(sizes)
+        raise ValueError(
+            f"images in {root} have several sizes, such as {w}x{h} and {v}x{g}; say the side of the squares that they "
+            f"are cropped to, as folder:{root}:64, or give a transform"
+        )
+    return ((side, side) if side else sizes.pop()), "L" if grey else "RGB"
+
+
+def _fit(size: tuple[int, int], mode: str) -> Callable[[Any], Any]:
+    from PIL import Image, ImageOps
+
+    return lambda picture: ImageOps.fit(ImageOps.exif_transpose(picture).convert(mode), size, Image.Resampling.BILINEAR)
+
+
+def _opened(path: Path) -> Picture:
+    """An image file, decoded.
+
+    Raises:
+        ValueError: if it cannot be.
+    """
+    try:
+        from PIL import Image
+    except ImportError:
+        raise ValueError("reading images needs Pillow: pip install pillow") from None
+    try:
+        picture = Image.open(path)
+        picture.load()
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{path} is not an image that can be read: {error}") from None
+    return picture

@@ -1,0 +1,134 @@
+"""Any torch ``Dataset`` or ``DataLoader`` as a data set: torchvision's, Hugging Face's, your own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset, Subset
+
+from deepreshape.data.dataset import Dataset, Split
+from deepreshape.data.folder import SHARES, as_tensor
+from deepreshape.data.images import Chosen, Images, ReadImages, statistics
+
+__all__ = ["from_loader"]
+
+IMAGE_KEYS = ("image", "img", "pixel_values", "images")
+LABEL_KEYS = ("label", "labels", "fine_label", "target", "targets")
+
+
+def from_loader(
+    train: Any,
+    *,
+    validation: Any = None,
+    test: Any = None,
+    class_names: Sequence[str] = (),
+    mean: Sequence[float] = (),
+    std: Sequence[float] = (),
+    name: str = "loader",
+) -> Dataset:
+    """A data set of the items of torch data sets, which are read when they are asked for.
+
+    Args:
+        train: a ``torch.utils.data.Dataset`` whose items are (image, label), or mappings with an image and a label as
+            Hugging Face has them; or a ``DataLoader`` of one, whose own order and batches do not matter. Images are
+            PIL images, arrays (H, W, C) or tensors (C, H, W), uint8 or floats as the network sees them, all of one
+            size.
+        validation: alike; a tenth of train, by a permutation that depends on its length only, without.
+        test: alike; 15 % of train without.
+        class_names: in the order of the labels; those that the data set knows, or numbers, without.
+        mean: by channel, on the scale 0 to 1, that the images are normalised by, or were; of the training images
+            without.
+        std: alike.
+        name: of the data set, in records.
+
+    Raises:
+        ValueError: if items are something else.
+    """
+    whole = _Items.of(train, "train")
+    given = {"validation": validation, "test": test}
+    missing = [part for part in SHARES if given[part] is None]
+    order = torch.randperm(len(whole.labels), generator=torch.Generator().manual_seed(0))
+    if len(order) <= len(missing):
+        raise ValueError(f"{len(order)} images are too few for {', '.join(['train', *missing])}")
+    splits: dict[str, Split] = {}
+    for part in missing:
+        count = max(1, int(SHARES[part] * len(whole.labels)))
+        splits[part], order = whole.split(order[:count]), order[count:]
+    splits["train"] = whole.split(order)
+    for part in given.keys() - set(missing):
+        items = _Items.of(given[part], part)
+        splits[part] = Split(items.images, items.labels)
+    names = tuple(class_names) or whole.class_names
+    largest = max(int(split.labels.max()) for split in splits.values())
+    names = names or tuple(map(str, range(largest + 1)))
+    if largest >= len(names):
+        raise ValueError(f"a label is {largest} and there are {len(names)} class names; labels count from 0")
+    known = statistics(splits["train"].images) if not mean or not std else ((), ())
+    return Dataset(name, **splits, class_names=names, mean=tuple(mean) or known[0], std=tuple(std) or known[1])
+
+
+class _Items:
+    """Images and labels of one source."""
+
+    def __init__(self, images: Images, labels: Tensor, class_names: tuple[str, ...]) -> None:
+        self.images, self.labels, self.class_names = images, labels, class_names
+
+    @staticmethod
+    def of(source: Any, part: str) -> _Items:
+        items: Any = source.dataset if isinstance(source, DataLoader) else source
+        if isinstance(items, IterableDataset) or not hasattr(items, "__getitem__"):
+            items = list(items)  # a stream is read once, and kept
+        if not len(items):
+            raise ValueError(f"the {part} data set is empty")
+
+        def read(place: int) -> Tensor:
+            return as_tensor(_pair(items[place])[0])
+
+        labels = _labels(items)
+        if labels is None:
+            labels = [_pair(items[place])[1] for place in range(len(items))]
+        found = torch.as_tensor([int(label) for label in labels], dtype=torch.int64)
+        return _Items(ReadImages(len(items), read, lambda place: f"item {place} of {part}"), found, _names(items))
+
+    def split(self, places: Tensor) -> Split:
+        places = places.sort().values
+        return Split(Chosen(self.images, places), self.labels[places])
+
+
+def _pair(item: Any) -> tuple[Any, Any]:
+    """Image and label of an item."""
+    if isinstance(item, Mapping):
+        image, label = (next((key for key in keys if key in item), None) for keys in (IMAGE_KEYS, LABEL_KEYS))
+        if image and label:
+            return item[image], item[label]
+    elif isinstance(item, Sequence) and not isinstance(item, str) and len(item) >= 2:
+        return item[0], item[1]
+    shown = f"a mapping of {', '.join(map(str, item))}" if isinstance(item, Mapping) else f"a {type(item).__name__}"
+    raise ValueError(f"an item is (image, label), or a mapping with image and label; this one is {shown}")
+
+
+def _labels(items: Any) -> Any:
+    """All labels, where the data set knows them without reading its images."""
+    if isinstance(items, Subset):
+        whole = _labels(items.dataset)
+        return None if whole is None else [whole[place] for place in items.indices]
+    columns = getattr(items, "column_names", None)
+    if isinstance(columns, list):
+        key = next((key for key in LABEL_KEYS if key in columns), None)
+        return items[key] if key else None
+    found = getattr(items, "targets", None)
+    return found if isinstance(found, Sequence | Tensor) and len(found) == len(items) else None
+
+
+def _names(items: Any) -> tuple[str, ...]:
+    while isinstance(items, Subset):
+        items = items.dataset
+    features = getattr(items, "features", None)
+    if isinstance(features, Mapping):
+        key = next((key for key in LABEL_KEYS if key in features), None)
+        return tuple(getattr(features[key], "names", None) or ()) if key else ()
+    classes = getattr(items, "classes", None)
+    return tuple(map(str, classes)) if isinstance(classes, Sequence) else ()

@@ -1,0 +1,81 @@
+import os
+import pickle
+from collections import OrderedDict
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from deepreshape.data import Dataset
+
+
+def test_splits_are_disjoint_and_fixed():
+    one, other = Dataset.load("digits"), Dataset.load("digits")
+    assert (len(one.train), len(one.validation), len(one.test)) == (1257, 180, 360)
+    assert torch.equal(one.validation.images, other.validation.images)
+    seen = {image.numpy().tobytes() for image in one.train.images}
+    assert not seen & {image.numpy().tobytes() for image in one.validation.images}
+    assert one.normalize(one.train.images).mean().abs() < 1e-3
+
+
+def write_cifar100(folder: Path, count: int = 6000) -> None:
+    where = folder / "cifar-100-python"
+    where.mkdir()
+    pixels = np.random.default_rng(0).integers(0, 256, (count, 3072), dtype=np.uint8)
+    for part in ("train", "test"):
+        content = {"data": pixels, "fine_labels": [at % 100 for at in range(count)]}
+        (where / part).write_bytes(pickle.dumps(content, protocol=2))
+    (where / "meta").write_bytes(pickle.dumps({"fine_label_names": [f"class {at}" for at in range(100)]}, protocol=2))
+
+
+def test_cifar100_is_read_in_its_official_form(tmp_path: Path):
+    write_cifar100(tmp_path)
+    data = Dataset.load("cifar100", tmp_path)
+    assert data.shape == (3, 32, 32)
+    assert (len(data.train), len(data.validation), len(data.test)) == (1000, 5000, 6000)
+    assert data.class_names[3] == "class 3"
+
+
+def test_a_pickle_that_would_run_something_is_refused(tmp_path: Path):
+    write_cifar100(tmp_path)
+    (tmp_path / "cifar-100-python" / "test").write_bytes(pickle.dumps(OrderedDict(data=os.getcwd)))
+    with pytest.raises(ValueError, match=r"is not an official cifar100 file: collections.OrderedDict has no place"):
+        Dataset.load("cifar100", tmp_path)
+
+
+@pytest.mark.parametrize("name", ["cifar10", "cifar100", "tinyimagenet"])
+def test_missing_data_says_where_it_was_looked_for(name: str, tmp_path: Path):
+    with pytest.raises(ValueError, match=rf"{name} is not there: no file .*run `deepreshape fetch {name}`"):
+        Dataset.load(name, tmp_path)
+
+
+def test_an_unknown_data_set_is_named():
+    with pytest.raises(ValueError, match="unknown data set 'mnist'; known are digits, cifar10"):
+        Dataset.load("mnist")
+
+
+def test_tiny_imagenet_is_read_in_both_layouts(tmp_path: Path):
+    image = pytest.importorskip("PIL.Image")
+    root = tmp_path / "tiny-imagenet-200"
+    for wnid in ("n1", "n2"):
+        (root / "train" / wnid / "images").mkdir(parents=True)
+        for at in range(10):
+            image.new("RGB", (64, 64), (at, 0, 0)).save(root / "train" / wnid / "images" / f"{wnid}_{at}.JPEG")
+    (root / "val" / "images").mkdir(parents=True)
+    image.new("L", (64, 64), 7).save(root / "val" / "images" / "val_0.JPEG")
+    (root / "val" / "val_annotations.txt").write_text("val_0.JPEG\tn2\t0\t0\t9\t9\n")
+    (root / "wnids.txt").write_text("n1\nn2\n")
+    (root / "words.txt").write_text("n1\ta cat\nn2\ta dog\n")
+    data = Dataset.load("tinyimagenet", tmp_path)
+    assert (len(data.train), len(data.validation), data.test.labels.tolist()) == (18, 2, [1])
+    assert data.class_names == ("a cat", "a dog")
+
+
+def test_the_real_cifar100():
+    folder = os.environ.get("DEEPRESHAPE_DATA")
+    if not folder or not (Path(folder) / "cifar-100-python").is_dir():
+        pytest.skip("DEEPRESHAPE_DATA does not point at a folder with cifar-100-python")
+    data = Dataset.load("cifar100")
+    assert (len(data.train), len(data.validation), len(data.test)) == (45_000, 5_000, 10_000)
+    assert data.mean == pytest.approx((0.507, 0.487, 0.441), abs=2e-3)

@@ -1,0 +1,137 @@
+"""Images in folders: sizes, splits that stay, and what is refused."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from deepreshape.data import Dataset, images
+from deepreshape.models import architecture, build
+from deepreshape.training import Recipe, accuracy, train
+
+image = pytest.importorskip("PIL.Image")
+
+
+def picture(path: Path, size: tuple[int, int] = (12, 10), mode: str = "RGB", seed: int = 0) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    shape = (size[1], size[0], 3) if mode == "RGB" else (size[1], size[0])
+    pixels = np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+    image.fromarray(pixels).save(path)
+
+
+def pictures(root: Path, each: int = 20, **settings) -> Path:
+    for at, name in enumerate(("cat", "dog")):
+        for number in range(each):
+            picture(root / name / f"{number}.png", seed=100 * at + number, **settings)
+    return root
+
+
+def test_classes_are_folders_and_every_image_is_in_one_split(tmp_path: Path):
+    data = Dataset.load(f"folder:{pictures(tmp_path)}")
+    assert data.class_names == ("cat", "dog")
+    assert data.shape == (3, 10, 12)
+    assert [len(split) for split in (data.train, data.validation, data.test)] == [30, 4, 6]
+    splits = json.loads((tmp_path / "splits.json").read_text())
+    assert sorted(file for split in splits.values() for file in split) == sorted(
+        f"{name}/{at}.png" for name in ("cat", "dog") for at in range(20)
+    )
+    at = splits["test"].index(next(file for file in splits["test"] if file.startswith("dog")))
+    with image.open(tmp_path / splits["test"][at]) as raw:
+        assert torch.equal(data.test.images[at], torch.from_numpy(np.array(raw)).movedim(-1, 0))
+    assert int(data.test.labels[at]) == 1
+
+
+def test_splits_are_the_same_in_another_place_and_are_kept(tmp_path: Path):
+    first, second = (Dataset.from_folder(pictures(tmp_path / name)) for name in ("one", "two"))
+    assert torch.equal(first.test.images[:], second.test.images[:])
+    other = json.loads((tmp_path / "one" / "splits.json").read_text())
+    other["train"], other["test"] = other["test"], other["train"]
+    (tmp_path / "one" / "splits.json").write_text(json.dumps(other))
+    assert len(Dataset.from_folder(tmp_path / "one").test) == 30
+
+
+def test_a_folder_that_changed_under_its_splits_is_refused(tmp_path: Path):
+    Dataset.from_folder(pictures(tmp_path))
+    picture(tmp_path / "cat" / "new.png")
+    with pytest.raises(ValueError, match=r"splits.json is for other images: 1 are new and 0 are gone, such as cat/new"):
+        Dataset.from_folder(tmp_path)
+
+
+def test_splits_that_are_there_are_taken(tmp_path: Path):
+    pictures(tmp_path / "train")
+    pictures(tmp_path / "val", each=3)
+    papers = Dataset.from_folder(tmp_path)  # train and val only: val is what results are told on
+    assert [len(split) for split in (papers.train, papers.validation, papers.test)] == [36, 4, 6]
+    (tmp_path / "splits.json").unlink()
+    pictures(tmp_path / "test", each=2)
+    data = Dataset.from_folder(tmp_path)
+    assert [len(split) for split in (data.train, data.validation, data.test)] == [40, 6, 4]
+
+
+def test_images_of_any_size_and_mode_become_squares(tmp_path: Path):
+    pictures(tmp_path)
+    picture(tmp_path / "cat" / "0.png", size=(40, 9))
+    picture(tmp_path / "dog" / "0.png", size=(9, 31), mode="L")
+    data = Dataset.load(f"folder:{tmp_path}:8")
+    assert data.shape == (3, 8, 8)
+    assert data.whole.images[:].shape == (34, 3, 8, 8)
+    with pytest.raises(ValueError, match=r"several sizes, such as 9x31 and 40x9; .* as folder:.*:64, or give"):
+        Dataset.load(f"folder:{tmp_path}")
+
+
+def test_grey_images_have_one_channel(tmp_path: Path):
+    assert Dataset.from_folder(pictures(tmp_path, mode="L")).shape == (1, 10, 12)
+
+
+def test_a_transform_decides_what_the_network_sees(tmp_path: Path):
+    pictures(tmp_path)
+    data = Dataset.from_folder(
+        tmp_path, transform=lambda picture: torch.full((3, 4, 4), picture.size[0] / 10), mean=(0.5,) * 3, std=(0.2,) * 3
+    )
+    assert data.mean == (0.5,) * 3
+    assert torch.equal(data.normalize(data.test.images[:2]), torch.full((2, 3, 4, 4), 1.2))
+    with pytest.raises(ValueError, match="side=8 and a transform"):
+        Dataset.from_folder(tmp_path, side=8, transform=lambda picture: picture)
+
+
+def test_a_collection_that_does_not_fit_in_memory_is_streamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    kept = Dataset.from_folder(pictures(tmp_path), side=8)
+    monkeypatch.setattr(images, "KEPT_BYTES", 0)
+    streamed = Dataset.from_folder(tmp_path, side=8)
+    assert streamed.train.images.images._kept is None  # pyright: ignore[reportAttributeAccessIssue]
+    assert torch.equal(streamed.train.images[5:25], kept.train.images[5:25])
+    recipe = Recipe(epochs=2, batch=16, lr=0.1, crop=1, precision="float32", holdout=False)
+    models = [build(architecture("resnet20-m2-phi1.1.1", (3, 8, 8), 2), seed=0) for _ in range(2)]
+    for model, data in zip(models, (kept, streamed), strict=True):
+        train(model, data, recipe, seed=0)
+    assert accuracy(models[0], kept, kept.test) == accuracy(models[1], streamed, streamed.test)
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({}, "holds images of 0 classes"),
+        ({"cat/1.png": b""}, "holds images of 1 classes; it is to hold a folder of images for each of two or more"),
+        ({"cat/1.png": b"", "dog/1.png": b""}, "has 1 images of cat; splits need at least 3"),
+    ],
+)
+def test_folders_that_hold_no_data_set_are_one_line(files: dict[str, bytes], message: str, tmp_path: Path):
+    for name, content in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        Dataset.from_folder(tmp_path)
+
+
+def test_a_broken_image_is_named(tmp_path: Path):
+    pictures(tmp_path)
+    data = Dataset.from_folder(tmp_path, side=8)
+    (tmp_path / "dog" / "3.png").write_bytes(b"not an image")
+    fresh = replace(Dataset.from_folder(tmp_path, side=8, mean=(0.5,) * 3, std=(0.2,) * 3), name=data.name)
+    with pytest.raises(ValueError, match=r"dog/3.png is not an image that can be read"):
+        fresh.whole.images[:], fresh.test.images[:]
+    with pytest.raises(ValueError, match="there is no folder"):
+        Dataset.load("folder:/nowhere/at/all")
