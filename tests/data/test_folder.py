@@ -78,8 +78,12 @@ def test_images_of_any_size_and_mode_become_squares(tmp_path: Path):
     data = Dataset.load(f"folder:{tmp_path}:8")
     assert data.shape == (3, 8, 8)
     assert data.whole.images[:].shape == (34, 3, 8, 8)
-    with pytest.raises(ValueError, match=r"several sizes, such as 9x31 and 40x9; .* as folder:.*:64, or give"):
+    with pytest.raises(ValueError, match=r"have several sizes, such as .* as folder:.*:64, or give"):
         Dataset.load(f"folder:{tmp_path}")
+    pictures(tmp_path / "other")
+    picture(tmp_path / "other" / "cat" / "9.png", size=(40, 9))
+    with pytest.raises(ValueError, match=r"cat/9.png is torch.uint8 of shape \(3, 9, 40\), the first image is"):
+        Dataset.load(f"folder:{tmp_path / 'other'}").whole.images[:]
 
 
 def test_grey_images_have_one_channel(tmp_path: Path):

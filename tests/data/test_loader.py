@@ -84,7 +84,10 @@ def test_floats_are_as_the_network_sees_them():
         ([1, 2], r"an item is \(image, label\), or a mapping with image and label; this one is a int"),
         ([{"pixels": 1}], "this one is a mapping of pixels"),
         ([(torch.zeros(5), 0)] * 3, r"an image is a PIL image.* shape \(5,\)"),
-        ([(torch.zeros(1, 4, 4), 0), (torch.zeros(1, 5, 5), 1)] * 9, "item 1 of train is .* give a transform"),
+        (
+            [(torch.zeros(1, 4, 4), 0), (torch.zeros(1, 5, 5), 1)] * 9,
+            "item 1 of train is .* all alike",
+        ),
         ([(torch.zeros(1, 4, 4), 0)], "1 images are too few for train, test, validation"),
     ],
 )

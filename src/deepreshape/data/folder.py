@@ -72,8 +72,7 @@ def from_folder(
     files, names = _files(root)
     paths = [root / file for split in files.values() for file in split]
     if not transform:
-        size, mode = _size(root, files["train"], names, side)
-        transform = _fit(size, mode)
+        transform = _converted(_mode(root, files["train"], names, side), side)
     elif side:
         raise ValueError(f"side={side} and a transform both say the size of images; leave one out")
 
@@ -199,8 +198,8 @@ def _split(root: Path, found: dict[str, list[str]], missing: list[str]) -> dict[
     return found | {part: sorted(split) for part, split in taken.items()} | {"train": kept}
 
 
-def _size(root: Path, files: list[str], names: list[str], side: int | None) -> tuple[tuple[int, int], str]:
-    """(width, height) and mode of all images, from one of each class."""
+def _mode(root: Path, files: list[str], names: list[str], side: int | None) -> str:
+    """The mode of all images, from one of each class, which have one size unless there is a ``side``."""
     first = {_class_of(file): root / file for file in reversed(files)}
     sizes: set[tuple[int, int]] = set()
     grey = True
@@ -214,13 +213,18 @@ def _size(root: Path, files: list[str], names: list[str], side: int | None) -> t
             f"images in {root} have several sizes, such as {w}x{h} and {v}x{g}; say the side of the squares that they "
             f"are cropped to, as folder:{root}:64, or give a transform"
         )
-    return ((side, side) if side else sizes.pop()), "L" if grey else "RGB"
+    return "L" if grey else "RGB"
 
 
-def _fit(size: tuple[int, int], mode: str) -> Callable[[Any], Any]:
+def _converted(mode: str, side: int | None) -> Callable[[Any], Any]:
+    """Turned as its EXIF data say, in this mode, and cut and scaled to a square."""
     from PIL import Image, ImageOps
 
-    return lambda picture: ImageOps.fit(ImageOps.exif_transpose(picture).convert(mode), size, Image.Resampling.BILINEAR)
+    def convert(picture: Any) -> Any:
+        upright = ImageOps.exif_transpose(picture).convert(mode)
+        return ImageOps.fit(upright, (side, side), Image.Resampling.BILINEAR) if side else upright
+
+    return convert
 
 
 def _opened(path: Path) -> Picture:

@@ -75,7 +75,7 @@ class ReadImages:
             if image.shape != self.shape[1:] or image.dtype != self._dtype:
                 raise ValueError(
                     f"{self._what(place)} is {image.dtype} of shape {tuple(image.shape)}, the first image is "
-                    f"{self._dtype} of {self.shape[1:]}; give a transform that makes all images alike"
+                    f"{self._dtype} of {self.shape[1:]}; folder:PATH:SIDE or a transform makes all alike"
                 )
             store[row] = image
 
