@@ -4,7 +4,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deepreshape.counting import count
-from deepreshape.nn import Faults, GatedReLU, MaskedReLU, ReuseConv, ReuseForm, StochasticReLU, faulty, masked_relu
+from deepreshape.nn import (
+    KINDS,
+    Faults,
+    GatedReLU,
+    MaskedReLU,
+    PolynomialReLU,
+    ReuseConv,
+    ReuseForm,
+    StochasticReLU,
+    faulty,
+    masked_relu,
+    polynomial_relu,
+    rebuild,
+    swap,
+)
 from deepreshape.private.arith.drelu import MODES, Mode
 from deepreshape.private.arith.ring import CIRCA_PRIME, Field, Ring
 from deepreshape.private.program.stochastic import fault_probability
@@ -29,6 +43,59 @@ def test_a_mask_is_a_buffer_and_never_trained():
     assert "mask" in layer.state_dict()
     with pytest.raises(ValueError, match="bool tensor of shape"):
         MaskedReLU(torch.ones(2, 2))
+
+
+MASK = torch.tensor([[[True, False]], [[False, False]]])
+
+
+@pytest.mark.parametrize("site", [MaskedReLU(MASK), PolynomialReLU(MASK, torch.tensor([[1.0, 2, 3], [0, -1, 0.5]]))])
+def test_what_stands_at_a_site_is_rebuilt_from_its_tensors(site):
+    again = rebuild(site.kind, site.state_dict())
+    x = torch.randn(3, 2, 1, 2)
+    assert type(again) is type(site)
+    assert torch.equal(again(x), site(x))
+    with pytest.raises(ValueError, match=f"a {site.kind} needs the tensor 'mask', and nothing was saved"):
+        rebuild(site.kind, {})
+
+
+def test_every_kind_is_rebuilt_above_and_an_unknown_one_is_named():
+    assert set(KINDS) == {"masked-relu", "polynomial-relu"}
+    with pytest.raises(ValueError, match="unknown kind of nonlinearity 'cubic'; this version knows masked-relu, poly"):
+        rebuild("cubic", {})
+
+
+@pytest.mark.parametrize("shape", [(3, 2, 4), (3,)])
+def test_a_polynomial_relu_is_one_operator_with_the_gradient_of_what_it_computes(shape: tuple[int, ...]):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, *shape, generator=generator, dtype=torch.float64, requires_grad=True)
+    mask = torch.rand(shape, generator=generator) < 0.5
+    line = torch.randn(3, 3, generator=generator, dtype=torch.float64, requires_grad=True)
+    c = line.detach().view(3, 3, *(1,) * (len(shape) - 1))
+    by_hand = torch.where(mask, x.relu(), c[:, 0] + c[:, 1] * x + c[:, 2] * x * x)
+    assert torch.allclose(polynomial_relu(x, mask, line), by_hand)
+    assert torch.autograd.gradcheck(lambda x, line: polynomial_relu(x, mask, line), (x, line))
+    counted = count(PolynomialReLU(mask, line.detach().float()), shape)
+    assert counted.total.relus == int(mask.sum())
+    assert list(counted.unknown) == ["deepreshape.polynomial_relu (its squares)"]
+
+
+def test_modules_are_swapped_for_a_while_at_each_of_their_paths():
+    shared = torch.nn.ReLU()
+    model = torch.nn.Sequential(shared, torch.nn.Sequential(torch.nn.ReLU(), torch.nn.Tanh()), shared)
+    asked = []
+
+    def make(path, module):
+        asked.append(path)
+        return torch.nn.Identity() if path in ("0", "1") else None
+
+    with swap(model, make):
+        assert asked == ["0", "1", "2"]  # not about the parts of what is replaced
+        assert [type(layer).__name__ for layer in model] == ["Identity", "Identity", "ReLU"]
+    assert isinstance(model[1], torch.nn.Sequential)
+    with pytest.raises(KeyError), swap(model, make):
+        raise KeyError
+    assert model[0] is model[2] is shared
+    assert isinstance(model[1], torch.nn.Sequential)
 
 
 def test_a_masked_relu_is_the_same_in_every_layout_and_dtype():
@@ -74,15 +141,14 @@ def test_a_pulled_gate_gives_the_mask_and_keeps_its_gradient():
     factor=st.sampled_from([2, 3, 4, 8, 16]),
     width=st.sampled_from([16, 20, 48]),
     kind=st.sampled_from(["fixed", "proportional"]),
-    chained=st.booleans(),
     stride=st.sampled_from([1, 2]),
 )
-def test_reuse_keeps_one_group_of_relus_and_saves_macs(factor: int, width: int, kind: str, chained: bool, stride: int):
-    layer = ReuseConv(width, width, 3, stride, factor, ReuseForm(kind, chained=chained))  # pyright: ignore[reportArgumentType]
+def test_reuse_keeps_one_group_of_relus_and_saves_macs_before_it_mixes(factor: int, width: int, kind: str, stride: int):
+    layer = ReuseConv(width, width, 3, stride, factor, ReuseForm(kind))  # pyright: ignore[reportArgumentType]
     counted = count(layer, (width, 8, 8)).total
     side = 8 // stride
     assert counted.relus == width // factor * side * side
-    assert counted.macs < 9 * width * width * side * side
+    assert counted.macs < (9 + 1) * width * width * side * side  # the 1x1 that mixes the groups included
     assert layer(torch.zeros(2, width, 8, 8)).shape == (2, width, side, side)
 
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from deepreshape.design import equalize
     from deepreshape.models import Architecture, architecture, build, name_of, relus
     from deepreshape.models.saved import load, save
-    from deepreshape.removal import apply, fold, plan
+    from deepreshape.removal import apply, plan
     from deepreshape.training import Recipe, train
 
 _HOME = {
@@ -27,7 +27,6 @@ _HOME = {
     "build": "deepreshape.models",
     "count": "deepreshape.counting",
     "equalize": "deepreshape.design",
-    "fold": "deepreshape.removal",
     "load": "deepreshape.models.saved",
     "name_of": "deepreshape.models",
     "plan": "deepreshape.removal",
@@ -48,7 +47,6 @@ __all__ = [
     "build",
     "count",
     "equalize",
-    "fold",
     "load",
     "name_of",
     "plan",

@@ -215,9 +215,11 @@ class _Trace(TorchDispatchMode):
             self.layers.append(_linear_layer(path, plain, args, out, counts.macs))
         elif plain in _RELUS and _RELUS[plain](args, kwargs):
             elements = args[0].numel()
-            counts.relus = (
-                int(args[1].sum()) * (elements // args[1].numel()) if plain == "deepreshape.masked_relu" else elements
-            )
+            counts.relus = elements
+            if plain in _MASKED:
+                counts.relus = int(args[1].sum()) * (elements // args[1].numel())
+            if plain == "deepreshape.polynomial_relu":
+                self._unknown(f"{name} (its squares)", out)
             self.layers.append(ReluLayer(path, counts.relus, elements))
         elif plain in _MAX_POOLS:
             counts.maxpool_comparisons = _MAX_POOLS[plain](args, kwargs, out)
@@ -300,7 +302,11 @@ _RELUS: dict[str, Callable[[tuple[Any, ...], dict[str, Any]], bool]] = {
     "aten.clamp_min": _min_is_zero,
     "aten.threshold": _zero_threshold,
     "deepreshape.masked_relu": _is_relu,
+    "deepreshape.polynomial_relu": _is_relu,
 }
+
+_MASKED = ("deepreshape.masked_relu", "deepreshape.polynomial_relu")
+"""Those whose second argument says at which positions there is a ReLU."""
 
 
 def _window(args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> int:

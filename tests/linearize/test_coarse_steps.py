@@ -4,12 +4,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import nn
 
 from deepreshape.counting import count
 from deepreshape.models import Architecture, architecture, build, relus
 from deepreshape.nn import ReuseForm
-from deepreshape.removal import Cull, Reuse, Scale, Thin, apply, candidates, fold, plan, plan_of
+from deepreshape.removal import Cull, Reuse, Scale, Thin, apply, candidates, plan, plan_of
 
 LADDER = [
     # network, full, thin, cull, cull and thin, then reuse by 2, 4, 8, 16 (DeepReShape; thousands, as published)
@@ -111,7 +110,7 @@ def test_reuse_once():
         Reuse(2)(once)
 
 
-@pytest.mark.parametrize("form", [ReuseForm("proportional"), ReuseForm(chained=True), ReuseForm(mix=False)])
+@pytest.mark.parametrize("form", [ReuseForm("proportional"), ReuseForm(mix=False)])
 def test_every_wiring_of_reuse_gives_the_same_count(form: ReuseForm):
     made = plan_of(architecture("resnet18-m16"), Cull(1), Thin(), Reuse(4, form))
     assert made.relus == 7_168
@@ -130,39 +129,6 @@ def test_applying_a_plan_takes_over_what_it_can():
     assert set(record.carried) | set(record.fresh) == set(reused.state_dict())
     assert all(".conv2." in name for name in record.fresh)
     assert (record.relus_before, record.relus_after) == (relus(whole), count(reused, (1, 8, 8)).total.relus)
-
-
-@pytest.mark.parametrize("name", ["resnet18-m4", "resnet50-m2", "wideresnet22-8-m4", "vgg16-m4", "resnet9-m4"])
-def test_folding_changes_no_output_and_leaves_no_norm_behind_a_convolution(name: str):
-    whole = architecture(name, (3, 16, 16), 10)
-    model = build(plan_of(whole, Thin()).architecture, seed=0)
-    with torch.no_grad():
-        for _ in range(3):
-            model(torch.randn(8, 3, 16, 16))
-    x = torch.randn(4, 3, 16, 16)
-    folded, record = fold(model)
-    assert torch.allclose(model.eval()(x), folded(x), atol=1e-5)
-    left = [module for module in folded.modules() if isinstance(module, nn.BatchNorm2d)]
-    assert len(left) == sum(isinstance(module, nn.BatchNorm2d) for module in model.modules()) - len(record.pairs)
-    assert name.startswith("wide") or not left
-
-
-@pytest.mark.parametrize("form", [ReuseForm(), ReuseForm("proportional", chained=True)])
-def test_a_network_with_reuse_folds_too(form: ReuseForm):
-    model = build(plan_of(architecture("resnet18-m4", (3, 16, 16), 10), Thin(), Reuse(2, form)).architecture, seed=0)
-    x = torch.randn(4, 3, 16, 16)
-    folded, record = fold(model)
-    assert torch.allclose(model.eval()(x), folded(x), atol=1e-5)
-    assert record.pairs
-
-
-def test_folding_marks_what_became_linear():
-    whole = architecture("resnet18-m4", (3, 16, 16), 10)
-    _, record = fold(build(plan_of(whole, Thin()).architecture))
-    assert ("stage3.1.conv1.0", "stage3.1.conv2.0") in record.chains
-    assert len(record.chains) == 8
-    _, unreduced = fold(build(whole))
-    assert unreduced.chains == ()
 
 
 def test_removal_and_reuse_do_not_contradict_each_other():

@@ -239,8 +239,6 @@ def test_a_reused_convolution_becomes_one_and_equal_groups_stay_grouped():
     assert relu.mask is not None
     assert relu.mask[:2].all()
     assert not relu.mask[2:].any()
-    chained = plan_of(architecture("hrn-2x-m4-phi1.1", (3, 6, 6), 5), Reuse(2, ReuseForm(chained=True)))
-    assert unsupported(build(chained.architecture), (3, 6, 6))
 
 
 def test_digits_keep_their_accuracy():

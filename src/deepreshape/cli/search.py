@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -60,10 +60,6 @@ def search(
     profile: ProfileFile = None,
     trials: Annotated[int, typer.Option(min=2, help="Designs to price.")] = 400,
     seed: Annotated[int, typer.Option(min=0, help="Of the search.")] = 0,
-    storage: Annotated[
-        str | None,
-        typer.Option(help="Search with Optuna and keep it here, such as sqlite:///search.db.", show_default=False),
-    ] = None,
     evidence: Annotated[
         list[Path] | None,
         typer.Option(help="Job folders to fit the accuracy proxy to; may be repeated.", show_default=False),
@@ -79,7 +75,9 @@ def search(
     as_json: Json = False,
 ) -> None:
     """Find the HybReNets that are likely most accurate within a cost; train the best of them."""
-    from deepreshape.design.search import PROXY, Limit, Proxy, Space, by_evolution, by_optuna, front
+    from deepreshape.design.search import COUNTS, PROXY, Limit, Proxy, Space, front
+    from deepreshape.design.search import search as search_designs
+    from deepreshape.pricing.quote import quote_layers
     from deepreshape.training.runs import finished
 
     if (max_seconds is None) == (max_bytes is None):
@@ -100,18 +98,28 @@ def search(
     dataset, recipe = (_fitting_data(data, data_dir, space), read_recipe(data, settings)) if train else (None, None)
     found = stoppable(
         lambda: list(
-            by_optuna(space, terms, limit, trials, storage, proxy=proxy, seed=seed)
-            if storage
-            else by_evolution(space, terms, limit, trials, proxy=proxy, seed=seed)
+            search_designs(
+                space,
+                lambda layers, of: quote_layers(layers, replace(terms, protocol=of)),
+                limit,
+                trials,
+                proxy=proxy,
+                seed=seed,
+            )
         ),
-        *([] if storage else [NOTHING_KEPT]),
+        NOTHING_KEPT,
     )
     if not found:
-        raise ValueError(f"none of {trials} designs keeps within {limit.most:g} {limit.unit}; allow more")
+        bounds = ", ".join(f"{low:,} to {high:,} {of}" for (low, high), of in zip(proxy.fitted, COUNTS, strict=True))
+        raise ValueError(
+            f"no design keeps within {limit.most:g} {limit.unit} and within what the score was fitted on ({bounds}); "
+            "allow more, or fit it to jobs of your own with --evidence"
+        )
     best = front(found, limit)
     rows = _train_best(best[:train], dataset, recipe, to) if dataset and recipe and to else []
     if as_json:
-        facts = {"rank_correlation": proxy.correlation, "points": proxy.points}
+        facts = {"rank_correlation": proxy.correlation, "points": proxy.points, "score": proxy.name}
+        facts["fitted_on"] = {name: list(bounds) for name, bounds in zip(COUNTS, proxy.fitted, strict=True)}
         print_json({"proxy": facts, "front": [each.to_dict() for each in best], "tried": len(found), "trained": rows})
         return
     table = new_table("network: what is removed", "ReLUs", "M MACs", "s", "MB", "behind")
@@ -127,8 +135,9 @@ def search(
         table.add_row(name, thousands(each.relus), *numbers)
     out.print(table)
     out.print(
-        f"behind: points of top-1 that a proxy puts it behind the best; over {proxy.points} trained points the rank "
-        f"correlation of proxy and accuracy is {proxy.correlation:.2f}, each network scored without having been seen",
+        f"behind: how far its score is below the best one's. The score is {proxy.name}; over {proxy.points} trained "
+        f"points its rank correlation with accuracy is {proxy.correlation:.2f}, each network scored by a fit "
+        "that has not seen it",
         highlight=False,
     )
     for row in rows:

@@ -1,16 +1,17 @@
-"""DeepReDuce (Jha et al., ICML 2021): cull a stage, thin what is left, reshape channels or feature maps.
+"""Coarse steps: cull a stage, thin what is left, reshape (DeepReDuce, Jha et al., ICML 2021), reuse (DeepReShape).
 
 Each step turns an architecture into one with fewer ReLUs, by arithmetic on its sites.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from deepreshape.models import Architecture, sites
+from deepreshape.nn import ReuseForm
 
-__all__ = ["Cull", "Scale", "Thin"]
+__all__ = ["Cull", "Reuse", "Scale", "Thin"]
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,39 @@ class Scale:
             base=architecture.base // self.channels,
             resolution=architecture.resolution * self.resolution,
         )
+
+
+@dataclass(frozen=True)
+class Reuse:
+    """ReLU reuse (DeepReShape section 4): every convolution that still has a ReLU is split in groups, one keeps it.
+
+    The count of a layer is divided without making the layer narrower.
+
+    Attributes:
+        factor: N, by which the count is divided; 2, 4, 8 and 16 in the paper.
+        form: the wiring.
+    """
+
+    factor: int
+    form: ReuseForm = field(default_factory=ReuseForm)
+
+    def __str__(self) -> str:
+        return f"reuse/{self.factor}" + ("" if self.form.kind == "fixed" else f" {self.form.kind}")
+
+    def __call__(self, architecture: Architecture) -> Architecture:
+        if architecture.reused:
+            raise ValueError(f"ReLUs are already reused {architecture.reused[0][1]} times; give one factor for both")
+        left = [site for site in sites(architecture) if site.name not in architecture.removed]
+        usable = [site for site in left if site.reusable]
+        if not usable:
+            raise ValueError(f"no ReLU of this {architecture.family} follows a convolution that could be split")
+        narrow = min(usable, key=lambda site: site.channels)
+        if not 2 <= self.factor <= narrow.channels:
+            raise ValueError(
+                f"cannot reuse ReLUs {self.factor} times: {narrow.name} has {narrow.channels} channels; "
+                f"2 to {narrow.channels} works"
+            )
+        return replace(architecture, reused=tuple((site.name, self.factor) for site in usable), reuse=self.form)
 
 
 def _without(architecture: Architecture, gone: set[str]) -> Architecture:

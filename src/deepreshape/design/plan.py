@@ -13,8 +13,7 @@ from typing import Any, Literal
 
 from torch import nn
 
-from deepreshape.design.coarse_steps import Cull, Scale, Thin
-from deepreshape.design.reuse import Reuse
+from deepreshape.design.coarse_steps import Cull, Reuse, Scale, Thin
 from deepreshape.models import Architecture, build, relus, relus_at, sites
 
 __all__ = ["FACTORS", "Plan", "Record", "Step", "apply", "candidates", "plan"]

@@ -1,14 +1,15 @@
 """Design under a cost: which HybReNet, reduced how, is likely the most accurate within so many seconds or bytes.
 
-Prices are predicted, and so is accuracy, by a proxy that is fitted to trained points and validated on networks that it
-has not seen: top-1 goes about as the logarithms of ReLUs, MACs and parameters. It ranks; it promises no accuracy.
+What a candidate costs is a callable's to say. Accuracy is predicted by a proxy that is fitted to trained points and
+validated on networks that it has not seen: top-1 goes about as the logarithms of ReLUs, MACs and parameters. It ranks,
+and only networks within the counts it was fitted on; it promises no accuracy. The search is an evolution (Real et al.
+2019): half of the trials at random, the others near the best so far.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import log, prod
 from random import Random
 from typing import Any, Literal
@@ -16,16 +17,23 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from deepreshape.cost import LinearLayer
+from deepreshape.cost import Layer, LinearLayer, Quote
 from deepreshape.design.plan import Plan, candidates
 from deepreshape.models import Architecture, name_of
 from deepreshape.models.resnet import layers
-from deepreshape.pricing.quote import Terms, quote_layers
 
-__all__ = ["PROXY", "Candidate", "Choice", "Limit", "Proxy", "Space", "by_evolution", "by_optuna", "front"]
+__all__ = ["PROXY", "Candidate", "Choice", "Limit", "Price", "Proxy", "Space", "evaluate", "front", "search"]
+
+Price = Callable[[Sequence[Layer], str], Quote]
+"""What a network of these layers costs under a protocol; a ``ValueError`` says that it cannot be priced."""
+
+COUNTS = ("relus", "macs", "params")
 
 ELITE = 12
 """Designs that the search goes on from."""
+
+DRAWS = 20
+"""The most designs that are drawn for each that is priced."""
 
 MULTIPLIERS = ("alpha", "beta", "gamma", "delta")
 """By how much each stage is wider than the one before, in order."""
@@ -39,6 +47,8 @@ class Proxy:
         relus, macs, params: points for each unit of the natural logarithm.
         points: trained points that it was fitted to.
         correlation: Spearman's, over all points, each scored by a fit that has not seen its network.
+        fitted: (smallest, largest) ReLUs, MACs and parameters of those points; it says nothing about others.
+        data: names of the data sets they were trained on.
     """
 
     relus: float
@@ -46,6 +56,18 @@ class Proxy:
     params: float
     points: int
     correlation: float
+    fitted: tuple[tuple[int, int], ...]
+    data: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """What the score is."""
+        terms = " + ".join(f"{getattr(self, count):g} ln {count}" for count in COUNTS)
+        return f"{terms}: points of top-1 on {', '.join(self.data)} up to a constant"
+
+    def knows(self, *counts: int) -> bool:
+        """Whether a network of these ReLUs, MACs and parameters lies within what it was fitted on."""
+        return all(low <= value <= high for value, (low, high) in zip(counts, self.fitted, strict=True))
 
     def score(self, relus: int, macs: int, params: int) -> float:
         """Of a network with at least one ReLU."""
@@ -63,7 +85,7 @@ class Proxy:
             raise ValueError(
                 f"{len(rows)} points of {len(names)} networks are too few; 8 points of 3 networks are needed"
             )
-        features = np.array([[1, *(log(row[key]) for key in ("relus", "macs", "params"))] for row in rows])
+        features = np.array([[1, *(log(row[key]) for key in COUNTS)] for row in rows])
         tops = np.array([row["top1"] for row in rows])
         unseen = np.empty(len(rows))
         for name in names:
@@ -71,10 +93,20 @@ class Proxy:
             unseen[own] = features[own] @ np.linalg.lstsq(features[~own], tops[~own], rcond=None)[0]
         weights = np.linalg.lstsq(features, tops, rcond=None)[0]
         relus, macs, params = (round(float(weight), 3) for weight in weights[1:])
-        return cls(relus, macs, params, len(rows), round(_spearman(unseen, tops), 3))
+        fitted = tuple((min(row[key] for row in rows), max(row[key] for row in rows)) for key in COUNTS)
+        data = tuple(sorted({str(row["data"]) for row in rows}))
+        return cls(relus, macs, params, len(rows), round(_spearman(unseen, tops), 3), fitted, data)
 
 
-PROXY = Proxy(relus=1.487, macs=3.151, params=1.199, points=26, correlation=0.983)
+PROXY = Proxy(
+    relus=1.487,
+    macs=3.151,
+    params=1.199,
+    points=26,
+    correlation=0.983,
+    fitted=((5_888, 139_264), (18_758_272, 65_940_016), (448_196, 3_066_624)),
+    data=("cifar100",),
+)
 """Fitted to benchmarks/results/cifar100-coarse.jsonl; a test fits it anew."""
 
 
@@ -173,8 +205,8 @@ class Candidate:
         return values | {"plan": str(self.plan), "protocol": self.choice.protocol}
 
 
-def evaluate(choice: Choice, space: Space, terms: Terms, proxy: Proxy) -> Candidate | None:
-    """Price and score a choice; None if its design has no such plan or cannot be priced."""
+def evaluate(choice: Choice, space: Space, price: Price, proxy: Proxy) -> Candidate | None:
+    """Price and score a choice; None if its design has no such plan, is unknown to the proxy or cannot be priced."""
     whole = Architecture("resnet", choice.phi, choice.base, choice.multipliers, space.input, space.classes)
     plans = list(candidates(whole))
     if choice.plan >= len(plans) or not plans[choice.plan].relus:
@@ -188,8 +220,10 @@ def evaluate(choice: Choice, space: Space, terms: Terms, proxy: Proxy) -> Candid
     )
     params -= space.classes
     macs = sum(layer.macs for layer in linear)
+    if not proxy.knows(chosen.relus, macs, params):
+        return None
     try:
-        quote = quote_layers(own, replace(terms, protocol=choice.protocol))
+        quote = price(own, choice.protocol)
     except ValueError:  # a layer too large for every known set of parameters
         return None
     score = proxy.score(chosen.relus, macs, params)
@@ -198,15 +232,27 @@ def evaluate(choice: Choice, space: Space, terms: Terms, proxy: Proxy) -> Candid
     )
 
 
-def by_evolution(
-    space: Space, terms: Terms, limit: Limit, trials: int, *, proxy: Proxy = PROXY, seed: int = 0
+def search(
+    space: Space, price: Price, limit: Limit, trials: int, *, proxy: Proxy = PROXY, seed: int = 0
 ) -> Iterator[Candidate]:
-    """Every candidate tried that keeps the limit: the first half at random, then near the best so far."""
+    """Every candidate tried that keeps the limit: the first half at random, then near the best so far.
+
+    Args:
+        space: what is searched; designs that the proxy was not fitted on are passed over and cost no trial.
+        price: what a candidate costs.
+        limit: the most that it may cost.
+        trials: candidates that are priced.
+        proxy: scores them.
+        seed: of the search.
+    """
     random = Random(seed)  # noqa: S311 - a search, no secret
     best: list[Candidate] = []
     seen: set[Choice] = set()
-    for number in range(trials):
-        explore = number < trials // 2 or not best
+    priced = 0
+    for _ in range(DRAWS * trials):
+        if priced == trials:
+            return
+        explore = priced < trials // 2 or not best
         choice = (
             space.draw(lambda _, low, high: random.randint(low, high))
             if explore
@@ -215,56 +261,13 @@ def by_evolution(
         if choice in seen:
             continue
         seen.add(choice)
-        found = evaluate(choice, space, terms, proxy)
-        if found is None or found.cost(limit) > limit.most:
+        candidate = evaluate(choice, space, price, proxy)
+        if candidate is None:
             continue
-        best = sorted([*best, found], key=lambda candidate: -candidate.score)[:ELITE]
-        yield found
-
-
-def by_optuna(
-    space: Space,
-    terms: Terms,
-    limit: Limit,
-    trials: int,
-    storage: str,
-    *,
-    proxy: Proxy = PROXY,
-    seed: int = 0,
-) -> Iterator[Candidate]:
-    """The same by Optuna's NSGA-II over (cost, score), kept in ``storage``, such as ``sqlite:///search.db``.
-
-    It goes on with what is stored for the same space, terms and limit; several processes may work on it at a time.
-
-    Raises:
-        ValueError: if Optuna is not installed.
-    """
-    try:
-        import optuna  # pyright: ignore[reportMissingImports]
-    except ImportError:
-        raise ValueError("searching with Optuna needs it: pip install optuna") from None
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    study = optuna.create_study(
-        study_name=f"deepreshape {hashlib.sha256(repr((space, terms, limit)).encode()).hexdigest()}",
-        storage=storage,
-        load_if_exists=True,
-        directions=["minimize", "maximize"],
-        sampler=optuna.samplers.NSGAIISampler(seed=seed),
-    )
-
-    def objective(trial: Any) -> tuple[float, float]:
-        found = evaluate(space.draw(trial.suggest_int), space, terms, proxy)
-        if found is None or found.cost(limit) > limit.most:
-            raise optuna.TrialPruned
-        return found.cost(limit), found.score
-
-    study.optimize(objective, n_trials=max(trials - len(study.trials), 0), catch=())
-    for trial in study.trials:
-        if trial.state == optuna.trial.TrialState.COMPLETE:
-            choice = space.draw(lambda name, _low, _high, of=trial: of.params[name])
-            found = evaluate(choice, space, terms, proxy)
-            if found and found.cost(limit) <= limit.most:
-                yield found
+        priced += 1
+        if candidate.cost(limit) <= limit.most:
+            best = sorted([*best, candidate], key=lambda candidate: -candidate.score)[:ELITE]
+            yield candidate
 
 
 def front(found: Sequence[Candidate], limit: Limit) -> list[Candidate]:

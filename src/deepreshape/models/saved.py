@@ -16,7 +16,7 @@ from torch import nn
 
 from deepreshape.models import build
 from deepreshape.models.architecture import Architecture
-from deepreshape.nn import MASKED, MaskedReLU, PolynomialReLU
+from deepreshape.nn import MaskedReLU, Nonlinearity, PolynomialReLU
 
 __all__ = ["MANIFEST", "Manifest", "fingerprint", "load", "save"]
 
@@ -54,7 +54,7 @@ def save(model: nn.Module, folder: Path, manifest: Manifest) -> None:
     (folder / MANIFEST).unlink(missing_ok=True)
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     save_file(state, folder / WEIGHTS)
-    masked = [name for name, module in model.named_modules() if isinstance(module, MASKED)]
+    masked = [name for name, module in model.named_modules() if isinstance(module, Nonlinearity)]
     content = {
         "format": FORMAT,
         "package": f"deepreshape {version('deepreshape')}",

@@ -1,30 +1,33 @@
-"""The waist of the package: every activation it knows, and the only code that knows how a mask is stored.
+"""What may stand at a ReLU site, and the only code that knows how a mask is stored.
 
-A network has *ReLU sites*. What sits at a site is one of ``torch.nn.ReLU`` (kept whole), ``torch.nn.Identity``
-(removed), :class:`MaskedReLU` (kept at some positions), :class:`PolynomialReLU` (kept at some, a polynomial elsewhere)
-or, with the convolution before it, :class:`ReuseConv`. For a while, :func:`faulty` puts a :class:`StochasticReLU`
-there, and a search for a mask a :class:`GatedReLU`.
+At a site stands ``torch.nn.ReLU`` (kept whole), ``torch.nn.Identity`` (removed), a :class:`Nonlinearity`
+(:class:`MaskedReLU`: kept at some positions; :class:`PolynomialReLU`: a polynomial at the others) or, with the
+convolution before it, :class:`ReuseConv`. :func:`swap` puts other modules there for a while: :func:`faulty` a
+:class:`StochasticReLU`; a search for a mask has a :class:`GatedReLU`.
 """
 
 from deepreshape.nn.gates import GatedReLU
 from deepreshape.nn.masks import MaskedReLU, masked_relu
-from deepreshape.nn.polynomial import PolynomialReLU
+from deepreshape.nn.nonlinearity import KINDS, Nonlinearity, rebuild
+from deepreshape.nn.polynomial import PolynomialReLU, polynomial_relu
 from deepreshape.nn.reuse import ReuseConv, ReuseForm, reuse_widths
 from deepreshape.nn.stochastic import Faults, StochasticReLU, faulty
+from deepreshape.nn.swap import swap
 
 __all__ = [
-    "MASKED",
+    "KINDS",
     "Faults",
     "GatedReLU",
     "MaskedReLU",
+    "Nonlinearity",
     "PolynomialReLU",
     "ReuseConv",
     "ReuseForm",
     "StochasticReLU",
     "faulty",
     "masked_relu",
+    "polynomial_relu",
+    "rebuild",
     "reuse_widths",
+    "swap",
 ]
-
-MASKED = (MaskedReLU, PolynomialReLU)
-"""What holds a mask where a search is over."""

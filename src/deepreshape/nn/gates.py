@@ -8,6 +8,8 @@ from torch import Tensor, nn
 from deepreshape.nn.masks import laid_out_like
 from deepreshape.nn.polynomial import polynomial
 
+__all__ = ["GatedReLU"]
+
 
 class _Gate(torch.autograd.Function):
     """x + g relu(-x), keeping only x and g for the way back."""
@@ -32,7 +34,7 @@ class GatedReLU(nn.Module):
     It stands at a site while a mask is searched for; a :class:`MaskedReLU` takes its place afterwards.
 
     Args:
-        mask: bool, shape (C, H, W); where it is false there is no ReLU to begin with.
+        mask: bool, shape of one output, (C, H, W) or (C,); where it is false there is no ReLU to begin with.
         shape: of the gates, all 1 at first: (C, H, W), or 1 where they are shared along a dimension.
         coefficients: float, shape (C, 3), of a polynomial in place of the identity; trained.
     """

@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Self
+
 import torch
-from torch import Tensor, library, nn
+from torch import Tensor, library
+
+from deepreshape.nn.nonlinearity import Nonlinearity
+
+__all__ = ["MaskedReLU", "floor", "laid_out_like", "masked_relu"]
 
 
 @library.custom_op("deepreshape::masked_relu", mutates_args=())
@@ -13,8 +20,8 @@ def masked_relu(x: Tensor, mask: Tensor) -> Tensor:
     One operator of its own, so that a trace sees the mask and counts what is kept.
 
     Args:
-        x: any floating dtype, shape (N, C, H, W).
-        mask: bool, shape (C, H, W).
+        x: any floating dtype, shape (N, C, H, W), or (N, C) behind a linear layer.
+        mask: bool, shape (C, H, W), or (C,).
 
     Returns:
         A new tensor of the shape and dtype of ``x``.
@@ -52,22 +59,27 @@ def laid_out_like(x: Tensor, positions: Tensor) -> Tensor:
     return batch_of_one.contiguous(memory_format=torch.channels_last) if last else batch_of_one
 
 
-class MaskedReLU(nn.Module):
+class MaskedReLU(Nonlinearity):
     """A ReLU that is kept at some positions of its map only.
 
     The mask is a buffer: never trained, saved with the weights, the same for every input.
 
     Args:
-        mask: bool, shape (C, H, W); true where the ReLU stays.
+        mask: bool, shape of one output, (C, H, W) or (C,); true where the ReLU stays.
     """
 
-    mask: Tensor
+    kind = "masked-relu"
+    mask: Tensor  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def __init__(self, mask: Tensor) -> None:
         super().__init__()
-        if mask.dtype != torch.bool or mask.dim() != 3:
+        if mask.dtype != torch.bool or not mask.dim():
             raise ValueError(f"a mask is a bool tensor of shape (C, H, W), not {mask.dtype} of {tuple(mask.shape)}")
         self.register_buffer("mask", mask.clone())
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> Self:
+        return cls(tensors["mask"])
 
     def forward(self, x: Tensor) -> Tensor:
         return masked_relu(x, self.mask)

@@ -8,6 +8,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+__all__ = ["ReuseConv", "ReuseForm", "reuse_widths"]
+
 
 @dataclass(frozen=True)
 class ReuseForm:
@@ -20,20 +22,19 @@ class ReuseForm:
         passed: share of the channels outside the ReLU group that is passed on unchanged (``"fixed"`` only).
         mix: whether a 1x1 convolution mixes the groups afterwards (not after a 1x1, where it would cost more than it
             joins, and the next convolution sees all groups anyway).
-        chained: whether a group's input gets the previous group's output added (as in Res2Net).
     """
 
     kind: Literal["fixed", "proportional"] = "fixed"
     passed: float = 0.5
     mix: bool = True
-    chained: bool = False
 
 
 class ReuseConv(nn.Module):
     """A convolution, its batch norm and its ReLU with only every ``factor``-th ReLU left.
 
     Replaces conv-batchnorm-ReLU of ``in_channels`` to ``out_channels``. The channels are split in groups, each
-    convolved on its own; the first group, ``out_channels // factor`` wide, keeps its ReLU. MACs fall with the groups.
+    convolved on its own; the first group, ``out_channels // factor`` wide, keeps its ReLU. MACs fall with the groups,
+    before the 1x1 convolution that mixes them.
 
     Args:
         in_channels, out_channels, kernel, stride: of the convolution replaced; padding is ``kernel // 2``.
@@ -46,8 +47,6 @@ class ReuseConv(nn.Module):
     ) -> None:
         super().__init__()
         self.in_widths, self.out_widths, self.passed = reuse_widths(in_channels, out_channels, stride, factor, form)
-        same = stride == 1 and in_channels == out_channels
-        self.chained = form.chained and same
         self.groups = nn.ModuleList()
         for index, (wide_in, wide_out) in enumerate(zip(self.in_widths, self.out_widths, strict=True)):
             if index == 1 and self.passed:
@@ -66,14 +65,7 @@ class ReuseConv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         parts = x.split(self.in_widths, dim=1)
-        pieces: list[Tensor] = []
-        for index, group in enumerate(self.groups):
-            part = parts[index]
-            if self.chained and pieces:
-                wide, shared = self.in_widths[index], min(self.in_widths[index], self.out_widths[index - 1])
-                part = part + nn.functional.pad(pieces[-1][:, :shared], (0, 0, 0, 0, 0, wide - shared))
-            pieces.append(group(part))
-        return self.mix(torch.cat(pieces, dim=1))
+        return self.mix(torch.cat([group(part) for group, part in zip(self.groups, parts, strict=True)], dim=1))
 
 
 def reuse_widths(

@@ -12,6 +12,9 @@ from torch import Tensor, nn
 
 from deepreshape.nn.masks import MaskedReLU
 from deepreshape.nn.polynomial import PolynomialReLU
+from deepreshape.nn.swap import swap
+
+__all__ = ["Faults", "StochasticReLU", "faulty"]
 
 
 @dataclass(frozen=True)
@@ -106,14 +109,13 @@ def faulty(model: nn.Module, faults: Faults, generator: torch.Generator | None =
     Raises:
         ValueError: if it has polynomials, which no protocol of ours computes.
     """
-    if any(isinstance(site, PolynomialReLU) for site in model.modules()):
+    if any(isinstance(module, PolynomialReLU) for module in model.modules()):
         raise ValueError(f"{faults} is for ReLUs that run privately, and polynomials in their place do not")
-    sites = {name: site for name, site in model.named_modules() if isinstance(site, nn.ReLU | MaskedReLU)}
-    for name, site in sites.items():
-        mask = site.mask if isinstance(site, MaskedReLU) else None
-        model.set_submodule(name, StochasticReLU(faults, mask, generator))
-    try:
+
+    def stochastic(_: str, module: nn.Module) -> nn.Module | None:
+        if isinstance(module, nn.ReLU | MaskedReLU):
+            return StochasticReLU(faults, module.mask if isinstance(module, MaskedReLU) else None, generator)
+        return None
+
+    with swap(model, stochastic):
         yield
-    finally:
-        for name, site in sites.items():
-            model.set_submodule(name, site)

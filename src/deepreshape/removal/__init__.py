@@ -2,13 +2,11 @@
 it.
 """
 
-from deepreshape.design.coarse_steps import Cull, Scale, Thin
+from deepreshape.design.coarse_steps import Cull, Reuse, Scale, Thin
 from deepreshape.design.plan import Plan, Record, apply, candidates, plan, plan_of
-from deepreshape.design.reuse import Reuse
 from deepreshape.removal.autorep import AutoReP
 from deepreshape.removal.coarse import Coarse
 from deepreshape.removal.descent import Descent
-from deepreshape.removal.fold import Folded, fold
 from deepreshape.removal.method import Method, Removal, linearize, relu_prices
 from deepreshape.removal.senet import SENet
 from deepreshape.removal.sites import masks_of
@@ -22,7 +20,6 @@ __all__ = [
     "Coarse",
     "Cull",
     "Descent",
-    "Folded",
     "Method",
     "Plan",
     "Record",
@@ -34,7 +31,6 @@ __all__ = [
     "Thin",
     "apply",
     "candidates",
-    "fold",
     "linearize",
     "masks_of",
     "plan",

@@ -14,7 +14,7 @@ from torch import nn
 
 from deepreshape.design.plan import apply, candidates
 from deepreshape.models import Architecture, sites
-from deepreshape.nn import MASKED
+from deepreshape.nn import Nonlinearity
 from deepreshape.removal.method import Method, Reduced, Task
 from deepreshape.removal.sites import Granularity, Masks, keep_best, masks_of, put_masks
 
@@ -44,7 +44,7 @@ class Coarse(Method):
                 "coarse removal needs a network of the package, which knows its stages; try another method"
             )
         device = next(network.parameters()).device
-        masked = any(isinstance(module, MASKED) for module in network.modules())
+        masked = any(isinstance(module, Nonlinearity) for module in network.modules())
         for plan in sorted(candidates(architecture, self.shrink), key=lambda plan: plan.relus):
             if plan.relus < self.budget:
                 continue

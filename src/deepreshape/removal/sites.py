@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from deepreshape.counting import count
-from deepreshape.nn import MASKED, MaskedReLU
+from deepreshape.nn import MaskedReLU, Nonlinearity
 
 __all__ = ["Granularity", "Masks", "keep_best", "masks_of", "put_masks", "unit_shape"]
 
@@ -38,13 +38,13 @@ def masks_of(model: nn.Module, input: Sequence[int]) -> Masks:
             raise ValueError(f"the ReLU {path} runs twice in one pass; give each its own module")
         if output.dim() != 4:
             raise ValueError(f"the ReLU {path} has outputs of shape {tuple(output.shape)}; a mask needs (N, C, H, W)")
-        own = module.mask if isinstance(module, MASKED) else torch.ones(output.shape[1:], dtype=torch.bool)
-        found[path] = own.cpu().clone()
+        mask = module.mask if isinstance(module, Nonlinearity) else None
+        found[path] = torch.ones(output.shape[1:], dtype=torch.bool) if mask is None else mask.cpu().clone()
 
     handles = [
         module.register_forward_hook(lambda *got, at=path: look(at, got[0], got[2]))
         for path, module in model.named_modules()
-        if isinstance(module, (nn.ReLU, *MASKED))
+        if isinstance(module, nn.ReLU) or (isinstance(module, Nonlinearity) and module.mask is not None)
     ]
     try:
         total = count(model, input).total.relus

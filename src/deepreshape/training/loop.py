@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from deepreshape.data import Dataset, Split
 from deepreshape.data.augment import augment, smaller
-from deepreshape.nn import MASKED, Faults, faulty
+from deepreshape.nn import Faults, Nonlinearity, faulty
 from deepreshape.training.convolution import MatrixConvolutions
 from deepreshape.training.distill import activations, distillation_loss, mismatch_loss
 from deepreshape.training.muon import Muon
@@ -137,7 +137,8 @@ def train(
             network: images cannot grow where masks have one size, and maps are compared at masked ReLUs only.
     """
     if recipe.grow:
-        _see_growth(model, data, recipe, masked=bool(search) or any(isinstance(at, MASKED) for at in model.modules()))
+        masked = bool(search) or any(isinstance(at, Nonlinearity) for at in model.modules())
+        _see_growth(model, data, recipe, masked=masked)
     learned = data.train if recipe.holdout else data.whole
     device = next(model.parameters()).device
     model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
@@ -249,7 +250,7 @@ def _compared(
     """Where the activation maps of student and teacher at the masked ReLUs will be, if the recipe compares them."""
     if teacher is None or not recipe.mismatch:
         return None
-    names = [name for name, module in model.named_modules() if isinstance(module, MASKED)]
+    names = [name for name, module in model.named_modules() if isinstance(module, Nonlinearity)]
     if not names:
         raise ValueError(f"mismatch={recipe.mismatch} compares maps at masked ReLUs, and there are none; leave it out")
     return during.enter_context(activations(model, names)), during.enter_context(activations(teacher, names))
