@@ -8,9 +8,15 @@ from deepreshape.private.arith.ring import Bits, Words
 from deepreshape.private.crypto.labels import Delta, permute_bits
 from deepreshape.private.crypto.ot.cot import Cot
 from deepreshape.private.crypto.ot.iknp import IKNP
+from deepreshape.private.crypto.ot.lpn import Size
+from deepreshape.private.crypto.ot.silent import Silent
+from deepreshape.private.crypto.ot.softspoken import SOFTSPOKEN
 from deepreshape.private.transport.channel import Frame, ProtocolError, memory_pair
 
-PROTOCOLS = {"iknp": IKNP}
+SMALL_SILENT = Silent(small=Size(6, 5, 9), large=Size(8, 6, 10))
+"""Rounds of every kind for few transfers; no security."""
+
+PROTOCOLS = {"iknp": IKNP, "softspoken": SOFTSPOKEN, "silent": SMALL_SILENT}
 
 
 class Ends:
@@ -80,8 +86,9 @@ def test_bytes_are_as_declared(protocol: Cot) -> None:
     ends, counts = Ends(protocol), (8, 1001)
     declared = [protocol.setup_bytes]
     sums = [ends.traffic()]
-    for count, reserved in zip(counts, protocol.reserve_bytes([2 * count for count in counts]), strict=True):
-        declared += [(0, reserved), (protocol.chosen_bytes(count), 0), (protocol.random_bytes(count), 0)]
+    for count in counts:
+        declared += [protocol.reserve_bytes(2 * count), (protocol.chosen_bytes(count), 0)]
+        declared += [(protocol.random_bytes(count), 0)]
         ends.reserve(2 * count)
         sums.append(ends.traffic())
         ends.chosen(np.ones(count, np.uint8))

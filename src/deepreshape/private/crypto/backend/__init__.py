@@ -59,6 +59,47 @@ class Engine(Protocol):
         """128 packed columns, uint8 (128, m) with contiguous rows, to the 8 m rows they make, uint64 (8 m, 2)."""
         ...
 
+    def grow(self, roots: Words, delta: Words, depth: int, key: Keys) -> tuple[Words, Words]:
+        """Correlated trees (half-tree: Guo et al., EUROCRYPT 2023) of 2^``depth`` leaves, depth at least 2.
+
+        Below a root s are s and s ^ delta, below any other node p are H_key(p) on the left and p ^ H_key(p) on the
+        right, so every level sums to ``delta``; a leaf's colour is cleared. A leaf's number has its top level first.
+
+        Args:
+            roots: (trees, 2).
+            delta: (2,), of colour one.
+            depth: levels.
+            key: (16,).
+
+        Returns:
+            The leaves (trees << depth, 2); and the sum of the left nodes of each level, (trees, depth, 2).
+        """
+        ...
+
+    def regrow(self, sums: Words, sides: Bits, key: Keys) -> Words:
+        """All leaves of such trees but one each, from the sum of one side of every level.
+
+        ``sums`` (trees, depth, 2), those of the last level of colour zero; ``sides`` (trees, depth), one for the right.
+        The leaf on the other sides is what it is at the peer plus delta, and of colour one.
+        """
+        ...
+
+    def gather(self, out: Words, table: Words, key: Keys, first: int) -> None:
+        """Add to each of ``out`` (n, 2) ten entries of ``table`` (2^k, 2), picked by AES_key in counter mode.
+
+        Output number i of the stream, of which ``out[0]`` is number ``first``, takes words 10 i to 10 i + 9 of 32 bits
+        each. n and first are multiples of 16.
+        """
+        ...
+
+    def pack(self, values: Words, bits: int) -> Bits:
+        """The ``bits`` low bits, 1 to 64, of each value (n,) as one stream of ceil(n bits / 8) bytes, lowest first."""
+        ...
+
+    def unpack(self, data: Bits, bits: int, count: int) -> Words:
+        """The inverse of :meth:`pack`: (count,); ``data`` has the length that it gives."""
+        ...
+
 
 class UnavailableError(ValueError):
     """An engine does not run on this machine."""

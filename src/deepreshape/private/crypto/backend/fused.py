@@ -30,7 +30,7 @@ from llvmlite.binding import (
 from numpy.typing import NDArray
 
 from deepreshape.private.arith.ring import Bits, Words
-from deepreshape.private.crypto.backend import kernels
+from deepreshape.private.crypto.backend import kernels, ot_kernels
 from deepreshape.private.crypto.backend.numpy import Keys
 from deepreshape.private.crypto.circuit import Circuit
 
@@ -54,7 +54,7 @@ class _Function:
         passes.getModulePassManager().run(module, passes)
         self._owner = create_mcjit_compiler(module, target)
         self._owner.finalize_object()
-        _, pointers, words = kernels.FUNCTIONS[name]
+        _, pointers, words = (kernels.FUNCTIONS | ot_kernels.FUNCTIONS)[name]
         kind = ctypes.CFUNCTYPE(
             None, *[ctypes.c_void_p] * len(pointers.split()), *[ctypes.c_int64] * len(words.split())
         )
@@ -133,9 +133,37 @@ class Fused:
             rows[512 * whole :] = turned[: 8 * (m % 64)]
         return rows
 
+    def grow(self, roots: Words, delta: Words, depth: int, key: Keys) -> tuple[Words, Words]:
+        trees = len(roots)
+        leaves, sums = np.empty((trees << depth, 2), np.uint64), np.empty((trees, depth, 2), np.uint64)
+        self._function("grow")([leaves, roots, delta, sums, key], depth, 0, trees)
+        return leaves, sums
+
+    def regrow(self, sums: Words, sides: Bits, key: Keys) -> Words:
+        trees, depth = sides.shape
+        leaves = np.empty((trees << depth, 2), np.uint64)
+        spread = np.negative(sides.astype(np.int64))
+        self._function("regrow")([leaves, np.ascontiguousarray(sums), spread, key], depth, 0, trees)
+        return leaves
+
+    def gather(self, out: Words, table: Words, key: Keys, first: int) -> None:
+        self._function("gather")([out, table, key], len(out), first, len(table) - 1)
+
+    def pack(self, values: Words, bits: int) -> Bits:
+        stream = np.empty(values.size * bits // 64 + 1, np.uint64)
+        self._function("pack")([np.ascontiguousarray(values), stream], bits, values.size)
+        return stream.view(np.uint8)[: -(-values.size * bits // 8)]
+
+    def unpack(self, data: Bits, bits: int, count: int) -> Words:
+        stream = np.zeros(-(-data.size // 8), np.uint64)
+        stream.view(np.uint8)[: data.size] = data
+        values = np.empty(count, np.uint64)
+        self._function("unpack")([stream, values], bits, count, stream.size)
+        return values
+
     def _function(self, name: str) -> _Function:
         with _one_at_a_time:  # two threads that need the same would compile it twice
-            return _compiled(name, 1 if name == "pick" else self._lanes)
+            return _compiled(name, 1 if name in ("pick", "pack", "unpack") else self._lanes)
 
     def _walk(self, name: str, circuit: Circuit, delta: Words, labels: list[Words], keys: Keys, tables: Words) -> Words:
         count = len(labels[0])

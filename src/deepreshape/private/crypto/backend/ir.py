@@ -56,10 +56,10 @@ class Value:
     def __mul__(self, other: Value | int) -> Value:
         return self._emit(self.builder.mul, other)
 
-    def __lshift__(self, other: int) -> Value:
+    def __lshift__(self, other: Value | int) -> Value:
         return self._emit(self.builder.shl, other)
 
-    def __rshift__(self, other: int) -> Value:
+    def __rshift__(self, other: Value | int) -> Value:
         return self._emit(self.builder.lshr, other)
 
     def __lt__(self, other: Value | int) -> Value:
@@ -120,6 +120,11 @@ class Code:
 
     def __getitem__(self, name: str) -> Value:
         return self._given[name]
+
+    def variable(self, kind: Any) -> Value:
+        """Room for one value, on the stack; the optimiser makes a register of it where it can."""
+        with self.builder.goto_entry_block():
+            return Value(self.builder, self.builder.alloca(kind))
 
     @contextmanager
     def loop(self, start: Value | int, stop: Value | int, step: int = 1) -> Generator[Value]:
@@ -183,13 +188,17 @@ class Code:
         one = self.builder.insert_element(ir.Constant(PAIR, ir.Undefined), word.raw, ir.Constant(HALF, 0))
         return Value(self.builder, one).shuffle([0] * (2 * self.lanes))
 
+    def pair(self, word: Value) -> Value:
+        """One word in both words of a label."""
+        return self.fill(word).shuffle([0, 1])
+
     def repeat(self, pair: Value) -> Value:
         """One label in every lane."""
         return pair.shuffle([0, 1] * self.lanes)
 
     def sigma(self, labels: Value) -> Value:
         """The orthomorphism (lo, hi) -> (lo ^ hi, lo)."""
-        words = 2 * self.lanes
+        words = labels.raw.type.count
         swapped = labels.shuffle([i ^ 1 for i in range(words)])
         return (labels ^ swapped).shuffle([i + words * (i % 2) for i in range(words)], swapped)
 

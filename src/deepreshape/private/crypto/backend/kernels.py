@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from llvmlite import ir  # pyright: ignore[reportMissingTypeStubs]
 
+from deepreshape.private.crypto.backend import ot_kernels
 from deepreshape.private.crypto.backend.ir import EIGHT, OCTET, PAIR, WORD, Code, Value
 
 BLOCK = 256
@@ -38,7 +39,7 @@ class Gate(NamedTuple):
 def module(name: str, lanes: int) -> str:
     """The text of one of the functions, for vectors of so many labels."""
     made = ir.Module()
-    emit, pointers, words = FUNCTIONS[name]
+    emit, pointers, words = (FUNCTIONS | ot_kernels.FUNCTIONS)[name]
     code = Code(made, name, pointers, words, lanes)
     emit(code)
     code.builder.ret_void()

@@ -12,6 +12,10 @@ from deepreshape.private.crypto.circuit import Circuit
 Keys = NDArray[np.uint8]
 """AES-128 keys, 16 bytes each."""
 
+COLOUR = 1 << 63
+LOCALITY = 10
+"""Entries of the table that one output of ``gather`` sums."""
+
 
 class Reference:
     """See :class:`deepreshape.private.crypto.backend.Engine`."""
@@ -125,6 +129,61 @@ class Reference:
             octets = tiles.view(np.uint8).reshape(-1, 16, 8)
             rows[start : start + 2048].view(np.uint8)[...] = octets.transpose(0, 2, 1)
         return rows.reshape(8 * m, 2)
+
+    def grow(self, roots: Words, delta: Words, depth: int, key: Keys) -> tuple[Words, Words]:
+        nodes = np.stack([roots, roots ^ delta], axis=1)
+        sums = [roots]
+        for level in range(1, depth):
+            nodes = self._children(nodes, key, level == depth - 1)
+            sums.append(np.bitwise_xor.reduce(nodes[:, : 1 << level], axis=1))
+        return nodes.reshape(-1, 2), np.stack(sums, axis=1)
+
+    def regrow(self, sums: Words, sides: Bits, key: Keys) -> Words:
+        trees, depth = len(sides), sides.shape[1]
+        tree = np.arange(trees)
+        hole = 1 - sides[:, 0].astype(np.int64)
+        nodes = np.zeros((trees, 2, 2), np.uint64)
+        nodes[tree, 1 - hole] = sums[:, 0]
+        for level in range(1, depth):
+            nodes = self._children(nodes, key, level == depth - 1)
+            side = sides[:, level].astype(np.int64)
+            known, hole = hole + (side << level), hole + ((1 - side) << level)
+            nodes[tree, known] = nodes[tree, hole] = 0
+            halves = np.bitwise_xor.reduce(nodes.reshape(trees, 2, -1, 2), axis=2)
+            nodes[tree, known] = sums[:, level] ^ halves[tree, side]
+        nodes[:, :, 0] &= np.uint64(COLOUR - 1)
+        nodes[tree, hole] = np.bitwise_xor.reduce(nodes, axis=1)
+        nodes[tree, hole, 0] |= np.uint64(COLOUR)
+        return nodes.reshape(-1, 2)
+
+    def _children(self, nodes: Words, key: Keys, last: bool) -> Words:
+        """Of (trees, n) nodes; the left ones come first."""
+        left = self.hash(nodes.reshape(-1, 2), key).reshape(nodes.shape)
+        children = np.concatenate([left, left ^ nodes], axis=1)
+        if last:
+            children[..., 0] &= np.uint64(COLOUR - 1)
+        return children
+
+    def gather(self, out: Words, table: Words, key: Keys, first: int) -> None:
+        step = 1 << 14
+        for start in range(0, len(out), step):
+            piece = out[start : start + step]
+            counters = np.zeros((len(piece) * LOCALITY // 4, 2), np.uint64)
+            counters[:, 0] = np.arange(len(counters), dtype=np.uint64) + np.uint64((first + start) * LOCALITY // 4)
+            room = np.empty(counters.size + 2, np.uint64)
+            _encrypt(key, counters.reshape(-1).data.cast("B"), room.data.cast("B"))
+            indices = room[:-2].view(np.uint32).reshape(-1, LOCALITY) & np.uint32(len(table) - 1)
+            for column in indices.T:
+                piece ^= table[column]
+
+    def pack(self, values: Words, bits: int) -> Bits:
+        octets = np.ascontiguousarray(values).view(np.uint8).reshape(-1, 8)
+        return np.packbits(np.unpackbits(octets, axis=1, count=bits, bitorder="little"), bitorder="little")
+
+    def unpack(self, data: Bits, bits: int, count: int) -> Words:
+        planes = np.zeros((count, 64), np.uint8)
+        planes[:, :bits] = np.unpackbits(data, count=count * bits, bitorder="little").reshape(count, bits)
+        return np.packbits(planes, axis=1, bitorder="little").view(np.uint64).reshape(-1)
 
 
 class _Hashing:

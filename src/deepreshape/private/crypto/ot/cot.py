@@ -7,21 +7,23 @@ breaks the correlation, are the caller's.
 Use, the two parties side by side; a protocol is a value such as ``IKNP``::
 
     sender = IKNP.sender(channel, session, Delta(rng), rng)        receiver = IKNP.receiver(channel, session, rng)
+    sender.reserve(channel, 2 * n)                                 receiver.reserve(channel, 2 * n)
     q = sender.chosen(channel, n)                                  r = receiver.chosen(channel, choices)
-    sender.reserve(channel, n)                                     receiver.reserve(channel, n)
     q = sender.random(channel, n)                                  r = receiver.random(channel, n)
 
 A protocol is one file: a subclass of :class:`Cot`, one of :class:`CotSender`, one of :class:`CotReceiver`, all final.
+One that makes random choices only turns them into chosen ones by :func:`correct` and :func:`corrected`.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+
+import numpy as np
 
 from deepreshape.private.arith.ring import Bits, Randomness, Words
-from deepreshape.private.crypto.labels import Delta
-from deepreshape.private.transport.channel import Channel
+from deepreshape.private.crypto.labels import Delta, permute_bits, pick
+from deepreshape.private.transport.channel import Channel, Frame
 
 
 class CotSender(ABC):
@@ -31,7 +33,7 @@ class CotSender(ABC):
 
     @abstractmethod
     def reserve(self, channel: Channel, count: int) -> None:
-        """Make ``count`` more transfers ahead, where the protocol makes any. Only the sender sends.
+        """Prepare ``count`` more transfers, where the protocol makes any ahead; one large call costs the least.
 
         Every transfer is reserved before it is made, whatever the protocol.
         """
@@ -81,8 +83,8 @@ class Cot(ABC):
         """Bytes of the set-up, (receiver to sender, sender to receiver)."""
 
     @abstractmethod
-    def reserve_bytes(self, counts: Sequence[int]) -> list[int]:
-        """Bytes of each of the calls of ``reserve`` that a session makes, from sender to receiver."""
+    def reserve_bytes(self, count: int) -> tuple[int, int]:
+        """Bytes of one call of ``reserve``, (receiver to sender, sender to receiver)."""
 
     @abstractmethod
     def chosen_bytes(self, count: int) -> int:
@@ -91,3 +93,17 @@ class Cot(ABC):
     @abstractmethod
     def random_bytes(self, count: int) -> int:
         """Bytes of one call of ``random``, from receiver to sender."""
+
+
+def correct(receiver: CotReceiver, channel: Channel, choices: Bits) -> Words:
+    """``receiver.chosen`` by random transfers: what is sent says where the random choices are others."""
+    labels = receiver.random(channel, choices.size)
+    channel.send(Frame.EXTENSION, np.packbits(choices ^ permute_bits(labels), bitorder="little"))
+    return labels
+
+
+def corrected(sender: CotSender, channel: Channel, count: int) -> Words:
+    """``sender.chosen`` by random transfers."""
+    labels = sender.random(channel, count)
+    received = np.frombuffer(channel.receive(Frame.EXTENSION, -(-count // 8)), np.uint8)
+    return pick(labels, sender.delta.words, np.unpackbits(received, count=count, bitorder="little"))

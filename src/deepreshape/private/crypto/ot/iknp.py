@@ -47,8 +47,8 @@ class Iknp(Cot):
     def setup_bytes(self) -> tuple[int, int]:
         return BASE_BYTES  # here the receiver is the sender of the base transfers
 
-    def reserve_bytes(self, counts: Sequence[int]) -> list[int]:
-        return [0] * len(counts)
+    def reserve_bytes(self, count: int) -> tuple[int, int]:
+        return 0, 0
 
     def chosen_bytes(self, count: int) -> int:
         return BASE_TRANSFERS * -(-count // 8)
