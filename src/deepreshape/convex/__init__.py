@@ -1,0 +1,1 @@
+"""Gated-ReLU networks fitted as convex programs, for tables: optimal with a certificate, and private without a ReLU."""
