@@ -35,7 +35,7 @@ from deepreshape.pricing.quote import OURS, PROTOCOLS, Terms, quote_layers, quot
 from deepreshape.private.program.lower import lower
 from deepreshape.private.program.ops import Program
 from deepreshape.private.program.quantize import to_fixed
-from deepreshape.private.program.relu_config import Variant
+from deepreshape.private.program.relu_config import ReluConfig
 from deepreshape.private.service.local_run import run_local
 from deepreshape.removal import plan
 from deepreshape.removal.sites import masks_of, put_masks
@@ -125,7 +125,7 @@ def measured(runs: int, known: Sequence[dict[str, Any]]) -> Iterator[dict[str, A
             removed, program, x = lowered(architecture(name, shape, classes))
             fixed = to_fixed(x[:1], program.input_fraction)
             for protocol in todo:
-                reports = [run_local(program, fixed, "server", variant=Variant.parse(protocol)) for _ in range(runs)]
+                reports = [run_local(program, fixed, ReluConfig.parse(protocol)) for _ in range(runs)]
                 totals = [sum(report["seconds"].values()) for report in reports]
                 seconds = {
                     phase: round(statistics.median(report["seconds"][phase] for report in reports), 3)

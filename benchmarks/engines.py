@@ -49,7 +49,7 @@ from deepreshape.private.program import interpret as plain
 from deepreshape.private.program.lower import lower
 from deepreshape.private.program.ops import Linear, Program, Relu, Weights
 from deepreshape.private.program.quantize import from_fixed, to_fixed
-from deepreshape.private.program.relu_config import Variant
+from deepreshape.private.program.relu_config import ReluConfig
 from deepreshape.private.service.local_run import run_local
 
 SHAPE = (3, 32, 32)
@@ -87,7 +87,7 @@ def main() -> None:
     lines: list[str] = []
     for case in cases:
         fits = case.kind == "network" or case.program.relus <= options.most
-        ours = [Variant.parse(text) for text in options.variants if fits]
+        ours = [ReluConfig.parse(text) for text in options.variants if fits]
         for row in measure(case, options.spu_python, options.rounds, ours):
             lines.append(json.dumps(row | about))
             print(lines[-1], flush=True)
@@ -141,23 +141,23 @@ def relus(count: int) -> tuple[Program, NDArray[np.int64]]:
     return Program(Ring(32), (1,), 12, 1 << 20, ops, own), np.array([1 << 20])
 
 
-def measure(case: Case, python: Path, rounds: int, ours: list[Variant]) -> list[dict[str, Any]]:
+def measure(case: Case, python: Path, rounds: int, ours: list[ReluConfig]) -> list[dict[str, Any]]:
     """The rows of one case: all engines take turns in every round."""
     fraction = case.program.values[case.program.output].fraction
     output = from_fixed(plain.run(case.program, case.x[None])[0], fraction)
     x = from_fixed(case.x, case.program.input_fraction)
-    own: dict[Variant, list[dict[str, Any]]] = {variant: [] for variant in ours}
+    own: dict[ReluConfig, list[dict[str, Any]]] = {relu: [] for relu in ours}
     with ExitStack() as stack:
         sessions = {name: stack.enter_context(Session(case.program, name, python)) for name in PARTIES}
         answers = {name: [session.infer(x)] for name, session in sessions.items()}
         for _ in range(rounds):
-            for variant, reports in own.items():
-                reports.append(run_local(case.program, case.x[None], variant=variant))
+            for relu, reports in own.items():
+                reports.append(run_local(case.program, case.x[None], relu))
             for name, session in sessions.items():
                 answers[name].append(session.infer(x))
         logs = {name: session.close() for name, session in sessions.items()}
     about = {"kind": case.kind, "network": case.name, "relus": case.program.relus, "n": rounds}
-    rows = [about | our_row(variant, own[variant], fraction) for variant in ours]
+    rows = [about | our_row(relu, own[relu], fraction) for relu in ours]
     limits = {
         "expected_difference": float(f"{expected(case.program, FRACTION).max():.3g}"),
         "bound": float(f"{bound(case.program, FRACTION).max():.3g}"),
@@ -174,13 +174,13 @@ def per_relu(row: dict[str, Any]) -> dict[str, float]:
     }
 
 
-def our_row(variant: Variant, reports: list[dict[str, Any]], fraction: int) -> dict[str, Any]:
+def our_row(relu: ReluConfig, reports: list[dict[str, Any]], fraction: int) -> dict[str, Any]:
     first = reports[0]
     share = relu_seconds(first)
     every = {phase: [report["seconds"][phase] for report in reports] for phase in ("offline", "online")}
     every["total"] = [sum(both) for both in zip(*every.values(), strict=True)]
     return {
-        "engine": f"deepreshape {variant}",
+        "engine": f"deepreshape {relu}",
         "parties": 2,
         "seconds": {phase: spread(found) for phase, found in every.items()},
         "bytes": first["bytes"] | {"total": sum(first["bytes"].values())},

@@ -23,7 +23,7 @@ from deepreshape.private.arith.drelu import MODES
 from deepreshape.private.program.lower import lower
 from deepreshape.private.program.ops import Relu
 from deepreshape.private.program.quantize import to_fixed
-from deepreshape.private.program.relu_config import EXACT, Variant
+from deepreshape.private.program.relu_config import GC_FULL, ReluConfig
 from deepreshape.private.program.sign_bits import accuracy
 from deepreshape.training import accuracy as real_accuracy
 
@@ -48,8 +48,8 @@ def main() -> None:
     inputs = to_fixed(data.normalize(data.test.images[:count]).contiguous().numpy(), lowered.program.input_fraction)
     labels, seed = data.test.labels[:count].numpy(), options.seed.to_bytes(32, "little")
     first, last = map(int, options.drops.split("-"))
-    variants = [EXACT, Variant("gc-sign")]
-    variants += [Variant("gc-stochastic", drop=k, mode=mode) for k in range(first, last + 1) for mode in MODES]
+    configs = [GC_FULL, ReluConfig("gc-sign")]
+    configs += [ReluConfig("gc-stochastic", drop=k, mode=mode) for k in range(first, last + 1) for mode in MODES]
     relus = [op for op in lowered.program.ops if isinstance(op, Relu)]
     words = [options.model.name, "--images", options.images, "--drops", options.drops, "--seed", options.seed]
     report: dict[str, Any] = {
@@ -72,12 +72,12 @@ def main() -> None:
             sys.exit(f"{options.out} holds another run: {before['command']}; choose another file")
         report = before
     done = {row["relu"] for row in report["rows"]}
-    left = [variant for variant in variants if str(variant) not in done]
+    left = [relu for relu in configs if str(relu) not in done]
     with ThreadPoolExecutor(options.threads) as threads:
-        found = threads.map(lambda one: accuracy(lowered.program, inputs, labels, variant=one, seed=seed), left)
-        for variant, top1 in zip(left, found, strict=True):
-            report["rows"].append({"relu": str(variant), "top1": round(top1, 2)})
-            print(f"{variant!s:32} {top1:6.2f} %", flush=True)
+        found = threads.map(lambda one: accuracy(lowered.program, inputs, labels, relu=one, seed=seed), left)
+        for relu, top1 in zip(left, found, strict=True):
+            report["rows"].append({"relu": str(relu), "top1": round(top1, 2)})
+            print(f"{relu!s:32} {top1:6.2f} %", flush=True)
             if options.out:
                 options.out.write_text(json.dumps(report, indent=1) + "\n")
 

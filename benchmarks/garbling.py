@@ -33,8 +33,9 @@ from deepreshape.pricing.calibrate import machine
 from deepreshape.private.arith.drelu import Parity, Sign, Window, Wrap
 from deepreshape.private.arith.ring import CIRCA_PRIME, DELPHI_PRIME, PRIME_32, Field, Randomness, Ring
 from deepreshape.private.crypto.backend import Engine, UnavailableError, named, using
-from deepreshape.private.crypto.gc.halfgates import BATCH, evaluate, garble, table_shape
+from deepreshape.private.crypto.gc.halfgates import evaluate, garble, table_shape
 from deepreshape.private.crypto.labels import Context, Delta, pick
+from deepreshape.private.program.relu_config import GC_FULL
 from deepreshape.private.protocols.base import ReluLayer, declared
 
 CASES: list[tuple[str, Ring | Field, Sign | None]] = [
@@ -88,7 +89,7 @@ def measure(
     case: tuple[str, Ring | Field, Sign | None],
     rounds: int,
     limit: float,
-    count: int = BATCH,
+    count: int = GC_FULL.batch,
 ) -> dict[str, Any]:
     """One row: a whole ReLU without truncation or the sign of one, ``count`` instances a round.
 

@@ -16,6 +16,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from deepreshape.pricing.calibrate import measure as measure_units
 from deepreshape.pricing.quote import Terms, quote_program
 from deepreshape.private.program.lower import lower
 from deepreshape.private.program.quantize import to_fixed
-from deepreshape.private.program.relu_config import Variant
+from deepreshape.private.program.relu_config import ReluConfig
 from deepreshape.private.service.local_run import run_local
 from deepreshape.removal import plan
 
@@ -80,7 +81,7 @@ def main() -> None:
 def measure(
     network: str, budget: int | None, todo: list[tuple[str, str]], profile: Profile, rounds: int, most: float
 ) -> Iterator[dict[str, Any]]:
-    """A row for each (variant of ReLU, garbler)."""
+    """A row for each (ReLU protocol, garbler)."""
     if not todo:
         return
     made = architecture(network)
@@ -95,7 +96,7 @@ def measure(
         reports: list[dict[str, Any]] = []
         begin = time.monotonic()
         while not reports or (len(reports) < rounds and time.monotonic() - begin < most):
-            reports.append(run_local(program, fixed, garbler, variant=Variant.parse(relu)))
+            reports.append(run_local(program, fixed, replace(ReluConfig.parse(relu), garbler=garbler)))
         report = reports[0]
         runs = [each["seconds"] | {"total": sum(each["seconds"].values())} for each in reports]
         measured = {phase: statistics.median(run[phase] for run in runs) for phase in runs[0]}

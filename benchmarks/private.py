@@ -15,6 +15,7 @@ import os
 import statistics
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from deepreshape.pricing.calibrate import machine
 from deepreshape.private.program.lower import lower
 from deepreshape.private.program.ops import Program
 from deepreshape.private.program.quantize import Integers, to_fixed
-from deepreshape.private.program.relu_config import Variant
+from deepreshape.private.program.relu_config import ReluConfig
 from deepreshape.private.service.local_run import run_local
 
 PACKAGES = ("deepreshape", "numpy", "cryptography", "tenseal", "torch")
@@ -96,22 +97,22 @@ def read(path: str) -> str:
         return ""
 
 
-def run(program: Program, inputs: Integers, garbler: str, variant: Variant, workers: int) -> dict[str, Any]:
+def run(program: Program, inputs: Integers, relu: ReluConfig, workers: int) -> dict[str, Any]:
     with Memory() as memory:
-        report = run_local(program, inputs, garbler, variant=variant, workers=workers)  # type: ignore[arg-type]
+        report = run_local(program, inputs, relu, workers=workers)
     own = report["peak_rss_mib"]
     return report | {"peak_rss_mib": {role: max(own[role], memory.peak[role]) for role in own}}
 
 
-def measure(model: str, garbler: str, variant: Variant, workers: int, rounds: int) -> dict[str, Any]:
+def measure(model: str, relu: ReluConfig, workers: int, rounds: int) -> dict[str, Any]:
     program, inputs = lowered(model)
-    reports = [run(program, inputs, garbler, variant, workers) for _ in range(rounds)]
+    reports = [run(program, inputs, relu, workers) for _ in range(rounds)]
     first = reports[0]
     seconds = {phase: [report["seconds"][phase] for report in reports] for phase in ("offline", "online")}
     return {
         "model": Path(model).name,
-        "relu": str(variant),
-        "garbler": garbler,
+        "relu": str(replace(relu, garbler="server")),
+        "garbler": relu.garbler,
         "workers": workers,
         "agree": all(report["agree"] for report in reports),
         "declared_bytes_match": all(report["declared_bytes_match"] for report in reports),
@@ -134,7 +135,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="+")
     parser.add_argument("--garbler", nargs="+", default=["server"], choices=["server", "client"])
-    parser.add_argument("--relu", nargs="+", type=Variant.parse, default=[Variant()], help="such as gc-sign")
+    parser.add_argument("--relu", nargs="+", type=ReluConfig.parse, default=[ReluConfig()], help="such as gc-sign")
     parser.add_argument("--workers", nargs="+", type=int, default=[os.cpu_count()])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out", type=Path)
@@ -148,10 +149,10 @@ def main() -> None:
         "versions": {name: version(name) for name in PACKAGES},
         "n": options.rounds,
         "rows": [
-            measure(model, garbler, variant, workers, options.rounds)
+            measure(model, replace(relu, garbler=garbler), workers, options.rounds)
             for model in options.models
             for garbler in options.garbler
-            for variant in options.relu
+            for relu in options.relu
             for workers in options.workers
         ],
     }

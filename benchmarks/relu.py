@@ -29,8 +29,9 @@ from deepreshape.pricing.calibrate import machine
 from deepreshape.private.arith.drelu import Parity, Sign, Window, Wrap
 from deepreshape.private.arith.ring import DELPHI_PRIME, Field, Randomness, Ring
 from deepreshape.private.crypto.backend import engine
+from deepreshape.private.program.relu_config import Role
 from deepreshape.private.protocols import base as relu
-from deepreshape.private.protocols.base import ReluLayer, Role
+from deepreshape.private.protocols.base import ReluLayer
 from deepreshape.private.transport.channel import Channel, memory_pair
 
 SHIFT = 12

@@ -20,9 +20,9 @@ from garbling import engines, machine, versions
 
 from deepreshape.private.arith.ring import Randomness
 from deepreshape.private.crypto.backend import Engine, using
-from deepreshape.private.crypto.gc.halfgates import BATCH
 from deepreshape.private.crypto.labels import Delta
 from deepreshape.private.crypto.ot.iknp import IKNP
+from deepreshape.private.program.relu_config import GC_FULL
 from deepreshape.private.transport.channel import memory_pair
 
 SIDES = "receiver", "sender"
@@ -31,7 +31,9 @@ SIDES = "receiver", "sender"
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--count", type=int, default=37 * BATCH, help="transfers a round: a batch of 37-bit shares")
+    parser.add_argument(
+        "--count", type=int, default=37 * GC_FULL.batch, help="a round; without, a batch of 37-bit shares"
+    )
     parser.add_argument("--rounds", type=int, default=21)
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     options = parser.parse_args()

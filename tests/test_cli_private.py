@@ -50,12 +50,11 @@ def test_local_prints_the_fixed_shape_and_private_equals_plain(model: Path, garb
     "words",
     [
         "gc-sign",
-        "gc-sign --calibrated --garbler client",
-        "gc-stochastic --drop-bits 6 --mode neg-pass",
-        "gc-stochastic:drop=6,neg-pass",
+        "gc-sign:window --garbler client",
+        "gc-stochastic:drop=6,neg-pass,garbler=client",
     ],
 )
-def test_each_variant_of_a_relu_is_a_word_on_the_command_line(model: Path, words: str):
+def test_each_protocol_is_a_word_on_the_command_line(model: Path, words: str):
     report = answer("private", "local", "--model", str(model), "--relu", *words.split())
     assert report["agree"] is True
     assert report["declared_bytes_match"] is True
@@ -115,10 +114,6 @@ def test_a_network_of_ones_own_runs_privately(own: Path):
         (("--model", "mine.py:net", "--samples", "bytes.npy"), "bytes.npy holds uint8 (4, 1, 6, 6); inputs are real"),
         (("--model", "mine.py:net", "--samples", "zeros.npy"), "zeros.npy holds zeros only; formats are calibrated"),
         (("--model", "mine.py:net", "--samples", "x.npy", "--relu", "gc-stochastic"), "leaves out no bits and saves"),
-        (
-            ("--model", "mine.py:net", "--relu", "gc-stochastic:drop=4", "--drop-bits", "5"),
-            "--relu gc-stochastic:drop=4 has settings of its own; write all of them there, or as options",
-        ),
         (("--model", "mine.py:net", "--samples", "x.npy", "--images", "5"), "5 inputs are wanted and there are 4 new"),
         (("--model", "zoo:digits", "--samples", "x.npy"), "fails on an input of x.npy, of shape (1, 6, 6): "),
     ],
@@ -138,18 +133,8 @@ def test_lower_chooses_low_bits_and_the_windows_save_bytes(model: Path, tmp_path
     assert set(found["windows"]) == set(whole["windows"])
     assert all(low == 0 < high for low, high in whole["windows"].values())
     assert any(low > 0 for low, _ in found["windows"].values())
-    calibrated = (
-        "private",
-        "local",
-        "--model",
-        str(model),
-        "--relu",
-        "gc-stochastic",
-        "--calibrated",
-        "--max-loss",
-        "5",
-    )
-    report, exact = answer(*calibrated), answer("private", "local", "--model", str(model), "--relu", "gc-sign")
+    windowed = ("private", "local", "--model", str(model), "--relu", "gc-stochastic:window", "--max-loss", "5")
+    report, exact = answer(*windowed), answer("private", "local", "--model", str(model), "--relu", "gc-sign")
     assert report["agree"] is True
     assert report["declared_bytes_match"] is True
     assert sum(report["bytes"].values()) < sum(exact["bytes"].values())
@@ -162,7 +147,7 @@ def test_two_parties_with_certificates(model: Path, tmp_path: Path):
     assert (program / "server.program").stat().st_mode & 0o077 == 0
     options = (
         f"--program {program / 'server.program'} --keys {keys} --store {tmp_path / 'server'} --port 0 --sessions 4"
-        " --relu gc-stochastic --drop-bits 4"
+        " --relu gc-stochastic:drop=4"
     )
     command = [sys.executable, "-m", "deepreshape", "private", "serve", *options.split(), "--json"]
     pixels = DATA.normalize(DATA.test.images[:1])[0].contiguous().numpy()
@@ -171,7 +156,7 @@ def test_two_parties_with_certificates(model: Path, tmp_path: Path):
         assert server.stderr is not None
         port = server.stderr.readline().rsplit(":", 1)[1].strip()
         place = ("--program", str(program / "client.program"), "--keys", str(keys), "--port", port)
-        place += ("--store", str(tmp_path / "client"), "--relu", "gc-stochastic", "--drop-bits", "4")
+        place += ("--store", str(tmp_path / "client"), "--relu", "gc-stochastic:drop=4")
         assert len(answer("private", "prepare", *place)["batches"]) == 1
         first = answer("private", "query", str(tmp_path / "digit.npy"), *place)
         second = answer("private", "query", str(tmp_path / "digit.npy"), *place)  # prepares by itself
@@ -205,14 +190,16 @@ def test_the_caps_of_the_command_are_those_of_the_library():
         (("local", "--model", "resnet19"), "unknown network 'resnet19'"),
         (("local", "--model", "resnet9-m2"), "max_pool2d"),
         (("local", "--model", "x", "--relu", "circa"), "no ReLU protocol 'circa'"),
-        (("local", "--model", "x", "--drop-bits", "4"), "gc-full drops no bits; gc-stochastic does"),
-        (("local", "--model", "x", "--relu", "gc-stochastic", "--mode", "x"), "modes pos-zero and neg-pass"),
-        (("local", "--model", "x", "--mode", "neg-pass"), "gc-full is wrong about no value, so that it has no mode"),
+        (("local", "--model", "x", "--drop-bits", "4"), "write --relu gc-stochastic:drop=BITS"),
+        (("local", "--model", "x", "--mode=neg-pass"), "write --relu gc-stochastic:drop=BITS,neg-pass"),
+        (("local", "--model", "x", "--calibrated"), "write --relu gc-sign:window or gc-stochastic:window"),
+        (("local", "--model", "x", "--relu", "gc-full:drop=4"), "gc-full takes no drop; its settings are garbler"),
+        (("local", "--model", "x", "--relu", "gc-stochastic:x"), "unknown setting 'x'"),
         (
             ("local", "--model", "x", "--max-loss", "1"),
-            "--max-loss 1 is for --relu gc-stochastic --calibrated, not for",
+            "--max-loss 1 is for --relu gc-stochastic:window, not for",
         ),
-        (("lower", "x", "--out", "o", "--mode", "neg-pass"), "--mode neg-pass is for low bits that are chosen here"),
+        (("lower", "x", "--out", "o", "--relu", "gc-sign:window"), "--relu gc-sign:window has no windows to choose"),
         (
             ("prepare", "--program", "x", "--keys", "k", "--store", "s", "--port", "0"),
             "--port 0 lets `serve` choose; a client needs the port that it chose",

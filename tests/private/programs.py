@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,8 +27,7 @@ from deepreshape.private.program.ops import (
     Truncate,
     Weights,
 )
-from deepreshape.private.program.relu_config import EXACT, Variant
-from deepreshape.private.protocols.base import Role
+from deepreshape.private.program.relu_config import GC_FULL, ReluConfig, Role
 from deepreshape.private.transport.channel import Ledger, MemoryChannel, memory_pair
 
 Integers = NDArray[np.int64]
@@ -180,10 +179,10 @@ def run_both(
     x: Integers,
     garbler: Role = "server",
     batch: int = 7,
-    variant: Variant = EXACT,
+    relu: ReluConfig = GC_FULL,
     workers: int | None = None,
 ) -> Run:
-    plan = Plan(program.public(), garbler, batch, variant)
+    plan = Plan(program.public(), replace(relu, garbler=garbler, batch=batch))
     model = server.Model(program, plan, workers=workers)
     ends = memory_pair()
     materials = InMemory(), InMemory()

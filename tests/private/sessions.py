@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from deepreshape.private.arith.ring import Randomness, Words
+from deepreshape.private.program.relu_config import Role
 from deepreshape.private.protocols.base import (
     Prepared,
     ReluLayer,
-    Role,
     client_offline,
     client_online,
     server_offline,

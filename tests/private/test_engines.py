@@ -22,7 +22,7 @@ from deepreshape.private.crypto.gc.halfgates import table_shape
 from deepreshape.private.crypto.labels import Context, Delta, permute_bits, pick
 from deepreshape.private.parties import client, server
 from deepreshape.private.program import interpret as plain
-from deepreshape.private.protocols.base import Role
+from deepreshape.private.program.relu_config import Role
 
 try:
     from deepreshape.private.crypto.backend.fused import Fused, widths

@@ -28,8 +28,7 @@ from deepreshape.private.parties.server import Model
 from deepreshape.private.parties.sessions import Client, serve
 from deepreshape.private.parties.store import Store
 from deepreshape.private.program.ops import Flatten, Linear, Program, Relu, Weights
-from deepreshape.private.program.relu_config import Variant
-from deepreshape.private.protocols.base import Role
+from deepreshape.private.program.relu_config import ReluConfig, Role
 from deepreshape.private.transport.tls import Endpoint
 
 INPUT = np.array([[1234567891, -1987654321, 1357924681], [1122334455, -1029384756, 1470258369]])
@@ -177,9 +176,9 @@ def test_lengths_on_the_network_do_not_depend_on_inputs_or_weights(kind: str, tm
     assert seen[0] == seen[1] == seen[2]
 
 
-@pytest.mark.parametrize("variant", ["gc-full", "gc-sign", "gc-stochastic:drop=2"])
+@pytest.mark.parametrize("relu", ["gc-full", "gc-sign", "gc-stochastic:drop=2"])
 def test_no_key_is_set_up_twice_by_a_party_nor_again_in_another_session(
-    variant: str, monkeypatch: pytest.MonkeyPatch
+    relu: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A key of AES is the seed of a stream or the tweak of a hash: neither may come back, nor a place of garbling."""
     used: list[tuple[int, str, bytes]] = []
@@ -204,7 +203,7 @@ def test_no_key_is_set_up_twice_by_a_party_nor_again_in_another_session(
     roles: tuple[Role, ...] = ("server", "client")
     for garbler in (*roles, *roles):
         used.clear()
-        run_both(program, random_inputs(program, 1, 1)[0], garbler, 5, Variant.parse(variant))
+        run_both(program, random_inputs(program, 1, 1)[0], garbler, 5, ReluConfig.parse(relu))
         counted = Counter(used)
         assert sum(kind == "gate" for _, kind, _ in used) > 100
         again = Counter(kind for (_, kind, _), times in counted.items() if times > 1)

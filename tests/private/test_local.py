@@ -10,7 +10,7 @@ from programs import random_inputs, random_program
 
 from deepreshape.private.arith.ring import Ring
 from deepreshape.private.program.ops import ProgramError
-from deepreshape.private.protocols.base import Role
+from deepreshape.private.program.relu_config import ReluConfig, Role
 from deepreshape.private.service.local_run import run_local
 from deepreshape.private.transport.channel import ProtocolError
 from deepreshape.private.transport.tls import Limits
@@ -23,7 +23,12 @@ SEED = 13
 def test_two_processes_agree_with_plain(garbler: Role) -> None:
     program = random_program(SEED)
     told: list[tuple[int, int]] = []
-    found = run_local(program, random_inputs(program, 2, 1), garbler, batch=16, progress=lambda *now: told.append(now))
+    found = run_local(
+        program,
+        random_inputs(program, 2, 1),
+        ReluConfig(garbler=garbler, batch=16),
+        progress=lambda *now: told.append(now),
+    )
     assert told == sorted(told)
     assert told[-1] == (2 * found["bytes"]["offline"], 2 * found["bytes"]["offline"])
     assert found["agree"]

@@ -21,6 +21,7 @@ from deepreshape.private.parties.sessions import Admit, Client, LostBatchError, 
 from deepreshape.private.parties.store import SpentError, Store
 from deepreshape.private.program import interpret as plain
 from deepreshape.private.program.encoding import digest
+from deepreshape.private.program.relu_config import ReluConfig
 from deepreshape.private.transport.certificates import create_authority, issue
 from deepreshape.private.transport.channel import ProtocolError
 from deepreshape.private.transport.handshake import Agreement, ConfigurationMismatchError, client_session
@@ -180,7 +181,7 @@ def test_a_session_that_is_not_admitted_uses_nothing_up(pair: Pair) -> None:
 
 def test_only_what_can_go_on_is_put_up_for_admission(pair: Pair, tmp_path: Path) -> None:
     served = pair.served(pytest.fail)
-    other = replace(pair.client, plan=Plan(PROGRAM, "client"))
+    other = replace(pair.client, plan=Plan(PROGRAM, ReluConfig(garbler="client")))
     with pytest.raises(ConfigurationMismatchError, match="garbler"):
         other.prepare()
     with pytest.raises(ConfigurationMismatchError, match="garbler"):

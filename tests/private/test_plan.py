@@ -12,7 +12,7 @@ from deepreshape.private.parties import plan
 from deepreshape.private.parties.plan import Plan
 from deepreshape.private.program import interpret as plain
 from deepreshape.private.program.ops import Add, Conv2d, Op, Program, Raise, Relu, Truncate, Weights
-from deepreshape.private.protocols.base import Role
+from deepreshape.private.program.relu_config import ReluConfig, Role
 
 
 def residual(blocks: int) -> Program:
@@ -47,7 +47,7 @@ def test_waits_do_not_grow_with_depth(garbler: Role) -> None:
     waits = set()
     for blocks in (1, 4):
         program = residual(blocks)
-        report = Plan(program.public(), garbler, 7).declared()
+        report = Plan(program.public(), ReluConfig(garbler=garbler, batch=7)).declared()
         waits.add(sum(row.rounds for row in report.rows if row.phase != "online"))
         x = random_inputs(program, 1, blocks)
         run = run_both(program, x[0], garbler)

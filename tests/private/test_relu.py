@@ -15,10 +15,10 @@ from sessions import ROLES, SESSION, Session, Tap, fixed, names, role_of
 from deepreshape.private.arith.ring import CIRCA_PRIME, PRIME_32, Field, Modulus, Randomness, Ring, Words
 from deepreshape.private.crypto.circuit import and_gates, relu
 from deepreshape.private.crypto.ot.iknp import IKNP
+from deepreshape.private.program.relu_config import Role
 from deepreshape.private.protocols.base import (
     Prepared,
     ReluLayer,
-    Role,
     client_offline,
     client_online,
     declared,

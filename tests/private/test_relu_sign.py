@@ -15,10 +15,10 @@ from deepreshape.private.arith.drelu import Parity, Sign, Window, Wrap
 from deepreshape.private.arith.ring import CIRCA_PRIME, DELPHI_PRIME, Field, Randomness, Ring, Words
 from deepreshape.private.arith.truncation import Division
 from deepreshape.private.crypto.ot.iknp import IKNP
+from deepreshape.private.program.relu_config import Role
 from deepreshape.private.protocols.base import (
     Prepared,
     ReluLayer,
-    Role,
     client_offline,
     client_online,
     declared,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,8 +22,7 @@ from deepreshape.private.parties import client, server
 from deepreshape.private.parties.plan import Plan
 from deepreshape.private.parties.preprocessing import InMemory
 from deepreshape.private.program.ops import Flatten, Program, Relu
-from deepreshape.private.program.relu_config import Variant
-from deepreshape.private.protocols.base import Role
+from deepreshape.private.program.relu_config import ReluConfig, Role
 from deepreshape.private.transport.channel import Frame, MemoryChannel, Payload, as_bytes, memory_pair
 
 BASELINE = Path(__file__).parents[1] / "traces" / "wire.json"
@@ -62,9 +62,9 @@ class Recorder:
         self.digest.update(payload)
 
 
-def trace(program: Program, garbler: Role, variant: str = "gc-full") -> dict[str, object]:
+def trace(program: Program, garbler: Role, relu: str = "gc-full") -> dict[str, object]:
     """What passes in one run, in order."""
-    plan = Plan(program.public(), garbler, 10, Variant.parse(variant))
+    plan = Plan(program.public(), replace(ReluConfig.parse(relu), garbler=garbler, batch=10))
     model = server.Model(program, plan)
     near, far = memory_pair()
     recorder, session = Recorder(near), bytes(range(32))
@@ -88,9 +88,9 @@ def trace(program: Program, garbler: Role, variant: str = "gc-full") -> dict[str
 def traces() -> dict[str, object]:
     roles: tuple[Role, ...] = ("server", "client")
     return {
-        f"{name}, {variant}, {role} garbles": trace(PROGRAMS[name], role, variant)
+        f"{name}, {relu}, {role} garbles": trace(PROGRAMS[name], role, relu)
         for name in PROGRAMS
-        for variant in ("gc-full", "gc-sign", "gc-stochastic:drop=2")
+        for relu in ("gc-full", "gc-sign", "gc-stochastic:drop=2")
         for role in roles
     }
 

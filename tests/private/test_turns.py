@@ -18,17 +18,17 @@ from deepreshape.pricing.estimate import outline
 from deepreshape.pricing.work import SESSION, Steps, turns
 from deepreshape.private.parties.plan import Plan
 from deepreshape.private.program.lower import lower
-from deepreshape.private.program.relu_config import Variant
+from deepreshape.private.program.relu_config import ReluConfig
 
 ANY = Profile("any", "2026-01-01", {}, {}, defaultdict(lambda: 1e-6), 0)
 
 
-VARIANTS = ("gc-full", "gc-sign", "gc-stochastic:drop=2,neg-pass")
+CONFIGS = ("gc-full", "gc-sign", "gc-stochastic:drop=2,neg-pass")
 
 
-@given(st.integers(0, 99), st.booleans(), st.sampled_from(["server", "client"]), st.sampled_from(VARIANTS))
-def test_turns_hold_all_that_is_declared_and_nothing_else(seed, prime, garbler, variant):
-    plan = Plan(random_program(seed, prime=prime).public(), garbler, 7, Variant.parse(variant))
+@given(st.integers(0, 99), st.booleans(), st.sampled_from(["server", "client"]), st.sampled_from(CONFIGS))
+def test_turns_hold_all_that_is_declared_and_nothing_else(seed, prime, garbler, relu):
+    plan = Plan(random_program(seed, prime=prime).public(), replace(ReluConfig.parse(relu), garbler=garbler, batch=7))
     report = schedule(turns(Steps.of(plan)), ANY, LINKS["wan"])
     rows = [replace(row, seconds=0.0) for row in report.rows if row.layer != SESSION]
     assert sorted(rows, key=str) == sorted(plan.declared().rows, key=str)
@@ -36,25 +36,25 @@ def test_turns_hold_all_that_is_declared_and_nothing_else(seed, prime, garbler, 
 
 
 @pytest.mark.parametrize("garbler", ["server", "client"])
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_every_unit_of_work_is_measured(garbler, variant):
+@pytest.mark.parametrize("relu", CONFIGS)
+def test_every_unit_of_work_is_measured(garbler, relu):
     shape = architecture("resnet18-m4", (3, 16, 16), 10)
     layers = count(build(shape, "meta"), shape.input).layers
     thinned = [replace(layer, relus=layer.relus // 2) if hasattr(layer, "relus") else layer for layer in layers]
-    steps = outline(thinned, garbler, variant=Variant.parse(variant)).steps
+    steps = outline(thinned, replace(ReluConfig.parse(relu), garbler=garbler)).steps
     assert steps.truncations
     assert schedule(turns(steps), reference(), LINKS["lan"]).seconds > 0
 
 
 @pytest.mark.parametrize("network", ["resnet18-m4", "resnet20-m8-phi1.1.1", "hrn-2x5x2x-m4"])
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_an_outline_comes_near_the_exact_plan(network, variant):
+@pytest.mark.parametrize("relu", CONFIGS)
+def test_an_outline_comes_near_the_exact_plan(network, relu):
     shape = architecture(network, (3, 16, 16), 10)
     model = build(shape, seed=0).eval()
     program = lower(model, np.random.default_rng(0).normal(size=(4, 3, 16, 16)).astype(np.float32)).program
-    chosen = Variant.parse(variant)
-    exact = Plan(program.public(), variant=chosen).declared()
-    found = outline(count(model, shape.input).layers, bits=program.modulus.bits, variant=chosen)
+    chosen = ReluConfig.parse(relu)
+    exact = Plan(program.public(), relu=chosen).declared()
+    found = outline(count(model, shape.input).layers, bits=program.modulus.bits, relu=chosen)
     report = schedule(turns(found.steps), ANY, LINKS["lan"])
     assert report.only(phase="online").rounds == exact.only(phase="online").rounds
     assert report.rounds == exact.rounds

@@ -17,18 +17,18 @@ from deepreshape.private.parties.plan import Plan
 from deepreshape.private.parties.preprocessing import InMemory
 from deepreshape.private.program import interpret as plain
 from deepreshape.private.program.ops import Conv2d, Linear, Program, ProgramError, Raise, Relu, Truncate, Weights
-from deepreshape.private.program.relu_config import EXACT, Variant
-from deepreshape.private.protocols.base import Prepared, Role
+from deepreshape.private.program.relu_config import GC_FULL, ReluConfig, Role
+from deepreshape.private.protocols.base import Prepared
 from deepreshape.private.transport.channel import Ledger, memory_pair
 
 few = settings(max_examples=4, deadline=None, derandomize=True)
 
 
 def check_declared(
-    program: Program, garbler: Role, ends: tuple[Ledger, Ledger], stored: tuple[int, int], variant: Variant = EXACT
+    program: Program, garbler: Role, ends: tuple[Ledger, Ledger], stored: tuple[int, int], relu: ReluConfig = GC_FULL
 ) -> None:
     """Every byte and wait of both ledgers is declared, and nothing else is."""
-    report = Plan(program.public(), garbler, 7, variant).declared()
+    report = Plan(program.public(), replace(relu, garbler=garbler, batch=7)).declared()
     places = {(row.layer, row.phase) for row in report.rows}
     mine, theirs = ends
     assert set(mine.rows) | set(theirs.rows) <= places
@@ -73,30 +73,30 @@ def test_groups_that_share_ciphertexts_equal_plain(modulus: Ring | Field) -> Non
 @settings(max_examples=3, deadline=None, derandomize=True)
 @given(seed=st.integers(0, 10**6))
 def test_a_garbled_sign_equals_plain_with_the_same_shares(garbler: Role, prime: bool, text: str, seed: int) -> None:
-    program, variant = random_program(seed, prime=prime), Variant.parse(text)
+    program, relu = random_program(seed, prime=prime), ReluConfig.parse(text)
     x = random_inputs(program, 1, seed)
-    run = run_both(program, x[0], garbler, variant=variant)
-    expected = plain.run(program, x, client=run.client_shares, variant=variant)
+    run = run_both(program, x[0], garbler, relu=relu)
+    expected = plain.run(program, x, client=run.client_shares, relu=relu)
     assert np.array_equal(run.output, expected[0])
-    check_declared(program, garbler, (run.client, run.server), run.stored, variant)
+    check_declared(program, garbler, (run.client, run.server), run.stored, relu)
 
 
 @pytest.mark.parametrize("garbler", ["server", "client"])
-@pytest.mark.parametrize("calibrated", ["gc-sign:calibrated", "gc-stochastic:calibrated,pos-zero"])
-def test_each_layer_takes_its_own_window(garbler: Role, calibrated: str) -> None:
+@pytest.mark.parametrize("word", ["gc-sign:window", "gc-stochastic:window,pos-zero"])
+def test_each_layer_takes_its_own_window(garbler: Role, word: str) -> None:
     program = masked_program(np.ones((2, 3, 3), np.bool_))
     conv, relu = program.ops
     assert isinstance(relu, Relu)
     high = program.bounds()["conv"].bit_length() + 2
     windowed = replace(program, ops=(conv, replace(relu, low=3, high=high)))
-    variant, x = Variant.parse(calibrated), random_inputs(windowed, 1, 5)
-    run = run_both(windowed, x[0], garbler, variant=variant)
-    expected = plain.run(windowed, x, client=run.client_shares, variant=variant)
+    relu, x = ReluConfig.parse(word), random_inputs(windowed, 1, 5)
+    run = run_both(windowed, x[0], garbler, relu=relu)
+    expected = plain.run(windowed, x, client=run.client_shares, relu=relu)
     assert np.array_equal(run.output, expected[0])
-    check_declared(windowed, garbler, (run.client, run.server), run.stored, variant)
-    whole = Plan(windowed.public(), garbler, 7, replace(variant, calibrated=False))
-    narrow = Plan(windowed.public(), garbler, 7, variant)
-    ignored = 20 - high + (3 if variant.protocol == "gc-stochastic" else 0)
+    check_declared(windowed, garbler, (run.client, run.server), run.stored, relu)
+    whole = Plan(windowed.public(), replace(relu, window=False))
+    narrow = Plan(windowed.public(), relu)
+    ignored = 20 - high + (3 if relu.protocol == "gc-stochastic" else 0)
     saved = whole.relus["relu"].circuit.and_gates - narrow.relus["relu"].circuit.and_gates
     assert saved == ignored > 0
 
@@ -106,13 +106,13 @@ def test_a_value_that_a_sign_test_has_no_room_for_is_refused() -> None:
     conv, relu = program.ops
     assert isinstance(relu, Relu)
     narrow = replace(program, ops=(conv, replace(relu, high=8)))
-    plan = Plan(narrow.public(), variant=Variant("gc-sign", calibrated=True))
+    plan = Plan(narrow.public(), relu=ReluConfig("gc-sign", window=True))
     with pytest.raises(ProgramError, match=r"^conv: values may reach \d+, which relu rectifies, and only 127 fits"):
         server.Model(narrow, plan)
-    with pytest.raises(OverflowError, match=r"^conv: .*what relu can rectify by gc-sign:calibrated: 127"):
-        plain.run(narrow, np.full((1, 1, 3, 3), 15), variant=plan.variant, rng=Randomness())
+    with pytest.raises(OverflowError, match=r"^conv: .*what relu can rectify by gc-sign:window: 127"):
+        plain.run(narrow, np.full((1, 1, 3, 3), 15), relu=plan.relu, rng=Randomness())
     with pytest.raises(ProgramError, match=r"^relu: a sign test of bits 19 to 19"):
-        Plan(program.public(), variant=Variant("gc-stochastic", drop=19))
+        Plan(program.public(), relu=ReluConfig("gc-stochastic", drop=19))
 
 
 @pytest.mark.parametrize("garbler", ["server", "client"])
@@ -169,7 +169,7 @@ def test_client_shares_are_fresh_and_what_leaves_the_client_is_masked() -> None:
 @pytest.mark.parametrize("garbler", ["server", "client"])
 def test_runs_that_share_a_homomorphic_key_share_nothing_else(garbler: Role) -> None:
     program = masked_program(np.array([True, False, True] * 6).reshape(2, 3, 3))
-    plan = Plan(program.public(), garbler)
+    plan = Plan(program.public(), ReluConfig(garbler=garbler))
     model, ends = server.Model(program, plan), memory_pair()
     kept = [(InMemory(), InMemory()) for _ in range(2)]
 

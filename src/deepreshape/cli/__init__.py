@@ -19,6 +19,13 @@ __all__ = ["app", "main"]
 # idle threads that spin take the time of those that work; has to be set before torch is imported
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+REMOVED = {
+    "--drop-bits": "--relu gc-stochastic:drop=BITS",
+    "--mode": "--relu gc-stochastic:drop=BITS,neg-pass",
+    "--calibrated": "--relu gc-sign:window or gc-stochastic:window",
+}
+"""Options that are part of another option's word now."""
+
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
@@ -48,6 +55,9 @@ def main() -> None:
 def _explained(error: Any) -> str:
     """What typer has against a word, with the word, or what would have been one."""
     said = error.format_message().rstrip(".")
+    removed = getattr(error, "option_name", None)
+    if removed in REMOVED:
+        return f"{removed} is now part of a word; write {REMOVED[removed]}"
     options = getattr(getattr(error, "param", None), "opts", ())
     given = [word for name, word in pairwise(sys.argv) if name in options]
     if given:

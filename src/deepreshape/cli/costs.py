@@ -202,7 +202,7 @@ def read_terms(
 
 def read_protocols(text: str) -> tuple[str, ...]:
     """Reads names with commas between; settings behind a colon may hold commas too."""
-    return tuple(re.split(r",(?!drop=|calibrated|pos-zero|neg-pass)", text))
+    return tuple(re.split(r",(?!drop=|window|pos-zero|neg-pass|garbler=|batch=)", text))
 
 
 def read_role(text: str) -> Literal["server", "client"]:

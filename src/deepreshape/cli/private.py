@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from deepreshape.private.parties.sessions import Client
     from deepreshape.private.program.ops import Program
     from deepreshape.private.program.quantize import Lowered
-    from deepreshape.private.program.relu_config import Variant
+    from deepreshape.private.program.relu_config import ReluConfig
     from deepreshape.private.program.sign_bits import Calibrated
     from deepreshape.private.transport.tls import Endpoint
 
@@ -43,18 +43,12 @@ Role = Literal["client", "server"]
 
 app = typer.Typer(no_args_is_help=True, help="Run a network privately between a client and a server.")
 
-ModeOption = Annotated[
-    str | None,
-    typer.Option(
-        "--mode", help="What gc-stochastic is wrong about: pos-zero (without) or neg-pass.", show_default=False
-    ),
-]
 MaxLossOption = Annotated[
     float | None,
     typer.Option(
         "--max-loss",
         min=0,
-        help="Points of accuracy on validation images that low bits of gc-stochastic --calibrated may cost.",
+        help="Points of accuracy on validation images that the low bits that gc-stochastic:window leaves out may cost.",
         show_default=False,
     ),
 ]
@@ -93,40 +87,31 @@ class Relus:
     ] = "server"
     relu: Annotated[
         str,
-        typer.Option(help="How ReLUs are computed: gc-full, gc-sign or gc-stochastic, or as gc-stochastic:drop=12."),
+        typer.Option(
+            help="How ReLUs are computed: gc-full, gc-sign, gc-sign:window, gc-stochastic:drop=12, "
+            "gc-stochastic:drop=12,neg-pass or gc-stochastic:window. A window is the bits that the program says for "
+            "each layer; `lower` chooses them."
+        ),
     ] = "gc-full"
-    drop_bits: Annotated[int, typer.Option(min=0, help="Low bits that the sign test of gc-stochastic leaves out.")] = 0
-    mode: ModeOption = None
-    calibrated: Annotated[
-        bool,
-        typer.Option("--calibrated", help="Test the bits that the program says for each layer; `lower` chooses them."),
-    ] = False
 
-    def role(self) -> Role:
-        """Who garbles."""
-        if self.garbler == "server" or self.garbler == "client":
-            return self.garbler
-        raise ValueError(f"--garbler is server or client, not {self.garbler!r}")
+    def config(self) -> ReluConfig:
+        """The two options as one value."""
+        from deepreshape.private.program.relu_config import ReluConfig
 
-    def variant(self) -> Variant:
-        """How they are computed."""
-        from deepreshape.private.program.relu_config import Variant
-
-        found = Variant.parse(self.relu)
-        options: dict[str, Any] = {"drop": self.drop_bits, "calibrated": self.calibrated, "mode": self.mode}
-        given = {name: value for name, value in options.items() if value}
-        if given and ":" in self.relu:
-            raise ValueError(f"--relu {self.relu} has settings of its own; write all of them there, or as options")
-        found = replace(found, **given)
-        if found.protocol == "gc-stochastic" and not found.drop and not found.calibrated:
-            raise ValueError(f"--relu {self.relu} leaves out no bits and saves none; add :drop=12, or --calibrated")
-        return found
+        if self.garbler not in ("server", "client"):
+            raise ValueError(f"--garbler is server or client, not {self.garbler!r}")
+        given = ReluConfig.parse(self.relu)
+        if given.protocol == "gc-stochastic" and not given.drop and not given.window:
+            raise ValueError(
+                f"--relu {self.relu} leaves out no bits and saves none; write gc-stochastic:drop=12 or :window"
+            )
+        return replace(given, garbler=self.garbler) if given.garbler == "server" else given
 
     def plan(self, program: Program) -> Plan:
         """How ``program`` is run."""
         from deepreshape.private.parties.plan import Plan
 
-        return Plan(program.public(), self.role(), variant=self.variant())
+        return Plan(program.public(), self.config())
 
 
 @dataclass(frozen=True)
@@ -193,20 +178,18 @@ def local(
     from deepreshape.private.program.quantize import from_fixed, to_fixed
     from deepreshape.private.service.local_run import run_local
 
-    variant = how.variant()
-    chooses = variant.calibrated and variant.protocol == "gc-stochastic"
+    relu = how.config()
+    chooses = relu.window and relu.protocol == "gc-stochastic"
     if max_loss is not None and not chooses:
-        raise ValueError(f"--max-loss {max_loss:g} is for --relu gc-stochastic --calibrated, not for {variant}")
+        raise ValueError(f"--max-loss {max_loss:g} is for --relu gc-stochastic:window, not for {relu}")
     network, lowered, inputs = _lowered(model, samples, data_dir, images)
     program = lowered.program
     if chooses:
         most = MAX_LOSS if max_loss is None else max_loss
-        program = stoppable(lambda: _windows(lowered, inputs, most, variant), NOTHING_KEPT).program
+        program = stoppable(lambda: _windows(lowered, inputs, most, relu), NOTHING_KEPT).program
     fixed = to_fixed(inputs.new[:images], program.input_fraction)
     with bytes_bar("offline") as show:
-        report = stoppable(
-            lambda: run_local(program, fixed, how.role(), variant=variant, progress=show, workers=workers), NOTHING_KEPT
-        )
+        report = stoppable(lambda: run_local(program, fixed, relu, progress=show, workers=workers), NOTHING_KEPT)
     found = from_fixed(np.array(report.pop("outputs"), dtype=np.int64), program.values[program.output].fraction)
     report["beside_float"] = compare(network, inputs.new[:images], found.reshape(images, -1))
     if as_json:
@@ -221,7 +204,7 @@ def local(
     out.print(f"formats: {lowered}", highlight=False)
     seconds, sizes, memory = report["seconds"], report["bytes"], report["peak_rss_mib"]
     out.print(
-        f"{report['relus']:,} ReLUs by {variant}, the {how.garbler} garbles; "
+        f"{report['relus']:,} ReLUs by {how.relu}, the {relu.garbler} garbles; "
         f"offline {seconds['offline']:.2f} s and {sizes['offline'] / 1e6:,.2f} MB, online "
         f"{seconds['online']:.2f} s and {sizes['online'] / 1e6:,.2f} MB in {report['rounds']} rounds; peak memory "
         f"{memory['client']:.0f} MiB at the client, {memory['server']:.0f} MiB at the server",
@@ -274,7 +257,9 @@ def lower(
         ),
     ] = None,
     max_loss: MaxLossOption = None,
-    mode: ModeOption = None,
+    relu: Annotated[
+        str, typer.Option(help="What --max-loss chooses windows for: gc-stochastic:window, with neg-pass or without.")
+    ] = "gc-stochastic:window",
     data_dir: DataDir = None,
     as_json: Json = False,
 ) -> None:
@@ -284,17 +269,16 @@ def lower(
     from deepreshape.private.program.encoding import digest, to_bytes
     from deepreshape.private.program.ops import Relu
     from deepreshape.private.program.quantize import from_fixed, to_fixed
+    from deepreshape.private.program.relu_config import ReluConfig
 
-    if mode and max_loss is None:
-        raise ValueError(
-            f"--mode {mode} is for low bits that are chosen here; --max-loss says how many points they may cost"
-        )
-    variant = Relus(relu="gc-stochastic", mode=mode, calibrated=True).variant()
+    given = ReluConfig.parse(relu)
+    if given.protocol != "gc-stochastic" or not given.window:
+        raise ValueError(f"--relu {relu} has no windows to choose; gc-stochastic:window has, with neg-pass or without")
     network, lowered, inputs = _lowered(model, samples, data_dir)
     told = _facts(facts, lowered.program) if facts else inputs.facts
     program, found = lowered.program, None
     if max_loss is not None:
-        found = stoppable(lambda: _windows(lowered, inputs, max_loss, variant), NOTHING_KEPT)
+        found = stoppable(lambda: _windows(lowered, inputs, max_loss, given), NOTHING_KEPT)
         program = found.program
     tried = inputs.known[:COMPARED]
     outputs = from_fixed(
@@ -478,7 +462,7 @@ def _facts(path: Path, program: Program) -> dict[str, Any]:
     return {name: found[name] for name in wanted}
 
 
-def _windows(lowered: Lowered, inputs: Inputs, max_loss: float, variant: Variant) -> Calibrated:
+def _windows(lowered: Lowered, inputs: Inputs, max_loss: float, relu: ReluConfig) -> Calibrated:
     """The program with low bits chosen on validation data; without labels, its own classes take their place."""
     from deepreshape.private.program import interpret as plain
     from deepreshape.private.program.quantize import to_fixed
@@ -487,7 +471,7 @@ def _windows(lowered: Lowered, inputs: Inputs, max_loss: float, variant: Variant
     x, labels = to_fixed(inputs.validation, lowered.program.input_fraction), inputs.labels
     if labels is None:
         labels = plain.run(lowered.program, x).reshape(len(x), -1).argmax(1)
-    return calibrate(lowered.program, x, labels, max_loss=max_loss, mode=variant.mode)
+    return calibrate(lowered.program, x, labels, max_loss=max_loss, mode=relu.mode)
 
 
 def _read(path: Path, facts: dict[str, Any], shape: tuple[int, ...]) -> NDArray[np.floating]:

@@ -28,7 +28,6 @@ from deepreshape.pricing.timing import Step, both, fastest, least
 from deepreshape.pricing.work import unit
 from deepreshape.private.arith.drelu import Window
 from deepreshape.private.arith.ring import Randomness, Ring
-from deepreshape.private.crypto.gc.halfgates import BATCH
 from deepreshape.private.crypto.he.bfv import ClientKey, Parameters, Responder, candidates, encode
 from deepreshape.private.crypto.labels import Delta
 from deepreshape.private.crypto.ot.cot import CotReceiver, CotSender
@@ -37,9 +36,10 @@ from deepreshape.private.parties.preprocessing import Reading, Writing
 from deepreshape.private.parties.store import Binding, Store
 from deepreshape.private.program.integer_linear import on_shares
 from deepreshape.private.program.ops import Conv2d, Weights
+from deepreshape.private.program.relu_config import GC_FULL, Role
 from deepreshape.private.protocols import base as relu
 from deepreshape.private.protocols import truncate
-from deepreshape.private.protocols.base import Party, Prepared, ReluLayer, Role
+from deepreshape.private.protocols.base import Party, Prepared, ReluLayer
 from deepreshape.private.protocols.linear import Convolution, lay_out
 from deepreshape.private.protocols.truncate import TruncationLayer
 from deepreshape.private.transport.certificates import create_authority, issue
@@ -189,7 +189,7 @@ def _transfer(count: int) -> tuple[float, ...]:
 
 
 def _relus(rounds: int) -> Units:
-    few, many = BATCH // 8, 2 * BATCH
+    few, many = GC_FULL.batch // 8, 2 * GC_FULL.batch
     units: Units = {}
     transfers = _transfers(rounds)
 

@@ -16,15 +16,14 @@ from functools import cached_property
 from deepreshape.cost import Layer, LinearLayer
 from deepreshape.pricing.work import TYPICAL_WEIGHT, Product, Steps
 from deepreshape.private.arith.ring import Ring
-from deepreshape.private.crypto.gc.halfgates import BATCH
 from deepreshape.private.crypto.he.bfv import Parameters, candidates
 from deepreshape.private.crypto.ot.iknp import IKNP
 from deepreshape.private.parties.plan import OUTPUT, SETUP, WORD_BYTES, Part, flights
 from deepreshape.private.program.ops import INPUT, Relu
-from deepreshape.private.program.relu_config import EXACT, Variant
+from deepreshape.private.program.relu_config import GC_FULL, ReluConfig
 from deepreshape.private.protocols import base as relu
 from deepreshape.private.protocols import truncate
-from deepreshape.private.protocols.base import ReluLayer, Role
+from deepreshape.private.protocols.base import ReluLayer
 from deepreshape.private.protocols.linear import Convolution, Layout, joined, lay_out
 from deepreshape.private.protocols.truncate import TruncationLayer
 
@@ -35,24 +34,20 @@ class Outline:
 
     Args:
         layers: in order, as a count gives them.
-        garbler: who garbles.
         bits: of the ring.
         weight_bits: of the largest weight of a layer.
         shift: by which values are truncated behind a linear layer.
-        batch: instances that one garbling covers.
-        variant: how ReLUs are computed; calibrated windows are all bits here, as nothing is calibrated.
+        relu: how ReLUs are computed; windows are all bits here, as nothing is calibrated.
 
     Raises:
         ValueError: if there is no linear layer, or one is too large for every known set of parameters.
     """
 
     layers: tuple[Layer, ...]
-    garbler: Role = "server"
     bits: int = 30
     weight_bits: int = 11
     shift: int = 13
-    batch: int = BATCH
-    variant: Variant = EXACT
+    relu: ReluConfig = GC_FULL
 
     @property
     def modulus(self) -> Ring:
@@ -151,11 +146,11 @@ class Outline:
             if layer.elements > layer.relus:
                 yield TruncationLayer(name, self.modulus, self.shift, layer.elements - layer.relus)
             if layer.relus:
-                sign = self.variant.sign(self.modulus, Relu(name, (at,), self.shift))
-                yield ReluLayer(name, self.modulus, self.shift, layer.relus, self.garbler, self.batch, sign)
+                sign = self.relu.sign(self.modulus, Relu(name, (at,), self.shift))
+                yield ReluLayer(name, self.modulus, self.shift, layer.relus, self.relu.garbler, self.relu.batch, sign)
 
     def _parts(self, order: list[str | ReluLayer | TruncationLayer], inputs: int, outputs: int) -> Iterator[Part]:
-        served = self.garbler == "server"
+        served = self.relu.garbler == "server"
         yield Part(INPUT, "offline", "shares", "", 0, 0)
         yield Part(SETUP, "setup", "keys", "C", self.parameters.fresh_bytes, 0)
         # behind every linear layer comes a ReLU or a truncation, so all masks are known at once
@@ -170,7 +165,7 @@ class Outline:
         relus = [step for step in order if isinstance(step, ReluLayer)]
         if relus:
             there, back = relu.setup_bytes(relus)
-            products = self.variant.protocol != "gc-full"
+            products = self.relu.protocol != "gc-full"
             senders = {True: "CSSC" if products else "CS", False: "SCCS" if products else "SC"}[served]
             yield Part(SETUP, "setup", "transfers", senders, *((back, there) if served else (there, back)))
         for flight in flights(relus):
@@ -197,9 +192,9 @@ class Outline:
         return copies * up, copies * down
 
 
-def outline(layers: Sequence[Layer], garbler: Role = "server", bits: int = 30, variant: Variant = EXACT) -> Outline:
+def outline(layers: Sequence[Layer], relu: ReluConfig = GC_FULL, bits: int = 30) -> Outline:
     """The outline of these layers at typical formats."""
-    return Outline(tuple(layers), garbler, bits, variant=variant)
+    return Outline(tuple(layers), bits, relu=relu)
 
 
 def _unique(name: str, taken: Container[str]) -> str:

@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from statistics import median
-from typing import get_args
 
 import numpy as np
 
@@ -21,13 +20,12 @@ from deepreshape.pricing.work import SESSION, Steps, turns
 from deepreshape.private.arith.ring import Ring
 from deepreshape.private.parties.plan import Plan
 from deepreshape.private.program.ops import INPUT, Conv2d, Op, Program, Relu, Weights
-from deepreshape.private.program.relu_config import Variant
-from deepreshape.private.protocols.base import Role
+from deepreshape.private.program.relu_config import GC_FULL, ROLES, ReluConfig, Role
 from deepreshape.private.service.local_run import run_local
 
 FEW, MANY, WIDE = (16, 48, 3), (64, 8, 20), (320, 4, 4)
 """Channels, side and depth: 3 layers of 36,864 ReLUs; 20 layers of 4,096; 4 layers of nearly a million weights."""
-VARIANTS = {"gc-full": ("gc-full",), "sign": ("gc-sign", "gc-stochastic:drop=16")}
+CONFIGS = {"gc-full": ("gc-full",), "sign": ("gc-sign", "gc-stochastic:drop=16")}
 """By the name of their units; circuits of a sign are probed at two widths, as their ReLUs cost something beside."""
 SHARED = ("ot.choose", "ot.send", "element", "store.read")
 """Units that layers of ReLUs have under names of their own too, as their factors are others."""
@@ -56,9 +54,8 @@ def program(channels: int, side: int, depth: int) -> Program:
 
 def adjusted(profile: Profile, rounds: int) -> Profile:
     """The profile with its units times the factors that the probes show; it names them."""
-    roles: tuple[Role, ...] = get_args(Role)
     kinds: list[tuple[str, tuple[str, ...], Role]] = [
-        (f"{kind}.{role}", names, role) for kind, names in VARIANTS.items() for role in roles
+        (f"{kind}.{role}", names, role) for kind, names in CONFIGS.items() for role in ROLES
     ]
     units = {"worker": 0.0, "he.start": 0.0, **profile.units}
     for kind, _, _ in kinds:
@@ -69,14 +66,15 @@ def adjusted(profile: Profile, rounds: int) -> Profile:
     factors: Times = {}
     ran: list[_Run] = []
     for kind, names, garbler in kinds:
-        own = [_probe(shape, Variant.parse(name), garbler, bare, rounds) for shape in (FEW, MANY) for name in names]
+        configs = [replace(ReluConfig.parse(name), garbler=garbler) for name in names]
+        own = [_probe(shape, relu, bare, rounds) for shape in (FEW, MANY) for relu in configs]
         ran += own
         for phase in ("offline", "online"):
             rows = [(run.depth, run.part(phase, ".relu"), run.predicted[phase]) for run in own]
             constants[f"{kind}.{phase}"], factors[f"{kind}.{phase}.relu"], factors[f"{kind}.{phase}"] = _fitted(
                 rows, [run.measured[phase] for run in own]
             )
-    wide = _probe(WIDE, Variant.parse("gc-full"), "server", bare, rounds)
+    wide = _probe(WIDE, GC_FULL, bare, rounds)
     every = (*ran, wide)
     rows = [(1.0, run.part("he", *WEIGHTS), run.predicted["he"]) for run in every]
     constants["he.start"], factors["he.weights"], factors["he"] = _fitted(rows, [run.measured["he"] for run in every])
@@ -101,7 +99,7 @@ def adjusted(profile: Profile, rounds: int) -> Profile:
 
     units = {name: seconds * factor(name) for name, seconds in units.items()} | constants
     found = replace(profile, units=units, factors={name: round(value, 3) for name, value in factors.items()})
-    shared = _probe(WIDE, Variant.parse("gc-full"), "server", found, rounds, workers=2)
+    shared = _probe(WIDE, GC_FULL, found, rounds, workers=2)
     return replace(found, units={**units, "worker": max(shared.measured["he"] - shared.predicted["he"], 0.0)})
 
 
@@ -132,11 +130,9 @@ class _Run:
         return self.predicted[of] - self.without(endings)[of]
 
 
-def _probe(
-    shape: tuple[int, int, int], variant: Variant, garbler: Role, profile: Profile, rounds: int, workers: int = 1
-) -> _Run:
+def _probe(shape: tuple[int, int, int], relu: ReluConfig, profile: Profile, rounds: int, workers: int = 1) -> _Run:
     probe = program(*shape)
-    taken = list(turns(Steps.of(Plan(probe.public(), garbler, variant=variant))))
+    taken = list(turns(Steps.of(Plan(probe.public(), relu))))
 
     def predicted(without: tuple[str, ...]) -> Times:
         units = {name: 0.0 if name.endswith(without) else of for name, of in profile.units.items()}
@@ -158,7 +154,7 @@ def _probe(
     x = np.random.default_rng(1).integers(-255, 256, (1, *probe.input_shape))
     runs: list[Times] = []
     for _ in range(rounds):
-        found = run_local(probe, x, garbler, variant=variant, workers=workers)
+        found = run_local(probe, x, relu, workers=workers)
         took = {row["layer"]: row["seconds"]["client"] for row in found["layers"]}
         # nothing runs beside a product in the clear, and the client waits for it in the layer behind
         clear = sum(row["seconds"]["server"]["online"] for row in found["layers"] if row["layer"].startswith("conv"))

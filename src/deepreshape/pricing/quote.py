@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import isfinite
-from typing import Literal
 
 from deepreshape.cost import LINKS, PROFILES, Layer, Link, Profile, Quote, price, reference, schedule, split
 from deepreshape.pricing.estimate import outline
 from deepreshape.pricing.work import Steps, turns
 from deepreshape.private.parties.plan import Plan
 from deepreshape.private.program.ops import Program
-from deepreshape.private.program.relu_config import PROTOCOLS as VARIANTS
-from deepreshape.private.program.relu_config import Variant
+from deepreshape.private.program.relu_config import SETTINGS, ReluConfig, Role
 from deepreshape.private.protocols.he_workers import worthwhile
 
 __all__ = ["OURS", "PROTOCOLS", "Terms", "quote_layers", "quote_program"]
 
 OURS = ("gc-full", "gc-sign", "gc-stochastic:drop=12")
-"""Ways to compute ReLUs in the private runtime; others are written as ``private.variant.Variant`` has it."""
+"""Ways to compute ReLUs in the private runtime; others are words of ``private.program.relu_config``."""
 PROTOCOLS = (*OURS, *PROFILES)
 """What can be priced: our runtime under a measured profile, and the systems of a published study."""
 
@@ -29,8 +27,8 @@ class Terms:
     """Under what an inference is priced.
 
     Attributes:
-        protocol: one of :data:`PROTOCOLS`, or another variant of our runtime.
-        garbler: who garbles; a published protocol says so itself.
+        protocol: one of :data:`PROTOCOLS`, or another word for a :class:`ReluConfig` of our runtime.
+        garbler: who garbles, where the word does not say it; a published protocol says so itself.
         link: between the parties; None is this machine alone for our runtime, and the study's own for its protocols.
         slots: divide the sum of the link's rates between its directions by need.
         workers: the most processes of the server that share homomorphic work; as many as pay on the profile's machine
@@ -40,7 +38,7 @@ class Terms:
     """
 
     protocol: str = "gc-full"
-    garbler: Literal["server", "client"] = "server"
+    garbler: Role = "server"
     link: Link | None = None
     slots: bool = False
     workers: int | None = None
@@ -48,9 +46,9 @@ class Terms:
     bits: int = 30
 
     def __post_init__(self) -> None:
-        if self.protocol.partition(":")[0] not in (*VARIANTS, *PROFILES):
+        if self.protocol.partition(":")[0] not in (*SETTINGS, *PROFILES):
             raise ValueError(f"unknown protocol {self.protocol!r}; known are {', '.join(PROTOCOLS)}")
-        _ = self.ours and self.variant  # refuses settings that it does not have
+        _ = self.ours and self.relu  # refuses settings that it does not have
         if self.workers is not None and self.workers < 1:
             raise ValueError(f"{self.workers} workers: at least 1 is needed")
 
@@ -60,9 +58,10 @@ class Terms:
         return self.protocol not in PROFILES
 
     @property
-    def variant(self) -> Variant:
+    def relu(self) -> ReluConfig:
         """How our runtime computes ReLUs."""
-        return Variant.parse(self.protocol)
+        given = ReluConfig.parse(self.protocol)
+        return replace(given, garbler=self.garbler) if given.garbler == "server" else given
 
 
 def quote_layers(layers: Sequence[Layer], terms: Terms, notes: tuple[str, ...] = ()) -> Quote:
@@ -76,7 +75,7 @@ def quote_layers(layers: Sequence[Layer], terms: Terms, notes: tuple[str, ...] =
         link = terms.link or LINKS["wireless"]
         report = price(layers, published, link)
         return Quote(terms.protocol, published.garbler, link, "Garimella et al., ASPLOS 2023", report, notes=notes)
-    return _quote(outline(layers, terms.garbler, terms.bits, terms.variant).steps, terms, notes, exact=False)
+    return _quote(outline(layers, terms.relu, terms.bits).steps, terms, notes, exact=False)
 
 
 def quote_program(program: Program, terms: Terms, notes: tuple[str, ...] = ()) -> Quote:
@@ -85,7 +84,7 @@ def quote_program(program: Program, terms: Terms, notes: tuple[str, ...] = ()) -
     Raises:
         ProgramError: if a layer is too wide for every known set of parameters.
     """
-    return _quote(Steps.of(Plan(program.public(), terms.garbler, variant=terms.variant)), terms, notes, exact=True)
+    return _quote(Steps.of(Plan(program.public(), terms.relu)), terms, notes, exact=True)
 
 
 def _quote(steps: Steps, terms: Terms, notes: tuple[str, ...], *, exact: bool) -> Quote:
@@ -99,4 +98,4 @@ def _quote(steps: Steps, terms: Terms, notes: tuple[str, ...], *, exact: bool) -
     report = schedule(taken, profile, link, workers)
     memory = tuple(profile.resident + nbytes for nbytes in steps.working_set)
     title = f"{profile.name}, {profile.date}, {profile.machine['cpu']}"
-    return Quote(terms.protocol, terms.garbler, link, title, report, exact, (memory[0], memory[1]), notes)
+    return Quote(terms.protocol, terms.relu.garbler, link, title, report, exact, (memory[0], memory[1]), notes)

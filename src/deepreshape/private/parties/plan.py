@@ -19,14 +19,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deepreshape.cost import Cost, CostReport
-from deepreshape.private.crypto.gc.halfgates import BATCH
 from deepreshape.private.crypto.he.bfv import Parameters
 from deepreshape.private.crypto.ot.iknp import IKNP
 from deepreshape.private.program.ops import INPUT, Conv2d, Linear, Program, ProgramError, Relu, Truncate
-from deepreshape.private.program.relu_config import EXACT, Variant
+from deepreshape.private.program.relu_config import GC_FULL, ReluConfig
 from deepreshape.private.protocols import base as relu
 from deepreshape.private.protocols import truncate
-from deepreshape.private.protocols.base import ReluLayer, Role
+from deepreshape.private.protocols.base import ReluLayer
 from deepreshape.private.protocols.label_transfer import LABEL_BYTES
 from deepreshape.private.protocols.linear import Convolution, Layout, choose_parameters, joined, lay_out
 from deepreshape.private.protocols.truncate import TruncationLayer
@@ -75,9 +74,7 @@ class Plan:
 
     Args:
         program: its public part.
-        garbler: who garbles the ReLUs; the other party stores and evaluates them.
-        batch: instances that one garbling covers.
-        variant: how ReLUs are computed.
+        relu: how ReLUs are computed.
 
     Raises:
         ValueError: if the program holds weights.
@@ -86,9 +83,7 @@ class Plan:
     """
 
     program: Program
-    garbler: Role = "server"
-    batch: int = BATCH
-    variant: Variant = EXACT
+    relu: ReluConfig = GC_FULL
 
     def __post_init__(self) -> None:
         if self.program.weights or self.program.limits:
@@ -140,20 +135,20 @@ class Plan:
         modulus, found = self.program.modulus, dict[str, ReluLayer]()
         for op in self.program.ops:
             if isinstance(op, Relu) and (count := len(self.positions(op)[0])):
-                sign = self.variant.sign(modulus, op)
-                found[op.name] = ReluLayer(op.name, modulus, op.shift, count, self.garbler, self.batch, sign)
+                sign = self.relu.sign(modulus, op)
+                found[op.name] = ReluLayer(op.name, modulus, op.shift, count, self.relu.garbler, self.relu.batch, sign)
         return found
 
     @cached_property
     def rooms(self) -> dict[str, int]:
-        """For every Relu, the largest absolute value that its variant can take."""
+        """For every Relu, the largest absolute value that its sign test can take."""
         relus = [op for op in self.program.ops if isinstance(op, Relu) and op.name in self.relus]
-        return {op.name: self.variant.room(self.program.modulus, op) for op in relus}
+        return {op.name: self.relu.room(self.program.modulus, op) for op in relus}
 
     @cached_property
     def by_shares(self) -> frozenset[str]:
         """The values of which the client's shares decide how they are rounded, or what their sign is."""
-        exact = self.variant.protocol == "gc-full"
+        exact = self.relu.protocol == "gc-full"
         return frozenset(
             op.inputs[0]
             for op in self.program.ops
@@ -200,7 +195,7 @@ class Plan:
     @cached_property
     def agreed(self) -> dict[str, int | str]:
         """The public settings that the handshake compares, beside the program's digest."""
-        settings: dict[str, int | str] = {"relu": str(self.variant), "garbler": self.garbler, "batch": self.batch}
+        settings: dict[str, int | str] = {"relu": str(self.relu)}
         if self.parameters is not None:
             settings["degree"] = self.parameters.degree
             settings["primes"] = "-".join(map(str, self.parameters.prime_bits))
@@ -277,9 +272,9 @@ class Plan:
             yield Part(name, "offline", "truncate", "C", *truncate.declared(layer)["offline"])
         if self.relus:
             there, back = relu.setup_bytes(self.relus.values())
-            products = self.variant.protocol != "gc-full"
+            products = self.relu.protocol != "gc-full"
             # each pair of base transfers is opened by its sender: the evaluator, and the garbler for products
-            if self.garbler == "server":
+            if self.relu.garbler == "server":
                 yield Part(SETUP, "setup", "transfers", "CSSC" if products else "CS", back, there)
             else:
                 yield Part(SETUP, "setup", "transfers", "SCCS" if products else "SC", there, back)

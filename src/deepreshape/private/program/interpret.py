@@ -33,7 +33,7 @@ from deepreshape.private.program.ops import (
     Truncate,
     truncation_room,
 )
-from deepreshape.private.program.relu_config import EXACT, Variant
+from deepreshape.private.program.relu_config import GC_FULL, ReluConfig
 
 Exact = NDArray[np.int64] | NDArray[np.object_]
 
@@ -43,7 +43,7 @@ def run(
     inputs: Integers,
     *,
     client: Mapping[str, Words] | None = None,
-    variant: Variant = EXACT,
+    relu: ReluConfig = GC_FULL,
     rng: Randomness | None = None,
     observe: Callable[[str, Integers], None] | None = None,
 ) -> Integers:
@@ -53,7 +53,7 @@ def run(
         program: with its weights.
         inputs: (N, *input_shape), int64.
         client: the client's shares, by value name, of what is rounded by shares: uint64 of the value's shape.
-        variant: how ReLUs are computed; by default exactly.
+        relu: how ReLUs are computed; by default exactly.
         rng: draws the client's shares that are not given, for every input anew. Without it, what would need them rounds
             towards minus infinity, and signs are right.
         observe: is shown every value's name and integers, the input's too.
@@ -68,7 +68,7 @@ def run(
     if inputs.dtype != np.int64 or inputs.shape[1:] != program.input_shape or not len(inputs):
         raise ValueError(f"inputs are {inputs.dtype} {inputs.shape}; they must be int64 (N, *{program.input_shape})")
     _within(INPUT, inputs, program.input_bound, "the program's input bound")
-    roles = _Roles(program.modulus, variant, client or {}, rng)
+    roles = _Roles(program.modulus, relu, client or {}, rng)
     values: dict[str, Integers] = {INPUT: inputs}
     last_use = {name: op.name for op in program.ops for name in op.inputs}
     if observe:
@@ -88,7 +88,7 @@ class _Roles(NamedTuple):
     """How the two parties would go about it, where that matters."""
 
     modulus: Ring | Field
-    variant: Variant
+    relu: ReluConfig
     client: Mapping[str, Words]
     rng: Randomness | None
 
@@ -145,13 +145,11 @@ def _linear(program: Program, op: Conv2d | Linear, x: Integers) -> Exact:
 
 
 def _rectify(op: Relu, x: Integers, roles: _Roles, share: Words | None) -> Integers:
-    sign, division = roles.variant.sign(roles.modulus, op), roles.variant.division(roles.modulus, op)
+    sign, division = roles.relu.sign(roles.modulus, op), roles.relu.division(roles.modulus, op)
     if sign is None or division is None or share is None:
         return np.maximum(x, 0) >> np.int64(op.shift)
-    room = roles.variant.room(roles.modulus, op)
-    _within(
-        op.inputs[0], x if op.mask is None else x[:, op.mask], room, f"what {op.name} can rectify by {roles.variant}"
-    )
+    room = roles.relu.room(roles.modulus, op)
+    _within(op.inputs[0], x if op.mask is None else x[:, op.mask], room, f"what {op.name} can rectify by {roles.relu}")
     theirs = roles.modulus.sub(roles.modulus.encode(x), share)
     positive = sign.positive(sign.client_word(share), sign.server_word(theirs))
     return np.where(positive, division.rounded(x, share), 0)

@@ -1,85 +1,110 @@
-"""How ReLUs are computed: the public choice that both parties agree on, and that the plain interpreter follows.
+"""How ReLUs are computed: one public value that both parties agree on, and the word for it.
 
-Written as one word, with its settings behind a colon: ``gc-full``, ``gc-sign``, ``gc-sign:calibrated``,
-``gc-stochastic:drop=12,pos-zero``, ``gc-stochastic:calibrated,neg-pass``.
+A word is a protocol's name with its settings behind a colon: ``gc-full``, ``gc-sign:window``,
+``gc-stochastic:drop=12,neg-pass``, ``gc-full:garbler=client,batch=4096``. Settings that are left out have their
+defaults. What each setting means is said once, at :class:`ReluConfig`; which protocol takes which, in :data:`SETTINGS`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal, get_args
+from dataclasses import dataclass, fields
+from typing import Literal
 
 from deepreshape.private.arith.drelu import MODES, Mode, Parity, Sign, Window, Wrap
 from deepreshape.private.arith.ring import Field, Ring
 from deepreshape.private.arith.truncation import Division
 from deepreshape.private.program.ops import ProgramError, Relu
 
-Protocol = Literal["gc-full", "gc-sign", "gc-stochastic"]
-PROTOCOLS: tuple[Protocol, ...] = get_args(Protocol)
+Role = Literal["client", "server"]
+ROLES: tuple[Role, ...] = ("server", "client")
+SETTINGS = {
+    "gc-full": ("garbler", "batch"),
+    "gc-sign": ("window", "garbler", "batch"),
+    "gc-stochastic": ("window", "drop", "mode", "garbler", "batch"),
+}
+"""The settings that each protocol takes."""
+REPLACED = {"calibrated": "window"}
+"""Settings that have another name now."""
 
 
 @dataclass(frozen=True)
-class Variant:
+class ReluConfig:
     """How ReLUs are computed.
 
     Attributes:
         protocol: ``"gc-full"``, the whole ReLU in the circuit; ``"gc-sign"``, its exact sign; ``"gc-stochastic"``,
             Circa's sign, which may be wrong for small values.
-        drop: low bits that the sign test of gc-stochastic leaves out.
-        calibrated: take the bits that the sign tests look at from the program, layer by layer: both ends of each window
-            for gc-stochastic, the upper end for gc-sign.
+        window: test only the bits that the program says for each layer: both ends of each window for gc-stochastic, the
+            upper end for gc-sign.
+        drop: low bits that every sign test leaves out.
         mode: which small values gc-stochastic is wrong about.
+        garbler: who garbles; the other party stores the tables and evaluates them.
+        batch: instances that one garbling covers: few enough for rows to stay in cache, many enough to hide the
+            interpreter.
+
+    Raises:
+        ValueError: if there is no such protocol, or it does not take a setting that is given.
     """
 
-    protocol: Protocol = "gc-full"
+    protocol: str = "gc-full"
+    window: bool = False
     drop: int = 0
-    calibrated: bool = False
     mode: Mode = "pos-zero"
+    garbler: Role = "server"
+    batch: int = 8192
 
     def __post_init__(self) -> None:
-        if self.protocol not in PROTOCOLS or self.mode not in MODES or self.drop < 0:
+        known = SETTINGS.get(self.protocol)
+        if known is None:
+            raise ValueError(f"no ReLU protocol {self.protocol!r}; there are {', '.join(SETTINGS)}")
+        for name in self._given():
+            if name not in known:
+                raise ValueError(f"{self.protocol} takes no {name}; its settings are {', '.join(known)}")
+        if self.mode not in MODES or self.garbler not in ROLES:
             raise ValueError(
-                f"no ReLU protocol {self.protocol!r} dropping {self.drop} bits in mode {self.mode!r}; "
-                f"protocols are {', '.join(PROTOCOLS)}, modes {' and '.join(MODES)}"
+                f"mode is {' or '.join(MODES)} and garbler {' or '.join(ROLES)}, not {self.mode!r} and {self.garbler!r}"
             )
-        stochastic = self.protocol == "gc-stochastic"
-        if self.drop and not stochastic:
-            raise ValueError(f"{self.protocol} drops no bits; gc-stochastic does")
-        if self.mode != "pos-zero" and not stochastic:
-            raise ValueError(f"{self.protocol} is wrong about no value, so that it has no mode {self.mode}")
-        if self.calibrated and (self.drop or self.protocol == "gc-full"):
-            raise ValueError(
-                "calibrated bits are for gc-sign and gc-stochastic, and take the place of a number to drop"
-            )
+        if self.drop < 0 or self.batch < 1:
+            raise ValueError(f"drop is at least 0 and batch at least 1, not {self.drop} and {self.batch}")
+        if self.window and self.drop:
+            raise ValueError(f"drop={self.drop} and window both say which bits to test; give one of them")
 
     def __str__(self) -> str:
-        if self.protocol == "gc-full":
-            return self.protocol
-        words = ["calibrated"] if self.calibrated else []
+        words = ["window"] if self.window else []
         if self.protocol == "gc-stochastic":
-            words += [*([] if self.calibrated else [f"drop={self.drop}"]), self.mode]
+            words += [*([] if self.window else [f"drop={self.drop}"]), self.mode]
+        words += [f"{name}={getattr(self, name)}" for name in self._given() if name in ("garbler", "batch")]
         return ":".join([self.protocol, *([",".join(words)] if words else [])])
 
+    def _given(self) -> list[str]:
+        """The settings that differ from their defaults."""
+        return [one.name for one in fields(self)[1:] if getattr(self, one.name) != one.default]
+
     @classmethod
-    def parse(cls, text: str) -> Variant:
-        """The inverse of ``str``; what is left out has its default.
+    def parse(cls, text: str) -> ReluConfig:
+        """The inverse of ``str``.
 
         Raises:
-            ValueError: with the text, if it is none.
+            ValueError: with the text, if it is not such a word.
         """
         protocol, _, rest = text.partition(":")
         settings: dict[str, object] = {"protocol": protocol}
         for word in filter(None, rest.split(",")):
             name, _, value = word.partition("=")
-            if name == "drop" and value.isdecimal():
-                settings["drop"] = int(value)
+            if name in ("drop", "batch") and value.isdecimal():
+                settings[name] = int(value)
+            elif name == "garbler" and value in ROLES:
+                settings[name] = value
             elif word in MODES:
                 settings["mode"] = word
-            elif word == "calibrated":
-                settings["calibrated"] = True
+            elif word == "window":
+                settings["window"] = True
+            elif word in REPLACED:
+                raise ValueError(f"{text!r}: {word!r} is now called {REPLACED[word]!r}")
             else:
                 raise ValueError(
-                    f"{text!r}: {word!r} is no setting; known are drop=BITS, calibrated, {', '.join(MODES)}"
+                    f"{text!r}: unknown setting {word!r}; there are window, drop=BITS, {', '.join(MODES)}, "
+                    "garbler=client, batch=COUNT"
                 )
         return cls(**settings)  # pyright: ignore[reportArgumentType] - checked when it is made
 
@@ -92,11 +117,11 @@ class Variant:
         if self.protocol == "gc-full":
             return None
         exact = self.protocol == "gc-sign"
-        low = 0 if exact else op.low if self.calibrated else self.drop
+        low = 0 if exact else op.low if self.window else self.drop
         try:
             if isinstance(modulus, Field):
                 return Parity(modulus) if exact else Wrap(modulus, low, self.mode)
-            high = op.high if self.calibrated and op.high else modulus.bits
+            high = op.high if self.window and op.high else modulus.bits
             return Window(modulus, low, high, "pos-zero" if exact else self.mode)
         except ValueError as error:
             raise ProgramError(f"{op.name}: {error}") from None
@@ -107,12 +132,12 @@ class Variant:
         return sign and Division(modulus, op.shift, sign.passed)
 
     def room(self, modulus: Ring | Field, op: Relu) -> int:
-        """The largest absolute value of the layer's input for which its output is as good as its variant promises."""
+        """The largest absolute value of the layer's input for which its output is as good as the protocol promises."""
         sign, division = self.sign(modulus, op), self.division(modulus, op)
         if sign is None or division is None:
             return (modulus.order - 1) // 2
         return min(sign.room, division.room)
 
 
-EXACT = Variant()
-"""The whole ReLU in the circuit."""
+GC_FULL = ReluConfig()
+"""The default: the whole ReLU in the circuit, garbled by the server."""

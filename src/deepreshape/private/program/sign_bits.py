@@ -23,7 +23,7 @@ from deepreshape.private.program import interpret as plain
 from deepreshape.private.program.encoding import digest
 from deepreshape.private.program.integer_linear import Integers
 from deepreshape.private.program.ops import Program, Relu
-from deepreshape.private.program.relu_config import EXACT, Variant
+from deepreshape.private.program.relu_config import GC_FULL, ReluConfig
 
 BATCH = 64
 """Inputs that go through the interpreter together: memory for one layer's patches."""
@@ -34,7 +34,7 @@ class Calibrated:
     """A program whose ReLUs have low bits to ignore.
 
     Attributes:
-        program: with its windows; for the variant ``gc-stochastic:calibrated``.
+        program: with its windows; for the relu ``gc-stochastic:window``.
         exact: accuracy on the validation data with exact signs, in percent.
         found: accuracy with the windows.
         tried: how many settings were evaluated.
@@ -70,7 +70,7 @@ def calibrate(
     """
     if len(inputs) != len(labels) or not len(inputs) or max_loss < 0:
         raise ValueError(f"{len(inputs)} inputs with {len(labels)} labels and {max_loss:g} points to lose: no search")
-    variant = Variant("gc-stochastic", calibrated=True, mode=mode)
+    relu = ReluConfig("gc-stochastic", window=True, mode=mode)
     relus = [op for op in program.ops if isinstance(op, Relu)]
     exact, tried = accuracy(program, inputs, labels), 0
 
@@ -78,7 +78,7 @@ def calibrate(
         """The accuracy, if it is not too low."""
         nonlocal tried
         tried += 1
-        found = accuracy(windowed(program, lows), inputs, labels, variant=variant, seed=seed)
+        found = accuracy(windowed(program, lows), inputs, labels, relu=relu, seed=seed)
         return found if exact - found <= max_loss else None
 
     def changes(trial: Mapping[str, int]) -> bool:
@@ -124,13 +124,13 @@ def accuracy(
     inputs: Integers,
     labels: NDArray[np.int64],
     *,
-    variant: Variant = EXACT,
+    relu: ReluConfig = GC_FULL,
     seed: bytes = bytes(32),
 ) -> float:
-    """Top-1 of the plain interpreter in percent; ``seed`` draws the shares that ``variant`` depends on."""
+    """Top-1 of the plain interpreter in percent; ``seed`` draws the shares that ``relu`` depends on."""
     rng, right = Randomness(seed), 0
     for start in range(0, len(inputs), BATCH):
-        outputs = plain.run(program, inputs[start : start + BATCH], variant=variant, rng=rng)
+        outputs = plain.run(program, inputs[start : start + BATCH], relu=relu, rng=rng)
         classes = outputs.reshape(len(outputs), -1).argmax(1)
         right += int((classes == labels[start : start + BATCH]).sum())
     return 100 * right / len(inputs)

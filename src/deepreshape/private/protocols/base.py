@@ -17,6 +17,7 @@ import numpy as np
 
 from deepreshape.private.arith.ring import Randomness, Words
 from deepreshape.private.crypto.ot.iknp import IKNP
+from deepreshape.private.program.relu_config import Role
 from deepreshape.private.protocols import relu_gc as relu_full
 from deepreshape.private.protocols import relu_sign
 from deepreshape.private.protocols.label_transfer import (
@@ -26,7 +27,6 @@ from deepreshape.private.protocols.label_transfer import (
     Party,
     Prepared,
     ReluLayer,
-    Role,
     Step,
     Turn,
     evaluator_of,
@@ -39,7 +39,6 @@ __all__ = [
     "Party",
     "Prepared",
     "ReluLayer",
-    "Role",
     "client_offline",
     "client_online",
     "declared",

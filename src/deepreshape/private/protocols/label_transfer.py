@@ -1,6 +1,6 @@
 """Layers of garbled ReLUs: who garbles them, in which batches, and how labels get to the evaluator.
 
-What is the same for every variant of ``relu.py``. A garbler has words that it knows offline; labels of their bits cost
+What is the same for every garbled protocol. A garbler has words that it knows offline; labels of their bits cost
 no bytes: both parties derive the label in use from a seed, and the garbler sets the label of zero from it. A garbling
 server has one word that it knows online only, and sends the labels of its bits then. The evaluator's labels come by
 oblivious transfer, all of it offline. An evaluating server does not know its word by then, so it chooses the labels of
@@ -25,13 +25,13 @@ from numpy.typing import NDArray
 from deepreshape.private.arith.drelu import Sign, sign_circuit
 from deepreshape.private.arith.ring import SEED_BYTES, Bits, Field, Randomness, Ring, Words
 from deepreshape.private.crypto.circuit import Circuit, relu
-from deepreshape.private.crypto.gc.halfgates import BATCH, TABLE_BYTES, evaluate_labels, garble_labels, table_shape
+from deepreshape.private.crypto.gc.halfgates import TABLE_BYTES, evaluate_labels, garble_labels, table_shape
 from deepreshape.private.crypto.labels import Context, Delta, pick, refuse_copy
 from deepreshape.private.crypto.ot.cot import CotReceiver, CotSender
 from deepreshape.private.crypto.ot.iknp import IKNP
+from deepreshape.private.program.relu_config import GC_FULL, Role
 from deepreshape.private.transport.channel import Channel, Frame
 
-Role = Literal["client", "server"]
 LABEL_BYTES = 16
 Arrays = dict[str, NDArray[Any]]
 Turn = tuple[Literal["C", "S"], int]
@@ -80,7 +80,7 @@ class ReluLayer:
     shift: int
     count: int
     garbler: Role
-    batch: int = BATCH
+    batch: int = GC_FULL.batch
     sign: Sign | None = None
 
     def __post_init__(self) -> None:

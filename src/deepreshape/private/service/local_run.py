@@ -29,7 +29,6 @@ from numpy.typing import NDArray
 
 from deepreshape.private.arith.ring import Words
 from deepreshape.private.crypto.backend import engine
-from deepreshape.private.crypto.gc.halfgates import BATCH
 from deepreshape.private.parties.plan import Plan
 from deepreshape.private.parties.server import Model
 from deepreshape.private.parties.sessions import Client, Progress, serve
@@ -38,8 +37,7 @@ from deepreshape.private.program import interpret as plain
 from deepreshape.private.program.encoding import from_bytes, to_bytes
 from deepreshape.private.program.integer_linear import Integers
 from deepreshape.private.program.ops import Program
-from deepreshape.private.program.relu_config import EXACT, Variant
-from deepreshape.private.protocols.base import Role
+from deepreshape.private.program.relu_config import GC_FULL, ReluConfig, Role
 from deepreshape.private.transport.certificates import Credentials, create_authority, issue
 from deepreshape.private.transport.channel import Ledger, ProtocolError
 from deepreshape.private.transport.tls import Endpoint, Limits, Link, listen
@@ -68,10 +66,8 @@ class Report(NamedTuple):
 def run_local(
     program: Program,
     inputs: Integers,
-    garbler: Role = "server",
+    relu: ReluConfig = GC_FULL,
     *,
-    variant: Variant = EXACT,
-    batch: int = BATCH,
     link: Link | None = None,
     limits: Limits = PATIENT,
     progress: Progress | None = None,
@@ -82,9 +78,7 @@ def run_local(
     Args:
         program: with its weights.
         inputs: (N, *input_shape), int64.
-        garbler: who garbles.
-        variant: how ReLUs are computed.
-        batch: instances that one garbling covers.
+        relu: how ReLUs are computed.
         link: a slower link to emulate.
         limits: time-outs.
         progress: is told how many of the offline phases' bytes have travelled.
@@ -105,15 +99,13 @@ def run_local(
         ValueError, OverflowError: if an input does not fit.
         ProtocolError: if a process fails or is killed.
     """
-    plan = Plan(program.public(), garbler, batch, variant)
+    plan = Plan(program.public(), relu)
     program.check(plan.rooms)
     floor = plain.run(program, inputs)  # refuses bad inputs before anything is started
     with tempfile.TemporaryDirectory(prefix="deepreshape-local-") as scratch, listen("127.0.0.1", 0) as door:
         folder = Path(scratch)
         settings = {
-            "garbler": garbler,
-            "variant": str(variant),
-            "batch": batch,
+            "relu": str(relu),
             "count": len(inputs),
             "workers": workers,
             "limits": asdict(limits),
@@ -131,9 +123,7 @@ def run_local(
         outputs = _array(folder / "client" / "outputs", np.dtype(np.int64), floor.shape)
         shares = [_shares(folder, plan, number) for number in range(len(inputs))]
         reports = {role: Report(**json.loads((folder / role / "report").read_text())) for role in ("client", "server")}
-    rounded = [
-        plain.run(program, x[None], client=own, variant=variant)[0] for x, own in zip(inputs, shares, strict=True)
-    ]
+    rounded = [plain.run(program, x[None], client=own, relu=relu)[0] for x, own in zip(inputs, shares, strict=True)]
     compared = {
         "agree": bool(np.array_equal(outputs, np.stack(rounded))),
         "max_lsb_difference": int(np.abs(outputs - floor).max()),
@@ -195,8 +185,7 @@ def _act(role: Role, folder: Path, number: int) -> None:
     settings = json.loads((folder / "settings.json").read_text())
     own = folder / role
     program = from_bytes((own / "program").read_bytes())
-    variant = Variant.parse(settings["variant"])
-    plan = Plan(program.public(), settings["garbler"], settings["batch"], variant)
+    plan = Plan(program.public(), ReluConfig.parse(settings["relu"]))
     link = None if settings["link"] is None else Link(**settings["link"])
     endpoint = Endpoint(Credentials.within(folder, role, "local"), Limits(**settings["limits"]), link)
     store = Store(own / "store")

@@ -22,9 +22,6 @@ from deepreshape.private.crypto.labels import Context, Delta, permute_bits, refu
 
 Labels = Words | Sequence[Words]
 
-BATCH = 8192
-"""Instances that one garbling covers: few enough for rows to stay in cache, many enough to hide the interpreter."""
-
 TABLE_BYTES = 32
 """Two ciphertexts of 16 bytes an AND gate."""
 

@@ -1,0 +1,71 @@
+"""The word that says how ReLUs are computed."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from deepreshape.private.arith.drelu import MODES, Parity, Window, Wrap
+from deepreshape.private.arith.ring import CIRCA_PRIME, Field, Ring
+from deepreshape.private.program.ops import ProgramError, Relu
+from deepreshape.private.program.relu_config import GC_FULL, ROLES, ReluConfig
+
+CONFIGS = st.one_of(
+    st.just(GC_FULL),
+    st.builds(ReluConfig, st.just("gc-full"), garbler=st.sampled_from(ROLES), batch=st.integers(1, 9000)),
+    st.builds(ReluConfig, st.just("gc-sign"), window=st.booleans(), garbler=st.sampled_from(ROLES)),
+    st.builds(ReluConfig, st.just("gc-stochastic"), drop=st.integers(0, 40), mode=st.sampled_from(MODES)),
+    st.builds(ReluConfig, st.just("gc-stochastic"), window=st.just(True), mode=st.sampled_from(MODES)),
+)
+
+
+@given(relu=CONFIGS)
+def test_a_config_is_its_word(relu: ReluConfig) -> None:
+    assert ReluConfig.parse(str(relu)) == relu
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("gc-half", "no ReLU protocol 'gc-half'"),
+        ("gc-sign:drop=3", "gc-sign takes no drop; its settings are window, garbler, batch"),
+        ("gc-full:window", "gc-full takes no window"),
+        ("gc-stochastic:drop=3,window", "drop=3 and window both say"),
+        ("gc-stochastic:drop=x", "unknown setting 'drop=x'; there are window, drop=BITS"),
+        ("gc-stochastic:k=3", "unknown setting 'k=3'"),
+        ("gc-sign:garbler=me", "unknown setting 'garbler=me'"),
+        ("gc-sign:batch=0", "batch at least 1, not 0 and 0"),
+        ("gc-sign:calibrated", "'calibrated' is now called 'window'"),
+    ],
+)
+def test_words_that_make_no_sense(text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ReluConfig.parse(text)
+
+
+def test_sign_tests_of_each_config() -> None:
+    ring, field, op = Ring(37), Field(CIRCA_PRIME), Relu("r", ("input",), 9, None, 7, 25)
+    cases = {
+        "gc-full": (None, None),
+        "gc-sign": (Window(ring, 0, 37), Parity(field)),
+        "gc-sign:window": (Window(ring, 0, 25), Parity(field)),
+        "gc-stochastic:drop=12": (Window(ring, 12, 37), Wrap(field, 12)),
+        "gc-stochastic:neg-pass,window": (Window(ring, 7, 25, "neg-pass"), Wrap(field, 7, "neg-pass")),
+    }
+    for text, (over_ring, over_field) in cases.items():
+        relu = ReluConfig.parse(text)
+        assert (relu.sign(ring, op), relu.sign(field, op)) == (over_ring, over_field)
+    with pytest.raises(ProgramError, match=r"^r: a sign test of bits 36 to 36"):
+        ReluConfig("gc-stochastic", drop=36).sign(ring, op)
+
+
+def test_rooms() -> None:
+    ring, relu = Ring(37), Relu("r", ("input",), 9, None, 7, 25)
+    assert GC_FULL.room(ring, relu) == 2**36 - 1
+    assert ReluConfig("gc-sign").room(ring, relu) == 2**36 - 2**9
+    assert ReluConfig("gc-sign", window=True).room(ring, relu) == 2**24 - 1
+    assert ReluConfig("gc-stochastic", window=True).room(ring, relu) == 2**24 - 2**7
+    assert ReluConfig("gc-stochastic", drop=12, mode="neg-pass").room(ring, relu) == 2**36 - 2**12 - 2**9
+    wrapping = ReluConfig("gc-stochastic", drop=12).room(Field(CIRCA_PRIME), relu)
+    assert CIRCA_PRIME // 4 - 2 * 2**9 < wrapping <= CIRCA_PRIME // 4
