@@ -51,7 +51,7 @@ def test_snl_keeps_its_gates_between_0_and_1_and_ends_where_its_mask_is():
     seen: list[float] = []
     recipe = replace(RECIPE, optimizer="adamw", lr=1e-3)
     watch = lambda at: seen.extend((min(g.min() for g in search.gates()), max(g.max() for g in search.gates())))  # noqa: E731
-    train(search, DATA, recipe, seed=0, progress=watch, search=search)
+    train(search, DATA, recipe, seed=0, progress=watch, hook=search)
     assert min(seen) >= 0
     assert max(seen) <= 1
     assert min(seen) < 0.9

@@ -23,7 +23,8 @@ from deepreshape.models import Architecture, architecture, build, name_of, relus
 from deepreshape.models.saved import Manifest, fingerprint, load, save
 from deepreshape.models.zoo import called
 from deepreshape.removal import Plan, apply, plan, plan_of
-from deepreshape.training import METRICS, Progress, Recipe, accuracy, recipe_of, set_options, train
+from deepreshape.training import Progress, Recipe, accuracy, recipe_of, set_options, train
+from deepreshape.training.checkpoint import METRICS
 from deepreshape.training.runs import claim, work_off
 
 __all__ = ["Job", "Point", "default_budgets", "fitting", "hybrenets", "measured", "run", "train_point"]

@@ -64,7 +64,7 @@ class SearchMethod(Method):
             teacher=task.teacher,
             folder=task.folder,
             progress=task.progress,
-            search=search,
+            hook=search,
         )
         network = search.finished(search.masks())
         return Reduced(network, self.search_epochs, trained.seconds)

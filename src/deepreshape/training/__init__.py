@@ -1,15 +1,18 @@
 """Recipes, the training loop, its objective, distillation."""
 
 from deepreshape.training.distill import activations, distillation_loss, mismatch_loss
-from deepreshape.training.loop import METRICS, Progress, Search, Trained, accuracy, train
+from deepreshape.training.hooks import Hook
+from deepreshape.training.loop import Progress, Trained, accuracy, train
+from deepreshape.training.objective import Classification, Objective
 from deepreshape.training.recipe import RECIPES, Recipe, check_ranges, recipe_of, set_options, with_values
 
 __all__ = [
-    "METRICS",
     "RECIPES",
+    "Classification",
+    "Hook",
+    "Objective",
     "Progress",
     "Recipe",
-    "Search",
     "Trained",
     "accuracy",
     "activations",

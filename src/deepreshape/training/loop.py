@@ -6,36 +6,31 @@ a checkpoint needs no generator state.
 
 from __future__ import annotations
 
-import json
-import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import asdict, dataclass
-from math import cos, pi
 from pathlib import Path
-from typing import Any, Protocol
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from deepreshape.data import Dataset, Split
-from deepreshape.data.augment import augment, smaller
+from deepreshape.data.augment import draw_moves, smaller
 from deepreshape.nn import Faults, Nonlinearity, faulty
+from deepreshape.training.checkpoint import Checkpoint
 from deepreshape.training.convolution import MatrixConvolutions
-from deepreshape.training.distill import activations, distillation_loss, mismatch_loss
-from deepreshape.training.muon import Muon
+from deepreshape.training.distill import activations, mismatch_loss
+from deepreshape.training.hooks import Hook
+from deepreshape.training.objective import Classification, Objective
+from deepreshape.training.optimizer import make_optimizer, set_rate
 from deepreshape.training.parallel import add_up_gradients, part, rank, shared_norms
 from deepreshape.training.recipe import Recipe
-from deepreshape.training.runs import read_rows, refuse_others, write_rows
 
-__all__ = ["METRICS", "Progress", "Search", "Trained", "accuracy", "train"]
+__all__ = ["Progress", "Trained", "accuracy", "train"]
 
-CHECKPOINT = "checkpoint.safetensors"
-METRICS = "metrics.jsonl"
 CHECKPOINT_SECONDS = 20.0
+CLASSIFICATION = Classification()
 
 
 @dataclass(frozen=True)
@@ -53,7 +48,7 @@ class Trained:
     """What a run came to: validation top-1 in percent, and the time it took over all its restarts.
 
     ``seconds`` are processor time, or on a GPU the time that passed. There is no validation top-1 where that split was
-    trained on (``Recipe.holdout``).
+    trained on (``Recipe.holdout``). Under another objective the number is its metric.
     """
 
     top1_validation: float | None
@@ -61,48 +56,22 @@ class Trained:
 
 
 @torch.no_grad()
-def accuracy(model: nn.Module, data: Dataset, split: Split, batch: int = 1000) -> float:
-    """Top-1 accuracy in percent to three decimals, in evaluation mode and float32."""
-    training = model.training
+def accuracy(
+    model: nn.Module, data: Dataset, split: Split, batch: int = 1000, *, objective: Objective = CLASSIFICATION
+) -> float:
+    """The objective's metric, top-1 accuracy in percent, in evaluation mode and float32."""
+    training = {module: module.training for module in model.modules()}
     model.eval()
     device = next(model.parameters()).device
-    right = 0
-    for images, labels in split.batches(batch):
-        right += int((model(data.normalize(images.to(device))).argmax(1) == labels.to(device)).sum())
-    model.train(training)
-    return round(100 * right / len(split), 3)
 
+    def outputs() -> Iterator[tuple[Tensor, Tensor]]:
+        for images, labels in split.batches(batch):
+            yield model(data.normalize(images.to(device))), labels.to(device)
 
-class Search(Protocol):
-    """What a search for masks adds to the training of the network it is in.
-
-    Whatever it knows lies in parameters and buffers of that network, so that a checkpoint holds all of it.
-    """
-
-    def gates(self) -> list[nn.Parameter]:
-        """Parameters of their own kind: trained without decay, at ``gate_lr``."""
-        ...
-
-    @property
-    def gate_lr(self) -> float:
-        """Peak learning rate of the gates, on the recipe's schedule."""
-        ...
-
-    def before(self, step: int, steps: int) -> None:
-        """Called before each step's forward pass, with the number of steps done."""
-        ...
-
-    def penalty(self) -> Tensor | None:
-        """What is added to the loss."""
-        ...
-
-    def after(self, step: int, steps: int, batch: Tensor, labels: Tensor) -> None:
-        """Called after each step with this process's part of the batch, normalised, and its labels."""
-        ...
-
-    def over(self) -> bool:
-        """Whether the search has found what it wants and ends before the recipe does."""
-        ...
+    found = objective.metric(outputs())
+    for module, was in training.items():
+        module.training = was
+    return found
 
 
 def train(
@@ -114,7 +83,8 @@ def train(
     teacher: nn.Module | None = None,
     folder: Path | None = None,
     progress: Callable[[Progress], None] | None = None,
-    search: Search | None = None,
+    hook: Hook | None = None,
+    objective: Objective = CLASSIFICATION,
 ) -> Trained:
     """Train ``model`` in place on the training split.
 
@@ -130,102 +100,160 @@ def train(
         teacher: gives the soft targets of distillation; it is used in evaluation mode, without gradient.
         folder: where checkpoint and metrics go; a run that was cut there is continued.
         progress: called after every step.
-        search: what a search for masks does on the way.
+        hook: what a search for masks does on the way.
+        objective: what the network is trained for.
 
     Raises:
         ValueError: if the folder holds another run, the loss stops being a number, or a setting does not fit the
             network: images cannot grow where masks have one size, and maps are compared at masked ReLUs only.
     """
     if recipe.grow:
-        masked = bool(search) or any(isinstance(at, Nonlinearity) for at in model.modules())
-        _see_growth(model, data, recipe, masked=masked)
-    learned = data.train if recipe.holdout else data.whole
-    device = next(model.parameters()).device
-    model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-    if teacher is not None:
-        teacher.to(device=device, memory_format=torch.channels_last).eval()  # pyright: ignore[reportCallIssue]
-    low = _low_precision(recipe, device)
-    optimizer = _optimizer(model, recipe, search, torch.bfloat16 if low else torch.float32)
-    average = {name: tensor.clone() for name, tensor in model.state_dict().items()} if recipe.ema else {}
-    an_epoch = -(-len(learned) // recipe.batch)
-    steps = an_epoch * recipe.epochs
-    settings = {**asdict(recipe), "seed": seed}
-    step, spent = _resume(folder, settings, model, optimizer, average) if folder else (0, 0.0)
-    images = learned.images.to(device) if isinstance(learned.images, Tensor) else learned.images
-    labels = learned.labels.to(device)
-    clock = time.monotonic if device.type == "cuda" else time.process_time
+        _see_growth(
+            model, data, recipe, masked=bool(hook) or any(isinstance(at, Nonlinearity) for at in model.modules())
+        )
+    run = _Run(model, data, recipe, seed, teacher, hook, objective)
+    checkpoint = (
+        Checkpoint(folder, {**asdict(recipe), "seed": seed}, model, run.optimizer, run.average) if folder else None
+    )
+    spent = 0.0
+    if checkpoint:
+        run.step, spent = checkpoint.resume()
+    clock = time.monotonic if run.device.type == "cuda" else time.process_time
     started, saved, top1 = clock() - spent, time.monotonic(), None
-    model.train()
     with ExitStack() as during:
-        during.enter_context(shared_norms(model))
-        during.enter_context(MatrixConvolutions())
-        compared = _compared(model, teacher, recipe, during)
-        while step < steps and not (search and search.over()):
-            epoch, place = divmod(step, an_epoch)
-            order = torch.randperm(len(labels), generator=_generator(seed, epoch))
-            chosen = order[place * recipe.batch : (place + 1) * recipe.batch]
-            randomness = _generator(seed, step)
-            batch = augment(
-                images[chosen].to(device), randomness, crop=recipe.crop, flip=recipe.flip, cutout=recipe.cutout
-            )
-            batch = smaller(data.normalize(part(batch)), recipe.grow, step / steps)
-            known = labels[part(chosen)]
-            for group in optimizer.param_groups:
-                group["lr"] = group["peak"] * _schedule(recipe, (step + 1) / steps)
-            if search:
-                search.before(step, steps)
-            with torch.autocast(device.type, torch.bfloat16, enabled=low):
-                soft = None
-                if teacher is not None:
-                    with torch.no_grad():
-                        soft = teacher(batch)
-                with _signs(model, recipe, seed, step):
-                    logits = model(batch)
-            loss = distillation_loss(
-                logits.float(),
-                known,
-                None if soft is None else soft.float(),
-                temperature=recipe.temperature,
-                weight=recipe.distill,
-                smoothing=recipe.smoothing,
-            )
-            if compared:
-                loss = loss + recipe.mismatch * mismatch_loss(*compared)
-            penalty = search.penalty() if search else None
-            optimizer.zero_grad(set_to_none=True)
-            # each process's part of what the whole batch loses
-            ((loss if penalty is None else loss + penalty) * (len(known) / len(chosen))).backward()
-            add_up_gradients(model.parameters())
-            optimizer.step()
-            if search:
-                search.after(step, steps, batch, known)
-            step += 1
-            _follow(average, model, recipe.ema)
-            ends = step == steps or bool(search and search.over())
-            if step % an_epoch == 0 or ends:
+        run.begin(during)
+        while not run.over():
+            epoch = run.step // run.an_epoch + 1
+            loss = run.advance()
+            if run.step % run.an_epoch == 0 or run.over():
                 if not torch.isfinite(loss):
                     raise ValueError(
-                        f"the loss became {loss.item()} in epoch {epoch + 1}; a lower lr than {recipe.lr} may work"
+                        f"the loss became {loss.item()} in epoch {epoch}; a lower lr than {recipe.lr} may work"
                     )
-                with _signs(model, recipe, seed, step):
-                    top1 = _measure(model, average, data) if recipe.holdout else None
-                if folder and rank() == 0:
-                    row = {"epoch": epoch + 1, "step": step, "loss": round(loss.item(), 4), "top1_validation": top1}
-                    with (folder / METRICS).open("a") as file:
-                        file.write(json.dumps(row) + "\n")
-            if folder and rank() == 0 and (time.monotonic() - saved > CHECKPOINT_SECONDS or ends):
-                state = {"step": step, "seconds": clock() - started, "settings": settings}
-                _checkpoint(folder, state, model, optimizer, average)
+                top1 = run.measured() if recipe.holdout else None
+                if checkpoint:
+                    checkpoint.note(
+                        {"epoch": epoch, "step": run.step, "loss": round(loss.item(), 4), "top1_validation": top1}
+                    )
+            if checkpoint and (time.monotonic() - saved > CHECKPOINT_SECONDS or run.over()):
+                checkpoint.save(run.step, clock() - started)
                 saved = time.monotonic()
             if progress:
-                progress(Progress(step, steps, loss.item(), top1))
-    if average:
-        model.load_state_dict(average)
+                progress(Progress(run.step, run.steps, loss.item(), top1))
+    if run.average:
+        model.load_state_dict(run.average)
     model.eval()
     if top1 is None and recipe.holdout:
-        with _signs(model, recipe, seed, step):
-            top1 = accuracy(model, data, data.validation)
+        with run.faults():
+            top1 = accuracy(model, data, data.validation, objective=objective)
     return Trained(top1, clock() - started)
+
+
+class _Run:
+    """A training run: what it needs for a step, and how many steps it has done."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        data: Dataset,
+        recipe: Recipe,
+        seed: int,
+        teacher: nn.Module | None,
+        hook: Hook | None,
+        objective: Objective,
+    ) -> None:
+        self.model, self.data, self.recipe, self.seed = model, data, recipe, seed
+        self.teacher, self.hook, self.objective = teacher, hook, objective
+        self.device = next(model.parameters()).device
+        model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        if teacher is not None:
+            teacher.to(device=self.device, memory_format=torch.channels_last).eval()  # pyright: ignore[reportCallIssue]
+        self.low = _low_precision(recipe, self.device)
+        self.optimizer = make_optimizer(model, recipe, hook, torch.bfloat16 if self.low else torch.float32)
+        self.average = {name: tensor.clone() for name, tensor in model.state_dict().items()} if recipe.ema else {}
+        learned = data.train if recipe.holdout else data.whole
+        self.images = learned.images.to(self.device) if isinstance(learned.images, Tensor) else learned.images
+        self.labels = learned.labels.to(self.device)
+        self.an_epoch = -(-len(learned) // recipe.batch)
+        self.step, self.steps = 0, self.an_epoch * recipe.epochs
+        self.compared: tuple[dict[str, Tensor], dict[str, Tensor]] | None = None
+
+    def begin(self, during: ExitStack) -> None:
+        """Put the network in training mode, and what has to be there during the run on the stack."""
+        self.model.train()
+        if self.recipe.frozen_norms:
+            for module in self.model.modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    module.eval()
+        during.enter_context(shared_norms(self.model))
+        during.enter_context(MatrixConvolutions())
+        self.compared = _compared(self.model, self.teacher, self.recipe, during)
+
+    def over(self) -> bool:
+        """Whether all steps are done, or the hook has what it wants."""
+        return self.step >= self.steps or bool(self.hook and self.hook.over())
+
+    def advance(self) -> Tensor:
+        """One step; returns its loss, without the hook's penalty."""
+        batch, target, share = self._batch()
+        set_rate(self.optimizer, self.recipe, (self.step + 1) / self.steps)
+        if self.hook:
+            self.hook.before(self.step, self.steps)
+        loss = self._loss(batch, target)
+        penalty = self.hook.penalty() if self.hook else None
+        self.optimizer.zero_grad(set_to_none=True)
+        # each process's part of what the whole batch loses
+        ((loss if penalty is None else loss + penalty) * share).backward()
+        add_up_gradients(self.model.parameters())
+        self.optimizer.step()
+        if self.hook:
+            self.hook.after(self.step, self.steps, batch, target)
+        self.step += 1
+        _follow(self.average, self.model, self.recipe.ema)
+        return loss
+
+    def _batch(self) -> tuple[Tensor, Tensor, float]:
+        """Images and targets of the step that fall to this process, and which share of the whole batch they are."""
+        recipe = self.recipe
+        epoch, place = divmod(self.step, self.an_epoch)
+        order = torch.randperm(len(self.labels), generator=_generator(self.seed, epoch))
+        chosen = order[place * recipe.batch : (place + 1) * recipe.batch]
+        images = self.images[chosen].to(self.device)
+        shape, randomness = (len(images), images.shape[2], images.shape[3]), _generator(self.seed, self.step)
+        moves = draw_moves(shape, randomness, crop=recipe.crop, flip=recipe.flip, cutout=recipe.cutout)
+        batch = self.data.normalize(part(moves.images(images)))
+        target = part(self.objective.target(self.labels[chosen.to(self.device)], moves))
+        return smaller(batch, recipe.grow, self.step / self.steps), target, len(target) / len(chosen)
+
+    def _loss(self, batch: Tensor, target: Tensor) -> Tensor:
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.low):
+            soft = None
+            if self.teacher is not None:
+                with torch.no_grad():
+                    soft = self.teacher(batch)
+            with self.faults():
+                outputs = self.model(batch)
+        loss = self.objective.loss(outputs, target, soft, self.recipe)
+        return loss + self.recipe.mismatch * mismatch_loss(*self.compared) if self.compared else loss
+
+    def measured(self) -> float:
+        """The metric on the validation split, of the averaged weights if there are some."""
+        now = {}
+        if self.average:
+            now = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
+            self.model.load_state_dict(self.average)
+        with self.faults():
+            found = accuracy(self.model, self.data, self.data.validation, objective=self.objective)
+        if now:
+            self.model.load_state_dict(now)
+        return found
+
+    def faults(self) -> AbstractContextManager[None]:
+        """The recipe's faults in the network's ReLUs, drawn anew for each step."""
+        if not self.recipe.relu:
+            return nullcontext()
+        seed = (self.step + 1_000_003 * self.seed + 500_009 + 7919 * rank()) % 2**32
+        return faulty(self.model, Faults.parse(self.recipe.relu), torch.Generator(self.device).manual_seed(seed))
 
 
 @torch.no_grad()
@@ -261,51 +289,6 @@ def _generator(seed: int, count: int) -> torch.Generator:
     return torch.Generator().manual_seed((count + 1_000_003 * seed) % 2**32)
 
 
-def _signs(model: nn.Module, recipe: Recipe, seed: int, step: int) -> AbstractContextManager[None]:
-    """The recipe's faults in the ReLUs of ``model``, drawn anew for each step."""
-    if not recipe.relu:
-        return nullcontext()
-    device = next(model.parameters()).device
-    generator = torch.Generator(device).manual_seed((step + 1_000_003 * seed + 500_009 + 7919 * rank()) % 2**32)
-    return faulty(model, Faults.parse(recipe.relu), generator)
-
-
-def _optimizer(
-    model: nn.Module, recipe: Recipe, search: Search | None, precision: torch.dtype
-) -> torch.optim.Optimizer:
-    gates = search.gates() if search else []
-    convolutions = [module.weight for module in model.modules() if isinstance(module, nn.Conv2d)]
-    linear = [module.weight for module in model.modules() if isinstance(module, nn.Linear)]
-    named = {id(parameter) for parameter in (*gates, *convolutions, *linear)}
-    other = recipe.lr * recipe.lr_other
-    kinds = (
-        (convolutions, recipe.weight_decay, recipe.lr, True),
-        (linear, recipe.weight_decay, other, False),
-        ([parameter for parameter in model.parameters() if id(parameter) not in named], 0.0, other, False),
-        (gates, 0.0, search.gate_lr if search else 0.0, False),
-    )
-    groups = [
-        {"params": some, "weight_decay": decay, "peak": peak, "orthogonal": orthogonal}
-        for some, decay, peak, orthogonal in kinds
-        if some
-    ]
-    if recipe.optimizer == "muon":
-        return Muon(groups, precision)
-    if recipe.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=recipe.lr, momentum=0.9, nesterov=True)
-    return torch.optim.AdamW(groups, lr=recipe.lr)
-
-
-def _schedule(recipe: Recipe, done: float) -> float:
-    """Share of the peak learning rate when this share of the run is done."""
-    if done < recipe.warmup:
-        return done / recipe.warmup
-    if recipe.schedule == "constant":
-        return 1.0
-    left = (1 - done) / (1 - recipe.warmup) if recipe.warmup < 1 else 1.0
-    return left if recipe.schedule == "onecycle" else (1 - cos(pi * left)) / 2
-
-
 def _low_precision(recipe: Recipe, device: torch.device) -> bool:
     if recipe.precision != "auto":
         return recipe.precision == "bfloat16"
@@ -323,69 +306,3 @@ def _follow(average: dict[str, Tensor], model: nn.Module, decay: float) -> None:
                 average[name].lerp_(tensor, 1 - decay)
             else:
                 average[name].copy_(tensor)
-
-
-def _measure(model: nn.Module, average: dict[str, Tensor], data: Dataset) -> float:
-    if not average:
-        return accuracy(model, data, data.validation)
-    now = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    model.load_state_dict(average)
-    top1 = accuracy(model, data, data.validation)
-    model.load_state_dict(now)
-    return top1
-
-
-def _checkpoint(
-    folder: Path,
-    state: dict[str, Any],
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    average: dict[str, Tensor],
-) -> None:
-    """One file, written beside the old one and then put in its place."""
-    tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
-    tensors |= {f"average.{name}": tensor for name, tensor in average.items()}
-    for index, values in optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer.{index}.{name}": torch.as_tensor(value) for name, value in values.items()}
-    part = folder / f"{CHECKPOINT}.part"
-    save_file(
-        {name: tensor.contiguous() for name, tensor in tensors.items()},
-        part,
-        metadata={"state": json.dumps(state)},
-    )
-    os.replace(part, folder / CHECKPOINT)
-
-
-def _resume(
-    folder: Path,
-    settings: dict[str, Any],
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    average: dict[str, Tensor],
-) -> tuple[int, float]:
-    """Bring everything to where the last checkpoint was; returns its step and the seconds spent until then."""
-    folder.mkdir(parents=True, exist_ok=True)
-    path, metrics = folder / CHECKPOINT, folder / METRICS
-    if not path.is_file():
-        if rank() == 0:
-            metrics.unlink(missing_ok=True)
-        return 0, 0.0
-    with safe_open(path, "pt") as file:
-        state = json.loads(file.metadata()["state"])
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-    refuse_others(folder, "run", state["settings"], settings)
-    try:
-        model.load_state_dict({name[6:]: tensor for name, tensor in tensors.items() if name.startswith("model.")})
-    except RuntimeError:
-        raise ValueError(f"{folder} holds a run of another network; use that one, or another folder") from None
-    for name in average:
-        average[name].copy_(tensors[f"average.{name}"])
-    moments: dict[int, dict[str, Tensor]] = {}
-    for name, tensor in tensors.items():
-        if name.startswith("optimizer."):
-            _, index, key = name.split(".")
-            moments.setdefault(int(index), {})[key] = tensor
-    optimizer.load_state_dict(optimizer.state_dict() | {"state": moments})
-    if metrics.is_file() and rank() == 0:
-        write_rows(metrics, [row for row in read_rows(metrics) if row["step"] <= state["step"]])
-    return state["step"], state["seconds"]

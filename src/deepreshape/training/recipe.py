@@ -43,6 +43,8 @@ class Recipe:
             (:class:`~deepreshape.nn.Faults`); empty for exact ReLUs.
         mismatch: weight of the mismatch between the teacher's activation maps and those at masked ReLUs (SENet's PRAM);
             0 does not look at them.
+        frozen_norms: whether batch norms keep the statistics that the network came with, and only their scale and shift
+            are trained; for fine-tuning a network that was trained elsewhere, on small batches.
         precision: ``"auto"`` is bfloat16 autocast where the processor has it in hardware.
     """
 
@@ -65,6 +67,7 @@ class Recipe:
     distill: float = 0.9
     relu: str = ""
     mismatch: float = 0.0
+    frozen_norms: bool = False
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
 
     def __post_init__(self) -> None:

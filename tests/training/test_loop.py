@@ -11,8 +11,8 @@ from deepreshape.models import architecture, build
 from deepreshape.nn import MaskedReLU, PolynomialReLU, StochasticReLU
 from deepreshape.training import RECIPES, Progress, Recipe, distillation_loss, train
 from deepreshape.training.convolution import MatrixConvolutions, matrix_convolution
-from deepreshape.training.loop import _optimizer
 from deepreshape.training.muon import Muon, orthogonal
+from deepreshape.training.optimizer import make_optimizer
 
 TINY = architecture("resnet20-m2-phi1.1.1", (1, 8, 8), 10)
 SHORT = Recipe(epochs=2, batch=32, lr=0.1, crop=1, flip=False, precision="float32")
@@ -267,7 +267,7 @@ def test_decay_is_for_weights_of_convolutions_and_linear_layers():
     network = build(architecture("resnet9-m2", (1, 8, 8), 10), seed=0)
     network.set_submodule("stem.act", PolynomialReLU(torch.ones(2, 8, 8, dtype=torch.bool), torch.zeros(2, 3)))
     names = {id(parameter): name for name, parameter in network.named_parameters()}
-    groups = _optimizer(network, replace(SHORT, weight_decay=0.1), None, torch.float32).param_groups
+    groups = make_optimizer(network, replace(SHORT, weight_decay=0.1), None, torch.float32).param_groups
     decayed = {names[id(weight)] for group in groups if group["weight_decay"] for weight in group["params"]}
     kinds = (torch.nn.Conv2d, torch.nn.Linear)
     assert decayed == {f"{name}.weight" for name, module in network.named_modules() if isinstance(module, kinds)}
