@@ -29,7 +29,21 @@ from numpy.typing import NDArray
 
 from deepreshape.private.program.ops import INPUT, ProgramError
 
-__all__ = ["Affine", "Conv", "Dense", "Flat", "Join", "Layer", "Part", "Pool", "Rectify", "Sum", "Traced", "simplify"]
+__all__ = [
+    "Affine",
+    "Conv",
+    "Dense",
+    "Flat",
+    "Join",
+    "Layer",
+    "Part",
+    "Pool",
+    "Quadratic",
+    "Rectify",
+    "Sum",
+    "Traced",
+    "simplify",
+]
 
 Real = NDArray[np.float64]
 
@@ -84,6 +98,16 @@ class Rectify:
     mask: NDArray[np.bool_] | None = None
 
 
+@dataclass(frozen=True, eq=False)
+class Quadratic:
+    """c0 + c1 x + c2 x^2 by channel, ``coefficients`` (C, 3); a ReLU where ``mask`` (C, H, W) is true."""
+
+    name: str
+    inputs: tuple[str, ...]
+    coefficients: Real
+    mask: NDArray[np.bool_] | None = None
+
+
 @dataclass(frozen=True)
 class Flat:
     """(C, H, W) as one axis."""
@@ -120,7 +144,7 @@ class Join:
     inputs: tuple[str, ...]
 
 
-Layer = Conv | Dense | Sum | Pool | Rectify | Flat
+Layer = Conv | Dense | Sum | Pool | Rectify | Quadratic | Flat
 Traced = Layer | Affine | Part | Join
 """What a trace gives; :func:`simplify` leaves only the first kind."""
 

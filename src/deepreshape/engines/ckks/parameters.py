@@ -1,0 +1,103 @@
+"""Ring degree and prime sizes for a circuit of known depth, within two tables of secure moduli."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+__all__ = ["LIMITS", "Parameters", "choose"]
+
+LIMITS = {8192: 214, 16384: 430, 32768: 868}
+"""Bits of all primes at 128 bits of security, ternary secret, by ring degree: the smaller of the 2018 table of
+homomorphicencryption.org (218, 438, 881), which the library enforces, and that of Bossuat et al. (ePrint 2024/463)."""
+MOST_BITS, LEAST_BITS, LARGEST_PRIME = 50, 24, 60
+END_BITS = 8
+"""By how much the first prime is larger: an answer stays below 2^(END_BITS - 1) in magnitude."""
+LARGEST_ERROR = 2.0**-11
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """A CKKS modulus.
+
+    Attributes:
+        degree: N; a ciphertext holds N / 2 values.
+        bits: size of a level's prime, and of the scale.
+        levels: how many of them: products in a row.
+        special: size of the prime for key switching.
+        squares: in a row, of the circuit that the modulus is for.
+    """
+
+    degree: int
+    bits: int
+    levels: int
+    special: int
+    squares: int
+
+    @property
+    def slots(self) -> int:
+        return self.degree // 2
+
+    @property
+    def first(self) -> int:
+        return self.bits + END_BITS
+
+    @property
+    def primes(self) -> tuple[int, ...]:
+        """Sizes in bits: the first, one a level, and the special one."""
+        return (self.first, *[self.bits] * self.levels, self.special)
+
+    @property
+    def largest_answer(self) -> float:
+        """Magnitude below which an answer must stay to be read from the first prime."""
+        return 2.0 ** (END_BITS - 1)
+
+    @property
+    def expected_error(self) -> float:
+        """Of an answer, for values of about one: measured noise and a fit, not a bound.
+
+        One rescaling leaves about N / scale and one rotation N^1.5 2^(first - special) / (2 scale) (the largest of all
+        slots, measured for N = 2^13 and 2^15 at 30, 36 and 50 bits); a square widens an error by about the root of two
+        (fitted on three trained networks of five and seven squares).
+        """
+        size = math.log2(self.degree)
+        rescaling, rotation = size, 1.5 * size - 1 + self.first - self.special
+        return 2.0 ** (max(rescaling, rotation) + self.squares / 2 - self.bits)
+
+    def __str__(self) -> str:
+        return f"N = {self.degree}, {self.levels} levels of {self.bits} bits, {sum(self.primes)} bits in all"
+
+
+def choose(levels: int, squares: int, slots: int) -> Parameters:
+    """The smallest degree whose modulus holds the circuit with a usable error, and in it the sizes with the least.
+
+    Args:
+        levels: products in a row on the longest path, squares and linear layers alike.
+        squares: squares in a row on the longest path.
+        slots: values that one ciphertext has to hold.
+
+    Raises:
+        ValueError: if none does, saying how deep a network would fit.
+    """
+    for degree in LIMITS:
+        best = _best(degree, levels, squares)
+        if slots <= degree // 2 and best is not None:
+            return best
+    largest = max(LIMITS)
+    if slots > largest // 2:
+        raise ValueError(f"a ciphertext holds {largest // 2:,} values, this network's largest map {slots:,}")
+    fits = max(count for count in range(1, 40) if _best(largest, 2 * count + 1, count))
+    raise ValueError(
+        f"{squares} squares in a row ({levels} levels) are too deep for CKKS without bootstrapping, where {fits} fit; "
+        "run it between two parties (`deepreshape private local`), or take a shallower network"
+    )
+
+
+def _best(degree: int, levels: int, squares: int) -> Parameters | None:
+    candidates: list[Parameters] = []
+    for bits in range(LEAST_BITS, MOST_BITS + 1):
+        special = min(LARGEST_PRIME, LIMITS[degree] - levels * bits - bits - END_BITS)
+        if special >= bits:
+            candidates.append(Parameters(degree, bits, levels, special, squares))
+    best = min(candidates, key=lambda each: each.expected_error, default=None)
+    return best if best is not None and best.expected_error <= LARGEST_ERROR else None
