@@ -1,12 +1,14 @@
 """What may stand at a ReLU site, and the only code that knows how a mask is stored.
 
 At a site stands ``torch.nn.ReLU`` (kept whole), ``torch.nn.Identity`` (removed), a :class:`Nonlinearity`
-(:class:`MaskedReLU`: kept at some positions; :class:`PolynomialReLU`: a polynomial at the others) or, with the
+(:class:`MaskedReLU`: kept at some positions; :class:`PolynomialReLU`: a polynomial at the others; :class:`HerPN`: a
+quadratic everywhere) or, with the
 convolution before it, :class:`ReuseConv`. :func:`swap` puts other modules there for a while: :func:`faulty` a
 :class:`StochasticReLU`; a search for a mask has a :class:`GatedReLU`.
 """
 
 from deepreshape.nn.gates import GatedReLU
+from deepreshape.nn.herpn import HerPN, escape
 from deepreshape.nn.masks import MaskedReLU, masked_relu
 from deepreshape.nn.nonlinearity import KINDS, Nonlinearity, rebuild
 from deepreshape.nn.polynomial import PolynomialReLU, polynomial_relu
@@ -18,12 +20,14 @@ __all__ = [
     "KINDS",
     "Faults",
     "GatedReLU",
+    "HerPN",
     "MaskedReLU",
     "Nonlinearity",
     "PolynomialReLU",
     "ReuseConv",
     "ReuseForm",
     "StochasticReLU",
+    "escape",
     "faulty",
     "masked_relu",
     "polynomial_relu",

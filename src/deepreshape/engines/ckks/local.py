@@ -57,9 +57,11 @@ def run_local(
     keep: bool = False,
     progress: Callable[[str], object] | None = None,
 ) -> Answer:
-    """Answers for images (N, C, H, W), ``circuit.batch`` of them in a ciphertext.
+    """Answers, ``circuit.batch`` of them in a ciphertext.
 
     Args:
+        circuit: of a network.
+        images: real, (N, C, H, W).
         keep: encoded plaintexts between ciphertexts, for :attr:`Model.kept_bytes` of memory.
         progress: is told what is going on.
 

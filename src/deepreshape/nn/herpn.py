@@ -1,0 +1,116 @@
+"""HerPN: a quadratic in place of a ReLU that trains as well as one (AESPA: Park et al., arXiv 2201.06699)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import batch_norm
+
+from deepreshape.nn.nonlinearity import Nonlinearity
+from deepreshape.nn.polynomial import polynomial_relu
+
+__all__ = ["LINEAR", "SQUARE", "Escape", "HerPN", "escape"]
+
+LINEAR, SQUARE = 0.5, 1 / math.sqrt(4 * math.pi)
+"""Coefficients of a ReLU under Hermite's orthonormal polynomials h1 = x and h2 = (x^2 - 1) / sqrt(2)."""
+MOMENTUM, EPSILON = 0.1, 1e-5
+
+
+class HerPN(Nonlinearity):
+    """The first Hermite terms of a ReLU by channel, each normalised (N) by itself: scale (f1 N(h1) + f2 N(h2)) + shift.
+
+    Normalising each basis by its own batch statistics, without parameters of its own, is what keeps a network of
+    squares trainable. In evaluation it is one quadratic a channel, computed by one operator that a trace sees. It takes
+    the place of a batch norm and the ReLU behind it. Computed in float32 at least: in bfloat16 squares lose what is
+    small.
+
+    Args:
+        channels: of maps (N, C, H, W) or vectors (N, C).
+    """
+
+    kind = "herpn"
+    mask = None
+    means: Tensor
+    variances: Tensor
+    nowhere: Tensor
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.scale, self.shift = nn.Parameter(torch.ones(channels)), nn.Parameter(torch.zeros(channels))
+        self.register_buffer("means", torch.zeros(2, channels))
+        self.register_buffer("variances", torch.ones(2, channels))
+        self.register_buffer("nowhere", torch.zeros((), dtype=torch.bool), persistent=False)
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> Self:
+        module = cls(len(tensors["scale"]))
+        module.load_state_dict({name: tensors[name] for name in ("scale", "shift", "means", "variances")})
+        return module
+
+    @property
+    def coefficients(self) -> Tensor:
+        """Shape (C, 3), of 1, x and x squared, in evaluation."""
+        first, second = torch.tensor([[LINEAR], [SQUARE]]).to(self.means) / (self.variances + EPSILON).sqrt()
+        constant = -first * self.means[0] - second * (1 / math.sqrt(2) + self.means[1])
+        return torch.stack([self.scale * constant + self.shift, self.scale * first, self.scale * second / 2**0.5], 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return polynomial_relu(x, self.nowhere.expand(x.shape[1:]), self.coefficients)
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            raise RuntimeError("HerPN is normalised by the batch of one process; train it in one")
+        with torch.autocast(x.device.type, enabled=False):
+            value = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+            bases = value, (value * value - 1) / math.sqrt(2)
+            first, second = (
+                batch_norm(basis, mean, variance, training=True, momentum=MOMENTUM, eps=EPSILON)
+                for basis, mean, variance in zip(bases, self.means, self.variances, strict=True)
+            )
+            shape = -1, *[1] * (x.dim() - 2)
+            out = self.scale.view(shape) * (LINEAR * first + SQUARE * second) + self.shift.view(shape)
+        return out.to(x.dtype)
+
+    def extra_repr(self) -> str:
+        return f"{len(self.scale)} channels"
+
+
+class Escape:
+    """How far inputs of squares went beyond a limit in the forward passes since it was last read."""
+
+    def __init__(self, limit: float) -> None:
+        self.limit = limit
+        self._sites: list[Tensor] = []
+
+    def see(self, x: Tensor) -> None:
+        self._sites.append((x.float().abs() - self.limit).clamp(min=0).square().mean())
+
+    def take(self) -> Tensor:
+        """The sum over sites of the mean of (|x| - limit)^2 where |x| is beyond it; of none it is 0."""
+        sites, self._sites = self._sites, []
+        return torch.stack(sites).sum() if sites else torch.zeros(())
+
+
+@contextmanager
+def escape(model: nn.Module, limit: float = 4.0) -> Generator[Escape]:
+    """Inside, inputs of the HerPNs of a network in training are watched.
+
+    A square grows what is large: without a penalty on what escapes, single images of a trained network end in NaN, and
+    in a ring they would wrap in silence.
+    """
+    seen = Escape(limit)
+
+    def watch(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        if module.training:
+            seen.see(inputs[0])
+
+    handles = [site.register_forward_pre_hook(watch) for site in model.modules() if isinstance(site, HerPN)]
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()

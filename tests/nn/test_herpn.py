@@ -1,0 +1,77 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from deepreshape.nn import rebuild
+from deepreshape.nn.herpn import LINEAR, SQUARE, HerPN, escape
+
+
+def trained(channels: int = 4, dims: int = 4) -> HerPN:
+    """One that has seen data and whose parameters are not their defaults."""
+    generator = torch.Generator().manual_seed(0)
+    module = HerPN(channels)
+    with torch.no_grad():
+        module.scale.uniform_(0.5, 1.5, generator=generator)
+        module.shift.uniform_(-1, 1, generator=generator)
+    shape = (64, channels, 5, 5) if dims == 4 else (64, channels)
+    for _ in range(5):
+        module(1.5 * torch.randn(shape, generator=generator) + 0.3)
+    return module.eval()
+
+
+def test_coefficients_are_those_of_a_relu_under_a_normal_distribution():
+    x, weight = np.polynomial.hermite_e.hermegauss(200)
+    weight = weight / math.sqrt(2 * math.pi)
+    relu = np.maximum(x, 0)
+    assert abs((weight * relu * x).sum() - LINEAR) < 1e-3  # the quadrature of a kink
+    fine = np.linspace(0, 12, 2_000_001)
+    density = np.exp(-(fine**2) / 2) / math.sqrt(2 * math.pi)
+    assert abs(np.trapezoid(fine * fine * density, fine) - LINEAR) < 1e-6
+    assert abs(np.trapezoid(fine * (fine**2 - 1) / math.sqrt(2) * density, fine) - SQUARE) < 1e-6
+
+
+def test_bases_are_normalised_one_by_one():
+    module, x = HerPN(3), 2 * torch.randn(256, 3, 4, 4, generator=torch.Generator().manual_seed(1)) - 1
+    out = module(x)
+    first = (x - x.mean((0, 2, 3), keepdim=True)) / x.std((0, 2, 3), keepdim=True, correction=0)
+    square = x * x
+    second = (square - square.mean((0, 2, 3), keepdim=True)) / square.std((0, 2, 3), keepdim=True, correction=0)
+    assert torch.allclose(out, LINEAR * first + SQUARE * second, atol=1e-4)
+
+
+@pytest.mark.parametrize("dims", [2, 4])
+def test_in_evaluation_it_is_its_quadratic(dims: int):
+    module = trained(dims=dims).double()
+    x = torch.randn((8, 4, 3, 3) if dims == 4 else (8, 4), generator=torch.Generator().manual_seed(2)).double()
+    constant, linear, square = module.coefficients.reshape(4, 3, *[1] * (dims - 2)).unbind(1)
+    assert torch.allclose(module(x), constant + linear * x + square * x * x, atol=1e-9)
+    deviations = (module.variances + 1e-5).sqrt().reshape(2, 4, *[1] * (dims - 2))
+    means = module.means.reshape(2, 4, *[1] * (dims - 2))
+    bases = (x - means[0]) / deviations[0], ((x * x - 1) / math.sqrt(2) - means[1]) / deviations[1]
+    scale, shift = (tensor.reshape(4, *[1] * (dims - 2)) for tensor in (module.scale, module.shift))
+    assert torch.allclose(module(x), scale * (LINEAR * bases[0] + SQUARE * bases[1]) + shift, atol=1e-9)
+
+
+def test_it_is_rebuilt_from_what_was_saved():
+    module = trained()
+    again = rebuild("herpn", module.state_dict()).eval()
+    x = torch.randn(2, 4, 3, 3, generator=torch.Generator().manual_seed(3))
+    assert torch.equal(module(x), again(x))
+
+
+def test_what_escapes_is_penalised_and_what_does_not_is_not():
+    model = nn.Sequential(HerPN(2), HerPN(2))
+    x = torch.zeros(4, 2, 1, 1)
+    x[0, 0] = 6.0
+    with escape(model, limit=4.0) as seen:
+        model(x)
+        outside = seen.take()
+        inside = model[0](x / 2) is not None and seen.take()
+        model.eval()(x)
+        assert float(seen.take()) == 0  # evaluation is not watched
+    assert float(outside.detach()) >= (6 - 4) ** 2 / x.numel()
+    assert float(inside) == 0
+    assert not model[0]._forward_pre_hooks
