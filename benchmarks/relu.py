@@ -32,7 +32,8 @@ from deepreshape.private.crypto.backend import engine
 from deepreshape.private.program.relu_config import Role
 from deepreshape.private.protocols import base as relu
 from deepreshape.private.protocols.base import ReluLayer
-from deepreshape.private.transport.channel import Channel, memory_pair
+from deepreshape.private.transport.channel import Channel
+from deepreshape.private.transport.memory import memory_pair
 
 SHIFT = 12
 CASES: dict[str, tuple[Ring | Field, Sign | None]] = {

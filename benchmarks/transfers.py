@@ -23,7 +23,7 @@ from deepreshape.private.crypto.backend import Engine, using
 from deepreshape.private.crypto.labels import Delta
 from deepreshape.private.crypto.ot.iknp import IKNP
 from deepreshape.private.program.relu_config import GC_FULL
-from deepreshape.private.transport.channel import memory_pair
+from deepreshape.private.transport.memory import memory_pair
 
 SIDES = "receiver", "sender"
 

@@ -28,7 +28,8 @@ from deepreshape.private.program.ops import (
     Weights,
 )
 from deepreshape.private.program.relu_config import GC_FULL, ReluConfig, Role
-from deepreshape.private.transport.channel import Ledger, MemoryChannel, memory_pair
+from deepreshape.private.transport.ledger import Ledger
+from deepreshape.private.transport.memory import MemoryChannel, memory_pair
 
 Integers = NDArray[np.int64]
 

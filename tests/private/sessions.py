@@ -19,7 +19,8 @@ from deepreshape.private.protocols.base import (
     together,
 )
 from deepreshape.private.protocols.label_transfer import Evaluator, Garbler
-from deepreshape.private.transport.channel import Channel, Frame, Payload, as_bytes, memory_pair
+from deepreshape.private.transport.channel import Channel, Frame, Payload, as_bytes
+from deepreshape.private.transport.memory import memory_pair
 
 A = TypeVar("A")
 B = TypeVar("B")

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 import pytest
 from cryptography.hazmat.primitives.ciphers import algorithms
-from faults import PATIENT, Attack, Fault, Keys, Outcome, Relay, Talk, converse
 from programs import every_kind, random_inputs, random_program, run_both
+from support.relay import PATIENT, Attack, Fault, Keys, Outcome, Relay, Talk, converse
 
 from deepreshape.private.arith import ring as shares
 from deepreshape.private.arith.ring import Ring, Words

@@ -17,7 +17,8 @@ from deepreshape.private.crypto.he.bfv import ClientKey, Parameters, Responder, 
 from deepreshape.private.crypto.he.residues import uniform
 from deepreshape.private.protocols import linear
 from deepreshape.private.protocols.linear import Convolution, EncodedWeights, Layout
-from deepreshape.private.transport.channel import ProtocolError, memory_pair
+from deepreshape.private.transport.channel import ProtocolError
+from deepreshape.private.transport.memory import memory_pair
 
 RANDOM = Randomness()
 PRIME = 2061584302081
@@ -56,7 +57,7 @@ def run(layout: Layout, weights, mask, rng=RANDOM):
         responses, theirs = linear.respond(responder, EncodedWeights(layout, weights), received)
         linear.send_responses(there, responses)
         mine = linear.receive_share(here, key, layout)
-    return mine, theirs, here.ledger.rows, there.ledger.rows
+    return mine, theirs, here.ledger.traffic, there.ledger.traffic
 
 
 def check(layout: Layout, seed: int = 0):
@@ -73,7 +74,7 @@ def check(layout: Layout, seed: int = 0):
     row = here["layer", "offline"]
     assert (row.sent, row.received) == (out, back)
     assert (row.frames_sent, row.frames_received) == layout.declared.ciphertexts
-    assert row.turns == 1
+    assert row.rounds == 1
     assert (there["layer", "offline"].sent, there["layer", "offline"].received) == (back, out)
     assert here["", "setup"].sent == layout.parameters.fresh_bytes
 

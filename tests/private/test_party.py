@@ -86,7 +86,7 @@ def test_several_batches_take_one_session_and_what_is_stored_outlives_it(
     made = list(pair.client.prepare_several(3))
     assert served.result() > 0
     assert len({one.batch for one in made}) == 3
-    booked = [row for (layer, _), row in made[-1].ledger.rows.items() if layer]
+    booked = [row for (layer, _), row in made[-1].ledger.traffic.items() if layer]
     assert sum(row.sent + row.received for row in booked) == pair.client.plan.offline_bytes(3)
     x = random_inputs(PROGRAM, 1, 1)
     for one in reversed(made):

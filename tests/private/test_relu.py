@@ -28,7 +28,8 @@ from deepreshape.private.protocols.base import (
     stored,
 )
 from deepreshape.private.protocols.label_transfer import Garbler
-from deepreshape.private.transport.channel import Frame, ProtocolError, memory_pair
+from deepreshape.private.transport.channel import Frame, ProtocolError
+from deepreshape.private.transport.memory import memory_pair
 
 
 @pytest.fixture(scope="module", params=ROLES)
@@ -75,16 +76,16 @@ def test_any_small_layer(session: Session, data: st.DataObject) -> None:
 def test_declared_bytes_and_rounds_are_those_of_the_ledger(session: Session, modulus: Modulus, batch: int) -> None:
     layer = check(session, modulus, 3, modulus.random(40, fixed(4)), batch, fixed(5))
     for phase, (there, back) in declared(ReluLayer(layer, modulus, 3, 40, role_of(session), batch)).items():
-        client, server = (end.ledger.rows[layer, phase] for end in (session.client, session.server))
+        client, server = (end.ledger.traffic[layer, phase] for end in (session.client, session.server))
         assert (client.sent, client.received) == (server.received, server.sent) == (there, back)
         # the evaluator opens each phase and then waits, but online a garbling server opens and waits
         opener = session.client if (role_of(session) == "server") == (phase == "offline") else session.server
-        assert opener.ledger.rows[layer, phase].turns == 1
+        assert opener.ledger.traffic[layer, phase].rounds == 1
 
 
 def test_set_up_bytes() -> None:
     session = Session.start("server")
-    row = session.client.ledger.rows["", "setup"]
+    row = session.client.ledger.traffic["", "setup"]
     assert (row.sent, row.received) == IKNP.setup_bytes
 
 

@@ -121,11 +121,11 @@ def test_declared_bytes_and_rounds_are_those_of_the_ledger(
     layer = layer_of(session, sign, shift, 40, batch)
     run(session, layer, np.arange(-20, 20), sign.modulus.random(40, fixed(5)))
     for phase, (there, back) in declared(layer).items():
-        client, server = (end.ledger.rows[layer.name, phase] for end in (session.client, session.server))
+        client, server = (end.ledger.traffic[layer.name, phase] for end in (session.client, session.server))
         assert (client.sent, client.received) == (server.received, server.sent) == (there, back)
         # the evaluator opens offline, the server online; and then each waits once
         opener = session.client if layer.garbler == "server" and phase == "offline" else session.server
-        assert opener.ledger.rows[layer.name, phase].turns == 1
+        assert opener.ledger.traffic[layer.name, phase].rounds == 1
     senders = "".join(sender for sender, _ in turns(layer))
     assert senders == ("CSC" if layer.garbler == "server" else "SC")
 
@@ -133,7 +133,7 @@ def test_declared_bytes_and_rounds_are_those_of_the_ledger(
 @pytest.mark.parametrize("role", ROLES)
 def test_set_up_bytes(role: Role) -> None:
     session = Session.start(role, products=True)
-    client, server = (end.ledger.rows["", "setup"] for end in (session.client, session.server))
+    client, server = (end.ledger.traffic["", "setup"] for end in (session.client, session.server))
     there, back = setup_bytes([layer_of(session, SMALL[0], 0, 1)])
     garbler, evaluator = (client, server) if role == "client" else (server, client)
     assert (garbler.sent, evaluator.sent) == (there, back) == (sum(IKNP.setup_bytes),) * 2

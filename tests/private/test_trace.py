@@ -23,7 +23,8 @@ from deepreshape.private.parties.plan import Plan
 from deepreshape.private.parties.preprocessing import InMemory
 from deepreshape.private.program.ops import Flatten, Program, Relu
 from deepreshape.private.program.relu_config import ReluConfig, Role
-from deepreshape.private.transport.channel import Frame, MemoryChannel, Payload, as_bytes, memory_pair
+from deepreshape.private.transport.channel import Frame, Payload, as_bytes
+from deepreshape.private.transport.memory import MemoryChannel, memory_pair
 
 BASELINE = Path(__file__).parents[1] / "traces" / "wire.json"
 MASK = np.arange(24).reshape(2, 3, 4) % 3 > 0

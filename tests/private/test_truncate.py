@@ -12,7 +12,9 @@ from deepreshape.private.crypto.labels import Context, blinds
 from deepreshape.private.program.ops import truncation_room
 from deepreshape.private.protocols import truncate
 from deepreshape.private.protocols.truncate import Receiver, Sender, TruncationLayer
-from deepreshape.private.transport.channel import Ledger, ProtocolError, memory_pair
+from deepreshape.private.transport.channel import ProtocolError
+from deepreshape.private.transport.ledger import Ledger
+from deepreshape.private.transport.memory import memory_pair
 
 MODULI = [Ring(8), Field(251), Field(257)]
 
@@ -59,7 +61,7 @@ def test_every_share_of_every_value(modulus: Ring | Field, shift: int) -> None:
     else:
         assert set(off.tolist()) <= {-1, 0, 1}
     declared = truncate.declared(layer)
-    counted = {phase: (row.sent, row.received) for (name, phase), row in ledger.rows.items() if name == "t"}
+    counted = {phase: (row.sent, row.received) for (name, phase), row in ledger.traffic.items() if name == "t"}
     assert counted == declared
     assert stored == truncate.stored(layer)
 

@@ -19,7 +19,8 @@ from deepreshape.private.program import interpret as plain
 from deepreshape.private.program.ops import Conv2d, Linear, Program, ProgramError, Raise, Relu, Truncate, Weights
 from deepreshape.private.program.relu_config import GC_FULL, ReluConfig, Role
 from deepreshape.private.protocols.base import Prepared
-from deepreshape.private.transport.channel import Ledger, memory_pair
+from deepreshape.private.transport.ledger import Ledger
+from deepreshape.private.transport.memory import memory_pair
 
 few = settings(max_examples=4, deadline=None, derandomize=True)
 
@@ -38,7 +39,7 @@ def check_declared(
         waits = sum(row.rounds for row in rows)
         counted = mine.rows.get((layer, phase))
         other = theirs.rows.get((layer, phase))
-        assert (up, down, waits) == ((counted.sent, counted.received, counted.turns) if counted else (0, 0, 0))
+        assert (up, down, waits) == ((counted.sent, counted.received, counted.rounds) if counted else (0, 0, 0))
         assert (up, down) == ((other.received, other.sent) if other else (0, 0))
     assert (report.stored_client, report.stored_server) == stored
     assert sum(row.relus for row in report.only(phase="online").rows) == program.relus
@@ -184,7 +185,7 @@ def test_runs_that_share_a_homomorphic_key_share_nothing_else(garbler: Role) -> 
     with ThreadPoolExecutor(2) as threads:
         both = [threads.submit(act) for act in (act_as_client, act_as_server)]
         assert [done.result() for done in both] == [None, None]
-    assert sum(row.sent + row.received for row in ends[0].ledger.rows.values()) == plan.offline_bytes(2)
+    assert sum(row.sent + row.received for row in ends[0].ledger.traffic.values()) == plan.offline_bytes(2)
 
     x = random_inputs(program, 2, 1)
     offsets = []

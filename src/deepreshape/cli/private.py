@@ -233,7 +233,7 @@ def keygen(
         create_authority(to)
         server.append(("server", "server"))
     wanted: list[tuple[Role, str]] = [*server, *(("client", name) for name in client or ["client"])]
-    made = {name: issue(to, role, name).own().fingerprint for role, name in wanted}
+    made = {name: issue(to, role, name).identity().fingerprint for role, name in wanted}
     if as_json:
         print_json({"folder": str(to), "fingerprints": made})
     else:
@@ -342,7 +342,7 @@ def serve(
     endpoint, store = own.endpoint("server"), Store(own.store)
     with listen(own.host, own.port) as door, ExitStack() as stack:
         page = None if status_port is None else stack.enter_context(listen("127.0.0.1", status_port))
-        service = Service(door, endpoint, model, store, Caps(**asdict(most)), status_door=page, notify=_tell)
+        service = Service(door, endpoint, model, store, Caps(**asdict(most)), status_listener=page, notify=_tell)
         if page:
             _tell(f"status on http://127.0.0.1:{page.getsockname()[1]}/status")
         _tell(f"serving {program.relus:,} ReLUs on {own.host}:{door.getsockname()[1]}")
@@ -398,7 +398,7 @@ def query(
     shares = np.exp(logits - logits.max())
     shares /= shares.sum()
     names = facts["class_names"] or [str(number) for number in range(len(shares))]
-    rows = answer.ledger.rows.values()
+    rows = answer.ledger.traffic.values()
     sent = sum(row.sent + row.received for row in rows)
     best = [int(place) for place in np.argsort(-shares)[:5]]
     if as_json:

@@ -12,7 +12,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
-from deepreshape.private.transport.channel import Channel, Frame, MemoryChannel, Payload, memory_pair
+from deepreshape.private.transport.channel import Channel, Frame, Payload
+from deepreshape.private.transport.memory import MemoryChannel, memory_pair
 
 Step = Callable[[Channel], Any]
 

@@ -29,7 +29,7 @@ from deepreshape.private.protocols.base import ReluLayer
 from deepreshape.private.protocols.label_transfer import LABEL_BYTES
 from deepreshape.private.protocols.linear import Convolution, Layout, choose_parameters, joined, lay_out
 from deepreshape.private.protocols.truncate import TruncationLayer
-from deepreshape.private.transport.channel import Phase
+from deepreshape.private.transport.ledger import Phase
 
 SETUP = "(setup)"
 """Under this name keys and base transfers are booked."""

@@ -27,7 +27,7 @@ from deepreshape.private.parties.server import Model
 from deepreshape.private.parties.store import Batch, Binding, Store, StoreError
 from deepreshape.private.program.encoding import digest
 from deepreshape.private.program.integer_linear import Integers
-from deepreshape.private.transport.channel import Frame, Ledger, ProtocolError
+from deepreshape.private.transport.channel import Frame, ProtocolError
 from deepreshape.private.transport.handshake import (
     BATCH,
     Agreement,
@@ -37,7 +37,8 @@ from deepreshape.private.transport.handshake import (
     client_session,
     server_session,
 )
-from deepreshape.private.transport.tls import Endpoint, WireChannel
+from deepreshape.private.transport.ledger import Ledger
+from deepreshape.private.transport.tls import Endpoint, TlsChannel
 
 Work = Literal["prepare", "query"]
 """What a session is for."""
@@ -121,11 +122,11 @@ class Client:
         for first in range(0, count, MOST):
             yield from self._prepare(self._connect(), min(MOST, count - first), None, progress)
 
-    def _connect(self) -> WireChannel:
+    def _connect(self) -> TlsChannel:
         return self.endpoint.connect(self.host, self.port, self.pinned)
 
     def _prepare(
-        self, channel: WireChannel, count: int, observe: client.Observer | None, progress: Progress | None
+        self, channel: TlsChannel, count: int, observe: client.Observer | None, progress: Progress | None
     ) -> Iterator[Prepared]:
         if progress:
             total = self.plan.offline_bytes(count)
@@ -177,7 +178,7 @@ class Client:
             ) from None
         return Answer(output, channel.ledger, time.perf_counter() - start)
 
-    def _online(self, channel: WireChannel, batch: Batch, x: Integers) -> Integers:
+    def _online(self, channel: TlsChannel, batch: Batch, x: Integers) -> Integers:
         channel.send(Frame.READY, CLAIMED)
         channel.receive(Frame.READY, 1)
         return client.online(channel, self.plan, bytes.fromhex(batch.session), Reading(batch), x)

@@ -33,7 +33,8 @@ from deepreshape.private.protocols.label_transfer import (
     garbler_of,
     wipe,
 )
-from deepreshape.private.transport.channel import Channel, Phase
+from deepreshape.private.transport.channel import Channel
+from deepreshape.private.transport.ledger import Phase
 
 __all__ = [
     "Party",

@@ -55,7 +55,8 @@ from deepreshape.private.crypto.he.bfv import (
 )
 from deepreshape.private.crypto.he.residues import Buffer, Residues, uniform
 from deepreshape.private.program.ops import SUM_BITS, largest_sum
-from deepreshape.private.transport.channel import Channel, Frame, Phase, ProtocolError
+from deepreshape.private.transport.channel import Channel, Frame, ProtocolError
+from deepreshape.private.transport.ledger import Phase
 
 PRODUCT_COST = 16 * 1024
 """What the tile search pays for one plaintext product, in bytes on the wire: about 0.6 ms of work with a fresh

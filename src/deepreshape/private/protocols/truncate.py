@@ -40,7 +40,8 @@ from deepreshape.private.crypto.labels import Context, Delta, blinds
 from deepreshape.private.crypto.ot.cot import CotReceiver, CotSender
 from deepreshape.private.crypto.ot.iknp import IKNP
 from deepreshape.private.protocols.label_transfer import Prepared
-from deepreshape.private.transport.channel import Channel, Frame, Phase
+from deepreshape.private.transport.channel import Channel, Frame
+from deepreshape.private.transport.ledger import Phase
 
 TWEAK = "truncation"
 

@@ -39,7 +39,8 @@ from deepreshape.private.program.integer_linear import Integers
 from deepreshape.private.program.ops import Program
 from deepreshape.private.program.relu_config import GC_FULL, ReluConfig, Role
 from deepreshape.private.transport.certificates import Credentials, create_authority, issue
-from deepreshape.private.transport.channel import Ledger, ProtocolError
+from deepreshape.private.transport.channel import ProtocolError
+from deepreshape.private.transport.ledger import Ledger
 from deepreshape.private.transport.tls import Endpoint, Limits, Link, listen
 
 PATIENT = Limits(read_s=600, write_s=600, session_s=3600)
@@ -102,7 +103,7 @@ def run_local(
     plan = Plan(program.public(), relu)
     program.check(plan.rooms)
     floor = plain.run(program, inputs)  # refuses bad inputs before anything is started
-    with tempfile.TemporaryDirectory(prefix="deepreshape-local-") as scratch, listen("127.0.0.1", 0) as door:
+    with tempfile.TemporaryDirectory(prefix="deepreshape-local-") as scratch, listen("127.0.0.1", 0) as listener:
         folder = Path(scratch)
         settings = {
             "relu": str(relu),
@@ -119,7 +120,7 @@ def run_local(
             (folder / role).mkdir(mode=0o700)
             (folder / role / "program").write_bytes(to_bytes(own))
         inputs.tofile(folder / "client" / "inputs")
-        _run_both(folder, door, lambda done: progress and progress(done, len(inputs) * plan.offline_bytes()))
+        _run_both(folder, listener, lambda done: progress and progress(done, len(inputs) * plan.offline_bytes()))
         outputs = _array(folder / "client" / "outputs", np.dtype(np.int64), floor.shape)
         shares = [_shares(folder, plan, number) for number in range(len(inputs))]
         reports = {role: Report(**json.loads((folder / role / "report").read_text())) for role in ("client", "server")}
@@ -133,14 +134,14 @@ def run_local(
     return compared | _costs(plan, reports)
 
 
-def _run_both(folder: Path, door: socket.socket, progress: Callable[[int], object]) -> None:
+def _run_both(folder: Path, listener: socket.socket, progress: Callable[[int], object]) -> None:
     """Start both processes and wait for them. The first that fails ends the other.
 
     ``progress`` is told what the client's process writes to its standard output: a count of bytes, again and again.
     """
     root = str(Path(__file__).parents[3])
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))}
-    place = {"server": door.fileno(), "client": door.getsockname()[1]}
+    place = {"server": listener.fileno(), "client": listener.getsockname()[1]}
     running: dict[str, subprocess.Popen[bytes]] = {}
     heard, told = os.pipe()
     os.set_blocking(heard, False)
@@ -148,7 +149,7 @@ def _run_both(folder: Path, door: socket.socket, progress: Callable[[int], objec
         try:
             for role, number in place.items():
                 command = [sys.executable, "-m", __name__, role, str(folder), str(number)]
-                keep = (door.fileno(),) if role == "server" else ()
+                keep = (listener.fileno(),) if role == "server" else ()
                 # a session of its own: an interrupt at the keyboard reaches this process, which then ends both
                 running[role] = subprocess.Popen(  # noqa: S603
                     command,
@@ -242,12 +243,12 @@ def _serve(endpoint: Endpoint, model: Model, store: Store, descriptor: int, coun
     ledgers: list[Traffic] = []
     times: list[Times] = []
     stored = 0
-    with socket.socket(fileno=descriptor) as door:
+    with socket.socket(fileno=descriptor) as listener:
         for _ in range(count):
             both: Traffic = {}
             took: Times = {}
             for _ in ("offline", "online"):
-                channel = endpoint.accept(door.accept()[0])
+                channel = endpoint.accept(listener.accept()[0])
                 stored = max(stored, serve(channel, model, store))
                 both |= _traffic(channel.ledger)
                 took |= _times(channel.ledger)
@@ -258,7 +259,7 @@ def _serve(endpoint: Endpoint, model: Model, store: Store, descriptor: int, coun
 
 def _traffic(ledger: Ledger) -> Traffic:
     """What was counted, without the handshake, which is booked to no layer."""
-    return {f"{layer}|{phase}": [row.sent, row.received] for (layer, phase), row in ledger.rows.items() if layer}
+    return {f"{layer}|{phase}": [row.sent, row.received] for (layer, phase), row in ledger.traffic.items() if layer}
 
 
 def _times(ledger: Ledger) -> Times:

@@ -1,4 +1,4 @@
-"""How much one client may have of a server, and the book that holds it to that.
+"""How much one client may have of a server, and the quotas that holds it to that.
 
 A client of this protocol family that may ask without end learns the model (its outputs are enough), and offline batches
 fill the disk; so both are capped for each certificate. What was asked in the last day is kept in a file beside the
@@ -35,7 +35,7 @@ class Caps:
     """The most that there may be.
 
     Attributes:
-        arrivals: connections at once that have not shown a certificate yet; the oldest makes way for a new one.
+        pending: connections at once that have not shown a certificate yet; the oldest makes way for a new one.
         sessions: running at once, in all.
         sessions_each: running at once, of one client.
         batches_each: offline batches held for one client.
@@ -44,7 +44,7 @@ class Caps:
         queries_day_each: inferences of one client in any day.
     """
 
-    arrivals: int = 256
+    pending: int = 256
     sessions: int = 8
     sessions_each: int = 2
     batches_each: int = 16
@@ -59,7 +59,7 @@ class Caps:
 
 
 @dataclass
-class Tally:
+class Usage:
     """What one client has and has had since the server was started."""
 
     running: int = 0
@@ -75,7 +75,7 @@ class Tally:
     """When it asked, in the last day; seconds since 1970."""
 
 
-class Book:
+class Quotas:
     """Counts every client's sessions, batches and queries, and says when it is enough. Clients are fingerprints.
 
     Args:
@@ -89,30 +89,30 @@ class Book:
 
     def __init__(self, caps: Caps, store: Store, clock: Callable[[], float] = time.time) -> None:
         self.caps = caps
-        self.tallies: defaultdict[str, Tally] = defaultdict(Tally)
+        self.usage: defaultdict[str, Usage] = defaultdict(Usage)
         self._store = store
         self._clock = clock
         self._path = store.folder / "queries"
         try:
-            self._recall()
+            self._load()
         except OSError as error:
             raise StoreError(f"{self._path}: {error.strerror}; the caps on queries cannot be kept") from None
 
     @property
     def running(self) -> int:
         """Sessions at this moment."""
-        return sum(tally.running for tally in self.tallies.values())
+        return sum(usage.running for usage in self.usage.values())
 
-    def enter(self, client: str) -> None:
+    def open_session(self, client: str) -> None:
         """A client that has shown its certificate wants a session.
 
         Raises:
             CapError: if there are enough.
         """
-        tally, caps = self.tallies[client], self.caps
-        self._refuse_at(tally, tally.running, caps.sessions_each, "sessions at once (sessions_each)")
-        self._refuse_at(tally, self.running, caps.sessions, "sessions at once in all (sessions)")
-        tally.running += 1
+        usage, caps = self.usage[client], self.caps
+        self._refuse_at(usage, usage.running, caps.sessions_each, "sessions at once (sessions_each)")
+        self._refuse_at(usage, self.running, caps.sessions, "sessions at once in all (sessions)")
+        usage.running += 1
 
     def admit(self, client: str, work: Work, count: int = 1) -> None:
         """A client in a session says what it wants, and with how many batches.
@@ -121,23 +121,23 @@ class Book:
             CapError: if it has had enough.
             StoreError: if the store cannot be used, or a query not be written down.
         """
-        tally, caps = self.tallies[client], self.caps
+        usage, caps = self.usage[client], self.caps
         if work == "prepare":
             self._store.expire(caps.batch_days * DAY_S)
-            most = self._store.held()[client] + tally.preparing + count - 1
-            self._refuse_at(tally, most, caps.batches_each, "batches held (batches_each)")
-            tally.preparing += count
+            most = self._store.held()[client] + usage.preparing + count - 1
+            self._refuse_at(usage, most, caps.batches_each, "batches held (batches_each)")
+            usage.preparing += count
             return
         now = self._clock()
-        while tally.queries and tally.queries[0] <= now - DAY_S:
-            tally.queries.popleft()
-        lately = sum(at > now - HOUR_S for at in tally.queries)
-        self._refuse_at(tally, lately, caps.queries_hour_each, "queries in an hour (queries_hour_each)")
-        self._refuse_at(tally, len(tally.queries), caps.queries_day_each, "queries in a day (queries_day_each)")
-        self._write_down(client, now)  # durable before it is answered
-        tally.queries.append(now)
+        while usage.queries and usage.queries[0] <= now - DAY_S:
+            usage.queries.popleft()
+        lately = sum(at > now - HOUR_S for at in usage.queries)
+        self._refuse_at(usage, lately, caps.queries_hour_each, "queries in an hour (queries_hour_each)")
+        self._refuse_at(usage, len(usage.queries), caps.queries_day_each, "queries in a day (queries_day_each)")
+        self._record(client, now)  # durable before it is answered
+        usage.queries.append(now)
 
-    def leave(
+    def close_session(
         self,
         client: str,
         work: Work | None,
@@ -159,30 +159,30 @@ class Book:
             received: payload from it, in bytes.
             seconds: how long it took.
         """
-        tally = self.tallies[client]
-        tally.running -= 1
-        tally.preparing -= count * (work == "prepare")
-        tally.prepared += count * (outcome == "served" and work == "prepare")
-        tally.answered += outcome == "served" and work == "query"
-        tally.failed += outcome == "failed"
-        tally.bytes_sent += sent
-        tally.bytes_received += received
-        tally.seconds += seconds
+        usage = self.usage[client]
+        usage.running -= 1
+        usage.preparing -= count * (work == "prepare")
+        usage.prepared += count * (outcome == "served" and work == "prepare")
+        usage.answered += outcome == "served" and work == "query"
+        usage.failed += outcome == "failed"
+        usage.bytes_sent += sent
+        usage.bytes_received += received
+        usage.seconds += seconds
 
     def status(self) -> list[dict[str, Any]]:
         """Sizes, counts and times, a row for each client; no secrets."""
         held = self._store.held()
         return [
-            {"client": client[:SHOWN], **asdict(tally), "queries": len(tally.queries), "batches_held": held[client]}
-            for client, tally in self.tallies.items()
+            {"client": client[:SHOWN], **asdict(usage), "queries": len(usage.queries), "batches_held": held[client]}
+            for client, usage in self.usage.items()
         ]
 
-    def _refuse_at(self, tally: Tally, number: int, cap: int, what: str) -> None:
+    def _refuse_at(self, usage: Usage, number: int, cap: int, what: str) -> None:
         if number >= cap:
-            tally.refused += 1
+            usage.refused += 1
             raise CapError(f"it has reached the cap of {cap} {what}")
 
-    def _recall(self) -> None:
+    def _load(self) -> None:
         """Read the queries of the last day, and write those only."""
         since = self._clock() - DAY_S
         kept: list[str] = []
@@ -190,13 +190,13 @@ class Book:
         for found in filter(None, map(QUERY.fullmatch, lines)):  # a line that a crash has torn was never answered
             at, client = float(found[1]), found[2]
             if at > since:
-                self.tallies[client].queries.append(at)
+                self.usage[client].queries.append(at)
                 kept.append(f"{found[0]}\n")
         new = self._path.with_suffix(".new")
         new.write_text("".join(kept), "ascii")
         new.replace(self._path)
 
-    def _write_down(self, client: str, now: float) -> None:
+    def _record(self, client: str, now: float) -> None:
         try:
             with open(self._path, "a", encoding="ascii") as file:
                 file.write(f"\n{now:.3f} {client}\n")  # alone, whatever a full disk left before it

@@ -4,7 +4,7 @@ The front, :meth:`Service.run`, is one loop without threads. It takes the TLS ha
 by side, so a slow one holds up nobody and costs no process. Only when both certificates are verified and the caps
 (``caps.py``) allow a session does it fork a process for it. That process has the program and its weights already, in
 pages that all sessions share; it ends with its session, and one that is killed or runs out of memory takes no other
-with it. Before the work begins it asks the front, which alone keeps the book. Threads would not do: the library for
+with it. Before the work begins it asks the front, which alone keeps the quotas. Threads would not do: the library for
 homomorphic encryption holds Python's lock, so they would share one core.
 
 A fork copies whatever locks other threads hold at that moment, and nobody ever opens them. So the front refuses to run
@@ -40,10 +40,10 @@ from deepreshape.private.parties.server import Model
 from deepreshape.private.parties.sessions import Work, serve
 from deepreshape.private.parties.store import Store
 from deepreshape.private.service import status
-from deepreshape.private.service.quotas import SHOWN, Book, CapError, Caps, Outcome
-from deepreshape.private.transport.certificates import Peer
+from deepreshape.private.service.quotas import SHOWN, CapError, Caps, Outcome, Quotas
+from deepreshape.private.transport.certificates import Identity
 from deepreshape.private.transport.channel import ProtocolError
-from deepreshape.private.transport.tls import Arrival, Endpoint, WireChannel
+from deepreshape.private.transport.tls import Endpoint, PendingConnection, TlsChannel
 
 GRACE_S = 5.0
 """How long a session that was told to end may take to clean up, before it is killed."""
@@ -63,51 +63,51 @@ class _Session:
     """What the front knows of a session's process."""
 
     pid: int
-    line: socket.socket
-    peer: Peer
+    pipe: socket.socket
+    peer: Identity
     work: Work | None = None
     count: int = 1
     refusal: str = ""
-    heard: bytearray = field(default_factory=bytearray)
+    report: bytearray = field(default_factory=bytearray)
 
 
 class Service:
     """A server.
 
     Args:
-        door: listens; from :func:`~deepreshape.private.transport.tls.listen`. The service closes it.
+        listener: listens; from :func:`~deepreshape.private.transport.tls.listen`. The service closes it.
         endpoint: with the server's certificate.
         model: what is served.
         store: the server's own.
         caps: how much a client may have.
-        status_door: listens on loopback for readers of the status, or None. The service closes it.
+        status_listener: listens on loopback for readers of the status, or None. The service closes it.
         notify: is told what happens, in lines without secrets.
 
     Raises:
-        StoreError: if the book of caps cannot be kept in the store.
-        ValueError: if other machines can reach ``status_door``.
+        StoreError: if the quotas of caps cannot be kept in the store.
+        ValueError: if other machines can reach ``status_listener``.
     """
 
     def __init__(
         self,
-        door: socket.socket,
+        listener: socket.socket,
         endpoint: Endpoint,
         model: Model,
         store: Store,
         caps: Caps | None = None,
         *,
-        status_door: socket.socket | None = None,
+        status_listener: socket.socket | None = None,
         notify: Notify | None = None,
     ) -> None:
-        if status_door:
-            status.check_loopback(status_door)
-        self.book = Book(caps or Caps(), store)
+        if status_listener:
+            status.check_loopback(status_listener)
+        self.quotas = Quotas(caps or Caps(), store)
         self.ended: dict[Outcome, int] = {"served": 0, "failed": 0, "refused": 0}
-        self._door, self._status_door = door, status_door
+        self._listener, self._status_listener = listener, status_listener
         self._endpoint, self._model, self._store = endpoint, model, store
         self._notify: Notify = notify or (lambda _: None)
         self._selector = selectors.DefaultSelector()
-        self._arrivals: dict[Arrival, str] = {}  # with their addresses, in the order in which they came
+        self._pending: dict[PendingConnection, str] = {}  # with their addresses, in the order in which they came
         self._sessions: dict[int, _Session] = {}
         self._alive = os.pipe()
         self._began = time.time()
@@ -127,28 +127,28 @@ class Service:
             stack.callback(self._close)
             stack.enter_context(self._store.reserved())
             stack.enter_context(self._woken_by_signals())
-            page = stack.enter_context(self._page(self._status_door)) if self._status_door else None
+            page = stack.enter_context(self._page(self._status_listener)) if self._status_listener else None
             stack.callback(self._end_sessions)
-            self._door.setblocking(False)
-            self._selector.register(self._door, selectors.EVENT_READ, self._accept)
+            self._listener.setblocking(False)
+            self._selector.register(self._listener, selectors.EVENT_READ, self._accept)
             while not self._stopped and self._wanted(sessions) > 0:
                 if page:
                     with suppress(OSError):  # a full disk makes the page stale, and ends no session
                         status.write(page, self.status())
-                for key, _ in self._selector.select(self._patience()):
+                for key, _ in self._selector.select(self._timeout()):
                     key.data()
-                self._turn_away_the_slow()
+                self._reject_slow()
                 if self._wanted(sessions) <= len(self._sessions):
-                    self._shut_door()
+                    self._stop_listening()
 
     def status(self) -> dict[str, Any]:
         """Counts, sizes and times; what the status page shows."""
         return {
             "began": self._began,
-            "arrivals": len(self._arrivals),
+            "arrivals": len(self._pending),
             "running": len(self._sessions),
             **self.ended,
-            "clients": self.book.status(),
+            "clients": self.quotas.status(),
         }
 
     def _wanted(self, sessions: int) -> float:
@@ -159,60 +159,60 @@ class Service:
 
     def _accept(self) -> None:
         try:
-            sock, address = self._door.accept()
+            sock, address = self._listener.accept()
         except (BlockingIOError, ConnectionError):  # it is gone again
             return
         except OSError:  # no descriptors are left: those without a certificate give theirs back
-            self._turn_away_the_oldest(0)
+            self._reject_oldest(0)
             time.sleep(PAUSE_S)
             return
-        self._turn_away_the_oldest(self.book.caps.arrivals - 1)
+        self._reject_oldest(self.quotas.caps.pending - 1)
         try:
-            arrival = self._endpoint.arrive(sock)
+            pending = self._endpoint.start(sock)
         except ProtocolError as error:
             self._refuse(str(address[0]), error)
             return
-        self._arrivals[arrival] = str(address[0])
-        self._selector.register(arrival, arrival.events, partial(self._advance, arrival))
+        self._pending[pending] = str(address[0])
+        self._selector.register(pending, pending.events, partial(self._advance, pending))
 
-    def _advance(self, arrival: Arrival) -> None:
-        if arrival not in self._arrivals:
+    def _advance(self, pending: PendingConnection) -> None:
+        if pending not in self._pending:
             return  # turned away since the selector named it
         try:
-            channel = arrival.advance()
+            channel = pending.advance()
         except ProtocolError as error:
-            self._refuse(self._forget(arrival), error)
+            self._refuse(self._forget(pending), error)
             return
         except Exception as error:  # whoever knocks, and with whatever certificate, cannot end the server
-            self._turn_away(arrival, f"unforeseen {type(error).__name__}")
+            self._reject(pending, f"unforeseen {type(error).__name__}")
             return
         if channel is None:
-            self._selector.modify(arrival, arrival.events, partial(self._advance, arrival))
+            self._selector.modify(pending, pending.events, partial(self._advance, pending))
             return
-        self._forget(arrival)
-        self._begin(channel)
+        self._forget(pending)
+        self._start_session(channel)
 
-    def _forget(self, arrival: Arrival) -> str:
-        self._selector.unregister(arrival)
-        return self._arrivals.pop(arrival)
+    def _forget(self, pending: PendingConnection) -> str:
+        self._selector.unregister(pending)
+        return self._pending.pop(pending)
 
-    def _turn_away(self, arrival: Arrival, why: str) -> None:
-        self._refuse(self._forget(arrival), why)
-        arrival.close()
+    def _reject(self, pending: PendingConnection, why: str) -> None:
+        self._refuse(self._forget(pending), why)
+        pending.close()
 
-    def _turn_away_the_oldest(self, most: int) -> None:
-        while len(self._arrivals) > most:
-            self._turn_away(next(iter(self._arrivals)), "the oldest of too many without a certificate (arrivals)")
+    def _reject_oldest(self, most: int) -> None:
+        while len(self._pending) > most:
+            self._reject(next(iter(self._pending)), "the oldest of too many without a certificate (pending)")
 
-    def _turn_away_the_slow(self) -> None:
-        for arrival in [arrival for arrival in self._arrivals if arrival.deadline <= time.monotonic()]:
-            self._turn_away(arrival, "TLS handshake not done in time (connect_s)")
+    def _reject_slow(self) -> None:
+        for pending in [pending for pending in self._pending if pending.deadline <= time.monotonic()]:
+            self._reject(pending, "TLS handshake not done in time (connect_s)")
 
-    def _patience(self) -> float | None:
+    def _timeout(self) -> float | None:
         """Seconds until somebody's time is over."""
-        if not self._arrivals:
+        if not self._pending:
             return None
-        return max(0.0, min(arrival.deadline for arrival in self._arrivals) - time.monotonic())
+        return max(0.0, min(pending.deadline for pending in self._pending) - time.monotonic())
 
     def _refuse(self, who: str, why: object) -> None:
         self.ended["refused"] += 1
@@ -220,72 +220,74 @@ class Service:
 
     # -- sessions
 
-    def _begin(self, channel: WireChannel) -> None:
+    def _start_session(self, channel: TlsChannel) -> None:
         peer = channel.peer
         try:
-            self.book.enter(peer.fingerprint)
+            self.quotas.open_session(peer.fingerprint)
         except CapError as error:
             channel.abort(str(error))
-            self._refuse(_called(peer), error)
+            self._refuse(_name(peer), error)
             return
         near, far = socket.socketpair()
         try:
-            pid = self._fork(lambda: _attend(far, channel, self._model, self._store), near)
+            pid = self._fork(lambda: _run_session(far, channel, self._model, self._store), near)
         except OSError as error:
             channel.abort("no process could be started")
-            self.book.leave(peer.fingerprint, None, "failed")
+            self.quotas.close_session(peer.fingerprint, None, "failed")
             self.ended["failed"] += 1
-            self._notify(f"{_called(peer)}: no process could be started: {error.strerror}")
+            self._notify(f"{_name(peer)}: no process could be started: {error.strerror}")
             near.close()
             return
         finally:
             far.close()
-            channel.let_go()
+            channel.release()
         near.setblocking(False)
         self._sessions[pid] = session = _Session(pid, near, peer)
-        self._selector.register(near, selectors.EVENT_READ, partial(self._hear, session))
+        self._selector.register(near, selectors.EVENT_READ, partial(self._read, session))
 
-    def _hear(self, session: _Session) -> None:
+    def _read(self, session: _Session) -> None:
         try:
-            data = session.line.recv(1 << 16)
+            data = session.pipe.recv(1 << 16)
         except ConnectionError:
             data = b""
         if not data:
-            self._bury(session)
+            self._reap(session)
         elif data[:1] in ASKED:
             with suppress(OSError):  # it may have died since
-                session.line.send(YES if self._admit(session, ASKED[data[:1]], data[1]) else NO)
+                session.pipe.send(YES if self._admit(session, ASKED[data[:1]], data[1]) else NO)
         else:
-            session.heard += data
+            session.report += data
 
     def _admit(self, session: _Session, work: Work, count: int) -> bool:
         try:
-            self.book.admit(session.peer.fingerprint, work, count)
+            self.quotas.admit(session.peer.fingerprint, work, count)
         except PrivateError as error:
             session.refusal = str(error)
             return False
         session.work, session.count = work, count
         return True
 
-    def _bury(self, session: _Session) -> None:
+    def _reap(self, session: _Session) -> None:
         """A session's process has closed its line, so it is at its end."""
-        self._selector.unregister(session.line)
-        session.line.close()
+        self._selector.unregister(session.pipe)
+        session.pipe.close()
         code = os.waitstatus_to_exitcode(os.waitpid(session.pid, 0)[1])
         del self._sessions[session.pid]
         try:
-            report: dict[str, Any] = json.loads(session.heard)
+            report: dict[str, Any] = json.loads(session.report)
         except ValueError:  # it ended before it could report
             report = {"error": ENDING if self._stopped else f"its process ended with status {code}", "traffic": {}}
         outcome: Outcome = "refused" if session.refusal else "failed" if report["error"] else "served"
         self.ended[outcome] += 1
-        self.book.leave(session.peer.fingerprint, session.work, outcome, count=session.count, **report["traffic"])
+        self.quotas.close_session(
+            session.peer.fingerprint, session.work, outcome, count=session.count, **report["traffic"]
+        )
         done = "answered a query" if session.work == "query" else f"prepared batches: {session.count}"
-        self._notify(f"{_called(session.peer)}: {session.refusal or report['error'] or done}")
+        self._notify(f"{_name(session.peer)}: {session.refusal or report['error'] or done}")
 
     def _end_sessions(self) -> None:
         """Tell all to end, and kill those that do not."""
-        self._shut_door()
+        self._stop_listening()
         for session in self._sessions.values():
             os.kill(session.pid, signal.SIGTERM)
         deadline = time.monotonic() + GRACE_S
@@ -294,15 +296,15 @@ class Service:
                 key.data()
         for session in list(self._sessions.values()):
             os.kill(session.pid, signal.SIGKILL)
-            self._bury(session)
+            self._reap(session)
 
-    def _shut_door(self) -> None:
-        if self._door.fileno() >= 0:
+    def _stop_listening(self) -> None:
+        if self._listener.fileno() >= 0:
             with suppress(KeyError):
-                self._selector.unregister(self._door)
-            self._door.close()
-        for arrival in list(self._arrivals):
-            self._turn_away(arrival, "the server is ending")
+                self._selector.unregister(self._listener)
+            self._listener.close()
+        for pending in list(self._pending):
+            self._reject(pending, "the server is ending")
 
     # -- processes and signals
 
@@ -317,7 +319,7 @@ class Service:
             if pid := os.fork():
                 return pid
             try:
-                self._leave_the_front(*ends)
+                self._detach(*ends)
                 signal.pthread_sigmask(signal.SIG_SETMASK, mask)
                 work()
             finally:
@@ -325,27 +327,27 @@ class Service:
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
-    def _leave_the_front(self, *ends: socket.socket) -> None:
+    def _detach(self, *ends: socket.socket) -> None:
         """In a process just forked: give up what is the front's, and end when it ends."""
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends it to all; the front decides
         signal.signal(signal.SIGTERM, _exit)
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        for end in (self._door, *ends, *(session.line for session in self._sessions.values())):
+        for end in (self._listener, *ends, *(session.pipe for session in self._sessions.values())):
             end.close()
-        for arrival in self._arrivals:
-            arrival.close()
+        for pending in self._pending:
+            pending.close()
         self._selector.close()
         os.close(self._alive[1])
         threading.Thread(target=_end_with_the_front, args=(self._alive[0],), daemon=True).start()
 
     @contextmanager
-    def _page(self, door: socket.socket) -> Generator[Path]:
+    def _page(self, listener: socket.socket) -> Generator[Path]:
         """The process of the status page; the file that it reads."""
         path = self._store.folder / "status.json"
         status.write(path, self.status())
-        pid = self._fork(lambda: status.serve_page(door, path))
-        door.close()
+        pid = self._fork(lambda: status.serve_page(listener, path))
+        listener.close()
         try:
             yield path
         finally:
@@ -376,22 +378,22 @@ class Service:
 
     def _close(self) -> None:
         self._selector.close()
-        for end in filter(None, (self._door, self._status_door)):
+        for end in filter(None, (self._listener, self._status_listener)):
             end.close()
         for end in self._alive:
             os.close(end)
 
 
-def _attend(line: socket.socket, channel: WireChannel, model: Model, store: Store) -> None:
+def _run_session(pipe: socket.socket, channel: TlsChannel, model: Model, store: Store) -> None:
     """What a session's process does: the session, and a report of it on its line to the front."""
     began, error = time.monotonic(), ""
 
     def admit(work: Work, count: int) -> None:
-        line.sendall(next(byte for byte, asked in ASKED.items() if asked == work) + bytes([count]))
-        if line.recv(1) != YES:
+        pipe.sendall(next(byte for byte, asked in ASKED.items() if asked == work) + bytes([count]))
+        if pipe.recv(1) != YES:
             raise CapError("the front refused it")
 
-    with line:
+    with pipe:
         try:
             serve(channel, model, store, admit)
         except SystemExit:
@@ -400,13 +402,13 @@ def _attend(line: socket.socket, channel: WireChannel, model: Model, store: Stor
             error = str(reason)
         except BaseException as reason:
             error = f"unforeseen {type(reason).__name__}"  # its text might hold a secret
-        rows = channel.ledger.rows.values()
+        rows = channel.ledger.traffic.values()
         traffic = {
             "sent": sum(row.sent for row in rows),
             "received": sum(row.received for row in rows),
             "seconds": time.monotonic() - began,
         }
-        line.sendall(json.dumps({"error": error, "traffic": traffic}).encode())
+        pipe.sendall(json.dumps({"error": error, "traffic": traffic}).encode())
 
 
 def _exit(*_: object) -> None:
@@ -421,5 +423,5 @@ def _end_with_the_front(alive: int) -> None:
     os._exit(1)
 
 
-def _called(peer: Peer) -> str:
+def _name(peer: Identity) -> str:
     return f"client {peer.name!r} {peer.fingerprint[:SHOWN]}"

@@ -67,7 +67,7 @@ def metrics(status: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def serve_page(door: socket.socket, path: Path) -> None:
+def serve_page(listener: socket.socket, path: Path) -> None:
     """Answer readers for ever, from the file that :func:`write` writes."""
 
     class Reader(_Reader):
@@ -75,17 +75,17 @@ def serve_page(door: socket.socket, path: Path) -> None:
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Reader, bind_and_activate=False) as page:
         page.socket.close()
-        page.socket = door
+        page.socket = listener
         page.serve_forever()
 
 
-def check_loopback(door: socket.socket) -> None:
+def check_loopback(listener: socket.socket) -> None:
     """Refuse a socket that other machines can reach.
 
     Raises:
         ValueError: if it is one.
     """
-    host = str(door.getsockname()[0])
+    host = str(listener.getsockname()[0])
     if not ipaddress.ip_address(host).is_loopback:
         raise ValueError(f"the status page listens on {host}; only loopback, such as 127.0.0.1, is allowed")
 

@@ -48,7 +48,7 @@ class CertificateError(PrivateError):
 
 
 @dataclass(frozen=True)
-class Peer:
+class Identity:
     """What a certificate says about its holder."""
 
     role: Role
@@ -71,7 +71,7 @@ class Credentials:
         stem = f"{role}-{name}"
         return Credentials(folder / f"{stem}.pem", folder / f"{stem}.key", folder / "authority.pem")
 
-    def own(self) -> Peer:
+    def identity(self) -> Identity:
         """What our own certificate says.
 
         Raises:
@@ -99,7 +99,7 @@ def fingerprint(der: bytes) -> str:
     return hashlib.sha256(der).hexdigest()
 
 
-def describe(der: bytes) -> Peer:
+def describe(der: bytes) -> Identity:
     """Role, name and fingerprint of a certificate in DER that has been verified, or is our own.
 
     Raises:
@@ -118,7 +118,7 @@ def describe(der: bytes) -> Peer:
     name = str(names[0].value) if len(names) == 1 else ""
     if len(uris) != 1 or len(roles) != 1 or not NAME.fullmatch(name):
         raise CertificateError(f"certificate {fingerprint(der)[:16]}... carries {uris} as {name!r}, not one role")
-    return Peer(roles[0], name, fingerprint(der))
+    return Identity(roles[0], name, fingerprint(der))
 
 
 def create_authority(folder: Path, days: int = 3650) -> Path:

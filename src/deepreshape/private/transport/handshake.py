@@ -26,8 +26,9 @@ from typing import NamedTuple, Protocol, cast, get_args
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-from deepreshape.private.transport.certificates import Peer, Role
-from deepreshape.private.transport.channel import Channel, Frame, Phase, ProtocolError
+from deepreshape.private.transport.certificates import Identity, Role
+from deepreshape.private.transport.channel import Channel, Frame, ProtocolError
+from deepreshape.private.transport.ledger import Phase
 
 VERSION = 1
 HELLO_BYTES = 4096
@@ -83,7 +84,7 @@ class Session:
 
     channel: Channel
     role: Role
-    peer: Peer
+    peer: Identity
     id: bytes
     agreement: Agreement
 
@@ -108,10 +109,10 @@ class Session:
 
 
 class Connection(Channel, Protocol):
-    """A channel whose two ends are known by certificate; ``WireChannel`` is one."""
+    """A channel whose two ends are known by certificate; ``TlsChannel`` is one."""
 
-    own: Peer
-    peer: Peer
+    identity: Identity
+    peer: Identity
 
     def renumber(self, outgoing: int, incoming: int) -> None:
         """Continue both directions at these sequence numbers."""
@@ -285,7 +286,7 @@ class _Talk:
     greetings: dict[Role, bytes] = field(default_factory=dict[Role, bytes])
 
     def __post_init__(self) -> None:
-        own, peer = self.connection.own.role, self.connection.peer.role
+        own, peer = self.connection.identity.role, self.connection.peer.role
         if own != self.role or peer == self.role:
             raise ProtocolError(f"certificates say {own} here and {peer} there, but this side acts as the {self.role}")
 
@@ -293,7 +294,10 @@ class _Talk:
         return cast(Agreement, self.agreement)  # a server has chosen by the time it answers
 
     def greeting(self) -> bytes:
-        ends: dict[Role, Peer] = {self.role: self.connection.own, self.connection.peer.role: self.connection.peer}
+        ends: dict[Role, Identity] = {
+            self.role: self.connection.identity,
+            self.connection.peer.role: self.connection.peer,
+        }
         client, server = ends["client"].fingerprint, ends["server"].fingerprint
         ours = Greeting(client, server, self.agreed(), secrets.token_hex(32))
         self.greetings[self.role] = ours.encode()

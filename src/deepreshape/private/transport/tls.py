@@ -6,7 +6,7 @@ allocated. Nothing is ever parsed out of a payload here.
 
 Secrecy, integrity and replay protection against an active network attacker are those of TLS 1.3 (RFC 8446), by the
 standard library's OpenSSL, without resumption, early data or the system's trust store. Sequence numbers start where
-the session says (:meth:`WireChannel.renumber`), so a frame kept from another session does not fit either. What a frame
+the session says (:meth:`TlsChannel.renumber`), so a frame kept from another session does not fit either. What a frame
 holds is the peer's word: whoever reads it checks ranges, points and ciphertexts.
 
 **The rule of turns.** In each step of a protocol exactly one party sends while the other receives; both know who from
@@ -29,8 +29,9 @@ from typing import NoReturn
 
 import numpy as np
 
-from deepreshape.private.transport.certificates import CertificateError, Credentials, Peer, describe
-from deepreshape.private.transport.channel import Frame, Ledger, Payload, ProtocolError, as_bytes, as_writable
+from deepreshape.private.transport.certificates import CertificateError, Credentials, Identity, describe
+from deepreshape.private.transport.channel import Frame, Payload, ProtocolError, as_bytes, as_writable
+from deepreshape.private.transport.ledger import Ledger
 
 HEADER = struct.Struct("<BQQ")
 SLICE = 1 << 18
@@ -41,7 +42,7 @@ ABORT_CODE = b"\x01"
 ABORT_S = 1.0
 """Longest that telling the peer of an abort may take."""
 MODULUS = 1 << 64
-ARRIVING = "a connecting party"
+UNKNOWN = "a connecting party"
 """Who is at the other end, before its certificate has said so."""
 
 
@@ -103,16 +104,18 @@ class Link:
             raise ValueError(f"{self}: needs a finite delay_s >= 0 and bytes_per_s > 0")
 
 
-class WireChannel:
+class TlsChannel:
     """One end of an authenticated connection; made by :class:`Endpoint` only.
 
     Implements ``Channel``. One thread uses it. The first error ends it: the peer is
     told by one generic code, the socket closes, and every later call raises :class:`ProtocolError`.
     """
 
-    def __init__(self, sock: ssl.SSLSocket, own: Peer, peer: Peer, limits: Limits, link: Link | None = None) -> None:
+    def __init__(
+        self, sock: ssl.SSLSocket, identity: Identity, peer: Identity, limits: Limits, link: Link | None = None
+    ) -> None:
         self.ledger = Ledger()
-        self.own = own
+        self.identity = identity
         self.peer = peer
         self._sock = sock
         self._limits = limits
@@ -191,7 +194,7 @@ class WireChannel:
         with suppress(OSError):
             self._sock.close()
 
-    def let_go(self) -> None:
+    def release(self) -> None:
         """Close this process's end only: the process that was forked with it has the session now."""
         self._over = "another process has it"
         self._sock.close()
@@ -205,7 +208,7 @@ class WireChannel:
         Raises:
             ProtocolError: if the peer sends anything else, is silent, or is gone.
         """
-        if self.own.role == "client":
+        if self.identity.role == "client":
             self.send(Frame.READY, b"")
             self.receive(Frame.READY, 0)
         else:
@@ -316,10 +319,10 @@ class Endpoint:
     """
 
     def __init__(self, credentials: Credentials, limits: Limits | None = None, link: Link | None = None) -> None:
-        self.own = credentials.own()
+        self.identity = credentials.identity()
         self._limits = limits or Limits()
         self._link = link
-        serving = self.own.role == "server"
+        serving = self.identity.role == "server"
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER if serving else ssl.PROTOCOL_TLS_CLIENT)
         context.minimum_version = context.maximum_version = ssl.TLSVersion.TLSv1_3
         context.check_hostname = False  # a party is who its certificate says, wherever it runs
@@ -340,7 +343,7 @@ class Endpoint:
             ) from None
         self._context = context
 
-    def connect(self, host: str, port: int, pinned: str | None = None) -> WireChannel:
+    def connect(self, host: str, port: int, pinned: str | None = None) -> TlsChannel:
         """Connect to a server and verify its certificate.
 
         With TLS 1.3 a client is done before the server has looked at its certificate; a server that refuses it is seen
@@ -363,7 +366,7 @@ class Endpoint:
             raise ConnectionLostError(f"cannot connect to {host}:{port}: {_reason(error)}") from None
         return self._secure(sock, f"{host}:{port}", pinned)
 
-    def accept(self, sock: socket.socket) -> WireChannel:
+    def accept(self, sock: socket.socket) -> TlsChannel:
         """Run the server's side of TLS on a connection that a listening socket has accepted.
 
         Takes as long as the peer likes, up to ``connect_s``: call it in the thread of the session.
@@ -372,23 +375,25 @@ class Endpoint:
             RefusedError: if the other side is no client of the authority; ``sock`` is closed.
             ConnectionLostError, TimeLimitError: if it goes away or stalls; ``sock`` is closed.
         """
-        return self._secure(sock, ARRIVING, None)
+        return self._secure(sock, UNKNOWN, None)
 
-    def arrive(self, sock: socket.socket) -> Arrival:
+    def start(self, sock: socket.socket) -> PendingConnection:
         """The same, one step at a time, for a server that waits for many at once.
 
         Raises:
             ConnectionLostError: if the other side is gone already; ``sock`` is closed.
         """
-        secure = self._wrap(sock, ARRIVING)
+        secure = self._wrap(sock, UNKNOWN)
         secure.setblocking(False)
-        return Arrival(secure, lambda: self._greet(secure, ARRIVING, None), time.monotonic() + self._limits.connect_s)
+        return PendingConnection(
+            secure, lambda: self._greet(secure, UNKNOWN, None), time.monotonic() + self._limits.connect_s
+        )
 
-    def _secure(self, sock: socket.socket, where: str, pinned: str | None) -> WireChannel:
+    def _secure(self, sock: socket.socket, where: str, pinned: str | None) -> TlsChannel:
         return self._greet(self._wrap(sock, where), where, pinned)
 
     def _wrap(self, sock: socket.socket, where: str) -> ssl.SSLSocket:
-        serving = self.own.role == "server"
+        serving = self.identity.role == "server"
         try:
             sock.settimeout(self._limits.connect_s)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
@@ -399,16 +404,16 @@ class Endpoint:
             sock.close()
             raise ConnectionLostError(f"{where}: gone before the TLS handshake: {_reason(error)}") from None
 
-    def _greet(self, secure: ssl.SSLSocket, where: str, pinned: str | None) -> WireChannel:
+    def _greet(self, secure: ssl.SSLSocket, where: str, pinned: str | None) -> TlsChannel:
         """The handshake, and what follows from the peer's certificate; on any error ``secure`` is closed."""
         try:
             secure.do_handshake()
             peer = describe(secure.getpeercert(binary_form=True) or b"")
-            if peer.role == self.own.role:
+            if peer.role == self.identity.role:
                 raise RefusedError(f"{where}: certificate {peer.name!r} is for a {peer.role}, and so is ours")
             if pinned is not None and peer.fingerprint != pinned:
                 raise RefusedError(f"{where}: server certificate is {peer.fingerprint}, pinned is {pinned}")
-            return WireChannel(secure, self.own, peer, self._limits, self._link)
+            return TlsChannel(secure, self.identity, peer, self._limits, self._link)
         except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
             raise  # nothing is wrong: there is more to come
         except BaseException as error:
@@ -427,15 +432,15 @@ class Endpoint:
                     raise
 
 
-class Arrival:
-    """A connection whose TLS handshake is under way; made by :meth:`Endpoint.arrive`, and watched by a selector.
+class PendingConnection:
+    """A connection whose TLS handshake is under way; made by :meth:`Endpoint.start`, and watched by a selector.
 
     Attributes:
         events: what its socket must be ready for before :meth:`advance` is called again.
         deadline: when its time (``connect_s``) is over, by ``time.monotonic``.
     """
 
-    def __init__(self, secure: ssl.SSLSocket, greet: Callable[[], WireChannel], deadline: float) -> None:
+    def __init__(self, secure: ssl.SSLSocket, greet: Callable[[], TlsChannel], deadline: float) -> None:
         self.events = selectors.EVENT_READ
         self.deadline = deadline
         self._secure = secure
@@ -445,7 +450,7 @@ class Arrival:
         """For the selector."""
         return self._secure.fileno()
 
-    def advance(self) -> WireChannel | None:
+    def advance(self) -> TlsChannel | None:
         """Go on as far as what has come allows; the channel, once both certificates are verified.
 
         Raises:

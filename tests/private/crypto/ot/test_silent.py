@@ -14,7 +14,7 @@ from deepreshape.private.crypto.ot import silent
 from deepreshape.private.crypto.ot.lpn import LARGE, SMALL, Round, Size, random_set, schedule, security_bits
 from deepreshape.private.crypto.ot.silent import SILENT, Silent
 from deepreshape.private.crypto.ot.softspoken import BITS
-from deepreshape.private.transport.channel import memory_pair
+from deepreshape.private.transport.memory import memory_pair
 
 TINY = Silent(small=Size(6, 5, 9), large=Size(8, 6, 10))
 

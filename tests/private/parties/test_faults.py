@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Literal, get_args
 
 import pytest
-from faults import INSIDE_TLS, PATIENT, Attack, Fault, Keys, Outcome, Relay, Talk, converse, judge_by
 from programs import ONE_RELU, random_inputs
+from support.relay import INSIDE_TLS, PATIENT, Attack, Fault, Keys, Outcome, Relay, Talk, converse, judge_by
 
 from deepreshape.private.errors import PrivateError
 from deepreshape.private.parties.plan import Plan

@@ -29,7 +29,7 @@ from deepreshape.private.transport.tls import (
     Limits,
     PeerAbortedError,
     TimeLimitError,
-    WireChannel,
+    TlsChannel,
     listen,
 )
 
@@ -246,7 +246,7 @@ class Talk:
 
     visit: Callable[[Endpoint, int], bytes]
     """The client's side: with its endpoint, to a port."""
-    attend: Callable[[WireChannel], bytes]
+    attend: Callable[[TlsChannel], bytes]
 
 
 def _visit(endpoint: Endpoint, port: int) -> bytes:
@@ -254,7 +254,7 @@ def _visit(endpoint: Endpoint, port: int) -> bytes:
         return play(session.channel, "client")
 
 
-def _attend(channel: WireChannel) -> bytes:
+def _attend(channel: TlsChannel) -> bytes:
     with server_session(channel, lambda _: AGREEMENT) as session:
         return play(session.channel, "server")
 

@@ -13,8 +13,7 @@ SCRIPT = """
 import os, signal, sys
 from pathlib import Path
 
-sys.path.insert(0, sys.argv[2])
-from faults import Keys
+from support.relay import Keys
 from programs import every_kind, random_inputs
 
 from deepreshape.private.program import interpret as plain
@@ -23,7 +22,7 @@ from deepreshape.private.parties.sessions import Client, LostBatchError, serve
 from deepreshape.private.parties.plan import Plan
 from deepreshape.private.parties.server import Model
 from deepreshape.private.parties.store import Store
-from deepreshape.private.transport.tls import Endpoint, WireChannel, listen
+from deepreshape.private.transport.tls import Endpoint, TlsChannel, listen
 
 folder = Path(sys.argv[1])
 keys = Keys.make(folder / "keys")
@@ -52,7 +51,7 @@ def die_at(step):
             return result
         return wrapped
     for name in ("send", "receive", "receive_into"):
-        setattr(WireChannel, name, dying(getattr(WireChannel, name)))
+        setattr(TlsChannel, name, dying(getattr(TlsChannel, name)))
 
 def apart(role, kind, step=0):
     # one side in a process of its own; nothing here has threads
@@ -132,9 +131,10 @@ for kind, victim, first, stride in (
 
 
 def test_kill_at_every_frame(tmp_path: Path) -> None:
-    path = os.pathsep.join([str(Path(deepreshape.__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
+    folders = [Path(deepreshape.__file__).parents[1], *(Path(__file__).parents[up] for up in (1, 2))]
+    path = os.pathsep.join([*map(str, folders), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, str(tmp_path), str(Path(__file__).parent)],
+        [sys.executable, "-c", SCRIPT, str(tmp_path)],
         env={**os.environ, "PYTHONPATH": path},
         capture_output=True,
         text=True,

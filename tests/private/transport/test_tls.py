@@ -13,7 +13,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from faults import (
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from support.relay import (
     INSIDE_TLS,
     PATIENT,
     SCRIPT,
@@ -29,8 +31,6 @@ from faults import (
     judge_by,
     tls,
 )
-from hypothesis import example, given, settings
-from hypothesis import strategies as st
 
 from deepreshape.private.transport.channel import Frame, ProtocolError
 from deepreshape.private.transport.tls import (
@@ -43,7 +43,7 @@ from deepreshape.private.transport.tls import (
     PeerAbortedError,
     RefusedError,
     TimeLimitError,
-    WireChannel,
+    TlsChannel,
     listen,
 )
 
@@ -53,7 +53,7 @@ def keys(tmp_path_factory: pytest.TempPathFactory) -> Keys:
     return Keys.make(tmp_path_factory.mktemp("keys"))
 
 
-def pair(keys: Keys, limits: Limits = PATIENT, link: Link | None = None) -> tuple[WireChannel, WireChannel]:
+def pair(keys: Keys, limits: Limits = PATIENT, link: Link | None = None) -> tuple[TlsChannel, TlsChannel]:
     """Client and server end of one connection."""
     with listen("127.0.0.1", 0) as listening, ThreadPoolExecutor(1) as pool:
         served = pool.submit(lambda: Endpoint(keys.server, limits).accept(listening.accept()[0]))
@@ -187,9 +187,9 @@ def test_bytes_are_booked_and_nothing_is_copied(keys: Keys) -> None:
     tracemalloc.stop()
     np.testing.assert_array_equal(out, sent)
     assert peak < sent.nbytes // 4
-    row, other = client.ledger.rows["layer1", "offline"], server.ledger.rows["layer1", "offline"]
-    assert (row.sent, row.received, row.frames_sent, row.turns) == (sent.nbytes, 0, 1, 1)
-    assert (other.sent, other.received, other.frames_received, other.turns) == (0, sent.nbytes, 1, 0)
+    row, other = client.ledger.traffic["layer1", "offline"], server.ledger.traffic["layer1", "offline"]
+    assert (row.sent, row.received, row.frames_sent, row.rounds) == (sent.nbytes, 0, 1, 1)
+    assert (other.sent, other.received, other.frames_received, other.rounds) == (0, sent.nbytes, 1, 0)
     with ThreadPoolExecutor(1) as pool:
         pool.submit(client.finish)
         server.finish()

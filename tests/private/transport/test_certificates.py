@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
-from faults import PATIENT, Keys
+from support.relay import PATIENT, Keys
 
 from deepreshape.private.transport.certificates import (
     CertificateError,
@@ -97,17 +97,17 @@ def forge(
 
 def test_both_sides_know_each_other(keys: Keys) -> None:
     client, server = Endpoint(keys.client, PATIENT), Endpoint(keys.server, PATIENT)
-    assert (client.own.role, client.own.name) == ("client", "alice")
-    assert (server.own.role, server.own.name) == ("server", "bob")
+    assert (client.identity.role, client.identity.name) == ("client", "alice")
+    assert (server.identity.role, server.identity.name) == ("server", "bob")
     assert meet(server, client) == (None, None)
-    assert meet(server, client, pinned=server.own.fingerprint) == (None, None)
+    assert meet(server, client, pinned=server.identity.fingerprint) == (None, None)
 
 
 def test_fingerprint_is_of_the_certificate(keys: Keys) -> None:
     der = ssl.PEM_cert_to_DER_cert(keys.client.certificate.read_text())
     certificate = x509.load_der_x509_certificate(der)
-    assert fingerprint(der) == describe(der).fingerprint == keys.client.own().fingerprint
-    assert len({keys.client.own().fingerprint, keys.server.own().fingerprint}) == 2
+    assert fingerprint(der) == describe(der).fingerprint == keys.client.identity().fingerprint
+    assert len({keys.client.identity().fingerprint, keys.server.identity().fingerprint}) == 2
     assert certificate.not_valid_after_utc - datetime.datetime.now(datetime.UTC) < datetime.timedelta(days=366)
 
 

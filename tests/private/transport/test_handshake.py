@@ -15,17 +15,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deepreshape.private.transport.certificates import Peer, Role
-from deepreshape.private.transport.channel import (
-    Channel,
-    Frame,
-    Ledger,
-    MemoryChannel,
-    Payload,
-    Phase,
-    ProtocolError,
-    memory_pair,
-)
+from deepreshape.private.transport.certificates import Identity, Role
+from deepreshape.private.transport.channel import Channel, Frame, Payload, ProtocolError
 from deepreshape.private.transport.handshake import (
     HELLO_BYTES,
     MACHINE,
@@ -37,9 +28,11 @@ from deepreshape.private.transport.handshake import (
     client_session,
     server_session,
 )
+from deepreshape.private.transport.ledger import Ledger, Phase
+from deepreshape.private.transport.memory import MemoryChannel, memory_pair
 
-ALICE = Peer("client", "alice", "a1" * 32)
-BOB = Peer("server", "bob", "b0" * 32)
+ALICE = Identity("client", "alice", "a1" * 32)
+BOB = Identity("server", "bob", "b0" * 32)
 AGREED = Agreement("cd" * 32, {"bits": 32, "garbler": "server", "packed": True}, "ef" * 32)
 
 
@@ -48,8 +41,8 @@ class Ends:
     """A memory channel that knows who is at its ends, and tells what was done to it."""
 
     channel: MemoryChannel
-    own: Peer
-    peer: Peer
+    identity: Identity
+    peer: Identity
     log: list[object] = field(default_factory=list)
     edit: Callable[[Frame, bytes], bytes] = lambda kind, data: data
 
@@ -87,7 +80,7 @@ def shake(
     server: Agreement = AGREED,
     *,
     edit: Callable[[Frame, bytes], bytes] | None = None,
-    seen_by_server: Peer = ALICE,
+    seen_by_server: Identity = ALICE,
 ) -> tuple[Session | Exception, Session | Exception, Ends, Ends]:
     """One handshake in two threads. Returns what each side ends with, and its end of the channel."""
     left, right = memory_pair()

@@ -1,4 +1,4 @@
-"""The book of a server: what a client may have, how long it is remembered, and that it cannot be argued with."""
+"""The quotas of a server: what a client may have, how long it is remembered, and that it cannot be argued with."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deepreshape.private.parties.store import Binding, SpentError, Store, StoreError
-from deepreshape.private.service.quotas import DAY_S, HOUR_S, Book, CapError, Caps
+from deepreshape.private.service.quotas import DAY_S, HOUR_S, CapError, Caps, Quotas
 
 ANN, BOB = "a" * 64, "b" * 64
 CAPS = Caps(sessions=3, sessions_each=2, batches_each=2, queries_hour_each=2, queries_day_each=3)
@@ -41,84 +41,84 @@ def put(store: Store, peer: str, number: int, program: str = "cd") -> str:
 
 def test_queries_are_counted_by_the_hour_and_the_day(store: Store) -> None:
     clock = Clock()
-    book = Book(CAPS, store, clock)
+    quotas = Quotas(CAPS, store, clock)
     for wait, refusal in ((0, ""), (1, ""), (1, "hour"), (HOUR_S, ""), (HOUR_S, "day"), (DAY_S - 2 * HOUR_S, "")):
         clock.now += wait
         if refusal:
             with pytest.raises(CapError, match=f"in an? {refusal}"):
-                book.admit(ANN, "query")
+                quotas.admit(ANN, "query")
         else:
-            book.admit(ANN, "query")
-        book.admit(BOB, "prepare")  # is no query
-        book.leave(BOB, "prepare", "served")
-    assert book.tallies[ANN].refused == 2
+            quotas.admit(ANN, "query")
+        quotas.admit(BOB, "prepare")  # is no query
+        quotas.close_session(BOB, "prepare", "served")
+    assert quotas.usage[ANN].refused == 2
 
 
 def test_a_restart_and_a_torn_line_forget_nothing(store: Store) -> None:
     clock = Clock()
-    book = Book(CAPS, store, clock)
-    book.admit(ANN, "query")
+    quotas = Quotas(CAPS, store, clock)
+    quotas.admit(ANN, "query")
     with open(store.folder / "queries", "a") as file:
         file.write("1000000.5 aaaa")  # the disk was full, or the machine went down
-    book.admit(ANN, "query")
+    quotas.admit(ANN, "query")
     for _ in range(2):  # what a restart has kept, the next one has to keep too
-        again = Book(CAPS, store, clock)
+        again = Quotas(CAPS, store, clock)
         with pytest.raises(CapError, match="hour"):
             again.admit(ANN, "query")
     clock.now += DAY_S + 1
-    Book(CAPS, store, clock).admit(ANN, "query")
+    Quotas(CAPS, store, clock).admit(ANN, "query")
     assert len((store.folder / "queries").read_text().split("\n")) < 4  # the old ones are gone
 
 
 def test_a_clock_that_is_set_back_gives_nobody_more(store: Store) -> None:
     clock = Clock()
-    book = Book(CAPS, store, clock)
-    book.admit(ANN, "query")
-    book.admit(ANN, "query")
+    quotas = Quotas(CAPS, store, clock)
+    quotas.admit(ANN, "query")
+    quotas.admit(ANN, "query")
     clock.now -= 10 * DAY_S
     with pytest.raises(CapError):
-        book.admit(ANN, "query")
+        quotas.admit(ANN, "query")
     with pytest.raises(CapError):
-        Book(CAPS, store, clock).admit(ANN, "query")
+        Quotas(CAPS, store, clock).admit(ANN, "query")
 
 
 def test_a_query_that_cannot_be_written_down_is_not_answered(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(_: int) -> None:
         raise OSError(28, "No space left on device")
 
-    book = Book(CAPS, store, Clock())
+    quotas = Quotas(CAPS, store, Clock())
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(StoreError, match="No space left on device; no query is answered uncounted"):
-        book.admit(ANN, "query")
+        quotas.admit(ANN, "query")
     (store.folder / "queries").unlink()
     (store.folder / "queries").mkdir()
     with pytest.raises(StoreError, match="the caps on queries cannot be kept"):
-        Book(CAPS, store, Clock())
+        Quotas(CAPS, store, Clock())
 
 
 def test_batches_are_counted_by_peer_whatever_the_program_and_those_being_made_too(store: Store) -> None:
-    book = Book(CAPS, store)
+    quotas = Quotas(CAPS, store)
     put(store, ANN, 1)
-    book.admit(ANN, "prepare")
+    quotas.admit(ANN, "prepare")
     with pytest.raises(CapError, match="2 batches held"):
-        book.admit(ANN, "prepare")
-    book.leave(ANN, "prepare", "failed")
+        quotas.admit(ANN, "prepare")
+    quotas.close_session(ANN, "prepare", "failed")
     with pytest.raises(CapError, match="2 batches held"):
-        book.admit(ANN, "prepare", 2)
+        quotas.admit(ANN, "prepare", 2)
     put(store, ANN, 2, program="ef")
     with pytest.raises(CapError, match="2 batches held"):
-        book.admit(ANN, "prepare")
-    book.admit(BOB, "prepare", 2)
-    book.leave(BOB, "prepare", "served", count=2)
-    assert (book.tallies[BOB].preparing, book.tallies[BOB].prepared) == (0, 2)
+        quotas.admit(ANN, "prepare")
+    quotas.admit(BOB, "prepare", 2)
+    quotas.close_session(BOB, "prepare", "served", count=2)
+    assert (quotas.usage[BOB].preparing, quotas.usage[BOB].prepared) == (0, 2)
 
 
 def test_old_batches_are_spent_and_make_room(store: Store) -> None:
-    book = Book(CAPS, store)
+    quotas = Quotas(CAPS, store)
     old, new = put(store, ANN, 1), put(store, ANN, 2)
     long_ago = time.time() - CAPS.batch_days * DAY_S - 60
     os.utime(store.folder / "fresh" / old, (long_ago, long_ago))
-    book.admit(ANN, "prepare")
+    quotas.admit(ANN, "prepare")
     assert store.fresh(Binding("cd" * 32, ANN, {})) == (new,)
     assert not (store.keys / f"{old}.key").exists()
     with pytest.raises(SpentError):
@@ -130,36 +130,36 @@ def test_old_batches_are_spent_and_make_room(store: Store) -> None:
 def test_sessions_never_exceed_either_cap_and_are_refused_only_at_one(
     steps: list[tuple[str, bool]], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    book = Book(CAPS, Store(tmp_path_factory.getbasetemp() / "sessions"))
+    quotas = Quotas(CAPS, Store(tmp_path_factory.getbasetemp() / "sessions"))
     running: list[str] = []
     for client, enters in steps:
         if not enters:
             if client in running:
                 running.remove(client)
-                book.leave(client, None, "served")
+                quotas.close_session(client, None, "served")
             continue
         full = len(running) == CAPS.sessions or running.count(client) == CAPS.sessions_each
         with suppress(CapError):
-            book.enter(client)
+            quotas.open_session(client)
             assert not full
             running.append(client)
             continue
         assert full
-    assert book.running == len(running)
+    assert quotas.running == len(running)
 
 
-@pytest.mark.parametrize("cap", ["sessions", "arrivals", "queries_day_each"])
+@pytest.mark.parametrize("cap", ["sessions", "pending", "queries_day_each"])
 def test_no_cap_is_below_one(cap: str) -> None:
     with pytest.raises(ValueError, match=f"{cap}=0: must be at least 1"):
         replace(CAPS, **{cap: 0})
 
 
 def test_status_has_no_more_of_a_client_than_the_first_digits(store: Store) -> None:
-    book = Book(CAPS, store)
-    book.enter(ANN)
-    book.admit(ANN, "query")
-    book.leave(ANN, "query", "served", sent=5, received=7, seconds=0.5)
-    (row,) = book.status()
+    quotas = Quotas(CAPS, store)
+    quotas.open_session(ANN)
+    quotas.admit(ANN, "query")
+    quotas.close_session(ANN, "query", "served", sent=5, received=7, seconds=0.5)
+    (row,) = quotas.status()
     assert row["client"] == ANN[:16]
     assert (row["queries"], row["answered"], row["bytes_sent"], row["bytes_received"], row["running"]) == (
         1,

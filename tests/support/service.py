@@ -12,8 +12,8 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from faults import PATIENT
 from programs import ONE_RELU
+from support.relay import PATIENT
 
 import deepreshape
 from deepreshape.private.parties.plan import Plan
@@ -44,7 +44,7 @@ door, page = listen("127.0.0.1", 0), listen("127.0.0.1", 0)
 tell = lambda line: print(line, flush=True)
 service = Service(
     door, endpoint, Model(program, Plan(program.public())), Store(folder / "server"), Caps(**settings["caps"]),
-    status_door=page, notify=tell,
+    status_listener=page, notify=tell,
 )
 tell(f"{door.getsockname()[1]} {page.getsockname()[1]}")
 service.run()

@@ -48,7 +48,7 @@ def contents(folder: Path) -> set[str]:
 
 def python(code: str, *arguments: object, check: bool = True) -> subprocess.CompletedProcess[str]:
     """Run a script with the package on its path, in a process of its own."""
-    path = str(Path(store_module.__file__).parents[2])
+    path = str(Path(store_module.__file__).parents[3])
     return subprocess.run(
         [sys.executable, "-c", code, *map(str, arguments)],
         env={**os.environ, "PYTHONPATH": path},
@@ -343,7 +343,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 def test_dead_writer_is_swept_and_a_living_one_is_not(tmp_path: Path) -> None:
     process = subprocess.Popen(
         [sys.executable, "-c", KILLED_WRITER, str(tmp_path)],
-        env={**os.environ, "PYTHONPATH": str(Path(store_module.__file__).parents[2])},
+        env={**os.environ, "PYTHONPATH": str(Path(store_module.__file__).parents[3])},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
     )
@@ -453,7 +453,7 @@ def test_two_servers_on_one_store_share_no_batch(store: Store) -> None:
     servers = [
         subprocess.Popen(
             [sys.executable, "-c", CLAIMER, str(store.folder)],
-            env={**os.environ, "PYTHONPATH": str(Path(store_module.__file__).parents[2])},
+            env={**os.environ, "PYTHONPATH": str(Path(store_module.__file__).parents[3])},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

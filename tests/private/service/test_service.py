@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from programs import ONE_RELU, every_kind, random_inputs
-from services import Served, served
+from support.service import Served, served
 
 from deepreshape.private.parties.plan import Plan
 from deepreshape.private.parties.server import Model
@@ -35,11 +35,11 @@ from deepreshape.private.transport.tls import (
     Endpoint,
     Limits,
     PeerAbortedError,
-    WireChannel,
+    TlsChannel,
     listen,
 )
 
-Open = Callable[[Client], WireChannel]
+Open = Callable[[Client], TlsChannel]
 X = random_inputs(ONE_RELU, 1, 1)
 EXPECTED = plain.run(ONE_RELU, X)[0]
 TURNED_AWAY = (PeerAbortedError, ConnectionLostError)
@@ -55,11 +55,11 @@ def until(holds: Callable[[], bool]) -> None:
 
 
 @pytest.fixture
-def open_session() -> Iterator[Callable[[Client], WireChannel]]:
+def open_session() -> Iterator[Callable[[Client], TlsChannel]]:
     """A client connects and says nothing; its session is running at the server."""
-    opened: list[WireChannel] = []
+    opened: list[TlsChannel] = []
 
-    def connect(client: Client) -> WireChannel:
+    def connect(client: Client) -> TlsChannel:
         opened.append(client.endpoint.connect("127.0.0.1", client.port))
         return opened[-1]
 
@@ -136,7 +136,7 @@ def test_caps_hold_for_each_client_and_say_precisely_which(open_session: Open, t
 
 @pytest.mark.parametrize("how", ["bare", "silent TLS", "half a handshake", "no certificate"])
 def test_a_thousand_visitors_do_not_disturb_a_running_session(how: str, open_session: Open, tmp_path: Path) -> None:
-    with served(tmp_path, Caps(arrivals=64)) as server, ExitStack() as stack:
+    with served(tmp_path, Caps(pending=64)) as server, ExitStack() as stack:
         client = server.client()
         batch = client.prepare().batch
         channel = open_session(client)
@@ -266,7 +266,7 @@ def test_status_tells_counts_and_no_more(tmp_path: Path) -> None:
         until(lambda: status(server)["served"] == 3)
         found = status(server)
         (row,) = found["clients"]
-        assert row["client"] == client.endpoint.own.fingerprint[:SHOWN]
+        assert row["client"] == client.endpoint.identity.fingerprint[:SHOWN]
         assert (row["prepared"], row["answered"], row["queries"], row["batches_held"]) == (2, 1, 1, 1)
         assert row["bytes_received"] > 0 < row["bytes_sent"]
         text = read(server, "/metrics")[1]
