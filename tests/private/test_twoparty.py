@@ -32,13 +32,13 @@ def check_declared(
     report = Plan(program.public(), replace(relu, garbler=garbler, batch=7)).declared()
     places = {(row.layer, row.phase) for row in report.rows}
     mine, theirs = ends
-    assert set(mine.rows) | set(theirs.rows) <= places
+    assert set(mine.traffic) | set(theirs.traffic) <= places
     for layer, phase in places:
         rows = report.only(layer=layer, phase=phase).rows
         up, down = sum(row.bytes_up for row in rows), sum(row.bytes_down for row in rows)
         waits = sum(row.rounds for row in rows)
-        counted = mine.rows.get((layer, phase))
-        other = theirs.rows.get((layer, phase))
+        counted = mine.traffic.get((layer, phase))
+        other = theirs.traffic.get((layer, phase))
         assert (up, down, waits) == ((counted.sent, counted.received, counted.rounds) if counted else (0, 0, 0))
         assert (up, down) == ((other.received, other.sent) if other else (0, 0))
     assert (report.stored_client, report.stored_server) == stored
@@ -130,7 +130,7 @@ def test_a_raised_value_costs_no_message(prime: bool) -> None:
     x = random_inputs(program, 1, 7)
     run = run_both(program, x[0])
     assert np.array_equal(run.output, plain.run(program, x, client=run.client_shares)[0])
-    assert not any(layer == raised.name for layer, _ in run.client.rows)
+    assert not any(layer == raised.name for layer, _ in run.client.traffic)
     check_declared(program, "server", (run.client, run.server), run.stored)
 
 
@@ -155,8 +155,8 @@ def test_lengths_and_counts_of_frames_do_not_depend_on_inputs_or_weights(program
     for garbler in ("server", "client"):
         runs = [run_both(program, random_inputs(program, 1, seed)[0], garbler) for seed in (1, 2)]
         runs.append(run_both(other, np.zeros(program.input_shape, np.int64), garbler))
-        assert runs[0].client.rows == runs[1].client.rows == runs[2].client.rows
-        assert runs[0].server.rows == runs[1].server.rows == runs[2].server.rows
+        assert runs[0].client.traffic == runs[1].client.traffic == runs[2].client.traffic
+        assert runs[0].server.traffic == runs[1].server.traffic == runs[2].server.traffic
 
 
 def test_client_shares_are_fresh_and_what_leaves_the_client_is_masked() -> None:
