@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from deepreshape.counting import count
 from deepreshape.design import coefficients, equalize, measure, only_stage
 from deepreshape.design.equalize import _solutions, inequalities
-from deepreshape.models import architecture, build, name_of, relus
+from deepreshape.models import architecture, build
 
 
 def multipliers(name: str, **options) -> list[tuple[int, ...]]:
@@ -18,7 +18,7 @@ def multipliers(name: str, **options) -> list[tuple[int, ...]]:
 
 def test_resnet18_gives_the_four_published_networks():
     found = equalize(architecture("resnet18-m16"))
-    assert [name_of(design.architecture) for design in found] == [
+    assert [design.architecture.name for design in found] == [
         "hrn-5x5x3x",
         "hrn-5x7x2x",
         "hrn-6x6x2x",
@@ -30,7 +30,7 @@ def test_resnet18_gives_the_four_published_networks():
 def test_alpha_2_gives_the_four_published_networks():
     found = equalize(architecture("resnet18-m32"), fixed={"alpha": 2})
     names = ["hrn-2x5x2x-m32", "hrn-2x5x3x-m32", "hrn-2x6x2x-m32", "hrn-2x7x2x-m32"]
-    assert [name_of(design.architecture) for design in found] == names
+    assert [design.architecture.name for design in found] == names
 
 
 def test_resnet34_gives_its_sixteen():
@@ -132,14 +132,14 @@ def test_the_published_order_is_for_four_stages():
 
 def test_keeping_one_stage_keeps_the_stem_with_the_first():
     whole = architecture("resnet18")
-    kept = [relus(only_stage(whole, stage)) for stage in (1, 2, 3, 4)]
+    kept = [only_stage(whole, stage).relus for stage in (1, 2, 3, 4)]
     assert kept == [327_680, 131_072, 65_536, 32_768]
 
 
 def test_criticality_is_the_published_score():
     tops = {1: 50.0, 2: 60.0, 3: 65.0, 4: 55.0}
-    by_relus = {relus(only_stage(architecture("resnet18"), stage)): tops[stage] for stage in tops}
-    found = measure(architecture("resnet18"), lambda candidate, seed: by_relus[relus(candidate)] + seed, seeds=(0, 2))
+    by_relus = {only_stage(architecture("resnet18"), stage).relus: tops[stage] for stage in tops}
+    found = measure(architecture("resnet18"), lambda candidate, seed: by_relus[candidate.relus] + seed, seeds=(0, 2))
     assert found.order == (3, 2, 4, 1)
     assert found.mean[2] == pytest.approx((65 - 50) / 65_536**0.07)
     assert found.mean[0] == 0

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from deepreshape.counting import Count, count
     from deepreshape.data import Dataset
     from deepreshape.design import equalize
-    from deepreshape.models import Architecture, architecture, build, name_of, relus
+    from deepreshape.models import Architecture, architecture, build
     from deepreshape.models.saved import load, save
     from deepreshape.removal import apply, plan
     from deepreshape.training import Recipe, train
@@ -28,10 +28,8 @@ _HOME = {
     "count": "deepreshape.counting",
     "equalize": "deepreshape.design",
     "load": "deepreshape.models.saved",
-    "name_of": "deepreshape.models",
     "plan": "deepreshape.removal",
     "price": "deepreshape.cost",
-    "relus": "deepreshape.models",
     "save": "deepreshape.models.saved",
     "train": "deepreshape.training",
 }
@@ -48,10 +46,8 @@ __all__ = [
     "count",
     "equalize",
     "load",
-    "name_of",
     "plan",
     "price",
-    "relus",
     "save",
     "train",
 ]

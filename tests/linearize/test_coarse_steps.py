@@ -4,11 +4,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
 from deepreshape.counting import count
-from deepreshape.models import Architecture, architecture, build, relus
+from deepreshape.models import Reduction, ResNet, Staged, architecture, build
 from deepreshape.nn import ReuseForm
 from deepreshape.removal import Cull, Reuse, Scale, Thin, apply, candidates, plan, plan_of
+from deepreshape.removal.sites import put_masks
 
 LADDER = [
     # network, full, thin, cull, cull and thin, then reuse by 2, 4, 8, 16 (DeepReShape; thousands, as published)
@@ -38,8 +40,8 @@ def test_deepreduce_budgets():
 
 
 networks = st.builds(
-    lambda phi, base, multipliers, side, block: Architecture(
-        "resnet", tuple(phi), base, tuple(multipliers[: len(phi) - 1]), (3, side, side), 10, block=block
+    lambda phi, base, multipliers, side, block: ResNet(
+        tuple(phi), base, tuple(multipliers[: len(phi) - 1]), (3, side, side), 10, block=block
     ),
     st.lists(st.integers(1, 3), min_size=2, max_size=4),
     st.integers(2, 9),
@@ -50,7 +52,7 @@ networks = st.builds(
 
 
 @given(network=networks, shrink=st.sampled_from(["reuse", "reshape"]))
-def test_prediction_equals_count_for_every_plan(network: Architecture, shrink):
+def test_prediction_equals_count_for_every_plan(network: Staged, shrink):
     for candidate in candidates(network, shrink):
         assert count(build(candidate.architecture, "meta"), network.input).total.relus == candidate.relus
 
@@ -86,8 +88,8 @@ def test_the_first_stage_is_culled_first_only_where_it_dominates():
 def test_thinning_can_keep_the_first_and_be_local():
     whole = architecture("resnet18")
     assert plan_of(whole, Thin("first")).relus == plan_of(whole, Thin()).relus
-    assert "stage1.0.act2" in Thin("first")(whole).removed
-    assert plan_of(whole, Thin(stages=(4,))).relus == relus(whole) - 16_384
+    assert "stage1.0.act2" in Thin("first")(whole).reduction.removed
+    assert plan_of(whole, Thin(stages=(4,))).relus == whole.relus - 16_384
 
 
 @pytest.mark.parametrize(
@@ -128,10 +130,32 @@ def test_applying_a_plan_takes_over_what_it_can():
     reused, record = apply(plan_of(whole, Thin(), Reuse(2)), model, seed=1)
     assert set(record.carried) | set(record.fresh) == set(reused.state_dict())
     assert all(".conv2." in name for name in record.fresh)
-    assert (record.relus_before, record.relus_after) == (relus(whole), count(reused, (1, 8, 8)).total.relus)
+    assert (record.relus_before, record.relus_after) == (whole.relus, count(reused, (1, 8, 8)).total.relus)
+
+
+def test_a_plan_carries_masks_or_refuses():
+    model = build(architecture("resnet18-m4", (1, 8, 8), 10), seed=0)
+    first, second = torch.rand(4, 8, 8) < 0.5, torch.rand(8, 4, 4) < 0.5
+    put_masks(model, {"stage1.0.act1": first, "stage2.0.act2": second})
+    thinned, record = apply(plan_of(model.architecture, Thin()), model)
+    assert torch.equal(thinned.get_submodule("stage2.0.act2").mask, second)
+    assert isinstance(thinned.get_submodule("stage1.0.act1"), nn.Identity)
+    assert record.relus_after == count(thinned, (1, 8, 8)).total.relus
+    assert record.relus_after == thinned.architecture.relus - int((~second).sum())
+    for step in (Reuse(2), Scale(channels=2), Scale(resolution=2)):
+        with pytest.raises(ValueError, match=r"the mask at stage1.0.act1 has no place in the new network"):
+            apply(plan_of(model.architecture, step), model)
+
+
+def test_a_plan_for_another_family_is_refused():
+    chosen = plan_of(architecture("resnet18-m4", (1, 8, 8), 10), Thin())
+    with pytest.raises(ValueError, match="a plan for a resnet does not fit a vgg, whose sites are others"):
+        apply(chosen, build(architecture("vgg16-m4", (1, 8, 8), 10)))
+    with pytest.raises(ValueError, match="does not fit a Sequential"):
+        apply(chosen, nn.Sequential())
 
 
 def test_removal_and_reuse_do_not_contradict_each_other():
     both = Cull(2)(Reuse(2)(architecture("resnet18")))
-    assert not {name for name, _ in both.reused} & both.removed
-    assert relus(replace(both, reused=())) > relus(both)
+    assert not {name for name, _ in both.reduction.reused} & both.reduction.removed
+    assert replace(both, reduction=Reduction(both.reduction.removed)).relus > both.relus

@@ -5,7 +5,7 @@ import torch
 from torch.nn.functional import pad
 
 from deepreshape.counting import count
-from deepreshape.models import PRESETS, architecture, build, relus, sites
+from deepreshape.models import PRESETS, Architecture, Reduction, architecture, build
 
 
 @pytest.mark.parametrize(
@@ -14,10 +14,11 @@ from deepreshape.models import PRESETS, architecture, build, relus, sites
 @pytest.mark.parametrize("side", [32, 24])
 def test_sites_are_where_a_trace_finds_relus(name: str, side: int):
     made = architecture(name, (3, side, side))
+    assert isinstance(made, Architecture)
     counted = count(build(made, "meta"), made.input)
-    by_site = {site.name: site.relus for site in sites(made)}
+    by_site = {site.name: site.relus for site in made.sites()}
     assert by_site == {path: counts.relus for path, counts in counted.by_module.items() if counts.relus}
-    assert relus(made) == counted.total.relus
+    assert made.relus == counted.total.relus
 
 
 @pytest.mark.parametrize(
@@ -47,8 +48,8 @@ def test_a_strided_resnet9_can_be_what_one_with_average_pools_is():
 
 def test_a_site_can_be_emptied():
     made = architecture("resnet20")
-    site = sites(made)[3]
-    assert relus(replace(made, removed=frozenset({site.name}))) == relus(made) - site.relus
+    site = made.sites()[3]
+    assert replace(made, reduction=Reduction(frozenset({site.name}))).relus == made.relus - site.relus
 
 
 def test_a_seed_fixes_the_weights_and_leaves_the_global_generator_alone():

@@ -1,24 +1,36 @@
 """Layers by arithmetic against a trace of the built network."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deepreshape.counting import count
-from deepreshape.models import Architecture, architecture, build, relus
-from deepreshape.models.resnet import layers
-from deepreshape.removal import candidates
+from deepreshape.design.plan import candidates
+from deepreshape.models import ResNet, Staged, architecture, build
+
+NETWORKS = """
+    resnet18 resnet20 hrn-5x5x3x-m4 resnet50-m4 resnet18-m4-r2 resnet18-m4-imagenet resnet9-m4 resnet9-m4-strided
+    vgg16-m4 vgg16-m4-r2 wideresnet22-8-m4 wideresnet28-10-m4-r2
+""".split()
 
 
-def agree(made: Architecture) -> None:
-    found = tuple(layers(made))
+def agree(made: Staged) -> None:
+    found = made.layers()
     assert found == count(build(made, "meta"), made.input).layers
-    assert sum(getattr(layer, "relus", 0) for layer in found) == relus(made)
+    assert sum(getattr(layer, "relus", 0) for layer in found) == made.relus
 
 
-@pytest.mark.parametrize("name", ["resnet18", "resnet20", "hrn-5x5x3x-m4", "resnet50-m4", "resnet18-m4-r2"])
-def test_layers_are_those_of_a_trace(name: str):
-    agree(architecture(name))
+@pytest.mark.parametrize("side", [32, 24])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_layers_are_those_of_a_trace(name: str, side: int):
+    agree(architecture(name, (3, side, side)))
+
+
+@pytest.mark.parametrize("shrink", ["reuse", "reshape"])
+@pytest.mark.parametrize("name", ["vgg16-m8", "resnet9-m8-strided", "wideresnet22-8-m8"])
+def test_layers_of_other_families_after_every_plan(name: str, shrink):
+    for plan in candidates(architecture(name), shrink):
+        agree(plan.architecture)
 
 
 @given(
@@ -27,7 +39,8 @@ def test_layers_are_those_of_a_trace(name: str):
     st.data(),
     st.sampled_from(["basic", "bottleneck"]),
 )
+@settings(max_examples=25)
 def test_layers_are_those_of_a_trace_after_every_plan(phi, base, data, block):
     multipliers = tuple(data.draw(st.integers(1, 4)) for _ in phi[1:])
-    whole = Architecture("resnet", tuple(phi), base, multipliers, (3, 16, 16), 7, block)
+    whole = ResNet(tuple(phi), base, multipliers, (3, 16, 16), 7, block=block)
     agree(data.draw(st.sampled_from(list(candidates(whole)))).architecture)

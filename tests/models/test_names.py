@@ -1,10 +1,11 @@
+import json
 from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deepreshape.models import PRESETS, Architecture, architecture, name_of
+from deepreshape.models import PRESETS, Reduction, ResNet, architecture, from_dict
 
 NAMES = """
     hrn-5x5x3x hrn-2x5x3x-m32 resnet18 resnet18-m16 stch-4x4x4x wideresnet28-10 vgg16-avg resnet50-imagenet
@@ -14,7 +15,7 @@ NAMES = """
 
 @pytest.mark.parametrize("name", [*PRESETS, *NAMES])
 def test_names_parse_both_ways(name: str):
-    assert name_of(architecture(name)) == name
+    assert architecture(name).name == name
 
 
 @given(
@@ -28,8 +29,7 @@ def test_names_parse_both_ways(name: str):
 )
 def test_every_resnet_has_a_name_that_gives_it_back(phi, data, base, block, stem, pool, resolution):
     multipliers = data.draw(st.lists(st.integers(1, 12), min_size=len(phi) - 1, max_size=len(phi) - 1))
-    made = Architecture(
-        "resnet",
+    made = ResNet(
         tuple(phi),
         base,
         tuple(multipliers),
@@ -40,7 +40,7 @@ def test_every_resnet_has_a_name_that_gives_it_back(phi, data, base, block, stem
         pool=pool,
         resolution=resolution,
     )
-    assert architecture(name_of(made), (3, 64, 64), 7) == made
+    assert architecture(made.name, (3, 64, 64), 7) == made
 
 
 @pytest.mark.parametrize(
@@ -50,7 +50,8 @@ def test_every_resnet_has_a_name_that_gives_it_back(phi, data, base, block, stem
         ("hrn-5x5x", None),
         ("resnet18-w3", "cannot read '-w3' in 'resnet18-w3'"),
         ("resnet18-phi1.2", "4 stages|2 stages need 1 multipliers"),
-        ("hrn-0x5x3x", "multipliers must be positive"),
+        ("hrn-0x5x3x", "'hrn-0x5x3x': multipliers must be positive"),
+        ("vgg16-bottleneck", "'vgg16-bottleneck': a vgg has no kinds of block, so -bottleneck does not fit"),
     ],
 )
 def test_bad_names_are_named(name: str, message: str | None):
@@ -63,13 +64,21 @@ def test_bad_names_are_named(name: str, message: str | None):
 
 def test_a_network_without_a_name_says_so():
     with pytest.raises(ValueError, match="no name stands for"):
-        name_of(replace(architecture("resnet18"), strides=(1, 1, 2, 2)))
+        _ = replace(architecture("resnet18"), strides=(1, 1, 2, 2)).name
 
 
-def test_architectures_survive_json():
-    made = replace(architecture("hrn-5x5x3x-m4"), removed=frozenset({"stem.act"}), reused=(("stage2.0.act2", 4),))
-    assert Architecture.from_dict(made.to_dict()) == made
-    with pytest.raises(ValueError, match="unknown architecture fields"):
-        Architecture.from_dict({**made.to_dict(), "weights": 1})
-    with pytest.raises(ValueError, match="not an architecture"):
-        Architecture.from_dict({"family": "resnet"})
+@pytest.mark.parametrize("name", ["hrn-5x5x3x-m4", "vgg16-avg", "resnet9-strided", "wideresnet22-8"])
+def test_architectures_survive_json(name: str):
+    plain = architecture(name)
+    sites = plain.sites()
+    made = replace(plain, reduction=Reduction(frozenset({sites[0].name}), ((sites[-1].name, 4),)))
+    assert from_dict(json.loads(json.dumps(made.to_dict()))) == made
+    with pytest.raises(ValueError, match=f"unknown fields of a {made.family}: weights"):
+        from_dict({**made.to_dict(), "weights": 1})
+    with pytest.raises(ValueError, match=f"not a {made.family}: 'phi'"):
+        from_dict({"family": made.family})
+
+
+def test_a_family_of_a_later_version_is_named():
+    with pytest.raises(ValueError, match="unknown family of networks 'sphynx'; this version knows resnet9, resnet"):
+        from_dict({"family": "sphynx"})

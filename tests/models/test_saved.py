@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from deepreshape.counting import count
-from deepreshape.models import architecture, build
+from deepreshape.models import Reduction, architecture, build
 from deepreshape.models.saved import Manifest, load, save
-from deepreshape.nn import MaskedReLU
+from deepreshape.nn import MaskedReLU, PolynomialReLU
 
 ARCHITECTURE = architecture("resnet20-m4", (1, 8, 8), 10)
 
@@ -33,7 +33,6 @@ def test_a_model_comes_back_with_its_masks_and_manifest(tmp_path: Path):
     assert count(again, (1, 8, 8)).by_module["stage1.0.act1"].relus == int(mask.sum())
     assert manifest.class_names == ("a", "b")
     assert manifest.history == ({"method": "by hand"},)
-    assert manifest.masked == ("stage1.0.act1",)
     assert not any(tensor.is_meta for tensor in again.state_dict().values())
 
 
@@ -48,9 +47,15 @@ def test_the_weights_are_no_pickle(saved: Path):
         (lambda folder: (folder / "manifest.json").write_text("{"), "is broken: Expecting"),
         (lambda folder: (folder / "model.safetensors").unlink(), "is broken"),
         (lambda folder: (folder / "model.safetensors").write_bytes(b"x"), "its digest differs"),
-        (lambda folder: edit(folder, "format", 99), "its format is 99, this version reads 1"),
-        (lambda folder: edit(folder, "masked", ["stage9.act"]), "is broken"),
-        (lambda folder: edit(folder, "architecture", {}), "not an architecture"),
+        (lambda folder: edit(folder, "format", 99), "its format is 99, this version reads 1 and 2"),
+        (
+            lambda folder: edit(folder, "nonlinearities", {"stage9.act": "masked-relu"}),
+            "is broken: a masked-relu needs the tensor",
+        ),
+        (
+            lambda folder: edit(folder, "architecture", {}),
+            "unknown family of networks None; this version knows resnet9",
+        ),
     ],
 )
 def test_a_damaged_model_is_refused_in_one_line(saved: Path, damage, message: str):
@@ -59,6 +64,20 @@ def test_a_damaged_model_is_refused_in_one_line(saved: Path, damage, message: st
         load(saved)
     assert str(saved) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_model_of_format_1_is_still_read(tmp_path: Path):
+    model, manifest = load(Path(__file__).parent / "format1")
+    assert manifest.architecture.reduction == Reduction(frozenset({"stage1.0.act1"}), (("stage3.0.act2", 2),))
+    assert isinstance(model.get_submodule("stem.act"), MaskedReLU)
+    assert isinstance(model.get_submodule("stage1.0.act2"), PolynomialReLU)
+    # what the version that wrote it gave
+    x = torch.linspace(-1, 1, 64).view(1, 1, 8, 8)
+    assert model(x).tolist() == [pytest.approx([0.3138393759, 0.2393599599, 0.2522100508], abs=1e-5)]
+    save(model, tmp_path, manifest)
+    again, same = load(tmp_path)
+    assert same == manifest
+    assert torch.equal(again(x), model(x))
 
 
 def edit(folder: Path, key: str, value: object) -> None:

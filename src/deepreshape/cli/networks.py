@@ -95,29 +95,28 @@ def design(
 ) -> None:
     """Solve ReLU equalization: the stage widths whose ReLU counts follow criticality."""
     from deepreshape.design import equalize
-    from deepreshape.models import Architecture, name_of
+    from deepreshape.models import ResNet, Staged
 
     blocks = read_integers(phi, "--phi")
     if block not in ("basic", "bottleneck"):
         raise ValueError(f"--block is basic or bottleneck, not {block!r}")
     low, high = read_integers(bounds, "--bounds", 2)
-    start = Architecture(
-        "resnet",
+    start = ResNet(
         blocks,
         base,
         (2,) * (len(blocks) - 1),
         read_shape(input),
         classes,
-        block,
+        block=block,
         strides=read_integers(strides, "--strides", len(blocks)) if strides else (),
     )
     pairs = read_pairs(fix, "--fix").items()
     fixed = {name: read_integers(value, f"--fix {name}", 1)[0] for name, value in pairs}
     found = equalize(start, read_integers(order, "--order") if order else None, fixed=fixed, bounds=(low, high))
 
-    def name(design: Architecture) -> str:
+    def name(design: Staged) -> str:
         try:
-            return name_of(design)
+            return design.name
         except ValueError:  # unusual strides have no name
             return "x".join(map(str, design.multipliers)) + "x"
 
@@ -152,7 +151,7 @@ def criticality(
 ) -> None:
     """Measure how much each stage's ReLUs matter (the DeepReDuce score), by training with one stage's ReLUs only."""
     from deepreshape.design import measure
-    from deepreshape.models import Architecture, architecture, build
+    from deepreshape.models import Staged, architecture, build
     from deepreshape.training import train
 
     set_threads(threads, data)
@@ -164,7 +163,7 @@ def criticality(
     with progress_bar() as bar:
         task = bar.add_task("training", total=None)
 
-        def accuracy(candidate: Architecture, seed: int) -> float:
+        def accuracy(candidate: Staged, seed: int) -> float:
             if seed not in teachers:
                 teachers[seed] = build(whole, seed=seed)
                 bar.update(task, description=f"{network}, all ReLUs, seed {seed}")

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from deepreshape.models import Architecture, sites
+from deepreshape.models import Staged
 from deepreshape.nn import ReuseForm
 
 __all__ = ["Cull", "Reuse", "Scale", "Thin"]
@@ -24,12 +24,12 @@ class Cull:
     def __str__(self) -> str:
         return f"cull S{self.stage}" + ("+stem" if self.stem and self.stage == 1 else "")
 
-    def __call__(self, architecture: Architecture) -> Architecture:
+    def __call__(self, architecture: Staged) -> Staged:
         stages = {self.stage, 0} if self.stem and self.stage == 1 else {self.stage}
-        gone = {site.name for site in sites(architecture) if site.stage in stages}
+        gone = {site.name for site in architecture.sites() if site.stage in stages}
         if not gone:
             raise ValueError(f"there is no stage {self.stage} to cull; stages are 1 to {len(architecture.phi)}")
-        return _without(architecture, gone)
+        return replace(architecture, reduction=architecture.reduction.without(gone))
 
 
 @dataclass(frozen=True)
@@ -48,15 +48,15 @@ class Thin:
         where = " S" + ",".join(map(str, self.stages)) if self.stages else ""
         return "thin" + where + ("" if self.keep == "last" else " keep first")
 
-    def __call__(self, architecture: Architecture) -> Architecture:
+    def __call__(self, architecture: Staged) -> Staged:
         gone = {
             site.name
-            for site in sites(architecture)
+            for site in architecture.sites()
             if site.stage
             and (not self.stages or site.stage in self.stages)
             and not (site.last if self.keep == "last" else site.position == 1)
         }
-        return _without(architecture, gone)
+        return replace(architecture, reduction=architecture.reduction.without(gone))
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class Scale:
         )
         return " ".join(parts)
 
-    def __call__(self, architecture: Architecture) -> Architecture:
+    def __call__(self, architecture: Staged) -> Staged:
         if architecture.base % self.channels:
             raise ValueError(f"m={architecture.base} channels cannot be divided by {self.channels}")
         return replace(
@@ -99,10 +99,11 @@ class Reuse:
     def __str__(self) -> str:
         return f"reuse/{self.factor}" + ("" if self.form.kind == "fixed" else f" {self.form.kind}")
 
-    def __call__(self, architecture: Architecture) -> Architecture:
-        if architecture.reused:
-            raise ValueError(f"ReLUs are already reused {architecture.reused[0][1]} times; give one factor for both")
-        left = [site for site in sites(architecture) if site.name not in architecture.removed]
+    def __call__(self, architecture: Staged) -> Staged:
+        reduction = architecture.reduction
+        if reduction.reused:
+            raise ValueError(f"ReLUs are already reused {reduction.reused[0][1]} times; give one factor for both")
+        left = [site for site in architecture.sites() if site.name not in reduction.removed]
         usable = [site for site in left if site.reusable]
         if not usable:
             raise ValueError(f"no ReLU of this {architecture.family} follows a convolution that could be split")
@@ -112,9 +113,5 @@ class Reuse:
                 f"cannot reuse ReLUs {self.factor} times: {narrow.name} has {narrow.channels} channels; "
                 f"2 to {narrow.channels} works"
             )
-        return replace(architecture, reused=tuple((site.name, self.factor) for site in usable), reuse=self.form)
-
-
-def _without(architecture: Architecture, gone: set[str]) -> Architecture:
-    reused = tuple((name, factor) for name, factor in architecture.reused if name not in gone)
-    return replace(architecture, removed=architecture.removed | gone, reused=reused)
+        reused = tuple((site.name, self.factor) for site in usable)
+        return replace(architecture, reduction=replace(reduction, reused=reused, form=self.form))

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from statistics import mean, stdev
 
-from deepreshape.models import Architecture, sites
+from deepreshape.models import Reduction, Staged
 
 __all__ = ["Criticality", "measure", "only_stage"]
 
@@ -54,15 +54,13 @@ class Criticality:
         return tuple(sorted(range(1, len(means) + 1), key=lambda stage: -means[stage - 1]))
 
 
-def only_stage(architecture: Architecture, stage: int) -> Architecture:
+def only_stage(architecture: Staged, stage: int) -> Staged:
     """The network with the ReLUs of ``stage`` only."""
-    gone = frozenset(site.name for site in sites(architecture) if max(site.stage, 1) != stage)
-    return replace(architecture.unreduced, removed=gone)
+    gone = frozenset(site.name for site in architecture.sites() if max(site.stage, 1) != stage)
+    return replace(architecture, reduction=Reduction(removed=gone))
 
 
-def measure(
-    architecture: Architecture, accuracy: Callable[[Architecture, int], float], seeds: Sequence[int] = (0,)
-) -> Criticality:
+def measure(architecture: Staged, accuracy: Callable[[Staged, int], float], seeds: Sequence[int] = (0,)) -> Criticality:
     """Criticality of every stage.
 
     Args:
@@ -72,5 +70,5 @@ def measure(
     """
     stages = range(1, len(architecture.phi) + 1)
     tops = tuple(tuple(accuracy(only_stage(architecture, stage), seed) for stage in stages) for seed in seeds)
-    counted = tuple(sum(site.relus for site in sites(architecture) if max(site.stage, 1) == stage) for stage in stages)
+    counted = tuple(sum(site.relus for site in architecture.sites() if max(site.stage, 1) == stage) for stage in stages)
     return Criticality(tops, counted)

@@ -15,7 +15,7 @@ from itertools import pairwise
 from math import prod
 
 from deepreshape.counting import count
-from deepreshape.models import Architecture, build
+from deepreshape.models import Staged, build
 
 __all__ = ["GREEK", "PUBLISHED_ORDER", "Design", "Inequality", "coefficients", "equalize", "inequalities"]
 
@@ -47,13 +47,13 @@ class Inequality:
 class Design:
     """A network that ReLU equalization found, and what a count of it says."""
 
-    architecture: Architecture
+    architecture: Staged
     relus: int
     macs: int
     params: int
 
 
-def coefficients(architecture: Architecture) -> tuple[int, ...]:
+def coefficients(architecture: Staged) -> tuple[int, ...]:
     """k_s: ReLUs of each stage per channel of its width, counted in the real graph, without the stem's."""
     thin = replace(architecture.unreduced, base=1, multipliers=(1,) * len(architecture.multipliers))
     stages = count(build(thin, "meta"), thin.input).by_stage
@@ -73,7 +73,7 @@ def inequalities(coefficients: Sequence[int], order: Sequence[int]) -> tuple[Ine
 
 
 def equalize(
-    architecture: Architecture,
+    architecture: Staged,
     order: Sequence[int] | None = None,
     *,
     fixed: Mapping[str, int] | None = None,

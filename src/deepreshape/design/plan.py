@@ -6,6 +6,7 @@ The order of steps is DeepReShape's Algorithm 2: cull the first stage where it h
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import reduce
@@ -13,12 +14,14 @@ from typing import Any, Literal
 
 from torch import nn
 
+from deepreshape.counting import count
 from deepreshape.design.coarse_steps import Cull, Reuse, Scale, Thin
-from deepreshape.models import Architecture, build, relus, relus_at, sites
+from deepreshape.models import Staged, build
+from deepreshape.nn import Nonlinearity
 
-__all__ = ["FACTORS", "Plan", "Record", "Step", "apply", "candidates", "plan"]
+__all__ = ["FACTORS", "Plan", "Record", "Step", "apply", "candidates", "plan", "plan_of"]
 
-Step = Callable[[Architecture], Architecture]
+Step = Callable[[Staged], Staged]
 
 FACTORS = (2, 4, 8, 16)
 """Reuse factors tried, as in the paper."""
@@ -35,7 +38,7 @@ class Plan:
     """
 
     steps: tuple[Step, ...]
-    architecture: Architecture
+    architecture: Staged
     relus: int
 
     def __str__(self) -> str:
@@ -72,17 +75,17 @@ class Record:
         }
 
 
-def plan_of(architecture: Architecture, *steps: Step) -> Plan:
+def plan_of(architecture: Staged, *steps: Step) -> Plan:
     """The plan of given steps.
 
     Raises:
         ValueError: if a step does not fit the network.
     """
-    made = reduce(lambda before, step: step(before), steps, architecture)
-    return Plan(steps, made, relus(made))
+    reduced = reduce(lambda before, step: step(before), steps, architecture)
+    return Plan(steps, reduced, reduced.relus)
 
 
-def candidates(architecture: Architecture, shrink: Literal["reuse", "reshape"] = "reuse") -> Iterator[Plan]:
+def candidates(architecture: Staged, shrink: Literal["reuse", "reshape"] = "reuse") -> Iterator[Plan]:
     """Every sequence that the pipeline allows, gentlest first.
 
     Args:
@@ -90,8 +93,8 @@ def candidates(architecture: Architecture, shrink: Literal["reuse", "reshape"] =
         shrink: what comes after thinning: ReLU reuse, or DeepReDuce's channel and resolution scaling.
     """
     held = dict.fromkeys(range(len(architecture.phi) + 1), 0)
-    for site in sites(architecture):
-        held[site.stage] += relus_at(architecture, site)
+    for site in architecture.sites():
+        held[site.stage] += architecture.relus_at(site)
     first_dominates = held[1] == max(held.values())
     last: tuple[Step, ...] = (Cull(1), Thin())
     sequences: list[tuple[Step, ...]] = [(), (Cull(1),) if first_dominates else (Thin(),)]
@@ -107,13 +110,13 @@ def candidates(architecture: Architecture, shrink: Literal["reuse", "reshape"] =
             continue
 
 
-def plan(architecture: Architecture, budget: int, shrink: Literal["reuse", "reshape"] = "reuse") -> Plan:
+def plan(architecture: Staged, budget: int, shrink: Literal["reuse", "reshape"] = "reuse") -> Plan:
     """The sequence that keeps the most ReLUs within ``budget``.
 
     Raises:
         ValueError: if the budget is larger than the network or smaller than the pipeline can reach.
     """
-    everything = relus(architecture.unreduced)
+    everything = architecture.unreduced.relus
     if budget > everything:
         raise ValueError(f"a budget of {budget:,} ReLUs is larger than the network, which has {everything:,}")
     found = list(candidates(architecture.unreduced, shrink))
@@ -125,19 +128,45 @@ def plan(architecture: Architecture, budget: int, shrink: Literal["reuse", "resh
 
 
 def apply(chosen: Plan, model: nn.Module, seed: int = 0) -> tuple[nn.Module, Record]:
-    """A new network of the plan's architecture, with the weights of ``model`` wherever name and shape agree.
+    """A new network of the plan's architecture, with what ``model`` has wherever name and shape agree.
+
+    Weights are carried over, and masks to sites that the plan leaves whole; a site that the plan empties needs none.
 
     Args:
         chosen: the plan.
         model: of the same family; it is left as it was.
         seed: of the weights that start anew.
+
+    Raises:
+        ValueError: if the model is of another family, or has a mask that the new network has no place for.
     """
-    made = build(chosen.architecture, seed=seed)
-    state, target = model.state_dict(), made.state_dict()
+    whole = getattr(model, "architecture", None)
+    if type(whole) is not type(chosen.architecture):
+        name = getattr(whole, "family", type(model).__name__)
+        raise ValueError(f"a plan for a {chosen.architecture.family} does not fit a {name}, whose sites are others")
+    built = build(chosen.architecture, seed=seed)
+    _carry_masks(model, built)
+    state, target = model.state_dict(), built.state_dict()
     carried = {
         name: state[name] for name, tensor in target.items() if name in state and state[name].shape == tensor.shape
     }
-    made.load_state_dict(target | carried)
-    before = relus(model.architecture)  # pyright: ignore[reportArgumentType]
+    built.load_state_dict(target | carried)
+    before, after = (count(each, chosen.architecture.input).total.relus for each in (model, built))
     fresh = tuple(name for name in target if name not in carried)
-    return made, Record(str(chosen), before, chosen.relus, "layer", tuple(carried), fresh)
+    return built, Record(str(chosen), before, after, "layer", tuple(carried), fresh)
+
+
+def _carry_masks(model: nn.Module, built: nn.Module) -> None:
+    """Put what stands at the sites of ``model`` at those of ``built``, which has the same architecture type."""
+    modules = dict(built.named_modules())
+    sizes = {site.name: (site.channels, *site.size) for site in built.architecture.sites()}  # pyright: ignore
+    factors = dict(built.architecture.reduction.reused)  # pyright: ignore
+    for path, site in model.named_modules():
+        if not isinstance(site, Nonlinearity) or (path not in factors and isinstance(modules.get(path), nn.Identity)):
+            continue
+        if path in factors or path not in sizes or (site.mask is not None and tuple(site.mask.shape) != sizes[path]):
+            raise ValueError(
+                f"the mask at {path} has no place in the new network, where that site is reused or of another size; "
+                "apply the plan before ReLUs are removed one by one"
+            )
+        built.set_submodule(path, copy.deepcopy(site))

@@ -19,8 +19,7 @@ from numpy.typing import NDArray
 
 from deepreshape.cost import Layer, LinearLayer, Quote
 from deepreshape.design.plan import Plan, candidates
-from deepreshape.models import Architecture, name_of
-from deepreshape.models.resnet import layers
+from deepreshape.models import ResNet
 
 __all__ = ["PROXY", "Candidate", "Choice", "Limit", "Price", "Proxy", "Space", "evaluate", "front", "search"]
 
@@ -207,12 +206,12 @@ class Candidate:
 
 def evaluate(choice: Choice, space: Space, price: Price, proxy: Proxy) -> Candidate | None:
     """Price and score a choice; None if its design has no such plan, is unknown to the proxy or cannot be priced."""
-    whole = Architecture("resnet", choice.phi, choice.base, choice.multipliers, space.input, space.classes)
+    whole = ResNet(choice.phi, choice.base, choice.multipliers, space.input, space.classes)
     plans = list(candidates(whole))
     if choice.plan >= len(plans) or not plans[choice.plan].relus:
         return None
     chosen = plans[choice.plan]
-    own = tuple(layers(chosen.architecture))
+    own = chosen.architecture.layers()
     linear = [layer for layer in own if isinstance(layer, LinearLayer)]
     # a batch norm behind every convolution, a bias behind the last layer
     params = sum(
@@ -227,9 +226,7 @@ def evaluate(choice: Choice, space: Space, price: Price, proxy: Proxy) -> Candid
     except ValueError:  # a layer too large for every known set of parameters
         return None
     score = proxy.score(chosen.relus, macs, params)
-    return Candidate(
-        choice, name_of(whole), chosen, chosen.relus, macs, params, quote.seconds, quote.report.bytes, score
-    )
+    return Candidate(choice, whole.name, chosen, chosen.relus, macs, params, quote.seconds, quote.report.bytes, score)
 
 
 def search(

@@ -11,8 +11,7 @@ from urllib.parse import parse_qs, urlsplit
 
 from deepreshape.cost import LINKS, Layer, Quote, read_link
 from deepreshape.counting import count
-from deepreshape.models import Architecture, name_of, relus, relus_at, sites
-from deepreshape.models.resnet import layers
+from deepreshape.models import Architecture, ResNet, Staged
 from deepreshape.models.saved import load
 from deepreshape.pricing.quote import PROTOCOLS, Terms, quote_layers
 from deepreshape.removal import Plan, plan, plan_of
@@ -65,7 +64,7 @@ def quotes(
 
 def _sites(made: Architecture, kept: Mapping[str, int]) -> tuple[tuple[str, int, int], ...]:
     """What is left of every site, masks included."""
-    return tuple((site.name, kept.get(site.name, relus_at(made, site)), site.relus) for site in sites(made))
+    return tuple((site.name, kept.get(site.name, made.relus_at(site)), site.relus) for site in made.sites())
 
 
 def live_quote(words: Mapping[str, str]) -> dict[str, Any]:
@@ -85,9 +84,9 @@ def live_quote(words: Mapping[str, str]) -> dict[str, Any]:
         base, percent = int(words["base"]), int(words["budget"])
     except (KeyError, ValueError) as error:
         raise ValueError(f"cannot read the settings: {error}") from None
-    whole = Architecture("resnet", phi, base, multipliers, (channels, height, width))
+    whole = ResNet(phi, base, multipliers, (channels, height, width))
     chosen = _within(whole, percent)
-    own = tuple(layers(chosen.architecture))
+    own = chosen.architecture.layers()
     point = Priced(quotes(own, [words["wire"]], [words["kind"]]), _sites(chosen.architecture, {}), {})
     return {
         "network": _name(whole),
@@ -99,13 +98,13 @@ def live_quote(words: Mapping[str, str]) -> dict[str, Any]:
     }
 
 
-def _within(whole: Architecture, percent: int) -> Plan:
-    return plan_of(whole) if percent >= 100 else plan(whole, relus(whole) * percent // 100)
+def _within(whole: Staged, percent: int) -> Plan:
+    return plan_of(whole) if percent >= 100 else plan(whole, whole.relus * percent // 100)
 
 
-def _name(made: Architecture) -> str:
+def _name(made: Staged) -> str:
     try:
-        return name_of(made)
+        return made.name
     except ValueError:  # a single stage has no multipliers to be named by
         return str(made.phi)
 

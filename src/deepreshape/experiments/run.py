@@ -19,7 +19,7 @@ from deepreshape.cost import published_seconds
 from deepreshape.counting import count
 from deepreshape.data import Dataset
 from deepreshape.design import equalize
-from deepreshape.models import Architecture, architecture, build, name_of, relus
+from deepreshape.models import ResNet, Staged, architecture, build
 from deepreshape.models.saved import Manifest, fingerprint, load, save
 from deepreshape.models.zoo import called
 from deepreshape.removal import Plan, apply, plan, plan_of
@@ -82,7 +82,7 @@ class Point:
         return f"{self.network}_{self.budget or 'all'}_s{self.seed}"
 
 
-def hybrenets(baseline: Architecture) -> tuple[str, ...]:
+def hybrenets(baseline: Staged) -> tuple[str, ...]:
     """The relatives a four-stage ResNet is compared with, at the papers' ratio of base channels.
 
     The smallest ReLU-equalized one (m a quarter of the baseline's), the two smallest with alpha = 2 (half), and the
@@ -91,21 +91,21 @@ def hybrenets(baseline: Architecture) -> tuple[str, ...]:
     Raises:
         ValueError: if the baseline is of another family or has another number of stages.
     """
-    if baseline.family != "resnet" or len(baseline.phi) != 4:
+    if not isinstance(baseline, ResNet) or len(baseline.phi) != 4:
         raise ValueError(
-            f"HybReNets are made from ResNets of four stages, not from {name_of(baseline)}; name the networks yourself"
+            f"HybReNets are made from ResNets of four stages, not from {baseline.name}; name the networks yourself"
         )
     quarter, half = (
         replace(baseline, base=max(1, baseline.base // 4)),
         replace(baseline, base=max(1, baseline.base // 2)),
     )
     found = [equalize(quarter)[0], *equalize(half, fixed={"alpha": 2})[:2]]
-    return (*(name_of(design.architecture) for design in found), name_of(replace(quarter, multipliers=(4, 4, 4))))
+    return (*(design.architecture.name for design in found), replace(quarter, multipliers=(4, 4, 4)).name)
 
 
-def default_budgets(baseline: Architecture) -> tuple[int, ...]:
+def default_budgets(baseline: Staged) -> tuple[int, ...]:
     """A quarter, an eighth and a sixteenth of the baseline's ReLUs."""
-    return tuple(relus(baseline) // part for part in (4, 8, 16))
+    return tuple(baseline.relus // part for part in (4, 8, 16))
 
 
 def points(job: Job, data: Dataset) -> Iterator[Point]:
@@ -115,10 +115,10 @@ def points(job: Job, data: Dataset) -> Iterator[Point]:
         ValueError: if a name or a budget does not fit.
     """
 
-    def named(name: str) -> Architecture:
+    def named(name: str) -> Staged:
         return architecture(name, data.shape, len(data.class_names))
 
-    most = relus(named(job.baseline))
+    most = named(job.baseline).relus
     for budget in job.budgets:
         if budget > most:
             raise ValueError(

@@ -1,22 +1,52 @@
-"""Networks: an architecture (a small value), its name, its ReLU sites, and the torch module it builds."""
+"""Networks: an architecture (a value, one type a family), its name, its ReLU sites, and the module it builds."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import nn
 
-from deepreshape.models import resnet, resnet9, vgg, wide_resnet
-from deepreshape.models.architecture import Architecture, Site
-from deepreshape.models.names import PRESETS, architecture, name_of
+from deepreshape.models.architecture import Architecture, Reduction, Site
+from deepreshape.models.names import read_name
+from deepreshape.models.resnet import ResNet
+from deepreshape.models.resnet9 import ResNet9
+from deepreshape.models.staged import Staged
+from deepreshape.models.vgg import VGG
+from deepreshape.models.wide_resnet import WideResNet
 
-__all__ = ["PRESETS", "Architecture", "Site", "architecture", "build", "name_of", "relus", "relus_at", "sites"]
+__all__ = [
+    "FAMILIES",
+    "PRESETS",
+    "VGG",
+    "Architecture",
+    "Reduction",
+    "ResNet",
+    "ResNet9",
+    "Site",
+    "Staged",
+    "WideResNet",
+    "architecture",
+    "build",
+    "from_dict",
+]
 
-FAMILIES = {
-    "resnet": (resnet.ResNet, resnet.sites),
-    "resnet9": (resnet9.ResNet9, resnet9.sites),
-    "vgg": (vgg.VGG, vgg.sites),
-    "wide_resnet": (wide_resnet.WideResNet, wide_resnet.sites),
-}
+STAGED: tuple[type[Staged], ...] = (ResNet9, ResNet, VGG, WideResNet)
+FAMILIES: dict[str, type[Staged]] = {family.family: family for family in STAGED}
+"""Every family by the word for it in a manifest."""
+
+PRESETS: dict[str, Staged] = {name: preset for family in STAGED for name, preset in family.presets().items()}
+"""Networks of the literature by name."""
+
+
+def architecture(name: str, input: tuple[int, int, int] = (3, 32, 32), classes: int = 100) -> Staged:
+    """The architecture of a name, for an input of (channels, height, width).
+
+    Raises:
+        ValueError: if no network has that name; the message lists those that do.
+    """
+    return read_name(name, input, classes, STAGED)
 
 
 def build(architecture: Architecture, device: str | None = None, *, seed: int | None = None) -> nn.Module:
@@ -27,26 +57,19 @@ def build(architecture: Architecture, device: str | None = None, *, seed: int | 
         device: ``"meta"`` gives shapes without storage, in milliseconds.
         seed: of the weights; torch's global generator is used, and moved, only without one.
     """
-    module = FAMILIES[architecture.family][0]
     with torch.device(device or "cpu"), torch.random.fork_rng(devices=[], enabled=seed is not None):
         if seed is not None:
             torch.manual_seed(seed)
-        return module(architecture)
+        return architecture.build()
 
 
-def sites(architecture: Architecture) -> tuple[Site, ...]:
-    """Every ReLU site of the unreduced network, front to back."""
-    return tuple(FAMILIES[architecture.family][1](architecture))
+def from_dict(values: Mapping[str, Any]) -> Architecture:
+    """The architecture of what an architecture's ``to_dict`` gave.
 
-
-def relus_at(architecture: Architecture, site: Site) -> int:
-    """How many ReLUs ``architecture`` has at ``site``, by arithmetic."""
-    if site.name in architecture.removed:
-        return 0
-    factor = dict(architecture.reused).get(site.name, 1)
-    return site.channels // factor * site.size[0] * site.size[1]
-
-
-def relus(architecture: Architecture) -> int:
-    """How many ReLUs the network has, by arithmetic; a trace of the built network counts the same."""
-    return sum(relus_at(architecture, site) for site in sites(architecture))
+    Raises:
+        ValueError: if its family is unknown, or a field is missing, unknown or does not fit.
+    """
+    family = values.get("family")
+    if family not in FAMILIES:
+        raise ValueError(f"unknown family of networks {family!r}; this version knows {', '.join(FAMILIES)}")
+    return FAMILIES[family].from_dict(values)

@@ -8,26 +8,16 @@ A name is a preset, ``hrn-`` or ``stch-`` with its multipliers, and then any of 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from deepreshape.models.architecture import Architecture
+if TYPE_CHECKING:
+    from deepreshape.models.staged import Staged
 
-__all__ = ["PRESETS", "architecture", "name_of"]
+__all__ = ["name_of", "read_name"]
 
-PRESETS: dict[str, Architecture] = {
-    "resnet9": Architecture("resnet9", (1, 1, 1, 1), 64, (2, 2, 2)),
-    "resnet18": Architecture("resnet", (2, 2, 2, 2), 64, (2, 2, 2)),
-    "resnet20": Architecture("resnet", (3, 3, 3), 16, (2, 2)),
-    "resnet32": Architecture("resnet", (5, 5, 5), 16, (2, 2)),
-    "resnet34": Architecture("resnet", (3, 4, 6, 3), 64, (2, 2, 2)),
-    "resnet50": Architecture("resnet", (3, 4, 6, 3), 64, (2, 2, 2), block="bottleneck"),
-    "vgg16": Architecture("vgg", (2, 2, 3, 3, 3), 64, (2, 2, 2, 1)),
-    "wideresnet22-8": Architecture("wide_resnet", (3, 3, 3), 128, (2, 2)),
-    "wideresnet28-10": Architecture("wide_resnet", (4, 4, 4), 160, (2, 2)),
-}
-
-REDESIGNED = Architecture("resnet", (2, 2, 2, 2), 16, (2, 2, 2))
+REDESIGN_BASE, REDESIGN_BLOCKS = 16, 2
 """What ``hrn-`` and ``stch-`` names start from: ResNet-18's stages at the papers' m = 16."""
 
 FLAGS = {
@@ -44,24 +34,35 @@ _SUFFIX = re.compile(
 _SHAPED = re.compile(r"(?:hrn|stch)-(?P<multipliers>\d+x(?:\d+x)*)(?=-|$)")
 
 
-def architecture(name: str, input: tuple[int, int, int] = (3, 32, 32), classes: int = 100) -> Architecture:
+def read_name(name: str, input: tuple[int, int, int], classes: int, families: Sequence[type[Staged]]) -> Staged:
     """The architecture of a name, for an input of (channels, height, width).
 
     Raises:
         ValueError: if no network has that name; the message lists those that do.
     """
+    presets = {key: preset for family in families for key, preset in family.presets().items()}
     shaped = _SHAPED.match(name)
-    preset = max((key for key in PRESETS if name == key or name.startswith(f"{key}-")), key=len, default=None)
+    preset = max((key for key in presets if name == key or name.startswith(f"{key}-")), key=len, default=None)
     if shaped:
         multipliers = tuple(int(part) for part in shaped["multipliers"].split("x") if part)
-        found, rest = (
-            replace(REDESIGNED, multipliers=multipliers, phi=(2,) * (len(multipliers) + 1), strides=()),
-            name[shaped.end() :],
-        )
+        family = next(family for family in families if family.redesigned)
+        rest = name[shaped.end() :]
     elif preset:
-        found, rest = PRESETS[preset], name[len(preset) :]
+        rest = name[len(preset) :]
     else:
-        raise ValueError(f"unknown network {name!r}; known are {', '.join(PRESETS)}, hrn-AxBxCx and stch-AxBxCx")
+        raise ValueError(f"unknown network {name!r}; known are {', '.join(presets)}, hrn-AxBxCx and stch-AxBxCx")
+    try:
+        start = _redesign(family, multipliers) if shaped else presets[preset or ""]
+        return replace(start, input=input, classes=classes, **_changes(name, rest, start))
+    except ValueError as error:
+        raise ValueError(str(error) if repr(name) in str(error) else f"{name!r}: {error}") from None
+
+
+def _redesign(family: type[Staged], multipliers: tuple[int, ...]) -> Staged:
+    return family((REDESIGN_BLOCKS,) * (len(multipliers) + 1), REDESIGN_BASE, multipliers)
+
+
+def _changes(name: str, rest: str, start: Staged) -> dict[str, Any]:
     changes: dict[str, Any] = {}
     while rest:
         suffix = _SUFFIX.match(rest)
@@ -79,38 +80,43 @@ def architecture(name: str, input: tuple[int, int, int] = (3, 32, 32), classes: 
             changes["resolution"] = int(suffix["resolution"])
         else:
             field, value = FLAGS[suffix["flag"]]
+            if not hasattr(start, field):
+                raise ValueError(f"a {start.family} has no kinds of {field}, so -{suffix['flag']} does not fit")
             changes[field] = value
-    try:
-        return replace(found, input=input, classes=classes, **changes)
-    except ValueError as error:
-        raise ValueError(f"{name!r}: {error}") from None
+    return changes
 
 
-def name_of(architecture: Architecture) -> str:
-    """The name of an architecture, removal left aside: ``architecture(name_of(a), a.input, a.classes) == a``.
+def name_of(architecture: Staged) -> str:
+    """The name of an architecture, removal left aside: :func:`read_name` gives it back.
 
     Raises:
         ValueError: if it has no name, because its strides or its family's shape are not the usual ones.
     """
     bare = architecture.unreduced
-    shape = ("family", "phi", "multipliers", "block", "strides")
+    shape = ("phi", "multipliers", "block", "strides")
+    presets = bare.presets()
     name = next(
-        (key for key, value in PRESETS.items() if all(getattr(value, of) == getattr(bare, of) for of in shape)), ""
+        (
+            key
+            for key, preset in presets.items()
+            if all(getattr(preset, of, None) == getattr(bare, of, None) for of in shape)
+        ),
+        "",
     )
     if name:
-        start = PRESETS[name]
+        start = presets[name]
     else:
         kind = "stch" if len(set(bare.multipliers)) == 1 else "hrn"
         name = f"{kind}-" + "".join(f"{multiplier}x" for multiplier in bare.multipliers)
-        start = replace(REDESIGNED, multipliers=bare.multipliers, phi=(2,) * len(bare.phi), strides=())
-        if bare.family != "resnet" or bare.strides != start.strides or not bare.multipliers:
+        start = _redesign(type(bare), bare.multipliers)
+        if not bare.redesigned or bare.strides != start.strides or not bare.multipliers:
             raise ValueError(f"no name stands for {bare}")
     if bare.base != start.base:
         name += f"-m{bare.base}"
     if bare.phi != start.phi:
         name += "-phi" + ".".join(map(str, bare.phi))
     for flag, (field, value) in FLAGS.items():
-        if getattr(bare, field) == value != getattr(start, field):
+        if getattr(bare, field, None) == value != getattr(start, field, None):
             name += f"-{flag}"
     if bare.resolution != 1:
         name += f"-r{bare.resolution}"

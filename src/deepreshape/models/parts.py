@@ -1,40 +1,89 @@
-"""The pieces that every family's builder puts together at a ReLU site."""
+"""The pieces that every family puts at a ReLU site, as modules and as layers by arithmetic."""
 
 from __future__ import annotations
 
 from torch import nn
 
-from deepreshape.models.architecture import Architecture
-from deepreshape.nn import ReuseConv
+from deepreshape.cost.layers import Layer, LinearLayer, ReluLayer
+from deepreshape.models.architecture import Reduction
+from deepreshape.nn import ReuseConv, reuse_widths
 
-__all__ = ["activation", "conv_norm", "pool", "shrink"]
+__all__ = ["LayerList", "Map", "activation", "conv_norm", "pool", "shrink"]
+
+Map = tuple[int, tuple[int, int]]
+"""Channels, and (height, width)."""
 
 
-def activation(architecture: Architecture, site: str) -> nn.Module:
+def activation(reduction: Reduction, site: str) -> nn.Module:
     """What stands at ``site``: a ReLU, or nothing where it was removed or moved into a reused convolution."""
-    gone = site in architecture.removed or site in dict(architecture.reused)
+    gone = site in reduction.removed or reduction.factor(site) > 1
     return nn.Identity() if gone else nn.ReLU(inplace=True)
 
 
 def conv_norm(
-    architecture: Architecture, site: str | None, in_channels: int, out_channels: int, kernel: int, stride: int = 1
+    reduction: Reduction, site: str | None, in_channels: int, out_channels: int, kernel: int, stride: int = 1
 ) -> nn.Module:
     """Convolution and batch norm before ``site``, as one reused convolution where the site's ReLUs are reused."""
-    factor = dict(architecture.reused).get(site) if site else None
-    if factor:
-        return ReuseConv(in_channels, out_channels, kernel, stride, factor, architecture.reuse)
+    factor = reduction.factor(site)
+    if factor > 1:
+        return ReuseConv(in_channels, out_channels, kernel, stride, factor, reduction.form)
     return nn.Sequential(
         nn.Conv2d(in_channels, out_channels, kernel, stride, (kernel - 1) // 2, bias=False),
         nn.BatchNorm2d(out_channels),
     )
 
 
-def pool(architecture: Architecture, kernel: int, stride: int, padding: int = 0) -> nn.Module:
-    """The architecture's kind of pool."""
-    kind = nn.MaxPool2d if architecture.pool == "max" else nn.AvgPool2d
-    return kind(kernel, stride, padding)
+def pool(kind: str, kernel: int, stride: int, padding: int = 0) -> nn.Module:
+    """A max pool or an average pool."""
+    return (nn.MaxPool2d if kind == "max" else nn.AvgPool2d)(kernel, stride, padding)
 
 
 def shrink(size: tuple[int, int], stride: int) -> tuple[int, int]:
     """Size of the map after a padded convolution of this stride."""
     return -(-size[0] // stride), -(-size[1] // stride)
+
+
+class LayerList:
+    """The layers of a network from arithmetic alone, in the order in which they run."""
+
+    def __init__(self, reduction: Reduction) -> None:
+        self.reduction = reduction
+        self.layers: list[Layer] = []
+
+    def conv(self, name: str, before: Map, width: int, kernel: int, stride: int) -> Map:
+        """A convolution, of an even kernel one that halves; gives the map after it."""
+        channels, size = before
+        after = shrink(size, stride) if kernel % 2 else (size[0] // stride, size[1] // stride)
+        macs = channels * width * kernel**2 * after[0] * after[1]
+        self.layers.append(LinearLayer(name, channels, width, (kernel, kernel), 1, size, after, macs))
+        return width, after
+
+    def conv_norm(self, name: str, site: str | None, before: Map, width: int, kernel: int, stride: int = 1) -> Map:
+        """What :func:`conv_norm` builds at the path ``name``; gives the map after it."""
+        factor = self.reduction.factor(site)
+        if factor == 1:
+            return self.conv(f"{name}.0", before, width, kernel, stride)
+        ins, outs, passed = reuse_widths(before[0], width, stride, factor, self.reduction.form)
+        after = width, shrink(before[1], stride)
+        for group, (wide_in, wide_out) in enumerate(zip(ins, outs, strict=True)):
+            if group == 1 and passed:
+                continue
+            self.conv(f"{name}.groups.{group}.0", (wide_in, before[1]), wide_out, kernel, stride)
+            if group == 0:
+                self._relus(f"{name}.groups.0.2", (wide_out, after[1]))
+        if self.reduction.form.mix and kernel > 1:
+            self.conv(f"{name}.mix.0", after, width, 1, 1)
+        return after
+
+    def activation(self, site: str, at: Map) -> None:
+        """What :func:`activation` builds at ``site``."""
+        if site not in self.reduction.removed and self.reduction.factor(site) == 1:
+            self._relus(site, at)
+
+    def linear(self, name: str, channels: int, classes: int) -> None:
+        """A linear layer on one vector."""
+        self.layers.append(LinearLayer(name, channels, classes, (1, 1), 1, (1, 1), (1, 1), channels * classes))
+
+    def _relus(self, name: str, at: Map) -> None:
+        elements = at[0] * at[1][0] * at[1][1]
+        self.layers.append(ReluLayer(name, elements, elements))

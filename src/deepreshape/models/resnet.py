@@ -6,70 +6,114 @@ shape changes; global average pool; one linear layer. DeepReShape section 2 and 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Literal, final
 
 from torch import Tensor, nn
 
-from deepreshape.cost.layers import Layer, LinearLayer, ReluLayer
-from deepreshape.models.architecture import Architecture, Site
-from deepreshape.models.parts import activation, conv_norm, pool, shrink
-from deepreshape.nn import reuse_widths
+from deepreshape.cost.layers import Layer
+from deepreshape.models.architecture import Site
+from deepreshape.models.parts import LayerList, activation, conv_norm, pool, shrink
+from deepreshape.models.staged import Staged
 
-__all__ = ["ResNet", "layers", "sites"]
-
-Map = tuple[int, tuple[int, int]]
-"""Channels, and (height, width)."""
+__all__ = ["ResNet"]
 
 EXPANSION = 4
 """Output width of a bottleneck block over its inner width."""
 
 
-def sites(architecture: Architecture) -> Iterator[Site]:
-    """The ReLU sites, front to back, from arithmetic alone."""
-    size = shrink(architecture.input[1:], architecture.resolution * (2 if architecture.stem == "7x7" else 1))
-    yield Site("stem.act", 0, 1, True, architecture.base, size, reusable=False)
-    if architecture.stem == "7x7":
-        size = shrink(size, 2)
-    for stage, (blocks, width, stride) in enumerate(
-        zip(architecture.phi, architecture.widths, architecture.strides, strict=True), start=1
-    ):
-        for block in range(blocks):
-            before, size = size, shrink(size, stride if block == 0 else 1)
-            name = f"stage{stage}.{block}.act"
-            if architecture.block == "basic":
-                yield Site(f"{name}1", stage, 1, False, width, size)
-                yield Site(f"{name}2", stage, 2, True, width, size)
-            else:
-                yield Site(f"{name}1", stage, 1, False, width, before)
-                yield Site(f"{name}2", stage, 2, False, width, size)
-                yield Site(f"{name}3", stage, 3, True, EXPANSION * width, size)
+@final
+@dataclass(frozen=True)
+class ResNet(Staged):
+    """A residual network.
 
+    Attributes:
+        block: kind of residual block; a bottleneck's output is four times its width.
+        stem: ``"3x3"`` (CIFAR, TinyImageNet: 3x3, stride 1) or ``"7x7"`` (ImageNet: 7x7, stride 2, pool).
+    """
 
-def _chain(
-    architecture: Architecture, width: int, stride: int
-) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
-    """Kernels, widths and strides of a block's convolutions."""
-    if architecture.block == "bottleneck":
-        return (1, 3, 1), (width, width, EXPANSION * width), (1, stride, 1)
-    return (3, 3), (width, width), (stride, 1)
+    family: ClassVar[str] = "resnet"
+    redesigned: ClassVar[bool] = True
+
+    block: Literal["basic", "bottleneck"] = "basic"
+    stem: Literal["3x3", "7x7"] = "3x3"
+
+    @classmethod
+    def presets(cls) -> Mapping[str, ResNet]:
+        return {
+            "resnet18": cls((2, 2, 2, 2), 64, (2, 2, 2)),
+            "resnet20": cls((3, 3, 3), 16, (2, 2)),
+            "resnet32": cls((5, 5, 5), 16, (2, 2)),
+            "resnet34": cls((3, 4, 6, 3), 64, (2, 2, 2)),
+            "resnet50": cls((3, 4, 6, 3), 64, (2, 2, 2), block="bottleneck"),
+        }
+
+    @property
+    def stem_stride(self) -> int:
+        """Down-sampling of the stem's convolution."""
+        return self.resolution * (2 if self.stem == "7x7" else 1)
+
+    def chain(self, width: int, stride: int) -> Iterator[tuple[int, int, int]]:
+        """(kernel, width, stride) of the convolutions of a block."""
+        if self.block == "bottleneck":
+            yield from ((1, width, 1), (3, width, stride), (1, EXPANSION * width, 1))
+        else:
+            yield from ((3, width, stride), (3, width, 1))
+
+    def blocks(self) -> Iterator[tuple[str, int, int, int]]:
+        """(path, stage, width, stride) of every residual block."""
+        for stage, (blocks, width, stride) in enumerate(zip(self.phi, self.widths, self.strides, strict=True), start=1):
+            for block in range(blocks):
+                yield f"stage{stage}.{block}", stage, width, stride if block == 0 else 1
+
+    def sites(self) -> tuple[Site, ...]:
+        size = shrink(self.input[1:], self.stem_stride)
+        sites = [Site("stem.act", 0, 1, True, self.base, size, reusable=False)]
+        size = shrink(size, 2) if self.stem == "7x7" else size
+        for path, stage, width, down in self.blocks():
+            chain = [*self.chain(width, down)]
+            for index, (_, wide, stride) in enumerate(chain, start=1):
+                size = shrink(size, stride)
+                sites.append(Site(f"{path}.act{index}", stage, index, index == len(chain), wide, size))
+        return tuple(sites)
+
+    def layers(self) -> tuple[Layer, ...]:
+        found = LayerList(self.reduction)
+        image = self.input[0], self.input[1:]
+        at = found.conv("stem.conv.0", image, self.base, 7 if self.stem == "7x7" else 3, self.stem_stride)
+        found.activation("stem.act", at)
+        at = (at[0], shrink(at[1], 2)) if self.stem == "7x7" else at
+        for path, _, width, down in self.blocks():
+            start, chain = at, [*self.chain(width, down)]
+            for index, (kernel, wide, stride) in enumerate(chain, start=1):
+                site = f"{path}.act{index}"
+                at = found.conv_norm(f"{path}.conv{index}", site, at, wide, kernel, stride)
+                if index == len(chain) and (down != 1 or start[0] != wide):
+                    found.conv(f"{path}.shortcut.0", start, wide, 1, down)
+                found.activation(site, at)
+        found.linear("head.2", at[0], self.classes)
+        return tuple(found.layers)
+
+    def build(self) -> nn.Module:
+        return _ResNet(self)
 
 
 class _Block(nn.Module):
     """One residual block; the convolutions are a chain whose last activation follows the add."""
 
-    def __init__(self, architecture: Architecture, path: str, in_channels: int, width: int, stride: int) -> None:
+    def __init__(self, architecture: ResNet, path: str, in_channels: int, width: int, stride: int) -> None:
         super().__init__()
-        kernels, widths, strides = _chain(architecture, width, stride)
-        channels = (in_channels, *widths)
-        self.depth = len(kernels)
-        for index, kernel in enumerate(kernels, start=1):
+        chain = [*architecture.chain(width, stride)]
+        self.depth, channels = len(chain), in_channels
+        for index, (kernel, wide, step) in enumerate(chain, start=1):
             site = f"{path}.act{index}"
-            conv = conv_norm(architecture, site, channels[index - 1], channels[index], kernel, strides[index - 1])
-            self.add_module(f"conv{index}", conv)
-            self.add_module(f"act{index}", activation(architecture, site))
+            self.add_module(f"conv{index}", conv_norm(architecture.reduction, site, channels, wide, kernel, step))
+            self.add_module(f"act{index}", activation(architecture.reduction, site))
+            channels = wide
         self.shortcut: nn.Module = nn.Identity()
-        if stride != 1 or in_channels != widths[-1]:
-            self.shortcut = conv_norm(architecture, None, in_channels, widths[-1], 1, stride)
+        if stride != 1 or in_channels != channels:
+            self.shortcut = conv_norm(architecture.reduction, None, in_channels, channels, 1, stride)
 
     def forward(self, x: Tensor) -> Tensor:
         out = x
@@ -81,86 +125,26 @@ class _Block(nn.Module):
         return out
 
 
-class ResNet(nn.Sequential):
+class _ResNet(nn.Sequential):
     """Maps a batch (N, channels, height, width) to logits (N, classes)."""
 
-    def __init__(self, architecture: Architecture) -> None:
+    def __init__(self, architecture: ResNet) -> None:
         super().__init__()
         self.architecture = architecture
-        large = architecture.stem == "7x7"
-        stride = architecture.resolution * (2 if large else 1)
+        large, reduction = architecture.stem == "7x7", architecture.reduction
         self.stem = nn.Sequential()
         self.stem.conv = conv_norm(
-            architecture, None, architecture.input[0], architecture.base, 7 if large else 3, stride
+            reduction, None, architecture.input[0], architecture.base, 7 if large else 3, architecture.stem_stride
         )
-        self.stem.act = activation(architecture, "stem.act")
+        self.stem.act = activation(reduction, "stem.act")
         if large:
-            self.stem.pool = pool(architecture, 3, 2, 1)
+            self.stem.pool = pool(architecture.pool, 3, 2, 1)
         channels = architecture.base
         expansion = EXPANSION if architecture.block == "bottleneck" else 1
-        for stage, (blocks, width, stride) in enumerate(
-            zip(architecture.phi, architecture.widths, architecture.strides, strict=True), start=1
-        ):
-            name = f"stage{stage}"
-            layers = nn.Sequential()
-            for block in range(blocks):
-                layers.append(_Block(architecture, f"{name}.{block}", channels, width, stride if block == 0 else 1))
-                channels = expansion * width
-            self.add_module(name, layers)
+        for path, _, width, stride in architecture.blocks():
+            name, _, block = path.partition(".")
+            if block == "0":
+                self.add_module(name, nn.Sequential())
+            self.get_submodule(name).append(_Block(architecture, path, channels, width, stride))  # pyright: ignore[reportCallIssue]
+            channels = expansion * width
         self.head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, architecture.classes))
-
-
-def layers(architecture: Architecture) -> Iterator[Layer]:
-    """Every linear and ReLU layer in the order in which they run, from arithmetic alone; a trace gives the same."""
-    reused = dict(architecture.reused)
-    large = architecture.stem == "7x7"
-
-    def conv(name: str, before: Map, width: int, kernel: int, stride: int) -> LinearLayer:
-        (channels, size), after = before, shrink(before[1], stride)
-        macs = channels * width * kernel**2 * after[0] * after[1]
-        return LinearLayer(name, channels, width, (kernel, kernel), 1, size, after, macs)
-
-    def rectified(site: str, width: int, size: tuple[int, int]) -> Iterator[Layer]:
-        if site not in architecture.removed and site not in reused:
-            elements = width * size[0] * size[1]
-            yield ReluLayer(site, elements, elements)
-
-    def convolved(name: str, site: str, before: Map, width: int, kernel: int, stride: int) -> Iterator[Layer]:
-        if site not in reused:
-            yield conv(f"{name}.0", before, width, kernel, stride)
-            return
-        ins, outs, passed = reuse_widths(before[0], width, stride, reused[site], architecture.reuse)
-        after = shrink(before[1], stride)
-        for group, (wide_in, wide_out) in enumerate(zip(ins, outs, strict=True)):
-            if group == 1 and passed:
-                continue
-            yield conv(f"{name}.groups.{group}.0", (wide_in, before[1]), wide_out, kernel, stride)
-            if group == 0:
-                elements = wide_out * after[0] * after[1]
-                yield ReluLayer(f"{name}.groups.0.2", elements, elements)
-        if architecture.reuse.mix and kernel > 1:
-            yield conv(f"{name}.mix.0", (width, after), width, 1, 1)
-
-    stride = architecture.resolution * (2 if large else 1)
-    image = architecture.input[0], architecture.input[1:]
-    yield conv("stem.conv.0", image, architecture.base, 7 if large else 3, stride)
-    size, channels = shrink(architecture.input[1:], stride), architecture.base
-    yield from rectified("stem.act", channels, size)
-    size = shrink(size, 2) if large else size
-    for stage, (blocks, width, down) in enumerate(
-        zip(architecture.phi, architecture.widths, architecture.strides, strict=True), start=1
-    ):
-        for block in range(blocks):
-            path = f"stage{stage}.{block}"
-            kernels, widths, strides = _chain(architecture, width, down if block == 0 else 1)
-            start = at = channels, size
-            for index, (kernel, wide, step) in enumerate(zip(kernels, widths, strides, strict=True), start=1):
-                site = f"{path}.act{index}"
-                yield from convolved(f"{path}.conv{index}", site, at, wide, kernel, step)
-                at = wide, shrink(at[1], step)
-                if index == len(kernels) and (max(strides) != 1 or start[0] != wide):
-                    yield conv(f"{path}.shortcut.0", start, wide, 1, max(strides))
-                yield from rectified(site, *at)
-            channels, size = at
-    classes = architecture.classes
-    yield LinearLayer("head.2", channels, classes, (1, 1), 1, (1, 1), (1, 1), channels * classes)

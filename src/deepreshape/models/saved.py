@@ -14,13 +14,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from deepreshape.models import build
-from deepreshape.models.architecture import Architecture
-from deepreshape.nn import MaskedReLU, Nonlinearity, PolynomialReLU
+from deepreshape.models import Architecture, build, from_dict
+from deepreshape.nn import Nonlinearity, rebuild
 
 __all__ = ["MANIFEST", "Manifest", "fingerprint", "load", "save"]
 
-FORMAT = 1
+FORMAT = 2
 WEIGHTS = "model.safetensors"
 MANIFEST = "manifest.json"
 
@@ -31,8 +30,6 @@ class Manifest:
 
     Attributes:
         architecture: rebuilds the network.
-        masked: paths of the sites that hold a mask; the masks, and the coefficients where a site has a polynomial, lie
-            with the weights.
         dataset: what it was trained on.
         class_names: of its outputs, in order.
         mean, std: of the input, by channel, on the scale 0 to 1.
@@ -40,7 +37,6 @@ class Manifest:
     """
 
     architecture: Architecture
-    masked: tuple[str, ...] = ()
     dataset: str = ""
     class_names: tuple[str, ...] = ()
     mean: tuple[float, ...] = ()
@@ -49,18 +45,21 @@ class Manifest:
 
 
 def save(model: nn.Module, folder: Path, manifest: Manifest) -> None:
-    """Write ``model`` to ``folder``, which is made; the manifest is written last, so that a cut leaves no model."""
+    """Write ``model`` to ``folder``, which is made; the manifest is written last, so that a cut leaves no model.
+
+    What stands at sites is written by its kind, its tensors with the weights.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / MANIFEST).unlink(missing_ok=True)
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     save_file(state, folder / WEIGHTS)
-    masked = [name for name, module in model.named_modules() if isinstance(module, Nonlinearity)]
+    kinds = {name: module.kind for name, module in model.named_modules() if isinstance(module, Nonlinearity)}
     content = {
         "format": FORMAT,
         "package": f"deepreshape {version('deepreshape')}",
         "digest": _digest(folder / WEIGHTS),
         "architecture": manifest.architecture.to_dict(),
-        "masked": masked,
+        "nonlinearities": kinds,
         "dataset": manifest.dataset,
         "class_names": manifest.class_names,
         "mean": manifest.mean,
@@ -82,30 +81,42 @@ def load(folder: Path) -> tuple[nn.Module, Manifest]:
         raise ValueError(f"{folder} holds no saved model: {why}; `train` makes one of a network by name")
     try:
         content = json.loads(path.read_text())
-        if content["format"] != FORMAT:
-            raise ValueError(f"its format is {content['format']}, this version reads {FORMAT}")
+        if content["format"] not in (1, FORMAT):
+            raise ValueError(f"its format is {content['format']}, this version reads 1 and {FORMAT}")
+        if _digest(folder / WEIGHTS) != content["digest"]:
+            raise ValueError(f"{WEIGHTS} is not the file that was saved (its digest differs)")
+        state = load_file(folder / WEIGHTS)
+        content = _of_format_1(content, state) if content["format"] == 1 else content
         manifest = Manifest(
-            Architecture.from_dict(content["architecture"]),
-            tuple(content["masked"]),
+            from_dict(content["architecture"]),
             content["dataset"],
             tuple(content["class_names"]),
             tuple(content["mean"]),
             tuple(content["std"]),
             tuple(content["history"]),
         )
-        if _digest(folder / WEIGHTS) != content["digest"]:
-            raise ValueError(f"{WEIGHTS} is not the file that was saved (its digest differs)")
-        state = load_file(folder / WEIGHTS)
         model = build(manifest.architecture, "meta")
-        for name in manifest.masked:
-            mask = torch.empty(state[f"{name}.mask"].shape, dtype=torch.bool)
-            line = state.get(f"{name}.coefficients")
-            model.set_submodule(name, MaskedReLU(mask) if line is None else PolynomialReLU(mask, line))
+        for name, kind in content["nonlinearities"].items():
+            own = {key.removeprefix(f"{name}."): tensor for key, tensor in state.items() if key.startswith(f"{name}.")}
+            model.set_submodule(name, rebuild(kind, own))
         model.load_state_dict(state, assign=True)
     except (KeyError, TypeError, AttributeError, OSError, ValueError, RuntimeError, SafetensorError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(f"the saved model in {folder} is broken: {reason}") from error
     return model.eval(), manifest
+
+
+def _of_format_1(content: dict[str, Any], state: dict[str, torch.Tensor]) -> dict[str, Any]:
+    """The manifest of format 1 as one of format 2: one architecture type, masks without their kind."""
+    old = dict(content["architecture"])
+    form = {name: value for name, value in old.pop("reuse").items() if name != "chained" or value}
+    old["reduction"] = {"removed": old.pop("removed"), "reused": old.pop("reused"), "form": form}
+    if old["family"] != "resnet":
+        old = {name: value for name, value in old.items() if name not in ("block", "stem")}
+    kinds = {
+        path: "polynomial-relu" if f"{path}.coefficients" in state else "masked-relu" for path in content["masked"]
+    }
+    return content | {"architecture": old, "nonlinearities": kinds}
 
 
 def fingerprint(model: nn.Module) -> str:

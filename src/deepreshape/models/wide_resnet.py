@@ -2,42 +2,74 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import ClassVar, final
 
 from torch import Tensor, nn
 
-from deepreshape.models.architecture import Architecture, Site
-from deepreshape.models.parts import activation, shrink
+from deepreshape.cost.layers import Layer
+from deepreshape.models.architecture import Reduction, Site
+from deepreshape.models.parts import LayerList, activation, shrink
+from deepreshape.models.staged import Staged
 
-__all__ = ["STEM_WIDTH", "WideResNet", "sites"]
+__all__ = ["STEM_WIDTH", "WideResNet"]
 
 STEM_WIDTH = 16
 
 
-def sites(architecture: Architecture) -> Iterator[Site]:
-    """The ReLU sites, front to back: two before the convolutions of each block, one after the last block.
+@final
+@dataclass(frozen=True)
+class WideResNet(Staged):
+    """Two ReLUs before the convolutions of each block, the first still on the map that enters; one after the last."""
 
-    A block's first ReLU still works on the map that enters the block. There is none in the stem.
-    """
-    size, channels = shrink(architecture.input[1:], architecture.resolution), STEM_WIDTH
-    for stage, (blocks, width, stride) in enumerate(
-        zip(architecture.phi, architecture.widths, architecture.strides, strict=True), start=1
-    ):
-        for block in range(blocks):
-            yield Site(f"stage{stage}.{block}.act1", stage, 1, False, channels, size, reusable=False)
-            size, channels = shrink(size, stride if block == 0 else 1), width
-            yield Site(f"stage{stage}.{block}.act2", stage, 2, True, width, size, reusable=False)
-    yield Site("head.act", len(architecture.phi), 1, True, channels, size, reusable=False)
+    family: ClassVar[str] = "wide_resnet"
+
+    @classmethod
+    def presets(cls) -> Mapping[str, WideResNet]:
+        return {"wideresnet22-8": cls((3, 3, 3), 128, (2, 2)), "wideresnet28-10": cls((4, 4, 4), 160, (2, 2))}
+
+    def blocks(self) -> Iterator[tuple[str, int, int, int]]:
+        """(path, stage, width, stride) of every residual block."""
+        for stage, (blocks, width, stride) in enumerate(zip(self.phi, self.widths, self.strides, strict=True), start=1):
+            for block in range(blocks):
+                yield f"stage{stage}.{block}", stage, width, stride if block == 0 else 1
+
+    def sites(self) -> tuple[Site, ...]:
+        size, channels, sites = shrink(self.input[1:], self.resolution), STEM_WIDTH, []
+        for path, stage, width, stride in self.blocks():
+            sites.append(Site(f"{path}.act1", stage, 1, False, channels, size, reusable=False))
+            size, channels = shrink(size, stride), width
+            sites.append(Site(f"{path}.act2", stage, 2, True, width, size, reusable=False))
+        sites.append(Site("head.act", len(self.phi), 1, True, channels, size, reusable=False))
+        return tuple(sites)
+
+    def layers(self) -> tuple[Layer, ...]:
+        found = LayerList(self.reduction)
+        at = found.conv("stem", (self.input[0], self.input[1:]), STEM_WIDTH, 3, self.resolution)
+        for path, _, width, stride in self.blocks():
+            found.activation(f"{path}.act1", at)
+            if stride != 1 or at[0] != width:
+                found.conv(f"{path}.shortcut", at, width, 1, stride)
+            at = found.conv(f"{path}.conv1", at, width, 3, stride)
+            found.activation(f"{path}.act2", at)
+            at = found.conv(f"{path}.conv2", at, width, 3, 1)
+        found.activation("head.act", at)
+        found.linear("head.linear", at[0], self.classes)
+        return tuple(found.layers)
+
+    def build(self) -> nn.Module:
+        return _WideResNet(self)
 
 
 class _Block(nn.Module):
-    def __init__(self, architecture: Architecture, path: str, in_channels: int, width: int, stride: int) -> None:
+    def __init__(self, reduction: Reduction, path: str, in_channels: int, width: int, stride: int) -> None:
         super().__init__()
         self.norm1 = nn.BatchNorm2d(in_channels)
-        self.act1 = activation(architecture, f"{path}.act1")
+        self.act1 = activation(reduction, f"{path}.act1")
         self.conv1 = nn.Conv2d(in_channels, width, 3, stride, 1, bias=False)
         self.norm2 = nn.BatchNorm2d(width)
-        self.act2 = activation(architecture, f"{path}.act2")
+        self.act2 = activation(reduction, f"{path}.act2")
         self.conv2 = nn.Conv2d(width, width, 3, 1, 1, bias=False)
         self.shortcut: nn.Module = nn.Identity()
         if stride != 1 or in_channels != width:
@@ -50,26 +82,23 @@ class _Block(nn.Module):
         return self.conv2(self.act2(self.norm2(self.conv1(ready)))) + across
 
 
-class WideResNet(nn.Sequential):
+class _WideResNet(nn.Sequential):
     """Maps a batch (N, channels, height, width) to logits (N, classes)."""
 
-    def __init__(self, architecture: Architecture) -> None:
+    def __init__(self, architecture: WideResNet) -> None:
         super().__init__()
         self.architecture = architecture
         self.stem = nn.Conv2d(architecture.input[0], STEM_WIDTH, 3, architecture.resolution, 1, bias=False)
         channels = STEM_WIDTH
-        for stage, (blocks, width, stride) in enumerate(
-            zip(architecture.phi, architecture.widths, architecture.strides, strict=True), start=1
-        ):
-            layers = nn.Sequential()
-            for block in range(blocks):
-                path = f"stage{stage}.{block}"
-                layers.append(_Block(architecture, path, channels, width, stride if block == 0 else 1))
-                channels = width
-            self.add_module(f"stage{stage}", layers)
+        for path, _, width, stride in architecture.blocks():
+            name, _, block = path.partition(".")
+            if block == "0":
+                self.add_module(name, nn.Sequential())
+            self.get_submodule(name).append(_Block(architecture.reduction, path, channels, width, stride))  # pyright: ignore[reportCallIssue]
+            channels = width
         self.head = nn.Sequential()
         self.head.norm = nn.BatchNorm2d(channels)
-        self.head.act = activation(architecture, "head.act")
+        self.head.act = activation(architecture.reduction, "head.act")
         self.head.pool = nn.AdaptiveAvgPool2d(1)
         self.head.flat = nn.Flatten()
         self.head.linear = nn.Linear(channels, architecture.classes)

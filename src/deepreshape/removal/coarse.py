@@ -13,8 +13,7 @@ import torch
 from torch import nn
 
 from deepreshape.design.plan import apply, candidates
-from deepreshape.models import Architecture, sites
-from deepreshape.nn import Nonlinearity
+from deepreshape.models import Staged
 from deepreshape.removal.method import Method, Reduced, Task
 from deepreshape.removal.sites import Granularity, Masks, keep_best, masks_of, put_masks
 
@@ -39,28 +38,26 @@ class Coarse(Method):
 
     def reduce(self, network: nn.Module, task: Task) -> Reduced:
         architecture = getattr(network, "architecture", None)
-        if not isinstance(architecture, Architecture):
+        if not isinstance(architecture, Staged):
             raise ValueError(
                 "coarse removal needs a network of the package, which knows its stages; try another method"
             )
         device = next(network.parameters()).device
-        masked = any(isinstance(module, Nonlinearity) for module in network.modules())
         for plan in sorted(candidates(architecture, self.shrink), key=lambda plan: plan.relus):
             if plan.relus < self.budget:
                 continue
-            planned, _ = apply(plan, network, seed=task.seed)
+            try:
+                planned, _ = apply(plan, network, seed=task.seed)
+            except ValueError:  # a plan that has no place for a mask; the empty one always has
+                continue
             masks = masks_of(planned, task.data.shape)
-            if masked:  # a plan that renames or reshapes sites cannot keep what is masked; the empty one always does
-                if any(path not in task.masks or task.masks[path].shape != mask.shape for path, mask in masks.items()):
-                    continue
-                masks = {path: mask & task.masks[path] for path, mask in masks.items()}
             if sum(int(mask.sum()) for mask in masks.values()) >= self.budget:
                 break
         return Reduced(put_masks(planned, _cut(architecture, masks, self.budget, task.seed)).to(device))
 
 
-def _cut(architecture: Architecture, masks: Masks, budget: int, seed: int) -> Masks:
-    last = {site.name for site in sites(architecture) if site.last}
+def _cut(architecture: Staged, masks: Masks, budget: int, seed: int) -> Masks:
+    last = {site.name for site in architecture.sites() if site.last}
     order = sorted(masks, key=lambda path: path in last)
     scores = {path: torch.full((masks[path].shape[0], 1, 1), float(order.index(path))) for path in masks}
     return keep_best(scores, masks, budget, seed)
