@@ -14,8 +14,8 @@ from deepreshape.private.crypto.backend import using
 from deepreshape.private.crypto.backend.numpy import Reference
 from deepreshape.private.crypto.bit_fields import packed_bytes, unpack
 from deepreshape.private.crypto.labels import Context, Delta, permute_bits, pick
-from deepreshape.private.protocols import relu_ot
-from deepreshape.private.protocols.relu_ot import ChainRelu
+from deepreshape.private.protocols import multiplexer, transfer_relu
+from deepreshape.private.protocols.transfer_relu import ChainRelu, Online, TransferRelu, TreeRelu
 from deepreshape.private.transport.channel import ProtocolError
 
 U = np.uint64
@@ -29,26 +29,47 @@ def transfers(count: int, delta: Delta, rng: Randomness) -> tuple[Words, Words]:
     return q, pick(q, delta.words, rng.bytes(count) & np.uint8(1))
 
 
+def online(
+    relu: TransferRelu, client: Online, server: Online, spoil: int | None = None
+) -> tuple[list[np.ndarray], Words]:
+    """The messages of both parties' online steps, of which one may be spoiled, and the server's share of the output."""
+    messages: list[np.ndarray] = []
+    steps = {"client": client, "server": server}
+    given = {role: next(step) for role, step in steps.items()}
+    for number, (sender, _) in enumerate(relu.turns):
+        receiver = "client" if sender == "server" else "server"
+        message = given[sender]
+        assert message is not None
+        assert given[receiver] is None
+        messages.append(np.full_like(message, 255) if number == spoil else message)
+        given[sender] = next(steps[sender], None)
+        try:
+            given[receiver] = steps[receiver].send(messages[-1])
+        except StopIteration as end:
+            return messages, end.value
+    raise AssertionError("the server has no output after the last turn")
+
+
 class Run:
     """Both parties on shares ``client`` and ``server`` (n,), with ideal transfers."""
 
-    def __init__(self, relu: ChainRelu, client: Words, server: Words, mask: Words, seed: int = 1) -> None:
-        rng, count = fixed(seed), len(client)
+    def __init__(self, relu: TransferRelu, client: Words, server: Words, mask: Words, spoil: int | None = None) -> None:
+        rng, count = fixed(1), len(client)
         there, back = Delta(rng), Delta(rng)
         q, r = (labels.reshape(-1, count, 2) for labels in transfers(relu.transfers * count, there, rng))
-        zero, chosen = transfers(count, back, rng)
+        zero, chosen = (labels.reshape(-1, count, 2) for labels in transfers(relu.back * count, back, rng))
         self.offline, self.client_kept = relu.client_offline(client, mask, r, zero, back, CONTEXT)
-        self.server_kept = relu.server_offline(self.offline, q, there, chosen, CONTEXT, rng)
-        self.rows, state = relu.server_online(self.server_kept, server)
-        self.answer = relu.client_online(self.client_kept, self.rows, count)
-        self.output = relu.server_finish(state, self.answer)
+        offline = np.full_like(self.offline, 255) if spoil == -1 else self.offline
+        self.server_kept = relu.server_offline(offline, q, there, chosen, CONTEXT, rng)
+        steps = relu.client_online(self.client_kept, count), relu.server_online(self.server_kept, server)
+        self.messages, self.output = online(relu, *steps, spoil)
 
 
 def wanted(relu: ChainRelu, x: np.ndarray, client: Words) -> np.ndarray:
     modulus, sign = relu.modulus, relu.sign
     server = modulus.sub(modulus.encode(x), client)
     positive = sign.positive(sign.client_word(client), sign.server_word(server))
-    return np.where(positive, relu.division.rounded(x, client) if relu.shift else x, 0)
+    return np.where(positive, relu.mux.division.rounded(x, client) if relu.shift else x, 0)
 
 
 SMALL: list[Sign] = [
@@ -64,11 +85,15 @@ SMALL: list[Sign] = [
 ]
 
 
+KINDS = [ChainRelu, TreeRelu]
+
+
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("shift", [0, 1, 2])
 @pytest.mark.parametrize("sign", SMALL, ids=str)
-def test_every_value_and_share(sign: Sign, shift: int):
-    relu = ChainRelu(sign.modulus, shift, sign)
-    room = min(sign.room, relu.division.room)
+def test_every_value_and_share(sign: Sign, shift: int, kind: type[TransferRelu]):
+    relu = kind(sign.modulus, shift, sign)
+    room = min(sign.room, relu.mux.division.room)
     values, shares = np.arange(-room, room + 1), np.arange(sign.modulus.order, dtype=U)
     x, client = (np.repeat(side.ravel(), 4) for side in np.meshgrid(values, shares))
     mask = sign.modulus.random(len(x), fixed(2))
@@ -91,7 +116,7 @@ WIDE: list[tuple[Sign, int]] = [
 
 def spread(relu: ChainRelu, count: int) -> np.ndarray:
     """Values in range: many near zero, the extremes, and powers of two beside which tests change their minds."""
-    room = min(relu.sign.room, relu.division.room)
+    room = min(relu.sign.room, relu.mux.division.room)
     draws = np.random.default_rng(3)
     edges = [power + step for power in (0, 1 << relu.shift, room - 1) for step in (-1, 0, 1)]
     x = np.concatenate([edges, np.negative(edges), draws.integers(1 - room, room, count)])
@@ -99,95 +124,70 @@ def spread(relu: ChainRelu, count: int) -> np.ndarray:
     return np.clip(x, 1 - room, room - 1)[:count]
 
 
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("sign", "shift"), WIDE, ids=str)
-def test_wide_values_bytes_and_what_is_kept(sign: Sign, shift: int):
-    relu, count = ChainRelu(sign.modulus, shift, sign), 1001
+def test_wide_values_bytes_and_what_is_kept(sign: Sign, shift: int, kind: type[TransferRelu]):
+    relu, count = kind(sign.modulus, shift, sign), 1001
     x = spread(relu, count)
     client, mask = (sign.modulus.random(count, fixed(seed)) for seed in (4, 5))
     server = sign.modulus.sub(sign.modulus.encode(x), client)
     run = Run(relu, client, server, mask)
     got = sign.modulus.decode(sign.modulus.add(run.output, mask))
     np.testing.assert_array_equal(got, wanted(relu, x, client))
-    for message, widths in (
-        (run.offline, relu.offline_widths),
-        (run.rows, relu.rows_widths),
-        (run.answer, relu.answer_widths),
-        (run.client_kept, relu.client_widths),
-        (run.server_kept, relu.server_widths),
-    ):
+    kept = [(run.client_kept, relu.client_widths), (run.server_kept, relu.server_widths)]
+    sent = [(message, widths) for message, (_, widths) in zip(run.messages, relu.turns, strict=True)]
+    for message, widths in [(run.offline, relu.offline_widths), *kept, *sent]:
         assert message.size == packed_bytes(widths, count)
     other = Run(relu, server, client, mask)  # other inputs, the same lengths
-    assert (other.offline.size, other.rows.size, other.answer.size) == (
-        run.offline.size,
-        run.rows.size,
-        run.answer.size,
-    )
+    assert [message.size for message in other.messages] == [message.size for message in run.messages]
 
 
-@pytest.mark.parametrize(
-    ("sign", "offline", "online", "kept"),
-    [
-        (Window(Ring(37), 6, 14), 5.625, 17.0, 37.5),
-        (Window(Ring(37), 0, 14), 6.375, 27.0, 58.25),
-        (Window(Ring(37), 0, 37), 9.25, 108.25, 230.125),
-    ],
-    ids=str,
-)
-def test_bytes_of_a_relu(sign: Sign, offline: float, online: float, kept: float):
-    relu = ChainRelu(sign.modulus, 12, sign)
+BYTES: list[tuple[TransferRelu, float, float, float, int]] = [
+    (ChainRelu(Ring(37), 12, Window(Ring(37), 6, 14)), 5.625, 17.0, 37.5, 2),
+    (ChainRelu(Ring(37), 12, Window(Ring(37), 0, 14)), 6.375, 27.0, 58.25, 2),
+    (ChainRelu(Ring(37), 12, Window(Ring(37), 0, 37)), 9.25, 108.25, 230.125, 2),
+    (TreeRelu(Ring(37), 12, Window(Ring(37), 0, 37)), 9.25, 35.0, 85.875, 8),
+    (TreeRelu(Ring(37), 12, Window(Ring(37), 0, 14)), 6.375, 19.875, 48.125, 6),
+]
+
+
+@pytest.mark.parametrize(("relu", "offline", "online", "kept", "turns"), BYTES, ids=str)
+def test_bytes_of_a_relu(relu: TransferRelu, offline: float, online: float, kept: float, turns: int):
     assert sum(relu.offline_widths) / 8 == offline
-    assert (sum(relu.rows_widths) + sum(relu.answer_widths)) / 8 == online
+    assert sum(sum(widths) for _, widths in relu.turns) / 8 == online
     assert (sum(relu.client_widths) + sum(relu.server_widths)) / 8 == kept
+    assert len(relu.turns) == turns
 
 
-GOLDEN = "9eca23d563875362"
-"""Of the three messages below: a change to it is a change of the wire, which parties must agree on."""
+GOLDEN: dict[type[TransferRelu], str] = {ChainRelu: "776e63572da68785", TreeRelu: "d61276397df04d90"}
+"""Of all messages: a change to one is a change of the wire, which parties must agree on."""
 
 
-def test_both_engines_send_the_same_bytes_and_these():
-    sign = Window(Ring(37), 6, 14)
-    relu, x = ChainRelu(Ring(37), 12, sign), np.arange(-500, 500)
+@pytest.mark.parametrize("kind", KINDS)
+def test_both_engines_send_the_same_bytes_and_these(kind: type[TransferRelu]):
+    relu, x = kind(Ring(37), 12, Window(Ring(37), 6, 14)), np.arange(-500, 500)
     client, mask = (Ring(37).random(1000, fixed(seed)) for seed in (4, 5))
-    runs = [Run(relu, client, Ring(37).sub(Ring(37).encode(x), client), mask)]
+    server = Ring(37).sub(Ring(37).encode(x), client)
+    runs = [Run(relu, client, server, mask)]
     with using(Reference()):
-        runs.append(Run(relu, client, Ring(37).sub(Ring(37).encode(x), client), mask))
-    digests = {
-        hashlib.sha256(b"".join(part.tobytes() for part in (run.offline, run.rows, run.answer))).hexdigest()[:16]
-        for run in runs
-    }
-    assert digests == {GOLDEN}
+        runs.append(Run(relu, client, server, mask))
+    digests = {hashlib.sha256(b"".join(map(bytes, [run.offline, *run.messages]))).hexdigest()[:16] for run in runs}
+    assert digests == {GOLDEN[kind]}
 
 
-@pytest.mark.parametrize("at", ["offline", "rows", "answer"])
-def test_what_is_no_element_is_refused(at: str):
-    relu = ChainRelu(Field(31), 2, Parity(Field(31)))
-    rng, count = fixed(1), 8
-    there, back = Delta(rng), Delta(rng)
-    q, r = (labels.reshape(-1, count, 2) for labels in transfers(relu.transfers * count, there, rng))
-    zero, chosen = transfers(count, back, rng)
-    shares = Field(31).random(count, rng)
-    offline, client_kept = relu.client_offline(shares, shares, r, zero, back, CONTEXT)
-
-    def spoiled(message: np.ndarray) -> np.ndarray:
-        return np.full_like(message, 255) if message is not offline or at == "offline" else message
-
-    refused = pytest.raises(ProtocolError, match=r"not an element of Field\(prime=31\)")
-    if at == "offline":
-        with refused:
-            relu.server_offline(spoiled(offline), q, there, chosen, CONTEXT, rng)
-        return
-    rows, state = relu.server_online(relu.server_offline(offline, q, there, chosen, CONTEXT, rng), shares)
-    with refused:
-        if at == "rows":
-            relu.client_online(client_kept, spoiled(rows), count)
-        else:
-            relu.server_finish(state, spoiled(relu.client_online(client_kept, rows, count)))
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("at", ["offline", "first", "last"])
+def test_what_is_no_element_is_refused(at: str, kind: type[TransferRelu]):
+    relu, shares = kind(Field(31), 2, Parity(Field(31))), Field(31).random(8, fixed(1))
+    spoil = {"offline": -1, "first": 0, "last": len(relu.turns) - 1}[at]
+    with pytest.raises(ProtocolError, match=r"not an element of Field\(prime=31\)"):
+        Run(relu, shares, shares, shares, spoil)
 
 
 def test_a_batch_is_prepared_once_under_one_delta():
     relu, rng = ChainRelu(Ring(8), 2, Window(Ring(8), 0, 8)), fixed(1)
     delta, shares = Delta(rng), Ring(8).random(4, rng)
-    labels, zero = rng.labels(4 * relu.transfers).reshape(-1, 4, 2), rng.labels(4)
+    labels, zero = rng.labels(4 * relu.transfers).reshape(-1, 4, 2), rng.labels(4).reshape(1, 4, 2)
     offline, _ = relu.client_offline(shares, shares, labels, zero, delta, CONTEXT)
     with pytest.raises(RuntimeError, match="before under this Delta"):
         relu.client_offline(shares, shares, labels, zero, delta, CONTEXT)
@@ -214,10 +214,10 @@ class Views:
     def __init__(self, relu: ChainRelu, monkeypatch: pytest.MonkeyPatch) -> None:
         self.relu, self._patch = relu, monkeypatch
         self.table: dict[tuple[str, int, int], Words] = {}
-        monkeypatch.setattr(relu_ot, "_hashed", self._hashed)
-        monkeypatch.setattr(relu_ot, "blinds", self._blinds)
+        monkeypatch.setattr(transfer_relu, "_hashed", self._hashed)
+        monkeypatch.setattr(multiplexer, "blinds", self._blinds)
 
-    def _hashed(self, labels: Words, context: Context) -> list[Words]:
+    def _hashed(self, labels: Words, context: Context, tweak: str) -> list[Words]:
         return [self._pair(("choices", column, 0), label) for column, label in enumerate(labels)]
 
     def _pair(self, use: tuple[str, int, int], labels: Words) -> Words:
@@ -237,11 +237,11 @@ class Views:
     def client(self, x_client: int, x_server: int, seed: int, know_t: bool = False) -> np.ndarray:
         """Rows, M2 and M1, over the pads it did not choose, and t."""
         relu, rng = self.relu, fixed(seed)
-        widths = {("choices", digit.first + bit): digit for digit in relu.chain.digits for bit in range(digit.bits)}
+        widths = {("choices", digit.first + bit): digit for digit in relu.carry.digits for bit in range(digit.bits)}
         sizes: dict[tuple[str, int], int] = {key: digit.length for key, digit in widths.items()}
-        sizes |= {(relu_ot.KAPPA, 0): relu.modulus.bits}
+        sizes |= {(multiplexer.KAPPA, 0): relu.modulus.bits}
         if relu.shift:
-            sizes |= {(relu_ot.HALF, 0): relu.division.message.bits}
+            sizes |= {(multiplexer.HALF, 0): relu.mux.division.message.bits}
         halves = {key: digit.halves for key, digit in widths.items()}
         coins = Coins(sum(size * halves.get(key, 1) for key, size in sizes.items()) + 1)
         colours = [int(bit) & 1 for bit in rng.bytes(relu.transfers)]
@@ -251,36 +251,36 @@ class Views:
                 if bit != colours[number]:
                     parts = [coins(size) if half < halves.get(key, 1) else U(0) for half in range(2)]
                 self.table[(*key, bit)] = (U(parts[0]) | U(parts[1]) << U(32)) + coins.cases * U(0)
-        for tweak in (relu_ot.BACK, relu_ot.BACK_WRAP):
+        for tweak in (multiplexer.BACK, multiplexer.BACK_WRAP):
             for bit in (0, 1):
                 self.table[(tweak, 0, bit)] = np.full_like(coins.cases, int(rng.words(1)[0]) % 2)
         choice = coins(1) & U(not know_t)
         run = self._run(coins, x_client, x_server, np.zeros_like(coins.cases), np.array(colours, U), choice)
-        return self._counted(run.rows, relu.rows_widths, len(coins.cases))
+        return self._counted(run.rows, relu.turns[0][1], len(coins.cases))
 
     def server(self, x_client: int, x_server: int, seed: int, corrected_kappa: bool = False) -> np.ndarray:
         """All of the client's two messages, over its choices, the pads that t did not choose, and r."""
         relu, rng = self.relu, fixed(seed)
-        group = relu.division.message.bits if relu.shift else 0
+        group = relu.mux.division.message.bits if relu.shift else 0
         coins = Coins(relu.transfers + 2 * relu.modulus.bits + group)
-        for column in range(relu.chain.bits):
+        for column in range(relu.carry.bits):
             for bit in (0, 1):
                 self.table[("choices", column, bit)] = coins.cases * U(0) + rng.words(1)[0]
-        bits = {relu_ot.KAPPA: relu.modulus.bits, relu_ot.HALF: group}
+        bits = {multiplexer.KAPPA: relu.modulus.bits, multiplexer.HALF: group}
         for tweak, size in bits.items():
             for bit in (0, 1):
                 self.table[(tweak, 0, bit)] = coins.cases * U(0) + rng.words(1)[0] % U(1 << size)
         choice = int(rng.bytes(1)[0]) & 1
-        for tweak, size in {relu_ot.BACK: relu.modulus.bits, relu_ot.BACK_WRAP: group}.items():
+        for tweak, size in {multiplexer.BACK: relu.modulus.bits, multiplexer.BACK_WRAP: group}.items():
             self.table[(tweak, 0, choice)] = coins.cases * U(0) + rng.words(1)[0] % U(1 << size)
             self.table[(tweak, 0, 1 - choice)] = coins(size)
         colours = np.stack([coins(1) for _ in range(relu.transfers)])
         if corrected_kappa:
-            colours[relu.chain.bits] = colours[0]
+            colours[relu.carry.bits] = colours[0]
         mask = coins(relu.modulus.bits)
         run = self._run(coins, x_client, x_server, mask, colours, np.full_like(coins.cases, choice))
         first = self._bits(run.offline, relu.offline_widths, len(coins.cases))
-        last = self._bits(run.answer, relu.answer_widths, len(coins.cases))
+        last = self._bits(run.answer, relu.mux.answer_widths, len(coins.cases))
         return np.bincount((first | last << U(sum(relu.offline_widths))).astype(np.int64))
 
     def _run(self, coins: Coins, x_client: int, x_server: int, mask: Words, colours: Words, choice: Words) -> "Parts":
@@ -292,13 +292,14 @@ class Views:
         r = np.stack([self.labels(colour + ones * U(0)) for colour in colours])
         q = np.broadcast_to(zeros, r.shape).copy()
         parts = Parts()
-        parts.offline, kept = relu.client_offline(ones * U(x_client), mask, r, zeros, back, CONTEXT)
-        server = relu.server_offline(parts.offline, q, there, self.labels(choice), CONTEXT, Ones(coins))
-        parts.rows, state = relu.server_online(server, ones * U(x_server))
-        parts.answer = relu.client_online(kept, parts.rows, count)
-        output = relu.modulus.add(relu.server_finish(state, parts.answer), mask)
+        parts.offline, kept = relu.client_offline(ones * U(x_client), mask, r, zeros[None], back, CONTEXT)
+        chosen = self.labels(choice)[None]
+        server = relu.server_offline(parts.offline, q, there, chosen, CONTEXT, fixed(3))  # no lambda is drawn here
+        steps = relu.client_online(kept, count), relu.server_online(server, ones * U(x_server))
+        (parts.rows, parts.answer), output = online(relu, *steps)
+        output = relu.modulus.add(output, mask)
         x = relu.modulus.decode(relu.modulus.add(np.array([x_client], U), np.array([x_server], U)))
-        if abs(int(x[0])) <= min(relu.sign.room, relu.division.room):
+        if abs(int(x[0])) <= min(relu.sign.room, relu.mux.division.room):
             assert set(relu.modulus.decode(output).tolist()) == set(wanted(relu, x, np.array([x_client], U)).tolist())
         return parts
 
@@ -319,13 +320,6 @@ class Parts:
     answer: np.ndarray
 
 
-class Ones(Randomness):
-    """No digit here has a random lambda, so whatever is drawn for it will do."""
-
-    def __init__(self, coins: Coins) -> None:
-        super().__init__(bytes(32))
-
-
 def relus() -> Iterator[ChainRelu]:
     for sign, shift in itertools.product([Window(Ring(3), 0, 2), Window(Ring(3), 0, 3), Window(Ring(4), 1, 3)], [0, 1]):
         if shift <= sign.modulus.bits - 3:
@@ -337,7 +331,7 @@ def relus() -> Iterator[ChainRelu]:
 def test_what_the_client_sees_is_uniform(relu: ChainRelu, monkeypatch: pytest.MonkeyPatch):
     views = Views(relu, monkeypatch)
     for x_client in range(0, relu.modulus.order, 3):
-        for x_server in range(relu.modulus.order)[:: 1 if relu.chain.bits == 1 else 5]:
+        for x_server in range(relu.modulus.order)[:: 1 if relu.carry.bits == 1 else 5]:
             assert len(set(views.client(x_client, x_server, x_client + 1).tolist())) == 1
 
 
@@ -347,7 +341,7 @@ def test_what_the_server_sees_is_uniform(relu: ChainRelu, monkeypatch: pytest.Mo
     for x_server in range(0, relu.modulus.order, 3):
         for x_client in range(relu.modulus.order)[::3]:
             seen = views.server(x_client, x_server, x_server + 1)
-            assert seen.size == 1 << sum(relu.offline_widths) + sum(relu.answer_widths)
+            assert seen.size == 1 << sum(relu.offline_widths) + sum(relu.mux.answer_widths)
             assert len(set(seen.tolist())) == 1
 
 
@@ -371,10 +365,10 @@ def test_one_hash_for_both_messages_would_show_it(monkeypatch: pytest.MonkeyPatc
     blinds = views._blinds
 
     def shared(labels: Words, context: Context, tweak: str, modulus: object) -> Words:
-        if tweak != relu_ot.BACK_WRAP:
+        if tweak != multiplexer.BACK_WRAP:
             return blinds(labels, context, tweak, modulus)
-        return blinds(labels, context, relu_ot.BACK, modulus) & U(3)
+        return blinds(labels, context, multiplexer.BACK, modulus) & U(3)
 
-    monkeypatch.setattr(relu_ot, "blinds", shared)
+    monkeypatch.setattr(multiplexer, "blinds", shared)
     seen = [views.server(x, 3, 1) for x in range(16)]
     assert any(other.tolist() != seen[0].tolist() for other in seen[1:])
