@@ -184,8 +184,8 @@ class _Node:
 @dataclass
 class _Builder:
     readers: Counter[str]
-    forms: dict[str, _Form] = field(default_factory=dict)
-    nodes: dict[str, _Node] = field(default_factory=dict)
+    forms: dict[str, _Form] = field(default_factory=dict[str, "_Form"])
+    nodes: dict[str, _Node] = field(default_factory=dict[str, "_Node"])
 
     def value(self, name: str, *, rest: bool) -> _Form:
         """The value of a layer; with ``rest`` as a value of its own, made by a step if it must be."""
@@ -204,7 +204,7 @@ class _Builder:
         self.nodes[name] = _Node(form, depth, squares, constant)
 
 
-def compiled(layers: Sequence[Layer], shape: tuple[int, int, int], images: int = 1) -> Circuit:
+def compiled(layers: Sequence[Layer | Quadratic], shape: tuple[int, int, int], images: int = 1) -> Circuit:
     """The circuit of a network without ReLUs, and the smallest parameters that hold it.
 
     Args:
@@ -230,7 +230,7 @@ def compiled(layers: Sequence[Layer], shape: tuple[int, int, int], images: int =
     return _placed(builder, last, layout, images)
 
 
-def _form(builder: _Builder, layer: Layer) -> _Form:
+def _form(builder: _Builder, layer: Layer | Quadratic) -> _Form:
     match layer:
         case Conv():
             source = builder.value(layer.inputs[0], rest=True)
@@ -261,11 +261,11 @@ def _form(builder: _Builder, layer: Layer) -> _Form:
             source = builder.value(layer.inputs[0], rest=False)
             if len(source.parts) > 1:
                 source = builder.value(layer.inputs[0], rest=True)
-            entries = _dense(layer.weight, source.parts[0].entries)
+            (part,) = source.parts
+            entries = _dense(layer.weight, part.entries)
             bias = layer.bias + layer.weight @ source.bias
             outs = len(layer.weight)
-            part = _Part(source.parts[0].source, entries)
-            return _Form((part,), bias, (outs,), Layout.of(1 << (outs - 1).bit_length()))
+            return _Form((_Part(part.source, entries),), bias, (outs,), Layout.of(1 << (outs - 1).bit_length()))
         case Flat():
             source = builder.value(layer.inputs[0], rest=False)
             return _Form(source.parts, source.bias, (prod(source.shape),), source.layout)
@@ -315,7 +315,7 @@ def _scaled(entries: Entries | Real, factor: Real) -> Entries | Real:
 
 def _dense(weight: Real, before: Entries | Real) -> Entries:
     """The entries of ``weight`` (out, in) times what its input is."""
-    outs, ins = weight.shape
+    outs, ins = len(weight), len(weight.T)
     if isinstance(before, np.ndarray):
         before = Entries(np.arange(ins), np.arange(ins), before)
     count = len(before.inputs)

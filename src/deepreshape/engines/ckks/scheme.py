@@ -57,7 +57,7 @@ class Scheme:
             raise ValueError(f"{parameters} is refused: {self.context.parameters_error_message()}")
         self.primes = [prime.value() for prime in modulus][:-1]
         self.encoder = seal.CKKSEncoder(self.context)
-        at, identities = self.context.first_context_data(), []
+        at, identities = self.context.first_context_data(), list[Any]()
         for _ in range(parameters.levels + 1):
             identities.append(at.parms_id())
             at = at.next_context_data()
@@ -94,12 +94,17 @@ class Scheme:
             ValueError: if it is none.
         """
         cipher = seal.Ciphertext()
-        self._load(cipher, data, self.ciphertext_bytes(level + 1), "a ciphertext")
+        self.load(cipher, data, self.ciphertext_bytes(level + 1), "a ciphertext")
         if cipher.size() != 2 or list(cipher.parms_id()) != list(self.identities[level]) or not cipher.is_ntt_form():
             raise ValueError(f"not a ciphertext of two parts at level {level}")
         return Cipher(cipher, level)
 
-    def _load(self, target: Any, data: bytes, most: int, what: str) -> None:
+    def load(self, target: Any, data: bytes, most: int, what: str) -> None:
+        """A peer's bytes into an object of the library.
+
+        Raises:
+            ValueError: if they are more than ``most`` or are not ``what``.
+        """
         if len(data) > most:
             raise ValueError(f"{what} of {len(data):,} bytes; at most {most:,} can be one")
         with _scratch() as path:
@@ -164,14 +169,14 @@ class Evaluator:
         most = self.scheme.key_bytes()
         if name == "square":
             keys = seal.RelinKeys()
-            self.scheme._load(keys, data, most, "the key for squares")
+            self.scheme.load(keys, data, most, "the key for squares")
             self._relinearize = keys
             return
         step = int(name.removeprefix("rotate-")) if name.removeprefix("rotate-").isdecimal() else -1
         if step not in steps or name != f"rotate-{step}":
             raise ValueError(f"no key {name[:40]!r} is needed")
         keys = seal.GaloisKeys()
-        self.scheme._load(keys, data, most, f"the key {name}")
+        self.scheme.load(keys, data, most, f"the key {name}")
         if not keys.has_key(self.scheme.element(step)):
             raise ValueError(f"what was sent as {name} is the key of another rotation")
         self._rotations[step] = keys
