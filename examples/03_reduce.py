@@ -1,7 +1,7 @@
 """Train a small network on the digits, remove three quarters of its ReLUs, and train on with its own help."""
 
-from deepreshape import Recipe, apply, architecture, build, count, plan, train
-from deepreshape.data import Dataset
+from deepreshape import Dataset, Recipe, architecture, build, count, train
+from deepreshape.removal import apply, plan
 from deepreshape.training import accuracy
 
 data = Dataset.load("digits")

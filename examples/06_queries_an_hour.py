@@ -1,12 +1,12 @@
 """Offline work is not free when queries keep coming: how many an hour the study's two protocols sustain."""
 
-from deepreshape import architecture, build, count, price
-from deepreshape.cost import PROFILES, Service, simulate, sustainable
+from deepreshape import architecture, build, price
+from deepreshape.cost import Service, simulate, sustainable
 
 made = architecture("resnet18", (3, 32, 32), classes=10)
-layers = count(build(made, "meta"), made.input).layers
+network = build(made, "meta")
 for name in ("server-garbler", "client-garbler+lphe+wsa"):
-    report = price(layers, PROFILES[name])
+    report = price(network, made.input, protocol=name).report
     online = report.only(phase="online").seconds
     stored = report.stored_client, report.stored_server
     service = Service.of(report.seconds - online, online, stored, storage=(16e9, 10e12))

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deepreshape.cost import PROFILES, price
+from deepreshape.cost import PROFILES, price_published
 from deepreshape.cost.arrivals import Service, simulate, sustainable
 from deepreshape.counting import count
 from deepreshape.models import architecture, build
@@ -56,7 +56,7 @@ def test_the_studys_shape():
     layers = count(build(shape, "meta"), shape.input).layers
     rates, buffers = {}, {}
     for name in ("server-garbler", "client-garbler+lphe+wsa"):
-        report = price(layers, PROFILES[name])
+        report = price_published(layers, PROFILES[name])
         online = report.only(phase="online").seconds
         stored = report.stored_client, report.stored_server
         service = Service.of(report.seconds - online, online, stored, (16e9, 10e12))

@@ -164,7 +164,10 @@ def test_two_parties_with_certificates(model: Path, tmp_path: Path):
         assert sum(row["probability"] for row in first["classes"]) <= 1 + 1e-9
         np.save(tmp_path / "wide.npy", np.zeros((1, 9, 9)))
         wrong = call("private", "query", str(tmp_path / "wide.npy"), *place)
-        assert (wrong.code, "has shape (1, 9, 9), the network takes (1, 8, 8)" in wrong.err) == (2, True)
+        assert (wrong.code, "of shape (1, 9, 9) does not fit, the network takes floats (1, 8, 8)" in wrong.err) == (
+            2,
+            True,
+        )
         assert json.loads(server.communicate(timeout=60)[0]) == {"served": 4, "failed": 0, "refused": 0}
 
 

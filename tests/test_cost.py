@@ -2,7 +2,7 @@
 
 import pytest
 
-from deepreshape.cost import PROFILES, CostReport, Link, price, split
+from deepreshape.cost import PROFILES, CostReport, Link, price_published, split
 from deepreshape.counting import count
 from deepreshape.models import architecture, build
 
@@ -20,7 +20,7 @@ STUDY = [
 
 def priced(network: str, side: int, classes: int, profile: str) -> CostReport:
     shape = (3, side, side)
-    return price(count(build(architecture(network, shape, classes), "meta"), shape).layers, PROFILES[profile])
+    return price_published(count(build(architecture(network, shape, classes), "meta"), shape).layers, PROFILES[profile])
 
 
 @pytest.mark.parametrize(("network", "side", "classes", "profile", "offline", "online", "total"), STUDY)
@@ -57,7 +57,7 @@ def test_without_relus_there_is_nothing_to_garble():
 
     whole = architecture("resnet18")
     none = plan_of(whole, *(Cull(stage) for stage in (1, 2, 3, 4))).architecture
-    report = price(count(build(none, "meta"), none.input).layers, PROFILES["server-garbler"])
+    report = price_published(count(build(none, "meta"), none.input).layers, PROFILES["server-garbler"])
     assert report.only(kind="garble").rows == ()
     assert report.stored_client == 0
     assert report.only(kind="he").seconds == pytest.approx(

@@ -102,14 +102,14 @@ class Inputs:
         new: to try it on.
         validation: to choose settings on.
         labels: their classes, where somebody knows them.
-        facts: ``class_names``, ``mean`` and ``std``, which a client needs to send images and read answers.
+        facts: ``class_names``, ``mean``, ``std`` and ``resize``, which a client needs to send images and read answers.
     """
 
     known: Images
     new: Images
     validation: Images
     labels: NDArray[np.int64] | None = None
-    facts: dict[str, Any] = field(default_factory=lambda: {"class_names": [], "mean": [0.0], "std": [1.0]})
+    facts: dict[str, Any] = field(default_factory=dict)
 
 
 def find_inputs(
@@ -151,7 +151,7 @@ def _found_inputs(network: Network, samples: Images | None, data_dir: Path | Non
             data.validation.images[:VALIDATION_IMAGES],
         )
     )
-    facts = {name: getattr(network.manifest, name) for name in ("class_names", "mean", "std")}
+    facts = {name: getattr(network.manifest, name) for name in ("class_names", "mean", "std")} | {"resize": "crop"}
     return Inputs(known, new, valid, data.validation.labels[:VALIDATION_IMAGES].numpy(), facts)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
@@ -27,9 +26,6 @@ from deepreshape.cli.console import (
 )
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
     from deepreshape.cli.models import Inputs, Network
     from deepreshape.private.parties.plan import Plan
     from deepreshape.private.parties.sessions import Client
@@ -72,7 +68,6 @@ SamplesOption = Annotated[
     ),
 ]
 
-SERVER_PROGRAM, CLIENT_PROGRAM, FACTS = "server.program", "client.program", "client.json"
 MAX_LOSS = 0.2
 COMPARED = 8
 """Inputs on which `lower` compares the program with the network."""
@@ -266,16 +261,17 @@ def lower(
     """Turn a model into an integer program: one part with the weights for the server, a public one for the client."""
     from deepreshape.cli.models import compare
     from deepreshape.private.program import interpret as plain
-    from deepreshape.private.program.encoding import digest, to_bytes
+    from deepreshape.private.program.encoding import digest
     from deepreshape.private.program.ops import Relu
     from deepreshape.private.program.quantize import from_fixed, to_fixed
     from deepreshape.private.program.relu_config import ReluConfig
+    from deepreshape.private.service.bundle import CLIENT_PROGRAM, FACTS, SERVER_PROGRAM, Bundle, Facts, read_facts
 
     given = ReluConfig.parse(relu)
     if given.protocol != "gc-stochastic" or not given.window:
         raise ValueError(f"--relu {relu} has no windows to choose; gc-stochastic:window has, with neg-pass or without")
     network, lowered, inputs = _lowered(model, samples, data_dir)
-    told = _facts(facts, lowered.program) if facts else inputs.facts
+    told = read_facts(facts, lowered.program) if facts else Facts(**inputs.facts)
     program, found = lowered.program, None
     if max_loss is not None:
         found = stoppable(lambda: _windows(lowered, inputs, max_loss, given), NOTHING_KEPT)
@@ -285,11 +281,7 @@ def lower(
         plain.run(program, to_fixed(tried, program.input_fraction)), program.values[program.output].fraction
     )
     beside = compare(network, tried, outputs.reshape(len(tried), -1))
-    to.mkdir(parents=True, exist_ok=True)
-    (to / SERVER_PROGRAM).touch(mode=0o600)
-    (to / SERVER_PROGRAM).write_bytes(to_bytes(program))
-    (to / CLIENT_PROGRAM).write_bytes(to_bytes(program.public()))
-    (to / FACTS).write_text(json.dumps(told, indent=1) + "\n")
+    Bundle(program, told).write(to)
     known = inputs.labels is not None
     windows = {op.name: [op.low, op.high] for op in program.ops if isinstance(op, Relu)}
     if as_json:
@@ -337,7 +329,7 @@ def serve(
 
     program = _program(own.program)
     if not program.weights:
-        raise ValueError(f"{own.program} has no weights: it is a client's part; `serve` takes {SERVER_PROGRAM}")
+        raise ValueError(f"{own.program} has no weights: it is a client's part; `serve` takes server.program")
     model = Model(program, how.plan(program), workers=workers)
     endpoint, store = own.endpoint("server"), Store(own.store)
     with listen(own.host, own.port) as door, ExitStack() as stack:
@@ -384,29 +376,31 @@ def query(
     as_json: Json = False,
 ) -> None:
     """Ask for the classes of one input, without showing it; prepares first if no batch is ready."""
-    import numpy as np
-
     from deepreshape.private.program.quantize import from_fixed, to_fixed
+    from deepreshape.private.service.bundle import FACTS, Facts, read_facts
+    from deepreshape.private.service.predict import Prediction
 
     party = own.client(how)
-    facts = json.loads((own.program.parent / FACTS).read_text())
     public = party.plan.program
-    x = to_fixed(_read(input, facts, public.input_shape), public.input_fraction)
+    given = own.program.with_name(FACTS)
+    facts = read_facts(given, public) if given.is_file() else Facts()
+    x, done = facts.input_of(input, public.input_shape)
+    if done:
+        _tell(f"{input}: {done}")
+    fixed = to_fixed(x, public.input_fraction)
     with bytes_bar("offline") as show:
-        answer = stoppable(lambda: party.infer(x, progress=show), "no answer; a batch that it was using is spent")
-    logits = from_fixed(answer.output.reshape(-1), public.values[public.output].fraction)
-    shares = np.exp(logits - logits.max())
-    shares /= shares.sum()
-    names = facts["class_names"] or [str(number) for number in range(len(shares))]
+        answer = stoppable(lambda: party.infer(fixed, progress=show), "no answer; a batch that it was using is spent")
     rows = answer.ledger.traffic.values()
     sent = sum(row.sent + row.received for row in rows)
-    best = [int(place) for place in np.argsort(-shares)[:5]]
+    logits = from_fixed(answer.output.reshape(-1), public.values[public.output].fraction)
+    seconds, sizes = {"online": answer.seconds}, {"online": sent}
+    found = Prediction.of(logits, facts, seconds=seconds, bytes=sizes, agree=None, done=done)
     if as_json:
-        ranked = [{"class": names[at], "probability": float(shares[at])} for at in best]
-        print_json({"classes": ranked, "seconds": {"online": answer.seconds}, "bytes": {"online": sent}})
+        ranked = [{"class": name, "probability": share} for name, share in found.ranked]
+        print_json({"classes": ranked, "seconds": seconds, "bytes": sizes, "converted": done})
         return
-    for at in best:
-        out.print(f"{shares[at]:7.2%}  {names[at]}", highlight=False)
+    for name, share in found.ranked:
+        out.print(f"{share:7.2%}  {name}", highlight=False)
     out.print(f"online {answer.seconds:.2f} s, {sent / 1e6:,.2f} MB", highlight=False)
 
 
@@ -448,20 +442,6 @@ def _program(path: Path) -> Program:
         raise ValueError(f"{path}: {error}") from None
 
 
-def _facts(path: Path, program: Program) -> dict[str, Any]:
-    """What the client is told, from a file of the model's owner."""
-    channels, (classes, *_) = program.input_shape[0], program.values[program.output].shape
-    wanted = {"class_names": classes, "mean": channels, "std": channels}
-    try:
-        found = json.loads(path.read_text())
-        lengths = {name: len(found[name]) for name in wanted}
-    except (ValueError, KeyError, TypeError):
-        lengths = {}
-    if lengths != wanted:
-        raise ValueError(f"{path} is to hold class_names, mean and std, lists of {classes}, {channels} and {channels}")
-    return {name: found[name] for name in wanted}
-
-
 def _windows(lowered: Lowered, inputs: Inputs, max_loss: float, relu: ReluConfig) -> Calibrated:
     """The program with low bits chosen on validation data; without labels, its own classes take their place."""
     from deepreshape.private.program import interpret as plain
@@ -472,27 +452,6 @@ def _windows(lowered: Lowered, inputs: Inputs, max_loss: float, relu: ReluConfig
     if labels is None:
         labels = plain.run(lowered.program, x).reshape(len(x), -1).argmax(1)
     return calibrate(lowered.program, x, labels, max_loss=max_loss, mode=relu.mode)
-
-
-def _read(path: Path, facts: dict[str, Any], shape: tuple[int, ...]) -> NDArray[np.floating]:
-    """An image or array as the network wants it: normalised, channels first."""
-    import numpy as np
-
-    if path.suffix == ".npy":
-        x = np.load(path, allow_pickle=False).astype(np.float32)
-    else:
-        try:
-            from PIL import Image
-        except ImportError:
-            raise ValueError("reading an image needs Pillow: pip install pillow") from None
-        with Image.open(path) as image:
-            pixels = image.convert("RGB" if shape[0] == 3 else "L").resize((shape[2], shape[1]))
-        raw = np.asarray(pixels, dtype=np.float32).reshape(shape[1], shape[2], shape[0]).transpose(2, 0, 1) / 255
-        mean, std = (np.array(facts[name], dtype=np.float32)[:, None, None] for name in ("mean", "std"))
-        x = (raw - mean) / std
-    if x.shape != shape:
-        raise ValueError(f"{path} has shape {x.shape}, the network takes {shape}")
-    return x
 
 
 def _tell(line: str) -> None:

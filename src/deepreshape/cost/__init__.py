@@ -4,7 +4,7 @@ from deepreshape.cost.arrivals import Served, Service, simulate, sustainable
 from deepreshape.cost.layers import Layer, LinearLayer, ReluLayer
 from deepreshape.cost.link import LINKS, Link, read_link, split
 from deepreshape.cost.profile import Profile, Work, reference
-from deepreshape.cost.published import PROFILES, Published, price, published_seconds
+from deepreshape.cost.published import PROFILES, Published, price_published, published_seconds
 from deepreshape.cost.quote import Quote
 from deepreshape.cost.report import Cost, CostReport, Phase
 from deepreshape.cost.schedule import Party, Turn, schedule
@@ -27,7 +27,7 @@ __all__ = [
     "Service",
     "Turn",
     "Work",
-    "price",
+    "price_published",
     "published_seconds",
     "read_link",
     "reference",

@@ -18,7 +18,7 @@ from deepreshape.cost.layers import Layer, LinearLayer, ReluLayer
 from deepreshape.cost.link import Link, split
 from deepreshape.cost.report import Cost, CostReport
 
-__all__ = ["PROFILES", "Published", "price", "published_seconds"]
+__all__ = ["PROFILES", "Published", "price_published", "published_seconds"]
 
 SLOTS = 8192
 CIPHERTEXT_BYTES = 524_393 + 8
@@ -92,7 +92,7 @@ def he_seconds(layer: LinearLayer) -> float:
     return rate * 1e-6 * layer.in_channels * layer.out_channels * area / layer.groups
 
 
-def price(layers: Sequence[Layer], profile: Published, link: Link | None = None) -> CostReport:
+def price_published(layers: Sequence[Layer], profile: Published, link: Link | None = None) -> CostReport:
     """What one inference costs under a protocol of the study.
 
     Args:
@@ -122,7 +122,7 @@ def price(layers: Sequence[Layer], profile: Published, link: Link | None = None)
 
 def published_seconds(layers: Sequence[Layer]) -> dict[str, float]:
     """Seconds of one inference under each of :data:`PROFILES`, on its study's link."""
-    return {name: round(price(layers, profile).seconds, 3) for name, profile in PROFILES.items()}
+    return {name: round(price_published(layers, profile).seconds, 3) for name, profile in PROFILES.items()}
 
 
 def _timed(rows: Sequence[Cost], profile: Published, link: Link) -> Iterable[Cost]:

@@ -111,6 +111,15 @@ class Quote:
             f"about {enough:,} ReLUs under {LITTLE:.0%}; fewer MACs or HE layers in parallel gain more."
         )
 
+    def __str__(self) -> str:
+        """Seconds and bytes of both phases, and the advice."""
+        online = self.online
+        return (
+            f"{self.protocol}, link {self.link}: offline {self.seconds - online.seconds:.2f} s and "
+            f"{(self.report.bytes - online.bytes) / 1e6:.1f} MB, online {online.seconds:.2f} s and "
+            f"{online.bytes / 1e6:.1f} MB in {online.rounds} rounds. {self.advice}"
+        )
+
     @property
     def _relu_layers(self) -> list[str]:
         return list(dict.fromkeys(row.layer for row in self.report.rows if row.kind in ("garble", "evaluate")))

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from deepreshape.cost import PROFILES, price
+from deepreshape.cost import PROFILES, price_published
 from deepreshape.counting import count
 from deepreshape.data import Dataset
 from deepreshape.experiments.run import Point, fitting, measured, train_point
@@ -184,7 +184,7 @@ def reduce_saved(
         teacher=fitting(teacher, data)[0].to(device) if teacher else None,
         seed=seed,
         folder=folder,
-        price=(lambda layers: price(layers, PROFILES[profile])) if profile else None,
+        price=(lambda layers: price_published(layers, PROFILES[profile])) if profile else None,
         progress=progress,
     )
     manifest = Manifest(

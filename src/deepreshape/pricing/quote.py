@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import isfinite
 
-from deepreshape.cost import LINKS, PROFILES, Layer, Link, Profile, Quote, price, reference, schedule, split
+from deepreshape.cost import LINKS, PROFILES, Layer, Link, Profile, Quote, price_published, reference, schedule, split
 from deepreshape.pricing.estimate import outline
 from deepreshape.pricing.work import Steps, turns
 from deepreshape.private.parties.plan import Plan
@@ -73,7 +73,7 @@ def quote_layers(layers: Sequence[Layer], terms: Terms, notes: tuple[str, ...] =
     if not terms.ours:
         published = PROFILES[terms.protocol]
         link = terms.link or LINKS["wireless"]
-        report = price(layers, published, link)
+        report = price_published(layers, published, link)
         return Quote(terms.protocol, published.garbler, link, "Garimella et al., ASPLOS 2023", report, notes=notes)
     return _quote(outline(layers, terms.relu, terms.bits).steps, terms, notes, exact=False)
 

@@ -14,10 +14,10 @@ import operator
 from collections import Counter
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from io import StringIO
 from math import prod
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
@@ -57,11 +57,27 @@ INSTEAD = {
 """What does much the same as an operator that cannot be lowered."""
 
 _CHUNK = 32
+CALIBRATION_IMAGES = 256
+"""Of a data set's training split."""
+
+
+class Known(Protocol):
+    """A data set (:class:`deepreshape.data.Dataset`), as far as formats and the client's facts are taken from it."""
+
+    @property
+    def train(self) -> Any: ...
+    @property
+    def class_names(self) -> tuple[str, ...]: ...
+    @property
+    def mean(self) -> tuple[float, ...]: ...
+    @property
+    def std(self) -> tuple[float, ...]: ...
+    def normalize(self, images: Tensor) -> Tensor: ...
 
 
 def lower(
     model: nn.Module,
-    calibration: NDArray[np.float32],
+    calibration: NDArray[np.float32] | Known,
     *,
     modulus: Modulus | None = None,
     fraction: int | None = None,
@@ -71,7 +87,8 @@ def lower(
 
     Args:
         model: maps (N, C, H, W) to logits (N, classes); it is left as it was.
-        calibration: real inputs as the network gets them, normalised, float32 (N, C, H, W); a hundred or more.
+        calibration: a data set, of which the first training images are taken; or real inputs as the network gets them,
+            normalised, float32 (N, C, H, W), a hundred or more.
         modulus: where the integers live; by default the narrowest ring that is wide enough.
         fraction: fraction bits of activations; chosen by default.
         margin: how many times larger than in calibration a value may become before it overflows.
@@ -83,6 +100,10 @@ def lower(
         ValueError: if the calibration set does not fit the network.
         ProgramError: if the network cannot be lowered or does not fit ``modulus``, naming the layer.
     """
+    facts: dict[str, Any] = {}
+    if not isinstance(calibration, np.ndarray):
+        facts = {name: getattr(calibration, name) for name in ("class_names", "mean", "std")} | {"resize": "crop"}
+        calibration = calibration.normalize(calibration.train.images[:CALIBRATION_IMAGES]).contiguous().numpy()
     if calibration.ndim != 4 or not len(calibration) or not np.isfinite(calibration).all():
         raise ValueError(f"calibration takes finite inputs of shape (N, C, H, W), not {calibration.shape}")
     shape = cast(tuple[int, int, int], calibration.shape[1:])
@@ -92,7 +113,7 @@ def lower(
         raise ProgramError("; ".join(traced.problems) + known)
     layers = simplify(traced.layers, traced.output, traced.shapes)
     ranges = _observe(model, layers, calibration)
-    return quantize(layers, shape, ranges, modulus=modulus, fraction=fraction, margin=margin)
+    return replace(quantize(layers, shape, ranges, modulus=modulus, fraction=fraction, margin=margin), facts=facts)
 
 
 def unsupported(model: nn.Module, input_shape: Sequence[int]) -> tuple[str, ...]:

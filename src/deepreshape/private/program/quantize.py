@@ -22,6 +22,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -120,12 +121,14 @@ class Lowered:
         error: for each output, a bound on the difference between program and real network, float64 of the output's
             shape; it holds for inputs that stay within the limits and for exact ReLUs (gc-full), and counts the unit
             that a private truncation may lose. ReLUs by their sign may add one unit at rest each.
+        facts: what a client needs to send images and read answers, where the calibration set said it.
     """
 
     program: Program
     margin: float
     formats: tuple[Format, ...]
     error: Real
+    facts: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
     @property
     def calibrated(self) -> tuple[str, ...]:

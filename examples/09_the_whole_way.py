@@ -1,0 +1,34 @@
+"""The whole way, for a network and data of your own: count, train, remove ReLUs, price, run privately.
+
+Under a minute; `EPOCHS=1` in the environment makes it short.
+"""
+
+import os
+
+from torch import nn
+
+import deepreshape as dr
+from deepreshape.removal import SNL
+
+epochs = int(os.environ.get("EPOCHS", "6"))
+data = dr.Dataset.load("digits")  # or Dataset.from_folder("photos", side=64), or Dataset.from_loader(a_torch_dataset)
+recipe = dr.Recipe(epochs=epochs, batch=64, lr=0.1, crop=1, flip=False, precision="float32")
+
+
+def block(inputs: int, outputs: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU(), nn.AvgPool2d(2)
+    )
+
+
+net = nn.Sequential(block(1, 16), block(16, 32), block(32, 32), nn.Flatten(), nn.Linear(32, 10))
+trained = dr.train(net, data, recipe, seed=0)
+print(f"{dr.count(net, data.shape).total.relus:,} ReLUs, validation top-1 {trained.top1_validation} %")
+
+small, record = dr.linearize(net, SNL(budget=600, search_epochs=epochs), data, recipe=recipe)
+print(f"{record.relus:,} ReLUs, validation top-1 {record.top1_validation} %")
+print(dr.price(small, data.shape, link="wan"))
+
+program = dr.lower(small, data)
+answer = dr.run_private(program, data.test.images[0])
+print(f"{answer}; the label says {data.class_names[data.test.labels[0]]}")

@@ -1,0 +1,242 @@
+"""Three ways to a private answer: both parties on this machine, a server of your own, and its client.
+
+run_private(lowered, image)                                  # two processes over TLS, and what it cost
+Server("bundle", keys="keys").run()                          # in one process
+Client("bundle", keys="keys", address="host:7411").predict("photo.jpg")
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deepreshape.private.parties import sessions
+from deepreshape.private.parties.plan import Plan
+from deepreshape.private.parties.server import Model
+from deepreshape.private.parties.store import Store
+from deepreshape.private.program.integer_linear import Integers
+from deepreshape.private.program.ops import Program
+from deepreshape.private.program.quantize import from_fixed, to_fixed
+from deepreshape.private.program.relu_config import ReluConfig
+from deepreshape.private.service.bundle import Bundle, Facts
+from deepreshape.private.service.local_run import run_local
+from deepreshape.private.service.quotas import Caps
+from deepreshape.private.service.service import Service
+from deepreshape.private.transport.certificates import Credentials
+from deepreshape.private.transport.tls import Endpoint, Link, listen
+
+__all__ = ["Client", "Prediction", "Server", "run_private"]
+
+PORT = 7411
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The answer to one image.
+
+    Attributes:
+        name: of the most likely class.
+        probability: of it, from the softmax of the logits.
+        ranked: (name, probability) of the five most likely classes.
+        seconds, bytes: of the inference, ``{"offline", "online"}``, or ``{"online"}`` where the rest was done before.
+        agree: whether the private result equals the plain program's, bit for bit; None where nobody can compare them.
+        logits: float64, (classes,).
+        done: what was done to the image to fit the network, in words.
+    """
+
+    name: str
+    probability: float
+    ranked: tuple[tuple[str, float], ...]
+    seconds: dict[str, float]
+    bytes: dict[str, int]
+    agree: bool | None
+    logits: NDArray[np.float64]
+    done: str = ""
+
+    def __str__(self) -> str:
+        took = ", ".join(
+            f"{phase} {seconds:.2f} s and {self.bytes[phase] / 1e6:.2f} MB" for phase, seconds in self.seconds.items()
+        )
+        agrees = {True: "; equals the plain program bit for bit", False: "; DIFFERS from the plain program", None: ""}
+        return f"{self.name} ({self.probability:.1%}); {took}{agrees[self.agree]}"
+
+    @classmethod
+    def of(cls, logits: NDArray[np.float64], facts: Facts, **rest: Any) -> Prediction:
+        """The prediction that logits mean."""
+        shares = np.exp(logits - logits.max())
+        shares /= shares.sum()
+        best = [int(place) for place in np.argsort(-shares)[:5]]
+        ranked = tuple((facts.name(at), float(shares[at])) for at in best)
+        return cls(*ranked[0], ranked, logits=logits, **rest)
+
+
+def run_private(
+    program: Any,
+    image: Any,
+    *,
+    relu: str = "gc-full",
+    link: Link | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Prediction:
+    """Run a client and a server in two processes of this machine, over TLS, on one image.
+
+    Args:
+        program: what ``lower`` gives, a :class:`Bundle` or a bare program with weights.
+        image: as :meth:`Facts.input_of` takes it.
+        relu: how ReLUs are computed, a word of :class:`ReluConfig`.
+        link: a slower link to emulate.
+        progress: is told how many of the offline phase's bytes have travelled, and how many there are.
+
+    Raises:
+        ValueError: if the image does not fit.
+        ProgramError: if a value may not fit the modulus.
+        ProtocolError: if a process fails or is killed.
+    """
+    bundle = Bundle.of(program)
+    x, done = bundle.facts.input_of(image, bundle.program.input_shape)
+    report = run_local(
+        bundle.program,
+        to_fixed(x[None], bundle.program.input_fraction),
+        ReluConfig.parse(relu),
+        link=link,
+        progress=progress,
+    )
+    logits = _decoded(bundle.program, np.array(report["outputs"], dtype=np.int64))
+    return Prediction.of(
+        logits, bundle.facts, seconds=report["seconds"], bytes=report["bytes"], agree=report["agree"], done=done
+    )
+
+
+class Server:
+    """A server of one bundle for several clients, whose certificates are of the same authority.
+
+    Args:
+        bundle: the folder that `lower` wrote, with the server's program.
+        keys: folder with authority.pem, server.pem and server.key, from ``deepreshape private keygen``.
+        address: to listen on, ``host:port``; port 0 takes a free one.
+        relu: how ReLUs are computed; clients need the same.
+        store: folder for preprocessing; ``server-store`` in the folder of keys without.
+        workers: at most how many processes do homomorphic work.
+        caps: the most that a client may have.
+        notify: is told what happens, in lines without secrets.
+
+    Raises:
+        ValueError: if bundle, keys or address are not what they should be.
+    """
+
+    def __init__(
+        self,
+        bundle: Path | str,
+        *,
+        keys: Path | str,
+        address: str = f"127.0.0.1:{PORT}",
+        relu: str = "gc-full",
+        store: Path | str | None = None,
+        workers: int | None = None,
+        caps: Caps | None = None,
+        notify: Callable[[str], None] | None = None,
+    ) -> None:
+        program = Bundle.read(bundle, "server").program
+        model = Model(program, Plan(program.public(), ReluConfig.parse(relu)), workers=workers)
+        endpoint = Endpoint(Credentials.within(Path(keys), "server", "server"))
+        folder = Path(store) if store else Path(keys) / "server-store"
+        host, port = read_address(address)
+        listener = listen(host, port)
+        self.address = f"{host}:{listener.getsockname()[1]}"
+        self._service = Service(listener, endpoint, model, Store(folder), caps, notify=notify)
+
+    def run(self, sessions: int = 0) -> dict[str, int]:
+        """Serve until SIGINT or SIGTERM, or until so many sessions have ended; 0 has no such end.
+
+        Returns:
+            How many sessions were served, failed and refused.
+
+        Raises:
+            RuntimeError: if this process has other threads.
+            StoreError: if another server is serving from the store.
+        """
+        self._service.run(sessions)
+        return {str(outcome): count for outcome, count in self._service.ended.items()}
+
+
+class Client:
+    """A client of a server of the same bundle; it never shows the image, and never sees the weights.
+
+    Args:
+        bundle: folder with client.program and client.json; nothing else of the bundle is needed.
+        keys: folder with authority.pem and the client's certificate and key.
+        address: of the server, ``host:port``.
+        name: in the client's certificate.
+        relu: how ReLUs are computed, as at the server.
+        store: folder for preprocessing, never to be copied; ``NAME-store`` in the folder of keys without.
+
+    Raises:
+        ValueError: if bundle, keys or address are not what they should be.
+    """
+
+    def __init__(
+        self,
+        bundle: Path | str,
+        *,
+        keys: Path | str,
+        address: str = f"127.0.0.1:{PORT}",
+        name: str = "client",
+        relu: str = "gc-full",
+        store: Path | str | None = None,
+    ) -> None:
+        known = Bundle.read(bundle, "client")
+        self.facts = known.facts
+        self._plan = Plan(known.program.public(), ReluConfig.parse(relu))
+        endpoint = Endpoint(Credentials.within(Path(keys), "client", name))
+        folder = Path(store) if store else Path(keys) / f"{name}-store"
+        self._party = sessions.Client(endpoint, *read_address(address), self._plan, Store(folder))
+
+    def prepare(self, n: int = 1, progress: Callable[[int, int], None] | None = None) -> list[str]:
+        """Do the offline work of ``n`` predictions ahead of time; returns the ids of their batches.
+
+        Raises:
+            ProtocolError, StoreError: if it fails; batches that were finished stay.
+        """
+        return [prepared.batch for prepared in self._party.prepare_several(n, progress)]
+
+    def predict(self, image: Any, progress: Callable[[int, int], None] | None = None) -> Prediction:
+        """Ask for the class of an image; prepares first if nothing is ready.
+
+        Args:
+            image: as :meth:`Facts.input_of` takes it.
+            progress: is told how far preparing is.
+
+        Raises:
+            ValueError: if the image does not fit.
+            ProtocolError, StoreError: if it fails; preprocessing that was in use is spent.
+        """
+        program = self._plan.program
+        x, done = self.facts.input_of(image, program.input_shape)
+        answer = self._party.infer(to_fixed(x, program.input_fraction), progress=progress)
+        sent = sum(row.sent + row.received for row in answer.ledger.traffic.values())
+        logits = _decoded(program, answer.output)
+        return Prediction.of(
+            logits, self.facts, seconds={"online": answer.seconds}, bytes={"online": sent}, agree=None, done=done
+        )
+
+
+def _decoded(program: Program, output: Integers) -> NDArray[np.float64]:
+    """Logits (classes,) from the program's output."""
+    return from_fixed(output.reshape(-1), program.values[program.output].fraction)
+
+
+def read_address(text: str) -> tuple[str, int]:
+    """Host and port of ``host:port``.
+
+    Raises:
+        ValueError: if it is something else.
+    """
+    host, _, port = text.rpartition(":")
+    if not host or not port.isdigit() or int(port) > 65535:
+        raise ValueError(f"an address is host:port, such as 127.0.0.1:{PORT}, not {text!r}")
+    return host, int(port)
