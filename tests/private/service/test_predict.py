@@ -41,8 +41,8 @@ def test_both_parties_on_this_machine(bundle: Bundle, network: nn.Module):
     answer = dr.run_private(bundle, image)
     assert answer.agree
     assert set(answer.seconds) == set(answer.bytes) == {"offline", "online"}
-    logits = network(DATA.normalize(image[None]))[0]
-    assert np.allclose(answer.logits, logits.detach().numpy(), atol=0.05)
+    logits = network(DATA.normalize(image[None]))[0].detach()
+    assert np.allclose(answer.logits, logits.numpy(), atol=0.05)
     assert answer.name == DATA.class_names[int(answer.logits.argmax())]
     assert answer.probability == pytest.approx(float(logits.softmax(0).max()), abs=0.05)
     assert "equals the plain program bit for bit" in str(answer)
