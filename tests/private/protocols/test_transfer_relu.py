@@ -217,8 +217,9 @@ class Views:
         monkeypatch.setattr(transfer_relu, "_hashed", self._hashed)
         monkeypatch.setattr(multiplexer, "blinds", self._blinds)
 
-    def _hashed(self, labels: Words, context: Context, tweak: str) -> list[Words]:
-        return [self._pair(("choices", column, 0), label) for column, label in enumerate(labels)]
+    def _hashed(self, labels: Words, context: Context, tweak: str, delta: Words | None = None) -> list[Words]:
+        moved = labels if delta is None else labels ^ delta
+        return [self._pair(("choices", column, 0), label) for column, label in enumerate(moved)]
 
     def _pair(self, use: tuple[str, int, int], labels: Words) -> Words:
         words = [self.table[(use[0], use[1], bit)] for bit in (0, 1)]

@@ -140,7 +140,7 @@ class Chain:
         """Bits of the client's pads."""
         return [digit.label for digit in self.digits for _ in range(digit.halves)]
 
-    def server_pads(self, zero: Sequence[Words], one: Sequence[Words], swaps: Words) -> Pads:
+    def server_pads(self, zero: Sequence[Words] | Words, one: Sequence[Words] | Words, swaps: Words) -> Pads:
         """The pads of all values.
 
         Args:
@@ -160,7 +160,7 @@ class Chain:
             pads.append([pad & digit.full for pad in halves])
         return pads
 
-    def client_pads(self, hashed: Sequence[Words], word: Words) -> Pads:
+    def client_pads(self, hashed: Sequence[Words] | Words, word: Words) -> Pads:
         """The pads of the client's own digits, from the hashes (n, 2) of its labels."""
         pads: Pads = []
         for digit in self.digits:

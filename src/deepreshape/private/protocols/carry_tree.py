@@ -17,7 +17,7 @@ neighbours, high and low, g = g_h ^ p_h g_l and p = p_h p_l. The lowest needs no
     p = [a_h b_l] ^ [a_l b_h] ^ a_h a_l ^ b_h b_l,
 
 5 bits sent and 2 transfers, where single bits and an AND of shared ones would take 8 and 4. Transfers are of single
-bits by single bits of a; no transfer is of the strings of two bits of a (docs/garbling.md says why that matters).
+bits by single bits of a; no transfer is of the strings of two bits of a (docs/protocols.md says why that matters).
 
 *The tree* over these pairs is of ANDs with a common factor, p_h (g_l, p_l), as of Goldreich, Micali and Wigderson (STOC
 1987) on random triples: from a transfer either way, the choice is the party's share of the triple's alpha, the

@@ -202,8 +202,7 @@ class ChainRelu(TransferRelu):
     def server_carry(
         self, masked: Words, labels: Words, delta: Delta, back: Words, context: Context, rng: Randomness
     ) -> Bits:
-        zero = labels[: self.bits]
-        first, second = (_hashed(side, context, CHOICES) for side in (zero, zero ^ delta.words))
+        first, second = (_hashed(labels[: self.bits], context, CHOICES, move) for move in (_STAY, delta.words))
         pads = _flat(self.carry.server_pads(first, second, masked))
         return _pack([rng.words(len(masked)), *pads], [len(self.carry.digits), *self.carry.pad_widths])
 
@@ -406,10 +405,12 @@ def _exchange(message: Bits) -> Generator[Bits | None, Bits | memoryview, Bits |
     return (yield None)
 
 
-def _hashed(labels: Words, context: Context, tweak: str) -> list[Words]:
-    """The hashes of each column under a key of its own."""
-    keys = context.keys(len(labels), tweak)
-    return [engine().hash(column, key) for column, key in zip(labels, keys, strict=True)]
+_STAY = np.zeros(2, np.uint64)
+
+
+def _hashed(labels: Words, context: Context, tweak: str, delta: Words = _STAY) -> Words:
+    """The hashes of labels (columns, n, 2), moved by ``delta``, each column under a key of its own."""
+    return engine().hash_columns(labels, context.keys(len(labels), tweak), delta)
 
 
 def _flat(pads: Pads) -> list[Words]:

@@ -94,3 +94,24 @@ def test_a_stream_of_bits_holds_the_low_bits_in_order(engine: Engine, bits: int,
     stream = engine.pack(values, bits)
     assert stream.tobytes() == number.to_bytes(-(-bits * count // 8), "little")
     assert engine.unpack(stream, bits, count).tolist() == low
+
+
+def test_columns_hash_under_keys_of_their_own(engine: Engine):
+    rng = fixed(5)
+    for count in (1, 5, 16, 33):
+        labels, keys, delta = rng.labels(3 * count).reshape(3, count, 2), rng.bytes(48).reshape(3, 16), rng.words(2)
+        hashed = engine.hash_columns(labels, keys, delta)
+        for column, label, key in zip(hashed, labels, keys, strict=True):
+            np.testing.assert_array_equal(column, Reference().hash(label ^ delta, key))
+
+
+def test_sums_over_seeds_by_the_bits_of_their_numbers(engine: Engine):
+    rng = fixed(6)
+    seeds, keys = rng.labels(16 * 256).reshape(16, 256, 2), rng.bytes(48).reshape(3, 16)
+    columns, sums = engine.fold(seeds, keys)
+    for number, key in enumerate(keys):
+        hashed = Reference().hash(seeds.reshape(-1, 2), key).reshape(16, 256, 2)
+        np.testing.assert_array_equal(sums[:, number], np.bitwise_xor.reduce(hashed, axis=1))
+        for bit in range(8):
+            chosen = hashed[:, np.arange(256) >> bit & 1 == 1]
+            np.testing.assert_array_equal(columns[:, bit, number], np.bitwise_xor.reduce(chosen, axis=1))

@@ -39,7 +39,7 @@ def test_base_transfers_are_the_ideal_ones() -> None:
     )
     assert keys == [pair[choice] for pair, choice in zip(pairs, choices.tolist(), strict=True)]
     assert len({key for pair in pairs for key in pair}) == 256
-    row = here.ledger.row()
+    row = here.ledger.current()
     assert (row.sent, row.received) == BASE_BYTES
 
 

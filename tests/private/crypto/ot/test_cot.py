@@ -51,7 +51,7 @@ class Ends:
 
     def traffic(self) -> tuple[int, int]:
         """Bytes so far, (receiver to sender, sender to receiver)."""
-        row = self.here.ledger.row()
+        row = self.here.ledger.current()
         return row.received, row.sent
 
 

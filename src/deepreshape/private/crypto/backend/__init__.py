@@ -92,6 +92,22 @@ class Engine(Protocol):
         """
         ...
 
+    def hash_columns(self, labels: Words, keys: Keys, delta: Words) -> Words:
+        """H of every label (columns, n, 2), moved by ``delta`` (2,), under its column's key (columns, 16)."""
+        ...
+
+    def fold(self, seeds: Words, keys: Keys) -> tuple[Words, Words]:
+        """For each key, sums of the hashes of 256 seeds, for each of 16 groups.
+
+        Args:
+            seeds: (16, 256, 2), contiguous.
+            keys: (blocks, 16).
+
+        Returns:
+            The sums over the seeds with bit j of their number, (16, 8, blocks, 2); and over all, (16, blocks, 2).
+        """
+        ...
+
     def pack(self, values: Words, bits: int) -> Bits:
         """The ``bits`` low bits, 1 to 64, of each value (n,) as one stream of ceil(n bits / 8) bytes, lowest first."""
         ...

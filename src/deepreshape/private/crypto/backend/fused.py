@@ -149,6 +149,18 @@ class Fused:
     def gather(self, out: Words, table: Words, key: Keys, first: int) -> None:
         self._function("gather")([out, table, key], len(out), first, len(table) - 1)
 
+    def hash_columns(self, labels: Words, keys: Keys, delta: Words) -> Words:
+        labels = np.ascontiguousarray(labels)
+        out = np.empty_like(labels)
+        self._function("hash_columns")([labels, delta, keys, out], *labels.shape[:2])
+        return out
+
+    def fold(self, seeds: Words, keys: Keys) -> tuple[Words, Words]:
+        groups, blocks = len(seeds), len(keys)
+        columns, sums = np.empty((groups, 8, blocks, 2), np.uint64), np.empty((groups, blocks, 2), np.uint64)
+        self._function("fold")([seeds, keys, columns, sums], blocks)
+        return columns, sums
+
     def pack(self, values: Words, bits: int) -> Bits:
         stream = np.empty(values.size * bits // 64 + 1, np.uint64)
         self._function("pack")([np.ascontiguousarray(values), stream], bits, values.size)

@@ -176,6 +176,22 @@ class Reference:
             for column in indices.T:
                 piece ^= table[column]
 
+    def hash_columns(self, labels: Words, keys: Keys, delta: Words) -> Words:
+        moved = labels ^ delta
+        return np.stack([self.hash(column, key) for column, key in zip(moved, keys, strict=True)])
+
+    def fold(self, seeds: Words, keys: Keys) -> tuple[Words, Words]:
+        columns = np.empty((len(seeds), 8, len(keys), 2), np.uint64)
+        sums = np.empty((len(seeds), len(keys), 2), np.uint64)
+        for number, key in enumerate(keys):
+            left = self.hash(seeds.reshape(-1, 2), key).reshape(seeds.shape)
+            for bit in range(7, -1, -1):
+                low, high = left[:, : 1 << bit], left[:, 1 << bit :]
+                columns[:, bit, number] = np.bitwise_xor.reduce(high, axis=1)
+                left = low ^ high
+            sums[:, number] = left[:, 0]
+        return columns, sums
+
     def pack(self, values: Words, bits: int) -> Bits:
         octets = np.ascontiguousarray(values).view(np.uint8).reshape(-1, 8)
         return np.packbits(np.unpackbits(octets, axis=1, count=bits, bitorder="little"), bitorder="little")

@@ -15,6 +15,8 @@ from deepreshape.private.crypto.backend.numpy import COLOUR, LOCALITY
 
 GROUP = 16
 """Outputs whose indices are drawn at once; they take 40 whole blocks."""
+GROUPS, SEEDS = 16, 256
+"""Of SoftSpoken's trees."""
 SIDE = 4
 """Vectors that are encrypted side by side."""
 
@@ -132,6 +134,61 @@ def _gather(code: Code) -> None:
             code.store(summed, place)
 
 
+def _hash_columns(code: Code) -> None:
+    """``columns`` of ``count`` labels, each moved by ``delta``, under a key a column."""
+    delta = code.repeat(code.load(code["delta"], PAIR))
+    with code.loop(0, code["columns"]) as column:
+        keys = code.expand(code.load(code["keys"] + (column << 1), PAIR))
+        labels, out = (code[name] + ((column * code["count"]) << 1) for name in ("labels", "out"))
+        with code.loop(0, code["count"], SIDE * code.lanes) as i:
+            places = [i + code.lanes * k for k in range(SIDE)]
+            present = [code.present(place, code["count"]) for place in places]
+            if code.lanes == 1:  # every store is whole, so none may lie behind the last label
+                last = code["count"] + -1
+                places = [_smaller(code, place, last) for place in places]
+            loaded = [code.load_some(labels + (place << 1), some) for place, some in zip(places, present, strict=True)]
+            hashed = [code.sigma(label ^ delta) for label in loaded]
+            for place, some, x, y in zip(places, present, hashed, code.encrypt(hashed, [keys] * SIDE), strict=True):
+                code.store_some(x ^ y, out + (place << 1), some)
+
+
+def _smaller(code: Code, a: Value, b: Value) -> Value:
+    return Value(code.builder, code.builder.select((a < b).raw, a.raw, b.raw))
+
+
+def _fold(code: Code) -> None:
+    """For each of ``blocks`` keys: hash 256 seeds of each of 16 groups; sum those with bit j of their number, and all.
+
+    ``columns`` (16, 8, blocks, 2) and ``sums`` (16, blocks, 2).
+    """
+    room = code.variable(ir.ArrayType(WORD, 2 * SEEDS))
+    with code.loop(0, code["blocks"]) as block:
+        keys = code.expand(code.load(code["keys"] + (block << 1), PAIR))
+        with code.loop(0, GROUPS) as group:
+            seeds = code["seeds"] + ((group * SEEDS) << 1)
+            with code.loop(0, SEEDS, SIDE * code.lanes) as i:
+                places = [(i + code.lanes * k) << 1 for k in range(SIDE)]
+                hashed = [code.sigma(code.load(seeds + place)) for place in places]
+                for place, x, y in zip(places, hashed, code.encrypt(hashed, [keys] * SIDE), strict=True):
+                    code.store(x ^ y, room.moved(place, WORD))
+            for bit in range(SEEDS.bit_length() - 2, -1, -1):
+                kind = PAIR if 1 << bit < code.lanes else ir.VectorType(WORD, 2 * code.lanes)
+                total = code.variable(kind)
+                code.store(Value(code.builder, ir.Constant(kind, None)), total)
+                with code.loop(0, 1 << bit, kind.count // 2) as i:
+                    low, high = (room.moved(place << 1, WORD) for place in (i, i + (1 << bit)))
+                    upper = code.load(high, kind)
+                    code.store(code.load(low, kind) ^ upper, low)
+                    code.store(code.load(total, kind) ^ upper, total)
+                summed = code.load(total, kind)
+                lanes = [summed.shuffle([2 * k, 2 * k + 1]) for k in range(kind.count // 2)]
+                column = lanes[0]
+                for lane in lanes[1:]:
+                    column = column ^ lane
+                code.store(column, code["columns"] + (((group * 8 + bit) * code["blocks"] + block) << 1))
+            code.store(code.load(room.moved(0, WORD), PAIR), code["sums"] + ((group * code["blocks"] + block) << 1))
+
+
 def _pack(code: Code) -> None:
     """``count`` values to a stream of their ``bits`` low bits. A word is written as it grows, the last at the end."""
     at, filled, word = code.variable(WORD), code.variable(WORD), code.variable(WORD)
@@ -176,6 +233,8 @@ FUNCTIONS: dict[str, tuple[Callable[[Code], None], str, str]] = {
     "grow": (_grow, "nodes roots delta sums key", "depth first last"),
     "regrow": (_regrow, "nodes sums sides key", "depth first last"),
     "gather": (_gather, "out table key", "count first mask"),
+    "hash_columns": (_hash_columns, "labels delta keys out", "columns count"),
+    "fold": (_fold, "seeds keys columns sums", "blocks"),
     "pack": (_pack, "values out", "bits count"),
     "unpack": (_unpack, "data out", "bits count words"),
 }

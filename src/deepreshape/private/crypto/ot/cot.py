@@ -18,12 +18,17 @@ One that makes random choices only turns them into chosen ones by :func:`correct
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 
 from deepreshape.private.arith.ring import Bits, Randomness, Words
 from deepreshape.private.crypto.labels import Delta, permute_bits, pick
 from deepreshape.private.transport.channel import Channel, Frame
+
+End = Literal["receiver", "sender"]
+ENDS: tuple[End, ...] = ("receiver", "sender")
 
 
 class CotSender(ABC):
@@ -79,8 +84,14 @@ class Cot(ABC):
 
     @property
     @abstractmethod
+    def setup_messages(self) -> Sequence[tuple[End, int]]:
+        """Who sends how many bytes in the set-up, in order."""
+
+    @property
     def setup_bytes(self) -> tuple[int, int]:
         """Bytes of the set-up, (receiver to sender, sender to receiver)."""
+        sent = {end: sum(nbytes for sender, nbytes in self.setup_messages if sender == end) for end in ENDS}
+        return sent["receiver"], sent["sender"]
 
     @abstractmethod
     def reserve_bytes(self, count: int) -> tuple[int, int]:

@@ -27,7 +27,7 @@ from deepreshape.private.arith.ring import Bits, Randomness, Words
 from deepreshape.private.crypto.backend import engine
 from deepreshape.private.crypto.labels import PERMUTE_BIT, Delta
 from deepreshape.private.crypto.ot.base import BASE_BYTES, BASE_TRANSFERS, receive_base, send_base
-from deepreshape.private.crypto.ot.cot import Cot, CotReceiver, CotSender
+from deepreshape.private.crypto.ot.cot import Cot, CotReceiver, CotSender, End
 from deepreshape.private.transport.channel import Channel, Frame
 
 _OTHERS = [i for i in range(BASE_TRANSFERS) if i != PERMUTE_BIT]
@@ -44,8 +44,9 @@ class Iknp(Cot):
         return IknpReceiver(send_base(channel, session, rng))
 
     @property
-    def setup_bytes(self) -> tuple[int, int]:
-        return BASE_BYTES  # here the receiver is the sender of the base transfers
+    def setup_messages(self) -> list[tuple[End, int]]:
+        point, replies = BASE_BYTES  # here the receiver is the sender of the base transfers
+        return [("receiver", point), ("sender", replies)]
 
     def reserve_bytes(self, count: int) -> tuple[int, int]:
         return 0, 0

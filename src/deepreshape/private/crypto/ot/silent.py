@@ -30,7 +30,7 @@ import numpy as np
 from deepreshape.private.arith.ring import Bits, Randomness, Words
 from deepreshape.private.crypto.backend import engine
 from deepreshape.private.crypto.labels import PERMUTE_BIT, Context, Delta, permute_bits
-from deepreshape.private.crypto.ot.cot import Cot, CotReceiver, CotSender, correct, corrected
+from deepreshape.private.crypto.ot.cot import Cot, CotReceiver, CotSender, End, correct, corrected
 from deepreshape.private.crypto.ot.lpn import LARGE, SMALL, Round, Schedule, Size, schedule
 from deepreshape.private.crypto.ot.softspoken import BITS, SOFTSPOKEN
 from deepreshape.private.transport.channel import Channel, Frame
@@ -60,8 +60,8 @@ class Silent(Cot):
         return SilentReceiver(self, SOFTSPOKEN.receiver(channel, _base(session), rng), session)
 
     @property
-    def setup_bytes(self) -> tuple[int, int]:
-        return SOFTSPOKEN.setup_bytes
+    def setup_messages(self) -> list[tuple[End, int]]:
+        return SOFTSPOKEN.setup_messages
 
     def reserve_bytes(self, count: int) -> tuple[int, int]:
         plan = self.schedule(count)

@@ -30,7 +30,7 @@ from deepreshape.private.arith.ring import Bits, Randomness, Words
 from deepreshape.private.crypto.backend import engine
 from deepreshape.private.crypto.labels import PERMUTE_BIT, Context, Delta
 from deepreshape.private.crypto.ot.base import BASE_BYTES, BASE_TRANSFERS, receive_base, send_base
-from deepreshape.private.crypto.ot.cot import Cot, CotReceiver, CotSender, correct, corrected
+from deepreshape.private.crypto.ot.cot import Cot, CotReceiver, CotSender, End, correct, corrected
 from deepreshape.private.transport.channel import Channel, Frame
 
 FIELD_BITS = 8
@@ -42,8 +42,6 @@ BITS = GROUPS - 1
 TREE_BYTES = 2 * 16 * BASE_TRANSFERS
 PERMUTE_GROUP = PERMUTE_BIT // FIELD_BITS
 _OTHERS = [group for group in range(GROUPS) if group != PERMUTE_GROUP]
-_STEP = 8
-"""Blocks of 128 transfers that are made at once."""
 
 
 @final
@@ -68,9 +66,9 @@ class SoftSpoken(Cot):
         return SoftSpokenReceiver(seeds, session)
 
     @property
-    def setup_bytes(self) -> tuple[int, int]:
+    def setup_messages(self) -> list[tuple[End, int]]:
         point, replies = BASE_BYTES  # here the receiver is the sender of the base transfers
-        return point + TREE_BYTES, replies
+        return [("receiver", point), ("sender", replies), ("receiver", TREE_BYTES)]
 
     def reserve_bytes(self, count: int) -> tuple[int, int]:
         return 0, 0
@@ -132,7 +130,7 @@ class _Streams:
     """The streams of all seeds (16, 256, 2), which run on from call to call."""
 
     def __init__(self, seeds: Words, session: bytes) -> None:
-        self._seeds = np.ascontiguousarray(seeds).reshape(-1, 2)
+        self._seeds = np.ascontiguousarray(seeds)
         self._session = session
         self._calls = 0
 
@@ -141,17 +139,7 @@ class _Streams:
         blocks = -(-nbytes // 16)
         keys = Context(self._session, "softspoken", self._calls).keys(blocks, "streams")
         self._calls += 1
-        columns = np.empty((GROUPS, FIELD_BITS, blocks, 2), np.uint64)
-        sums = np.empty((GROUPS, blocks, 2), np.uint64)
-        for start in range(0, blocks, _STEP):
-            part = slice(start, min(start + _STEP, blocks))
-            hashed = np.stack([engine().hash(self._seeds, key) for key in keys[part]])
-            left = hashed.reshape(-1, GROUPS, LEAVES, 2)
-            for bit in reversed(range(FIELD_BITS)):
-                low, high = left[:, :, : 1 << bit], left[:, :, 1 << bit :]
-                columns[:, bit, part] = np.bitwise_xor.reduce(high, axis=2).transpose(1, 0, 2)
-                left = low ^ high
-            sums[:, part] = left[:, :, 0].transpose(1, 0, 2)
+        columns, sums = engine().fold(self._seeds, keys)
         flat = columns.view(np.uint8).reshape(GROUPS, FIELD_BITS, -1)
         return np.ascontiguousarray(flat[..., :nbytes]), sums.view(np.uint8).reshape(GROUPS, -1)[:, :nbytes]
 
