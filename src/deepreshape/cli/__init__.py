@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import os
 import sys
+from importlib.metadata import version as installed
 from itertools import pairwise
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
 
 from deepreshape.cli import costs, jobs, networks, private, removal, search
-from deepreshape.cli.console import err
+from deepreshape.cli.console import err, out
 from deepreshape.private.errors import PrivateError
 
 __all__ = ["app", "main"]
@@ -26,15 +27,35 @@ REMOVED = {
 }
 """Options that are part of another option's word now."""
 
+EXTRAS = {
+    **dict.fromkeys(("torch", "safetensors"), "train"),
+    **dict.fromkeys(("cryptography", "nacl", "tenseal", "zstandard", "PIL"), "client"),
+    "sklearn": "digits",
+}
+"""Which extra of the package brings a module that commands need."""
+
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
-    help="Redesign convolutional networks for private inference: count, design, train, remove ReLUs, price.",
+    help="Redesign convolutional networks for private inference: count, design, train, remove ReLUs, price, run.",
 )
 for commands in (networks.app, costs.app, search.app, jobs.app, removal.app):
     app.registered_commands += commands.registered_commands
 app.add_typer(private.app, name="private")
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=lambda wanted: _show_version(wanted), is_eager=True, help="Show it.")
+    ] = False,
+) -> None: ...
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        out.print(f"deepreshape {installed('deepreshape')}", highlight=False)
+        raise typer.Exit
 
 
 def main() -> None:
@@ -43,10 +64,18 @@ def main() -> None:
         sys.exit(app(standalone_mode=False) or 0)
     except (ValueError, OSError, PrivateError) as error:
         said = str(error)
-    except Exception as error:  # a wrong word on the command line: typer has its classes from elsewhere since 0.20
-        if not hasattr(error, "format_message"):
+    except ModuleNotFoundError as error:
+        extra = EXTRAS.get((error.name or "").partition(".")[0])
+        if extra is None:
             raise
-        said = _explained(error)
+        said = f"this needs {error.name}, which is not installed: pip install 'deepreshape[{extra}]'"
+    except Exception as error:
+        if type(error).__name__ == "SafetensorError":  # a full disk, for one; not imported for every command
+            said = str(error)
+        elif hasattr(error, "format_message"):  # a wrong word; typer has its classes from elsewhere since 0.20
+            said = _explained(error)
+        else:
+            raise
     if said:  # without any words, help was shown
         err.print(f"[bold red]error:[/] {escape(' '.join(said.split()))}", highlight=False, soft_wrap=True)
     sys.exit(2)

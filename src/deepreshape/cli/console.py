@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
 import signal
 import sys
 from collections.abc import Callable, Generator
@@ -11,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from threading import current_thread, main_thread
-from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, get_type_hints
 
 import typer
 from rich.console import Console
@@ -22,7 +23,21 @@ if TYPE_CHECKING:
     from deepreshape.data import Dataset
     from deepreshape.training import Recipe
 
-out, err = Console(), Console(stderr=True)
+
+class Output(Console):
+    """Standard output; a reader that has enough, as ``head`` has, is no error."""
+
+    def on_broken_pipe(self) -> None:
+        reader_left()
+
+
+def reader_left() -> NoReturn:
+    """End without a word: nobody reads what is left."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    raise SystemExit(0)
+
+
+out, err = Output(), Console(stderr=True)
 
 MODEL = "A network's name, a saved model's folder, zoo:NAME, package.module:callable or file.py:callable."
 
@@ -184,7 +199,11 @@ def new_table(*names: str) -> Table:
 
 def print_json(value: Any) -> None:
     """One JSON object on standard output."""
-    sys.stdout.write(json.dumps(value, indent=1) + "\n")
+    try:
+        sys.stdout.write(json.dumps(value, indent=1) + "\n")
+        sys.stdout.flush()
+    except BrokenPipeError:
+        reader_left()
 
 
 def thousands(value: int) -> str:

@@ -51,7 +51,7 @@ def _digits(_: Path) -> Dataset:
     try:
         from sklearn.datasets import load_digits
     except ImportError:
-        raise ValueError("the digits come with scikit-learn: pip install scikit-learn") from None
+        raise ValueError("the digits come with scikit-learn: pip install 'deepreshape[digits]'") from None
     pixels, labels = load_digits(return_X_y=True)
     images = (np.asarray(pixels).reshape(-1, 1, 8, 8) * (255 / 16)).round().astype(np.uint8)
     labels = np.asarray(labels)
@@ -135,7 +135,7 @@ def _tinyimagenet(folder: Path) -> Dataset:
     try:
         from PIL import Image
     except ImportError:
-        raise ValueError("Tiny-ImageNet is JPEG files, which need Pillow: pip install pillow") from None
+        raise ValueError("Tiny-ImageNet is JPEG files, which need Pillow: pip install 'deepreshape[images]'") from None
     root = folder / "tiny-imagenet-200"
     if not (root / "wnids.txt").is_file():
         raise ValueError(

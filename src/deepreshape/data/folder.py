@@ -236,7 +236,7 @@ def _opened(path: Path) -> Picture:
     try:
         from PIL import Image
     except ImportError:
-        raise ValueError("reading images needs Pillow: pip install pillow") from None
+        raise ValueError("reading images needs Pillow: pip install 'deepreshape[images]'") from None
     try:
         picture = Image.open(path)
         picture.load()
