@@ -35,8 +35,10 @@ from deepreshape.private.arith.ring import CIRCA_PRIME, DELPHI_PRIME, PRIME_32, 
 from deepreshape.private.crypto.backend import Engine, UnavailableError, named, using
 from deepreshape.private.crypto.gc.halfgates import evaluate, garble, table_shape
 from deepreshape.private.crypto.labels import Context, Delta, pick
-from deepreshape.private.program.relu_config import GC_FULL
-from deepreshape.private.protocols.base import ReluLayer, declared
+from deepreshape.private.program.relu_config import GC_FULL, ReluConfig
+from deepreshape.private.protocols.label_transfer import ReluLayer
+from deepreshape.private.protocols.relu_gc import ReluGc
+from deepreshape.private.protocols.relu_sign import ReluSign
 
 CASES: list[tuple[str, Ring | Field, Sign | None]] = [
     ("gc-full", Ring(16), None),
@@ -123,7 +125,8 @@ def measure(
         if number:  # the first round warms up
             for work, start, stop in zip(times, marks, marks[1:], strict=False):
                 times[work].append((stop - start) / count * 1e6)
-    there = declared(layer)
+    protocol = ReluGc(ReluConfig()) if layer.sign is None else ReluSign(ReluConfig("gc-stochastic"))
+    there = protocol.declared(layer).traffic
     row: dict[str, Any] = {
         "engine": chosen.name,
         "engine_about": chosen.about,

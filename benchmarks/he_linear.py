@@ -23,8 +23,8 @@ from deepreshape.pricing.calibrate import machine
 from deepreshape.private.arith.ring import Randomness
 from deepreshape.private.crypto.he import bfv as he
 from deepreshape.private.crypto.he import residues
-from deepreshape.private.protocols import linear
-from deepreshape.private.protocols.linear import Convolution
+from deepreshape.private.protocols import packing as linear
+from deepreshape.private.protocols.packing import Convolution
 
 TARGET = {"layer": "64x8x8 -> 64, 3x3", "cpu_seconds": 0.15, "bytes": 3_000_000}
 

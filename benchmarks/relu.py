@@ -29,10 +29,12 @@ from deepreshape.pricing.calibrate import machine
 from deepreshape.private.arith.drelu import Parity, Sign, Window, Wrap
 from deepreshape.private.arith.ring import DELPHI_PRIME, Field, Randomness, Ring
 from deepreshape.private.crypto.backend import engine
-from deepreshape.private.program.relu_config import Role
-from deepreshape.private.protocols import base as relu
-from deepreshape.private.protocols.base import ReluLayer
-from deepreshape.private.transport.channel import Channel
+from deepreshape.private.program.relu_config import ReluConfig, Role
+from deepreshape.private.protocols.base import Prepared, Run, side_by_side
+from deepreshape.private.protocols.label_transfer import ReluLayer
+from deepreshape.private.protocols.relu_garbled import GarbledRelu
+from deepreshape.private.protocols.relu_gc import ReluGc
+from deepreshape.private.protocols.relu_sign import ReluSign
 from deepreshape.private.transport.memory import memory_pair
 
 SHIFT = 12
@@ -64,36 +66,43 @@ def once(modulus: Ring | Field, sign: Sign | None, count: int, garbler: Role) ->
         ReluLayer(f"part {at}", modulus, SHIFT, min(MOST, count - at), garbler, sign=sign)
         for at in range(0, count, MOST)
     ]
-    parties = both(
-        lambda: relu.start(client, "client", layers, session), lambda: relu.start(server, "server", layers, session)
-    )
+    runs = Run(client, session, "client", Randomness()), Run(server, session, "server", Randomness())
+    protocol = protocol_of(layers[0])
+    setups = both(lambda: protocol.setup(runs[0], layers), lambda: protocol.setup(runs[1], layers))
     seconds = {"offline": 0.0, "online": 0.0}
     for layer in layers:
-        for phase, taken in run((client, server), parties, session, layer).items():
+        for phase, taken in run(runs, setups, layer).items():
             seconds[phase] += taken
     return seconds
 
 
-def run(ends: tuple[Channel, Channel], parties: tuple[Any, Any], session: bytes, layer: ReluLayer) -> dict[str, float]:
+def protocol_of(layer: ReluLayer) -> GarbledRelu:
+    """By which a layer is computed."""
+    if layer.sign is None:
+        return ReluGc(ReluConfig(garbler=layer.garbler))
+    return ReluSign(ReluConfig("gc-stochastic", garbler=layer.garbler))
+
+
+def run(runs: tuple[Run, Run], setups: tuple[Any, Any], layer: ReluLayer) -> dict[str, float]:
     """Seconds of one layer; its result is checked."""
-    modulus = layer.modulus
+    modulus, protocol = layer.modulus, protocol_of(layer)
     x = np.arange(layer.count) - layer.count // 2
     share, mask = (modulus.random(layer.count, Randomness()) for _ in range(2))
     theirs = modulus.sub(modulus.encode(x), share)
+    kept: tuple[list[Prepared], list[Prepared]] = ([], [])
 
-    def prepare(end: Channel, step: Any) -> list[Any]:
-        return [prepared for _, prepared in relu.together(end, {layer.name: step})]
+    def prepare(at: int, *shares: Any) -> None:
+        step = protocol.offline(runs[at], setups[at], layer, *shares)
+        side_by_side(runs[at], "offline", [(layer.name, step)], lambda _, prepared: kept[at].append(prepared))
+
+    def answer(at: int, own: Any) -> Any:
+        step = protocol.online(runs[at], layer, iter(kept[at]), own)
+        return side_by_side(runs[at], "online", [(layer.name, step)])[0]
 
     start = time.perf_counter()
-    kept = both(
-        lambda: prepare(ends[0], relu.client_offline(ends[0], layer, parties[0], share, mask)),
-        lambda: prepare(ends[1], relu.server_offline(ends[1], layer, parties[1])),
-    )
+    both(lambda: prepare(0, share, mask), lambda: prepare(1, None, None))
     middle = time.perf_counter()
-    _, own = both(
-        lambda: relu.client_online(ends[0], layer, session, kept[0]),
-        lambda: relu.server_online(ends[1], layer, session, kept[1], theirs),
-    )
+    _, own = both(lambda: answer(0, None), lambda: answer(1, theirs))
     end = time.perf_counter()
     off = modulus.decode(modulus.add(own, mask)) - (np.maximum(x, 0) >> SHIFT)
     # over the field a few signs are wrong for large values too
@@ -106,18 +115,18 @@ def measure(name: str, count: int, rounds: int, garbler: Role) -> dict[str, Any]
     modulus, sign = CASES[name]
     layer = ReluLayer("all", modulus, SHIFT, count, garbler, sign=sign)
     runs = [once(modulus, sign, count, garbler) for _ in range(rounds)]
-    declared = relu.declared(layer)
-    trips = {"offline": len(relu.turns(layer)) - 1, "online": 1}
+    declared = protocol_of(layer).declared(layer)
+    trips = {"offline": len(declared.offline) - 1, "online": 1}
     row: dict[str, Any] = {
         "protocol": name,
         "relus": count,
         "garbler": garbler,
         "and_gates": layer.circuit.and_gates,
-        "transfers": relu.ots(layer),
-        "stored_bytes": dict(zip(("client", "server"), (n / count for n in relu.stored(layer)), strict=True)),
+        "transfers": declared.counts["offline"]["transfers"] // count,
+        "stored_bytes": dict(zip(("client", "server"), (n / count for n in declared.stored), strict=True)),
         "rounds": trips,
     }
-    for phase, (up, down) in declared.items():
+    for phase, (up, down) in declared.traffic.items():
         times = [run[phase] for run in runs]
         middle = statistics.median(times)
         row[phase] = {

@@ -16,7 +16,7 @@ from deepreshape.counting import count
 from deepreshape.experiments.live import explore, live_quote, serve
 from deepreshape.models import architecture, build
 from deepreshape.models.saved import Manifest, save
-from deepreshape.private.protocols.linear import cheapest
+from deepreshape.private.protocols.packing import cheapest
 from deepreshape.removal import plan
 from deepreshape.report import render, summarize
 from deepreshape.report.explore import Priced, described, embedded

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from deepreshape.private.arith.ring import CIRCA_PRIME, DELPHI_PRIME, Field, Ring, Words
+from deepreshape.private.arith.ring import CIRCA_PRIME, DELPHI_PRIME, Field, Randomness, Ring, Words
 from deepreshape.private.parties import client, server
 from deepreshape.private.parties.plan import Plan
 from deepreshape.private.parties.preprocessing import InMemory
@@ -28,8 +28,9 @@ from deepreshape.private.program.ops import (
     Weights,
 )
 from deepreshape.private.program.relu_config import GC_FULL, ReluConfig, Role
+from deepreshape.private.protocols.base import Run as TwoRuns
 from deepreshape.private.transport.ledger import Ledger
-from deepreshape.private.transport.memory import MemoryChannel, memory_pair
+from deepreshape.private.transport.memory import memory_pair
 
 Integers = NDArray[np.int64]
 
@@ -187,22 +188,23 @@ def run_both(
     model = server.Model(program, plan, workers=workers)
     ends = memory_pair()
     materials = InMemory(), InMemory()
-    session = secrets.token_bytes(32)
+    id = secrets.token_bytes(32)
+    runs = TwoRuns(ends[0], id, "client", Randomness()), TwoRuns(ends[1], id, "server", Randomness())
     shares: dict[str, Words] = {}
     stored = [0, 0]
 
-    def act_as_client(channel: MemoryChannel) -> Integers:
-        client.offline(channel, plan, session, materials[0], observe=lambda name, share: shares.update({name: share}))
+    def act_as_client() -> Integers:
+        client.offline(runs[0], plan, materials[0], observe=lambda name, share: shares.update({name: share}))
         stored[0] = materials[0].nbytes
-        return client.online(channel, plan, session, materials[0], x)
+        return client.online(runs[0], plan, materials[0], x)
 
-    def act_as_server(channel: MemoryChannel) -> None:
-        server.offline(channel, model, session, materials[1])
+    def act_as_server() -> None:
+        server.offline(runs[1], model, materials[1])
         stored[1] = materials[1].nbytes
-        server.online(channel, model, session, materials[1])
+        server.online(runs[1], model, materials[1])
 
     with ThreadPoolExecutor(2) as threads:
-        theirs = threads.submit(act_as_server, ends[1])
-        output = threads.submit(act_as_client, ends[0]).result()
+        theirs = threads.submit(act_as_server)
+        output = threads.submit(act_as_client).result()
         theirs.result()
     return Run(output, shares, ends[0].ledger, ends[1].ledger, (stored[0], stored[1]))

@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 from deepreshape.private.arith.ring import Randomness, Words
-from deepreshape.private.program.relu_config import Role
-from deepreshape.private.protocols.base import (
-    Prepared,
-    ReluLayer,
-    client_offline,
-    client_online,
-    server_offline,
-    server_online,
-    together,
-)
-from deepreshape.private.protocols.label_transfer import Evaluator, Garbler
+from deepreshape.private.program.relu_config import ReluConfig, Role
+from deepreshape.private.protocols.base import Offline, Prepared, Run, side_by_side
+from deepreshape.private.protocols.label_transfer import Evaluator, Garbler, ReluLayer
+from deepreshape.private.protocols.relu_garbled import GarbledRelu
+from deepreshape.private.protocols.relu_gc import ReluGc
+from deepreshape.private.protocols.relu_sign import ReluSign
 from deepreshape.private.transport.channel import Channel, Frame, Payload, as_bytes
 from deepreshape.private.transport.memory import memory_pair
 
@@ -38,47 +33,83 @@ def both(left: Callable[[], A], right: Callable[[], B]) -> tuple[A, B]:
         return one.result(), two.result()
 
 
+def protocol_of(layer: ReluLayer) -> GarbledRelu:
+    """The protocol of a layer that a test has made by hand."""
+    if layer.sign is None:
+        return ReluGc(ReluConfig(garbler=layer.garbler))
+    return ReluSign(ReluConfig("gc-stochastic", garbler=layer.garbler))
+
+
+def run_of(channel: Channel, role: Role, rng: Randomness | None = None) -> Run:
+    return Run(channel, SESSION, role, rng or Randomness())
+
+
+def client_offline(channel: Channel, layer: ReluLayer, engine: object, share: Words, mask: Words) -> Offline:
+    return protocol_of(layer).offline(run_of(channel, "client"), engine, layer, share, mask)  # pyright: ignore
+
+
+def server_offline(channel: Channel, layer: ReluLayer, engine: object) -> Offline:
+    return protocol_of(layer).offline(run_of(channel, "server"), engine, layer, None, None)  # pyright: ignore
+
+
+def client_online(channel: Channel, layer: ReluLayer, id: bytes, prepared: Iterable[Prepared]) -> None:
+    run = Run(channel, id, "client", Randomness())
+    side_by_side(run, "online", [(layer.name, protocol_of(layer).online(run, layer, iter(prepared), None))])
+
+
+def server_online(channel: Channel, layer: ReluLayer, id: bytes, prepared: Iterable[Prepared], share: Words) -> Words:
+    run = Run(channel, id, "server", Randomness())
+    (out,) = side_by_side(run, "online", [(layer.name, protocol_of(layer).online(run, layer, iter(prepared), share))])
+    assert out is not None
+    return out
+
+
+def prepared_by(channel: Channel, steps: Sequence[tuple[str, Offline]]) -> list[list[Prepared]]:
+    """What each of these steps gives, in the order of the steps."""
+    kept: list[list[Prepared]] = [[] for _ in steps]
+    side_by_side(run_of(channel, "client"), "offline", steps, lambda number, prepared: kept[number].append(prepared))
+    return kept
+
+
 @dataclass
 class Session:
-    """Both ends after the base transfers; ``client`` and ``server`` are channels."""
+    """Both ends after the base transfers; ``client`` and ``server`` are channels, and randomness is fixed."""
 
     client: Channel
     server: Channel
     engines: tuple[Garbler | Evaluator, Garbler | Evaluator]
+    draws: tuple[Randomness, Randomness] = field(default_factory=lambda: (Randomness(), Randomness()))
 
     @classmethod
     def start(cls, garbler: Role, *ends: Channel, products: bool = False) -> Session:
         client, server = ends or memory_pair()
         kinds = (Garbler, Evaluator) if garbler == "client" else (Evaluator, Garbler)
+        draws = fixed(1), fixed(2)
         engines = both(
-            lambda: kinds[0].start(client, SESSION, fixed(1), products=products),
-            lambda: kinds[1].start(server, SESSION, fixed(2), products=products),
+            lambda: kinds[0].start(run_of(client, "client", draws[0]), products=products),
+            lambda: kinds[1].start(run_of(server, "server", draws[1]), products=products),
         )
-        return cls(client, server, engines)
+        return cls(client, server, engines, draws)
 
     def offline(self, layer: ReluLayer, share: Words, mask: Words) -> tuple[list[Prepared], list[Prepared]]:
+        protocol = protocol_of(layer)
+        runs = run_of(self.client, "client", self.draws[0]), run_of(self.server, "server", self.draws[1])
+
         def client() -> list[Prepared]:
-            with self.client.ledger.at(layer.name, "offline"):
-                step = client_offline(self.client, layer, self.engines[0], share, mask)
-                return [prepared for _, prepared in together(self.client, {layer.name: step})]
+            step = protocol.offline(runs[0], self.engines[0], layer, share, mask)
+            return prepared_by(self.client, [(layer.name, step)])[0]
 
         def server() -> list[Prepared]:
-            with self.server.ledger.at(layer.name, "offline"):
-                step = server_offline(self.server, layer, self.engines[1])
-                return [prepared for _, prepared in together(self.server, {layer.name: step})]
+            step = protocol.offline(runs[1], self.engines[1], layer, None, None)
+            return prepared_by(self.server, [(layer.name, step)])[0]
 
         return both(client, server)
 
     def online(self, layer: ReluLayer, prepared: tuple[list[Prepared], list[Prepared]], share: Words) -> Words:
-        def client() -> None:
-            with self.client.ledger.at(layer.name, "online"):
-                client_online(self.client, layer, SESSION, prepared[0])
-
-        def server() -> Words:
-            with self.server.ledger.at(layer.name, "online"):
-                return server_online(self.server, layer, SESSION, prepared[1], share)
-
-        return both(client, server)[1]
+        return both(
+            lambda: client_online(self.client, layer, SESSION, prepared[0]),
+            lambda: server_online(self.server, layer, SESSION, prepared[1], share),
+        )[1]
 
 
 def role_of(session: Session) -> Role:

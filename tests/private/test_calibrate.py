@@ -16,9 +16,9 @@ from deepreshape.private.parties.plan import Plan
 from deepreshape.private.program import interpret as plain
 from deepreshape.private.program.encoding import digest, from_bytes, to_bytes
 from deepreshape.private.program.ops import Conv2d, Flatten, Linear, Program, Relu, Weights
-from deepreshape.private.program.relu_config import GC_FULL, ReluConfig
+from deepreshape.private.program.relu_config import ReluConfig
 from deepreshape.private.program.sign_bits import accuracy, calibrate, windowed
-from deepreshape.private.protocols.base import declared
+from deepreshape.private.protocols.choose import relu_protocol
 
 CALIBRATED = ReluConfig("gc-stochastic", window=True)
 
@@ -85,10 +85,10 @@ def test_dropping_repeated_high_bits_is_exact(seed: int) -> None:
     )
     inputs = random_inputs(program, 3, seed)
     shares = {name: program.modulus.random(value.shape, Randomness()) for name, value in program.values.items()}
-    whole = plain.run(program, inputs, client=shares, relu=ReluConfig("gc-sign"))
+    whole = plain.run(program, inputs, client=shares, relu=relu_protocol(ReluConfig("gc-sign")))
     for protocol in ("gc-sign", "gc-stochastic"):
         narrow = ReluConfig(protocol, window=True)
-        assert np.array_equal(plain.run(tight, inputs, client=shares, relu=narrow), whole)
+        assert np.array_equal(plain.run(tight, inputs, client=shares, relu=relu_protocol(narrow)), whole)
 
 
 @pytest.mark.parametrize("modulus", [Ring(30), Field(DELPHI_PRIME)], ids=str)
@@ -96,10 +96,10 @@ def test_dropping_repeated_high_bits_is_exact(seed: int) -> None:
 def test_the_search_loses_no_more_than_it_may(modulus: Ring | Field, max_loss: float) -> None:
     program = network(modulus)
     inputs, labels = data(program)
-    found = calibrate(program, inputs, labels, max_loss=max_loss)
+    found = calibrate(program, inputs, labels, relu=relu_protocol(CALIBRATED), max_loss=max_loss)
     assert found.exact == 100
     assert found.exact - found.found <= max_loss
-    assert accuracy(found.program, inputs, labels, relu=CALIBRATED) == found.found
+    assert accuracy(found.program, inputs, labels, relu=relu_protocol(CALIBRATED)) == found.found
     lows = [low for low, _ in windows(found.program)]
     assert min(lows) > 0
     if max_loss == 100 and isinstance(modulus, Ring):
@@ -109,26 +109,29 @@ def test_the_search_loses_no_more_than_it_may(modulus: Ring | Field, max_loss: f
 def test_more_loss_allows_fewer_bytes_and_a_search_can_be_repeated() -> None:
     program = network(Ring(30))
     inputs, labels = data(program)
-    found = [calibrate(program, inputs, labels, max_loss=loss).program for loss in (0.0, 10.0, 10.0)]
+    found = [
+        calibrate(program, inputs, labels, relu=relu_protocol(CALIBRATED), max_loss=loss).program
+        for loss in (0.0, 10.0, 10.0)
+    ]
     assert digest(found[1]) == digest(found[2])
     plans = [Plan(one.public(), relu=relu) for one, relu in zip(found, (CALIBRATED,) * 2, strict=False)]
-    sizes = [sum(sum(map(sum, declared(layer).values())) for layer in plan.relus.values()) for plan in plans]
+    sizes = [plan.declared().bytes for plan in plans]
     assert sizes[1] < sizes[0]
 
 
 def test_the_exact_signs_lose_nothing() -> None:
     program = network(Ring(30))
     inputs, labels = data(program)
-    assert accuracy(program, inputs, labels, relu=GC_FULL) == 100
+    assert accuracy(program, inputs, labels) == 100
 
 
 def test_data_that_does_not_fit_is_refused() -> None:
     program = network(Ring(30))
     inputs, labels = data(program, 3)
     with pytest.raises(ValueError, match="3 inputs with 2 labels and 1 points"):
-        calibrate(program, inputs, labels[:2], max_loss=1)
+        calibrate(program, inputs, labels[:2], relu=relu_protocol(CALIBRATED), max_loss=1)
     with pytest.raises(ValueError, match="-1 points"):
-        calibrate(program, inputs, labels, max_loss=-1)
+        calibrate(program, inputs, labels, relu=relu_protocol(CALIBRATED), max_loss=-1)
 
 
 def test_windows_survive_bytes_and_bad_ones_are_refused() -> None:

@@ -8,11 +8,11 @@ from programs import random_inputs, run_both
 from test_twoparty import check_declared
 
 from deepreshape.private.arith.ring import Ring
-from deepreshape.private.parties import plan
 from deepreshape.private.parties.plan import Plan
 from deepreshape.private.program import interpret as plain
 from deepreshape.private.program.ops import Add, Conv2d, Op, Program, Raise, Relu, Truncate, Weights
 from deepreshape.private.program.relu_config import ReluConfig, Role
+from deepreshape.private.protocols import steps
 
 
 def residual(blocks: int) -> Program:
@@ -38,7 +38,13 @@ def residual(blocks: int) -> Program:
     return Program(Ring(30), (1, 2, 2), 4, 7, tuple(ops), draw)
 
 
-def names(groups: list[list[Conv2d]] | list[list[Relu]]) -> list[list[str]]:
+def flights_of(program: Program) -> list[list[str]]:
+    """The ReLUs that are prepared side by side."""
+    stage = Plan(program.public()).steps.offline[-1]
+    return [[step.name for step in flight] for flight in stage.flights]
+
+
+def names(groups: list[list[Conv2d]]) -> list[list[str]]:
     return [[op.name for op in group] for group in groups]
 
 
@@ -70,17 +76,17 @@ def test_only_what_has_no_mask_between_waits() -> None:
 @pytest.mark.parametrize("garbler", ["server", "client"])
 def test_labels_that_wait_in_memory_are_bounded(garbler: Role, monkeypatch: pytest.MonkeyPatch) -> None:
     program = residual(2)
-    assert len(Plan(program.public()).flights) == 1
+    assert len(flights_of(program)) == 1
     each = 16 * 30 * 4
     for room, expected in ((each - 1, 4), (each, 4), (2 * each, 2), (3 * each, 2)):
-        monkeypatch.setattr(plan, "FLIGHT_BYTES", room)
-        flights = names(Plan(program.public()).flights)
+        monkeypatch.setattr(steps, "FLIGHT_BYTES", room)
+        flights = flights_of(program)
         assert len(flights) == expected
         assert [name for flight in flights for name in flight] == [
             op.name for op in program.ops if isinstance(op, Relu)
         ]
         assert all(len(flight) * each <= max(room, each) for flight in flights)
-    monkeypatch.setattr(plan, "FLIGHT_BYTES", 2 * each)
+    monkeypatch.setattr(steps, "FLIGHT_BYTES", 2 * each)
     x = random_inputs(program, 1, 5)
     run = run_both(program, x[0], garbler)
     assert np.array_equal(run.output, plain.run(program, x, client=run.client_shares)[0])

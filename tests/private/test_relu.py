@@ -10,26 +10,39 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sessions import ROLES, SESSION, Session, Tap, fixed, names, role_of
+from sessions import (
+    ROLES,
+    SESSION,
+    Session,
+    Tap,
+    client_offline,
+    client_online,
+    fixed,
+    names,
+    protocol_of,
+    role_of,
+    server_offline,
+    server_online,
+)
 
 from deepreshape.private.arith.ring import CIRCA_PRIME, PRIME_32, Field, Modulus, Randomness, Ring, Words
 from deepreshape.private.crypto.circuit import and_gates, relu
 from deepreshape.private.crypto.ot.iknp import IKNP
 from deepreshape.private.program.relu_config import Role
-from deepreshape.private.protocols.base import (
-    Prepared,
-    ReluLayer,
-    client_offline,
-    client_online,
-    declared,
-    ots,
-    server_offline,
-    server_online,
-    stored,
-)
-from deepreshape.private.protocols.label_transfer import Garbler
+from deepreshape.private.protocols.base import Prepared
+from deepreshape.private.protocols.label_transfer import Garbler, ReluLayer
 from deepreshape.private.transport.channel import Frame, ProtocolError
+from deepreshape.private.transport.ledger import Phase
 from deepreshape.private.transport.memory import memory_pair
+
+
+def traffic(layer: ReluLayer) -> dict[Phase, tuple[int, int]]:
+    return protocol_of(layer).declared(layer).traffic
+
+
+def transfers(layer: ReluLayer) -> int:
+    """Oblivious transfers a ReLU."""
+    return protocol_of(layer).declared(layer).counts["offline"]["transfers"] // layer.count
 
 
 @pytest.fixture(scope="module", params=ROLES)
@@ -43,7 +56,7 @@ def check(session: Session, modulus: Modulus, shift: int, x: Words, batch: int, 
     prepared = session.offline(layer, share, mask)
     taken = [[part.take() for part in side] for side in prepared]
     kept = tuple(sum(array.nbytes for part in side for array in part.values()) for side in taken)
-    assert kept == stored(layer)
+    assert kept == protocol_of(layer).declared(layer).stored
     prepared = [Prepared(part) for part in taken[0]], [Prepared(part) for part in taken[1]]
     result = modulus.add(session.online(layer, prepared, modulus.sub(x, share)), mask)
     expected = [max(v, 0) >> shift for v in modulus.decode(x).tolist()]
@@ -75,7 +88,7 @@ def test_any_small_layer(session: Session, data: st.DataObject) -> None:
 @pytest.mark.parametrize("batch", [13, 40, 100])
 def test_declared_bytes_and_rounds_are_those_of_the_ledger(session: Session, modulus: Modulus, batch: int) -> None:
     layer = check(session, modulus, 3, modulus.random(40, fixed(4)), batch, fixed(5))
-    for phase, (there, back) in declared(ReluLayer(layer, modulus, 3, 40, role_of(session), batch)).items():
+    for phase, (there, back) in traffic(ReluLayer(layer, modulus, 3, 40, role_of(session), batch)).items():
         client, server = (end.ledger.traffic[layer, phase] for end in (session.client, session.server))
         assert (client.sent, client.received) == (server.received, server.sent) == (there, back)
         # the evaluator opens each phase and then waits, but online a garbling server opens and waits
@@ -92,10 +105,10 @@ def test_set_up_bytes() -> None:
 @pytest.mark.parametrize("role", ROLES)
 def test_bytes_stay_within_the_target(role: Role) -> None:
     count = 100_000
-    total = sum(sum(way) for way in declared(ReluLayer("r", Ring(32), 0, count, role)).values())
+    total = sum(sum(way) for way in traffic(ReluLayer("r", Ring(32), 0, count, role)).values())
     assert total / count < 4_010
     assert and_gates(Ring(32), 0) * 32 <= 100 * 32
-    assert (and_gates(Field(PRIME_32), 0), ots(ReluLayer("r", Ring(32), 0, 1, role))) == (253, 32)
+    assert (and_gates(Field(PRIME_32), 0), transfers(ReluLayer("r", Ring(32), 0, 1, role))) == (253, 32)
     assert and_gates(Ring(32), 7) == relu(Ring(32), 7).and_gates
 
 
@@ -301,7 +314,7 @@ def test_bad_arguments_are_refused(session: Session) -> None:
         next(client_offline(client, layer, engine, good, np.zeros(3, np.int64)))  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match="not in Field"):
         next(client_offline(client, layer, engine, good + np.uint64(7), good))
-    with pytest.raises(TypeError, match="needs the session's"):
+    with pytest.raises(TypeError, match="needs the run's"):
         next(client_offline(client, layer, session.engines[1], good, good))
     with pytest.raises(ValueError, match="at least 1"):
         ReluLayer("r", Field(7), 0, 0, "server")

@@ -10,6 +10,7 @@ from deepreshape.private.arith.drelu import MODES, Parity, Window, Wrap
 from deepreshape.private.arith.ring import CIRCA_PRIME, Field, Ring
 from deepreshape.private.program.ops import ProgramError, Relu
 from deepreshape.private.program.relu_config import GC_FULL, ROLES, ReluConfig
+from deepreshape.private.protocols.choose import relu_protocol
 
 CONFIGS = st.one_of(
     st.just(GC_FULL),
@@ -54,18 +55,23 @@ def test_sign_tests_of_each_config() -> None:
         "gc-stochastic:neg-pass,window": (Window(ring, 7, 25, "neg-pass"), Wrap(field, 7, "neg-pass")),
     }
     for text, (over_ring, over_field) in cases.items():
-        relu = ReluConfig.parse(text)
-        assert (relu.sign(ring, op), relu.sign(field, op)) == (over_ring, over_field)
+        protocol = relu_protocol(ReluConfig.parse(text))
+        assert tuple(protocol.layer(modulus, op, 1).sign for modulus in (ring, field)) == (over_ring, over_field)
     with pytest.raises(ProgramError, match=r"^r: a sign test of bits 36 to 36"):
-        ReluConfig("gc-stochastic", drop=36).sign(ring, op)
+        relu_protocol(ReluConfig("gc-stochastic", drop=36)).layer(ring, op, 1)
 
 
 def test_rooms() -> None:
-    ring, relu = Ring(37), Relu("r", ("input",), 9, None, 7, 25)
-    assert GC_FULL.room(ring, relu) == 2**36 - 1
-    assert ReluConfig("gc-sign").room(ring, relu) == 2**36 - 2**9
-    assert ReluConfig("gc-sign", window=True).room(ring, relu) == 2**24 - 1
-    assert ReluConfig("gc-stochastic", window=True).room(ring, relu) == 2**24 - 2**7
-    assert ReluConfig("gc-stochastic", drop=12, mode="neg-pass").room(ring, relu) == 2**36 - 2**12 - 2**9
-    wrapping = ReluConfig("gc-stochastic", drop=12).room(Field(CIRCA_PRIME), relu)
+    ring = Ring(37)
+
+    def room(config: ReluConfig, modulus: Ring | Field) -> int:
+        protocol = relu_protocol(config)
+        return protocol.max_input(protocol.layer(modulus, Relu("r", ("input",), 9, None, 7, 25), 1))
+
+    assert room(GC_FULL, ring) == 2**36 - 1
+    assert room(ReluConfig("gc-sign"), ring) == 2**36 - 2**9
+    assert room(ReluConfig("gc-sign", window=True), ring) == 2**24 - 1
+    assert room(ReluConfig("gc-stochastic", window=True), ring) == 2**24 - 2**7
+    assert room(ReluConfig("gc-stochastic", drop=12, mode="neg-pass"), ring) == 2**36 - 2**12 - 2**9
+    wrapping = room(ReluConfig("gc-stochastic", drop=12), Field(CIRCA_PRIME))
     assert CIRCA_PRIME // 4 - 2 * 2**9 < wrapping <= CIRCA_PRIME // 4

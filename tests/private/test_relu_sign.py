@@ -2,36 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sessions import ROLES, SESSION, Session, Tap, both, fixed, names, role_of
+from sessions import (
+    ROLES,
+    SESSION,
+    Session,
+    Tap,
+    both,
+    client_offline,
+    client_online,
+    fixed,
+    names,
+    prepared_by,
+    protocol_of,
+    role_of,
+    server_offline,
+    server_online,
+)
 
 from deepreshape.private.arith.drelu import Parity, Sign, Window, Wrap
 from deepreshape.private.arith.ring import CIRCA_PRIME, DELPHI_PRIME, Field, Randomness, Ring, Words
 from deepreshape.private.arith.truncation import Division
 from deepreshape.private.crypto.ot.iknp import IKNP
 from deepreshape.private.program.relu_config import Role
-from deepreshape.private.protocols.base import (
-    Prepared,
-    ReluLayer,
-    client_offline,
-    client_online,
-    declared,
-    ots,
-    server_offline,
-    server_online,
-    setup_bytes,
-    stored,
-    together,
-    turns,
-)
-from deepreshape.private.protocols.label_transfer import Garbler
+from deepreshape.private.protocols.base import Prepared
+from deepreshape.private.protocols.label_transfer import Garbler, ReluLayer
 from deepreshape.private.transport.channel import Frame, ProtocolError
+from deepreshape.private.transport.ledger import Phase
 
 SMALL: list[Sign] = [
     Window(Ring(6), 0, 6),
@@ -54,6 +56,15 @@ REAL: list[Sign] = [
 ]
 
 
+def traffic(layer: ReluLayer) -> dict[Phase, tuple[int, int]]:
+    return protocol_of(layer).declared(layer).traffic
+
+
+def transfers(layer: ReluLayer) -> int:
+    """Oblivious transfers a ReLU."""
+    return protocol_of(layer).declared(layer).counts["offline"]["transfers"] // layer.count
+
+
 @pytest.fixture(scope="module", params=ROLES)
 def session(request: pytest.FixtureRequest) -> Session:
     return Session.start(request.param, products=True)
@@ -68,7 +79,7 @@ def run(session: Session, layer: ReluLayer, x: np.ndarray, share: Words) -> np.n
     modulus = layer.modulus
     mask = modulus.random(x.size, Randomness())
     prepared = session.offline(layer, share, mask)
-    assert tuple(sum(part.nbytes for part in side) for side in prepared) == stored(layer)
+    assert tuple(sum(part.nbytes for part in side) for side in prepared) == protocol_of(layer).declared(layer).stored
     theirs = modulus.sub(modulus.encode(x), share)
     return modulus.decode(modulus.add(session.online(layer, prepared, theirs), mask))
 
@@ -120,21 +131,23 @@ def test_declared_bytes_and_rounds_are_those_of_the_ledger(
 ) -> None:
     layer = layer_of(session, sign, shift, 40, batch)
     run(session, layer, np.arange(-20, 20), sign.modulus.random(40, fixed(5)))
-    for phase, (there, back) in declared(layer).items():
+    for phase, (there, back) in traffic(layer).items():
         client, server = (end.ledger.traffic[layer.name, phase] for end in (session.client, session.server))
         assert (client.sent, client.received) == (server.received, server.sent) == (there, back)
         # the evaluator opens offline, the server online; and then each waits once
         opener = session.client if layer.garbler == "server" and phase == "offline" else session.server
         assert opener.ledger.traffic[layer.name, phase].rounds == 1
-    senders = "".join(sender for sender, _ in turns(layer))
-    assert senders == ("CSC" if layer.garbler == "server" else "SC")
+    senders = [message.sender for segment in protocol_of(layer).declared(layer).offline for message in segment]
+    assert senders == (["client", "server", "client"] if layer.garbler == "server" else ["server", "client"])
 
 
 @pytest.mark.parametrize("role", ROLES)
 def test_set_up_bytes(role: Role) -> None:
     session = Session.start(role, products=True)
     client, server = (end.ledger.traffic["", "setup"] for end in (session.client, session.server))
-    there, back = setup_bytes([layer_of(session, SMALL[0], 0, 1)])
+    layer = layer_of(session, SMALL[0], 0, 1)
+    sent = protocol_of(layer).setup_declared([layer])
+    there, back = (sum(one.nbytes for one in sent if (one.sender == role) is first) for first in (True, False))
     garbler, evaluator = (client, server) if role == "client" else (server, client)
     assert (garbler.sent, evaluator.sent) == (there, back) == (sum(IKNP.setup_bytes),) * 2
 
@@ -152,10 +165,10 @@ def test_set_up_bytes(role: Role) -> None:
 )
 def test_bytes_stay_within_the_target(role: Role, sign: Sign, total: int, online: int) -> None:
     count = 100_000
-    sent = declared(ReluLayer("r", sign.modulus, 12, count, role, sign=sign))
+    sent = traffic(ReluLayer("r", sign.modulus, 12, count, role, sign=sign))
     assert sum(map(sum, sent.values())) / count <= total
     assert sum(sent["online"]) / count <= online
-    assert ots(ReluLayer("r", sign.modulus, 12, count, role, sign=sign)) == sign.width + 2
+    assert transfers(ReluLayer("r", sign.modulus, 12, count, role, sign=sign)) == sign.width + 2
 
 
 def test_frames_do_not_depend_on_the_inputs(session: Session) -> None:
@@ -308,18 +321,15 @@ def test_several_layers_go_side_by_side(session: Session) -> None:
     share, mask, x = fixed(3).words(count) % np.uint64(64), fixed(4).words(count) % np.uint64(64), np.arange(-4, 6, 2)
 
     def client() -> dict[str, list[Prepared]]:
-        steps = {one.name: client_offline(session.client, one, session.engines[0], share, mask) for one in layers}
-        return gathered(together(session.client, steps))
+        steps = [(one.name, client_offline(session.client, one, session.engines[0], share, mask)) for one in layers]
+        return gathered(prepared_by(session.client, steps))
 
     def server() -> dict[str, list[Prepared]]:
-        steps = {one.name: server_offline(session.server, one, session.engines[1]) for one in layers}
-        return gathered(together(session.server, steps))
+        steps = [(one.name, server_offline(session.server, one, session.engines[1])) for one in layers]
+        return gathered(prepared_by(session.server, steps))
 
-    def gathered(items: Iterator[tuple[str, Prepared]]) -> dict[str, list[Prepared]]:
-        found: dict[str, list[Prepared]] = {}
-        for name, prepared in items:
-            found.setdefault(name, []).append(prepared)
-        return found
+    def gathered(kept: list[list[Prepared]]) -> dict[str, list[Prepared]]:
+        return {layer.name: one for layer, one in zip(layers, kept, strict=True)}
 
     theirs = modulus.sub(modulus.encode(x), share)
     mine, other = both(client, server)

@@ -12,7 +12,7 @@ from deepreshape.private.arith.drelu import MODES, Mode, Window, Wrap
 from deepreshape.private.arith.ring import CIRCA_PRIME, Field, Randomness, Ring
 from deepreshape.private.program.relu_config import Role
 from deepreshape.private.program.stochastic import fault_probability, stochastic_relu
-from deepreshape.private.protocols.base import ReluLayer
+from deepreshape.private.protocols.label_transfer import ReluLayer
 
 
 @pytest.mark.parametrize("modulus", [Ring(7), Field(61), Field(97), Field(127)], ids=str)

@@ -23,6 +23,7 @@ from deepreshape.private.parties.plan import Plan
 from deepreshape.private.parties.preprocessing import InMemory
 from deepreshape.private.program.ops import Flatten, Program, Relu
 from deepreshape.private.program.relu_config import ReluConfig, Role
+from deepreshape.private.protocols.base import Run
 from deepreshape.private.transport.channel import Frame, Payload, as_bytes
 from deepreshape.private.transport.memory import MemoryChannel, memory_pair
 
@@ -68,17 +69,18 @@ def trace(program: Program, garbler: Role, relu: str = "gc-full") -> dict[str, o
     plan = Plan(program.public(), replace(ReluConfig.parse(relu), garbler=garbler, batch=10))
     model = server.Model(program, plan)
     near, far = memory_pair()
-    recorder, session = Recorder(near), bytes(range(32))
+    recorder, id = Recorder(near), bytes(range(32))
+    mine, theirs = Run(recorder, id, "client", Randomness(b"c" * 32)), Run(far, id, "server", Randomness(b"s" * 32))
     materials = InMemory(), InMemory()
 
     def serve() -> None:
-        server.offline(far, model, session, materials[1], rng=Randomness(b"s" * 32))
-        server.online(far, model, session, materials[1])
+        server.offline(theirs, model, materials[1])
+        server.online(theirs, model, materials[1])
 
     with ThreadPoolExecutor(1) as threads:
         served = threads.submit(serve)
-        client.offline(recorder, plan, session, materials[0], rng=Randomness(b"c" * 32))
-        client.online(recorder, plan, session, materials[0], random_inputs(program, 1, 1)[0])
+        client.offline(mine, plan, materials[0])
+        client.online(mine, plan, materials[0], random_inputs(program, 1, 1)[0])
         served.result()
     found: dict[str, object] = {"frames": recorder.frames}
     if plan.parameters is None:

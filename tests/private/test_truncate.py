@@ -10,35 +10,36 @@ import pytest
 from deepreshape.private.arith.ring import Field, Randomness, Ring, Words
 from deepreshape.private.crypto.labels import Context, blinds
 from deepreshape.private.program.ops import truncation_room
+from deepreshape.private.program.relu_config import Role
 from deepreshape.private.protocols import truncate
-from deepreshape.private.protocols.truncate import Receiver, Sender, TruncationLayer
-from deepreshape.private.transport.channel import ProtocolError
+from deepreshape.private.protocols.base import Prepared, Run, side_by_side
+from deepreshape.private.protocols.truncate import Truncation, TruncationLayer
+from deepreshape.private.transport.channel import Channel, Frame, ProtocolError
 from deepreshape.private.transport.ledger import Ledger
 from deepreshape.private.transport.memory import memory_pair
 
+PROTOCOL = Truncation()
 MODULI = [Ring(8), Field(251), Field(257)]
 
 
 def run(layer: TruncationLayer, mine: Words, theirs: Words, mask: Words) -> tuple[Words, Ledger, tuple[int, int]]:
     """The server's share of the output, the client's ledger, and the stored bytes."""
     ends = memory_pair()
+    shares: dict[Role, tuple[Words | None, Words | None]] = {"client": (mine, mask), "server": (None, None)}
 
-    def act_as_client() -> int:
-        receiver = Receiver.start(ends[0], b"session", Randomness())
-        with ends[0].ledger.at("t", "offline"):
-            prepared = truncate.client_offline(ends[0], layer, receiver, mine, mask)
-        kept = prepared.nbytes
-        with ends[0].ledger.at("t", "online"):
-            truncate.client_send(ends[0], layer, truncate.client_receive(ends[0], layer, prepared))
-        return kept
+    def act(end: Channel, role: Role, share: Words | None) -> tuple[Words | None, int]:
+        run, kept = Run(end, b"session", role, Randomness()), list[Prepared]()
+        setup = PROTOCOL.setup(run, [layer])
+        step = PROTOCOL.offline(run, setup, layer, *shares[role])
+        side_by_side(run, "offline", [("t", step)], lambda _, prepared: kept.append(prepared))
+        nbytes = sum(one.nbytes for one in kept)
+        return side_by_side(run, "online", [("t", PROTOCOL.online(run, layer, iter(kept), share))])[0], nbytes
 
     with ThreadPoolExecutor(1) as threads:
-        client = threads.submit(act_as_client)
-        prepared = truncate.server_offline(ends[1], layer, Sender.start(ends[1], b"session", Randomness()))
-        kept = prepared.nbytes
-        own = truncate.server_send(ends[1], layer, prepared, theirs)
-        out = truncate.server_receive(ends[1], layer, own)
-        return out, ends[0].ledger, (client.result(), kept)
+        client = threads.submit(act, ends[0], "client", None)
+        out, kept = act(ends[1], "server", theirs)
+        assert out is not None
+        return out, ends[0].ledger, (client.result()[1], kept)
 
 
 @pytest.mark.parametrize("modulus", MODULI)
@@ -52,7 +53,7 @@ def test_every_share_of_every_value(modulus: Ring | Field, shift: int) -> None:
     layer = TruncationLayer("t", modulus, shift, x.size)
     theirs, ledger, stored = run(layer, mine, modulus.sub(modulus.encode(x), mine), mask)
     result = modulus.decode(modulus.add(mask, theirs))
-    assert np.array_equal(result, layer.division.rounded(x, mine))
+    assert np.array_equal(result, PROTOCOL.replay(layer, x, mine))
     off = result - (x >> shift)
     if isinstance(modulus, Ring):
         assert set(off.tolist()) == {0, 1}
@@ -60,10 +61,10 @@ def test_every_share_of_every_value(modulus: Ring | Field, shift: int) -> None:
         assert np.array_equal(result.reshape(modulus.order, -1).sum(0) << shift, values * modulus.order)
     else:
         assert set(off.tolist()) <= {-1, 0, 1}
-    declared = truncate.declared(layer)
+    declared = PROTOCOL.declared(layer)
     counted = {phase: (row.sent, row.received) for (name, phase), row in ledger.traffic.items() if name == "t"}
-    assert counted == declared
-    assert stored == truncate.stored(layer)
+    assert counted == declared.traffic
+    assert stored == declared.stored
 
 
 def test_messages_look_uniform_to_the_peer_and_pads_are_fresh() -> None:
@@ -77,27 +78,30 @@ def test_messages_look_uniform_to_the_peer_and_pads_are_fresh() -> None:
 
 
 def test_a_layer_is_prepared_once_and_its_material_used_once() -> None:
-    layer = TruncationLayer("t", Ring(12), 4, 1)
-    zero = np.zeros(1, np.uint64)
+    layer, zero = TruncationLayer("t", Ring(12), 4, 1), np.zeros(1, np.uint64)
     ends = memory_pair()
+    mine, theirs = Run(ends[0], b"s", "client", Randomness()), Run(ends[1], b"s", "server", Randomness())
     with ThreadPoolExecutor(1) as threads:
-        sender = threads.submit(Sender.start, ends[1], b"s", Randomness())
-        receiver = Receiver.start(ends[0], b"s", Randomness())
-        truncate.client_offline(ends[0], layer, receiver, zero, zero)
-        prepared = truncate.server_offline(ends[1], layer, sender.result())
-    truncate.server_send(ends[1], layer, prepared, zero)
+        sender = threads.submit(PROTOCOL.setup, theirs, [layer])
+        receiver = PROTOCOL.setup(mine, [layer])
+        next(PROTOCOL.offline(mine, receiver, layer, zero, zero))
+        prepared = next(PROTOCOL.offline(theirs, sender.result(), layer, None, None))
+    assert prepared is not None
+    next(PROTOCOL.online(theirs, layer, iter([prepared]), zero))
     with pytest.raises(RuntimeError, match="was used"):
-        truncate.server_send(ends[1], layer, prepared, zero)
+        next(PROTOCOL.online(theirs, layer, iter([prepared]), zero))
     with pytest.raises(RuntimeError, match="'t' was prepared before"):
-        truncate.client_offline(ends[0], layer, receiver, zero, zero)
+        next(PROTOCOL.offline(mine, receiver, layer, zero, zero))
 
 
 def test_an_answer_outside_the_field_is_refused() -> None:
-    layer = TruncationLayer("t", Field(251), 2, 1)
+    layer, zero = TruncationLayer("t", Field(251), 2, 1), np.zeros(1, np.uint64)
     ends = memory_pair()
-    truncate.client_send(ends[0], layer, np.array([251], np.uint64))
+    ends[0].send(Frame.SHARES, bytes([251]))
+    run = Run(ends[1], b"s", "server", Randomness())
+    step = PROTOCOL.online(run, layer, iter([Prepared({"zero": zero, "difference": zero})]), zero)
     with pytest.raises(ProtocolError, match="not an element"):
-        truncate.server_receive(ends[1], layer, np.zeros(1, np.uint64))
+        list(step)
 
 
 @pytest.mark.parametrize(("shift", "count"), [(0, 1), (10, 1), (1, 0)])

@@ -18,7 +18,8 @@ from deepreshape.private.parties.preprocessing import InMemory
 from deepreshape.private.program import interpret as plain
 from deepreshape.private.program.ops import Conv2d, Linear, Program, ProgramError, Raise, Relu, Truncate, Weights
 from deepreshape.private.program.relu_config import GC_FULL, ReluConfig, Role
-from deepreshape.private.protocols.base import Prepared
+from deepreshape.private.protocols.base import Prepared, Run
+from deepreshape.private.protocols.choose import relu_protocol
 from deepreshape.private.transport.ledger import Ledger
 from deepreshape.private.transport.memory import memory_pair
 
@@ -77,7 +78,7 @@ def test_a_garbled_sign_equals_plain_with_the_same_shares(garbler: Role, prime: 
     program, relu = random_program(seed, prime=prime), ReluConfig.parse(text)
     x = random_inputs(program, 1, seed)
     run = run_both(program, x[0], garbler, relu=relu)
-    expected = plain.run(program, x, client=run.client_shares, relu=relu)
+    expected = plain.run(program, x, client=run.client_shares, relu=relu_protocol(relu))
     assert np.array_equal(run.output, expected[0])
     check_declared(program, garbler, (run.client, run.server), run.stored, relu)
 
@@ -92,7 +93,7 @@ def test_each_layer_takes_its_own_window(garbler: Role, word: str) -> None:
     windowed = replace(program, ops=(conv, replace(relu, low=3, high=high)))
     relu, x = ReluConfig.parse(word), random_inputs(windowed, 1, 5)
     run = run_both(windowed, x[0], garbler, relu=relu)
-    expected = plain.run(windowed, x, client=run.client_shares, relu=relu)
+    expected = plain.run(windowed, x, client=run.client_shares, relu=relu_protocol(relu))
     assert np.array_equal(run.output, expected[0])
     check_declared(windowed, garbler, (run.client, run.server), run.stored, relu)
     whole = Plan(windowed.public(), replace(relu, window=False))
@@ -111,7 +112,7 @@ def test_a_value_that_a_sign_test_has_no_room_for_is_refused() -> None:
     with pytest.raises(ProgramError, match=r"^conv: values may reach \d+, which relu rectifies, and only 127 fits"):
         server.Model(narrow, plan)
     with pytest.raises(OverflowError, match=r"^conv: .*what relu can rectify by gc-sign:window: 127"):
-        plain.run(narrow, np.full((1, 1, 3, 3), 15), relu=plan.relu, rng=Randomness())
+        plain.run(narrow, np.full((1, 1, 3, 3), 15), relu=plan.relu_protocol, rng=Randomness())
     with pytest.raises(ProgramError, match=r"^relu: a sign test of bits 19 to 19"):
         Plan(program.public(), relu=ReluConfig("gc-stochastic", drop=19))
 
@@ -175,12 +176,15 @@ def test_runs_that_share_a_homomorphic_key_share_nothing_else(garbler: Role) -> 
     kept = [(InMemory(), InMemory()) for _ in range(2)]
 
     def act_as_client() -> None:
-        key = client.offline(ends[0], plan, b"one", kept[0][0])
-        assert client.offline(ends[0], plan, b"two", kept[1][0], key=key) is key
+        key = client.offline(Run(ends[0], b"one", "client", Randomness()), plan, kept[0][0])
+        assert client.offline(Run(ends[0], b"two", "client", Randomness()), plan, kept[1][0], key=key) is key
 
     def act_as_server() -> None:
-        responder = server.offline(ends[1], model, b"one", kept[0][1])
-        assert server.offline(ends[1], model, b"two", kept[1][1], responder=responder) is responder
+        responder = server.offline(Run(ends[1], b"one", "server", Randomness()), model, kept[0][1])
+        assert (
+            server.offline(Run(ends[1], b"two", "server", Randomness()), model, kept[1][1], responder=responder)
+            is responder
+        )
 
     with ThreadPoolExecutor(2) as threads:
         both = [threads.submit(act) for act in (act_as_client, act_as_server)]
@@ -192,13 +196,13 @@ def test_runs_that_share_a_homomorphic_key_share_nothing_else(garbler: Role) -> 
     for number, session in enumerate((b"one", b"two")):
         mine, theirs = kept[number]
         garbling = theirs if garbler == "server" else mine
-        head, *rest = (prepared.take() for prepared in garbling.get(plan.stream("relu", "relu")))
+        head, *rest = (prepared.take() for prepared in garbling.get(plan.stream("garble", "relu")))
         offsets.append(head["offset"].tolist())
         for arrays in (head, *rest):
-            garbling.put(plan.stream("relu", "relu"), Prepared(arrays))
+            garbling.put(plan.stream("garble", "relu"), Prepared(arrays))
         with ThreadPoolExecutor(1) as threads:
-            done = threads.submit(server.online, ends[1], model, session, theirs)
-            output = client.online(ends[0], plan, session, mine, x[number])
+            done = threads.submit(server.online, Run(ends[1], session, "server", Randomness()), model, theirs)
+            output = client.online(Run(ends[0], session, "client", Randomness()), plan, mine, x[number])
             done.result()
         assert np.abs(output - plain.run(program, x[number][None])[0]).max() <= 1
     assert offsets[0] != offsets[1]
@@ -208,10 +212,11 @@ def test_material_is_used_once_and_a_wrong_input_uses_none() -> None:
     program = masked_program(np.ones((2, 3, 3), np.bool_))
     plan = Plan(program.public())
     material = InMemory()
+    run = Run(memory_pair()[0], b"s", "client", Randomness())
     with pytest.raises(ValueError, match="absolute values up to 15"):
-        client.online(memory_pair()[0], plan, b"s", material, np.full((1, 3, 3), 16))
+        client.online(run, plan, material, np.full((1, 3, 3), 16))
     with pytest.raises(RuntimeError, match="read before or never made"):
-        client.online(memory_pair()[0], plan, b"s", material, np.zeros((1, 3, 3), np.int64))
+        client.online(run, plan, material, np.zeros((1, 3, 3), np.int64))
 
 
 def test_a_model_is_refused_for_another_plan_and_a_plan_for_weights() -> None:

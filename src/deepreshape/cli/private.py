@@ -447,11 +447,12 @@ def _windows(lowered: Lowered, inputs: Inputs, max_loss: float, relu: ReluConfig
     from deepreshape.private.program import interpret as plain
     from deepreshape.private.program.quantize import to_fixed
     from deepreshape.private.program.sign_bits import calibrate
+    from deepreshape.private.protocols.choose import relu_protocol
 
     x, labels = to_fixed(inputs.validation, lowered.program.input_fraction), inputs.labels
     if labels is None:
         labels = plain.run(lowered.program, x).reshape(len(x), -1).argmax(1)
-    return calibrate(lowered.program, x, labels, max_loss=max_loss, mode=relu.mode)
+    return calibrate(lowered.program, x, labels, relu=relu_protocol(relu), max_loss=max_loss)
 
 
 def _tell(line: str) -> None:

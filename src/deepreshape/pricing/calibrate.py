@@ -1,9 +1,9 @@
-"""Time this machine's primitives: the units in which ``turns.py`` declares work.
+"""Time this machine's primitives: the units in which protocols declare their work.
 
 Every unit is taken from the code that a real run goes through, on sizes like those of a real run, and is the least
 over the rounds: other load can only lengthen one.
 
-Last, small programs run whole (``probe.py``): what the primitives miss, taken one at a time, goes into the units.
+Last, small programs run whole (``probe_runs.py``): what the primitives miss, taken one at a time, goes into the units.
 """
 
 from __future__ import annotations
@@ -25,7 +25,6 @@ import numpy as np
 from deepreshape.cost import Profile
 from deepreshape.pricing.probe_runs import adjusted
 from deepreshape.pricing.timing import Step, both, fastest, least
-from deepreshape.pricing.work import unit
 from deepreshape.private.arith.drelu import Window
 from deepreshape.private.arith.ring import Randomness, Ring
 from deepreshape.private.crypto.he.bfv import ClientKey, Parameters, Responder, candidates, encode
@@ -36,12 +35,14 @@ from deepreshape.private.parties.preprocessing import Reading, Writing
 from deepreshape.private.parties.store import Binding, Store
 from deepreshape.private.program.integer_linear import on_shares
 from deepreshape.private.program.ops import Conv2d, Weights
-from deepreshape.private.program.relu_config import GC_FULL, Role
-from deepreshape.private.protocols import base as relu
-from deepreshape.private.protocols import truncate
-from deepreshape.private.protocols.base import Party, Prepared, ReluLayer
-from deepreshape.private.protocols.linear import Convolution, lay_out
-from deepreshape.private.protocols.truncate import TruncationLayer
+from deepreshape.private.program.relu_config import GC_FULL, ROLES, ReluConfig, Role
+from deepreshape.private.protocols.base import Prepared, Protocol, Run
+from deepreshape.private.protocols.label_transfer import ReluLayer
+from deepreshape.private.protocols.packing import Convolution, lay_out
+from deepreshape.private.protocols.relu_garbled import OTHER, GarbledRelu
+from deepreshape.private.protocols.relu_gc import ReluGc
+from deepreshape.private.protocols.relu_sign import ReluSign
+from deepreshape.private.protocols.truncate import Truncation, TruncationLayer
 from deepreshape.private.transport.certificates import create_authority, issue
 from deepreshape.private.transport.channel import Channel, Frame
 from deepreshape.private.transport.handshake import Agreement, client_session, server_session
@@ -193,16 +194,17 @@ def _relus(rounds: int) -> Units:
     units: Units = {}
     transfers = _transfers(rounds)
 
-    def timed(layer: ReluLayer) -> dict[str, float]:
-        rows = [_relu(layer, transfers) for _ in range(rounds)]
+    def timed(protocol: GarbledRelu, layer: ReluLayer) -> dict[str, float]:
+        rows = [_relu(protocol, layer, transfers) for _ in range(rounds)]
         return dict(zip(("garble", "take", "label", "evaluate"), least(rows), strict=True))
 
-    for garbler in ("server", "client"):
+    for garbler in ROLES:
+        full, sign = ReluGc(ReluConfig(garbler=garbler)), ReluSign(ReluConfig("gc-stochastic", garbler=garbler))
         layers = [ReluLayer("calibration", RING, 11, count, garbler) for count in (few, many)]
         gates = layers[0].circuit.and_gates
-        small, large = map(timed, layers)
+        small, large = (timed(full, layer) for layer in layers)
         for step in large:
-            name = unit(layers[0], step)
+            name = f"{full.units}.{garbler}.{step}"
             if step in ("take", "label"):
                 units[name] = large[step] / many / gates
             else:
@@ -210,12 +212,13 @@ def _relus(rounds: int) -> Units:
         narrow, wide = (
             ReluLayer("calibration", RING, 11, many, garbler, sign=Window(RING, low, RING.bits)) for low in (20, 0)
         )
-        small, large = timed(narrow), timed(wide)
+        small, large = timed(sign, narrow), timed(sign, wide)
         for step in large:
+            name = f"{sign.units}.{garbler}.{step}"
             sizes = [(many, many * layer.circuit.and_gates) for layer in (narrow, wide)]
-            units |= _line(unit(wide, step), "relu", (*sizes[0], small[step]), (*sizes[1], large[step]))
+            units |= _line(name, "relu", (*sizes[0], small[step]), (*sizes[1], large[step]))
             if step in ("garble", "evaluate"):
-                units[f"{unit(wide, step)}.gate"] = units[f"gc-full.{garbler}.{step}.gate"]
+                units[f"{name}.gate"] = units[f"{full.units}.{garbler}.{step}.gate"]
     return units
 
 
@@ -228,92 +231,68 @@ def _line(name: str, other: str, *points: tuple[int, int, float]) -> Units:
     return {name: each, f"{name}.{other}": (short - each * few) / one}
 
 
-def _relu(layer: ReluLayer, transfers: Units) -> tuple[float, ...]:
+def _relu(protocol: GarbledRelu, layer: ReluLayer, transfers: Units) -> tuple[float, ...]:
     """Seconds of the garbler offline, evaluator offline, garbler online, evaluator online; transfers taken off."""
-    session, rng = os.urandom(32), Randomness()
-    share, mask, theirs = (layer.modulus.random(layer.count, rng) for _ in range(3))
-    parties: dict[Role, Party | None] = {}
-    kept: dict[Role, list[Prepared]] = {}
+    seconds = _run(protocol, layer)
+    evaluator = OTHER[layer.garbler]
+    count = layer.chosen * layer.count
+    return (
+        max(seconds["offline", layer.garbler] - count * transfers["ot.send"], 0.0),
+        max(seconds["offline", evaluator] - count * transfers["ot.choose"], 0.0),
+        seconds["online", layer.garbler],
+        seconds["online", evaluator],
+    )
 
-    def start(role: Role) -> Step:
+
+def _run(protocol: Protocol[Any, Any], layer: Any) -> dict[tuple[str, str], float]:
+    """Seconds that each role works in each phase of one layer."""
+    id, rng = os.urandom(32), Randomness()
+    share, mask, theirs = (layer.modulus.random(layer.count, rng) for _ in range(3))
+    setups: dict[Role, Any] = {}
+    kept: dict[Role, list[Prepared]] = {"client": [], "server": []}
+    shares: dict[Role, tuple[Any, Any]] = {"client": (share, mask), "server": (None, None)}
+
+    def set_up(role: Role) -> Step:
         def step(channel: Channel) -> None:
-            parties[role] = relu.start(channel, role, [layer], session)
+            setups[role] = protocol.setup(Run(channel, id, role, Randomness()), [layer])
 
         return step
 
     def offline(role: Role) -> Step:
         def step(channel: Channel) -> None:
-            party = parties[role]
-            assert party is not None  # noqa: S101 - there is a layer
-            if role == "client":
-                given = relu.client_offline(channel, layer, party, share, mask)
-            else:
-                given = relu.server_offline(channel, layer, party)
-            kept[role] = [prepared for prepared in given if prepared is not None]
+            prepared = protocol.offline(Run(channel, id, role, Randomness()), setups[role], layer, *shares[role])
+            kept[role] += [one for one in prepared if one is not None]
 
         return step
 
-    both(start("client"), start("server"))
-    first = dict(zip(("client", "server"), both(offline("client"), offline("server")), strict=True))
-    second = dict(
-        zip(
-            ("client", "server"),
-            both(
-                lambda channel: relu.client_online(channel, layer, session, kept["client"]),
-                lambda channel: relu.server_online(channel, layer, session, kept["server"], theirs),
-            ),
-            strict=True,
-        )
-    )
-    evaluator = "client" if layer.garbler == "server" else "server"
-    count = layer.chosen * layer.count
-    return (
-        max(first[layer.garbler] - count * transfers["ot.send"], 0.0),
-        max(first[evaluator] - count * transfers["ot.choose"], 0.0),
-        second[layer.garbler],
-        second[evaluator],
-    )
+    def online(role: Role) -> Step:
+        def step(channel: Channel) -> None:
+            own = theirs if role == "server" else None
+            for _ in protocol.online(Run(channel, id, role, Randomness()), layer, iter(kept[role]), own):
+                pass
+
+        return step
+
+    both(set_up("client"), set_up("server"))
+    first, second = both(offline("client"), offline("server")), both(online("client"), online("server"))
+    return {
+        ("offline", "client"): first[0],
+        ("offline", "server"): first[1],
+        ("online", "client"): second[0],
+        ("online", "server"): second[1],
+    }
 
 
 def _truncations(rounds: int) -> Units:
     layer = TruncationLayer("calibration", RING, 11, 1 << 16)
     transfers = _transfers(rounds)
-    client, server, answer, finish = least([_truncation(layer, transfers) for _ in range(rounds)])
-    return {
-        "truncate.client.offline": max(client, 0.0) / layer.count,
-        "truncate.server.offline": max(server, 0.0) / layer.count,
-        "truncate.client.online": answer / layer.count,
-        "truncate.server.online": finish / layer.count,
-    }
-
-
-def _truncation(layer: TruncationLayer, transfers: Units) -> tuple[float, ...]:
-    """Seconds of (client, server) offline, transfers taken off, and online."""
-    session, rng = os.urandom(32), Randomness()
-    share, mask, theirs = (layer.modulus.random(layer.count, rng) for _ in range(3))
-    receiver: list[truncate.Receiver] = []
-    sender: list[truncate.Sender] = []
-    kept: dict[Role, Prepared] = {}
-
-    def client_offline(channel: Channel) -> None:
-        kept["client"] = truncate.client_offline(channel, layer, receiver[0], share, mask)
-
-    def server_offline(channel: Channel) -> None:
-        kept["server"] = truncate.server_offline(channel, layer, sender[0])
-
-    def client_online(channel: Channel) -> None:
-        truncate.client_send(channel, layer, truncate.client_receive(channel, layer, kept["client"]))
-
-    def server_online(channel: Channel) -> None:
-        truncate.server_receive(channel, layer, truncate.server_send(channel, layer, kept["server"], theirs))
-
-    both(
-        lambda channel: receiver.append(truncate.Receiver.start(channel, session, rng)),
-        lambda channel: sender.append(truncate.Sender.start(channel, session, Randomness())),
-    )
-    client, server = both(client_offline, server_offline)
-    choose, give = (layer.count * transfers[unit] for unit in ("ot.choose", "ot.send"))
-    return client - choose, server - give, *both(client_online, server_online)
+    rows = [_run(Truncation(), layer) for _ in range(rounds)]
+    units: Units = {}
+    for role, transfer in (("client", "ot.choose"), ("server", "ot.send")):
+        taken = min(row["offline", role] for row in rows) - layer.count * transfers[transfer]
+        units[f"truncate.{role}.offline"] = max(taken, 0.0) / layer.count
+        units[f"truncate.{role}.online"] = min(row["online", role] for row in rows) / layer.count
+    return units
 
 
 def _clear(rounds: int) -> Units:

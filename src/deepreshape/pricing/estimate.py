@@ -9,23 +9,21 @@ Comparisons of max pools are priced as ReLUs, which is what they would be.
 from __future__ import annotations
 
 import math
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 from deepreshape.cost import Layer, LinearLayer
-from deepreshape.pricing.work import TYPICAL_WEIGHT, Product, Steps
 from deepreshape.private.arith.ring import Ring
 from deepreshape.private.crypto.he.bfv import Parameters, candidates
-from deepreshape.private.crypto.ot.iknp import IKNP
-from deepreshape.private.parties.plan import OUTPUT, SETUP, WORD_BYTES, Part, flights
-from deepreshape.private.program.ops import INPUT, Relu
+from deepreshape.private.program.ops import Relu
 from deepreshape.private.program.relu_config import GC_FULL, ReluConfig
-from deepreshape.private.protocols import base as relu
-from deepreshape.private.protocols import truncate
-from deepreshape.private.protocols.base import ReluLayer
-from deepreshape.private.protocols.linear import Convolution, Layout, joined, lay_out
-from deepreshape.private.protocols.truncate import TruncationLayer
+from deepreshape.private.protocols.choose import relu_protocol
+from deepreshape.private.protocols.linear import TYPICAL_WEIGHT, EncryptedLayer
+from deepreshape.private.protocols.linear import Linear as LinearProtocol
+from deepreshape.private.protocols.packing import Convolution, Layout, joined, lay_out
+from deepreshape.private.protocols.steps import Flight, Step, Steps
+from deepreshape.private.protocols.truncate import Truncation, TruncationLayer
 
 
 @dataclass(frozen=True)
@@ -104,92 +102,46 @@ class Outline:
     @cached_property
     def steps(self) -> Steps:
         """What there is to do."""
-        order = [*self._operations()]
-        relus = {step.name: step for step in order if isinstance(step, ReluLayer)}
-        truncations = {step.name: step for step in order if isinstance(step, TruncationLayer)}
-        products = {
-            name: Product(self.layouts[name], self.bits, layer.in_channels // layer.groups * math.prod(layer.kernel))
+        linear = LinearProtocol()
+        encrypted = {
+            name: Step(name, linear, EncryptedLayer(name, self.layouts[name], self.bits, _fan_in(layer)))
             for name, (layer, _) in self.linear.items()
         }
         first, *_, last = [layer for layer, _ in self.linear.values()] * 2
         inputs, outputs = first.in_channels * math.prod(first.in_size), last.out_channels * math.prod(last.out_size)
-        kept = [relu.stored(step) for step in relus.values()]
-        kept += [truncate.stored(step) for step in truncations.values()]
-        served = WORD_BYTES * sum(product.outputs for product in products.values())
-        return Steps(
-            tuple(self._parts(order, inputs, outputs)),
-            products,
-            relus,
-            truncations,
-            inputs,
-            outputs,
-            (WORD_BYTES * (inputs + outputs) + sum(client for client, _ in kept), served + sum(own for _, own in kept)),
-            (2 + len(kept), len(products) + len(kept)),
-        )
+        # behind every linear layer comes a ReLU or a truncation, so all masks are known at once
+        levels = [tuple(encrypted.values())]
+        return Steps.of(inputs, outputs, self.modulus.element_bytes, levels, self._flights(encrypted))
 
-    def _operations(self) -> Iterator[str | ReluLayer | TruncationLayer]:
-        """Names of linear layers, rectifications, and the truncations between, in order."""
+    def _flights(self, encrypted: Mapping[str, Step]) -> Iterator[Flight]:
+        """Linear layers, truncations and rectifications, in order; those of one map go side by side."""
         names, taken = iter(self.linear), set[str]()
+        protocol, truncation = relu_protocol(self.relu), Truncation()
         before: LinearLayer | None = None
         at = ""
         for layer in self.layers:
             if isinstance(layer, LinearLayer):
                 if before and (before.out_channels, before.out_size) == (layer.in_channels, layer.in_size):
-                    count = before.out_channels * math.prod(before.out_size)
-                    yield TruncationLayer(f"{at}.truncate", self.modulus, self.shift, count)
+                    name, count = f"{at}.truncate", before.out_channels * math.prod(before.out_size)
+                    yield (Step(name, truncation, TruncationLayer(name, self.modulus, self.shift, count)),)
                 before, at = layer, next(names)
-                yield at
+                yield (encrypted[at],)
                 continue
             before = None
             name = _unique(layer.name, taken)
             taken.add(name)
-            if layer.elements > layer.relus:
-                yield TruncationLayer(name, self.modulus, self.shift, layer.elements - layer.relus)
+            flight: list[Step] = []
+            if rest := layer.elements - layer.relus:
+                flight.append(Step(name, truncation, TruncationLayer(name, self.modulus, self.shift, rest)))
             if layer.relus:
-                sign = self.relu.sign(self.modulus, Relu(name, (at,), self.shift))
-                yield ReluLayer(name, self.modulus, self.shift, layer.relus, self.relu.garbler, self.relu.batch, sign)
+                op = Relu(name, (at,), self.shift)
+                flight.append(Step(name, protocol, protocol.layer(self.modulus, op, layer.relus)))
+            yield tuple(flight)
 
-    def _parts(self, order: list[str | ReluLayer | TruncationLayer], inputs: int, outputs: int) -> Iterator[Part]:
-        served = self.relu.garbler == "server"
-        yield Part(INPUT, "offline", "shares", "", 0, 0)
-        yield Part(SETUP, "setup", "keys", "C", self.parameters.fresh_bytes, 0)
-        # behind every linear layer comes a ReLU or a truncation, so all masks are known at once
-        sizes = {name: self._he(name) for name in self.linear}
-        yield from (Part(name, "offline", "he", "C", up, 0) for name, (up, _) in sizes.items())
-        yield from (Part(name, "offline", "he", "S", 0, down) for name, (_, down) in sizes.items())
-        truncations = [step for step in order if isinstance(step, TruncationLayer)]
-        if truncations:
-            yield Part(SETUP, "setup", "transfers", "CS", *IKNP.setup_bytes)
-        for step in truncations:
-            yield Part(step.name, "offline", "truncate", "C", *truncate.declared(step)["offline"])
-        relus = [step for step in order if isinstance(step, ReluLayer)]
-        if relus:
-            there, back = relu.setup_bytes(relus)
-            products = self.relu.protocol != "gc-full"
-            senders = {True: "CSSC" if products else "CS", False: "SCCS" if products else "SC"}[served]
-            yield Part(SETUP, "setup", "transfers", senders, *((back, there) if served else (there, back)))
-        for flight in flights(relus):
-            for turn in zip(*(relu.turns(layer) for layer in flight), strict=True):
-                for layer, (sender, nbytes) in zip(flight, turn, strict=True):
-                    sizes = (nbytes, 0) if sender == "C" else (0, nbytes)
-                    yield Part(layer.name, "offline", "garble", sender, *sizes)
-        yield Part(OUTPUT, "offline", "shares", "", 0, 0)
-        element = self.modulus.element_bytes
-        yield Part(INPUT, "online", "shares", "C", element * inputs, 0)
-        for step in order:
-            match step:
-                case str():
-                    yield Part(step, "online", "clear", "", 0, 0)
-                case TruncationLayer():
-                    yield Part(step.name, "online", "truncate", "SC", *truncate.declared(step)["online"])
-                case ReluLayer():
-                    yield Part(step.name, "online", "evaluate", "SC", *relu.declared(step)["online"])
-        yield Part(OUTPUT, "online", "shares", "S", 0, element * outputs)
 
-    def _he(self, name: str) -> tuple[int, int]:
-        copies = self.linear[name][1].copies
-        up, down = self.layouts[name].declared.traffic["offline"]
-        return copies * up, copies * down
+def _fan_in(layer: LinearLayer) -> int:
+    """Multiply-adds of one output."""
+    return layer.in_channels // layer.groups * math.prod(layer.kernel)
 
 
 def outline(layers: Sequence[Layer], relu: ReluConfig = GC_FULL, bits: int = 30) -> Outline:

@@ -8,11 +8,12 @@ from math import isfinite
 
 from deepreshape.cost import LINKS, PROFILES, Layer, Link, Profile, Quote, price_published, reference, schedule, split
 from deepreshape.pricing.estimate import outline
-from deepreshape.pricing.work import Steps, turns
+from deepreshape.pricing.work import turns, working_set
 from deepreshape.private.parties.plan import Plan
 from deepreshape.private.program.ops import Program
 from deepreshape.private.program.relu_config import SETTINGS, ReluConfig, Role
 from deepreshape.private.protocols.he_workers import worthwhile
+from deepreshape.private.protocols.steps import Steps
 
 __all__ = ["OURS", "PROTOCOLS", "Terms", "quote_layers", "quote_program"]
 
@@ -84,7 +85,7 @@ def quote_program(program: Program, terms: Terms, notes: tuple[str, ...] = ()) -
     Raises:
         ProgramError: if a layer is too wide for every known set of parameters.
     """
-    return _quote(Steps.of(Plan(program.public(), terms.relu)), terms, notes, exact=True)
+    return _quote(Plan(program.public(), terms.relu).steps, terms, notes, exact=True)
 
 
 def _quote(steps: Steps, terms: Terms, notes: tuple[str, ...], *, exact: bool) -> Quote:
@@ -96,6 +97,6 @@ def _quote(steps: Steps, terms: Terms, notes: tuple[str, ...], *, exact: bool) -
     products = sum(turn.counts.get("he_products", 0) for turn in taken)
     workers = worthwhile(products, terms.workers or int(profile.machine["cpus"]))
     report = schedule(taken, profile, link, workers)
-    memory = tuple(profile.resident + nbytes for nbytes in steps.working_set)
+    memory = tuple(profile.resident + nbytes for nbytes in working_set(steps))
     title = f"{profile.name}, {profile.date}, {profile.machine['cpu']}"
     return Quote(terms.protocol, terms.relu.garbler, link, title, report, exact, (memory[0], memory[1]), notes)

@@ -8,7 +8,7 @@ garbling is done before any input exists, and additions, pooling and flattening 
 *Order of the offline phase.* Masks behind ReLUs do not depend on what is before them, so the masks of all linear layers
 travel at once, and the answers after them; only layers with nothing but additions between them wait for one another.
 Then come the transfers for truncation, and the ReLUs: oblivious transfers for as many layers as may lie in memory,
-then their circuits (``Plan.levels``, ``Plan.flights``). A party reads all of a flight before it answers, so that
+then their circuits (``protocols/steps.py``). A party reads all of a flight before it answers, so that
 neither blocks the other, and waits once a flight and not once a layer.
 
 *The client learns* the output, and public facts: architecture, shapes, formats, bit widths and mask positions. Beside
@@ -23,90 +23,71 @@ What a peer sends is checked for kind, length and range, and a failed check ends
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
-from deepreshape.private.arith.ring import Randomness, Words
+from deepreshape.private.arith.ring import Words
 from deepreshape.private.crypto.he.bfv import ClientKey
-from deepreshape.private.parties.plan import OUTPUT, SETUP, Plan
+from deepreshape.private.parties.plan import Plan
 from deepreshape.private.parties.preprocessing import Sink, Source
 from deepreshape.private.program.integer_linear import Integers, locally
 from deepreshape.private.program.ops import INPUT, Conv2d, Linear, Relu, Truncate
-from deepreshape.private.protocols import base as relu
-from deepreshape.private.protocols import truncate
-from deepreshape.private.protocols.base import Party, Prepared, Step
-from deepreshape.private.protocols.linear import receive_share, send_mask, send_public_key
-from deepreshape.private.transport.channel import Channel, Frame
+from deepreshape.private.protocols.base import Prepared, Run, side_by_side
+from deepreshape.private.protocols.linear import Linear as LinearProtocol
+from deepreshape.private.protocols.steps import OUTPUT, SETUP, Flight, Step
+from deepreshape.private.transport.channel import Frame
 
 Observer = Callable[[str, Words], None]
 
 
 def offline(
-    channel: Channel,
-    plan: Plan,
-    session: bytes,
-    sink: Sink,
-    *,
-    key: ClientKey | None = None,
-    rng: Randomness | None = None,
-    observe: Observer | None = None,
+    run: Run, plan: Plan, sink: Sink, *, key: ClientKey | None = None, observe: Observer | None = None
 ) -> ClientKey | None:
     """Prepare one inference; the server calls :func:`deepreshape.private.parties.server.offline`.
 
     Several may be prepared over one channel, under one homomorphic key: every ciphertext is fresh, and every response
-    re-randomised and flooded anew. Nothing else may be shared: offsets, and so the base transfers, are each run's own.
+    re-randomised and flooded anew. Nothing else may be shared: every Delta, and so the base transfers, are each run's.
 
     Args:
-        channel: to the server.
+        run: of the client.
         plan: what is to run.
-        session: names this run and never repeats; both parties have compared it.
         sink: where to put what :func:`online` will need.
         key: what this function returned for an earlier run over this channel; one is made and sent unless given.
-        rng: for tests.
         observe: is shown the client's share of every value, by name, so that the plain interpreter can
             round as this run will. For checks on one machine: whoever sees them and the server's shares sees the input.
 
     Returns:
         The homomorphic key, if the program needs one.
     """
-    return _Offline(channel, plan, session, sink, rng or Randomness()).run(key, observe or _ignore)
+    return _Offline(run, plan, sink).prepare(key, observe or _ignore)
 
 
 class _Offline:
     """One offline phase, and the client's shares by value name."""
 
-    def __init__(self, channel: Channel, plan: Plan, session: bytes, sink: Sink, rng: Randomness) -> None:
-        self.channel, self.plan, self.session, self.sink, self.rng = channel, plan, session, sink, rng
+    def __init__(self, run: Run, plan: Plan, sink: Sink) -> None:
+        self.run, self.plan, self.sink = run, plan, sink
         self.modulus = plan.program.modulus
         self.shares: dict[str, Words] = {}
 
-    def run(self, key: ClientKey | None, observe: Observer) -> ClientKey | None:
+    def prepare(self, key: ClientKey | None, observe: Observer) -> ClientKey | None:
         plan, program = self.plan, self.plan.program
-        mask = self.modulus.random(program.input_shape, self.rng)
+        mask = self.modulus.random(program.input_shape, self.run.rng)
         self.sink.put(plan.stream("mask", INPUT), Prepared({"mask": mask.copy()}))
         self.shares[INPUT] = mask
         self._settle()
-        if plan.parameters is not None:
-            if key is None:
-                key = ClientKey(plan.parameters)
-                with self.channel.ledger.at(SETUP, "setup"):
-                    send_public_key(self.channel, key)
-            for level in plan.levels:
-                self._linear(key, level)
-                self._settle()
+        for stage in plan.steps.offline:
+            setup: Any = key if isinstance(stage.protocol, LinearProtocol) else None
+            if setup is None:
+                with self.run.channel.ledger.at(SETUP, "setup"):
+                    setup = stage.protocol.setup(self.run, stage.layers)
+            if isinstance(setup, ClientKey):
+                key = setup
+            for flight in stage.flights:
+                self._fly(setup, flight)
         for name, share in self.shares.items():
             observe(name, share)
-        if plan.truncations:
-            with self.channel.ledger.at(SETUP, "setup"):
-                receiver = truncate.Receiver.start(self.channel, self.session, self.rng)
-            for op in program.ops:
-                if isinstance(op, Relu | Truncate) and op.name in plan.truncations:
-                    self._truncate(receiver, op)
-        if plan.relus:
-            with self.channel.ledger.at(SETUP, "setup"):
-                party = relu.start(self.channel, "client", plan.relus.values(), self.session, self.rng)
-            for flight in plan.flights:
-                self._rectify(party, flight)
         output = self.shares[program.output]
         self.sink.put(plan.stream("share", program.output), Prepared({"share": output.copy()}))
         return key
@@ -116,60 +97,51 @@ class _Offline:
         for op in self.plan.program.ops:
             if op.name in self.shares or isinstance(op, Conv2d | Linear):
                 continue
-            masked = isinstance(op, Relu | Truncate)
-            if masked and not self.plan.passed(op).size:
+            if isinstance(op, Relu | Truncate) and not self.plan.passed(op).size:
                 self.shares[op.name] = self._mask(op)
             elif all(name in self.shares for name in op.inputs):
                 known = [self.shares[name] for name in op.inputs]
-                self.shares[op.name] = self._mask(op, known[0]) if masked else locally(op, known, self.modulus)
+                if isinstance(op, Relu | Truncate):
+                    self.shares[op.name] = self._mask(op, known[0])
+                else:
+                    self.shares[op.name] = locally(op, known, self.modulus)
 
     def _mask(self, op: Relu | Truncate, share: Words | None = None) -> Words:
         """A fresh share of the output, but where nothing is done at all: there it stays ``share``."""
-        mask = self.modulus.random(self.plan.program.values[op.name].shape, self.rng)
+        mask = self.modulus.random(self.plan.program.values[op.name].shape, self.run.rng)
         if share is not None:
             passed = self.plan.passed(op)
             mask.reshape(-1)[passed] = share.reshape(-1)[passed]
         return mask
 
-    def _linear(self, key: ClientKey, level: list[Conv2d | Linear]) -> None:
-        """Send the masks of all these layers, then take their shares."""
-        for op in level:
-            layout = self.plan.layouts[op.name]
-            with self.channel.ledger.at(op.name, "offline"):
-                for mask in self.shares[op.inputs[0]].reshape(-1, *layout.layer.input_shape):
-                    send_mask(self.channel, key, layout, mask)
-        for op in level:
-            layout = self.plan.layouts[op.name]
-            with self.channel.ledger.at(op.name, "offline"):
-                found = [receive_share(self.channel, key, layout) for _ in range(layout.layer.copies)]
-            self.shares[op.name] = np.concatenate(found).reshape(self.plan.program.values[op.name].shape)
+    def _fly(self, setup: Any, flight: Flight) -> None:
+        """Prepare the steps of a flight; what a protocol decides of the client's shares is known afterwards."""
+        steps = [(step.name, step.protocol.offline(self.run, setup, step.layer, *self._known(step))) for step in flight]
+        streams = [self.plan.stream(step.stream, step.name) for step in flight]
+        results = side_by_side(
+            self.run, "offline", steps, lambda number, prepared: self.sink.put(streams[number], prepared)
+        )
+        for step, share in zip(flight, results, strict=True):
+            if share is not None:
+                self.shares[step.name] = share.reshape(self.plan.program.values[step.name].shape)
+        self._settle()
 
-    def _truncate(self, receiver: truncate.Receiver, op: Relu | Truncate) -> None:
-        layer = self.plan.truncations[op.name]
-        _, truncated = self.plan.positions(op)
-        shares = [self.shares[name].reshape(-1)[truncated] for name in (op.inputs[0], op.name)]
-        with self.channel.ledger.at(op.name, "offline"):
-            prepared = truncate.client_offline(self.channel, layer, receiver, *shares)
-        self.sink.put(self.plan.stream("truncate", op.name), prepared)
-
-    def _rectify(self, party: Party, flight: list[Relu]) -> None:
-        """The transfers of all these layers, then their circuits."""
-        steps: dict[str, Step] = {}
-        for op in flight:
-            rectified, _ = self.plan.positions(op)
-            shares = [self.shares[name].reshape(-1)[rectified] for name in (op.inputs[0], op.name)]
-            steps[op.name] = relu.client_offline(self.channel, self.plan.relus[op.name], party, *shares)
-        for name, prepared in relu.together(self.channel, steps):
-            self.sink.put(self.plan.stream("relu", name), prepared)
+    def _known(self, step: Step) -> tuple[Words, Words | None]:
+        """The client's shares of a step's input, and of its output if the client chooses that."""
+        op = self.plan.operations[step.name]
+        share = self.shares[op.inputs[0]].reshape(-1)
+        if isinstance(op, Conv2d | Linear):
+            return share, None
+        places = self.plan.places(step)
+        return share[places], self.shares[step.name].reshape(-1)[places]
 
 
-def online(channel: Channel, plan: Plan, session: bytes, source: Source, x: Integers) -> Integers:
+def online(run: Run, plan: Plan, source: Source, x: Integers) -> Integers:
     """Run one inference; the server calls :func:`deepreshape.private.parties.server.online`.
 
     Args:
-        channel: to the server.
+        run: of the client, with the id of the offline phase.
         plan: what was prepared.
-        session: of the offline phase.
         source: what :func:`offline` put; used up.
         x: the input, int64 of the program's input shape.
 
@@ -181,23 +153,17 @@ def online(channel: Channel, plan: Plan, session: bytes, source: Source, x: Inte
         ProtocolError: if the server breaks the protocol.
     """
     check_input(plan, x)
-    program, modulus = plan.program, plan.program.modulus
+    channel, program, modulus = run.channel, plan.program, plan.program.modulus
     with channel.ledger.at(INPUT, "online"):
         mask = _only(source, plan.stream("mask", INPUT))["mask"]
         channel.send(Frame.SHARES, modulus.pack(modulus.sub(modulus.encode(x), mask)))
-    for op in program.ops:
-        if not isinstance(op, Relu | Truncate):
-            continue
-        with channel.ledger.at(op.name, "online"):
-            truncation = plan.truncations.get(op.name)
-            answer = None
-            if truncation:
-                prepared = next(source.get(plan.stream("truncate", op.name)))
-                answer = truncate.client_receive(channel, truncation, prepared)
-            if op.name in plan.relus:
-                relu.client_online(channel, plan.relus[op.name], session, source.get(plan.stream("relu", op.name)))
-            if truncation and answer is not None:
-                truncate.client_send(channel, truncation, answer)
+    for flight in plan.steps.online:
+        steps = [
+            (step.name, step.protocol.online(run, step.layer, source.get(plan.stream(step.stream, step.name)), None))
+            for step in flight
+            if step.declared.stored[0]
+        ]
+        side_by_side(run, "online", steps)
     with channel.ledger.at(OUTPUT, "online"):
         value = program.values[program.output]
         theirs = modulus.unpack(channel.receive(Frame.SHARES, value.size * modulus.element_bytes), value.size)

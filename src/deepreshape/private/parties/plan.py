@@ -10,62 +10,25 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Iterator
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from deepreshape.cost import Cost, CostReport
 from deepreshape.private.crypto.he.bfv import Parameters
-from deepreshape.private.crypto.ot.iknp import IKNP
-from deepreshape.private.program.ops import INPUT, Conv2d, Linear, Program, ProgramError, Relu, Truncate
-from deepreshape.private.program.relu_config import GC_FULL, ReluConfig
-from deepreshape.private.protocols import base as relu
-from deepreshape.private.protocols import truncate
-from deepreshape.private.protocols.base import ReluLayer
-from deepreshape.private.protocols.label_transfer import LABEL_BYTES
-from deepreshape.private.protocols.linear import Convolution, Layout, choose_parameters, joined, lay_out
-from deepreshape.private.protocols.truncate import TruncationLayer
+from deepreshape.private.program.ops import INPUT, Conv2d, Linear, Op, Program, ProgramError, Relu, Truncate
+from deepreshape.private.program.relu_config import GC_FULL, ReluConfig, Role
+from deepreshape.private.protocols.base import ReluProtocol
+from deepreshape.private.protocols.choose import relu_protocol
+from deepreshape.private.protocols.linear import EncryptedLayer
+from deepreshape.private.protocols.linear import Linear as LinearProtocol
+from deepreshape.private.protocols.packing import Convolution, Layout, choose_parameters, joined, lay_out
+from deepreshape.private.protocols.steps import OUTPUT, SETUP, Flight, Step, Steps
+from deepreshape.private.protocols.truncate import Truncation, TruncationLayer
 from deepreshape.private.transport.ledger import Phase
-
-SETUP = "(setup)"
-"""Under this name keys and base transfers are booked."""
-OUTPUT = "(output)"
-"""Under this name the server's last share is booked."""
-WORD_BYTES = 8
-FLIGHT_BYTES = 1 << 26
-"""How many bytes of labels may wait in memory for their circuits, unless one layer alone has more."""
-
-
-class Part(NamedTuple):
-    """One party's turn, or a few, in one layer and phase: who sends in which order ("C" or "S"), and how much."""
-
-    layer: str
-    phase: Phase
-    kind: str
-    senders: str
-    up: int
-    down: int
-
-
-def flights(layers: Iterable[ReluLayer]) -> list[list[ReluLayer]]:
-    """Layers of ReLUs, in order, by the flight in which their transfers travel.
-
-    Between its transfers and its circuits a layer's labels lie in memory, which bounds what travels together.
-    """
-    found: list[list[ReluLayer]] = []
-    room = 0
-    for layer in layers:
-        nbytes = LABEL_BYTES * layer.chosen * layer.count
-        if nbytes > room or not found:
-            found.append([])
-            room = FLIGHT_BYTES
-        found[-1].append(layer)
-        room -= nbytes
-    return found
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,29 +93,31 @@ class Plan:
         return {name: lay_out(layer, self.parameters) for name, layer in self.convolutions.items()}
 
     @cached_property
-    def relus(self) -> dict[str, ReluLayer]:
-        """The garbled part of every Relu that has one."""
-        modulus, found = self.program.modulus, dict[str, ReluLayer]()
-        for op in self.program.ops:
-            if isinstance(op, Relu) and (count := len(self.positions(op)[0])):
-                sign = self.relu.sign(modulus, op)
-                found[op.name] = ReluLayer(op.name, modulus, op.shift, count, self.relu.garbler, self.relu.batch, sign)
-        return found
+    def relu_protocol(self) -> ReluProtocol[Any, Any]:
+        """By which ReLUs are computed."""
+        return relu_protocol(self.relu)
 
     @cached_property
-    def rooms(self) -> dict[str, int]:
-        """For every Relu, the largest absolute value that its sign test can take."""
-        relus = [op for op in self.program.ops if isinstance(op, Relu) and op.name in self.relus]
-        return {op.name: self.relu.room(self.program.modulus, op) for op in relus}
+    def relus(self) -> dict[str, Any]:
+        """The layer of every Relu that rectifies something."""
+        layers: dict[str, Any] = {}
+        for op in self.program.ops:
+            if isinstance(op, Relu) and (count := len(self.positions(op)[0])):
+                layers[op.name] = self.relu_protocol.layer(self.program.modulus, op, count)
+        return layers
+
+    @cached_property
+    def max_inputs(self) -> dict[str, int]:
+        """For every Relu that rectifies something, the largest absolute value that it can take."""
+        return {name: self.relu_protocol.max_input(layer) for name, layer in self.relus.items()}
 
     @cached_property
     def by_shares(self) -> frozenset[str]:
         """The values of which the client's shares decide how they are rounded, or what their sign is."""
-        exact = self.relu.protocol == "gc-full"
         return frozenset(
             op.inputs[0]
             for op in self.program.ops
-            if op.name in self.truncations or (op.name in self.relus and not exact)
+            if op.name in self.truncations or (op.name in self.relus and self.relu_protocol.by_shares)
         )
 
     @cached_property
@@ -187,10 +152,31 @@ class Plan:
         return found
 
     @cached_property
-    def flights(self) -> list[list[Relu]]:
-        """The ReLUs with a garbled part, by the flight in which their transfers travel."""
-        ops = {op.name: op for op in self.program.ops if isinstance(op, Relu) and op.name in self.relus}
-        return [[ops[layer.name] for layer in flight] for flight in flights(self.relus[name] for name in ops)]
+    def steps(self) -> Steps:
+        """What an inference consists of."""
+        values, modulus = self.program.values, self.program.modulus
+        linear, truncation = LinearProtocol(), Truncation()
+        steps: dict[str, Flight] = {}
+        for op in self.program.ops:
+            flight: list[Step] = []
+            if isinstance(op, Conv2d | Linear):
+                fan_in = math.prod(op.weight_shape(values[op.inputs[0]])[1:])
+                layer = EncryptedLayer(op.name, self.layouts[op.name], modulus.bits, fan_in)
+                flight.append(Step(op.name, linear, layer))
+            if op.name in self.truncations:
+                flight.append(Step(op.name, truncation, self.truncations[op.name]))
+            if op.name in self.relus:
+                flight.append(Step(op.name, self.relu_protocol, self.relus[op.name]))
+            if flight:
+                steps[op.name] = tuple(flight)
+        levels = [tuple(steps[op.name][0] for op in level) for level in self.levels]
+        outputs = values[self.program.output].size
+        return Steps.of(values[INPUT].size, outputs, modulus.element_bytes, levels, steps.values())
+
+    @cached_property
+    def by_operation(self) -> dict[str, Flight]:
+        """The steps of every operation that has any."""
+        return {flight[0].name: flight for flight in self.steps.online}
 
     @cached_property
     def agreed(self) -> dict[str, int | str]:
@@ -223,8 +209,20 @@ class Plan:
         _, truncated = self.positions(op)
         return truncated[:0] if op.shift else truncated
 
+    def places(self, step: Step) -> NDArray[np.intp]:
+        """The flat positions of its operation that a step computes."""
+        op = self.operations[step.name]
+        if not isinstance(op, Relu | Truncate):
+            return np.arange(self.program.values[step.name].size)
+        return self.positions(op)[not isinstance(step.protocol, ReluProtocol)]
+
+    @cached_property
+    def operations(self) -> dict[str, Op]:
+        """By name."""
+        return {op.name: op for op in self.program.ops}
+
     def stream(self, kind: str, name: str) -> str:
-        """The stream of material of one step: its operation's number and what it is for."""
+        """The stream of offline material of one step: its operation's number and what it is for."""
         return f"{list(self.program.values).index(name)}.{kind}"
 
     def declared(self) -> CostReport:
@@ -234,107 +232,24 @@ class Plan:
         handshake. Stored bytes are those of arrays, without the store's headers and tags; they stand in the row of the
         offline phase.
         """
-        traffic: dict[tuple[str, Phase, str], list[int]] = {}
-        before = "S"
-        for part in self.parts():
-            row = traffic.setdefault((part.layer, part.phase, part.kind), [0, 0, 0])
-            row[0] += part.up
-            row[1] += part.down
-            for sender in part.senders:
-                row[2] += before == "C" and sender == "S"
-                before = sender
+        rows: dict[tuple[str, Phase, str], Cost] = {}
+        last: Role = "server"
+        for layer, phase, kind, (sender, nbytes), _, counts in self.steps.messages():
+            row = rows.get((layer, phase, kind), Cost(layer, phase, kind))
+            up, down = (nbytes, 0) if sender == "client" else (0, nbytes)
+            rows[layer, phase, kind] = replace(
+                row,
+                bytes_up=row.bytes_up + up,
+                bytes_down=row.bytes_down + down,
+                rounds=row.rounds + (nbytes > 0 and last == "client" and sender == "server"),
+                **{name: getattr(row, name) + count for name, count in counts.items()},
+            )
+            last = sender if nbytes else last
         place = {name: number for number, name in enumerate((SETUP, *self.program.values, OUTPUT))}
-        return CostReport.of(
-            Cost(layer, phase, kind, bytes_up=up, bytes_down=down, rounds=rounds, **self._work(layer, phase, kind))
-            for (layer, phase, kind), (up, down, rounds) in sorted(traffic.items(), key=lambda row: place[row[0][0]])
-        )
+        return CostReport.of(sorted(rows.values(), key=lambda row: place[row.layer]))
 
     def offline_bytes(self, count: int = 1) -> int:
         """Bytes, both ways, that travel to prepare so many inferences in one session, which share a public key."""
         report = self.declared()
         each = report.bytes - report.only(phase="online").bytes
         return count * each - (count - 1) * report.only(kind="keys").bytes
-
-    def parts(self) -> Iterator[Part]:
-        """All that is sent, in order, and the steps between. Whoever sends several parts in a row does not wait."""
-        program = self.program
-        element = program.modulus.element_bytes
-        yield Part(INPUT, "offline", "shares", "", 0, 0)
-        if self.parameters is not None:
-            yield Part(SETUP, "setup", "keys", "C", self.parameters.fresh_bytes, 0)
-        for level in self.levels:
-            sizes = {op.name: self._he(op) for op in level}
-            yield from (Part(name, "offline", "he", "C", up, 0) for name, (up, _) in sizes.items())
-            yield from (Part(name, "offline", "he", "S", 0, down) for name, (_, down) in sizes.items())
-        if self.truncations:
-            yield Part(SETUP, "setup", "transfers", "CS", *IKNP.setup_bytes)
-        for name, layer in self.truncations.items():
-            yield Part(name, "offline", "truncate", "C", *truncate.declared(layer)["offline"])
-        if self.relus:
-            there, back = relu.setup_bytes(self.relus.values())
-            products = self.relu.protocol != "gc-full"
-            # each pair of base transfers is opened by its sender: the evaluator, and the garbler for products
-            if self.relu.garbler == "server":
-                yield Part(SETUP, "setup", "transfers", "CSSC" if products else "CS", back, there)
-            else:
-                yield Part(SETUP, "setup", "transfers", "SCCS" if products else "SC", there, back)
-        for flight in self.flights:
-            for turn in zip(*(relu.turns(self.relus[op.name]) for op in flight), strict=True):
-                for op, (sender, nbytes) in zip(flight, turn, strict=True):
-                    up, down = (nbytes, 0) if sender == "C" else (0, nbytes)
-                    yield Part(op.name, "offline", "garble", sender, up, down)
-        yield Part(OUTPUT, "offline", "shares", "", 0, 0)
-
-        yield Part(INPUT, "online", "shares", "C", element * program.values[INPUT].size, 0)
-        for op in program.ops:
-            if isinstance(op, Conv2d | Linear):
-                yield Part(op.name, "online", "clear", "", 0, 0)
-            up, down = 0, 0
-            if op.name in self.truncations:
-                up, down = truncate.declared(self.truncations[op.name])["online"]
-                yield Part(op.name, "online", "truncate", "S", 0, down)
-            if op.name in self.relus:
-                yield Part(op.name, "online", "evaluate", "SC", *relu.declared(self.relus[op.name])["online"])
-            if op.name in self.truncations:
-                yield Part(op.name, "online", "truncate", "C", up, 0)
-        yield Part(OUTPUT, "online", "shares", "S", 0, element * program.values[program.output].size)
-
-    def _he(self, op: Conv2d | Linear) -> tuple[int, int]:
-        up, down = self.layouts[op.name].declared.traffic["offline"]
-        copies = self.convolutions[op.name].copies
-        return copies * up, copies * down
-
-    def _work(self, layer: str, phase: Phase, kind: str) -> dict[str, int]:
-        """What a row of :meth:`declared` counts beside bytes and rounds."""
-        if kind == "he":
-            return {
-                "he_products": self.convolutions[layer].copies * self.layouts[layer].declared.products,
-                "stored_server": WORD_BYTES * self.program.values[layer].size,
-            }
-        if kind == "clear":
-            op = self._linear(layer)
-            weights = op.weight_shape(self.program.values[op.inputs[0]])
-            return {"macs": self.program.values[layer].size * math.prod(weights[1:])}
-        if kind == "garble":
-            made = self.relus[layer]
-            client, server = relu.stored(made)
-            return {
-                "relus": made.count,
-                "and_gates": made.count * made.circuit.and_gates,
-                "transfers": made.count * relu.ots(made),
-                "stored_client": client,
-                "stored_server": server,
-            }
-        if kind == "truncate" and phase == "offline":
-            client, server = truncate.stored(self.truncations[layer])
-            transfers = self.truncations[layer].count
-            return {"transfers": transfers, "stored_client": client, "stored_server": server}
-        if kind == "evaluate":
-            return {"relus": self.relus[layer].count}
-        if kind == "shares" and phase == "offline":
-            name = INPUT if layer == INPUT else self.program.output
-            return {"stored_client": WORD_BYTES * self.program.values[name].size}
-        return {}
-
-    def _linear(self, name: str) -> Conv2d | Linear:
-        return next(op for op in self.program.ops if op.name == name and isinstance(op, Conv2d | Linear))

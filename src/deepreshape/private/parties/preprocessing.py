@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deepreshape.private.parties.store import CHUNK_BYTES, Batch, Writer
-from deepreshape.private.protocols.label_transfer import Prepared
+from deepreshape.private.protocols.base import Prepared
 
 AHEAD = 2
 """How many puts may wait for the disk: about two batches of circuits, 25 MB with their default size."""

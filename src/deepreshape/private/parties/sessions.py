@@ -19,6 +19,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
+from deepreshape.private.arith.ring import Randomness
 from deepreshape.private.crypto.backend import prepare_aside
 from deepreshape.private.parties import client, server
 from deepreshape.private.parties.plan import Plan
@@ -27,7 +28,9 @@ from deepreshape.private.parties.server import Model
 from deepreshape.private.parties.store import Batch, Binding, Store, StoreError
 from deepreshape.private.program.encoding import digest
 from deepreshape.private.program.integer_linear import Integers
-from deepreshape.private.transport.channel import Frame, ProtocolError
+from deepreshape.private.program.relu_config import Role
+from deepreshape.private.protocols.base import Run
+from deepreshape.private.transport.channel import Channel, Frame, ProtocolError
 from deepreshape.private.transport.handshake import (
     BATCH,
     Agreement,
@@ -138,7 +141,7 @@ class Client:
                 batch = _batch(session, number)
                 with self.store.create(_binding(self.plan, channel), batch.hex()) as writer:
                     with Writing(writer) as sink:
-                        key = client.offline(channel, self.plan, batch, sink, key=key, observe=observe)
+                        key = client.offline(_run(channel, batch, "client"), self.plan, sink, key=key, observe=observe)
                     channel.receive(Frame.READY, 1)
                     writer.commit()
                 yield Prepared(batch.hex(), sink.nbytes, channel.ledger)
@@ -181,7 +184,7 @@ class Client:
     def _online(self, channel: TlsChannel, batch: Batch, x: Integers) -> Integers:
         channel.send(Frame.READY, CLAIMED)
         channel.receive(Frame.READY, 1)
-        return client.online(channel, self.plan, bytes.fromhex(batch.session), Reading(batch), x)
+        return client.online(_run(channel, bytes.fromhex(batch.session), "client"), self.plan, Reading(batch), x)
 
 
 def serve(channel: Connection, model: Model, store: Store, admit: Admit | None = None) -> int:
@@ -219,18 +222,22 @@ def serve(channel: Connection, model: Model, store: Store, admit: Admit | None =
             with store.claim(binding, batch) as claimed:
                 channel.receive(Frame.READY, 1)
                 channel.send(Frame.READY, CLAIMED)
-                server.online(channel, model, bytes.fromhex(batch), Reading(claimed))
+                server.online(_run(channel, bytes.fromhex(batch), "server"), model, Reading(claimed))
             return 0
         responder, nbytes = None, 0
         for number in range(int(session.agreement.parameters[COUNT])):
             batch = _batch(session, number)
             with store.create(binding, batch.hex()) as writer:
                 with Writing(writer) as sink:
-                    responder = server.offline(channel, model, batch, sink, responder=responder)
+                    responder = server.offline(_run(channel, batch, "server"), model, sink, responder=responder)
                 writer.commit()
             channel.send(Frame.READY, STORED)
             nbytes += sink.nbytes
         return nbytes
+
+
+def _run(channel: Channel, id: bytes, role: Role) -> Run:
+    return Run(channel, id, role, Randomness())
 
 
 def _batch(session: Session, number: int) -> bytes:

@@ -11,7 +11,7 @@ be wrong (``sign.py``). Given the client's shares, :func:`run` does as they do; 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,9 +33,24 @@ from deepreshape.private.program.ops import (
     Truncate,
     truncation_room,
 )
-from deepreshape.private.program.relu_config import GC_FULL, ReluConfig
 
 Exact = NDArray[np.int64] | NDArray[np.object_]
+
+
+class Rectifier(Protocol):
+    """What a ReLU protocol tells the interpreter; see :class:`deepreshape.private.protocols.base.ReluProtocol`."""
+
+    def layer(self, modulus: Ring | Field, op: Relu, count: int) -> Any:
+        """The layer that an operation is."""
+        ...
+
+    def max_input(self, layer: Any) -> int:
+        """The largest absolute value that it can take."""
+        ...
+
+    def replay(self, layer: Any, x: Integers, client: Words) -> Integers:
+        """What it makes of ``x`` when the client's share of it is ``client``."""
+        ...
 
 
 def run(
@@ -43,7 +58,7 @@ def run(
     inputs: Integers,
     *,
     client: Mapping[str, Words] | None = None,
-    relu: ReluConfig = GC_FULL,
+    relu: Rectifier | None = None,
     rng: Randomness | None = None,
     observe: Callable[[str, Integers], None] | None = None,
 ) -> Integers:
@@ -53,7 +68,7 @@ def run(
         program: with its weights.
         inputs: (N, *input_shape), int64.
         client: the client's shares, by value name, of what is rounded by shares: uint64 of the value's shape.
-        relu: how ReLUs are computed; by default exactly.
+        relu: the protocol by which ReLUs are computed (``protocols.choose``); exactly without.
         rng: draws the client's shares that are not given, for every input anew. Without it, what would need them rounds
             towards minus infinity, and signs are right.
         observe: is shown every value's name and integers, the input's too.
@@ -88,7 +103,7 @@ class _Roles(NamedTuple):
     """How the two parties would go about it, where that matters."""
 
     modulus: Ring | Field
-    relu: ReluConfig
+    relu: Rectifier | None
     client: Mapping[str, Words]
     rng: Randomness | None
 
@@ -145,14 +160,12 @@ def _linear(program: Program, op: Conv2d | Linear, x: Integers) -> Exact:
 
 
 def _rectify(op: Relu, x: Integers, roles: _Roles, share: Words | None) -> Integers:
-    sign, division = roles.relu.sign(roles.modulus, op), roles.relu.division(roles.modulus, op)
-    if sign is None or division is None or share is None:
+    if roles.relu is None or share is None:
         return np.maximum(x, 0) >> np.int64(op.shift)
-    room = roles.relu.room(roles.modulus, op)
-    _within(op.inputs[0], x if op.mask is None else x[:, op.mask], room, f"what {op.name} can rectify by {roles.relu}")
-    theirs = roles.modulus.sub(roles.modulus.encode(x), share)
-    positive = sign.positive(sign.client_word(share), sign.server_word(theirs))
-    return np.where(positive, division.rounded(x, share), 0)
+    layer = roles.relu.layer(roles.modulus, op, x[0].size)
+    what = f"what {op.name} can rectify by {roles.relu}"
+    _within(op.inputs[0], x if op.mask is None else x[:, op.mask], roles.relu.max_input(layer), what)
+    return roles.relu.replay(layer, x, share)
 
 
 def _truncate(

@@ -10,10 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Literal
 
-from deepreshape.private.arith.drelu import MODES, Mode, Parity, Sign, Window, Wrap
-from deepreshape.private.arith.ring import Field, Ring
-from deepreshape.private.arith.truncation import Division
-from deepreshape.private.program.ops import ProgramError, Relu
+from deepreshape.private.arith.drelu import MODES, Mode
 
 Role = Literal["client", "server"]
 ROLES: tuple[Role, ...] = ("server", "client")
@@ -107,36 +104,6 @@ class ReluConfig:
                     "garbler=client, batch=COUNT"
                 )
         return cls(**settings)  # pyright: ignore[reportArgumentType] - checked when it is made
-
-    def sign(self, modulus: Ring | Field, op: Relu) -> Sign | None:
-        """The sign test of one layer; None for gc-full.
-
-        Raises:
-            ProgramError: naming the layer, if too few bits are left.
-        """
-        if self.protocol == "gc-full":
-            return None
-        exact = self.protocol == "gc-sign"
-        low = 0 if exact else op.low if self.window else self.drop
-        try:
-            if isinstance(modulus, Field):
-                return Parity(modulus) if exact else Wrap(modulus, low, self.mode)
-            high = op.high if self.window and op.high else modulus.bits
-            return Window(modulus, low, high, "pos-zero" if exact else self.mode)
-        except ValueError as error:
-            raise ProgramError(f"{op.name}: {error}") from None
-
-    def division(self, modulus: Ring | Field, op: Relu) -> Division | None:
-        """How the layer rounds; None for gc-full, which rounds down."""
-        sign = self.sign(modulus, op)
-        return sign and Division(modulus, op.shift, sign.passed)
-
-    def room(self, modulus: Ring | Field, op: Relu) -> int:
-        """The largest absolute value of the layer's input for which its output is as good as the protocol promises."""
-        sign, division = self.sign(modulus, op), self.division(modulus, op)
-        if sign is None or division is None:
-            return (modulus.order - 1) // 2
-        return min(sign.room, division.room)
 
 
 GC_FULL = ReluConfig()

@@ -17,13 +17,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from deepreshape.private.arith.drelu import Mode
 from deepreshape.private.arith.ring import Randomness, Ring
 from deepreshape.private.program import interpret as plain
 from deepreshape.private.program.encoding import digest
 from deepreshape.private.program.integer_linear import Integers
+from deepreshape.private.program.interpret import Rectifier
 from deepreshape.private.program.ops import Program, Relu
-from deepreshape.private.program.relu_config import GC_FULL, ReluConfig
 
 BATCH = 64
 """Inputs that go through the interpreter together: memory for one layer's patches."""
@@ -34,7 +33,7 @@ class Calibrated:
     """A program whose ReLUs have low bits to ignore.
 
     Attributes:
-        program: with its windows; for the relu ``gc-stochastic:window``.
+        program: with its windows, for ``gc-stochastic:window``.
         exact: accuracy on the validation data with exact signs, in percent.
         found: accuracy with the windows.
         tried: how many settings were evaluated.
@@ -51,8 +50,8 @@ def calibrate(
     inputs: Integers,
     labels: NDArray[np.int64],
     *,
+    relu: Rectifier,
     max_loss: float,
-    mode: Mode = "pos-zero",
     seed: bytes = bytes(32),
 ) -> Calibrated:
     """Let every ReLU ignore as many low bits as ``max_loss`` allows.
@@ -61,8 +60,8 @@ def calibrate(
         program: with its weights, from ``lower``; over a ring its high bits are left out too.
         inputs: validation data, int64 (N, *input_shape); a few hundred or more, none of the test split.
         labels: their classes, int64 (N,).
+        relu: gc-stochastic:window, of either mode.
         max_loss: points of accuracy that may be lost on them; over N inputs it is counted in steps of 100 / N.
-        mode: which small values the signs may be wrong about.
         seed: of the shares that are drawn, so that a search can be repeated; 32 bytes.
 
     Raises:
@@ -70,7 +69,6 @@ def calibrate(
     """
     if len(inputs) != len(labels) or not len(inputs) or max_loss < 0:
         raise ValueError(f"{len(inputs)} inputs with {len(labels)} labels and {max_loss:g} points to lose: no search")
-    relu = ReluConfig("gc-stochastic", window=True, mode=mode)
     relus = [op for op in program.ops if isinstance(op, Relu)]
     exact, tried = accuracy(program, inputs, labels), 0
 
@@ -124,7 +122,7 @@ def accuracy(
     inputs: Integers,
     labels: NDArray[np.int64],
     *,
-    relu: ReluConfig = GC_FULL,
+    relu: Rectifier | None = None,
     seed: bytes = bytes(32),
 ) -> float:
     """Top-1 of the plain interpreter in percent; ``seed`` draws the shares that ``relu`` depends on."""

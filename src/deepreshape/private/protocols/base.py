@@ -1,210 +1,306 @@
-"""A layer of shared ReLUs, whatever the protocol: the one interface through which the parties prepare and run it.
+"""What a two-party protocol on shares promises. Each protocol is one file with one final subclass of :class:`Protocol`.
 
-Model: semi-honest. Before: x = x_client + x_server, x_client known offline. After: shares of max(x, 0) / 2^shift,
-rounded, of which the client's is r, what it chose offline as its mask of the next linear layer; so that layer's
-homomorphic part does not wait for this one.
+Model: two semi-honest parties, a value x shared as x = x_client + x_server, of which x_client is known offline. After
+a step they share its result; the client's part is a mask that it chose offline, or what the protocol gave it.
 
-``relu_full.py`` has the whole ReLU in a garbled circuit, ``relu_sign.py`` only its sign; ``garbling.py`` what they
-share. A layer's :attr:`~deepreshape.private.protocols.label_transfer.ReluLayer.sign` says which.
+A protocol says what it sends (:meth:`Protocol.declared`), what it costs (:meth:`Protocol.work`), what the plain
+interpreter must do to agree with it bit for bit (:meth:`Protocol.replay`), and how the parties do it, offline and
+online. Plans, prices and the order of both parties are made of these (``steps.py``). Use, at either party::
+
+    run = Run(channel, id, "client", Randomness())
+    setup = protocol.setup(run, layers)
+    side_by_side(run, "offline", [(name, protocol.offline(run, setup, layer, share, mask))], keep)
+    side_by_side(run, "online", [(name, protocol.online(run, layer, prepared, None))])
+
+It owns no channel, no store, and no order of layers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
-from deepreshape.private.arith.ring import Randomness, Words
-from deepreshape.private.crypto.ot.iknp import IKNP
+from deepreshape.cost import Work
+from deepreshape.private.arith.ring import Field, Randomness, Ring, Words
+from deepreshape.private.crypto.labels import refuse_copy
+from deepreshape.private.program.ops import Relu
 from deepreshape.private.program.relu_config import Role
-from deepreshape.private.protocols import relu_gc as relu_full
-from deepreshape.private.protocols import relu_sign
-from deepreshape.private.protocols.label_transfer import (
-    Arrays,
-    Evaluator,
-    Garbler,
-    Party,
-    Prepared,
-    ReluLayer,
-    Step,
-    Turn,
-    evaluator_of,
-    garbler_of,
-    wipe,
-)
 from deepreshape.private.transport.channel import Channel
 from deepreshape.private.transport.ledger import Phase
 
-__all__ = [
-    "Party",
-    "Prepared",
-    "ReluLayer",
-    "client_offline",
-    "client_online",
-    "declared",
-    "ots",
-    "server_offline",
-    "server_online",
-    "setup_bytes",
-    "start",
-    "stored",
-    "together",
-    "turns",
-]
-
-_END = object()
+Arrays = dict[str, NDArray[Any]]
+Integers = NDArray[np.int64]
+WORD_BYTES = 8
+"""Of a share in memory and in the store."""
 
 
-def start(
-    channel: Channel, role: Role, layers: Iterable[ReluLayer], session: bytes, rng: Randomness | None = None
-) -> Party:
-    """What ``role`` needs to prepare ``layers``, at least one and all of one garbler; the peer does the same.
+@dataclass(frozen=True)
+class Run:
+    """One inference at one party.
 
-    ``session`` never repeats; both parties have compared it. ``rng`` is for tests.
+    Attributes:
+        channel: to the other party.
+        id: of the offline batch; both parties have compared it, and it never repeats.
+        role: of this party.
+        rng: what this party draws from.
     """
-    found = list(layers)
-    kind = Garbler if found[0].garbler == role else Evaluator
-    return kind.start(channel, session, rng, products=_products(found))
+
+    channel: Channel
+    id: bytes
+    role: Role
+    rng: Randomness
 
 
-def setup_bytes(layers: Iterable[ReluLayer]) -> tuple[int, int]:
-    """Bytes of :func:`start`, (garbler to evaluator, evaluator to garbler)."""
-    there, back = IKNP.setup_bytes
-    return (back + there, there + back) if _products(layers) else (back, there)
+class Prepared:
+    """Named arrays that one party keeps from the offline to the online phase; they are secret and used once.
+
+    A store takes them to write them down, and makes another of what it reads back.
+    """
+
+    __reduce_ex__ = refuse_copy
+
+    def __init__(self, arrays: Arrays) -> None:
+        self._left = [arrays]
+        self.nbytes = sum(array.nbytes for array in arrays.values())
+        """Their size, which is public."""
+
+    def take(self) -> Arrays:
+        """The arrays.
+
+        Raises:
+            RuntimeError: the second time.
+        """
+        try:
+            return self._left.pop()  # of two threads one gets them
+        except IndexError:
+            raise RuntimeError("this offline material was used; it is for one inference, prepare another") from None
 
 
-def client_offline(channel: Channel, layer: ReluLayer, party: Party, share: Words, mask: Words) -> Step:
-    """The client's offline step; see ``garbling.py`` for what it gives.
+class Message(NamedTuple):
+    """Who sends how many bytes; none means work of this party alone."""
+
+    sender: Role
+    nbytes: int
+
+
+Segment = tuple[Message, ...]
+"""What passes between two yields of a step, in order."""
+
+
+class Effort(NamedTuple):
+    """The work behind one message, in units that ``pricing.calibrate`` measures.
+
+    ``make``, ``take``, ``pieces``, ``parallel`` and ``aside`` are those of :class:`deepreshape.cost.Turn`.
+    """
+
+    make: Work = {}  # noqa: RUF012 - never written to
+    take: Work = {}  # noqa: RUF012
+    pieces: int = 1
+    parallel: int = 1
+    aside: Work = {}  # noqa: RUF012
+
+
+@dataclass(frozen=True)
+class Declared:
+    """What one layer sends, keeps and counts, known beforehand from public facts.
+
+    Attributes:
+        offline, online: what passes in each phase, segment by segment.
+        stored: bytes of arrays that (client, server) keep between the phases.
+        counts: by phase, what there is of ``relus``, ``macs``, ``he_products``, ``and_gates`` and ``transfers``.
+        waiting: bytes of the offline phase that lie in memory between its segments.
+        transient: bytes that a party holds at most while the layer runs.
+        resident: bytes that the server holds all along.
+    """
+
+    offline: tuple[Segment, ...]
+    online: tuple[Segment, ...]
+    stored: tuple[int, int] = (0, 0)
+    counts: Mapping[Phase, Mapping[str, int]] = field(default_factory=dict[Phase, Mapping[str, int]])
+    waiting: int = 0
+    transient: int = 0
+    resident: int = 0
+
+    @property
+    def traffic(self) -> dict[Phase, tuple[int, int]]:
+        """Bytes in each phase, (client to server, server to client)."""
+        return {"offline": _sum(self.offline), "online": _sum(self.online)}
+
+
+def _sum(segments: Sequence[Segment]) -> tuple[int, int]:
+    sent = [message for segment in segments for message in segment]
+    return (
+        sum(nbytes for sender, nbytes in sent if sender == "client"),
+        sum(nbytes for sender, nbytes in sent if sender == "server"),
+    )
+
+
+Offline = Generator[Prepared | None, None, Words | None]
+"""An offline step: gives what its party keeps, and None where what follows waits for the other party. It returns the
+client's share of the output if the protocol decides that, and None elsewhere."""
+Online = Generator[None, None, Words | None]
+"""An online step: yields where other steps of the same operation may go on. It returns the server's share of the
+output, and None at the client."""
+L = TypeVar("L")
+S = TypeVar("S")
+
+
+class Protocol(ABC, Generic[L, S]):
+    """A protocol for layers of type L, public and alike at both parties; S is what a party's set-up gives it."""
+
+    kinds: ClassVar[tuple[str, str]]
+    """Under which kind of work its offline and its online phase are booked."""
+    setup_kind: ClassVar[str]
+    """The same for its set-up."""
+
+    @abstractmethod
+    def setup(self, run: Run, layers: Sequence[L]) -> S:
+        """What this party needs to prepare ``layers``, at least one; once a run. The peer does the same."""
+
+    @abstractmethod
+    def setup_declared(self, layers: Sequence[L]) -> Segment:
+        """What :meth:`setup` sends."""
+
+    @abstractmethod
+    def setup_work(self, layers: Sequence[L]) -> Sequence[Effort]:
+        """The work behind each message of :meth:`setup_declared`."""
+
+    @abstractmethod
+    def offline(self, run: Run, setup: S, layer: L, share: Words | None, mask: Words | None) -> Offline:
+        """Prepare one layer.
+
+        Args:
+            run: of this party.
+            setup: what :meth:`setup` gave.
+            layer: what to prepare, once a run.
+            share: the client's share of the input, uint64; None at the server.
+            mask: what shall be the client's share of the output, uniform, uint64; None where the protocol decides it.
+        """
+
+    @abstractmethod
+    def online(self, run: Run, layer: L, prepared: Iterator[Prepared], share: Words | None) -> Online:
+        """Run one layer.
+
+        Args:
+            run: of this party, with the id of the offline phase.
+            layer: what was prepared.
+            prepared: what :meth:`offline` gave; used up.
+            share: the server's share of the input, uint64; None at the client.
+
+        Raises:
+            ProtocolError: if what the peer sends is not what the protocol says.
+            RuntimeError: if ``prepared`` was used before.
+        """
+
+    @abstractmethod
+    def declared(self, layer: L) -> Declared:
+        """What the layer sends, keeps and counts."""
+
+    @abstractmethod
+    def work(self, layer: L) -> Mapping[Phase, Sequence[Effort]]:
+        """The work behind each message of :meth:`declared`, offline and online, in the same order."""
+
+    @abstractmethod
+    def replay(self, layer: L, x: Integers, client: Words) -> Integers:
+        """What both parties make of ``x`` when the client's share of it is ``client``, bit for bit.
+
+        Both are of one shape, or of shapes that broadcast.
+        """
+
+    @abstractmethod
+    def max_input(self, layer: L) -> int:
+        """The largest absolute value of an input for which the output is as good as the protocol promises."""
+
+
+class ReluProtocol(Protocol[L, S]):
+    """A protocol for layers of ReLUs with truncation: shares of x to shares of max(x, 0) / 2^shift, rounded.
+
+    Attributes:
+        by_shares: whether the client's shares decide how values are rounded or what their signs are.
+    """
+
+    by_shares: ClassVar[bool]
+
+    @abstractmethod
+    def layer(self, modulus: Ring | Field, op: Relu, count: int) -> L:
+        """The layer of ``count`` ReLUs that an operation of the program is.
+
+        Raises:
+            ProgramError: naming the layer, if the protocol cannot take it.
+        """
+
+
+def side_by_side(
+    run: Run,
+    phase: Phase,
+    steps: Sequence[tuple[str, Offline | Online]],
+    keep: Callable[[int, Prepared], None] = lambda number, prepared: None,
+) -> list[Words | None]:
+    """Several steps: all of them up to where they yield, then on from there, until all have ended.
 
     Args:
-        channel: to the server.
-        layer: what to prepare.
-        party: what :func:`start` gave.
-        share: the client's share of the input, uint64 (count,).
-        mask: what shall be the client's share of the output, uniform, uint64 (count,).
-    """
-    _check_shares(layer, share=share, mask=mask)
-    if layer.garbler == "client":
-        yield from _protocol(layer).client_garbles(channel, layer, garbler_of(party, layer), share, mask)
-    else:
-        yield from _protocol(layer).client_evaluates(channel, layer, evaluator_of(party, layer), share, mask)
-
-
-def server_offline(channel: Channel, layer: ReluLayer, party: Party) -> Step:
-    """The server's offline step, the counterpart of :func:`client_offline`."""
-    if layer.garbler == "server":
-        yield from _protocol(layer).server_garbles(channel, layer, garbler_of(party, layer))
-    else:
-        yield from _protocol(layer).server_evaluates(channel, layer, evaluator_of(party, layer))
-
-
-def together(channel: Channel, steps: Mapping[str, Step]) -> Iterator[tuple[str, Prepared]]:
-    """The offline steps of several layers, side by side: all of them up to where they wait, then on from there.
-
-    Both parties name the layers in the same order. What each step gives comes with its layer's name.
-    """
-    going = dict(steps)
-    while going:
-        for name, step in list(going.items()):
-            with channel.ledger.at(name, "offline"):
-                prepared = next(step, _END)
-            while isinstance(prepared, Prepared):
-                yield name, prepared
-                with channel.ledger.at(name, "offline"):
-                    prepared = next(step, _END)
-            if prepared is _END:
-                del going[name]
-
-
-def client_online(channel: Channel, layer: ReluLayer, session: bytes, prepared: Iterable[Prepared]) -> None:
-    """The client's online step. Its share of the output is the mask it gave to :func:`client_offline`.
-
-    Raises:
-        ProtocolError: if what the server garbled or sent gives no list of shares.
-        RuntimeError: if ``prepared`` was used before.
-    """
-    with _opened(prepared) as (head, batches):
-        _protocol(layer).client_online(channel, layer, session, head, batches)
-
-
-def server_online(
-    channel: Channel, layer: ReluLayer, session: bytes, prepared: Iterable[Prepared], share: Words
-) -> Words:
-    """The server's online step.
-
-    Args:
-        channel: to the client.
-        layer: what was prepared.
-        session: that of the offline phase.
-        prepared: what :func:`server_offline` gave; used up.
-        share: the server's share of the input, uint64 (count,).
+        run: of this party.
+        phase: where they are booked.
+        steps: with the name of each one's layer; both parties have them in the same order.
+        keep: is given the number of a step and what it prepares, as it comes.
 
     Returns:
-        The server's share of the output, uint64 (count,).
+        What each step returned.
+    """
+    results: list[Words | None] = [None] * len(steps)
+    going = dict(enumerate(steps))
+    while going:
+        for number, (name, step) in list(going.items()):
+            state: Prepared | StopIteration | None = _advance(run, phase, name, step)
+            while isinstance(state, Prepared):
+                keep(number, state)
+                state = _advance(run, phase, name, step)
+            if isinstance(state, StopIteration):
+                results[number] = state.value
+                del going[number]
+    return results
+
+
+def _advance(run: Run, phase: Phase, name: str, step: Offline | Online) -> Prepared | StopIteration | None:
+    with run.channel.ledger.at(name, phase):
+        try:
+            return next(step)
+        except StopIteration as end:
+            return end
+
+
+def check_shares(name: str, modulus: Ring | Field, count: int, **arrays: Words) -> None:
+    """Refuse shares that are no ``count`` elements of ``modulus``; a share past it would get past a protocol's checks.
 
     Raises:
-        ProtocolError: if the client's answer, or what it garbled, gives no list of shares.
-        RuntimeError: if ``prepared`` was used before.
+        ValueError: naming the layer and the array.
     """
-    _check_shares(layer, share=share)
-    with _opened(prepared) as (head, batches):
-        return _protocol(layer).server_online(channel, layer, session, head, batches, share)
-
-
-def turns(layer: ReluLayer) -> list[Turn]:
-    """Who sends how many bytes offline, turn by turn: what comes between two waits of :func:`together`."""
-    return _protocol(layer).turns(layer)
-
-
-def declared(layer: ReluLayer) -> dict[Phase, tuple[int, int]]:
-    """Bytes of a layer in each phase, (client to server, server to client); :func:`setup_bytes` come once a session.
-
-    Online is one round: what the server says first depends on nothing that it waits for.
-    """
-    up, down = (sum(nbytes for sender, nbytes in turns(layer) if sender == end) for end in "CS")
-    return {"offline": (up, down), "online": _protocol(layer).online_bytes(layer)}
-
-
-def stored(layer: ReluLayer) -> tuple[int, int]:
-    """Bytes of arrays that (client, server) keep between the phases."""
-    return _protocol(layer).stored(layer)
-
-
-def ots(layer: ReluLayer) -> int:
-    """Oblivious transfers a ReLU, all of them offline."""
-    return layer.chosen + (layer.sign is not None)
-
-
-def _protocol(layer: ReluLayer):
-    return relu_full if layer.sign is None else relu_sign
-
-
-def _products(layers: Iterable[ReluLayer]) -> bool:
-    return any(layer.sign is not None for layer in layers)
-
-
-@contextmanager
-def _opened(prepared: Iterable[Prepared]) -> Generator[tuple[Arrays, Iterator[Prepared]]]:
-    """The layer's own part, overwritten afterwards, and the batches still to come."""
-    batches = iter(prepared)
-    first = next(batches, None)
-    if first is None:
-        raise ValueError("no offline material was given; run the offline step of this layer first")
-    head = first.take()
-    try:
-        yield head, batches
-    finally:
-        wipe(head.values())
-
-
-def _check_shares(layer: ReluLayer, **arrays: Words) -> None:
-    for name, array in arrays.items():
-        if array.shape != (layer.count,) or array.dtype != np.uint64:
+    for what, array in arrays.items():
+        if array.shape != (count,) or array.dtype != np.uint64:
             raise ValueError(
-                f"the {name} of layer {layer.name!r} is {array.dtype} of shape {array.shape}; "
-                f"it must be uint64 of shape ({layer.count},)"
+                f"the {what} of layer {name!r} is {array.dtype} of shape {array.shape}; "
+                f"it must be uint64 of shape ({count},)"
             )
-        # a share past the modulus would get past the circuit's single conditional subtraction
-        if int(array.max()) >= layer.modulus.order:
-            raise ValueError(f"the {name} of layer {layer.name!r} holds a value that is not in {layer.modulus}")
+        if int(array.max()) >= modulus.order:
+            raise ValueError(f"the {what} of layer {name!r} holds a value that is not in {modulus}")
+
+
+def claim(prepared: set[str], name: str) -> None:
+    """Note that a layer is prepared.
+
+    Raises:
+        RuntimeError: if it was prepared before in this run, which would use its keys twice.
+    """
+    if name in prepared:
+        raise RuntimeError(f"layer {name!r} was prepared before in this session; start another session for it")
+    prepared.add(name)
+
+
+def base_transfers(pairs: int) -> list[Effort]:
+    """The work of base transfers: of each pair of messages, the second ends them."""
+    return [Effort(), Effort({"ot.base.receive": 1}, {"ot.base.send": 1})] * pairs

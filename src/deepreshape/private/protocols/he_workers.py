@@ -20,14 +20,14 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from itertools import pairwise
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 
 from deepreshape.private.crypto.he.bfv import Parameters, Responder
 from deepreshape.private.crypto.he.residues import Buffer, Residues
-from deepreshape.private.processes import command, environment
-from deepreshape.private.protocols.linear import Convolution, EncodedWeights, Layout, encode_row, respond_tiles
+from deepreshape.private.protocols.packing import Convolution, EncodedWeights, Layout, encode_row, respond_tiles
 from deepreshape.private.transport.channel import ProtocolError
 
 PRODUCTS_EACH = 2000
@@ -51,11 +51,11 @@ class Workers:
     """
 
     def __init__(self, count: int, responder: Responder) -> None:
-        self._responder = responder
+        self.responder = responder
         self._others = [_Worker(responder) for _ in range(count - 1)]
 
     def respond(self, weights: EncodedWeights, ciphertexts: Sequence[Buffer]) -> tuple[list[bytes], Residues]:
-        """:func:`deepreshape.private.protocols.linear.respond`, by all processes together.
+        """:func:`deepreshape.private.protocols.packing.respond`, by all processes together.
 
         Raises:
             ProtocolError: as that, or if a worker has ended.
@@ -66,7 +66,7 @@ class Workers:
         busy = [(worker, tiles) for worker, tiles in zip(self._others, rest, strict=True) if tiles]
         for worker, tiles in busy:
             worker.begin(weights, ciphertexts, tiles)
-        parts = [respond_tiles(self._responder, layout, ciphertexts, own, map(weights.row, own))]
+        parts = [respond_tiles(self.responder, layout, ciphertexts, own, map(weights.row, own))]
         parts += [worker.finish(layout, tiles) for worker, tiles in busy]
         bands = zip(*(part for part, _ in parts), strict=True)
         responses = [response for band in bands for part in band for response in part]
@@ -86,10 +86,12 @@ class _Worker:
     def __init__(self, responder: Responder) -> None:
         jobs, self._jobs = _pipe()
         self._results, results = _pipe()
+        root = str(Path(__file__).parents[3])
+        path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
         ends = [jobs.fileno(), results.fileno()]
         self._process = subprocess.Popen(  # noqa: S603
-            command(__name__, *ends),
-            env=environment(),
+            [sys.executable, "-m", __name__, *map(str, ends)],
+            env={**os.environ, "PYTHONPATH": path},
             pass_fds=ends,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,

@@ -7,17 +7,15 @@ oblivious transfer, all of it offline. An evaluating server does not know its wo
 random bits c; online it sends d = c ^ word, bit by bit, and gets a pad ^ d * offset for every bit, which turns the
 label of c into that of its own bit. d reveals nothing, as c is uniform, and the pad is used once.
 
-An offline step is an iterator, which runs as it is iterated over. It gives what the party keeps, and None where what
-follows waits for the other party: so the steps of several layers can run side by side (``relu.together``). What a party
-    keeps is a sequence of :class:`Prepared`. A store keeps them in that order and hands
-them back in it, one at a time.
+What a party keeps of a layer is a head, and then one :class:`Prepared` for each batch. A store keeps them in that order
+and hands them back in it, one at a time.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,45 +24,14 @@ from deepreshape.private.arith.drelu import Sign, sign_circuit
 from deepreshape.private.arith.ring import SEED_BYTES, Bits, Field, Randomness, Ring, Words
 from deepreshape.private.crypto.circuit import Circuit, relu
 from deepreshape.private.crypto.gc.halfgates import TABLE_BYTES, evaluate_labels, garble_labels, table_shape
-from deepreshape.private.crypto.labels import Context, Delta, pick, refuse_copy
+from deepreshape.private.crypto.labels import Context, Delta, pick
 from deepreshape.private.crypto.ot.cot import CotReceiver, CotSender
 from deepreshape.private.crypto.ot.iknp import IKNP
 from deepreshape.private.program.relu_config import GC_FULL, Role
-from deepreshape.private.transport.channel import Channel, Frame
+from deepreshape.private.protocols.base import Arrays, Prepared, Run, claim
+from deepreshape.private.transport.channel import Frame
 
 LABEL_BYTES = 16
-Arrays = dict[str, NDArray[Any]]
-Turn = tuple[Literal["C", "S"], int]
-"""Who sends, and how many bytes."""
-
-
-class Prepared:
-    """Named arrays that one party keeps from the offline to the online phase; they are secret and used once.
-
-    A store takes them to write them down, and makes another of what it reads back.
-    """
-
-    __reduce_ex__ = refuse_copy
-
-    def __init__(self, arrays: Arrays) -> None:
-        self._left = [arrays]
-        self.nbytes = sum(array.nbytes for array in arrays.values())
-        """Their size, which is public."""
-
-    def take(self) -> Arrays:
-        """The arrays.
-
-        Raises:
-            RuntimeError: the second time.
-        """
-        try:
-            return self._left.pop()  # of two threads one gets them
-        except IndexError:
-            raise RuntimeError("this offline material was used; it is for one inference, prepare another") from None
-
-
-Step = Iterator[Prepared | None]
-"""An offline step."""
 
 
 @dataclass(frozen=True)
@@ -114,64 +81,50 @@ class ReluLayer:
         """How many instances each batch has."""
         return [span.stop - span.start for span in self.spans]
 
-    def context(self, session: bytes, batch: int) -> Context:
+    def context(self, id: bytes, batch: int) -> Context:
         """Where batch number ``batch`` is garbled."""
-        return Context(session, self.name, batch)
+        return Context(id, self.name, batch)
 
 
 @dataclass(repr=False)
 class Garbler:
-    """The garbling party of one offline session: its offset, and its ends of the oblivious transfers.
+    """The garbling party of one run: its Delta, and its ends of the oblivious transfers.
 
     ``transfers`` carry labels to the evaluator. Layers whose product is made outside the circuit (``relu_sign.py``)
     choose by ``products``, the other way round.
     """
 
-    session: bytes
     transfers: CotSender
-    rng: Randomness
     products: CotReceiver | None = None
     layers: set[str] = field(default_factory=set[str], init=False)
 
     @classmethod
-    def start(
-        cls, channel: Channel, session: bytes, rng: Randomness | None = None, *, products: bool = False
-    ) -> Garbler:
-        """Draw an offset and run the base transfers; the peer calls :meth:`Evaluator.start`.
-
-        ``session`` never repeats; both parties have compared it. ``rng`` is for tests.
-        """
-        rng = rng or Randomness()
-        transfers = IKNP.sender(channel, session, Delta(rng), rng)
-        return cls(session, transfers, rng, IKNP.receiver(channel, _back(session), rng) if products else None)
+    def start(cls, run: Run, *, products: bool) -> Garbler:
+        """Draw a Delta and run the base transfers; the peer calls :meth:`Evaluator.start`."""
+        transfers = IKNP.sender(run.channel, run.id, Delta(run.rng), run.rng)
+        return cls(transfers, IKNP.receiver(run.channel, _back(run.id), run.rng) if products else None)
 
 
 @dataclass(repr=False)
 class Evaluator:
-    """The evaluating party of one offline session: the other ends."""
+    """The evaluating party of one run: the other ends."""
 
-    session: bytes
     transfers: CotReceiver
-    rng: Randomness
     products: CotSender | None = None
     layers: set[str] = field(default_factory=set[str], init=False)
 
     @classmethod
-    def start(
-        cls, channel: Channel, session: bytes, rng: Randomness | None = None, *, products: bool = False
-    ) -> Evaluator:
-        """Run the base transfers; the peer calls :meth:`Garbler.start`, whose notes hold here."""
-        rng = rng or Randomness()
-        transfers = IKNP.receiver(channel, session, rng)
-        back = IKNP.sender(channel, _back(session), Delta(rng), rng) if products else None
-        return cls(session, transfers, rng, back)
+    def start(cls, run: Run, *, products: bool) -> Evaluator:
+        """Run the base transfers; the peer calls :meth:`Garbler.start`."""
+        transfers = IKNP.receiver(run.channel, run.id, run.rng)
+        return cls(transfers, IKNP.sender(run.channel, _back(run.id), Delta(run.rng), run.rng) if products else None)
 
 
 Party = Garbler | Evaluator
 
 
-def _back(session: bytes) -> bytes:
-    return b"deepreshape products" + session
+def _back(id: bytes) -> bytes:
+    return b"deepreshape products" + id
 
 
 def garbler_of(party: Party, layer: ReluLayer) -> Garbler:
@@ -182,23 +135,17 @@ def garbler_of(party: Party, layer: ReluLayer) -> Garbler:
         RuntimeError: if the layer was prepared before.
     """
     if not isinstance(party, Garbler):
-        raise TypeError("this party garbles the layer; it needs the session's Garbler, got its Evaluator")
-    _claim(party, layer)
+        raise TypeError("this party garbles the layer; it needs the run's Garbler, got its Evaluator")
+    claim(party.layers, layer.name)
     return party
 
 
 def evaluator_of(party: Party, layer: ReluLayer) -> Evaluator:
     """``party``, which takes on the layer as its evaluator; errors as of :func:`garbler_of`."""
     if not isinstance(party, Evaluator):
-        raise TypeError("this party evaluates the layer; it needs the session's Evaluator, got its Garbler")
-    _claim(party, layer)
+        raise TypeError("this party evaluates the layer; it needs the run's Evaluator, got its Garbler")
+    claim(party.layers, layer.name)
     return party
-
-
-def _claim(party: Party, layer: ReluLayer) -> None:
-    if layer.name in party.layers:
-        raise RuntimeError(f"layer {layer.name!r} was prepared before in this session; start another session for it")
-    party.layers.add(layer.name)
 
 
 def random_choices(layer: ReluLayer, rng: Randomness) -> Bits:
@@ -206,25 +153,25 @@ def random_choices(layer: ReluLayer, rng: Randomness) -> Bits:
     return rng.bytes(layer.chosen * layer.count).reshape(layer.chosen, layer.count) & np.uint8(1)
 
 
-def choose(channel: Channel, layer: ReluLayer, evaluator: Evaluator, choices: Bits) -> list[Words]:
+def choose(run: Run, layer: ReluLayer, evaluator: Evaluator, choices: Bits) -> list[Words]:
     """The evaluator's transfers: its labels of ``choices`` (chosen, count), batch by batch."""
-    return [evaluator.transfers.chosen(channel, choices[:, span].reshape(-1)) for span in layer.spans]
+    return [evaluator.transfers.chosen(run.channel, choices[:, span].reshape(-1)) for span in layer.spans]
 
 
-def chosen_by_peer(channel: Channel, layer: ReluLayer, garbler: Garbler) -> list[Words]:
+def chosen_by_peer(run: Run, layer: ReluLayer, garbler: Garbler) -> list[Words]:
     """The garbler's end of :func:`choose`: the labels of zero."""
-    return [garbler.transfers.chosen(channel, layer.chosen * size) for size in layer.sizes]
+    return [garbler.transfers.chosen(run.channel, layer.chosen * size) for size in layer.sizes]
 
 
 def send_circuits(
-    channel: Channel, layer: ReluLayer, garbler: Garbler, chosen: list[Words], known: Bits
+    run: Run, layer: ReluLayer, garbler: Garbler, chosen: list[Words], known: Bits
 ) -> tuple[Arrays, Iterator[Words]]:
     """The garbler's circuits.
 
     Args:
-        channel: to the evaluator.
+        run: of the garbler.
         layer: what to garble.
-        garbler: of the session.
+        garbler: of the run.
         chosen: labels of zero of the evaluator's words.
         known: the words it feeds in that it knows already, (bits, count).
 
@@ -232,9 +179,9 @@ def send_circuits(
         What it keeps for :func:`send_labels`; and, once for each batch, whose tables have been sent then, the labels of
         zero of the outputs, uint64 (outputs, size, 2).
     """
-    shown_seed, hidden_seed = garbler.rng.seed(), garbler.rng.seed()
+    shown_seed, hidden_seed = run.rng.seed(), run.rng.seed()
     shown, hidden = Randomness(shown_seed), Randomness(hidden_seed)
-    channel.send(Frame.LABELS, shown_seed)
+    run.channel.send(Frame.LABELS, shown_seed)
     offset = garbler.transfers.delta
 
     def batches() -> Iterator[Words]:
@@ -249,32 +196,32 @@ def send_circuits(
                 labels = [hidden.labels(layer.late * size).reshape(-1, size, 2), own, theirs]
             else:
                 labels = [own, theirs ^ hidden.labels(layer.chosen * size).reshape(theirs.shape)]
-            context = layer.context(garbler.session, number)
+            context = layer.context(run.id, number)
             tables, outputs = garble_labels(layer.circuit, offset, labels, context, room)
-            channel.send(Frame.TABLES, tables)
+            run.channel.send(Frame.TABLES, tables)
             yield outputs
 
     return {"seed": np.frombuffer(bytearray(hidden_seed), np.uint8), "offset": offset.words.copy()}, batches()
 
 
-def receive_circuits(channel: Channel, layer: ReluLayer, labels: list[Words]) -> tuple[Arrays, Iterator[Arrays]]:
+def receive_circuits(run: Run, layer: ReluLayer, labels: list[Words]) -> tuple[Arrays, Iterator[Arrays]]:
     """The evaluator's end of :func:`send_circuits`, with its own ``labels``.
 
     Returns:
         What it keeps of the layer, and of each batch, as it comes in, for :func:`evaluated`.
     """
-    seed = np.frombuffer(channel.receive(Frame.LABELS, SEED_BYTES), np.uint8)
+    seed = np.frombuffer(run.channel.receive(Frame.LABELS, SEED_BYTES), np.uint8)
 
     def batches() -> Iterator[Arrays]:
         for size, chosen in zip(layer.sizes, labels, strict=True):
             shape = table_shape(layer.circuit, size)
-            tables = channel.receive(Frame.TABLES, 8 * int(np.prod(shape)))
+            tables = run.channel.receive(Frame.TABLES, 8 * int(np.prod(shape)))
             yield {"tables": np.frombuffer(tables, np.uint64).reshape(shape), "labels": chosen}
 
     return {"seed": seed}, batches()
 
 
-def send_labels(channel: Channel, layer: ReluLayer, head: Arrays, planes: Bits) -> None:
+def send_labels(run: Run, layer: ReluLayer, head: Arrays, planes: Bits) -> None:
     """Online, at the garbler: its hidden labels, moved by the offset where ``planes`` (bits, count) are one.
 
     Those are the bits of its late word, or what the evaluator sent as d.
@@ -282,12 +229,12 @@ def send_labels(channel: Channel, layer: ReluLayer, head: Arrays, planes: Bits) 
     hidden = Randomness(head["seed"].tobytes())
     for span in layer.spans:
         wanted = planes[:, span]
-        channel.send(Frame.LABELS, pick(hidden.labels(wanted.size).reshape(*wanted.shape, 2), head["offset"], wanted))
+        run.channel.send(
+            Frame.LABELS, pick(hidden.labels(wanted.size).reshape(*wanted.shape, 2), head["offset"], wanted)
+        )
 
 
-def evaluated(
-    channel: Channel, layer: ReluLayer, session: bytes, head: Arrays, batches: Iterator[Prepared]
-) -> Iterator[tuple[Arrays, Words]]:
+def evaluated(run: Run, layer: ReluLayer, head: Arrays, batches: Iterator[Prepared]) -> Iterator[tuple[Arrays, Words]]:
     """Online, at the evaluator: each batch's arrays and its output labels, uint64 (outputs, size, 2)."""
     shown = Randomness(head["seed"].tobytes())
     for number, size in enumerate(layer.sizes):
@@ -296,13 +243,13 @@ def evaluated(
             raise ValueError(f"layer {layer.name!r} has {len(layer.sizes)} batches; material for {number} was given")
         arrays = batch.take()
         online = layer.late or layer.chosen
-        received = channel.receive(Frame.LABELS, LABEL_BYTES * online * size)
+        received = run.channel.receive(Frame.LABELS, LABEL_BYTES * online * size)
         sent = np.frombuffer(received, np.uint64).reshape(online, size, 2)
         own = arrays["labels"].reshape(-1, size, 2)
         known = layer.circuit.width - layer.late - layer.chosen
         derived = shown.labels(known * size).reshape(known, size, 2)
         labels = [sent, derived, own] if layer.garbler == "server" else [derived, own ^ sent]
-        context = layer.context(session, number)
+        context = layer.context(run.id, number)
         yield arrays, evaluate_labels(layer.circuit, arrays["tables"], labels, context)
 
 

@@ -21,20 +21,19 @@ transfer; here, as in its code, the garbler feeds in a mask m of its own, which 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import final
 
 import numpy as np
 
-from deepreshape.private.arith.ring import Bits, Words, from_bits, to_bits
+from deepreshape.private.arith.ring import Bits, Field, Ring, Words, from_bits, to_bits
 from deepreshape.private.crypto.circuit import and_gates
 from deepreshape.private.crypto.labels import permute_bits
+from deepreshape.private.program.ops import Relu
+from deepreshape.private.protocols.base import Arrays, Integers, Message, Offline, Prepared, Run, Segment
 from deepreshape.private.protocols.label_transfer import (
-    Arrays,
     Evaluator,
     Garbler,
-    Prepared,
     ReluLayer,
-    Step,
-    Turn,
     choose,
     choosing_bytes,
     chosen_by_peer,
@@ -47,110 +46,108 @@ from deepreshape.private.protocols.label_transfer import (
     send_circuits,
     send_labels,
 )
-from deepreshape.private.transport.channel import Channel, Frame, ProtocolError
+from deepreshape.private.protocols.relu_garbled import OTHER, GarbledRelu
+from deepreshape.private.transport.channel import Frame, ProtocolError
 
 
-def client_garbles(channel: Channel, layer: ReluLayer, garbler: Garbler, share: Words, mask: Words) -> Step:
-    """Offline, at a client that garbles."""
-    bits = layer.modulus.bits
-    yield from _garble(
-        channel, layer, garbler, np.concatenate([to_bits(share, bits), to_bits(layer.modulus.neg(mask), bits)]), {}
-    )
+@final
+class ReluGc(GarbledRelu):
+    """See the module."""
+
+    products = False
+    units = "gc-full"
+    by_shares = False
+
+    def layer(self, modulus: Ring | Field, op: Relu, count: int) -> ReluLayer:
+        return ReluLayer(op.name, modulus, op.shift, count, self.config.garbler, self.config.batch)
+
+    def replay(self, layer: ReluLayer, x: Integers, client: Words) -> Integers:
+        return np.maximum(x, 0) >> np.int64(layer.shift)
+
+    def max_input(self, layer: ReluLayer) -> int:
+        return (layer.modulus.order - 1) // 2
+
+    def client_garbles(self, run: Run, layer: ReluLayer, garbler: Garbler, share: Words, mask: Words) -> Offline:
+        bits = layer.modulus.bits
+        yield from _garble(
+            run, layer, garbler, np.concatenate([to_bits(share, bits), to_bits(layer.modulus.neg(mask), bits)]), {}
+        )
+
+    def server_evaluates(self, run: Run, layer: ReluLayer, evaluator: Evaluator) -> Offline:
+        choices = random_choices(layer, run.rng)
+        yield from _receive(run, layer, evaluator, choices, {"choices": np.packbits(choices)})
+
+    def server_garbles(self, run: Run, layer: ReluLayer, garbler: Garbler) -> Offline:
+        mask = layer.modulus.random(layer.count, run.rng)
+        yield from _garble(run, layer, garbler, to_bits(mask, layer.modulus.bits), {"mask": mask})
+
+    def client_evaluates(self, run: Run, layer: ReluLayer, evaluator: Evaluator, share: Words, mask: Words) -> Offline:
+        yield from _receive(run, layer, evaluator, to_bits(share, layer.modulus.bits), {"mask": mask.copy()})
+
+    def client_online(self, run: Run, layer: ReluLayer, head: Arrays, batches: Iterator[Prepared]) -> None:
+        if layer.garbler == "client":
+            bits = layer.chosen * layer.count
+            packed = np.frombuffer(run.channel.receive(Frame.SHARES, -(-bits // 8)), np.uint8)
+            send_labels(run, layer, head, np.unpackbits(packed, count=bits).reshape(-1, layer.count))
+        else:
+            reply = layer.modulus.sub(_results(run, layer, head, batches), head["mask"])
+            run.channel.send(Frame.SHARES, layer.modulus.pack(reply))
+
+    def server_online(
+        self, run: Run, layer: ReluLayer, head: Arrays, batches: Iterator[Prepared], share: Words
+    ) -> Words:
+        planes = to_bits(share, layer.modulus.bits)
+        if layer.garbler == "server":
+            send_labels(run, layer, head, planes)
+            reply = run.channel.receive(Frame.SHARES, layer.count * layer.modulus.element_bytes)
+            return layer.modulus.sub(layer.modulus.unpack(reply, layer.count), head["mask"])
+        choices = np.unpackbits(head["choices"], count=planes.size).reshape(planes.shape)
+        run.channel.send(Frame.SHARES, np.packbits(choices ^ planes))
+        return _results(run, layer, head, batches)
+
+    def offline_messages(self, layer: ReluLayer) -> tuple[Segment, ...]:
+        decode = sum(-(-layer.modulus.bits * size // 8) for size in layer.sizes)
+        garbled = garbled_bytes(layer, and_gates(layer.modulus, layer.shift)) + decode
+        evaluator = OTHER[layer.garbler]
+        return (Message(evaluator, choosing_bytes(layer)),), (Message(layer.garbler, garbled),)
+
+    def online_bytes(self, layer: ReluLayer) -> tuple[int, int]:
+        if layer.garbler == "server":
+            return layer.count * layer.modulus.element_bytes, label_bytes(layer)
+        return label_bytes(layer), -(-layer.chosen * layer.count // 8)
+
+    def stored(self, layer: ReluLayer) -> tuple[int, int]:
+        bits = layer.modulus.bits
+        garbler, evaluator = kept_bytes(layer, and_gates(layer.modulus, layer.shift))
+        evaluator += sum(-(-bits * size // 8) for size in layer.sizes)
+        if layer.garbler == "server":
+            return evaluator + 8 * layer.count, garbler + 8 * layer.count
+        return garbler, evaluator + -(-bits * layer.count // 8)
 
 
-def server_evaluates(channel: Channel, layer: ReluLayer, evaluator: Evaluator) -> Step:
-    """Offline, at a server that evaluates."""
-    choices = random_choices(layer, evaluator.rng)
-    yield from _receive(channel, layer, evaluator, choices, {"choices": np.packbits(choices)})
-
-
-def server_garbles(channel: Channel, layer: ReluLayer, garbler: Garbler) -> Step:
-    """Offline, at a server that garbles."""
-    mask = layer.modulus.random(layer.count, garbler.rng)
-    yield from _garble(channel, layer, garbler, to_bits(mask, layer.modulus.bits), {"mask": mask})
-
-
-def client_evaluates(channel: Channel, layer: ReluLayer, evaluator: Evaluator, share: Words, mask: Words) -> Step:
-    """Offline, at a client that evaluates."""
-    yield from _receive(channel, layer, evaluator, to_bits(share, layer.modulus.bits), {"mask": mask.copy()})
-
-
-def client_online(
-    channel: Channel, layer: ReluLayer, session: bytes, head: Arrays, batches: Iterator[Prepared]
-) -> None:
-    """The client's online step."""
-    if layer.garbler == "client":
-        bits = layer.chosen * layer.count
-        packed = np.frombuffer(channel.receive(Frame.SHARES, -(-bits // 8)), np.uint8)
-        send_labels(channel, layer, head, np.unpackbits(packed, count=bits).reshape(-1, layer.count))
-    else:
-        reply = layer.modulus.sub(_results(channel, layer, session, head, batches), head["mask"])
-        channel.send(Frame.SHARES, layer.modulus.pack(reply))
-
-
-def server_online(
-    channel: Channel, layer: ReluLayer, session: bytes, head: Arrays, batches: Iterator[Prepared], share: Words
-) -> Words:
-    """The server's online step: its share of the output."""
-    planes = to_bits(share, layer.modulus.bits)
-    if layer.garbler == "server":
-        send_labels(channel, layer, head, planes)
-        reply = channel.receive(Frame.SHARES, layer.count * layer.modulus.element_bytes)
-        return layer.modulus.sub(layer.modulus.unpack(reply, layer.count), head["mask"])
-    choices = np.unpackbits(head["choices"], count=planes.size).reshape(planes.shape)
-    channel.send(Frame.SHARES, np.packbits(choices ^ planes))
-    return _results(channel, layer, session, head, batches)
-
-
-def turns(layer: ReluLayer) -> list[Turn]:
-    """Bytes of the offline step, turn by turn."""
-    decode = sum(-(-layer.modulus.bits * size // 8) for size in layer.sizes)
-    garbled, choosing = garbled_bytes(layer, and_gates(layer.modulus, layer.shift)) + decode, choosing_bytes(layer)
-    if layer.garbler == "server":
-        return [("C", choosing), ("S", garbled)]
-    return [("S", choosing), ("C", garbled)]
-
-
-def online_bytes(layer: ReluLayer) -> tuple[int, int]:
-    """Bytes of the online step, (client to server, server to client)."""
-    if layer.garbler == "server":
-        return layer.count * layer.modulus.element_bytes, label_bytes(layer)
-    return label_bytes(layer), -(-layer.chosen * layer.count // 8)
-
-
-def stored(layer: ReluLayer) -> tuple[int, int]:
-    """Bytes of arrays that (client, server) keep between the phases."""
-    bits = layer.modulus.bits
-    garbler, evaluator = kept_bytes(layer, and_gates(layer.modulus, layer.shift))
-    evaluator += sum(-(-bits * size // 8) for size in layer.sizes)
-    if layer.garbler == "server":
-        return evaluator + 8 * layer.count, garbler + 8 * layer.count
-    return garbler, evaluator + -(-bits * layer.count // 8)
-
-
-def _garble(channel: Channel, layer: ReluLayer, garbler: Garbler, known: Bits, kept: Arrays) -> Step:
-    chosen = chosen_by_peer(channel, layer, garbler)
+def _garble(run: Run, layer: ReluLayer, garbler: Garbler, known: Bits, kept: Arrays) -> Offline:
+    chosen = chosen_by_peer(run, layer, garbler)
     yield None
-    head, batches = send_circuits(channel, layer, garbler, chosen, known)
+    head, batches = send_circuits(run, layer, garbler, chosen, known)
     for outputs in batches:
-        channel.send(Frame.TABLES, np.packbits(permute_bits(outputs)))
+        run.channel.send(Frame.TABLES, np.packbits(permute_bits(outputs)))
     yield Prepared(head | kept)
 
 
-def _receive(channel: Channel, layer: ReluLayer, evaluator: Evaluator, choices: Bits, kept: Arrays) -> Step:
-    labels = choose(channel, layer, evaluator, choices)
+def _receive(run: Run, layer: ReluLayer, evaluator: Evaluator, choices: Bits, kept: Arrays) -> Offline:
+    labels = choose(run, layer, evaluator, choices)
     yield None
-    head, batches = receive_circuits(channel, layer, labels)
+    head, batches = receive_circuits(run, layer, labels)
     yield Prepared(head | kept)
     for size, batch in zip(layer.sizes, batches, strict=True):
-        decode = channel.receive(Frame.TABLES, -(-layer.modulus.bits * size // 8))
+        decode = run.channel.receive(Frame.TABLES, -(-layer.modulus.bits * size // 8))
         yield Prepared(batch | {"decode": np.frombuffer(decode, np.uint8)})
 
 
-def _results(channel: Channel, layer: ReluLayer, session: bytes, head: Arrays, batches: Iterator[Prepared]) -> Words:
+def _results(run: Run, layer: ReluLayer, head: Arrays, batches: Iterator[Prepared]) -> Words:
     """The circuit's outputs, uint64 (count,)."""
     results: list[Words] = []
-    for arrays, outputs in evaluated(channel, layer, session, head, batches):
+    for arrays, outputs in evaluated(run, layer, head, batches):
         shape = outputs.shape[:2]
         decode = np.unpackbits(arrays["decode"], count=shape[0] * shape[1]).reshape(shape)
         results.append(from_bits(permute_bits(outputs) ^ decode))

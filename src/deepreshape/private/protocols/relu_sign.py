@@ -55,23 +55,22 @@ pad.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import final
 
 import numpy as np
 
-from deepreshape.private.arith.drelu import Sign
-from deepreshape.private.arith.ring import Bits, Modulus, Words, to_bits
+from deepreshape.private.arith.drelu import Parity, Sign, Window, Wrap
+from deepreshape.private.arith.ring import Bits, Field, Modulus, Ring, Words, to_bits
 from deepreshape.private.arith.truncation import Division
 from deepreshape.private.crypto.labels import blinds, permute_bits, pick
 from deepreshape.private.crypto.ot.iknp import IKNP
+from deepreshape.private.program.ops import ProgramError, Relu
+from deepreshape.private.protocols.base import Arrays, Integers, Message, Offline, Prepared, Run, Segment
 from deepreshape.private.protocols.label_transfer import (
     LABEL_BYTES,
-    Arrays,
     Evaluator,
     Garbler,
-    Prepared,
     ReluLayer,
-    Step,
-    Turn,
     choose,
     choosing_bytes,
     chosen_by_peer,
@@ -84,107 +83,121 @@ from deepreshape.private.protocols.label_transfer import (
     send_circuits,
     send_labels,
 )
-from deepreshape.private.transport.channel import Channel, Frame
+from deepreshape.private.protocols.relu_garbled import OTHER, GarbledRelu
+from deepreshape.private.transport.channel import Frame
 
 SIGN_ROW, WRAP_ROW, HALF_ROW, PRODUCT = "row of the sign", "row of the wrap", "row of the half", "product"
 """Tweaks of the hash; the last is for labels of another offset."""
 
 
-def client_garbles(channel: Channel, layer: ReluLayer, garbler: Garbler, share: Words, mask: Words) -> Step:
-    """Offline, at a client that garbles."""
-    sign = sign_of(layer)
-    part, half = _division(layer).client_part(share)
-    kept = {"own": part, "half": np.packbits(half), "mask": mask.copy()}
-    yield from _garble(channel, layer, garbler, to_bits(sign.client_word(share), sign.width), kept)
+@final
+class ReluSign(GarbledRelu):
+    """See the module."""
 
+    products = True
+    units = "sign"
+    by_shares = True
 
-def server_evaluates(channel: Channel, layer: ReluLayer, evaluator: Evaluator) -> Step:
-    """Offline, at a server that evaluates."""
-    choices = random_choices(layer, evaluator.rng)
-    yield from _receive(channel, layer, evaluator, choices, {"choices": np.packbits(choices)})
+    def layer(self, modulus: Ring | Field, op: Relu, count: int) -> ReluLayer:
+        config = self.config
+        exact = config.protocol == "gc-sign"
+        low = 0 if exact else op.low if config.window else config.drop
+        try:
+            if isinstance(modulus, Field):
+                sign = Parity(modulus) if exact else Wrap(modulus, low, config.mode)
+            else:
+                high = op.high if config.window and op.high else modulus.bits
+                sign = Window(modulus, low, high, "pos-zero" if exact else config.mode)
+        except ValueError as error:
+            raise ProgramError(f"{op.name}: {error}") from None
+        return ReluLayer(op.name, modulus, op.shift, count, config.garbler, config.batch, sign)
 
+    def replay(self, layer: ReluLayer, x: Integers, client: Words) -> Integers:
+        sign, server = sign_of(layer), layer.modulus.sub(layer.modulus.encode(x), client)
+        positive = sign.positive(sign.client_word(client), sign.server_word(server))
+        return np.where(positive, _division(layer).rounded(x, client), 0)
 
-def server_garbles(channel: Channel, layer: ReluLayer, garbler: Garbler) -> Step:
-    """Offline, at a server that garbles."""
-    yield from _garble(channel, layer, garbler, np.empty((0, layer.count), np.uint8))
+    def max_input(self, layer: ReluLayer) -> int:
+        return min(sign_of(layer).room, _division(layer).room)
 
+    def client_garbles(self, run: Run, layer: ReluLayer, garbler: Garbler, share: Words, mask: Words) -> Offline:
+        sign = sign_of(layer)
+        part, half = _division(layer).client_part(share)
+        kept = {"own": part, "half": np.packbits(half), "mask": mask.copy()}
+        yield from _garble(run, layer, garbler, to_bits(sign.client_word(share), sign.width), kept)
 
-def client_evaluates(channel: Channel, layer: ReluLayer, evaluator: Evaluator, share: Words, mask: Words) -> Step:
-    """Offline, at a client that evaluates."""
-    sign = sign_of(layer)
-    part, half = _division(layer).client_part(share)
-    choices = _with_half(layer, to_bits(sign.client_word(share), sign.width), half)
-    kept = {"half": np.packbits(half), "mask": mask.copy()}
-    yield from _receive(channel, layer, evaluator, choices, kept, part)
+    def server_evaluates(self, run: Run, layer: ReluLayer, evaluator: Evaluator) -> Offline:
+        choices = random_choices(layer, run.rng)
+        yield from _receive(run, layer, evaluator, choices, {"choices": np.packbits(choices)})
 
+    def server_garbles(self, run: Run, layer: ReluLayer, garbler: Garbler) -> Offline:
+        yield from _garble(run, layer, garbler, np.empty((0, layer.count), np.uint8))
 
-def client_online(
-    channel: Channel, layer: ReluLayer, session: bytes, head: Arrays, batches: Iterator[Prepared]
-) -> None:
-    """The client's online step."""
-    half = np.unpackbits(head["half"], count=layer.count)
-    if layer.garbler == "client":
-        bits = layer.chosen * layer.count
-        packed = np.frombuffer(channel.receive(Frame.SHARES, -(-bits // 8)), np.uint8)
-        value = layer.modulus.add(head["own"], _elements(channel, layer))
-        send_labels(channel, layer, head, np.unpackbits(packed, count=bits).reshape(-1, layer.count))
-        own = _send_rows(channel, layer, session, head, value, half)
-    else:
-        own = _take_rows(channel, layer, session, head, batches, half)
-    channel.send(Frame.SHARES, layer.modulus.pack(layer.modulus.sub(own, head["mask"])))
+    def client_evaluates(self, run: Run, layer: ReluLayer, evaluator: Evaluator, share: Words, mask: Words) -> Offline:
+        sign = sign_of(layer)
+        part, half = _division(layer).client_part(share)
+        choices = _with_half(layer, to_bits(sign.client_word(share), sign.width), half)
+        kept = {"half": np.packbits(half), "mask": mask.copy()}
+        yield from _receive(run, layer, evaluator, choices, kept, part)
 
+    def client_online(self, run: Run, layer: ReluLayer, head: Arrays, batches: Iterator[Prepared]) -> None:
+        half = np.unpackbits(head["half"], count=layer.count)
+        if layer.garbler == "client":
+            bits = layer.chosen * layer.count
+            packed = np.frombuffer(run.channel.receive(Frame.SHARES, -(-bits // 8)), np.uint8)
+            value = layer.modulus.add(head["own"], _elements(run, layer))
+            send_labels(run, layer, head, np.unpackbits(packed, count=bits).reshape(-1, layer.count))
+            own = _send_rows(run, layer, head, value, half)
+        else:
+            own = _take_rows(run, layer, head, batches, half)
+        run.channel.send(Frame.SHARES, layer.modulus.pack(layer.modulus.sub(own, head["mask"])))
 
-def server_online(
-    channel: Channel, layer: ReluLayer, session: bytes, head: Arrays, batches: Iterator[Prepared], share: Words
-) -> Words:
-    """The server's online step: its share of the output."""
-    modulus, sign = layer.modulus, sign_of(layer)
-    part, half = _division(layer).server_part(share)
-    word = to_bits(sign.server_word(share), sign.width)
-    if layer.garbler == "server":
-        send_labels(channel, layer, head, word)
-        own = _send_rows(channel, layer, session, head, modulus.add(part, head["own"]), half)
-    else:
-        planes = _with_half(layer, word, half)
-        choices = np.unpackbits(head["choices"], count=planes.size).reshape(planes.shape)
-        channel.send(Frame.SHARES, np.packbits(choices ^ planes))
-        channel.send(Frame.SHARES, modulus.pack(modulus.sub(part, head["product"])))
-        own = _take_rows(channel, layer, session, head, batches, half)
-    return modulus.add(own, _elements(channel, layer))
+    def server_online(
+        self, run: Run, layer: ReluLayer, head: Arrays, batches: Iterator[Prepared], share: Words
+    ) -> Words:
+        modulus, sign = layer.modulus, sign_of(layer)
+        part, half = _division(layer).server_part(share)
+        word = to_bits(sign.server_word(share), sign.width)
+        if layer.garbler == "server":
+            send_labels(run, layer, head, word)
+            own = _send_rows(run, layer, head, modulus.add(part, head["own"]), half)
+        else:
+            planes = _with_half(layer, word, half)
+            choices = np.unpackbits(head["choices"], count=planes.size).reshape(planes.shape)
+            run.channel.send(Frame.SHARES, np.packbits(choices ^ planes))
+            run.channel.send(Frame.SHARES, modulus.pack(modulus.sub(part, head["product"])))
+            own = _take_rows(run, layer, head, batches, half)
+        return modulus.add(own, _elements(run, layer))
 
+    def offline_messages(self, layer: ReluLayer) -> tuple[Segment, ...]:
+        garbled = garbled_bytes(layer, sign_of(layer).and_gates) + IKNP.chosen_bytes(layer.count)
+        garbled += sum(-(-size // 8) for size in layer.sizes)
+        evaluator = OTHER[layer.garbler]
+        segments = (Message(evaluator, choosing_bytes(layer)),), (Message(layer.garbler, garbled),)
+        if layer.garbler == "client":
+            return segments
+        return (*segments, (Message("client", layer.count * layer.modulus.element_bytes),))
 
-def turns(layer: ReluLayer) -> list[Turn]:
-    """Bytes of the offline step, turn by turn."""
-    garbled = garbled_bytes(layer, sign_of(layer).and_gates) + IKNP.chosen_bytes(layer.count)
-    garbled += sum(-(-size // 8) for size in layer.sizes)
-    if layer.garbler == "server":
-        return [("C", choosing_bytes(layer)), ("S", garbled), ("C", layer.count * layer.modulus.element_bytes)]
-    return [("S", choosing_bytes(layer)), ("C", garbled)]
+    def online_bytes(self, layer: ReluLayer) -> tuple[int, int]:
+        element = layer.count * layer.modulus.element_bytes
+        rows = element + (2 * layer.count * _division(layer).message.element_bytes if layer.shift else 0)
+        if layer.garbler == "server":
+            return element, label_bytes(layer) + rows
+        return label_bytes(layer) + rows + element, -(-layer.chosen * layer.count // 8) + element
 
-
-def online_bytes(layer: ReluLayer) -> tuple[int, int]:
-    """Bytes of the online step, (client to server, server to client)."""
-    element = layer.count * layer.modulus.element_bytes
-    rows = element + (2 * layer.count * _division(layer).message.element_bytes if layer.shift else 0)
-    if layer.garbler == "server":
-        return element, label_bytes(layer) + rows
-    return label_bytes(layer) + rows + element, -(-layer.chosen * layer.count // 8) + element
-
-
-def stored(layer: ReluLayer) -> tuple[int, int]:
-    """Bytes of arrays that (client, server) keep between the phases."""
-    bit, word = -(-layer.count // 8), 8 * layer.count
-    garbler, evaluator = kept_bytes(layer, sign_of(layer).and_gates)
-    garbler += LABEL_BYTES * len(layer.circuit.outputs) * layer.count + bit + 2 * word
-    evaluator += 2 * word + sum(-(-size // 8) for size in layer.sizes)
-    if layer.garbler == "server":
-        return evaluator + bit + word, garbler
-    return garbler + bit + word, evaluator + -(-layer.chosen * layer.count // 8)
+    def stored(self, layer: ReluLayer) -> tuple[int, int]:
+        bit, word = -(-layer.count // 8), 8 * layer.count
+        garbler, evaluator = kept_bytes(layer, sign_of(layer).and_gates)
+        garbler += LABEL_BYTES * len(layer.circuit.outputs) * layer.count + bit + 2 * word
+        evaluator += 2 * word + sum(-(-size // 8) for size in layer.sizes)
+        if layer.garbler == "server":
+            return evaluator + bit + word, garbler
+        return garbler + bit + word, evaluator + -(-layer.chosen * layer.count // 8)
 
 
 def sign_of(layer: ReluLayer) -> Sign:
     """The layer's sign test; it has one."""
-    assert layer.sign is not None  # noqa: S101 - relu.py sends other layers elsewhere
+    assert layer.sign is not None  # noqa: S101 - :meth:`ReluSign.layer` made it
     return layer.sign
 
 
@@ -192,49 +205,49 @@ def _division(layer: ReluLayer) -> Division:
     return Division(layer.modulus, layer.shift, sign_of(layer).passed)
 
 
-def _garble(channel: Channel, layer: ReluLayer, garbler: Garbler, known: Bits, kept: Arrays | None = None) -> Step:
+def _garble(run: Run, layer: ReluLayer, garbler: Garbler, known: Bits, kept: Arrays | None = None) -> Offline:
     """The garbler's step. What it does not have to keep of its own part of x comes from the evaluator."""
     if garbler.products is None:
         raise TypeError("this session's Garbler has no transfers for products; start it with products=True")
-    chosen = chosen_by_peer(channel, layer, garbler)
+    chosen = chosen_by_peer(run, layer, garbler)
     yield None
-    masks = garbler.rng.bytes(layer.count) & np.uint8(1)
-    product = _pads(layer, garbler.session, garbler.products.chosen(channel, masks), PRODUCT, layer.modulus)
-    head, batches = send_circuits(channel, layer, garbler, chosen, known)
+    masks = run.rng.bytes(layer.count) & np.uint8(1)
+    product = _pads(layer, run, garbler.products.chosen(run.channel, masks), PRODUCT, layer.modulus)
+    head, batches = send_circuits(run, layer, garbler, chosen, known)
     outputs: list[Words] = []
     for span, labels in zip(layer.spans, batches, strict=True):
-        channel.send(Frame.TABLES, np.packbits(permute_bits(labels[0]) ^ masks[span]))
+        run.channel.send(Frame.TABLES, np.packbits(permute_bits(labels[0]) ^ masks[span]))
         outputs.append(labels)
     if kept is None:
         yield None
-        kept = {"own": _elements(channel, layer)}
+        kept = {"own": _elements(run, layer)}
     found = {"outputs": np.concatenate(outputs, axis=1), "masks": np.packbits(masks), "product": product}
     yield Prepared(head | found | kept)
 
 
 def _receive(
-    channel: Channel, layer: ReluLayer, evaluator: Evaluator, choices: Bits, kept: Arrays, part: Words | None = None
-) -> Step:
+    run: Run, layer: ReluLayer, evaluator: Evaluator, choices: Bits, kept: Arrays, part: Words | None = None
+) -> Offline:
     """The evaluator's step. If it knows its ``part`` of x already, it sends what the garbler shall hold of it."""
     if evaluator.products is None:
         raise TypeError("this session's Evaluator has no transfers for products; start it with products=True")
-    labels = choose(channel, layer, evaluator, choices)
+    labels = choose(run, layer, evaluator, choices)
     yield None
-    rows, offset = evaluator.products.chosen(channel, layer.count), evaluator.products.delta.words
-    zero, one = (_pads(layer, evaluator.session, r, PRODUCT, layer.modulus) for r in (rows, rows ^ offset))
+    rows, offset = evaluator.products.chosen(run.channel, layer.count), evaluator.products.delta.words
+    zero, one = (_pads(layer, run, r, PRODUCT, layer.modulus) for r in (rows, rows ^ offset))
     product = layer.modulus.sub(one, zero)
     rest = None if part is None else layer.modulus.pack(layer.modulus.sub(part, product))
-    head, batches = receive_circuits(channel, layer, labels)
+    head, batches = receive_circuits(run, layer, labels)
     yield Prepared(head | {"product": product, "pad": layer.modulus.neg(zero)} | kept)
     for size, batch in zip(layer.sizes, batches, strict=True):
-        decode = channel.receive(Frame.TABLES, -(-size // 8))
+        decode = run.channel.receive(Frame.TABLES, -(-size // 8))
         yield Prepared(batch | {"decode": np.frombuffer(decode, np.uint8)})
     if rest is not None:
         yield None
-        channel.send(Frame.SHARES, rest)
+        run.channel.send(Frame.SHARES, rest)
 
 
-def _send_rows(channel: Channel, layer: ReluLayer, session: bytes, head: Arrays, value: Words, half: Bits) -> Words:
+def _send_rows(run: Run, layer: ReluLayer, head: Arrays, value: Words, half: Bits) -> Words:
     """Online, at the garbler: its share of s T, for ``value`` = G + D and ``half`` = g."""
     modulus, offset = layer.modulus, head["offset"]
     masks = np.unpackbits(head["masks"], count=layer.count)
@@ -242,9 +255,9 @@ def _send_rows(channel: Channel, layer: ReluLayer, session: bytes, head: Arrays,
     labels = pick(head["outputs"][0], offset, masks)  # of c = 0
 
     def row(wire: Words, tweak: str, within: Modulus, first: Words, second: Words) -> Words:
-        mine = within.add(first, _pads(layer, session, wire, tweak, within))
-        other = _pads(layer, session, wire ^ offset, tweak, within)
-        channel.send(Frame.ROWS, within.pack(within.add(within.sub(second, mine), other)))
+        mine = within.add(first, _pads(layer, run, wire, tweak, within))
+        other = _pads(layer, run, wire ^ offset, tweak, within)
+        run.channel.send(Frame.ROWS, within.pack(within.add(within.sub(second, mine), other)))
         return mine
 
     product = head["product"]
@@ -259,22 +272,20 @@ def _send_rows(channel: Channel, layer: ReluLayer, session: bytes, head: Arrays,
     return modulus.add(own, modulus.scale(both, division.unit))
 
 
-def _take_rows(
-    channel: Channel, layer: ReluLayer, session: bytes, head: Arrays, batches: Iterator[Prepared], half: Bits
-) -> Words:
+def _take_rows(run: Run, layer: ReluLayer, head: Arrays, batches: Iterator[Prepared], half: Bits) -> Words:
     """Online, at the evaluator: its share of s T, for ``half`` = e."""
     modulus = layer.modulus
     found: list[Words] = []
     decode: list[Bits] = []
-    for arrays, outputs in evaluated(channel, layer, session, head, batches):
+    for arrays, outputs in evaluated(run, layer, head, batches):
         found.append(outputs)
         decode.append(np.unpackbits(arrays["decode"], count=outputs.shape[1]))
     labels = np.concatenate(found, axis=1)
     shown = permute_bits(labels[0]) ^ np.concatenate(decode)
 
     def take(wire: Words, tweak: str, within: Modulus, choice: Bits) -> Words:
-        received = within.unpack(channel.receive(Frame.ROWS, layer.count * within.element_bytes), layer.count)
-        return within.sub(_where(choice, received), _pads(layer, session, wire, tweak, within))
+        received = within.unpack(run.channel.receive(Frame.ROWS, layer.count * within.element_bytes), layer.count)
+        return within.sub(_where(choice, received), _pads(layer, run, wire, tweak, within))
 
     product = np.where(shown, modulus.sub(head["product"], head["pad"]), head["pad"])
     own = modulus.add(take(labels[0], SIGN_ROW, modulus, shown), product)
@@ -286,9 +297,9 @@ def _take_rows(
     return modulus.add(own, modulus.scale(division.message.add(_where(half, shared), both), division.unit))
 
 
-def _pads(layer: ReluLayer, session: bytes, labels: Words, tweak: str, within: Modulus) -> Words:
+def _pads(layer: ReluLayer, run: Run, labels: Words, tweak: str, within: Modulus) -> Words:
     """A pad for every label (count, 2), under the keys of each batch."""
-    batches = [blinds(labels[span], layer.context(session, at), tweak, within) for at, span in enumerate(layer.spans)]
+    batches = [blinds(labels[span], layer.context(run.id, at), tweak, within) for at, span in enumerate(layer.spans)]
     return np.concatenate(batches)
 
 
@@ -301,5 +312,7 @@ def _where(bits: Bits, values: Words) -> Words:
     return np.where(bits, values, np.uint64(0))
 
 
-def _elements(channel: Channel, layer: ReluLayer) -> Words:
-    return layer.modulus.unpack(channel.receive(Frame.SHARES, layer.count * layer.modulus.element_bytes), layer.count)
+def _elements(run: Run, layer: ReluLayer) -> Words:
+    return layer.modulus.unpack(
+        run.channel.receive(Frame.SHARES, layer.count * layer.modulus.element_bytes), layer.count
+    )

@@ -30,17 +30,33 @@ own. In the field pads are 128 bits reduced, within 2^-65 of uniform. The server
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import final
 
 import numpy as np
 
-from deepreshape.private.arith.ring import Field, Randomness, Ring, Words
+from deepreshape.private.arith.ring import Field, Ring, Words
 from deepreshape.private.arith.truncation import Division
 from deepreshape.private.crypto.labels import Context, Delta, blinds
 from deepreshape.private.crypto.ot.cot import CotReceiver, CotSender
 from deepreshape.private.crypto.ot.iknp import IKNP
-from deepreshape.private.protocols.label_transfer import Prepared
-from deepreshape.private.transport.channel import Channel, Frame
+from deepreshape.private.program.ops import truncation_room
+from deepreshape.private.protocols.base import (
+    Declared,
+    Effort,
+    Integers,
+    Message,
+    Offline,
+    Online,
+    Prepared,
+    Protocol,
+    Run,
+    Segment,
+    base_transfers,
+    claim,
+)
+from deepreshape.private.transport.channel import Frame
 from deepreshape.private.transport.ledger import Phase
 
 TWEAK = "truncation"
@@ -66,116 +82,87 @@ class TruncationLayer:
 
 
 @dataclass(repr=False)
-class Receiver:
-    """The client's end of one offline session's transfers."""
+class Transfers:
+    """One party's end of one run's transfers: the client's receives, the server's sends."""
 
-    session: bytes
-    transfers: CotReceiver
+    cot: CotReceiver | CotSender
     layers: set[str] = field(default_factory=set[str], init=False)
 
-    @classmethod
-    def start(cls, channel: Channel, session: bytes, rng: Randomness) -> Receiver:
-        """Run the base transfers; the server calls :meth:`Sender.start`. ``session`` never repeats."""
-        return cls(session, IKNP.receiver(channel, _own(session), rng))
 
+@final
+class Truncation(Protocol[TruncationLayer, Transfers]):
+    """See the module."""
 
-@dataclass(repr=False)
-class Sender:
-    """The server's end of one offline session's transfers."""
+    kinds = "truncate", "truncate"
+    setup_kind = "transfers"
 
-    session: bytes
-    transfers: CotSender
-    layers: set[str] = field(default_factory=set[str], init=False)
+    def setup(self, run: Run, layers: Sequence[TruncationLayer]) -> Transfers:
+        id = b"deepreshape truncation" + run.id
+        if run.role == "client":
+            return Transfers(IKNP.receiver(run.channel, id, run.rng))
+        return Transfers(IKNP.sender(run.channel, id, Delta(run.rng), run.rng))
 
-    @classmethod
-    def start(cls, channel: Channel, session: bytes, rng: Randomness) -> Sender:
-        """Run the base transfers; the client calls :meth:`Receiver.start`."""
-        return cls(session, IKNP.sender(channel, _own(session), Delta(rng), rng))
+    def setup_declared(self, layers: Sequence[TruncationLayer]) -> Segment:
+        there, back = IKNP.setup_bytes
+        return Message("client", there), Message("server", back)
 
+    def setup_work(self, layers: Sequence[TruncationLayer]) -> Sequence[Effort]:
+        return base_transfers(1)
 
-def client_offline(channel: Channel, layer: TruncationLayer, receiver: Receiver, share: Words, mask: Words) -> Prepared:
-    """The client's offline step.
+    def offline(
+        self, run: Run, setup: Transfers, layer: TruncationLayer, share: Words | None, mask: Words | None
+    ) -> Offline:
+        claim(setup.layers, layer.name)
+        context, message = Context(run.id, layer.name, 0), layer.division.message
+        if share is None or mask is None:
+            assert isinstance(setup.cot, CotSender)  # noqa: S101 - the server's
+            labels = setup.cot.chosen(run.channel, layer.count)
+            zero = blinds(labels, context, TWEAK, message)
+            one = blinds(labels ^ setup.cot.delta.words, context, TWEAK, message)
+            yield Prepared({"zero": zero, "difference": message.sub(one, zero)})
+            return
+        assert isinstance(setup.cot, CotReceiver)  # noqa: S101 - the client's
+        part, half = layer.division.client_part(share)
+        hidden = blinds(setup.cot.chosen(run.channel, half), context, TWEAK, message)
+        yield Prepared({"choices": np.packbits(half), "pads": hidden, "answer": layer.modulus.sub(part, mask)})
 
-    Args:
-        channel: to the server.
-        layer: what to prepare.
-        receiver: of the session.
-        share: the client's share of the input, uint64 (count,).
-        mask: what shall be its share of the output, uniform, uint64 (count,).
-    """
-    _claim(receiver, layer)
-    part, half = layer.division.client_part(share)
-    labels = receiver.transfers.chosen(channel, half)
-    hidden = blinds(labels, Context(receiver.session, layer.name, 0), TWEAK, layer.division.message)
-    return Prepared({"choices": np.packbits(half), "pads": hidden, "answer": layer.modulus.sub(part, mask)})
+    def online(self, run: Run, layer: TruncationLayer, prepared: Iterator[Prepared], share: Words | None) -> Online:
+        arrays, division, modulus = next(prepared).take(), layer.division, layer.modulus
+        message = division.message
+        if share is None:
+            received = message.unpack(run.channel.receive(Frame.ROWS, layer.count * message.element_bytes), layer.count)
+            choices = np.unpackbits(arrays["choices"], count=layer.count).astype(np.bool_)
+            opened = message.sub(np.where(choices, received, np.uint64(0)), arrays["pads"])
+            yield None
+            answer = modulus.add(arrays["answer"], modulus.scale(opened, division.unit))
+            run.channel.send(Frame.SHARES, modulus.pack(answer))
+            return None
+        part, half = division.server_part(share)
+        product = np.where(half, np.uint64(division.correction), np.uint64(0))
+        run.channel.send(Frame.ROWS, message.pack(message.add(arrays["difference"], product)))
+        part = modulus.add(part, modulus.scale(arrays["zero"], division.unit))
+        yield None
+        answer = run.channel.receive(Frame.SHARES, layer.count * modulus.element_bytes)
+        return modulus.add(part, modulus.unpack(answer, layer.count))
 
+    def declared(self, layer: TruncationLayer) -> Declared:
+        down = layer.count * layer.division.message.element_bytes
+        return Declared(
+            ((Message("client", IKNP.chosen_bytes(layer.count)),),),
+            ((Message("server", down),), (Message("client", layer.count * layer.modulus.element_bytes),)),
+            (-(-layer.count // 8) + 16 * layer.count, 16 * layer.count),
+            {"offline": {"transfers": layer.count}},
+        )
 
-def server_offline(channel: Channel, layer: TruncationLayer, sender: Sender) -> Prepared:
-    """The server's offline step, the counterpart of :func:`client_offline`."""
-    _claim(sender, layer)
-    labels, context = sender.transfers.chosen(channel, layer.count), Context(sender.session, layer.name, 0)
-    message = layer.division.message
-    zero = blinds(labels, context, TWEAK, message)
-    one = blinds(labels ^ sender.transfers.delta.words, context, TWEAK, message)
-    return Prepared({"zero": zero, "difference": message.sub(one, zero)})
+    def work(self, layer: TruncationLayer) -> Mapping[Phase, Sequence[Effort]]:
+        count, (client, server) = layer.count, self.declared(layer).stored
+        make = {"ot.choose": count, "truncate.client.offline": count, "store.write": client}
+        take = {"ot.send": count, "truncate.server.offline": count, "store.write": server}
+        online = [Effort(take={f"truncate.{party}.online": count}) for party in ("client", "server")]
+        return {"offline": [Effort(make, take)], "online": online}
 
+    def replay(self, layer: TruncationLayer, x: Integers, client: Words) -> Integers:
+        return layer.division.rounded(x, client)
 
-def server_send(channel: Channel, layer: TruncationLayer, prepared: Prepared, share: Words) -> Words:
-    """The server's first online step: sends e. Returns what :func:`server_receive` adds to the client's answer.
-
-    ``share`` is the server's share of the input, uint64 (count,).
-    """
-    arrays, division = prepared.take(), layer.division
-    part, half = division.server_part(share)
-    product = np.where(half, np.uint64(division.correction), np.uint64(0))
-    channel.send(Frame.ROWS, division.message.pack(division.message.add(arrays["difference"], product)))
-    return layer.modulus.add(part, layer.modulus.scale(arrays["zero"], division.unit))
-
-
-def client_receive(channel: Channel, layer: TruncationLayer, prepared: Prepared) -> Words:
-    """The client's first online step: takes e. Returns its answer, for :func:`client_send`.
-
-    Raises:
-        ProtocolError: if the message is not one of elements.
-    """
-    arrays, message = prepared.take(), layer.division.message
-    received = message.unpack(channel.receive(Frame.ROWS, layer.count * message.element_bytes), layer.count)
-    choices = np.unpackbits(arrays["choices"], count=layer.count).astype(np.bool_)
-    mine = message.sub(np.where(choices, received, np.uint64(0)), arrays["pads"])
-    return layer.modulus.add(arrays["answer"], layer.modulus.scale(mine, layer.division.unit))
-
-
-def client_send(channel: Channel, layer: TruncationLayer, answer: Words) -> None:
-    """The client's last online step. Its share of the output is the mask it gave to :func:`client_offline`."""
-    channel.send(Frame.SHARES, layer.modulus.pack(answer))
-
-
-def server_receive(channel: Channel, layer: TruncationLayer, own: Words) -> Words:
-    """The server's last online step: its share of the output, uint64 (count,).
-
-    Raises:
-        ProtocolError: if the answer is not one of shares.
-    """
-    answer = channel.receive(Frame.SHARES, layer.count * layer.modulus.element_bytes)
-    return layer.modulus.add(own, layer.modulus.unpack(answer, layer.count))
-
-
-def declared(layer: TruncationLayer) -> dict[Phase, tuple[int, int]]:
-    """Bytes in each phase, (client to server, server to client); ``IKNP.setup_bytes`` come once a session."""
-    online = layer.count * layer.modulus.element_bytes, layer.count * layer.division.message.element_bytes
-    return {"offline": (IKNP.chosen_bytes(layer.count), 0), "online": online}
-
-
-def stored(layer: TruncationLayer) -> tuple[int, int]:
-    """Bytes of arrays that (client, server) keep between the phases."""
-    return -(-layer.count // 8) + 16 * layer.count, 16 * layer.count
-
-
-def _own(session: bytes) -> bytes:
-    return b"deepreshape truncation" + session
-
-
-def _claim(end: Receiver | Sender, layer: TruncationLayer) -> None:
-    if layer.name in end.layers:
-        raise RuntimeError(f"layer {layer.name!r} was prepared before in this session; start another session for it")
-    end.layers.add(layer.name)
+    def max_input(self, layer: TruncationLayer) -> int:
+        return truncation_room(layer.modulus, layer.shift)

@@ -33,7 +33,6 @@ from deepreshape.private.parties.plan import Plan
 from deepreshape.private.parties.server import Model
 from deepreshape.private.parties.sessions import Client, Progress, serve
 from deepreshape.private.parties.store import Store
-from deepreshape.private.processes import command, environment
 from deepreshape.private.program import interpret as plain
 from deepreshape.private.program.encoding import from_bytes, to_bytes
 from deepreshape.private.program.integer_linear import Integers
@@ -102,7 +101,7 @@ def run_local(
         ProtocolError: if a process fails or is killed.
     """
     plan = Plan(program.public(), relu)
-    program.check(plan.rooms)
+    program.check(plan.max_inputs)
     floor = plain.run(program, inputs)  # refuses bad inputs before anything is started
     with tempfile.TemporaryDirectory(prefix="deepreshape-local-") as scratch, listen("127.0.0.1", 0) as listener:
         folder = Path(scratch)
@@ -125,7 +124,10 @@ def run_local(
         outputs = _array(folder / "client" / "outputs", np.dtype(np.int64), floor.shape)
         shares = [_shares(folder, plan, number) for number in range(len(inputs))]
         reports = {role: Report(**json.loads((folder / role / "report").read_text())) for role in ("client", "server")}
-    rounded = [plain.run(program, x[None], client=own, relu=relu)[0] for x, own in zip(inputs, shares, strict=True)]
+    rounded = [
+        plain.run(program, x[None], client=own, relu=plan.relu_protocol)[0]
+        for x, own in zip(inputs, shares, strict=True)
+    ]
     compared = {
         "agree": bool(np.array_equal(outputs, np.stack(rounded))),
         "max_lsb_difference": int(np.abs(outputs - floor).max()),
@@ -140,6 +142,8 @@ def _run_both(folder: Path, listener: socket.socket, progress: Callable[[int], o
 
     ``progress`` is told what the client's process writes to its standard output: a count of bytes, again and again.
     """
+    root = str(Path(__file__).parents[3])
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))}
     place = {"server": listener.fileno(), "client": listener.getsockname()[1]}
     running: dict[str, subprocess.Popen[bytes]] = {}
     heard, told = os.pipe()
@@ -147,11 +151,12 @@ def _run_both(folder: Path, listener: socket.socket, progress: Callable[[int], o
     with open(heard, "rb") as counts, open(told, "wb") as telling:
         try:
             for role, number in place.items():
+                command = [sys.executable, "-m", __name__, role, str(folder), str(number)]
                 keep = (listener.fileno(),) if role == "server" else ()
                 # a session of its own: an interrupt at the keyboard reaches this process, which then ends both
                 running[role] = subprocess.Popen(  # noqa: S603
-                    command(__name__, role, folder, number),
-                    env=environment(),
+                    command,
+                    env=environment,
                     pass_fds=keep,
                     stdin=subprocess.DEVNULL,
                     stdout=telling if role == "client" else subprocess.DEVNULL,

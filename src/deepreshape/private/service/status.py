@@ -15,8 +15,6 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-from deepreshape.private.files import replace_file
-
 READ_S = 5.0
 """How long a reader may take to ask."""
 PREFIX = "deepreshape"
@@ -44,7 +42,9 @@ CLIENT_COUNTERS = {
 
 def write(path: Path, status: dict[str, Any]) -> None:
     """Replace the file that the page reads."""
-    replace_file(path, json.dumps(status).encode())
+    new = path.with_suffix(".new")
+    new.write_text(json.dumps(status))
+    new.replace(path)
 
 
 def metrics(status: dict[str, Any]) -> str:
