@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from deepreshape.models.architecture import Architecture, Reduction, Site
+from deepreshape.models.foreign import Foreign, convert
 from deepreshape.models.names import read_name
 from deepreshape.models.resnet import ResNet
 from deepreshape.models.resnet9 import ResNet9
@@ -21,6 +22,7 @@ __all__ = [
     "PRESETS",
     "VGG",
     "Architecture",
+    "Foreign",
     "Reduction",
     "ResNet",
     "ResNet9",
@@ -29,11 +31,12 @@ __all__ = [
     "WideResNet",
     "architecture",
     "build",
+    "convert",
     "from_dict",
 ]
 
 STAGED: tuple[type[Staged], ...] = (ResNet9, ResNet, VGG, WideResNet)
-FAMILIES: dict[str, type[Staged]] = {family.family: family for family in STAGED}
+FAMILIES: dict[str, type[Staged] | type[Foreign]] = {family.family: family for family in (*STAGED, Foreign)}
 """Every family by the word for it in a manifest."""
 
 PRESETS: dict[str, Staged] = {name: preset for family in STAGED for name, preset in family.presets().items()}

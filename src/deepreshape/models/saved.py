@@ -51,7 +51,8 @@ def save(model: nn.Module, folder: Path, manifest: Manifest) -> None:
     """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / MANIFEST).unlink(missing_ok=True)
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    # tensors that share memory, as tied weights do, are written for each of their names
+    state = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in model.state_dict().items()}
     save_file(state, folder / WEIGHTS)
     kinds = {name: module.kind for name, module in model.named_modules() if isinstance(module, Nonlinearity)}
     content = {

@@ -109,7 +109,8 @@ def _quadratics(network: nn.Module, task: Task) -> Masks:
     lines: dict[str, Tensor] = {}
 
     def look(path: str, x: Tensor) -> None:
-        lines[path] = nearest_quadratic(x.mean((0, 2, 3)), x.std((0, 2, 3)))
+        by_channel = x.transpose(0, 1).flatten(1)
+        lines[path] = nearest_quadratic(by_channel.mean(1), by_channel.std(1))
 
     handles = [
         network.get_submodule(path).register_forward_pre_hook(lambda *got, at=path: look(at, got[1][0]))

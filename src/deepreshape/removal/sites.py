@@ -18,26 +18,25 @@ Granularity = Literal["pixel", "position", "channel", "layer"]
 """What is kept or removed as one: a ReLU, those of all channels at a position, a channel's, or a layer's."""
 
 Masks = dict[str, Tensor]
-"""By the path of a site: bool, shape (C, H, W), true where a ReLU stays; on the processor, as ``masks_of`` gives it."""
+"""By the path of a site: bool, shape of one output, (C, H, W) or (C,), true where a ReLU stays; on the processor, as ``masks_of`` gives it."""
 
 
 def masks_of(model: nn.Module, input: Sequence[int]) -> Masks:
     """Where ``model`` has a ReLU now, by the path of the module that computes it, in the order they run.
 
     Args:
-        model: any module whose ReLUs are ``torch.nn.ReLU`` modules or hold masks; it is left as it was.
+        model: any module whose ReLUs are ``torch.nn.ReLU`` modules or hold masks, as :func:`~deepreshape.models.convert`
+            makes them; it is left as it was.
         input: shape of one input, (channels, height, width).
 
     Raises:
-        ValueError: if a ReLU is computed in another way, or is no map, so that no mask can be put there.
+        ValueError: if a ReLU is computed in another way, so that no mask can be put there.
     """
     found: Masks = {}
 
     def look(path: str, module: nn.Module, output: Tensor) -> None:
         if path in found:
-            raise ValueError(f"the ReLU {path} runs twice in one pass; give each its own module")
-        if output.dim() != 4:
-            raise ValueError(f"the ReLU {path} has outputs of shape {tuple(output.shape)}; a mask needs (N, C, H, W)")
+            raise ValueError(f"the ReLU {path} runs twice in one pass; models.convert gives each call its own module")
         mask = module.mask if isinstance(module, Nonlinearity) else None
         found[path] = torch.ones(output.shape[1:], dtype=torch.bool) if mask is None else mask.cpu().clone()
 
@@ -54,7 +53,8 @@ def masks_of(model: nn.Module, input: Sequence[int]) -> Masks:
     seen = sum(int(mask.sum()) for mask in found.values())
     if seen != total:
         raise ValueError(
-            f"{total - seen:,} of the model's {total:,} ReLUs are not computed by a torch.nn.ReLU module; use modules"
+            f"{total - seen:,} of the model's {total:,} ReLUs are not computed by a torch.nn.ReLU module: models.convert "
+            "makes modules of ReLU calls, and substitute makes ReLUs of other activations"
         )
     return found
 
@@ -69,12 +69,13 @@ def put_masks(model: nn.Module, masks: Masks) -> nn.Module:
 
 def unit_shape(mask: Tensor, granularity: Granularity) -> tuple[int, ...]:
     """The shape of one value for each unit of a map: 1 where a dimension shares its choice."""
-    channels, height, width = mask.shape
+    channels, *plane = mask.shape
+    flat = (1,) * len(plane)
     return {
-        "pixel": (channels, height, width),
-        "position": (1, height, width),
-        "channel": (channels, 1, 1),
-        "layer": (1, 1, 1),
+        "pixel": (channels, *plane),
+        "position": (1, *plane),
+        "channel": (channels, *flat),
+        "layer": (1, *flat),
     }[granularity]
 
 

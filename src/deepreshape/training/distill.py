@@ -63,7 +63,7 @@ def mismatch_loss(student: Mapping[str, Tensor], teacher: Mapping[str, Tensor]) 
             raise ValueError(f"maps of {name} are {own}, the teacher's {other}; mismatch=0 compares none")
 
     def attention(maps: Tensor) -> Tensor:
-        return normalize(maps.float().square().mean(1).flatten(1), dim=1)
+        return normalize(maps.float().square().mean(1).reshape(len(maps), -1), dim=1)
 
     distances = [(attention(maps) - attention(teacher[name])).square().mean() for name, maps in student.items()]
     return torch.stack(distances).sum()
