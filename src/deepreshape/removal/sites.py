@@ -18,15 +18,16 @@ Granularity = Literal["pixel", "position", "channel", "layer"]
 """What is kept or removed as one: a ReLU, those of all channels at a position, a channel's, or a layer's."""
 
 Masks = dict[str, Tensor]
-"""By the path of a site: bool, shape of one output, (C, H, W) or (C,), true where a ReLU stays; on the processor, as ``masks_of`` gives it."""
+"""By the path of a site: bool, shape of one output, (C, H, W) or (C,), true where a ReLU stays; on the processor, as
+``masks_of`` gives it."""
 
 
 def masks_of(model: nn.Module, input: Sequence[int]) -> Masks:
     """Where ``model`` has a ReLU now, by the path of the module that computes it, in the order they run.
 
     Args:
-        model: any module whose ReLUs are ``torch.nn.ReLU`` modules or hold masks, as :func:`~deepreshape.models.convert`
-            makes them; it is left as it was.
+        model: any module whose ReLUs are ``torch.nn.ReLU`` modules or hold masks, which
+            :func:`~deepreshape.models.convert` sees to; it is left as it was.
         input: shape of one input, (channels, height, width).
 
     Raises:
@@ -53,8 +54,8 @@ def masks_of(model: nn.Module, input: Sequence[int]) -> Masks:
     seen = sum(int(mask.sum()) for mask in found.values())
     if seen != total:
         raise ValueError(
-            f"{total - seen:,} of the model's {total:,} ReLUs are not computed by a torch.nn.ReLU module: models.convert "
-            "makes modules of ReLU calls, and substitute makes ReLUs of other activations"
+            f"{total - seen:,} of the model's {total:,} ReLUs are not computed by a torch.nn.ReLU module: "
+            "models.convert makes modules of ReLU calls, and substitute makes ReLUs of other activations"
         )
     return found
 
