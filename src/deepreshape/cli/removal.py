@@ -71,26 +71,36 @@ def linearize(
     as_json: Json = False,
 ) -> None:
     """Remove ReLUs from a trained network until exactly so many are left, and fine-tune it."""
+    from deepreshape.cli.models import find_network
     from deepreshape.cost import PROFILES
     from deepreshape.experiments.sweep import reduce_saved
-    from deepreshape.models.saved import load
+    from deepreshape.models import Foreign, convert
+    from deepreshape.models.saved import MANIFEST
     from deepreshape.models.zoo import folder_of
     from deepreshape.removal import masks_of
+    from deepreshape.removal.method import FOREIGN_LR
     from deepreshape.report import picture_of_masks
     from deepreshape.training import parallel
 
     if price is not None and price not in PROFILES:
         raise ValueError(f"unknown price profile {price!r}; known are {', '.join(PROFILES)}")
-    source = folder_of(model)
-    if ":" in model and not source.is_dir():
-        raise ValueError(f"{model} is no saved model; in Python, linearize(model, method, data) takes any module")
-    whole, manifest = load(source)
-    name = data or manifest.dataset
+    if (to / MANIFEST).is_file():
+        raise ValueError(f"{to} holds a finished model; choose another folder for what comes out")
+    network = find_network(model)
+    if network.architecture:
+        raise ValueError(f"{model} is a name and no trained network; `deepreshape train {model}` makes one")
+    name = data or (network.manifest.dataset if network.manifest else "")
+    if not name:
+        raise ValueError(f"{model} does not say what it was trained on; give its images, as --data folder:PATH")
     set_threads(threads, name)
+    dataset = read_data(name, data_dir)
+    whole = convert(network.module.eval(), dataset.shape)
+    source = folder_of(model) if network.manifest else whole
     pairs = read_pairs(settings, "--set")
     pairs |= {"granularity": granularity} if granularity else {}
+    if isinstance(whole.architecture, Foreign):
+        pairs = {"lr": str(FOREIGN_LR), "smoothing": "0"} | pairs
     chosen, recipe = _settings(method, budget, name, pairs)
-    dataset = read_data(name, data_dir)
     with parallel.joined(), progress_bar() as bar:
         task = bar.add_task("", total=None)
 
@@ -122,15 +132,23 @@ def linearize(
         "relus": record.relus,
         "budget": record.budget,
         "granularity": record.granularity,
+        "top1_before": record.top1_before,
+        "top1_searched": record.top1_searched,
         "top1_validation": record.top1_validation,
+        "warning": record.warning,
         "record": record.to_dict(),
     }
     if as_json:
         print_json(values)
         return
     out.print(f"{record.relus_before:,} -> {record.relus:,} ReLUs by {method}, chosen by {record.granularity}")
-    top1 = "" if record.top1_validation is None else f"validation top-1 {record.top1_validation:.2f} %, "
-    out.print(f"{top1}saved in {to}; masks.svg there shows which stayed")
+    top1 = (record.top1_before, record.top1_searched, record.top1_validation)
+    if None not in top1:
+        before, searched, after = top1
+        out.print(f"validation top-1 {before:.2f} % before, {searched:.2f} % searched, {after:.2f} % fine-tuned")
+    out.print(f"saved in {to}; masks.svg there shows which stayed")
+    if record.warning:
+        err.print(f"[yellow]warning:[/] {record.warning}", highlight=False)
 
 
 @app.command()

@@ -141,7 +141,7 @@ def sweep(
 
 
 def reduce_saved(
-    source: Path,
+    source: Path | nn.Module,
     method: Method,
     data: Dataset,
     *,
@@ -155,10 +155,10 @@ def reduce_saved(
     writes: bool = True,
     progress: Callable[[str, Progress], None] | None = None,
 ) -> tuple[nn.Module, Removal]:
-    """Remove ReLUs from a saved model, and save what comes out.
+    """Remove ReLUs from a saved model or any torch module, and save what comes out.
 
     Args:
-        source: folder of the model.
+        source: folder of the model, or a module.
         method: and its budget.
         data: its test split is not touched.
         to: folder for what comes out.
@@ -174,7 +174,13 @@ def reduce_saved(
     Raises:
         ValueError: if a model or a setting does not fit.
     """
-    model, before = fitting(source, data)
+    if isinstance(source, Path) and source.resolve() == to.resolve():
+        raise ValueError(f"{to} is the model that ReLUs are removed from; choose another folder for what comes out")
+    model, history = source, ()
+    if isinstance(source, Path):
+        model, saved = fitting(source, data)
+        history = saved.history
+    assert isinstance(model, nn.Module)  # noqa: S101 - for the type checker
     device = device or torch.device("cpu")
     made, record = linearize(
         model.to(device),
@@ -193,7 +199,7 @@ def reduce_saved(
         class_names=data.class_names,
         mean=data.mean,
         std=data.std,
-        history=(*before.history, record.to_dict() | {"teacher": teacher and called(teacher), "profile": profile}),
+        history=(*history, record.to_dict() | {"teacher": teacher and called(teacher), "profile": profile}),
     )
     if writes:
         save(made, to, manifest)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -17,13 +18,27 @@ from torch import nn
 from deepreshape.cost import CostReport, Layer, ReluLayer
 from deepreshape.counting import count
 from deepreshape.data import Dataset
+from deepreshape.models import Foreign, convert
 from deepreshape.models.saved import fingerprint
-from deepreshape.nn import PolynomialReLU
+from deepreshape.nn import MaskedReLU, Nonlinearity
 from deepreshape.removal.sites import Granularity, Masks, masks_of
-from deepreshape.training import Progress, Recipe, activations, check_ranges, mismatch_loss, parallel, recipe_of, train
+from deepreshape.training import (
+    Progress,
+    Recipe,
+    accuracy,
+    activations,
+    check_ranges,
+    mismatch_loss,
+    parallel,
+    recipe_of,
+    train,
+)
 from deepreshape.training.runs import claim
 
-__all__ = ["Method", "Price", "Reduced", "Removal", "Task", "linearize", "relu_prices"]
+__all__ = ["Method", "Price", "Reduced", "Removal", "Task", "linearize", "relu_prices", "tuning_recipe"]
+
+FOREIGN_LR = 0.02
+"""Peak learning rate of the fine-tuning of networks that were trained elsewhere."""
 
 Price = Callable[[Sequence[Layer]], CostReport]
 """A price profile: what a network of these layers costs."""
@@ -72,6 +87,7 @@ class Method(ABC):
         granularity: what is kept or removed as one.
         mismatch: weight of the mismatch of activation maps in the fine-tuning (:func:`mismatch_loss`); None leaves it
             to the recipe.
+        max_drop: points of validation top-1 that may be lost; a larger loss is warned of in the record and in the log.
 
     A method whose settings do not fit raises a ``ValueError`` when it is made.
     """
@@ -82,10 +98,12 @@ class Method(ABC):
     budget: int
     granularity: Granularity = "pixel"
     mismatch: float | None = None
+    max_drop: float = 3.0
 
     def __post_init__(self) -> None:
         if self.mismatch is not None:
             check_ranges(self, mismatch=(0, 1e6))
+        check_ranges(self, max_drop=(0, 100))
 
     @property
     def name(self) -> str:
@@ -108,7 +126,9 @@ class Removal:
         granularity: of the choice; protocols may price them differently.
         kept: by site, how many ReLUs are left.
         price_before, price: seconds under the price profile, where one was given.
-        top1_validation: in percent, after fine-tuning; none where the validation split was trained on.
+        top1_before, top1_searched, top1_validation: in percent on the validation split: of the network that came, with
+            the ReLUs chosen, and after fine-tuning; none where that split was trained on.
+        warning: one line if more was lost than the method's ``max_drop``; else empty.
         epochs: of search and fine-tuning together.
         minutes: processor time of this process, or on a GPU the time that passed.
         recipe: of the fine-tuning.
@@ -124,7 +144,10 @@ class Removal:
     kept: dict[str, int]
     price_before: float | None
     price: float | None
+    top1_before: float | None
+    top1_searched: float | None
     top1_validation: float | None
+    warning: str
     epochs: int
     minutes: float
     recipe: dict[str, Any]
@@ -150,10 +173,11 @@ def linearize(
     """Remove ReLUs from a trained network to a budget, and train what is left.
 
     Args:
-        model: trained; it is left as it was.
+        model: trained, any torch module; it is left as it was. One that is no network of this package is converted
+            (:func:`~deepreshape.models.convert`), which checks on a batch that it computes the same.
         method: what decides which ReLUs stay, with its settings.
         data: its test split is not touched.
-        recipe: of the fine-tuning; the data set's own without one.
+        recipe: of the fine-tuning; :func:`tuning_recipe` without one.
         teacher: distils into the network; ``model`` itself without one.
         seed: of everything random.
         folder: for checkpoints; a run that was cut there continues, to the same result.
@@ -166,8 +190,8 @@ def linearize(
     Raises:
         ValueError: if the budget or a setting does not fit, or the folder holds another run.
     """
-    if any(isinstance(module, PolynomialReLU) for module in model.modules()):
-        raise ValueError("the network has polynomials in place of ReLUs; start from what it was made of")
+    model = _converted(model, data)
+    _see_nothing_is_dropped(model)
     masks = masks_of(model, data.shape)
     before = count(model, data.shape)
     if not 0 <= method.budget <= before.total.relus:
@@ -175,9 +199,9 @@ def linearize(
             f"a budget of {method.budget:,} ReLUs does not fit a network that has {before.total.relus:,}; "
             f"0 to {before.total.relus:,} works"
         )
-    recipe = recipe or recipe_of(data.name)
+    recipe = recipe or tuning_recipe(model, data)
     recipe = recipe if method.mismatch is None else replace(recipe, mismatch=method.mismatch)
-    taught_by = copy.deepcopy(teacher or model).eval()
+    taught_by = copy.deepcopy(_converted(teacher, data) if teacher else model).eval()
     if recipe.mismatch:
         _see_comparable(taught_by, masks, data)
     prices = dict.fromkeys(masks, 1.0) | (relu_prices(before.layers, price) if price else {})
@@ -190,13 +214,17 @@ def linearize(
     def told(phase: str) -> Callable[[Progress], None]:
         return lambda at: progress(phase, at) if progress else None
 
-    search = folder / "search" if folder else None
+    def top1(network: nn.Module) -> float | None:
+        return accuracy(network, data, data.validation) if recipe.holdout else None
+
+    search, tune = (folder / part if folder else None for part in ("search", "tune"))
     task = Task(data, recipe, taught_by, masks, prices, seed, search, told("search"))
     reduced = method.reduce(copy.deepcopy(model), task)
-    network, tune = reduced.network, folder / "tune" if folder else None
+    network = reduced.network
     after = count(network, data.shape)
     if after.total.relus > method.budget or (method.exact and after.total.relus < method.budget):
         raise RuntimeError(f"{method.name} left {after.total.relus:,} ReLUs in place of {method.budget:,}")
+    top1_before, top1_searched = top1(model), top1(network)
     trained = train(network, data, recipe, seed=seed, teacher=taught_by, folder=tune, progress=told("tune"))
     return network, Removal(
         method=method.name,
@@ -208,12 +236,53 @@ def linearize(
         kept={layer.name: layer.relus for layer in after.layers if isinstance(layer, ReluLayer)},
         price_before=price(before.priced_layers).seconds if price else None,
         price=price(after.priced_layers).seconds if price else None,
+        top1_before=top1_before,
+        top1_searched=top1_searched,
         top1_validation=trained.top1_validation,
+        warning=_warned(top1_before, trained.top1_validation, method.max_drop),
         epochs=reduced.epochs + recipe.epochs,
         minutes=round((reduced.seconds + trained.seconds) / 60, 2),
         recipe=asdict(recipe),
         seed=seed,
     )
+
+
+def tuning_recipe(model: nn.Module, data: Dataset) -> Recipe:
+    """How a network is fine-tuned by default: a network of the package as its data set's networks are trained.
+
+    One that was trained elsewhere takes smaller steps, as the usual peak rate is for fresh weights, and no smoothing,
+    as what teaches it is the network itself.
+    """
+    usual = recipe_of(data.name)
+    if isinstance(getattr(model, "architecture", None), Foreign):
+        return replace(usual, lr=FOREIGN_LR, smoothing=0.0)
+    return usual
+
+
+def _converted(model: nn.Module, data: Dataset) -> nn.Module:
+    device = next(model.parameters()).device
+    return convert(model, data.normalize(data.train.images[:8].to(device)))
+
+
+def _see_nothing_is_dropped(model: nn.Module) -> None:
+    """Refuse what a mask would take the place of without a word."""
+    for path, module in model.named_modules():
+        if isinstance(module, Nonlinearity) and module.mask is not None and not isinstance(module, MaskedReLU):
+            raise ValueError(
+                f"the network has polynomials in place of ReLUs ({module.kind} at {path}), which a mask would replace; "
+                "start from what it was made of"
+            )
+
+
+def _warned(before: float | None, after: float | None, most: float) -> str:
+    if before is None or after is None or before - after <= most:
+        return ""
+    line = (
+        f"validation top-1 fell from {before:.2f} to {after:.2f} %, by more than {most:g} points; a larger budget, "
+        "more epochs or another method may keep it"
+    )
+    logging.getLogger("deepreshape").warning(line)
+    return line
 
 
 @torch.no_grad()
