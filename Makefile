@@ -6,7 +6,7 @@ OUT ?= runs/demo
 .PHONY: demo test check docs clean
 
 demo: .venv/ready
-	$(BIN)/deepreshape run --data digits --out $(OUT)
+	$(BIN)/deepreshape run --data digits --epochs 6 --private 8 --out $(OUT)
 
 test: .venv/ready check
 	$(BIN)/python -m pytest --cov --cov-report=term

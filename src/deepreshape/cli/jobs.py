@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.box import SIMPLE
 from rich.table import Table
 
 from deepreshape.cli.console import (
@@ -16,6 +18,7 @@ from deepreshape.cli.console import (
     SavedDataName,
     Settings,
     Threads,
+    bytes_bar,
     err,
     into,
     out,
@@ -133,11 +136,16 @@ def run(
     reduced_epochs: Annotated[
         int | None, typer.Option(min=1, help="For each reduced network.", show_default=False)
     ] = None,
+    private: Annotated[
+        int,
+        typer.Option(min=0, help="At the end, let the best reduced network answer so many images privately."),
+    ] = 0,
     settings: Settings = None,
     threads: Threads = 0,
     as_json: Json = False,
 ) -> None:
     """The main job: redesign a network, reduce to a ladder of ReLU budgets, train, price, and write a report."""
+    from deepreshape.experiments.answers import answer_privately
     from deepreshape.experiments.run import Job, default_budgets, hybrenets
     from deepreshape.experiments.run import run as run_job
     from deepreshape.models import architecture
@@ -171,11 +179,18 @@ def run(
                 err.print(f"{number}/{total} {point.id}: {point.plan}", highlight=False)
 
         rows = stoppable(lambda: run_job(job, dataset, to, show))
+    answers = None
+    if private:
+        with bytes_bar("answering privately") as shown:
+            answers = stoppable(lambda: answer_privately(rows, dataset, to, private, shown))
     written = _write_report([to], rows, to / "report.html")
     if as_json:
-        print_json({"report": str(written), "results": str(to / "results.jsonl"), "points": len(rows)})
+        values = {"report": str(written), "results": str(to / "results.jsonl"), "points": len(rows)}
+        print_json(values | ({"private": asdict(answers)} if answers else {}))
     else:
         _print_results(rows, baseline)
+        if answers:
+            out.print(str(answers), highlight=False)
         out.print(f"{len(rows)} points; the report is {written}", soft_wrap=True)
 
 
@@ -241,19 +256,21 @@ def _print_results(rows: list[dict[str, Any]], baseline: str) -> None:
 
     points = summarize(rows)
     profile = next(iter(points[0].priced))
-    table = Table("network", "what was removed")
-    for name in ("ReLUs", "MACs", "test top-1, %", f"priced, s ({profile})"):
-        table.add_column(name, justify="right")
+    table = Table("network", "what was removed", box=SIMPLE, pad_edge=False)
+    for name in ("ReLUs", "M MACs", "top-1, %", "priced, s"):
+        table.add_column(name, justify="right", no_wrap=True)
     for point in points:
-        numbers = (thousands(point.relus), thousands(point.macs), f"{point.mean:.2f}", f"{point.priced[profile]:,.1f}")
-        table.add_row(point.network, point.plan, *numbers)
+        numbers = (f"{point.macs / 1e6:,.1f}", f"{point.mean:.2f}", f"{point.priced[profile]:,.1f}")
+        table.add_row(point.network, point.plan, thousands(point.relus), *numbers)
     out.print(table)
+    out.print(f"Top-1 on the test split; priced by {profile}, a published system.", highlight=False)
     out.print(verdict(advantages(points, baseline), baseline), highlight=False)
 
 
 def _write_report(folders: list[Path], rows: list[dict[str, Any]], path: Path) -> Path:
     import yaml
 
+    from deepreshape.experiments.answers import read_answers
     from deepreshape.experiments.live import explore
     from deepreshape.report import render, summarize
     from deepreshape.report.explore import embedded
@@ -262,12 +279,14 @@ def _write_report(folders: list[Path], rows: list[dict[str, Any]], path: Path) -
     configs = [yaml.safe_load(text) for text in texts]
     command = "\n".join(_command_of(config, folder) for config, folder in zip(configs, folders, strict=True))
     data = explore(summarize(rows), folders)
+    answers = next(filter(None, map(read_answers, folders)), None)
     page = render(
         rows,
         baseline=_baseline_of(configs[0]),
         settings="\n".join(texts),
         command=command,
         data=embedded(data) if data["points"] else None,
+        answers=answers,
     )
     path.write_text(page)
     return path

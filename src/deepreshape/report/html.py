@@ -10,6 +10,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from deepreshape.report.answers import PrivateAnswers
 from deepreshape.report.chart import Chart, Mark, lay_out
 from deepreshape.report.pareto import Advantage, Summary, advantages, front, summarize
 
@@ -17,7 +18,13 @@ __all__ = ["environment", "picture", "render", "verdict"]
 
 
 def render(
-    rows: Sequence[Mapping[str, Any]], *, baseline: str, settings: str, command: str, data: Markup | None = None
+    rows: Sequence[Mapping[str, Any]],
+    *,
+    baseline: str,
+    settings: str,
+    command: str,
+    data: Markup | None = None,
+    answers: PrivateAnswers | None = None,
 ) -> str:
     """The report of a job.
 
@@ -27,6 +34,7 @@ def render(
         settings: as resolved, to be shown.
         command: that made the results.
         data: for the explorable chart, from ``explore.embedded``; still pictures only without.
+        answers: images that one of the networks answered privately.
     """
     points = summarize(rows)
     profiles = list(points[0].priced)
@@ -44,6 +52,7 @@ def render(
         title=f"{baseline} and its relatives on {rows[0]['data']}",
         verdict=verdict(gains, baseline),
         data=data,
+        answers=answers,
         charts=charts,
         profile=profiles[0],
         profiles=profiles,

@@ -1,0 +1,91 @@
+"""The end of a job: a reduced network answers some test images between two processes, and the report shows them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from deepreshape.data import Dataset
+from deepreshape.models.saved import load
+from deepreshape.private.program.lower import lower
+from deepreshape.private.program.quantize import from_fixed, to_fixed
+from deepreshape.private.service.bundle import Bundle
+from deepreshape.private.service.local_run import run_local
+from deepreshape.private.service.predict import Prediction
+from deepreshape.report.answers import AnsweredImage, PrivateAnswers, png_of
+
+__all__ = ["answer_privately", "read_answers"]
+
+ANSWERS = "private.json"
+
+
+def answer_privately(
+    rows: Sequence[Mapping[str, Any]],
+    data: Dataset,
+    folder: Path,
+    count: int,
+    progress: Callable[[int, int], None] | None = None,
+) -> PrivateAnswers:
+    """Run a job's network on the first test images, and keep the answers in the job's folder.
+
+    It is the reduced network with the highest validation accuracy. What was answered before is read, not run again.
+
+    Args:
+        rows: of the job.
+        data: its data set.
+        folder: the job's.
+        count: how many images.
+        progress: told how many of the offline phase's bytes have travelled.
+    """
+    known = read_answers(folder)
+    if known and len(known.images) == count:
+        return known
+    reduced = [row for row in rows if row["budget"] is not None] or list(rows)
+    row = max(reduced, key=lambda row: (row["top1_validation"] or 0.0, -row["relus"]))
+    model, _ = load(folder / "models" / row["id"])
+    bundle = Bundle.of(lower(model, data))
+    program, images = bundle.program, data.test.images[:count]
+    inputs = to_fixed(data.normalize(images).contiguous().numpy(), program.input_fraction)
+    report = run_local(program, inputs, progress=progress)
+    logits = from_fixed(np.array(report["outputs"], dtype=np.int64), program.values[program.output].fraction)
+    answered: list[AnsweredImage] = []
+    for image, found, label in zip(images, logits, data.test.labels[:count].tolist(), strict=True):
+        best = Prediction.of(found.reshape(-1), bundle.facts, seconds={}, bytes={}, agree=None)
+        answered.append(AnsweredImage(png_of(_pixels(image)), best.name, best.probability, data.class_names[label]))
+    answers = PrivateAnswers(
+        f"{row['network']}: {row['plan']}",
+        row["relus"],
+        tuple(answered),
+        report["seconds"],
+        report["bytes"],
+        report["agree"],
+    )
+    (folder / ANSWERS).write_text(json.dumps(asdict(answers), indent=1) + "\n")
+    return answers
+
+
+def read_answers(folder: Path) -> PrivateAnswers | None:
+    """What :func:`answer_privately` has kept, if it has."""
+    path = folder / ANSWERS
+    if not path.is_file():
+        return None
+    try:
+        values = json.loads(path.read_text())
+        images = tuple(AnsweredImage(**image) for image in values.pop("images"))
+        return PrivateAnswers(images=images, **values)
+    except (ValueError, TypeError, KeyError):
+        raise ValueError(f"{path} does not hold private answers; remove it, and they are computed anew") from None
+
+
+def _pixels(image: torch.Tensor) -> list[list[list[int]]]:
+    """Rows of pixels; floats are stretched to 0 to 255."""
+    if image.dtype != torch.uint8:
+        image = (image - image.min()) / (image.max() - image.min()).clamp_min(1e-9) * 255
+    shown = image if len(image) == 3 else image[:1]
+    return shown.byte().movedim(0, -1).tolist()
