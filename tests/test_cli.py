@@ -1,19 +1,18 @@
 """The command line as its users and their scripts see it."""
 
-import io
 import json
 import signal
 import subprocess
 import sys
-from contextlib import chdir, redirect_stderr, redirect_stdout
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import typer
+from support.command_line import answer, call
 from typer.main import get_command
 
-from deepreshape.cli import app, main
+from deepreshape.cli import app
 from deepreshape.cli.console import NOTHING_KEPT, stoppable
 from deepreshape.models import architecture, build
 from deepreshape.models.saved import Manifest, save
@@ -31,12 +30,6 @@ def commands() -> dict[str, Any]:
 
 
 COMMANDS = commands()
-
-
-class Done(NamedTuple):
-    code: int
-    out: str
-    err: str
 
 
 def test_an_interrupt_that_became_another_error_is_still_one(capsys: pytest.CaptureFixture[str]):
@@ -60,24 +53,6 @@ def test_an_interrupt_that_became_another_error_is_still_one(capsys: pytest.Capt
         signal.signal(signal.SIGINT, before)
     assert ended.value.exit_code == 130
     assert "nothing was kept" in capsys.readouterr().err
-
-
-def call(*words: str, cwd: Path | None = None) -> Done:
-    """What the command line does, in this process: importing torch anew takes seconds."""
-    stdout, stderr, argv = io.StringIO(), io.StringIO(), sys.argv
-    sys.argv = ["deepreshape", *words]
-    try:
-        with redirect_stdout(stdout), redirect_stderr(stderr), chdir(cwd or "."), pytest.raises(SystemExit) as ended:
-            main()
-    finally:
-        sys.argv = argv
-    return Done(int(ended.value.code or 0), stdout.getvalue(), stderr.getvalue())
-
-
-def answer(*words: str, cwd: Path | None = None) -> dict:
-    done = call(*words, "--json", cwd=cwd)
-    assert done.code == 0, done.err
-    return json.loads(done.out)
 
 
 @pytest.mark.parametrize("name", sorted(COMMANDS))

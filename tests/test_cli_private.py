@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from rich.console import Console
-from test_cli import answer, call
+from support.command_line import answer, call
 
 from deepreshape.cli import console
 from deepreshape.cli.private import Most

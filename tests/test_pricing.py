@@ -4,7 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from test_cli import answer, call
+from support.command_line import answer, call
 
 from deepreshape.cost import LINKS, Cost, CostReport, Link, Profile, Quote, reference
 from deepreshape.counting import count

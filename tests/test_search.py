@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from test_cli import answer, call
+from support.command_line import answer, call
 
 from deepreshape.cost import LINKS
 from deepreshape.counting import count

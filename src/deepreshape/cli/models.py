@@ -16,11 +16,14 @@ from numpy.typing import NDArray
 from torch import nn
 
 from deepreshape.cli.console import read_data
+from deepreshape.convex.saved import is_fitted
+from deepreshape.convex.saved import load as load_fitted
 from deepreshape.models import Architecture, architecture, build
 from deepreshape.models.saved import Manifest, load
 from deepreshape.models.zoo import folder_of
 
 if TYPE_CHECKING:
+    from deepreshape.convex.saved import Fitted
     from deepreshape.private.program.quantize import Lowered
 
 __all__ = [
@@ -53,12 +56,14 @@ class Network:
         shape: of one input.
         architecture: of a network by name.
         manifest: of a saved one.
+        fitted: of a gated network, whose inputs are products of a row with its gates.
     """
 
     module: nn.Module
     shape: Shape
     architecture: Architecture | None = None
     manifest: Manifest | None = None
+    fitted: Fitted | None = None
 
     def built(self) -> nn.Module:
         """The module in evaluation mode; with random weights, always the same, if it has a name only."""
@@ -79,6 +84,9 @@ def find_network(model: str, shape: Shape | None = None, classes: int = 100) -> 
         ValueError: if there is none.
     """
     folder = folder_of(model)
+    if is_fitted(folder):
+        fitted = load_fitted(folder)
+        return Network(fitted.to_module(), (fitted.gates.directions.size, 1, 1), fitted=fitted)
     if folder.is_dir():
         saved, manifest = load(folder)
         return Network(saved, shape or manifest.architecture.input, manifest=manifest)

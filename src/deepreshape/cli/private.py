@@ -24,6 +24,7 @@ from deepreshape.cli.console import (
     thousands,
     with_groups,
 )
+from deepreshape.cli.convex import GATES, ROW, gated_input, inputs_of, predictions, told_by, write_gates
 
 if TYPE_CHECKING:
     from deepreshape.cli.models import Inputs, Network
@@ -63,10 +64,11 @@ SamplesOption = Annotated[
     typer.Option(
         "--samples",
         help="Inputs of a network of your own, normalised: an .npy of (N, channels, height, width). Formats are "
-        "calibrated on the first 256.",
+        "calibrated on the first 256. For a gated network, rows: .npy or .csv.",
         show_default=False,
     ),
 ]
+RowOption = Annotated[str | None, typer.Option("--row", help=ROW, show_default=False)]
 
 MAX_LOSS = 0.2
 COMPARED = 8
@@ -160,6 +162,7 @@ def local(
     model: Annotated[str, typer.Option(help=MODEL)],
     how: Relus,
     samples: SamplesOption = None,
+    row: RowOption = None,
     images: Annotated[int, typer.Option(min=1, help="How many inputs to run, one after the other.")] = 1,
     max_loss: MaxLossOption = None,
     workers: WorkersOption = None,
@@ -177,7 +180,7 @@ def local(
     chooses = relu.window and relu.protocol == "gc-stochastic"
     if max_loss is not None and not chooses:
         raise ValueError(f"--max-loss {max_loss:g} is for --relu gc-stochastic:window, not for {relu}")
-    network, lowered, inputs = _lowered(model, samples, data_dir, images)
+    network, lowered, inputs = _lowered(model, samples, data_dir, images, row)
     program = lowered.program
     if chooses:
         most = MAX_LOSS if max_loss is None else max_loss
@@ -187,14 +190,16 @@ def local(
         report = stoppable(lambda: run_local(program, fixed, relu, progress=show, workers=workers), NOTHING_KEPT)
     found = from_fixed(np.array(report.pop("outputs"), dtype=np.int64), program.values[program.output].fraction)
     report["beside_float"] = compare(network, inputs.new[:images], found.reshape(images, -1))
+    if network.fitted:
+        report["predictions"] = predictions(found.reshape(images, -1), network.fitted.classes)
     if as_json:
         print_json(report)
         return
     table = new_table("layer", "ReLUs", "HE products", "offline, s", "online, s", "offline, KB", "online, KB")
-    for row in report["layers"]:
-        took = [f"{row['seconds']['client'][phase]:.3f}" for phase in ("offline", "online")]
-        sizes = [f"{row['bytes'][phase] / 1000:,.1f}" for phase in ("offline", "online")]
-        table.add_row(row["layer"], *map(thousands, (row["relus"], row["he_products"])), *took, *sizes)
+    for layer in report["layers"]:
+        took = [f"{layer['seconds']['client'][phase]:.3f}" for phase in ("offline", "online")]
+        sizes = [f"{layer['bytes'][phase] / 1000:,.1f}" for phase in ("offline", "online")]
+        table.add_row(layer["layer"], *map(thousands, (layer["relus"], layer["he_products"])), *took, *sizes)
     out.print(table)
     out.print(f"formats: {lowered}", highlight=False)
     seconds, sizes, memory = report["seconds"], report["bytes"], report["peak_rss_mib"]
@@ -210,6 +215,9 @@ def local(
         f"{_yes(report['same_class'])}; bytes sent equal bytes declared: {_yes(report['declared_bytes_match'])}"
     )
     _print_comparison(report["beside_float"])
+    if network.fitted:
+        out.print(f"predictions: {', '.join(map(str, report['predictions']))}", highlight=False)
+        out.print(told_by(network.fitted), highlight=False)
 
 
 @app.command()
@@ -282,6 +290,8 @@ def lower(
     )
     beside = compare(network, tried, outputs.reshape(len(tried), -1))
     Bundle(program, told).write(to)
+    if network.fitted:
+        write_gates(network.fitted, to)
     known = inputs.labels is not None
     windows = {op.name: [op.low, op.high] for op in program.ops if isinstance(op, Relu)}
     if as_json:
@@ -370,9 +380,13 @@ def prepare(
 @app.command()
 @with_groups
 def query(
-    input: Annotated[Path, typer.Argument(help="An image, or a .npy array of the network's input shape.")],
     own: Party,
     how: Relus,
+    input: Annotated[
+        Path | None,
+        typer.Argument(help="An image, a .npy array of the network's input shape, or a .csv with one row."),
+    ] = None,
+    row: RowOption = None,
     as_json: Json = False,
 ) -> None:
     """Ask for the classes of one input, without showing it; prepares first if no batch is ready."""
@@ -382,18 +396,30 @@ def query(
 
     party = own.client(how)
     public = party.plan.program
-    given = own.program.with_name(FACTS)
+    if (input is None) == (row is None):
+        raise ValueError(f"query takes one input, as a file or as --row, not {'neither' if input is None else 'two'}")
+    given, gates = own.program.with_name(FACTS), own.program.with_name(GATES)
     facts = read_facts(given, public) if given.is_file() else Facts()
-    x, done = facts.input_of(input, public.input_shape)
+    if gates.is_file():
+        x, done = gated_input(gates, input, row), ""
+    elif input is None:
+        raise ValueError(f"--row is for networks that `convex fit` made, and there is no {gates}; give an image")
+    else:
+        x, done = facts.input_of(input, public.input_shape)
     if done:
         _tell(f"{input}: {done}")
     fixed = to_fixed(x, public.input_fraction)
     with bytes_bar("offline") as show:
         answer = stoppable(lambda: party.infer(fixed, progress=show), "no answer; a batch that it was using is spent")
-    rows = answer.ledger.traffic.values()
-    sent = sum(row.sent + row.received for row in rows)
+    sent = sum(moved.sent + moved.received for moved in answer.ledger.traffic.values())
     logits = from_fixed(answer.output.reshape(-1), public.values[public.output].fraction)
     seconds, sizes = {"online": answer.seconds}, {"online": sent}
+    if gates.is_file() and not facts.class_names:
+        if as_json:
+            print_json({"value": logits.item(), "seconds": seconds, "bytes": sizes})
+        else:
+            out.print(f"{logits.item():.6g}; online {answer.seconds:.2f} s, {sent / 1e6:,.2f} MB", highlight=False)
+        return
     found = Prediction.of(logits, facts, seconds=seconds, bytes=sizes, agree=None, done=done)
     if as_json:
         ranked = [{"class": name, "probability": share} for name, share in found.ranked]
@@ -405,11 +431,20 @@ def query(
 
 
 def _lowered(
-    model: str, samples: Path | None, data_dir: Path | None, count: int = 1
+    model: str, samples: Path | None, data_dir: Path | None, count: int = 1, row: str | None = None
 ) -> tuple[Network, Lowered, Inputs]:
     """The network, lowered, and inputs of it."""
     from deepreshape.cli.models import find_inputs, find_network, lowered, read_samples
+    from deepreshape.convex.saved import is_fitted
+    from deepreshape.models.zoo import folder_of
 
+    if is_fitted(folder_of(model)):
+        gated = find_network(model)
+        assert gated.fitted is not None  # noqa: S101 - is_fitted says so
+        inputs = inputs_of(gated.fitted, samples, row, count)
+        return gated, lowered(gated, inputs), inputs
+    if row is not None:
+        raise ValueError(f"--row is for networks that `convex fit` made, which {model} is not")
     given = read_samples(samples) if samples else None
     network = find_network(model, given.shape[1:] if given is not None else None)
     if given is not None:

@@ -1,0 +1,36 @@
+"""The command line, called in this process."""
+
+import io
+import json
+import sys
+from contextlib import chdir, redirect_stderr, redirect_stdout
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from deepreshape.cli import main
+
+
+class Done(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+def call(*words: str, cwd: Path | None = None) -> Done:
+    """What the command line does, in this process: importing torch anew takes seconds."""
+    stdout, stderr, argv = io.StringIO(), io.StringIO(), sys.argv
+    sys.argv = ["deepreshape", *words]
+    try:
+        with redirect_stdout(stdout), redirect_stderr(stderr), chdir(cwd or "."), pytest.raises(SystemExit) as ended:
+            main()
+    finally:
+        sys.argv = argv
+    return Done(int(ended.value.code or 0), stdout.getvalue(), stderr.getvalue())
+
+
+def answer(*words: str, cwd: Path | None = None) -> dict:
+    done = call(*words, "--json", cwd=cwd)
+    assert done.code == 0, done.err
+    return json.loads(done.out)
