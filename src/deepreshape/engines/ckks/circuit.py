@@ -261,7 +261,7 @@ def _form(builder: _Builder, layer: Layer | Quadratic) -> _Form:
             source = builder.value(layer.inputs[0], rest=False)
             if len(source.parts) > 1:
                 source = builder.value(layer.inputs[0], rest=True)
-            (part,) = source.parts
+            part = next(iter(source.parts))
             entries = _dense(layer.weight, part.entries)
             bias = layer.bias + layer.weight @ source.bias
             outs = len(layer.weight)
