@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from deepreshape.cost.layers import Layer, LinearLayer, ReluLayer
+from deepreshape.cost.layers import Layer, LinearLayer, ReluLayer, SquareLayer
 
 __all__ = ["Count", "Counts", "count"]
 
@@ -43,6 +43,8 @@ class Counts:
     maxpool_comparisons: int = 0
     macs: int = 0
     params: int = 0
+    squares: int = 0
+    signs: int = 0
 
     def __add__(self, other: Counts) -> Counts:
         return Counts(
@@ -50,6 +52,8 @@ class Counts:
             self.maxpool_comparisons + other.maxpool_comparisons,
             self.macs + other.macs,
             self.params + other.params,
+            self.squares + other.squares,
+            self.signs + other.signs,
         )
 
 
@@ -219,8 +223,13 @@ class _Trace(TorchDispatchMode):
             if plain in _MASKED:
                 counts.relus = int(args[1].sum()) * (elements // args[1].numel())
             if plain == "deepreshape.polynomial_relu":
-                self._unknown(f"{name} (its squares)", out)
-            self.layers.append(ReluLayer(path, counts.relus, elements))
+                counts.squares = elements - counts.relus
+            self.layers.append(ReluLayer(path, counts.relus, elements - counts.squares))
+            if counts.squares:
+                self.layers.append(SquareLayer(path, counts.squares))
+        elif plain == "deepreshape.herpn":
+            counts.squares = args[0].numel()
+            self.layers.append(SquareLayer(path, counts.squares))
         elif plain in _MAX_POOLS:
             counts.maxpool_comparisons = _MAX_POOLS[plain](args, kwargs, out)
         elif self._scales_by_constant(plain, args):

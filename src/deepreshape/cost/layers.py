@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["Layer", "LinearLayer", "ReluLayer"]
+__all__ = ["Layer", "LinearLayer", "ReluLayer", "SquareLayer"]
 
 
 @dataclass(frozen=True)
@@ -43,4 +43,17 @@ class ReluLayer:
     elements: int
 
 
-Layer = LinearLayer | ReluLayer
+@dataclass(frozen=True)
+class SquareLayer:
+    """One layer of quadratics.
+
+    Attributes:
+        name: path of the module it runs in.
+        squares: how many there are.
+    """
+
+    name: str
+    squares: int
+
+
+Layer = LinearLayer | ReluLayer | SquareLayer

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from math import ceil, log2
 from typing import Literal
 
-from deepreshape.cost.layers import Layer, LinearLayer, ReluLayer
+from deepreshape.cost.layers import Layer, LinearLayer, ReluLayer, SquareLayer
 from deepreshape.cost.link import Link, split
 from deepreshape.cost.report import Cost, CostReport
 
@@ -102,7 +102,13 @@ def price_published(layers: Sequence[Layer], profile: Published, link: Link | No
 
     Returns:
         Rows by layer and phase. Where layers run in parallel, each is charged its part of the time they take together.
+
+    Raises:
+        ValueError: if the network has squares, which the study does not price.
     """
+    squares = sum(layer.squares for layer in layers if isinstance(layer, SquareLayer))
+    if squares:
+        raise ValueError(f"the published systems price no squares, and the network has {squares:,}")
     linear = [layer for layer in layers if isinstance(layer, LinearLayer)]
     serial = sum(map(he_seconds, linear))
     together = max(map(he_seconds, linear), default=0.0) * LAYER_PARALLEL_SLOWDOWN if profile.layer_parallel else serial
@@ -110,7 +116,7 @@ def price_published(layers: Sequence[Layer], profile: Published, link: Link | No
     for layer in layers:
         if isinstance(layer, LinearLayer):
             rows += _linear(layer, together / serial if serial else 0.0)
-        else:
+        elif isinstance(layer, ReluLayer):
             rows += _relu(layer, profile)
     first = next(iter(linear), None)
     if first:
@@ -121,7 +127,9 @@ def price_published(layers: Sequence[Layer], profile: Published, link: Link | No
 
 
 def published_seconds(layers: Sequence[Layer]) -> dict[str, float]:
-    """Seconds of one inference under each of :data:`PROFILES`, on its study's link."""
+    """Seconds of one inference under each of :data:`PROFILES`, on its study's link; none if it has squares."""
+    if any(isinstance(layer, SquareLayer) for layer in layers):
+        return {}
     return {name: round(price_published(layers, profile).seconds, 3) for name, profile in PROFILES.items()}
 
 

@@ -2,7 +2,7 @@
 
 A name is a preset, ``hrn-`` or ``stch-`` with its multipliers, and then any of ``-m16`` (base channels),
 ``-phi3.4.6.3`` (blocks a stage), ``-bottleneck``, ``-imagenet`` (7x7 stem), ``-avg`` (average pools), ``-strided``
-(strides for ResNet-9's pools), ``-r2`` (stem down-samples by two more).
+(strides for ResNet-9's pools), ``-herpn`` (quadratics for ReLUs), ``-r2`` (stem down-samples by two more).
 """
 
 from __future__ import annotations
@@ -25,11 +25,12 @@ FLAGS = {
     "imagenet": ("stem", "7x7"),
     "avg": ("pool", "avg"),
     "strided": ("pool", "conv"),
+    "herpn": ("activation", "herpn"),
 }
 """Suffixes that set one field."""
 
 _SUFFIX = re.compile(
-    r"-(?:m(?P<base>\d+)|phi(?P<phi>[\d.]+)|(?P<flag>bottleneck|imagenet|avg|strided)|r(?P<resolution>\d+))"
+    r"-(?:m(?P<base>\d+)|phi(?P<phi>[\d.]+)|(?P<flag>bottleneck|imagenet|avg|strided|herpn)|r(?P<resolution>\d+))"
 )
 _SHAPED = re.compile(r"(?:hrn|stch)-(?P<multipliers>\d+x(?:\d+x)*)(?=-|$)")
 
@@ -69,7 +70,7 @@ def _changes(name: str, rest: str, start: Staged) -> dict[str, Any]:
         if not suffix:
             raise ValueError(
                 f"cannot read {rest!r} in {name!r}; a suffix is -m16, -phi3.4.6.3, -bottleneck, -imagenet, -avg, "
-                "-strided or -r2"
+                "-strided, -herpn or -r2"
             )
         rest = rest[suffix.end() :]
         if suffix["base"]:

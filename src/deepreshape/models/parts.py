@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from torch import nn
 
-from deepreshape.cost.layers import Layer, LinearLayer, ReluLayer
+from deepreshape.cost.layers import Layer, LinearLayer, ReluLayer, SquareLayer
 from deepreshape.models.architecture import Reduction
-from deepreshape.nn import ReuseConv, reuse_widths
+from deepreshape.models.staged import Staged
+from deepreshape.nn import HerPN, ReuseConv, reuse_widths
 
 __all__ = ["LayerList", "Map", "activation", "conv_norm", "pool", "shrink"]
 
@@ -14,10 +15,11 @@ Map = tuple[int, tuple[int, int]]
 """Channels, and (height, width)."""
 
 
-def activation(reduction: Reduction, site: str) -> nn.Module:
-    """What stands at ``site``: a ReLU, or nothing where it was removed or moved into a reused convolution."""
-    gone = site in reduction.removed or reduction.factor(site) > 1
-    return nn.Identity() if gone else nn.ReLU(inplace=True)
+def activation(architecture: Staged, site: str, channels: int) -> nn.Module:
+    """What stands at ``site``: a ReLU or a quadratic, or nothing where it was removed or is in a reused convolution."""
+    if site in architecture.reduction.removed or architecture.reduction.factor(site) > 1:
+        return nn.Identity()
+    return HerPN(channels) if architecture.activation == "herpn" else nn.ReLU(inplace=True)
 
 
 def conv_norm(
@@ -46,8 +48,8 @@ def shrink(size: tuple[int, int], stride: int) -> tuple[int, int]:
 class LayerList:
     """The layers of a network from arithmetic alone, in the order in which they run."""
 
-    def __init__(self, reduction: Reduction) -> None:
-        self.reduction = reduction
+    def __init__(self, architecture: Staged) -> None:
+        self.reduction, self.squares = architecture.reduction, architecture.activation == "herpn"
         self.layers: list[Layer] = []
 
     def conv(self, name: str, before: Map, width: int, kernel: int, stride: int) -> Map:
@@ -86,4 +88,4 @@ class LayerList:
 
     def _relus(self, name: str, at: Map) -> None:
         elements = at[0] * at[1][0] * at[1][1]
-        self.layers.append(ReluLayer(name, elements, elements))
+        self.layers.append(SquareLayer(name, elements) if self.squares else ReluLayer(name, elements, elements))

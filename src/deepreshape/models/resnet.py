@@ -79,7 +79,7 @@ class ResNet(Staged):
         return tuple(sites)
 
     def layers(self) -> tuple[Layer, ...]:
-        found = LayerList(self.reduction)
+        found = LayerList(self)
         image = self.input[0], self.input[1:]
         at = found.conv("stem.conv.0", image, self.base, 7 if self.stem == "7x7" else 3, self.stem_stride)
         found.activation("stem.act", at)
@@ -109,7 +109,7 @@ class _Block(nn.Module):
         for index, (kernel, wide, step) in enumerate(chain, start=1):
             site = f"{path}.act{index}"
             self.add_module(f"conv{index}", conv_norm(architecture.reduction, site, channels, wide, kernel, step))
-            self.add_module(f"act{index}", activation(architecture.reduction, site))
+            self.add_module(f"act{index}", activation(architecture, site, wide))
             channels = wide
         self.shortcut: nn.Module = nn.Identity()
         if stride != 1 or in_channels != channels:
@@ -136,7 +136,7 @@ class _ResNet(nn.Sequential):
         self.stem.conv = conv_norm(
             reduction, None, architecture.input[0], architecture.base, 7 if large else 3, architecture.stem_stride
         )
-        self.stem.act = activation(reduction, "stem.act")
+        self.stem.act = activation(architecture, "stem.act", architecture.base)
         if large:
             self.stem.pool = pool(architecture.pool, 3, 2, 1)
         channels = architecture.base

@@ -12,7 +12,7 @@ from typing import ClassVar, final
 from torch import Tensor, nn
 
 from deepreshape.cost.layers import Layer
-from deepreshape.models.architecture import Reduction, Site
+from deepreshape.models.architecture import Site
 from deepreshape.models.parts import LayerList, activation, conv_norm, pool, shrink
 from deepreshape.models.staged import Staged
 
@@ -46,7 +46,7 @@ class ResNet9(Staged):
         return tuple(sites)
 
     def layers(self) -> tuple[Layer, ...]:
-        found = LayerList(self.reduction)
+        found = LayerList(self)
         at = found.conv("stem.conv.0", (self.input[0], self.input[1:]), self.base, 3, self.resolution)
         found.activation("stem.act", at)
         for stage, width in enumerate(self.widths[1:], start=2):
@@ -68,12 +68,13 @@ class ResNet9(Staged):
 
 
 class _Pair(nn.Module):
-    def __init__(self, reduction: Reduction, path: str, width: int) -> None:
+    def __init__(self, architecture: ResNet9, path: str, width: int) -> None:
         super().__init__()
+        reduction = architecture.reduction
         self.conv1 = conv_norm(reduction, f"{path}.act1", width, width, 3)
-        self.act1 = activation(reduction, f"{path}.act1")
+        self.act1 = activation(architecture, f"{path}.act1", width)
         self.conv2 = conv_norm(reduction, f"{path}.act2", width, width, 3)
-        self.act2 = activation(reduction, f"{path}.act2")
+        self.act2 = activation(architecture, f"{path}.act2", width)
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.act2(self.conv2(self.act1(self.conv1(x))))
@@ -88,7 +89,7 @@ class _ResNet9(nn.Sequential):
         reduction, channels = architecture.reduction, architecture.base
         self.stem = nn.Sequential()
         self.stem.conv = conv_norm(reduction, None, architecture.input[0], channels, 3, architecture.resolution)
-        self.stem.act = activation(reduction, "stem.act")
+        self.stem.act = activation(architecture, "stem.act", channels)
         size = shrink(architecture.input[1:], architecture.resolution)
         for stage, width in enumerate(architecture.widths[1:], start=2):
             layers = nn.Sequential()
@@ -101,9 +102,9 @@ class _ResNet9(nn.Sequential):
                     layers.pool = pool(architecture.pool, 2, 2)
             if shrinks:
                 size = size[0] // 2, size[1] // 2
-            layers.act = activation(reduction, f"stage{stage}.act")
+            layers.act = activation(architecture, f"stage{stage}.act", width)
             if stage in RESIDUAL_STAGES:
-                layers.pair = _Pair(reduction, f"stage{stage}.pair", width)
+                layers.pair = _Pair(architecture, f"stage{stage}.pair", width)
             self.add_module(f"stage{stage}", layers)
             channels = width
         self.head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, architecture.classes))

@@ -33,6 +33,7 @@ class Staged(ABC):
         strides: down-sampling of each stage.
         pool: kind of the pools inside the network, where the family has any. ``"conv"``, for ResNet-9 only, is none:
             the convolution before strides, with a 4x4 kernel, which can be what a 3x3 one and an average pool make.
+        activation: what stands at a site: ``"relu"``, or ``"herpn"``, a quadratic (AESPA).
         resolution: extra down-sampling in the stem (DeepReDuce's feature-map reshaping).
         reduction: which sites have fewer ReLUs.
     """
@@ -50,6 +51,7 @@ class Staged(ABC):
     strides: tuple[int, ...] = ()
     pool: Literal["max", "avg", "conv"] = "max"
     resolution: int = 1
+    activation: Literal["relu", "herpn"] = "relu"
     reduction: Reduction = field(default_factory=Reduction)
 
     def __post_init__(self) -> None:
@@ -64,6 +66,10 @@ class Staged(ABC):
             raise ValueError(f"{len(self.phi)} stages need as many strides, not {self.strides}")
         if self.pool not in self.pools:
             raise ValueError(f"a {self.family} cannot stride in place of its pools; resnet9 can")
+        if self.activation not in ("relu", "herpn"):
+            raise ValueError(f"unknown activation {self.activation!r}; known are 'relu' and 'herpn'")
+        if self.activation == "herpn" and self.reduction != Reduction():
+            raise ValueError("a network of HerPNs has no ReLUs to remove or to reuse")
         for name in ("phi", "base", "multipliers", "input", "classes", "strides", "resolution"):
             value = getattr(self, name)
             if any(each < 1 for each in (value if isinstance(value, tuple) else (value,))):
@@ -114,7 +120,7 @@ class Staged(ABC):
 
     def relus_at(self, site: Site) -> int:
         """How many ReLUs the network has at ``site``, by arithmetic."""
-        if site.name in self.reduction.removed:
+        if site.name in self.reduction.removed or self.activation != "relu":
             return 0
         return site.channels // self.reduction.factor(site.name) * site.size[0] * site.size[1]
 

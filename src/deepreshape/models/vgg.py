@@ -39,7 +39,7 @@ class VGG(Staged):
         return tuple(sites)
 
     def layers(self) -> tuple[Layer, ...]:
-        found, at = LayerList(self.reduction), (self.input[0], self.input[1:])
+        found, at = LayerList(self), (self.input[0], self.input[1:])
         for stage, (convs, width) in enumerate(zip(self.phi, self.widths, strict=True), start=1):
             for conv in range(convs):
                 path = f"stage{stage}.{conv}"
@@ -68,7 +68,7 @@ class _VGG(nn.Sequential):
                 unit = nn.Sequential()
                 stride = architecture.resolution if (stage, conv) == (1, 0) else 1
                 unit.conv = conv_norm(architecture.reduction, path, channels, width, 3, stride)
-                unit.act = activation(architecture.reduction, path)
+                unit.act = activation(architecture, path, width)
                 layers.append(unit)
                 channels = width
             if min(size) > 1:

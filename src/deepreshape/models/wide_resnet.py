@@ -9,7 +9,7 @@ from typing import ClassVar, final
 from torch import Tensor, nn
 
 from deepreshape.cost.layers import Layer
-from deepreshape.models.architecture import Reduction, Site
+from deepreshape.models.architecture import Site
 from deepreshape.models.parts import LayerList, activation, shrink
 from deepreshape.models.staged import Staged
 
@@ -45,7 +45,7 @@ class WideResNet(Staged):
         return tuple(sites)
 
     def layers(self) -> tuple[Layer, ...]:
-        found = LayerList(self.reduction)
+        found = LayerList(self)
         at = found.conv("stem", (self.input[0], self.input[1:]), STEM_WIDTH, 3, self.resolution)
         for path, _, width, stride in self.blocks():
             found.activation(f"{path}.act1", at)
@@ -63,13 +63,13 @@ class WideResNet(Staged):
 
 
 class _Block(nn.Module):
-    def __init__(self, reduction: Reduction, path: str, in_channels: int, width: int, stride: int) -> None:
+    def __init__(self, architecture: WideResNet, path: str, in_channels: int, width: int, stride: int) -> None:
         super().__init__()
         self.norm1 = nn.BatchNorm2d(in_channels)
-        self.act1 = activation(reduction, f"{path}.act1")
+        self.act1 = activation(architecture, f"{path}.act1", in_channels)
         self.conv1 = nn.Conv2d(in_channels, width, 3, stride, 1, bias=False)
         self.norm2 = nn.BatchNorm2d(width)
-        self.act2 = activation(reduction, f"{path}.act2")
+        self.act2 = activation(architecture, f"{path}.act2", width)
         self.conv2 = nn.Conv2d(width, width, 3, 1, 1, bias=False)
         self.shortcut: nn.Module = nn.Identity()
         if stride != 1 or in_channels != width:
@@ -94,11 +94,11 @@ class _WideResNet(nn.Sequential):
             name, _, block = path.partition(".")
             if block == "0":
                 self.add_module(name, nn.Sequential())
-            self.get_submodule(name).append(_Block(architecture.reduction, path, channels, width, stride))  # pyright: ignore[reportCallIssue]
+            self.get_submodule(name).append(_Block(architecture, path, channels, width, stride))  # pyright: ignore[reportCallIssue]
             channels = width
         self.head = nn.Sequential()
         self.head.norm = nn.BatchNorm2d(channels)
-        self.head.act = activation(architecture.reduction, "head.act")
+        self.head.act = activation(architecture, "head.act", channels)
         self.head.pool = nn.AdaptiveAvgPool2d(1)
         self.head.flat = nn.Flatten()
         self.head.linear = nn.Linear(channels, architecture.classes)

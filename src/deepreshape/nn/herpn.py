@@ -8,17 +8,43 @@ from contextlib import contextmanager
 from typing import Self
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, library, nn
 from torch.nn.functional import batch_norm
 
 from deepreshape.nn.nonlinearity import Nonlinearity
-from deepreshape.nn.polynomial import polynomial_relu
+from deepreshape.nn.polynomial import polynomial
 
-__all__ = ["LINEAR", "SQUARE", "Escape", "HerPN", "escape"]
+__all__ = ["LINEAR", "SQUARE", "Escape", "HerPN", "escape", "herpn", "quadratic"]
 
 LINEAR, SQUARE = 0.5, 1 / math.sqrt(4 * math.pi)
 """Coefficients of a ReLU under Hermite's orthonormal polynomials h1 = x and h2 = (x^2 - 1) / sqrt(2)."""
 MOMENTUM, EPSILON = 0.1, 1e-5
+
+
+def quadratic(scale: Tensor, shift: Tensor, means: Tensor, variances: Tensor) -> Tensor:
+    """The coefficients of 1, x and x squared, (C, 3), of a HerPN with these parameters and statistics."""
+    first, second = torch.tensor([[LINEAR], [SQUARE]]).to(means) / (variances + EPSILON).sqrt()
+    constant = -first * means[0] - second * (1 / math.sqrt(2) + means[1])
+    return torch.stack([scale * constant + shift, scale * first, scale * second / math.sqrt(2)], dim=1)
+
+
+@library.custom_op("deepreshape::herpn", mutates_args=())
+def herpn(x: Tensor, scale: Tensor, shift: Tensor, means: Tensor, variances: Tensor) -> Tensor:
+    """A HerPN in evaluation, as one operator that a trace sees.
+
+    Args:
+        x: any floating dtype, shape (N, C, H, W) or (N, C).
+        scale: float, shape (C,).
+        shift: float, shape (C,).
+        means: of both bases, float, shape (2, C).
+        variances: likewise.
+    """
+    return polynomial(x, quadratic(scale, shift, means, variances))
+
+
+@herpn.register_fake
+def _(x: Tensor, scale: Tensor, shift: Tensor, means: Tensor, variances: Tensor) -> Tensor:
+    return torch.empty_like(x)
 
 
 class HerPN(Nonlinearity):
@@ -37,14 +63,12 @@ class HerPN(Nonlinearity):
     mask = None
     means: Tensor
     variances: Tensor
-    nowhere: Tensor
 
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.scale, self.shift = nn.Parameter(torch.ones(channels)), nn.Parameter(torch.zeros(channels))
         self.register_buffer("means", torch.zeros(2, channels))
         self.register_buffer("variances", torch.ones(2, channels))
-        self.register_buffer("nowhere", torch.zeros((), dtype=torch.bool), persistent=False)
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor]) -> Self:
@@ -55,13 +79,13 @@ class HerPN(Nonlinearity):
     @property
     def coefficients(self) -> Tensor:
         """Shape (C, 3), of 1, x and x squared, in evaluation."""
-        first, second = torch.tensor([[LINEAR], [SQUARE]]).to(self.means) / (self.variances + EPSILON).sqrt()
-        constant = -first * self.means[0] - second * (1 / math.sqrt(2) + self.means[1])
-        return torch.stack([self.scale * constant + self.shift, self.scale * first, self.scale * second / 2**0.5], 1)
+        return quadratic(self.scale, self.shift, self.means, self.variances)
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
-            return polynomial_relu(x, self.nowhere.expand(x.shape[1:]), self.coefficients)
+            if torch.is_grad_enabled():
+                return polynomial(x, self.coefficients)
+            return herpn(x, self.scale, self.shift, self.means, self.variances)
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             raise RuntimeError("HerPN is normalised by the batch of one process; train it in one")
         with torch.autocast(x.device.type, enabled=False):

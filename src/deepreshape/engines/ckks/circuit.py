@@ -204,7 +204,7 @@ class _Builder:
         self.nodes[name] = _Node(form, depth, squares, constant)
 
 
-def compiled(layers: Sequence[Layer | Quadratic], shape: tuple[int, int, int], images: int = 1) -> Circuit:
+def compiled(layers: Sequence[Layer], shape: tuple[int, int, int], images: int = 1) -> Circuit:
     """The circuit of a network without ReLUs, and the smallest parameters that hold it.
 
     Args:
@@ -230,7 +230,7 @@ def compiled(layers: Sequence[Layer | Quadratic], shape: tuple[int, int, int], i
     return _placed(builder, last, layout, images)
 
 
-def _form(builder: _Builder, layer: Layer | Quadratic) -> _Form:
+def _form(builder: _Builder, layer: Layer) -> _Form:
     match layer:
         case Conv():
             source = builder.value(layer.inputs[0], rest=True)

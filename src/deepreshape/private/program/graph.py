@@ -144,7 +144,7 @@ class Join:
     inputs: tuple[str, ...]
 
 
-Layer = Conv | Dense | Sum | Pool | Rectify | Flat
+Layer = Conv | Dense | Sum | Pool | Rectify | Quadratic | Flat
 Traced = Layer | Affine | Part | Join
 """What a trace gives; :func:`simplify` leaves only the first kind."""
 

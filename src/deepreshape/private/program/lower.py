@@ -24,6 +24,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 
+from deepreshape.nn.herpn import quadratic
+from deepreshape.nn.polynomial import polynomial
 from deepreshape.private.program.graph import (
     Affine,
     Conv,
@@ -33,6 +35,7 @@ from deepreshape.private.program.graph import (
     Layer,
     Part,
     Pool,
+    Quadratic,
     Rectify,
     Sum,
     Traced,
@@ -41,7 +44,7 @@ from deepreshape.private.program.graph import (
 from deepreshape.private.program.ops import INPUT, NAME, ProgramError
 from deepreshape.private.program.quantize import MARGIN, Lowered, Modulus, quantize
 
-__all__ = ["LOWERED", "lower", "unsupported"]
+__all__ = ["LOWERED", "lower", "real_layers", "unsupported"]
 
 LOWERED = (
     "convolutions (square, undilated), linear layers, batch norm, ReLU (masked and reused ones too), average pools, "
@@ -114,6 +117,22 @@ def lower(
     layers = simplify(traced.layers, traced.output, traced.shapes)
     ranges = _observe(model, layers, calibration)
     return replace(quantize(layers, shape, ranges, modulus=modulus, fraction=fraction, margin=margin), facts=facts)
+
+
+def real_layers(model: nn.Module, input_shape: Sequence[int]) -> list[Layer]:
+    """The layers of ``model`` with real weights, folded and fused; the last gives its output.
+
+    Args:
+        model: as :func:`lower` takes it; it is left as it was.
+        input_shape: of one input, (C, H, W).
+
+    Raises:
+        ProgramError: if the network cannot be lowered, naming the layer.
+    """
+    traced = _trace(model, input_shape)
+    if traced.problems:
+        raise ProgramError("; ".join(traced.problems))
+    return simplify(traced.layers, traced.output, traced.shapes)
 
 
 def unsupported(model: nn.Module, input_shape: Sequence[int]) -> tuple[str, ...]:
@@ -466,6 +485,18 @@ def _cat(trace: _Trace, node: fx.Node, path: str) -> str | None:
     return None
 
 
+def _herpn(trace: _Trace, node: fx.Node, path: str) -> str | None:
+    tensors = [trace.constants[cast(fx.Node, argument).name].double() for argument in node.args[1:]]
+    trace.append(Quadratic(path, (trace.value(node),), quadratic(*tensors).numpy()), node)
+    return None
+
+
+def _polynomial_relu(trace: _Trace, node: fx.Node, path: str) -> str | None:
+    mask, coefficients = (trace.constants[cast(fx.Node, argument).name] for argument in node.args[1:])
+    trace.append(Quadratic(path, (trace.value(node),), coefficients.double().numpy(), mask.numpy()), node)
+    return None
+
+
 _HANDLERS: dict[str, _Handler] = {
     "adaptive_avg_pool2d": _adaptive_avg_pool,
     "add": _add,
@@ -477,7 +508,9 @@ _HANDLERS: dict[str, _Handler] = {
     "clone": _same,
     "contiguous": _same,
     "conv2d": _conv,
+    "deepreshape.herpn": _herpn,
     "deepreshape.masked_relu": _masked_relu,
+    "deepreshape.polynomial_relu": _polynomial_relu,
     "detach": _same,
     "dropout": _dropout,
     "flatten": _flatten,
@@ -542,5 +575,10 @@ def _apply(layer: Layer, inputs: list[Tensor]) -> Tensor:
             return nn.functional.avg_pool2d(x, layer.kernel, layer.stride, divisor_override=1)
         case Rectify():
             return x.relu() if layer.mask is None else torch.where(torch.as_tensor(layer.mask), x.relu(), x)
+        case Quadratic():
+            coefficients = torch.as_tensor(layer.coefficients)
+            if layer.mask is None:
+                return polynomial(x, coefficients)
+            return torch.where(torch.as_tensor(layer.mask), x.relu(), polynomial(x, coefficients))
         case Flat():
             return x.flatten(1)

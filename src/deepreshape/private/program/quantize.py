@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 
 from deepreshape.private.arith.ring import Field, Ring
 from deepreshape.private.arith.truncation import Division
-from deepreshape.private.program.graph import Conv, Dense, Flat, Layer, Pool, Rectify, Sum
+from deepreshape.private.program.graph import Conv, Dense, Flat, Layer, Pool, Quadratic, Rectify, Sum
 from deepreshape.private.program.ops import (
     INPUT,
     Add,
@@ -273,6 +273,11 @@ class _Plan:
                     inputs = (self._at_rest(inputs[0]),)
             case Sum():
                 inputs = self._alike(layer)
+            case Quadratic():
+                raise ProgramError(
+                    f"{layer.name}: a quadratic is not computed between two parties; under CKKS it is "
+                    "(`deepreshape private fhe local`)"
+                )
             case Rectify() | Flat():
                 pass
         self._append(replace(layer, inputs=inputs), layer.name)
@@ -468,6 +473,8 @@ def _emit(plan: _Plan, formats: _Formats, shape: Shape) -> tuple[Program, dict[s
             case Rectify():
                 high = formats.limit(source, fractions[source]).bit_length() + 1
                 ops.append(Relu(name, step.inputs, -gained, step.mask, 0, max(high, 2)))
+            case Quadratic():
+                raise TypeError(f"{name} was placed, and cannot be")
             case _Shift():
                 ops.append(Truncate(name, step.inputs, -gained))
             case Flat():
