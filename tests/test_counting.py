@@ -5,10 +5,11 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from deepreshape.cost import LinearLayer, ReluLayer
+from deepreshape.cost import PROFILES, LinearLayer, ReluLayer, SquareLayer, published_seconds
+from deepreshape.cost.published import price_published
 from deepreshape.counting import count
 from deepreshape.models import architecture, build
-from deepreshape.nn import MaskedReLU
+from deepreshape.nn import HerPN, MaskedReLU, PolynomialReLU
 
 PUBLISHED = [
     # name, input side, classes, ReLUs, without the stem's, MACs in M to one decimal, params in M to two
@@ -234,3 +235,24 @@ def test_layers_come_in_order_with_their_shapes():
     assert first == LinearLayer("stem.conv.0", 3, 64, (3, 3), 1, (32, 32), (32, 32), 27 * 64 * 1024)
     assert second == ReluLayer("stem.act", 65_536, 65_536)
     assert len(layers) == 17 + 3 + 1 + 17
+
+
+def test_quadratics_are_counted_as_squares():
+    mask = torch.zeros(4, 3, 3, dtype=torch.bool)
+    mask[:, 0] = True
+    mixed = PolynomialReLU(mask, torch.ones(4, 3))
+    found = count(nn.Sequential(nn.Conv2d(1, 4, 1), mixed, HerPN(4)), (1, 3, 3))
+    assert (found.total.relus, found.total.squares, found.unknown) == (12, 24 + 36, {})
+    assert [layer.squares for layer in found.layers if isinstance(layer, SquareLayer)] == [24, 36]
+
+
+def test_published_quadratics_of_a_resnet20():
+    found = count(build(architecture("resnet20-herpn"), "meta"), (3, 32, 32))
+    assert (found.total.relus, found.total.squares, found.total.macs) == (0, 188_416, 40_818_944)
+
+
+def test_published_systems_price_no_squares():
+    layers = architecture("resnet20-m4-herpn").layers()
+    with pytest.raises(ValueError, match="price no squares, and the network has 47,104"):
+        price_published(layers, next(iter(PROFILES.values())))
+    assert published_seconds(layers) == {}

@@ -10,6 +10,7 @@ from deepreshape.models import PRESETS, Reduction, ResNet, architecture, from_di
 NAMES = """
     hrn-5x5x3x hrn-2x5x3x-m32 resnet18 resnet18-m16 stch-4x4x4x wideresnet28-10 vgg16-avg resnet50-imagenet
     resnet9-m32-strided hrn-4x6x3x-phi3.4.6.3 stch-4x4x4x-m8-bottleneck resnet18-m32-r2 resnet9-m32
+    resnet18-m16-herpn resnet9-m16-avg-herpn vgg16-m8-herpn wideresnet22-8-herpn
 """.split()
 
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
-from deepreshape.cli import convex, costs, jobs, networks, private, removal, search
+from deepreshape.cli import convex, costs, fhe, jobs, networks, private, removal, search
 from deepreshape.cli.console import err, out
 from deepreshape.private.errors import PrivateError
 
@@ -42,6 +42,7 @@ app = typer.Typer(
 for commands in (networks.app, costs.app, search.app, jobs.app, removal.app):
     app.registered_commands += commands.registered_commands
 app.add_typer(convex.app, name="convex")
+private.app.add_typer(fhe.app, name="fhe")
 app.add_typer(private.app, name="private")
 
 

@@ -206,8 +206,10 @@ def _count_values(counted: Count) -> dict[str, Any]:
         "maxpool_comparisons": total.maxpool_comparisons,
         "macs": total.macs,
         "params": total.params,
+        "squares": total.squares,
+        "signs": total.signs,
         "stages": [
-            {"name": name, "relus": stage.relus, "macs": stage.macs, "params": stage.params}
+            {"name": name, "relus": stage.relus, "squares": stage.squares, "macs": stage.macs, "params": stage.params}
             for name, stage in counted.by_stage.items()
         ],
         "unknown": [{"operator": name, "elements": elements} for name, elements in counted.unknown.items()],

@@ -6,7 +6,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import isfinite
 
-from deepreshape.cost import LINKS, PROFILES, Layer, Link, Profile, Quote, price_published, reference, schedule, split
+from deepreshape.cost import (
+    LINKS,
+    PROFILES,
+    Layer,
+    Link,
+    Profile,
+    Quote,
+    SquareLayer,
+    price_published,
+    reference,
+    schedule,
+    split,
+)
 from deepreshape.pricing.estimate import outline
 from deepreshape.pricing.work import turns, working_set
 from deepreshape.private.parties.plan import Plan
@@ -69,8 +81,15 @@ def quote_layers(layers: Sequence[Layer], terms: Terms, notes: tuple[str, ...] =
     """Price a network by its layers: instantly, and for networks that cannot be lowered too.
 
     Raises:
-        ValueError: if there is nothing to price, or a layer is too large for every known set of parameters.
+        ValueError: if there is nothing to price, there are squares, or a layer is too large for every known set of
+            parameters.
     """
+    squares = sum(layer.squares for layer in layers if isinstance(layer, SquareLayer))
+    if squares:
+        raise ValueError(
+            f"{terms.protocol} prices no squares, and the network has {squares:,}; `deepreshape private fhe local` "
+            "runs it"
+        )
     if not terms.ours:
         published = PROFILES[terms.protocol]
         link = terms.link or LINKS["wireless"]

@@ -281,7 +281,7 @@ def _form(builder: _Builder, layer: Layer) -> _Form:
         case _:
             raise ProgramError(
                 f"{layer.name}: a {type(layer).__name__} is not computed under CKKS, which knows linear layers and "
-                "squares; replace ReLUs by quadratics (`deepreshape linearize --method herpn`)"
+                "squares; train a network of quadratics, such as resnet20-herpn"
             )
 
 
