@@ -31,6 +31,16 @@ IN_PLACE = {
 }
 RELUS = (F.relu, torch.relu, torch.relu_, F.relu_)
 FLOORS = (torch.clamp, torch.clamp_min, torch.clip)
+ACTIVATIONS = {
+    F.gelu: nn.GELU,
+    F.silu: nn.SiLU,
+    F.mish: nn.Mish,
+    F.relu6: nn.ReLU6,
+    F.hardswish: nn.Hardswish,
+    F.hardsigmoid: nn.Hardsigmoid,
+    torch.sigmoid: nn.Sigmoid,
+    torch.tanh: nn.Tanh,
+}
 DROPOUTS = {
     F.dropout: nn.Dropout,
     F.dropout2d: nn.Dropout2d,
@@ -206,7 +216,7 @@ def _same_view(one: Tensor, other: Tensor) -> bool:
 
 
 def _own_modules(root: nn.Module, graph: fx.Graph) -> None:
-    """A module of its own for each call of a ReLU, and of a functional dropout, which follows the network's mode."""
+    """A module of its own for each call of a ReLU, and of a function that torch.nn has as a layer."""
     taken: set[str] = set()
     for node in graph.nodes:
         module = _module_of(root, node)
@@ -222,13 +232,20 @@ def _own_modules(root: nn.Module, graph: fx.Graph) -> None:
 
 
 def _module_of(root: nn.Module, node: fx.Node) -> nn.Module | None:
-    """What stands for a call: a ReLU or a dropout; None for all else."""
+    """The layer of its own that stands for a call; None where the call stays."""
     if node.op == "call_module":
         module = root.get_submodule(str(node.target))
         return nn.ReLU() if type(module) is nn.ReLU else None
     if node.target in DROPOUTS:
         share = node.args[1] if len(node.args) > 1 else node.kwargs.get("p", 0.5)
         return DROPOUTS[node.target](share)  # pyright: ignore[reportArgumentType]
+    if node.target in ACTIVATIONS:
+        return ACTIVATIONS[node.target](**node.kwargs)  # pyright: ignore[reportArgumentType]
+    if node.target in (F.max_pool2d, torch.max_pool2d):
+        names = ("kernel_size", "stride", "padding", "dilation")
+        given = dict(zip(names, node.args[1:], strict=False)) | node.kwargs
+        plain = not any(isinstance(value, fx.Node) for value in given.values())
+        return nn.MaxPool2d(**{name: given[name] for name in names if given.get(name)}) if plain else None  # pyright: ignore
     method = node.op == "call_method"
     if node.target in RELUS or (method and node.target == "relu"):
         return nn.ReLU()

@@ -27,7 +27,7 @@ from deepreshape.models.architecture import Site
 from deepreshape.models.call_sites import call_sites
 from deepreshape.nn import Nonlinearity
 
-__all__ = ["Foreign", "Network", "convert"]
+__all__ = ["Foreign", "Network", "convert", "traced"]
 
 FUNCTIONS: dict[str, Callable[..., Any]] = {
     f"{space}.{name}": getattr(holder, name)
@@ -231,10 +231,23 @@ def convert(model: nn.Module, input: Tensor | Sequence[int]) -> nn.Module:
     parameter = next(model.parameters(), torch.zeros(()))
     if not isinstance(input, Tensor):
         input = torch.randn(4, *input, generator=torch.Generator().manual_seed(0))
-    batch = input.to(parameter)
+    return traced(model, input.to(parameter), type(model).__name__)
+
+
+def traced(model: nn.Module, batch: Tensor, label: str) -> Network:
+    """What :func:`convert` does with a module that is no network of this package, or with one that was changed.
+
+    Args:
+        model: maps a batch to logits; it is left as it was.
+        batch: of at least two inputs, as the network gets them.
+        label: what the network is called.
+
+    Raises:
+        ValueError: as :func:`convert`.
+    """
     plain = _without_parametrizations(model)
     root, graph = call_sites(plain, batch[:2])
-    network = Network(_described(type(model).__name__, root, graph, batch)).to(parameter)
+    network = Network(_described(label, root, graph, batch)).to(batch)
     for path, module in root.named_modules():
         if isinstance(module, Nonlinearity) and path in network.architecture.modules:
             network.set_submodule(path, copy.deepcopy(module))

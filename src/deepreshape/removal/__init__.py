@@ -11,6 +11,7 @@ from deepreshape.removal.method import Method, Removal, linearize, relu_prices, 
 from deepreshape.removal.senet import SENet
 from deepreshape.removal.sites import masks_of
 from deepreshape.removal.snl import SNL
+from deepreshape.removal.substitute import Substitution, substitute
 from deepreshape.removal.taylor import Taylor
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "Reuse",
     "SENet",
     "Scale",
+    "Substitution",
     "Taylor",
     "Thin",
     "apply",
@@ -36,6 +38,7 @@ __all__ = [
     "plan",
     "plan_of",
     "relu_prices",
+    "substitute",
     "tuning_recipe",
 ]
 

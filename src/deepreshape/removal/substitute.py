@@ -1,0 +1,127 @@
+"""Other activations and pools in place of those that do not run privately, and a fine-tuning that mends what it cost.
+
+GELU, SiLU and their like become ReLUs, which a method of this room can then remove; max pools become average pools of
+the same windows. The network that came teaches the one with the substitutes.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from deepreshape.data import Dataset
+from deepreshape.models import Foreign, convert
+from deepreshape.models.foreign import traced
+from deepreshape.removal.method import tuning_recipe
+from deepreshape.training import Recipe, accuracy, train
+
+__all__ = ["ACTIVATIONS", "POOLS", "Substitution", "substitute"]
+
+ACTIVATIONS = ("ELU", "GELU", "Hardsigmoid", "Hardswish", "Hardtanh", "LeakyReLU", "Mish", "PReLU", "ReLU6", "SiLU",
+               "Sigmoid", "Softplus", "Tanh")  # fmt: skip
+POOLS = ("MaxPool2d", "AdaptiveMaxPool2d")
+
+
+@dataclass(frozen=True)
+class Substitution:
+    """The record of what :func:`substitute` did.
+
+    Attributes:
+        replaced: by the path of a layer, its class and the class that took its place.
+        top1_before, top1_substituted, top1_after: validation top-1 in percent: of the network that came, with the
+            substitutes, and after fine-tuning; none where the validation split was trained on.
+        recipe: of the fine-tuning.
+        seed: of it.
+    """
+
+    replaced: dict[str, tuple[str, str]]
+    top1_before: float | None
+    top1_substituted: float | None
+    top1_after: float | None
+    recipe: dict[str, Any]
+    seed: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain JSON values."""
+        return {"method": "substitute", **asdict(self)}
+
+
+def substitute(
+    model: nn.Module,
+    layers: Mapping[str, str],
+    data: Dataset,
+    *,
+    recipe: Recipe | None = None,
+    seed: int = 0,
+    folder: Path | None = None,
+) -> tuple[nn.Module, Substitution]:
+    """Put other layers in a trained network, and train it.
+
+    Args:
+        model: any torch module; it is left as it was.
+        layers: by the class of a layer (:data:`ACTIVATIONS`, :data:`POOLS`), what takes its place: ``"ReLU"`` for an
+            activation, ``"avg"`` for a pool.
+        data: its test split is not touched.
+        recipe: of the fine-tuning; :func:`~deepreshape.removal.method.tuning_recipe` without one.
+        seed: of the fine-tuning.
+        folder: for checkpoints.
+
+    Returns:
+        The network, in evaluation mode, and the record.
+
+    Raises:
+        ValueError: if a layer cannot be replaced so, or the network has none of them.
+    """
+    device = next(model.parameters()).device
+    batch = data.normalize(data.train.images[:8].to(device))
+    whole = convert(model, batch)
+    architecture = whole.architecture
+    if not isinstance(architecture, Foreign):
+        raise ValueError(
+            f"a network of this package has ReLUs already, and average pools by its name: {whole.architecture}"
+        )
+    _see_pairs(layers)
+    changed, replaced = copy.deepcopy(whole), {}
+    for path, module in whole.named_modules():
+        if type(module).__name__ in layers:
+            other = _instead(path, module)
+            changed.set_submodule(path, other)
+            replaced[path] = type(module).__name__, type(other).__name__
+    if not replaced:
+        held = sorted({str(facts["class"]) for facts in architecture.modules.values()})
+        raise ValueError(f"the network has no {' or '.join(layers)} to replace; its layers are {', '.join(held)}")
+    network = traced(changed, batch, architecture.label)
+    recipe = recipe or tuning_recipe(whole, data)
+
+    def top1(of: nn.Module) -> float | None:
+        return accuracy(of, data, data.validation) if recipe.holdout else None
+
+    before, substituted = top1(whole), top1(network)
+    trained = train(network, data, recipe, seed=seed, teacher=copy.deepcopy(whole).eval(), folder=folder)
+    return network, Substitution(replaced, before, substituted, trained.top1_validation, asdict(recipe), seed)
+
+
+def _see_pairs(layers: Mapping[str, str]) -> None:
+    allowed = dict.fromkeys(ACTIVATIONS, "ReLU") | dict.fromkeys(POOLS, "avg")
+    for kind, other in layers.items():
+        if allowed.get(kind) != other:
+            raise ValueError(
+                f"cannot put {other!r} in place of {kind!r}; ReLU takes the place of {', '.join(ACTIVATIONS)}, and avg "
+                f"that of {', '.join(POOLS)}"
+            )
+
+
+def _instead(path: str, module: nn.Module) -> nn.Module:
+    """The layer that takes the place of one."""
+    if isinstance(module, nn.AdaptiveMaxPool2d):
+        return nn.AdaptiveAvgPool2d(module.output_size)  # pyright: ignore[reportArgumentType]
+    if not isinstance(module, nn.MaxPool2d):
+        return nn.ReLU()
+    if module.dilation not in (1, (1, 1)):
+        raise ValueError(f"{path} is a dilated max pool, and no average pool has its windows; take a stride instead")
+    return nn.AvgPool2d(module.kernel_size, module.stride, module.padding, module.ceil_mode)
