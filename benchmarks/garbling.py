@@ -36,7 +36,7 @@ from deepreshape.private.crypto.backend import Engine, UnavailableError, named, 
 from deepreshape.private.crypto.gc.halfgates import evaluate, garble, table_shape
 from deepreshape.private.crypto.labels import Context, Delta, pick
 from deepreshape.private.program.relu_config import GC_FULL, ReluConfig
-from deepreshape.private.protocols.label_transfer import ReluLayer
+from deepreshape.private.protocols.label_transfer import GarbledLayer
 from deepreshape.private.protocols.relu_gc import ReluGc
 from deepreshape.private.protocols.relu_sign import ReluSign
 
@@ -99,7 +99,7 @@ def measure(
     """
     clock = time.thread_time if threads == 1 else time.perf_counter
     name, modulus, sign = case
-    layer = ReluLayer("benchmark", modulus, 0 if sign is None else 12, count, "server", count, sign)
+    layer = GarbledLayer("benchmark", modulus, 0 if sign is None else 12, count, "server", count, sign)
     circuit = layer.circuit
     offset, rng = Delta(Randomness()), Randomness()
     labels = rng.labels(circuit.width * count).reshape(-1, count, 2)

@@ -31,7 +31,7 @@ from deepreshape.private.arith.ring import DELPHI_PRIME, Field, Randomness, Ring
 from deepreshape.private.crypto.backend import engine
 from deepreshape.private.program.relu_config import ReluConfig, Role
 from deepreshape.private.protocols.base import Prepared, Run, side_by_side
-from deepreshape.private.protocols.label_transfer import ReluLayer
+from deepreshape.private.protocols.label_transfer import GarbledLayer
 from deepreshape.private.protocols.relu_garbled import GarbledRelu
 from deepreshape.private.protocols.relu_gc import ReluGc
 from deepreshape.private.protocols.relu_sign import ReluSign
@@ -63,7 +63,7 @@ def once(modulus: Ring | Field, sign: Sign | None, count: int, garbler: Role) ->
     client, server = memory_pair()
     session = os.urandom(32)
     layers = [
-        ReluLayer(f"part {at}", modulus, SHIFT, min(MOST, count - at), garbler, sign=sign)
+        GarbledLayer(f"part {at}", modulus, SHIFT, min(MOST, count - at), garbler, sign=sign)
         for at in range(0, count, MOST)
     ]
     runs = Run(client, session, "client", Randomness()), Run(server, session, "server", Randomness())
@@ -76,14 +76,14 @@ def once(modulus: Ring | Field, sign: Sign | None, count: int, garbler: Role) ->
     return seconds
 
 
-def protocol_of(layer: ReluLayer) -> GarbledRelu:
+def protocol_of(layer: GarbledLayer) -> GarbledRelu:
     """By which a layer is computed."""
     if layer.sign is None:
         return ReluGc(ReluConfig(garbler=layer.garbler))
     return ReluSign(ReluConfig("gc-stochastic", garbler=layer.garbler))
 
 
-def run(runs: tuple[Run, Run], setups: tuple[Any, Any], layer: ReluLayer) -> dict[str, float]:
+def run(runs: tuple[Run, Run], setups: tuple[Any, Any], layer: GarbledLayer) -> dict[str, float]:
     """Seconds of one layer; its result is checked."""
     modulus, protocol = layer.modulus, protocol_of(layer)
     x = np.arange(layer.count) - layer.count // 2
@@ -113,7 +113,7 @@ def run(runs: tuple[Run, Run], setups: tuple[Any, Any], layer: ReluLayer) -> dic
 def measure(name: str, count: int, rounds: int, garbler: Role) -> dict[str, Any]:
     """One row of the table."""
     modulus, sign = CASES[name]
-    layer = ReluLayer("all", modulus, SHIFT, count, garbler, sign=sign)
+    layer = GarbledLayer("all", modulus, SHIFT, count, garbler, sign=sign)
     runs = [once(modulus, sign, count, garbler) for _ in range(rounds)]
     declared = protocol_of(layer).declared(layer)
     trips = {"offline": len(declared.offline) - 1, "online": 1}

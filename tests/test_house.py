@@ -2,15 +2,28 @@
 
 import ast
 import importlib
+import inspect
 import pkgutil
 import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 import deepreshape
+from deepreshape.cost import reference
+from deepreshape.private.arith.ring import Randomness, Ring
+from deepreshape.private.crypto.he.bfv import candidates
+from deepreshape.private.program.ops import Relu
+from deepreshape.private.program.relu_config import SETTINGS, ReluConfig
+from deepreshape.private.protocols.base import Protocol
+from deepreshape.private.protocols.choose import PROTOCOLS, relu_protocol
+from deepreshape.private.protocols.linear import EncryptedLayer, HeLinear
+from deepreshape.private.protocols.packing import Convolution, lay_out
+from deepreshape.private.protocols.truncate import Truncation, TruncationLayer
 
 ROOT = Path(__file__).parent.parent
 SOURCE = ROOT / "src" / "deepreshape"
@@ -54,6 +67,60 @@ NOT_YET = {
     ("private/arith/drelu.py", "crypto"),
 }
 """Arrows that are still to be turned, by the file and the room that it should not see."""
+
+CROWDED = {"protocols"}
+"""Rooms that still have too many files."""
+TWICE = {
+    "Answer",
+    "Circuit",
+    "Client",
+    "Evaluator",
+    "Gate",
+    "Layout",
+    "Linear",
+    "Link",
+    "Model",
+    "Parameters",
+    "Plan",
+    "Reduction",
+    "Run",
+    "Schedule",
+    "Service",
+    "Session",
+    "Step",
+    "Value",
+    "accuracy",
+    "candidates",
+    "choose",
+    "claim",
+    "evaluate",
+    "fingerprint",
+    "front",
+    "joined",
+    "lay_out",
+    "load",
+    "measure",
+    "offline",
+    "online",
+    "pack",
+    "packed_bytes",
+    "pool",
+    "run",
+    "run_local",
+    "save",
+    "read_rows",
+    "schedule",
+    "serve",
+    "unpack",
+    "versions",
+}
+"""Public names that two files still define."""
+LARGE = {
+    ("experiments/sweep.py", "reduce_saved"),
+    ("removal/method.py", "linearize"),
+    ("training/loop.py", "train"),
+}
+"""Functions that are still too long or take too much."""
 
 
 def room(path: Path) -> str:
@@ -222,3 +289,109 @@ def test_every_attack_in_the_security_page_names_a_test_that_is_there():
     for file, test in named:
         path = ROOT / file if file.startswith("tests/") else ROOT / "tests" / "private" / file
         assert f"def {test}(" in path.read_text(), f"{file}::{test}"
+
+
+FULL = 14
+"""The most files that a room may have beside its ``__init__``."""
+LONG, MANY = 80, 8
+"""The most lines of a function outside ``cli``, and the most parameters."""
+
+
+def definitions(path: Path) -> list[str]:
+    """Public classes and functions at the top level of a file."""
+    kinds = ast.ClassDef | ast.FunctionDef
+    return [node.name for node in ast.parse(path.read_text()).body if isinstance(node, kinds) and node.name[0] != "_"]
+
+
+def oversized(path: Path) -> list[str]:
+    """Functions that are too long, or take too much."""
+    large: list[str] = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if not isinstance(node, ast.FunctionDef):
+            continue
+        given = node.args.posonlyargs + node.args.args + node.args.kwonlyargs
+        count = len([one for one in given if one.arg not in ("self", "cls")])
+        if count > MANY or (node.end_lineno or 0) - node.lineno >= LONG:
+            large.append(node.name)
+    return large
+
+
+def test_no_room_is_crowded():
+    rooms = {path.parent for path in MODULES}
+    crowded = {folder.name for folder in rooms if len({*folder.glob("*.py")} - {folder / "__init__.py"}) > FULL}
+    assert crowded <= CROWDED
+
+
+def test_no_public_name_is_defined_in_two_files():
+    homes: dict[str, list[Path]] = {}
+    for path in MODULES:
+        if room(path) != "cli":
+            for name in definitions(path):
+                homes.setdefault(name, []).append(path)
+    assert {name for name, paths in homes.items() if len(paths) > 1} <= TWICE
+
+
+def test_functions_are_short_and_take_little():
+    large = {
+        (path.relative_to(SOURCE).as_posix(), n) for path in MODULES if room(path) != "cli" for n in oversized(path)
+    }
+    assert large <= LARGE
+
+
+def test_the_rules_of_size_can_fail(tmp_path: Path):
+    bad = tmp_path / "bad.py"
+    bad.write_text("def long():\n" + "    1\n" * LONG + "def wide(a, b, c, d, e, *, f, g, h, i): ...\n")
+    assert oversized(bad) == ["long", "wide"]
+    assert definitions(bad) == ["long", "wide"]
+
+
+def protocols() -> list[type[Protocol[Any, Any]]]:
+    """Every final protocol of the private runtime."""
+    for info in pkgutil.iter_modules([str(SOURCE / "private" / "protocols")], "deepreshape.private.protocols."):
+        importlib.import_module(info.name)
+    found, waiting = list[type[Protocol[Any, Any]]](), [Protocol[Any, Any].__origin__]
+    while waiting:
+        kind = waiting.pop()
+        waiting += kind.__subclasses__()
+        if not kind.__subclasses__():
+            found.append(kind)
+    return found
+
+
+RING = Ring(20)
+LAYERS = {
+    "HeLinear": lambda: (
+        HeLinear(),
+        EncryptedLayer("x", lay_out(Convolution.matrix(8, 4), candidates(1 << 20)[0]), 20, 8),
+    ),
+    "Truncation": lambda: (Truncation(), TruncationLayer("x", RING, 4, 16)),
+}
+"""A protocol and a layer, for those that no word of a ReluConfig names."""
+
+
+def test_every_word_for_relus_has_a_protocol():
+    assert set(PROTOCOLS) == set(SETTINGS)
+
+
+@pytest.mark.parametrize("kind", protocols(), ids=lambda kind: kind.__name__)
+def test_every_protocol_declares_prices_and_replays(kind: type[Protocol[Any, Any]]):
+    assert not inspect.isabstract(kind)
+    assert getattr(kind, "__final__", False), f"{kind.__name__} is not final"
+    words = [word for word, chosen in PROTOCOLS.items() if chosen is kind]
+    cases = [LAYERS[kind.__name__]()] if not words else []
+    for word in words:
+        protocol = relu_protocol(ReluConfig(word))
+        cases.append((protocol, protocol.layer(RING, Relu("x", ("input",), 4), 16)))
+    assert cases
+    for protocol, layer in cases:
+        declared, work = protocol.declared(layer), protocol.work(layer)
+        efforts = [*protocol.setup_work([layer]), *work["offline"], *work["online"]]
+        assert len(protocol.setup_declared([layer])) == len(protocol.setup_work([layer]))
+        for phase, segments in (("offline", declared.offline), ("online", declared.online)):
+            assert len(work[phase]) == sum(map(len, segments)) > 0
+        assert {unit for effort in efforts for part in (effort.make, effort.take, effort.aside) for unit in part} <= {
+            *reference().units
+        }
+        assert protocol.max_input(layer) > 0
+        x = np.arange(-8, 8)
+        assert protocol.replay(layer, x, RING.random(16, Randomness(bytes(32)))).shape == x.shape

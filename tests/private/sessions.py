@@ -10,7 +10,7 @@ from typing import TypeVar
 from deepreshape.private.arith.ring import Randomness, Words
 from deepreshape.private.program.relu_config import ReluConfig, Role
 from deepreshape.private.protocols.base import Offline, Prepared, Run, side_by_side
-from deepreshape.private.protocols.label_transfer import Evaluator, Garbler, ReluLayer
+from deepreshape.private.protocols.label_transfer import Evaluator, GarbledLayer, Garbler
 from deepreshape.private.protocols.relu_garbled import GarbledRelu
 from deepreshape.private.protocols.relu_gc import ReluGc
 from deepreshape.private.protocols.relu_sign import ReluSign
@@ -33,7 +33,7 @@ def both(left: Callable[[], A], right: Callable[[], B]) -> tuple[A, B]:
         return one.result(), two.result()
 
 
-def protocol_of(layer: ReluLayer) -> GarbledRelu:
+def protocol_of(layer: GarbledLayer) -> GarbledRelu:
     """The protocol of a layer that a test has made by hand."""
     if layer.sign is None:
         return ReluGc(ReluConfig(garbler=layer.garbler))
@@ -44,20 +44,22 @@ def run_of(channel: Channel, role: Role, rng: Randomness | None = None) -> Run:
     return Run(channel, SESSION, role, rng or Randomness())
 
 
-def client_offline(channel: Channel, layer: ReluLayer, engine: object, share: Words, mask: Words) -> Offline:
+def client_offline(channel: Channel, layer: GarbledLayer, engine: object, share: Words, mask: Words) -> Offline:
     return protocol_of(layer).offline(run_of(channel, "client"), engine, layer, share, mask)  # pyright: ignore
 
 
-def server_offline(channel: Channel, layer: ReluLayer, engine: object) -> Offline:
+def server_offline(channel: Channel, layer: GarbledLayer, engine: object) -> Offline:
     return protocol_of(layer).offline(run_of(channel, "server"), engine, layer, None, None)  # pyright: ignore
 
 
-def client_online(channel: Channel, layer: ReluLayer, id: bytes, prepared: Iterable[Prepared]) -> None:
+def client_online(channel: Channel, layer: GarbledLayer, id: bytes, prepared: Iterable[Prepared]) -> None:
     run = Run(channel, id, "client", Randomness())
     side_by_side(run, "online", [(layer.name, protocol_of(layer).online(run, layer, iter(prepared), None))])
 
 
-def server_online(channel: Channel, layer: ReluLayer, id: bytes, prepared: Iterable[Prepared], share: Words) -> Words:
+def server_online(
+    channel: Channel, layer: GarbledLayer, id: bytes, prepared: Iterable[Prepared], share: Words
+) -> Words:
     run = Run(channel, id, "server", Randomness())
     (out,) = side_by_side(run, "online", [(layer.name, protocol_of(layer).online(run, layer, iter(prepared), share))])
     assert out is not None
@@ -91,7 +93,7 @@ class Session:
         )
         return cls(client, server, engines, draws)
 
-    def offline(self, layer: ReluLayer, share: Words, mask: Words) -> tuple[list[Prepared], list[Prepared]]:
+    def offline(self, layer: GarbledLayer, share: Words, mask: Words) -> tuple[list[Prepared], list[Prepared]]:
         protocol = protocol_of(layer)
         runs = run_of(self.client, "client", self.draws[0]), run_of(self.server, "server", self.draws[1])
 
@@ -105,7 +107,7 @@ class Session:
 
         return both(client, server)
 
-    def online(self, layer: ReluLayer, prepared: tuple[list[Prepared], list[Prepared]], share: Words) -> Words:
+    def online(self, layer: GarbledLayer, prepared: tuple[list[Prepared], list[Prepared]], share: Words) -> Words:
         return both(
             lambda: client_online(self.client, layer, SESSION, prepared[0]),
             lambda: server_online(self.server, layer, SESSION, prepared[1], share),

@@ -30,17 +30,17 @@ from deepreshape.private.crypto.circuit import and_gates, relu
 from deepreshape.private.crypto.ot.iknp import IKNP
 from deepreshape.private.program.relu_config import Role
 from deepreshape.private.protocols.base import Prepared
-from deepreshape.private.protocols.label_transfer import Garbler, ReluLayer
+from deepreshape.private.protocols.label_transfer import GarbledLayer, Garbler
 from deepreshape.private.transport.channel import Frame, ProtocolError
 from deepreshape.private.transport.ledger import Phase
 from deepreshape.private.transport.memory import memory_pair
 
 
-def traffic(layer: ReluLayer) -> dict[Phase, tuple[int, int]]:
+def traffic(layer: GarbledLayer) -> dict[Phase, tuple[int, int]]:
     return protocol_of(layer).declared(layer).traffic
 
 
-def transfers(layer: ReluLayer) -> int:
+def transfers(layer: GarbledLayer) -> int:
     """Oblivious transfers a ReLU."""
     return protocol_of(layer).declared(layer).counts["offline"]["transfers"] // layer.count
 
@@ -51,7 +51,7 @@ def session(request: pytest.FixtureRequest) -> Session:
 
 
 def check(session: Session, modulus: Modulus, shift: int, x: Words, batch: int, rng: Randomness) -> str:
-    layer = ReluLayer(f"layer {next(names)}", modulus, shift, x.size, role_of(session), batch)
+    layer = GarbledLayer(f"layer {next(names)}", modulus, shift, x.size, role_of(session), batch)
     share, mask = modulus.random(x.size, rng), modulus.random(x.size, rng)
     prepared = session.offline(layer, share, mask)
     taken = [[part.take() for part in side] for side in prepared]
@@ -88,7 +88,7 @@ def test_any_small_layer(session: Session, data: st.DataObject) -> None:
 @pytest.mark.parametrize("batch", [13, 40, 100])
 def test_declared_bytes_and_rounds_are_those_of_the_ledger(session: Session, modulus: Modulus, batch: int) -> None:
     layer = check(session, modulus, 3, modulus.random(40, fixed(4)), batch, fixed(5))
-    for phase, (there, back) in traffic(ReluLayer(layer, modulus, 3, 40, role_of(session), batch)).items():
+    for phase, (there, back) in traffic(GarbledLayer(layer, modulus, 3, 40, role_of(session), batch)).items():
         client, server = (end.ledger.traffic[layer, phase] for end in (session.client, session.server))
         assert (client.sent, client.received) == (server.received, server.sent) == (there, back)
         # the evaluator opens each phase and then waits, but online a garbling server opens and waits
@@ -105,10 +105,10 @@ def test_set_up_bytes() -> None:
 @pytest.mark.parametrize("role", ROLES)
 def test_bytes_stay_within_the_target(role: Role) -> None:
     count = 100_000
-    total = sum(sum(way) for way in traffic(ReluLayer("r", Ring(32), 0, count, role)).values())
+    total = sum(sum(way) for way in traffic(GarbledLayer("r", Ring(32), 0, count, role)).values())
     assert total / count < 4_010
     assert and_gates(Ring(32), 0) * 32 <= 100 * 32
-    assert (and_gates(Field(PRIME_32), 0), transfers(ReluLayer("r", Ring(32), 0, 1, role))) == (253, 32)
+    assert (and_gates(Field(PRIME_32), 0), transfers(GarbledLayer("r", Ring(32), 0, 1, role))) == (253, 32)
     assert and_gates(Ring(32), 7) == relu(Ring(32), 7).and_gates
 
 
@@ -135,7 +135,7 @@ def test_bytes_on_the_wire_are_those_of_the_baseline(role: Role) -> None:
     session = Session.start(role, client, server)
     modulus, rng = Field(CIRCA_PRIME), fixed(11)
     share, mask, theirs = (modulus.random(6, rng) for _ in range(3))
-    layer = ReluLayer("stage1.relu", modulus, 4, 6, role, batch=4)
+    layer = GarbledLayer("stage1.relu", modulus, 4, 6, role, batch=4)
     session.online(layer, session.offline(layer, share, mask), theirs)
     digests = {
         name: hashlib.sha256(b"".join(bytes([kind]) + data for kind, data in tap.frames)).hexdigest()[:16]
@@ -152,7 +152,7 @@ def test_what_is_opened_online_is_masked(session: Session) -> None:
     for _ in range(2):
         taps = Tap(session.client), Tap(session.server)
         tapped = Session(*taps, session.engines)
-        layer = ReluLayer(f"layer {next(names)}", modulus, 0, 200, role_of(session))
+        layer = GarbledLayer(f"layer {next(names)}", modulus, 0, 200, role_of(session))
         prepared = tapped.offline(layer, share, mask)
         tapped.online(layer, prepared, modulus.sub(x, share))
         sent.append([data for tap in taps for _, data in tap.frames])
@@ -164,7 +164,7 @@ def test_what_is_opened_online_is_masked(session: Session) -> None:
 def test_masks_are_uniform_over_the_whole_modulus(session: Session) -> None:
     """What the evaluator sees of one value, many times: evenly spread, at the client with its own mask left out."""
     modulus, count = Field(5), 4000
-    layer, zeros = ReluLayer(f"layer {next(names)}", modulus, 0, count, role_of(session)), np.zeros(count, np.uint64)
+    layer, zeros = GarbledLayer(f"layer {next(names)}", modulus, 0, count, role_of(session)), np.zeros(count, np.uint64)
     taps = Tap(session.client), Tap(session.server)
     tapped = Session(*taps, session.engines)
     tapped.online(layer, tapped.offline(layer, zeros, zeros), zeros + np.uint64(2))
@@ -186,7 +186,7 @@ def test_the_evaluator_never_holds_both_labels_of_a_wire(session: Session) -> No
     for number in (1, 2):
         taps = Tap(session.client), Tap(session.server)
         tapped = Session(*taps, session.engines)
-        layer = ReluLayer(f"layer {next(names)}", modulus, 0, 30, role_of(session), batch=8)
+        layer = GarbledLayer(f"layer {next(names)}", modulus, 0, 30, role_of(session), batch=8)
         share, mask, theirs = (modulus.random(30, fixed(number)) for _ in range(3))
         prepared = tapped.offline(layer, share, mask)
         head, *batches = [part.take() for part in prepared[evaluator]]
@@ -208,7 +208,7 @@ def test_the_evaluator_never_holds_both_labels_of_a_wire(session: Session) -> No
 
 def test_material_is_used_once(session: Session) -> None:
     modulus = Ring(8)
-    layer = ReluLayer(f"layer {next(names)}", modulus, 0, 5, role_of(session))
+    layer = GarbledLayer(f"layer {next(names)}", modulus, 0, 5, role_of(session))
     zeros = np.zeros(5, np.uint64)
     prepared = session.offline(layer, zeros, zeros)
     session.online(layer, prepared, zeros)
@@ -228,7 +228,7 @@ def test_no_copy_gives_a_second_use(again: Callable[[object], object]) -> None:
 
 def test_material_survives_a_store_as_raw_bytes(session: Session) -> None:
     modulus, rng = Ring(13), fixed(10)
-    layer = ReluLayer(f"layer {next(names)}", modulus, 1, 9, role_of(session), batch=4)
+    layer = GarbledLayer(f"layer {next(names)}", modulus, 1, 9, role_of(session), batch=4)
     x, share, mask = (modulus.random(9, rng) for _ in range(3))
 
     def stored_and_loaded(part: Prepared) -> Prepared:
@@ -242,7 +242,7 @@ def test_material_survives_a_store_as_raw_bytes(session: Session) -> None:
 
 def test_missing_material_is_named() -> None:
     session = Session.start("server")
-    layer, zeros = ReluLayer("r", Ring(8), 0, 5, "server", batch=2), np.zeros(5, np.uint64)
+    layer, zeros = GarbledLayer("r", Ring(8), 0, 5, "server", batch=2), np.zeros(5, np.uint64)
     client, server = session.offline(layer, zeros, zeros)
     assert (len(client), len(server)) == (4, 1)
     with ThreadPoolExecutor(1) as pool:
@@ -254,7 +254,7 @@ def test_missing_material_is_named() -> None:
 
 
 def test_what_concerns_the_layer_is_overwritten_after_use(session: Session) -> None:
-    layer, mask = ReluLayer(f"layer {next(names)}", Ring(8), 0, 5, role_of(session)), np.arange(5, dtype=np.uint64)
+    layer, mask = GarbledLayer(f"layer {next(names)}", Ring(8), 0, 5, role_of(session)), np.arange(5, dtype=np.uint64)
     prepared = session.offline(layer, mask, mask)
     heads = [side[0].take() for side in prepared]
     arrays = [array for head in heads for array in head.values()]
@@ -266,7 +266,7 @@ def test_what_concerns_the_layer_is_overwritten_after_use(session: Session) -> N
 
 def test_a_layer_is_prepared_once_in_a_session() -> None:
     session = Session.start("server")
-    layer, zeros = ReluLayer("stage1.relu", Ring(8), 0, 5, "server"), np.zeros(5, np.uint64)
+    layer, zeros = GarbledLayer("stage1.relu", Ring(8), 0, 5, "server"), np.zeros(5, np.uint64)
     session.offline(layer, zeros, zeros)
     with pytest.raises(RuntimeError, match=r"'stage1.relu' was prepared before"):
         next(server_offline(session.server, layer, session.engines[1]))
@@ -277,7 +277,7 @@ def test_a_layer_is_prepared_once_in_a_session() -> None:
 def test_an_answer_that_is_no_share_is_refused() -> None:
     session = Session.start("server")
     modulus = Field(7)
-    layer, zeros = ReluLayer("r", modulus, 0, 5, "server"), np.zeros(5, np.uint64)
+    layer, zeros = GarbledLayer("r", modulus, 0, 5, "server"), np.zeros(5, np.uint64)
     prepared = session.offline(layer, zeros, zeros)
     session.client.send(Frame.SHARES, bytes([0, 1, 2, 6, 7]))
     with pytest.raises(ProtocolError, match="not an element"):
@@ -286,7 +286,7 @@ def test_an_answer_that_is_no_share_is_refused() -> None:
 
 def test_tables_that_give_no_shares_are_refused(session: Session) -> None:
     modulus = Field(5)
-    layer, zeros = ReluLayer(f"layer {next(names)}", modulus, 0, 60, role_of(session)), np.zeros(60, np.uint64)
+    layer, zeros = GarbledLayer(f"layer {next(names)}", modulus, 0, 60, role_of(session)), np.zeros(60, np.uint64)
     client, server = session.offline(layer, zeros, zeros)
     evaluator = client if role_of(session) == "server" else server
     broken = evaluator[1].take()
@@ -305,7 +305,7 @@ def test_tables_that_give_no_shares_are_refused(session: Session) -> None:
 
 
 def test_bad_arguments_are_refused(session: Session) -> None:
-    layer = ReluLayer("r", Field(7), 0, 3, role_of(session))
+    layer = GarbledLayer("r", Field(7), 0, 3, role_of(session))
     good = np.zeros(3, np.uint64)
     client, engine = session.client, session.engines[0]
     with pytest.raises(ValueError, match=r"share of layer 'r' is uint64 of shape \(4,\)"):
@@ -317,11 +317,11 @@ def test_bad_arguments_are_refused(session: Session) -> None:
     with pytest.raises(TypeError, match="needs the run's"):
         next(client_offline(client, layer, session.engines[1], good, good))
     with pytest.raises(ValueError, match="at least 1"):
-        ReluLayer("r", Field(7), 0, 0, "server")
+        GarbledLayer("r", Field(7), 0, 0, "server")
 
 
 def test_secrets_are_not_shown(session: Session) -> None:
-    layer = ReluLayer(f"layer {next(names)}", Ring(8), 0, 5, role_of(session))
+    layer = GarbledLayer(f"layer {next(names)}", Ring(8), 0, 5, role_of(session))
     zeros = np.zeros(5, np.uint64)
     prepared = session.offline(layer, zeros, zeros)
     shown = repr(prepared) + repr(session.engines)

@@ -31,7 +31,7 @@ from deepreshape.private.arith.truncation import Division
 from deepreshape.private.crypto.ot.iknp import IKNP
 from deepreshape.private.program.relu_config import Role
 from deepreshape.private.protocols.base import Prepared
-from deepreshape.private.protocols.label_transfer import Garbler, ReluLayer
+from deepreshape.private.protocols.label_transfer import GarbledLayer, Garbler
 from deepreshape.private.transport.channel import Frame, ProtocolError
 from deepreshape.private.transport.ledger import Phase
 
@@ -56,11 +56,11 @@ REAL: list[Sign] = [
 ]
 
 
-def traffic(layer: ReluLayer) -> dict[Phase, tuple[int, int]]:
+def traffic(layer: GarbledLayer) -> dict[Phase, tuple[int, int]]:
     return protocol_of(layer).declared(layer).traffic
 
 
-def transfers(layer: ReluLayer) -> int:
+def transfers(layer: GarbledLayer) -> int:
     """Oblivious transfers a ReLU."""
     return protocol_of(layer).declared(layer).counts["offline"]["transfers"] // layer.count
 
@@ -70,11 +70,11 @@ def session(request: pytest.FixtureRequest) -> Session:
     return Session.start(request.param, products=True)
 
 
-def layer_of(session: Session, sign: Sign, shift: int, count: int, batch: int = 8192) -> ReluLayer:
-    return ReluLayer(f"layer {next(names)}", sign.modulus, shift, count, role_of(session), batch, sign)
+def layer_of(session: Session, sign: Sign, shift: int, count: int, batch: int = 8192) -> GarbledLayer:
+    return GarbledLayer(f"layer {next(names)}", sign.modulus, shift, count, role_of(session), batch, sign)
 
 
-def run(session: Session, layer: ReluLayer, x: np.ndarray, share: Words) -> np.ndarray:
+def run(session: Session, layer: GarbledLayer, x: np.ndarray, share: Words) -> np.ndarray:
     """The output of the two parties; kept bytes are checked on the way."""
     modulus = layer.modulus
     mask = modulus.random(x.size, Randomness())
@@ -165,10 +165,10 @@ def test_set_up_bytes(role: Role) -> None:
 )
 def test_bytes_stay_within_the_target(role: Role, sign: Sign, total: int, online: int) -> None:
     count = 100_000
-    sent = traffic(ReluLayer("r", sign.modulus, 12, count, role, sign=sign))
+    sent = traffic(GarbledLayer("r", sign.modulus, 12, count, role, sign=sign))
     assert sum(map(sum, sent.values())) / count <= total
     assert sum(sent["online"]) / count <= online
-    assert transfers(ReluLayer("r", sign.modulus, 12, count, role, sign=sign)) == sign.width + 2
+    assert transfers(GarbledLayer("r", sign.modulus, 12, count, role, sign=sign)) == sign.width + 2
 
 
 def test_frames_do_not_depend_on_the_inputs(session: Session) -> None:
@@ -317,7 +317,7 @@ def test_several_layers_go_side_by_side(session: Session) -> None:
     """Their steps wait together, whatever their protocols, and each layer gets what is its own."""
     signs: list[Sign | None] = [SMALL[0], None, SMALL[3]]
     count, modulus, role = 5, SMALL[0].modulus, role_of(session)
-    layers = [ReluLayer(f"layer {next(names)}", modulus, 1, count, role, 2, sign) for sign in signs]
+    layers = [GarbledLayer(f"layer {next(names)}", modulus, 1, count, role, 2, sign) for sign in signs]
     share, mask, x = fixed(3).words(count) % np.uint64(64), fixed(4).words(count) % np.uint64(64), np.arange(-4, 6, 2)
 
     def client() -> dict[str, list[Prepared]]:

@@ -12,7 +12,7 @@ from deepreshape.private.arith.drelu import MODES, Mode, Window, Wrap
 from deepreshape.private.arith.ring import CIRCA_PRIME, Field, Randomness, Ring
 from deepreshape.private.program.relu_config import Role
 from deepreshape.private.program.stochastic import fault_probability, stochastic_relu
-from deepreshape.private.protocols.label_transfer import ReluLayer
+from deepreshape.private.protocols.label_transfer import GarbledLayer
 
 
 @pytest.mark.parametrize("modulus", [Ring(7), Field(61), Field(97), Field(127)], ids=str)
@@ -53,7 +53,7 @@ def test_the_shares_of_two_parties_follow_the_formula(role: Role, modulus: Ring 
     sign = Window(modulus, 12, 37, mode) if isinstance(modulus, Ring) else Wrap(modulus, 12, mode)
     session = Session.start(role, products=True)
     for value in (1200, -1200, 2**28):
-        layer = ReluLayer(f"layer {next(names)}", modulus, 0, count, role, sign=sign)
+        layer = GarbledLayer(f"layer {next(names)}", modulus, 0, count, role, sign=sign)
         x, rng = np.full(count, value), Randomness()
         share, mask = modulus.random(count, rng), modulus.random(count, rng)
         theirs = modulus.sub(modulus.encode(x), share)

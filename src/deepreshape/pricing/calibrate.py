@@ -37,7 +37,7 @@ from deepreshape.private.program.integer_linear import on_shares
 from deepreshape.private.program.ops import Conv2d, Weights
 from deepreshape.private.program.relu_config import GC_FULL, ROLES, ReluConfig, Role
 from deepreshape.private.protocols.base import Prepared, Protocol, Run
-from deepreshape.private.protocols.label_transfer import ReluLayer
+from deepreshape.private.protocols.label_transfer import GarbledLayer
 from deepreshape.private.protocols.packing import Convolution, lay_out
 from deepreshape.private.protocols.relu_garbled import OTHER, GarbledRelu
 from deepreshape.private.protocols.relu_gc import ReluGc
@@ -194,13 +194,13 @@ def _relus(rounds: int) -> Units:
     units: Units = {}
     transfers = _transfers(rounds)
 
-    def timed(protocol: GarbledRelu, layer: ReluLayer) -> dict[str, float]:
+    def timed(protocol: GarbledRelu, layer: GarbledLayer) -> dict[str, float]:
         rows = [_relu(protocol, layer, transfers) for _ in range(rounds)]
         return dict(zip(("garble", "take", "label", "evaluate"), least(rows), strict=True))
 
     for garbler in ROLES:
         full, sign = ReluGc(ReluConfig(garbler=garbler)), ReluSign(ReluConfig("gc-stochastic", garbler=garbler))
-        layers = [ReluLayer("calibration", RING, 11, count, garbler) for count in (few, many)]
+        layers = [GarbledLayer("calibration", RING, 11, count, garbler) for count in (few, many)]
         gates = layers[0].circuit.and_gates
         small, large = (timed(full, layer) for layer in layers)
         for step in large:
@@ -210,7 +210,7 @@ def _relus(rounds: int) -> Units:
             else:
                 units |= _line(name, "gate", (1, few, small[step] / gates), (2, many, large[step] / gates))
         narrow, wide = (
-            ReluLayer("calibration", RING, 11, many, garbler, sign=Window(RING, low, RING.bits)) for low in (20, 0)
+            GarbledLayer("calibration", RING, 11, many, garbler, sign=Window(RING, low, RING.bits)) for low in (20, 0)
         )
         small, large = timed(sign, narrow), timed(sign, wide)
         for step in large:
@@ -231,7 +231,7 @@ def _line(name: str, other: str, *points: tuple[int, int, float]) -> Units:
     return {name: each, f"{name}.{other}": (short - each * few) / one}
 
 
-def _relu(protocol: GarbledRelu, layer: ReluLayer, transfers: Units) -> tuple[float, ...]:
+def _relu(protocol: GarbledRelu, layer: GarbledLayer, transfers: Units) -> tuple[float, ...]:
     """Seconds of the garbler offline, evaluator offline, garbler online, evaluator online; transfers taken off."""
     seconds = _run(protocol, layer)
     evaluator = OTHER[layer.garbler]

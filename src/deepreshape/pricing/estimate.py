@@ -19,8 +19,7 @@ from deepreshape.private.crypto.he.bfv import Parameters, candidates
 from deepreshape.private.program.ops import Relu
 from deepreshape.private.program.relu_config import GC_FULL, ReluConfig
 from deepreshape.private.protocols.choose import relu_protocol
-from deepreshape.private.protocols.linear import TYPICAL_WEIGHT, EncryptedLayer
-from deepreshape.private.protocols.linear import Linear as LinearProtocol
+from deepreshape.private.protocols.linear import TYPICAL_WEIGHT, EncryptedLayer, HeLinear
 from deepreshape.private.protocols.packing import Convolution, Layout, joined, lay_out
 from deepreshape.private.protocols.steps import Flight, Step, Steps
 from deepreshape.private.protocols.truncate import Truncation, TruncationLayer
@@ -102,7 +101,7 @@ class Outline:
     @cached_property
     def steps(self) -> Steps:
         """What there is to do."""
-        linear = LinearProtocol()
+        linear = HeLinear()
         encrypted = {
             name: Step(name, linear, EncryptedLayer(name, self.layouts[name], self.bits, _fan_in(layer)))
             for name, (layer, _) in self.linear.items()

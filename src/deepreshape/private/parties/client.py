@@ -34,7 +34,7 @@ from deepreshape.private.parties.preprocessing import Sink, Source
 from deepreshape.private.program.integer_linear import Integers, locally
 from deepreshape.private.program.ops import INPUT, Conv2d, Linear, Relu, Truncate
 from deepreshape.private.protocols.base import Prepared, Run, side_by_side
-from deepreshape.private.protocols.linear import Linear as LinearProtocol
+from deepreshape.private.protocols.linear import HeLinear
 from deepreshape.private.protocols.steps import OUTPUT, SETUP, Flight, Step
 from deepreshape.private.transport.channel import Frame
 
@@ -78,7 +78,7 @@ class _Offline:
         self.shares[INPUT] = mask
         self._settle()
         for stage in plan.steps.offline:
-            setup: Any = key if isinstance(stage.protocol, LinearProtocol) else None
+            setup: Any = key if isinstance(stage.protocol, HeLinear) else None
             if setup is None:
                 with self.run.channel.ledger.at(SETUP, "setup"):
                     setup = stage.protocol.setup(self.run, stage.layers)
@@ -159,9 +159,8 @@ def online(run: Run, plan: Plan, source: Source, x: Integers) -> Integers:
         channel.send(Frame.SHARES, modulus.pack(modulus.sub(modulus.encode(x), mask)))
     for flight in plan.steps.online:
         steps = [
-            (step.name, step.protocol.online(run, step.layer, source.get(plan.stream(step.stream, step.name)), None))
+            (step.name, step.protocol.online(run, step.layer, plan.prepared(step, "client", source), None))
             for step in flight
-            if step.declared.stored[0]
         ]
         side_by_side(run, "online", steps)
     with channel.ledger.at(OUTPUT, "online"):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections.abc import Iterator
 from dataclasses import astuple, dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -19,12 +20,12 @@ from numpy.typing import NDArray
 
 from deepreshape.cost import Cost, CostReport
 from deepreshape.private.crypto.he.bfv import Parameters
+from deepreshape.private.parties.preprocessing import Source
 from deepreshape.private.program.ops import INPUT, Conv2d, Linear, Op, Program, ProgramError, Relu, Truncate
 from deepreshape.private.program.relu_config import GC_FULL, ReluConfig, Role
-from deepreshape.private.protocols.base import ReluProtocol
+from deepreshape.private.protocols.base import Prepared, ReluProtocol
 from deepreshape.private.protocols.choose import relu_protocol
-from deepreshape.private.protocols.linear import EncryptedLayer
-from deepreshape.private.protocols.linear import Linear as LinearProtocol
+from deepreshape.private.protocols.linear import EncryptedLayer, HeLinear
 from deepreshape.private.protocols.packing import Convolution, Layout, choose_parameters, joined, lay_out
 from deepreshape.private.protocols.steps import OUTPUT, SETUP, Flight, Step, Steps
 from deepreshape.private.protocols.truncate import Truncation, TruncationLayer
@@ -155,7 +156,7 @@ class Plan:
     def steps(self) -> Steps:
         """What an inference consists of."""
         values, modulus = self.program.values, self.program.modulus
-        linear, truncation = LinearProtocol(), Truncation()
+        linear, truncation = HeLinear(), Truncation()
         steps: dict[str, Flight] = {}
         for op in self.program.ops:
             flight: list[Step] = []
@@ -220,6 +221,12 @@ class Plan:
     def operations(self) -> dict[str, Op]:
         """By name."""
         return {op.name: op for op in self.program.ops}
+
+    def prepared(self, step: Step, role: Role, source: Source) -> Iterator[Prepared]:
+        """What a party has kept of a step, out of its offline material; nothing where it keeps nothing."""
+        if not step.declared.stored[role == "server"]:
+            return iter(())
+        return source.get(self.stream(step.stream, step.name))
 
     def stream(self, kind: str, name: str) -> str:
         """The stream of offline material of one step: its operation's number and what it is for."""

@@ -14,7 +14,7 @@ from deepreshape.private.program.integer_linear import locally, on_shares
 from deepreshape.private.program.ops import INPUT, Conv2d, Linear, Op, Program, Relu, Truncate
 from deepreshape.private.protocols.base import Run, side_by_side
 from deepreshape.private.protocols.he_workers import Workers, worthwhile
-from deepreshape.private.protocols.linear import Linear as LinearProtocol
+from deepreshape.private.protocols.linear import HeLinear
 from deepreshape.private.protocols.packing import EncodedWeights, split_groups
 from deepreshape.private.protocols.steps import OUTPUT, SETUP
 from deepreshape.private.transport.channel import Frame
@@ -50,7 +50,7 @@ class Model:
             weight = weight.reshape(*weight.shape[:2], layout.layer.kernel, layout.layer.kernel)
             parts = split_groups(weight, layout.layer)
             encoded[name] = [EncodedWeights(layout, part, keep=keep) for part in parts]
-        self.linear = LinearProtocol(encoded, self.workers)
+        self.linear = HeLinear(encoded, self.workers)
 
 
 def offline(run: Run, model: Model, sink: Sink, *, responder: Responder | None = None) -> Responder | None:
@@ -59,7 +59,7 @@ def offline(run: Run, model: Model, sink: Sink, *, responder: Responder | None =
     ``responder`` is what this function returned for an earlier run over this channel: it has the client's key.
     """
     for stage in model.plan.steps.offline:
-        linear = isinstance(stage.protocol, LinearProtocol)
+        linear = isinstance(stage.protocol, HeLinear)
         protocol: Any = model.linear if linear else stage.protocol
         if linear and responder is not None:
             setup: Any = Workers(model.workers, responder)
@@ -103,7 +103,7 @@ def _interactive(run: Run, model: Model, op: Op, share: Words, source: Source) -
     flight = plan.by_operation.get(op.name, ())
     places = [plan.places(step) for step in flight]
     steps = [
-        (op.name, step.protocol.online(run, step.layer, source.get(plan.stream(step.stream, op.name)), result[at]))
+        (op.name, step.protocol.online(run, step.layer, plan.prepared(step, "server", source), result[at]))
         for step, at in zip(flight, places, strict=True)
     ]
     for at, part in zip(places, side_by_side(run, "online", steps), strict=True):

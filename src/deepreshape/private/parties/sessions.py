@@ -63,7 +63,7 @@ class LostBatchError(ProtocolError):
     """The other half of an offline batch is not there any more, so this half was destroyed."""
 
 
-class Prepared(NamedTuple):
+class PreparedBatch(NamedTuple):
     """A batch that lies in the store: its id, the bytes of its arrays, and the traffic that made it."""
 
     batch: str
@@ -98,7 +98,7 @@ class Client:
     store: Store
     pinned: str | None = None
 
-    def prepare(self, observe: client.Observer | None = None, progress: Progress | None = None) -> Prepared:
+    def prepare(self, observe: client.Observer | None = None, progress: Progress | None = None) -> PreparedBatch:
         """Make one batch.
 
         Args:
@@ -112,7 +112,7 @@ class Client:
         (made,) = self._prepare(self._connect(), 1, observe, progress)
         return made
 
-    def prepare_several(self, count: int, progress: Progress | None = None) -> Iterator[Prepared]:
+    def prepare_several(self, count: int, progress: Progress | None = None) -> Iterator[PreparedBatch]:
         """Make several batches, :data:`MOST` a session; each is stored when it is given.
 
         Args:
@@ -130,7 +130,7 @@ class Client:
 
     def _prepare(
         self, channel: TlsChannel, count: int, observe: client.Observer | None, progress: Progress | None
-    ) -> Iterator[Prepared]:
+    ) -> Iterator[PreparedBatch]:
         if progress:
             total = self.plan.offline_bytes(count)
             channel.ledger.watch = lambda done: progress(done, total)
@@ -144,7 +144,7 @@ class Client:
                         key = client.offline(_run(channel, batch, "client"), self.plan, sink, key=key, observe=observe)
                     channel.receive(Frame.READY, 1)
                     writer.commit()
-                yield Prepared(batch.hex(), sink.nbytes, channel.ledger)
+                yield PreparedBatch(batch.hex(), sink.nbytes, channel.ledger)
 
     def infer(self, x: Integers, batch: str | None = None, progress: Progress | None = None) -> Answer:
         """Run one inference and use a batch up: this one, or the oldest there is, or one made for it now.

@@ -35,7 +35,7 @@ LABEL_BYTES = 16
 
 
 @dataclass(frozen=True)
-class ReluLayer:
+class GarbledLayer:
     """A layer of ``count`` ReLUs; both parties know it. ``name`` is unique in the session.
 
     ``garbler`` says who garbles, ``batch`` how many instances one garbling covers, ``sign`` which sign test is garbled;
@@ -127,7 +127,7 @@ def _back(id: bytes) -> bytes:
     return b"deepreshape products" + id
 
 
-def garbler_of(party: Party, layer: ReluLayer) -> Garbler:
+def garbler_of(party: Party, layer: GarbledLayer) -> Garbler:
     """``party``, which takes on the layer as its garbler.
 
     Raises:
@@ -140,7 +140,7 @@ def garbler_of(party: Party, layer: ReluLayer) -> Garbler:
     return party
 
 
-def evaluator_of(party: Party, layer: ReluLayer) -> Evaluator:
+def evaluator_of(party: Party, layer: GarbledLayer) -> Evaluator:
     """``party``, which takes on the layer as its evaluator; errors as of :func:`garbler_of`."""
     if not isinstance(party, Evaluator):
         raise TypeError("this party evaluates the layer; it needs the run's Evaluator, got its Garbler")
@@ -148,23 +148,23 @@ def evaluator_of(party: Party, layer: ReluLayer) -> Evaluator:
     return party
 
 
-def random_choices(layer: ReluLayer, rng: Randomness) -> Bits:
+def random_choices(layer: GarbledLayer, rng: Randomness) -> Bits:
     """c, of an evaluator that does not know its word yet: (chosen, count) zeros and ones."""
     return rng.bytes(layer.chosen * layer.count).reshape(layer.chosen, layer.count) & np.uint8(1)
 
 
-def choose(run: Run, layer: ReluLayer, evaluator: Evaluator, choices: Bits) -> list[Words]:
+def choose(run: Run, layer: GarbledLayer, evaluator: Evaluator, choices: Bits) -> list[Words]:
     """The evaluator's transfers: its labels of ``choices`` (chosen, count), batch by batch."""
     return [evaluator.transfers.chosen(run.channel, choices[:, span].reshape(-1)) for span in layer.spans]
 
 
-def chosen_by_peer(run: Run, layer: ReluLayer, garbler: Garbler) -> list[Words]:
+def chosen_by_peer(run: Run, layer: GarbledLayer, garbler: Garbler) -> list[Words]:
     """The garbler's end of :func:`choose`: the labels of zero."""
     return [garbler.transfers.chosen(run.channel, layer.chosen * size) for size in layer.sizes]
 
 
 def send_circuits(
-    run: Run, layer: ReluLayer, garbler: Garbler, chosen: list[Words], known: Bits
+    run: Run, layer: GarbledLayer, garbler: Garbler, chosen: list[Words], known: Bits
 ) -> tuple[Arrays, Iterator[Words]]:
     """The garbler's circuits.
 
@@ -204,7 +204,7 @@ def send_circuits(
     return {"seed": np.frombuffer(bytearray(hidden_seed), np.uint8), "offset": offset.words.copy()}, batches()
 
 
-def receive_circuits(run: Run, layer: ReluLayer, labels: list[Words]) -> tuple[Arrays, Iterator[Arrays]]:
+def receive_circuits(run: Run, layer: GarbledLayer, labels: list[Words]) -> tuple[Arrays, Iterator[Arrays]]:
     """The evaluator's end of :func:`send_circuits`, with its own ``labels``.
 
     Returns:
@@ -221,7 +221,7 @@ def receive_circuits(run: Run, layer: ReluLayer, labels: list[Words]) -> tuple[A
     return {"seed": seed}, batches()
 
 
-def send_labels(run: Run, layer: ReluLayer, head: Arrays, planes: Bits) -> None:
+def send_labels(run: Run, layer: GarbledLayer, head: Arrays, planes: Bits) -> None:
     """Online, at the garbler: its hidden labels, moved by the offset where ``planes`` (bits, count) are one.
 
     Those are the bits of its late word, or what the evaluator sent as d.
@@ -234,7 +234,9 @@ def send_labels(run: Run, layer: ReluLayer, head: Arrays, planes: Bits) -> None:
         )
 
 
-def evaluated(run: Run, layer: ReluLayer, head: Arrays, batches: Iterator[Prepared]) -> Iterator[tuple[Arrays, Words]]:
+def evaluated(
+    run: Run, layer: GarbledLayer, head: Arrays, batches: Iterator[Prepared]
+) -> Iterator[tuple[Arrays, Words]]:
     """Online, at the evaluator: each batch's arrays and its output labels, uint64 (outputs, size, 2)."""
     shown = Randomness(head["seed"].tobytes())
     for number, size in enumerate(layer.sizes):
@@ -260,21 +262,21 @@ def wipe(arrays: Iterable[NDArray[Any]]) -> None:
             array.fill(0)
 
 
-def choosing_bytes(layer: ReluLayer) -> int:
+def choosing_bytes(layer: GarbledLayer) -> int:
     """Bytes of :func:`choose`."""
     return sum(IKNP.chosen_bytes(layer.chosen * size) for size in layer.sizes)
 
 
-def garbled_bytes(layer: ReluLayer, and_gates: int) -> int:
+def garbled_bytes(layer: GarbledLayer, and_gates: int) -> int:
     """Bytes of :func:`send_circuits`."""
     return SEED_BYTES + TABLE_BYTES * and_gates * layer.count
 
 
-def label_bytes(layer: ReluLayer) -> int:
+def label_bytes(layer: GarbledLayer) -> int:
     """Bytes of :func:`send_labels`."""
     return LABEL_BYTES * (layer.late or layer.chosen) * layer.count
 
 
-def kept_bytes(layer: ReluLayer, and_gates: int) -> tuple[int, int]:
+def kept_bytes(layer: GarbledLayer, and_gates: int) -> tuple[int, int]:
     """Bytes of the arrays that :func:`send_circuits` and :func:`receive_circuits` give to keep."""
     return SEED_BYTES + LABEL_BYTES, SEED_BYTES + (TABLE_BYTES * and_gates + LABEL_BYTES * layer.chosen) * layer.count

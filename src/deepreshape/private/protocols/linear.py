@@ -81,7 +81,7 @@ class EncryptedLayer:
 
 @final
 @dataclass(frozen=True)
-class Linear(Protocol[EncryptedLayer, "ClientKey | Workers"]):
+class HeLinear(Protocol[EncryptedLayer, "ClientKey | Workers"]):
     """See the module.
 
     Args:

@@ -36,9 +36,9 @@ from deepreshape.private.protocols.base import (
 from deepreshape.private.protocols.label_transfer import (
     LABEL_BYTES,
     Evaluator,
+    GarbledLayer,
     Garbler,
     Party,
-    ReluLayer,
     evaluator_of,
     garbler_of,
     wipe,
@@ -49,7 +49,7 @@ OTHER: dict[Role, Role] = {"client": "server", "server": "client"}
 
 
 @dataclass(frozen=True)
-class GarbledRelu(ReluProtocol[ReluLayer, Party]):
+class GarbledRelu(ReluProtocol[GarbledLayer, Party]):
     """A ReLU of which a part is garbled, by the party that ``config`` names."""
 
     config: ReluConfig
@@ -64,21 +64,21 @@ class GarbledRelu(ReluProtocol[ReluLayer, Party]):
     def __str__(self) -> str:
         return str(self.config)
 
-    def setup(self, run: Run, layers: Sequence[ReluLayer]) -> Party:
+    def setup(self, run: Run, layers: Sequence[GarbledLayer]) -> Party:
         kind = Garbler if self.config.garbler == run.role else Evaluator
         return kind.start(run, products=self.products)
 
-    def setup_declared(self, layers: Sequence[ReluLayer]) -> Segment:
+    def setup_declared(self, layers: Sequence[GarbledLayer]) -> Segment:
         # each pair of base transfers is opened by its sender: the evaluator, and the garbler for products
         there, back = IKNP.setup_bytes
         garbler, evaluator = self.config.garbler, OTHER[self.config.garbler]
         first = Message(evaluator, there), Message(garbler, back)
         return (*first, Message(garbler, there), Message(evaluator, back)) if self.products else first
 
-    def setup_work(self, layers: Sequence[ReluLayer]) -> Sequence[Effort]:
+    def setup_work(self, layers: Sequence[GarbledLayer]) -> Sequence[Effort]:
         return base_transfers(2 if self.products else 1)
 
-    def offline(self, run: Run, setup: Party, layer: ReluLayer, share: Words | None, mask: Words | None) -> Offline:
+    def offline(self, run: Run, setup: Party, layer: GarbledLayer, share: Words | None, mask: Words | None) -> Offline:
         if share is None or mask is None:
             if layer.garbler == "server":
                 yield from self.server_garbles(run, layer, garbler_of(setup, layer))
@@ -91,7 +91,7 @@ class GarbledRelu(ReluProtocol[ReluLayer, Party]):
         else:
             yield from self.client_evaluates(run, layer, evaluator_of(setup, layer), share, mask)
 
-    def online(self, run: Run, layer: ReluLayer, prepared: Iterator[Prepared], share: Words | None) -> Online:
+    def online(self, run: Run, layer: GarbledLayer, prepared: Iterator[Prepared], share: Words | None) -> Online:
         yield from ()
         if share is None:
             with _opened(prepared) as (head, batches):
@@ -102,44 +102,46 @@ class GarbledRelu(ReluProtocol[ReluLayer, Party]):
             return self.server_online(run, layer, head, batches, share)
 
     @abstractmethod
-    def client_garbles(self, run: Run, layer: ReluLayer, garbler: Garbler, share: Words, mask: Words) -> Offline:
+    def client_garbles(self, run: Run, layer: GarbledLayer, garbler: Garbler, share: Words, mask: Words) -> Offline:
         """Offline, at a client that garbles."""
 
     @abstractmethod
-    def server_evaluates(self, run: Run, layer: ReluLayer, evaluator: Evaluator) -> Offline:
+    def server_evaluates(self, run: Run, layer: GarbledLayer, evaluator: Evaluator) -> Offline:
         """Offline, at a server that evaluates."""
 
     @abstractmethod
-    def server_garbles(self, run: Run, layer: ReluLayer, garbler: Garbler) -> Offline:
+    def server_garbles(self, run: Run, layer: GarbledLayer, garbler: Garbler) -> Offline:
         """Offline, at a server that garbles."""
 
     @abstractmethod
-    def client_evaluates(self, run: Run, layer: ReluLayer, evaluator: Evaluator, share: Words, mask: Words) -> Offline:
+    def client_evaluates(
+        self, run: Run, layer: GarbledLayer, evaluator: Evaluator, share: Words, mask: Words
+    ) -> Offline:
         """Offline, at a client that evaluates."""
 
     @abstractmethod
-    def client_online(self, run: Run, layer: ReluLayer, head: Arrays, batches: Iterator[Prepared]) -> None:
+    def client_online(self, run: Run, layer: GarbledLayer, head: Arrays, batches: Iterator[Prepared]) -> None:
         """The client's online step. Its share of the output is the mask it gave offline."""
 
     @abstractmethod
     def server_online(
-        self, run: Run, layer: ReluLayer, head: Arrays, batches: Iterator[Prepared], share: Words
+        self, run: Run, layer: GarbledLayer, head: Arrays, batches: Iterator[Prepared], share: Words
     ) -> Words:
         """The server's online step: its share of the output."""
 
     @abstractmethod
-    def offline_messages(self, layer: ReluLayer) -> tuple[Segment, ...]:
+    def offline_messages(self, layer: GarbledLayer) -> tuple[Segment, ...]:
         """What passes offline."""
 
     @abstractmethod
-    def online_bytes(self, layer: ReluLayer) -> tuple[int, int]:
+    def online_bytes(self, layer: GarbledLayer) -> tuple[int, int]:
         """Bytes of the online step, (client to server, server to client)."""
 
     @abstractmethod
-    def stored(self, layer: ReluLayer) -> tuple[int, int]:
+    def stored(self, layer: GarbledLayer) -> tuple[int, int]:
         """Bytes of arrays that (client, server) keep between the phases."""
 
-    def declared(self, layer: ReluLayer) -> Declared:
+    def declared(self, layer: GarbledLayer) -> Declared:
         up, down = self.online_bytes(layer)
         gates = layer.count * layer.circuit.and_gates
         labels = LABEL_BYTES * layer.chosen * layer.count
@@ -159,7 +161,7 @@ class GarbledRelu(ReluProtocol[ReluLayer, Party]):
             transient=circuits + 2 * labels,
         )
 
-    def work(self, layer: ReluLayer) -> Mapping[Phase, Sequence[Effort]]:
+    def work(self, layer: GarbledLayer) -> Mapping[Phase, Sequence[Effort]]:
         name, pieces = f"{self.units}.{layer.garbler}", len(layer.spans)
         gates, transfers, stored = layer.circuit.and_gates, layer.chosen * layer.count, sum(self.stored(layer))
 

@@ -32,8 +32,8 @@ from deepreshape.private.program.ops import Relu
 from deepreshape.private.protocols.base import Arrays, Integers, Message, Offline, Prepared, Run, Segment
 from deepreshape.private.protocols.label_transfer import (
     Evaluator,
+    GarbledLayer,
     Garbler,
-    ReluLayer,
     choose,
     choosing_bytes,
     chosen_by_peer,
@@ -58,33 +58,35 @@ class ReluGc(GarbledRelu):
     units = "gc-full"
     by_shares = False
 
-    def layer(self, modulus: Ring | Field, op: Relu, count: int) -> ReluLayer:
-        return ReluLayer(op.name, modulus, op.shift, count, self.config.garbler, self.config.batch)
+    def layer(self, modulus: Ring | Field, op: Relu, count: int) -> GarbledLayer:
+        return GarbledLayer(op.name, modulus, op.shift, count, self.config.garbler, self.config.batch)
 
-    def replay(self, layer: ReluLayer, x: Integers, client: Words) -> Integers:
+    def replay(self, layer: GarbledLayer, x: Integers, client: Words) -> Integers:
         return np.maximum(x, 0) >> np.int64(layer.shift)
 
-    def max_input(self, layer: ReluLayer) -> int:
+    def max_input(self, layer: GarbledLayer) -> int:
         return (layer.modulus.order - 1) // 2
 
-    def client_garbles(self, run: Run, layer: ReluLayer, garbler: Garbler, share: Words, mask: Words) -> Offline:
+    def client_garbles(self, run: Run, layer: GarbledLayer, garbler: Garbler, share: Words, mask: Words) -> Offline:
         bits = layer.modulus.bits
         yield from _garble(
             run, layer, garbler, np.concatenate([to_bits(share, bits), to_bits(layer.modulus.neg(mask), bits)]), {}
         )
 
-    def server_evaluates(self, run: Run, layer: ReluLayer, evaluator: Evaluator) -> Offline:
+    def server_evaluates(self, run: Run, layer: GarbledLayer, evaluator: Evaluator) -> Offline:
         choices = random_choices(layer, run.rng)
         yield from _receive(run, layer, evaluator, choices, {"choices": np.packbits(choices)})
 
-    def server_garbles(self, run: Run, layer: ReluLayer, garbler: Garbler) -> Offline:
+    def server_garbles(self, run: Run, layer: GarbledLayer, garbler: Garbler) -> Offline:
         mask = layer.modulus.random(layer.count, run.rng)
         yield from _garble(run, layer, garbler, to_bits(mask, layer.modulus.bits), {"mask": mask})
 
-    def client_evaluates(self, run: Run, layer: ReluLayer, evaluator: Evaluator, share: Words, mask: Words) -> Offline:
+    def client_evaluates(
+        self, run: Run, layer: GarbledLayer, evaluator: Evaluator, share: Words, mask: Words
+    ) -> Offline:
         yield from _receive(run, layer, evaluator, to_bits(share, layer.modulus.bits), {"mask": mask.copy()})
 
-    def client_online(self, run: Run, layer: ReluLayer, head: Arrays, batches: Iterator[Prepared]) -> None:
+    def client_online(self, run: Run, layer: GarbledLayer, head: Arrays, batches: Iterator[Prepared]) -> None:
         if layer.garbler == "client":
             bits = layer.chosen * layer.count
             packed = np.frombuffer(run.channel.receive(Frame.SHARES, -(-bits // 8)), np.uint8)
@@ -94,7 +96,7 @@ class ReluGc(GarbledRelu):
             run.channel.send(Frame.SHARES, layer.modulus.pack(reply))
 
     def server_online(
-        self, run: Run, layer: ReluLayer, head: Arrays, batches: Iterator[Prepared], share: Words
+        self, run: Run, layer: GarbledLayer, head: Arrays, batches: Iterator[Prepared], share: Words
     ) -> Words:
         planes = to_bits(share, layer.modulus.bits)
         if layer.garbler == "server":
@@ -105,18 +107,18 @@ class ReluGc(GarbledRelu):
         run.channel.send(Frame.SHARES, np.packbits(choices ^ planes))
         return _results(run, layer, head, batches)
 
-    def offline_messages(self, layer: ReluLayer) -> tuple[Segment, ...]:
+    def offline_messages(self, layer: GarbledLayer) -> tuple[Segment, ...]:
         decode = sum(-(-layer.modulus.bits * size // 8) for size in layer.sizes)
         garbled = garbled_bytes(layer, and_gates(layer.modulus, layer.shift)) + decode
         evaluator = OTHER[layer.garbler]
         return (Message(evaluator, choosing_bytes(layer)),), (Message(layer.garbler, garbled),)
 
-    def online_bytes(self, layer: ReluLayer) -> tuple[int, int]:
+    def online_bytes(self, layer: GarbledLayer) -> tuple[int, int]:
         if layer.garbler == "server":
             return layer.count * layer.modulus.element_bytes, label_bytes(layer)
         return label_bytes(layer), -(-layer.chosen * layer.count // 8)
 
-    def stored(self, layer: ReluLayer) -> tuple[int, int]:
+    def stored(self, layer: GarbledLayer) -> tuple[int, int]:
         bits = layer.modulus.bits
         garbler, evaluator = kept_bytes(layer, and_gates(layer.modulus, layer.shift))
         evaluator += sum(-(-bits * size // 8) for size in layer.sizes)
@@ -125,7 +127,7 @@ class ReluGc(GarbledRelu):
         return garbler, evaluator + -(-bits * layer.count // 8)
 
 
-def _garble(run: Run, layer: ReluLayer, garbler: Garbler, known: Bits, kept: Arrays) -> Offline:
+def _garble(run: Run, layer: GarbledLayer, garbler: Garbler, known: Bits, kept: Arrays) -> Offline:
     chosen = chosen_by_peer(run, layer, garbler)
     yield None
     head, batches = send_circuits(run, layer, garbler, chosen, known)
@@ -134,7 +136,7 @@ def _garble(run: Run, layer: ReluLayer, garbler: Garbler, known: Bits, kept: Arr
     yield Prepared(head | kept)
 
 
-def _receive(run: Run, layer: ReluLayer, evaluator: Evaluator, choices: Bits, kept: Arrays) -> Offline:
+def _receive(run: Run, layer: GarbledLayer, evaluator: Evaluator, choices: Bits, kept: Arrays) -> Offline:
     labels = choose(run, layer, evaluator, choices)
     yield None
     head, batches = receive_circuits(run, layer, labels)
@@ -144,7 +146,7 @@ def _receive(run: Run, layer: ReluLayer, evaluator: Evaluator, choices: Bits, ke
         yield Prepared(batch | {"decode": np.frombuffer(decode, np.uint8)})
 
 
-def _results(run: Run, layer: ReluLayer, head: Arrays, batches: Iterator[Prepared]) -> Words:
+def _results(run: Run, layer: GarbledLayer, head: Arrays, batches: Iterator[Prepared]) -> Words:
     """The circuit's outputs, uint64 (count,)."""
     results: list[Words] = []
     for arrays, outputs in evaluated(run, layer, head, batches):

@@ -69,8 +69,8 @@ from deepreshape.private.protocols.base import Arrays, Integers, Message, Offlin
 from deepreshape.private.protocols.label_transfer import (
     LABEL_BYTES,
     Evaluator,
+    GarbledLayer,
     Garbler,
-    ReluLayer,
     choose,
     choosing_bytes,
     chosen_by_peer,
@@ -98,7 +98,7 @@ class ReluSign(GarbledRelu):
     units = "sign"
     by_shares = True
 
-    def layer(self, modulus: Ring | Field, op: Relu, count: int) -> ReluLayer:
+    def layer(self, modulus: Ring | Field, op: Relu, count: int) -> GarbledLayer:
         config = self.config
         exact = config.protocol == "gc-sign"
         low = 0 if exact else op.low if config.window else config.drop
@@ -110,37 +110,39 @@ class ReluSign(GarbledRelu):
                 sign = Window(modulus, low, high, "pos-zero" if exact else config.mode)
         except ValueError as error:
             raise ProgramError(f"{op.name}: {error}") from None
-        return ReluLayer(op.name, modulus, op.shift, count, config.garbler, config.batch, sign)
+        return GarbledLayer(op.name, modulus, op.shift, count, config.garbler, config.batch, sign)
 
-    def replay(self, layer: ReluLayer, x: Integers, client: Words) -> Integers:
+    def replay(self, layer: GarbledLayer, x: Integers, client: Words) -> Integers:
         sign, server = sign_of(layer), layer.modulus.sub(layer.modulus.encode(x), client)
         positive = sign.positive(sign.client_word(client), sign.server_word(server))
         return np.where(positive, _division(layer).rounded(x, client), 0)
 
-    def max_input(self, layer: ReluLayer) -> int:
+    def max_input(self, layer: GarbledLayer) -> int:
         return min(sign_of(layer).room, _division(layer).room)
 
-    def client_garbles(self, run: Run, layer: ReluLayer, garbler: Garbler, share: Words, mask: Words) -> Offline:
+    def client_garbles(self, run: Run, layer: GarbledLayer, garbler: Garbler, share: Words, mask: Words) -> Offline:
         sign = sign_of(layer)
         part, half = _division(layer).client_part(share)
         kept = {"own": part, "half": np.packbits(half), "mask": mask.copy()}
         yield from _garble(run, layer, garbler, to_bits(sign.client_word(share), sign.width), kept)
 
-    def server_evaluates(self, run: Run, layer: ReluLayer, evaluator: Evaluator) -> Offline:
+    def server_evaluates(self, run: Run, layer: GarbledLayer, evaluator: Evaluator) -> Offline:
         choices = random_choices(layer, run.rng)
         yield from _receive(run, layer, evaluator, choices, {"choices": np.packbits(choices)})
 
-    def server_garbles(self, run: Run, layer: ReluLayer, garbler: Garbler) -> Offline:
+    def server_garbles(self, run: Run, layer: GarbledLayer, garbler: Garbler) -> Offline:
         yield from _garble(run, layer, garbler, np.empty((0, layer.count), np.uint8))
 
-    def client_evaluates(self, run: Run, layer: ReluLayer, evaluator: Evaluator, share: Words, mask: Words) -> Offline:
+    def client_evaluates(
+        self, run: Run, layer: GarbledLayer, evaluator: Evaluator, share: Words, mask: Words
+    ) -> Offline:
         sign = sign_of(layer)
         part, half = _division(layer).client_part(share)
         choices = _with_half(layer, to_bits(sign.client_word(share), sign.width), half)
         kept = {"half": np.packbits(half), "mask": mask.copy()}
         yield from _receive(run, layer, evaluator, choices, kept, part)
 
-    def client_online(self, run: Run, layer: ReluLayer, head: Arrays, batches: Iterator[Prepared]) -> None:
+    def client_online(self, run: Run, layer: GarbledLayer, head: Arrays, batches: Iterator[Prepared]) -> None:
         half = np.unpackbits(head["half"], count=layer.count)
         if layer.garbler == "client":
             bits = layer.chosen * layer.count
@@ -153,7 +155,7 @@ class ReluSign(GarbledRelu):
         run.channel.send(Frame.SHARES, layer.modulus.pack(layer.modulus.sub(own, head["mask"])))
 
     def server_online(
-        self, run: Run, layer: ReluLayer, head: Arrays, batches: Iterator[Prepared], share: Words
+        self, run: Run, layer: GarbledLayer, head: Arrays, batches: Iterator[Prepared], share: Words
     ) -> Words:
         modulus, sign = layer.modulus, sign_of(layer)
         part, half = _division(layer).server_part(share)
@@ -169,7 +171,7 @@ class ReluSign(GarbledRelu):
             own = _take_rows(run, layer, head, batches, half)
         return modulus.add(own, _elements(run, layer))
 
-    def offline_messages(self, layer: ReluLayer) -> tuple[Segment, ...]:
+    def offline_messages(self, layer: GarbledLayer) -> tuple[Segment, ...]:
         garbled = garbled_bytes(layer, sign_of(layer).and_gates) + IKNP.chosen_bytes(layer.count)
         garbled += sum(-(-size // 8) for size in layer.sizes)
         evaluator = OTHER[layer.garbler]
@@ -178,14 +180,14 @@ class ReluSign(GarbledRelu):
             return segments
         return (*segments, (Message("client", layer.count * layer.modulus.element_bytes),))
 
-    def online_bytes(self, layer: ReluLayer) -> tuple[int, int]:
+    def online_bytes(self, layer: GarbledLayer) -> tuple[int, int]:
         element = layer.count * layer.modulus.element_bytes
         rows = element + (2 * layer.count * _division(layer).message.element_bytes if layer.shift else 0)
         if layer.garbler == "server":
             return element, label_bytes(layer) + rows
         return label_bytes(layer) + rows + element, -(-layer.chosen * layer.count // 8) + element
 
-    def stored(self, layer: ReluLayer) -> tuple[int, int]:
+    def stored(self, layer: GarbledLayer) -> tuple[int, int]:
         bit, word = -(-layer.count // 8), 8 * layer.count
         garbler, evaluator = kept_bytes(layer, sign_of(layer).and_gates)
         garbler += LABEL_BYTES * len(layer.circuit.outputs) * layer.count + bit + 2 * word
@@ -195,17 +197,17 @@ class ReluSign(GarbledRelu):
         return garbler + bit + word, evaluator + -(-layer.chosen * layer.count // 8)
 
 
-def sign_of(layer: ReluLayer) -> Sign:
+def sign_of(layer: GarbledLayer) -> Sign:
     """The layer's sign test; it has one."""
     assert layer.sign is not None  # noqa: S101 - :meth:`ReluSign.layer` made it
     return layer.sign
 
 
-def _division(layer: ReluLayer) -> Division:
+def _division(layer: GarbledLayer) -> Division:
     return Division(layer.modulus, layer.shift, sign_of(layer).passed)
 
 
-def _garble(run: Run, layer: ReluLayer, garbler: Garbler, known: Bits, kept: Arrays | None = None) -> Offline:
+def _garble(run: Run, layer: GarbledLayer, garbler: Garbler, known: Bits, kept: Arrays | None = None) -> Offline:
     """The garbler's step. What it does not have to keep of its own part of x comes from the evaluator."""
     if garbler.products is None:
         raise TypeError("this session's Garbler has no transfers for products; start it with products=True")
@@ -226,7 +228,7 @@ def _garble(run: Run, layer: ReluLayer, garbler: Garbler, known: Bits, kept: Arr
 
 
 def _receive(
-    run: Run, layer: ReluLayer, evaluator: Evaluator, choices: Bits, kept: Arrays, part: Words | None = None
+    run: Run, layer: GarbledLayer, evaluator: Evaluator, choices: Bits, kept: Arrays, part: Words | None = None
 ) -> Offline:
     """The evaluator's step. If it knows its ``part`` of x already, it sends what the garbler shall hold of it."""
     if evaluator.products is None:
@@ -247,7 +249,7 @@ def _receive(
         run.channel.send(Frame.SHARES, rest)
 
 
-def _send_rows(run: Run, layer: ReluLayer, head: Arrays, value: Words, half: Bits) -> Words:
+def _send_rows(run: Run, layer: GarbledLayer, head: Arrays, value: Words, half: Bits) -> Words:
     """Online, at the garbler: its share of s T, for ``value`` = G + D and ``half`` = g."""
     modulus, offset = layer.modulus, head["offset"]
     masks = np.unpackbits(head["masks"], count=layer.count)
@@ -272,7 +274,7 @@ def _send_rows(run: Run, layer: ReluLayer, head: Arrays, value: Words, half: Bit
     return modulus.add(own, modulus.scale(both, division.unit))
 
 
-def _take_rows(run: Run, layer: ReluLayer, head: Arrays, batches: Iterator[Prepared], half: Bits) -> Words:
+def _take_rows(run: Run, layer: GarbledLayer, head: Arrays, batches: Iterator[Prepared], half: Bits) -> Words:
     """Online, at the evaluator: its share of s T, for ``half`` = e."""
     modulus = layer.modulus
     found: list[Words] = []
@@ -297,13 +299,13 @@ def _take_rows(run: Run, layer: ReluLayer, head: Arrays, batches: Iterator[Prepa
     return modulus.add(own, modulus.scale(division.message.add(_where(half, shared), both), division.unit))
 
 
-def _pads(layer: ReluLayer, run: Run, labels: Words, tweak: str, within: Modulus) -> Words:
+def _pads(layer: GarbledLayer, run: Run, labels: Words, tweak: str, within: Modulus) -> Words:
     """A pad for every label (count, 2), under the keys of each batch."""
     batches = [blinds(labels[span], layer.context(run.id, at), tweak, within) for at, span in enumerate(layer.spans)]
     return np.concatenate(batches)
 
 
-def _with_half(layer: ReluLayer, word: Bits, half: Bits) -> Bits:
+def _with_half(layer: GarbledLayer, word: Bits, half: Bits) -> Bits:
     return np.concatenate([word, half[None]]) if layer.shift else word
 
 
@@ -312,7 +314,7 @@ def _where(bits: Bits, values: Words) -> Words:
     return np.where(bits, values, np.uint64(0))
 
 
-def _elements(run: Run, layer: ReluLayer) -> Words:
+def _elements(run: Run, layer: GarbledLayer) -> Words:
     return layer.modulus.unpack(
         run.channel.receive(Frame.SHARES, layer.count * layer.modulus.element_bytes), layer.count
     )

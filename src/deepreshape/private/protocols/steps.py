@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from deepreshape.private.program.ops import INPUT
 from deepreshape.private.protocols.base import WORD_BYTES, Declared, Effort, Message, Protocol, ReluProtocol, Segment
-from deepreshape.private.protocols.linear import Linear
+from deepreshape.private.protocols.linear import HeLinear
 from deepreshape.private.transport.ledger import Phase
 
 SETUP = "(setup)"
@@ -96,7 +96,7 @@ class Steps:
     ) -> Steps:
         """From what runs online, and the levels of its linear layers; everything else is prepared behind them."""
         order = tuple(online)
-        rest = [step for flight in order for step in flight if not isinstance(step.protocol, Linear)]
+        rest = [step for flight in order for step in flight if not isinstance(step.protocol, HeLinear)]
         rest.sort(key=lambda step: isinstance(step.protocol, ReluProtocol))
         stages = [Stage(levels[0][0].protocol, levels)] if levels else []
         for kind in dict.fromkeys(type(step.protocol) for step in rest):
