@@ -65,7 +65,9 @@ def test_a_window_always_has_room_for_its_limit(limit: int, low: int) -> None:
     ((low, high),) = windows(windowed(program, {"r": low}))
     window = Window(Ring(limit.bit_length() + 2), low, high)
     assert window.room >= limit
-    program.check({"r": CALIBRATED.room(Ring(63), replace(relu, low=low, high=high))})
+    protocol = relu_protocol(CALIBRATED)
+    layer = protocol.layer(Ring(63), replace(relu, low=low, high=high), 1)
+    program.check({"r": protocol.max_input(layer)})
 
 
 @settings(max_examples=10, deadline=None, derandomize=True)
