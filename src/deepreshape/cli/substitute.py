@@ -1,0 +1,87 @@
+"""The command that puts other layers in place of those that do not run privately: substitute."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from deepreshape.cli.console import (
+    DataDir,
+    Json,
+    SavedDataName,
+    Settings,
+    Threads,
+    out,
+    print_json,
+    read_data,
+    read_pairs,
+    set_threads,
+    stoppable,
+)
+
+app = typer.Typer()
+
+
+@app.command()
+def substitute(
+    model: Annotated[str, typer.Argument(help="file.py:callable, package.module:callable, or a saved model of one.")],
+    to: Annotated[Path, typer.Option("--out", help="Folder for the model.")],
+    activation: Annotated[
+        str | None, typer.Option(help="What takes the place of every other activation: relu.", show_default=False)
+    ] = None,
+    max_pool: Annotated[
+        str | None, typer.Option(help="What takes the place of max pools: avg.", show_default=False)
+    ] = None,
+    data: SavedDataName = None,
+    data_dir: DataDir = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the fine-tuning.")] = 0,
+    settings: Settings = None,
+    threads: Threads = 0,
+    as_json: Json = False,
+) -> None:
+    """Put ReLUs and average pools in place of what does not run privately, and fine-tune the network."""
+    from deepreshape.cli.models import find_network
+    from deepreshape.models import convert
+    from deepreshape.models.saved import MANIFEST, Manifest, save
+    from deepreshape.removal import substitute as substitute_layers
+    from deepreshape.removal import tuning_recipe
+    from deepreshape.removal.substitute import ACTIVATIONS, POOLS
+
+    if (to / MANIFEST).is_file():
+        raise ValueError(f"{to} holds a finished model; choose another folder for what comes out")
+    if activation not in (None, "relu") or max_pool not in (None, "avg") or not (activation or max_pool):
+        raise ValueError(
+            f"--activation {activation} --max-pool {max_pool}: give --activation relu, --max-pool avg, or both"
+        )
+    network = find_network(model)
+    name = data or (network.manifest.dataset if network.manifest else "")
+    if not name:
+        raise ValueError(f"{model} does not say what it was trained on; give its images, as --data folder:PATH")
+    set_threads(threads, name)
+    dataset = read_data(name, data_dir)
+    whole = convert(network.module.eval(), dataset.shape)
+    recipe = tuning_recipe(whole, dataset).with_values(dict(read_pairs(settings, "--set")))
+    layers = dict.fromkeys(ACTIVATIONS, "ReLU") if activation else {}
+    layers |= dict.fromkeys(POOLS, "avg") if max_pool else {}
+    made, record = stoppable(lambda: substitute_layers(whole, layers, dataset, recipe=recipe, seed=seed))
+    history = (*(network.manifest.history if network.manifest else ()), record.to_dict())
+    manifest = Manifest(
+        made.architecture,  # pyright: ignore[reportArgumentType]
+        dataset=dataset.name,
+        class_names=dataset.class_names,
+        mean=dataset.mean,
+        std=dataset.std,
+        history=history,
+    )
+    save(made, to, manifest)
+    if as_json:
+        print_json(record.to_dict())
+        return
+    for path, (before, after) in record.replaced.items():
+        out.print(f"{path}: {after} in place of {before}", highlight=False)
+    if record.top1_before is not None:
+        steps = (record.top1_before, record.top1_substituted, record.top1_after)
+        out.print("validation top-1 {:.2f} % before, {:.2f} % substituted, {:.2f} % fine-tuned".format(*steps))
+    out.print(f"saved in {to}")
