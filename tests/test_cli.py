@@ -129,7 +129,8 @@ def test_linearize_prints_the_fixed_shape(tmp_path: Path):
     quick = ("--set", "epochs=1", "--set", "search_epochs=1", "--set", "batch=256", "--threads", "1")
     out = tmp_path / "small"
     made = answer("linearize", "zoo:digits", "--method", "taylor", "--budget", "120", "--out", str(out), *quick)
-    assert list(made) == ["relus", "budget", "granularity", "top1_validation", "record"]
+    top1s = ["top1_before", "top1_searched", "top1_validation"]
+    assert list(made) == ["relus", "budget", "granularity", *top1s, "warning", "record"]
     assert (made["relus"], made["budget"], made["granularity"]) == (120, 120, "pixel")
     assert made["record"]["settings"]["search_epochs"] == 1
     assert made["record"]["recipe"]["epochs"] == 1
@@ -269,7 +270,7 @@ def test_run_and_report(tmp_path: Path):
         (("linearize", ".", "--budget", "9", "--out", "o"), ". holds no saved model"),
         (
             ("linearize", "mine.py:net", "--budget", "9", "--out", "o"),
-            "mine.py:net is no saved model; in Python, linear",
+            "'mine.py:net' does not give a network: FileNotFoundError",
         ),
         (("linearize", "zoo:digits", "--budget", "900", "--out", "o"), "a budget of 900 ReLUs does not fit a network"),
         (
