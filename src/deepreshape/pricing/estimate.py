@@ -13,7 +13,7 @@ from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from deepreshape.cost import Layer, LinearLayer
+from deepreshape.cost import Layer, LinearLayer, SquareLayer
 from deepreshape.private.arith.ring import Ring
 from deepreshape.private.crypto.he.bfv import Parameters, candidates
 from deepreshape.private.program.ops import Relu
@@ -126,6 +126,11 @@ class Outline:
                 before, at = layer, next(names)
                 yield (encrypted[at],)
                 continue
+            if isinstance(layer, SquareLayer):
+                raise ValueError(
+                    f"{self.relu} prices no squares, and {layer.name} has {layer.squares:,}; `deepreshape private fhe "
+                    "local` runs them"
+                )
             before = None
             name = _unique(layer.name, taken)
             taken.add(name)

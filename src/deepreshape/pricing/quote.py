@@ -13,7 +13,6 @@ from deepreshape.cost import (
     Link,
     Profile,
     Quote,
-    SquareLayer,
     price_published,
     reference,
     schedule,
@@ -84,12 +83,6 @@ def quote_layers(layers: Sequence[Layer], terms: Terms, notes: tuple[str, ...] =
         ValueError: if there is nothing to price, there are squares, or a layer is too large for every known set of
             parameters.
     """
-    squares = sum(layer.squares for layer in layers if isinstance(layer, SquareLayer))
-    if squares:
-        raise ValueError(
-            f"{terms.protocol} prices no squares, and the network has {squares:,}; `deepreshape private fhe local` "
-            "runs it"
-        )
     if not terms.ours:
         published = PROFILES[terms.protocol]
         link = terms.link or LINKS["wireless"]
