@@ -23,7 +23,7 @@ def test_the_best_reduced_network_answers_and_is_remembered(tmp_path: Path):
     short = replace(recipe_of("digits"), epochs=1)
     rows = run(Job("digits", name, (name,), (100,), (0,), short, 1), DATA, tmp_path, lambda *_: None)
     answers = answer_privately(rows, DATA, tmp_path, 2)
-    assert answers.relus == min(row["relus"] for row in rows) <= 100
+    assert answers.relus == min(row.relus for row in rows) <= 100
     assert answers.agree
     assert [image.label for image in answers.images] == [DATA.class_names[at] for at in DATA.test.labels[:2]]
     before = (tmp_path / "private.json").stat().st_mtime_ns

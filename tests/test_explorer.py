@@ -38,7 +38,7 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> Path:
         made = plan(whole, budget).architecture if budget else whole
         model = build(made, seed=0)
         relus = count(model, made.input).total.relus
-        manifest = Manifest(made, (), "digits", tuple("0123456789"), (0.0,), (1.0,), ({"recipe": {"lr": 0.1}},))
+        manifest = Manifest(made, "digits", tuple("0123456789"), (0.0,), (1.0,), ({"recipe": {"lr": 0.1}},))
         save(model, folder / "models" / str(budget), manifest)
         rows.append(
             {"id": str(budget), "network": "resnet18-m4", "plan": str(budget), "budget": budget, "relus": relus}

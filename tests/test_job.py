@@ -35,19 +35,19 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_rows_say_what_the_models_are(done: Path):
     rows = finished(done)
-    assert [row["id"] for row in rows] == [
+    assert [row.id for row in rows] == [
         "resnet18-m4_all_s0", "resnet18-m4_600_s0", "resnet18-m4_300_s0",
         "hrn-2x5x2x-m2_all_s0", "hrn-2x5x2x-m2_600_s0", "hrn-2x5x2x-m2_300_s0",
     ]  # fmt: skip
     for row in rows:
-        model, manifest = load(done / "models" / row["id"])
+        model, manifest = load(done / "models" / row.id)
         total = count(model, DATA.shape).total
-        assert (row["relus"], row["macs"], row["params"]) == (total.relus, total.macs, total.params)
-        assert row["budget"] is None or row["relus"] <= row["budget"]
-        assert row["split"] == "test"
-        assert set(row["priced_seconds"]) == {"server-garbler", "server-garbler+lphe+wsa", "client-garbler+lphe+wsa"}
+        assert (row.relus, row.macs, row.params) == (total.relus, total.macs, total.params)
+        assert row.budget is None or row.relus <= row.budget
+        assert row.split == "test"
+        assert set(row.priced_seconds) == {"server-garbler", "server-garbler+lphe+wsa", "client-garbler+lphe+wsa"}
         assert manifest.history[-1]["method"] == "train"
-        assert (done / "models" / row["id"] / "metrics.jsonl").read_text().count("\n") == 1
+        assert (done / "models" / row.id / "metrics.jsonl").read_text().count("\n") == 1
     assert not any((done / "runs").iterdir())
 
 
@@ -101,8 +101,8 @@ def test_a_job_killed_at_any_time_ends_with_the_same_results(done: Path, tmp_pat
     with results.open("a") as file:
         file.write('{"id": "cut off')
     subprocess.run(command, check=True, capture_output=True)
-    timeless = [{**row, "cpu_minutes": 0} for row in finished(out)]
-    assert timeless == [{**row, "cpu_minutes": 0} for row in finished(done)]
+    timeless = [replace(row, cpu_minutes=0) for row in finished(out)]
+    assert timeless == [replace(row, cpu_minutes=0) for row in finished(done)]
     assert (out / "report.html").is_file()
 
 
@@ -137,7 +137,7 @@ def test_a_broken_line_in_the_middle_is_an_error(done: Path, tmp_path: Path):
     with pytest.raises(ValueError, match=r"line 2 of .* is not a result"):
         finished(tmp_path)
     (tmp_path / "results.jsonl").write_text("\n".join([lines[0], lines[1][:40]]))
-    assert finished(tmp_path) == [json.loads(lines[0])]
+    assert [result.to_row() for result in finished(tmp_path)] == [json.loads(lines[0])]
 
 
 def test_no_room_on_the_disk_loses_nothing(done: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):

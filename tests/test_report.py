@@ -10,24 +10,28 @@ from hypothesis import strategies as st
 
 from deepreshape.report import advantages, front, picture, picture_of_masks, render, summarize, verdict
 from deepreshape.report.chart import Mark, lay_out, looks
+from deepreshape.training.runs import Result
 
 
-def row(network: str, relus: int, top1: float, seed: int = 0, plan: str = "all ReLUs") -> dict:
-    return {
-        "id": f"{network}{relus}{seed}",
-        "network": network,
-        "plan": plan,
-        "budget": None,
-        "relus": relus,
-        "macs": 10 * relus,
-        "params": 7,
-        "top1": top1,
-        "seed": seed,
-        "data": "digits",
-        "n": 360,
-        "command": f"deepreshape train {network}",
-        "priced_seconds": {"server-garbler": relus / 100},
-    }
+def row(network: str, relus: int, top1: float, seed: int = 0, plan: str = "all ReLUs", method: str = "all") -> Result:
+    return Result.of(
+        {
+            "method": method,
+            "id": f"{network}{relus}{seed}",
+            "network": network,
+            "plan": plan,
+            "budget": None,
+            "relus": relus,
+            "macs": 10 * relus,
+            "params": 7,
+            "top1": top1,
+            "seed": seed,
+            "data": "digits",
+            "n": 360,
+            "command": f"deepreshape train {network}",
+            "priced_seconds": {"server-garbler": relus / 100},
+        }
+    )
 
 
 ROWS = [
@@ -63,7 +67,7 @@ def test_the_gain_is_taken_at_equal_relus():
 
 def test_what_a_method_left_is_compared_with_what_the_same_method_left_of_the_baseline():
     rows = [
-        row(network, 500, top1, plan=f"{method} 500") | {"method": method}
+        row(network, 500, top1, plan=f"{method} 500", method=method)
         for network, method, top1 in (("base", "snl", 60.0), ("base", "coarse", 50.0), ("hrn", "snl", 61.5))
     ]
     (gain,) = advantages(summarize(rows), "base")
@@ -147,3 +151,10 @@ def test_the_picture_of_masks_has_a_bar_and_a_map_for_each_layer():
     pixels = zlib.decompress(png[png.index(b"IDAT") + 4 : png.index(b"IEND") - 8])
     rows = [pixels[at * 17 + 1 : at * 17 + 17] for at in range(3)]
     assert [list(row[3::4]) for row in rows] == [[128, 0, 0, 0], [0, 0, 255, 0], [0, 0, 0, 0]]
+
+
+def test_a_row_may_have_more_than_is_known_and_not_less():
+    whole = ROWS[0].to_row()
+    assert Result.of(whole | {"note": "of a later version"}) == ROWS[0]
+    with pytest.raises(ValueError, match=r"a row of results is not complete: .*'top1'"):
+        Result.of({name: value for name, value in whole.items() if name != "top1"})

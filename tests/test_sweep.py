@@ -52,18 +52,18 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_rows_say_what_the_models_are(done: Path):
     rows = finished(done)
     network = "resnet20-m2-phi1.1.1"
-    assert [row["id"] for row in rows] == [
+    assert [row.id for row in rows] == [
         f"{network}_{part}_s0" for part in ("all", "coarse_300", "snl_300", "coarse_100", "snl_100")
     ]
     for row in rows:
-        model, manifest = load(done / "models" / row["id"])
+        model, manifest = load(done / "models" / row.id)
         total = count(model, DATA.shape).total
-        assert (row["relus"], row["macs"]) == (total.relus, total.macs)
-        assert row["budget"] is None or row["relus"] == row["budget"]
+        assert (row.relus, row.macs) == (total.relus, total.macs)
+        assert row.budget is None or row.relus == row.budget
         assert {"network", "method", "granularity", "top1", "seed", "cpu_minutes", "epochs", "command"} <= set(row)
-        assert (row["network"], row["split"], row["n"]) == (network, "test", 360)
-        assert manifest.history[-1]["method"] in ("train", row["method"])
-    assert rows[2]["command"] == (
+        assert (row.network, row.split, row.n) == (network, "test", 360)
+        assert manifest.history[-1]["method"] in ("train", row.method)
+    assert rows[2].command == (
         f"deepreshape linearize {network}_all_s0 --method snl --budget 300 --seed 0 --set epochs=1 --set batch=256 "
         f"--set gate_lr=0.05 --out {network}_snl_300_s0"
     )
@@ -105,8 +105,8 @@ def test_a_sweep_killed_at_any_time_ends_with_the_same_results(done: Path, tmp_p
         file.write('{"id": "cut off')
     finished_run = subprocess.run([*command, "--json"], check=True, capture_output=True, text=True)
     assert json.loads(finished_run.stdout) == {"results": str(results), "runs": 5}
-    timeless = [{**row, "cpu_minutes": 0} for row in finished(out)]
-    assert timeless == [{**row, "cpu_minutes": 0} for row in finished(done)]
+    timeless = [replace(row, cpu_minutes=0) for row in finished(out)]
+    assert timeless == [replace(row, cpu_minutes=0) for row in finished(done)]
 
 
 def test_saved_models_are_taken_as_they_are(done: Path, tmp_path: Path):
@@ -115,8 +115,8 @@ def test_saved_models_are_taken_as_they_are(done: Path, tmp_path: Path):
     larger = replace(given, networks=(source, "resnet20-m2-phi1.1.1"), budgets=(350, 50))
     assert [run.method and run.method.budget for run in runs(larger, DATA)] == [50, None, 350, 50]
     (row,) = sweep(given, DATA, tmp_path / "out", quiet)
-    assert (row["network"], row["relus"]) == ("resnet20-m2-phi1.1.1_coarse_300_s0", 50)
-    history = load(tmp_path / "out" / "models" / row["id"])[1].history
+    assert (row.network, row.relus) == ("resnet20-m2-phi1.1.1_coarse_300_s0", 50)
+    history = load(tmp_path / "out" / "models" / row.id)[1].history
     assert [step["method"] for step in history] == ["train", "coarse", "taylor"]
 
 
@@ -127,7 +127,7 @@ def test_no_room_on_the_disk_loses_nothing(done: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr("deepreshape.experiments.sweep.save", full)
     with pytest.raises(OSError, match="No space left"):
         sweep(SWEEP, DATA, tmp_path / "out", quiet)
-    assert [row["method"] for row in finished(tmp_path / "out")] == ["all"]
+    assert [row.method for row in finished(tmp_path / "out")] == ["all"]
 
 
 @pytest.mark.parametrize(
@@ -164,16 +164,16 @@ def test_a_row_of_a_model_from_the_zoo_has_a_command_that_makes_it_again(tmp_pat
     tune = replace(QUICK, mismatch=10.0)
     given = replace(SWEEP, networks=("zoo:digits",), budgets=(50,), methods=("snl",), settings=(), tune=tune)
     (row,) = sweep(replace(given, budgets=(50, 50), seeds=(0, 0)), DATA, tmp_path / "out", quiet)
-    assert row["network"] == "digits"
-    assert row["command"] == (
+    assert row.network == "digits"
+    assert row.command == (
         "deepreshape linearize zoo:digits --method snl --budget 50 --seed 0 --set epochs=1 --set batch=256 "
         "--set mismatch=10.0 --out digits_snl_50_s0"
     )
-    words = row["command"].replace("--out ", f"--out {tmp_path}/").split()[1:]
+    words = row.command.replace("--out ", f"--out {tmp_path}/").split()[1:]
     again = subprocess.run(
         [sys.executable, "-m", "deepreshape", *words, "--threads", "1", "--json"], check=True, capture_output=True
     )
-    assert json.loads(again.stdout)["top1_validation"] == row["top1_validation"]
-    folders = (tmp_path / "out" / "models" / row["id"], tmp_path / row["id"])
+    assert json.loads(again.stdout)["top1_validation"] == row.top1_validation
+    folders = (tmp_path / "out" / "models" / row.id, tmp_path / row.id)
     one, other = (load(folder)[0].state_dict() for folder in folders)
     assert all(torch.equal(tensor, other[name]) for name, tensor in one.items())

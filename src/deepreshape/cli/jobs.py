@@ -35,6 +35,7 @@ from deepreshape.cli.console import (
 if TYPE_CHECKING:
     from deepreshape.experiments.run import Point
     from deepreshape.training import Progress as TrainingProgress
+    from deepreshape.training.runs import Result
 
 app = typer.Typer()
 
@@ -77,10 +78,10 @@ def train(
         )
     shutil.rmtree(to / "run")
     if as_json:
-        print_json(row)
+        print_json(row.to_row())
         return
-    out.print(f"{network}: {row['plan']}; {row['relus']:,} ReLUs, {row['macs']:,} MACs, {row['params']:,} parameters")
-    out.print(f"test top-1 {row['top1']:.2f} %, saved in {to}")
+    out.print(f"{network}: {row.plan}; {row.relus:,} ReLUs, {row.macs:,} MACs, {row.params:,} parameters")
+    out.print(f"test top-1 {row.top1:.2f} %, saved in {to}")
 
 
 @app.command("eval")
@@ -251,7 +252,7 @@ def fetch(
         out.print(f"{data} is in {folder}", soft_wrap=True)
 
 
-def _print_results(rows: list[dict[str, Any]], baseline: str) -> None:
+def _print_results(rows: list[Result], baseline: str) -> None:
     from deepreshape.report import advantages, summarize, verdict
 
     points = summarize(rows)
@@ -267,7 +268,7 @@ def _print_results(rows: list[dict[str, Any]], baseline: str) -> None:
     out.print(verdict(advantages(points, baseline), baseline), highlight=False)
 
 
-def _write_report(folders: list[Path], rows: list[dict[str, Any]], path: Path) -> Path:
+def _write_report(folders: list[Path], rows: list[Result], path: Path) -> Path:
     import yaml
 
     from deepreshape.experiments.answers import read_answers
@@ -308,7 +309,7 @@ def _command_of(config: dict[str, Any], folder: Path) -> str:
     from deepreshape.training.runs import finished
 
     if "designs" in config:
-        return "\n".join(row["command"] for row in finished(folder))
+        return "\n".join(row.command for row in finished(folder))
     swept = "methods" in config
     words = [f"deepreshape {'sweep' if swept else 'run'}", f"--data {config['data']}"]
     words += [] if swept else [f"--baseline {config['baseline']}"]

@@ -215,7 +215,7 @@ def sweep(
         return
     table = new_table("run", "ReLUs", "MACs", "test top-1, %")
     for row in rows:
-        table.add_row(row["id"], thousands(row["relus"]), thousands(row["macs"]), f"{row['top1']:.2f}")
+        table.add_row(row.id, thousands(row.relus), thousands(row.macs), f"{row.top1:.2f}")
     out.print(table)
 
 

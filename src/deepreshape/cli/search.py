@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from deepreshape.data import Dataset
     from deepreshape.design.search import Candidate, Space
     from deepreshape.training import Progress, Recipe
+    from deepreshape.training.runs import Result
 
 app = typer.Typer()
 
@@ -78,7 +79,7 @@ def search(
     from deepreshape.design.search import COUNTS, PROXY, Limit, Proxy, Space, front
     from deepreshape.design.search import search as search_designs
     from deepreshape.pricing.quote import quote_layers
-    from deepreshape.training.runs import finished
+    from deepreshape.training.runs import RESULTS, read_rows
 
     if (max_seconds is None) == (max_bytes is None):
         raise ValueError("give one of --max-seconds and --max-bytes")
@@ -93,7 +94,7 @@ def search(
     terms, *more = read_terms(protocol, link, garbler, False, None, profile)
     if any(each.link != terms.link for each in more):
         raise ValueError(f"--link takes one link to search under, not {link!r}")
-    proxy = Proxy.fit([row for folder in evidence for row in finished(folder)]) if evidence else PROXY
+    proxy = Proxy.fit([row for folder in evidence for row in read_rows(folder / RESULTS)]) if evidence else PROXY
     space = Space(read_shape(input), classes, read_protocols(protocol), stages)
     dataset, recipe = (_fitting_data(data, data_dir, space), read_recipe(data, settings)) if train else (None, None)
     found = stoppable(
@@ -120,7 +121,14 @@ def search(
     if as_json:
         facts = {"rank_correlation": proxy.correlation, "points": proxy.points, "score": proxy.name}
         facts["fitted_on"] = {name: list(bounds) for name, bounds in zip(COUNTS, proxy.fitted, strict=True)}
-        print_json({"proxy": facts, "front": [each.to_dict() for each in best], "tried": len(found), "trained": rows})
+        print_json(
+            {
+                "proxy": facts,
+                "front": [each.to_dict() for each in best],
+                "tried": len(found),
+                "trained": [row.to_row() for row in rows],
+            }
+        )
         return
     table = new_table("network: what is removed", "ReLUs", "M MACs", "s", "MB", "behind")
     highest = max(each.score for each in best)
@@ -141,7 +149,7 @@ def search(
         highlight=False,
     )
     for row in rows:
-        out.print(f"{row['network']}, {row['plan']}: test top-1 {row['top1']:.2f} %", highlight=False)
+        out.print(f"{row.network}, {row.plan}: test top-1 {row.top1:.2f} %", highlight=False)
 
 
 def _fitting_data(name: str, data_dir: Path | None, space: Space) -> Dataset:
@@ -153,7 +161,7 @@ def _fitting_data(name: str, data_dir: Path | None, space: Space) -> Dataset:
     return data
 
 
-def _train_best(best: list[Candidate], data: Dataset, recipe: Recipe, to: Path) -> list[dict[str, Any]]:
+def _train_best(best: list[Candidate], data: Dataset, recipe: Recipe, to: Path) -> list[Result]:
     """Each from fresh weights; a folder that was begun goes on."""
     from deepreshape.experiments.run import Point, train_point
     from deepreshape.training.runs import work_off
@@ -167,8 +175,8 @@ def _train_best(best: list[Candidate], data: Dataset, recipe: Recipe, to: Path) 
             if progress:
                 into(bar, task)(progress)
 
-        def row_of(point: Point, model: Path, folder: Path, progress: Callable[[Progress], None]) -> dict[str, Any]:
+        def result_of(point: Point, model: Path, folder: Path, progress: Callable[[Progress], None]) -> Result:
             return train_point(point, data, recipe, model, folder, progress=progress)
 
         designs = Designs(data.name, tuple(f"{point.network}: {point.plan}" for point in points), recipe)
-        return stoppable(lambda: work_off(designs, to, points, row_of, show))
+        return stoppable(lambda: work_off(designs, to, points, result_of, show))

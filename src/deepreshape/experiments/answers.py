@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -19,6 +18,7 @@ from deepreshape.private.service.bundle import Bundle
 from deepreshape.private.service.local_run import run_local
 from deepreshape.private.service.predict import Prediction
 from deepreshape.report.answers import AnsweredImage, PrivateAnswers, png_of
+from deepreshape.training.runs import Result
 
 __all__ = ["answer_privately", "read_answers"]
 
@@ -26,7 +26,7 @@ ANSWERS = "private.json"
 
 
 def answer_privately(
-    rows: Sequence[Mapping[str, Any]],
+    results: Sequence[Result],
     data: Dataset,
     folder: Path,
     count: int,
@@ -37,7 +37,7 @@ def answer_privately(
     It is the reduced network with the highest validation accuracy. What was answered before is read, not run again.
 
     Args:
-        rows: of the job.
+        results: of the job.
         data: its data set.
         folder: the job's.
         count: how many images.
@@ -46,9 +46,9 @@ def answer_privately(
     known = read_answers(folder)
     if known and len(known.images) == count:
         return known
-    reduced = [row for row in rows if row["budget"] is not None] or list(rows)
-    row = max(reduced, key=lambda row: (row["top1_validation"] or 0.0, -row["relus"]))
-    model, _ = load(folder / "models" / row["id"])
+    reduced = [result for result in results if result.budget is not None] or list(results)
+    best = max(reduced, key=lambda result: (result.top1_validation or 0.0, -result.relus))
+    model, _ = load(folder / "models" / best.id)
     bundle = Bundle.of(lower(model, data))
     program, images = bundle.program, data.test.images[:count]
     inputs = to_fixed(data.normalize(images).contiguous().numpy(), program.input_fraction)
@@ -56,11 +56,11 @@ def answer_privately(
     logits = from_fixed(np.array(report["outputs"], dtype=np.int64), program.values[program.output].fraction)
     answered: list[AnsweredImage] = []
     for image, found, label in zip(images, logits, data.test.labels[:count].tolist(), strict=True):
-        best = Prediction.of(found.reshape(-1), bundle.facts, seconds={}, bytes={}, agree=None)
-        answered.append(AnsweredImage(png_of(_pixels(image)), best.name, best.probability, data.class_names[label]))
+        answer = Prediction.of(found.reshape(-1), bundle.facts, seconds={}, bytes={}, agree=None)
+        answered.append(AnsweredImage(png_of(_pixels(image)), answer.name, answer.probability, data.class_names[label]))
     answers = PrivateAnswers(
-        f"{row['network']}: {row['plan']}",
-        row["relus"],
+        f"{best.network}: {best.plan}",
+        best.relus,
         tuple(answered),
         report["seconds"],
         report["bytes"],

@@ -30,7 +30,7 @@ def explore(points: Sequence[Summary], folders: Sequence[Path]) -> dict[str, Any
     """
     found: list[tuple[Summary, Priced]] = []
     for point in points:
-        saved = [folder / "models" / str(point.rows[0]["id"]) for folder in folders]
+        saved = [folder / "models" / point.results[0].id for folder in folders]
         model = next((path for path in saved if (path / "manifest.json").is_file()), None)
         if model:
             found.append((point, _priced(model, point)))
@@ -42,7 +42,8 @@ def _priced(folder: Path, point: Summary) -> Priced:
     counted = count(model, manifest.architecture.input)
     settings = {
         "data": manifest.dataset,
-        **{key: point.rows[0][key] for key in ("epochs", "seed") if key in point.rows[0]},
+        "epochs": point.results[0].epochs,
+        "seed": point.results[0].seed,
     }
     for entry in manifest.history:
         if "recipe" in entry:

@@ -25,7 +25,7 @@ from deepreshape.models.zoo import called
 from deepreshape.removal import Plan, apply, plan, plan_of
 from deepreshape.training import Progress, Recipe, accuracy, recipe_of, set_options, train
 from deepreshape.training.checkpoint import METRICS
-from deepreshape.training.runs import claim, work_off
+from deepreshape.training.runs import Result, claim, work_off
 
 __all__ = ["Job", "Point", "default_budgets", "fitting", "hybrenets", "measured", "run", "train_point"]
 
@@ -145,9 +145,7 @@ def points(job: Job, data: Dataset) -> Iterator[Point]:
                 yield before
 
 
-def run(
-    job: Job, data: Dataset, out: Path, report: Callable[[int, int, Point, Progress | None], None]
-) -> list[dict[str, Any]]:
+def run(job: Job, data: Dataset, out: Path, report: Callable[[int, int, Point, Progress | None], None]) -> list[Result]:
     """Do the job, or what is left of it.
 
     Args:
@@ -157,18 +155,18 @@ def run(
         report: as :func:`~deepreshape.training.runs.work_off` calls it.
 
     Returns:
-        The rows of all points.
+        The results of all points.
 
     Raises:
         ValueError: if the settings do not fit, or differ from those the folder was made with.
     """
 
-    def row_of(point: Point, to: Path, folder: Path, progress: Callable[[Progress], None]) -> dict[str, Any]:
+    def result_of(point: Point, to: Path, folder: Path, progress: Callable[[Progress], None]) -> Result:
         recipe = job.recipe if point.budget is None else replace(job.recipe, epochs=job.reduced_epochs)
         init, teacher = (out / "models" / name if name else None for name in (point.init, point.teacher))
         return train_point(point, data, recipe, to, folder, init=init, teacher=teacher, progress=progress)
 
-    return work_off(job, out, list(points(job, data)), row_of, report)
+    return work_off(job, out, list(points(job, data)), result_of, report)
 
 
 def train_point(
@@ -181,7 +179,7 @@ def train_point(
     init: Path | None = None,
     teacher: Path | None = None,
     progress: Callable[[Progress], None] | None = None,
-) -> dict[str, Any]:
+) -> Result:
     """Train one point and save its model. The test split is read here, once.
 
     Args:
@@ -195,7 +193,7 @@ def train_point(
         progress: called after every step.
 
     Returns:
-        Its row of results.
+        Its result.
 
     Raises:
         ValueError: if a saved model does not fit, or the folder for checkpoints is another run's.
@@ -224,20 +222,20 @@ def train_point(
         history=tuple(history),
     )
     save(model, to, manifest)
-    row = {
-        "id": point.id,
-        "network": point.network,
-        "plan": str(point.plan),
-        "budget": point.budget,
+    result = Result(
+        id=point.id,
+        network=point.network,
+        plan=str(point.plan),
+        budget=point.budget,
         **measured(model, data),
-        "top1_validation": trained.top1_validation,
-        "seed": point.seed,
-        "epochs": recipe.epochs,
-        "cpu_minutes": round(trained.seconds / 60, 2),
-        "command": _command(point, data, recipe, init, teacher),
-    }
+        top1_validation=trained.top1_validation,
+        seed=point.seed,
+        epochs=recipe.epochs,
+        cpu_minutes=round(trained.seconds / 60, 2),
+        command=_command(point, data, recipe, init, teacher),
+    )
     shutil.copyfile(folder / METRICS, to / METRICS)
-    return row
+    return result
 
 
 def measured(model: nn.Module, data: Dataset) -> dict[str, Any]:

@@ -7,7 +7,7 @@ being trained. Started again on the same folder, it goes on where it was.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from deepreshape.models.saved import MANIFEST, Manifest, save
 from deepreshape.models.zoo import called, folder_of
 from deepreshape.removal import METHODS, Method, Removal, linearize, plan_of
 from deepreshape.training import Progress, Recipe, recipe_of, set_options, with_values
-from deepreshape.training.runs import work_off
+from deepreshape.training.runs import Result, work_off
 
 __all__ = ["Run", "Sweep", "configured", "reduce_saved", "sweep"]
 
@@ -116,7 +116,7 @@ def runs(settings: Sweep, data: Dataset) -> Iterator[Run]:
 
 def sweep(
     settings: Sweep, data: Dataset, out: Path, report: Callable[[int, int, Run, Progress | None], None]
-) -> list[dict[str, Any]]:
+) -> list[Result]:
     """Do the sweep, or what is left of it.
 
     Args:
@@ -126,7 +126,7 @@ def sweep(
         report: as :func:`~deepreshape.training.runs.work_off` calls it.
 
     Returns:
-        The rows of all runs.
+        The results of all runs.
 
     Raises:
         ValueError: if the settings do not fit, or differ from those the folder was made with.
@@ -135,7 +135,7 @@ def sweep(
         settings,
         out,
         list(runs(settings, data)),
-        lambda run, to, folder, progress: _row(run, settings, data, out / "models", to, folder, progress),
+        lambda run, to, folder, progress: _result(run, settings, data, out / "models", to, folder, progress),
         report,
     )
 
@@ -206,7 +206,7 @@ def reduce_saved(
     return made, record
 
 
-def _row(
+def _result(
     run: Run,
     settings: Sweep,
     data: Dataset,
@@ -214,13 +214,13 @@ def _row(
     to: Path,
     folder: Path,
     progress: Callable[[Progress], None],
-) -> dict[str, Any]:
+) -> Result:
     teacher = folder_of(settings.teacher) if settings.teacher else None
     if run.method is None:
         whole = architecture(run.network, data.shape, len(data.class_names))
         point = Point(run.network, plan_of(whole), None, run.seed)
         trained = train_point(point, data, settings.recipe, to, folder, teacher=teacher, progress=progress)
-        return trained | {"id": run.id, "method": "all", "granularity": "layer"}
+        return replace(trained, id=run.id)
     source = folder_of(run.network) if _is_saved(run.network) else models / Run(run.network, run.seed).id
     model, record = reduce_saved(
         source,
@@ -233,20 +233,20 @@ def _row(
         seed=run.seed,
         progress=lambda _, at: progress(at),
     )
-    return {
-        "id": run.id,
-        "network": _short(run.network),
-        "method": record.method,
-        "plan": f"{record.method} {record.budget:,}",
-        "granularity": record.granularity,
-        "budget": record.budget,
+    return Result(
+        id=run.id,
+        network=_short(run.network),
+        method=record.method,
+        plan=f"{record.method} {record.budget:,}",
+        granularity=record.granularity,
+        budget=record.budget,
         **measured(model, data),
-        "top1_validation": record.top1_validation,
-        "seed": run.seed,
-        "epochs": record.epochs,
-        "cpu_minutes": record.minutes,
-        "command": command_of(source, record, teacher, data, run.id),
-    }
+        top1_validation=record.top1_validation,
+        seed=run.seed,
+        epochs=record.epochs,
+        cpu_minutes=record.minutes,
+        command=command_of(source, record, teacher, data, run.id),
+    )
 
 
 def command_of(source: Path, record: Removal, teacher: Path | None, data: Dataset, to: str) -> str:

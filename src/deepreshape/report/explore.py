@@ -48,7 +48,7 @@ def explorable(points: Sequence[Summary], priced: Sequence[Priced]) -> dict[str,
                 "top1": point.mean,
                 "spread": point.spread,
                 "seeds": len(point.top1),
-                "commands": [row["command"] for row in point.rows],
+                "commands": [result.command for result in point.results],
                 **described(own),
             }
             for point, own in zip(points, priced, strict=True)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from importlib.metadata import version
-from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
@@ -13,12 +12,13 @@ from markupsafe import Markup
 from deepreshape.report.answers import PrivateAnswers
 from deepreshape.report.chart import Chart, Mark, lay_out
 from deepreshape.report.pareto import Advantage, Summary, advantages, front, summarize
+from deepreshape.training.runs import Result
 
 __all__ = ["environment", "picture", "render", "verdict"]
 
 
 def render(
-    rows: Sequence[Mapping[str, Any]],
+    results: Sequence[Result],
     *,
     baseline: str,
     settings: str,
@@ -29,14 +29,14 @@ def render(
     """The report of a job.
 
     Args:
-        rows: its results; at least one.
+        results: of the job; at least one.
         baseline: name of the network that the others are compared with.
         settings: as resolved, to be shown.
         command: that made the results.
         data: for the explorable chart, from ``explore.embedded``; still pictures only without.
         answers: images that one of the networks answered privately.
     """
-    points = summarize(rows)
+    points = summarize(results)
     profiles = list(points[0].priced)
     gains = advantages(points, baseline)
     best = set(front([(point.relus, point.mean) for point in points]))
@@ -49,7 +49,7 @@ def render(
     )
     page = environment().get_template("report.html.j2")
     return page.render(
-        title=f"{baseline} and its relatives on {rows[0]['data']}",
+        title=f"{baseline} and its relatives on {results[0].data}",
         verdict=verdict(gains, baseline),
         data=data,
         answers=answers,
@@ -61,17 +61,17 @@ def render(
         on_front=[(point.relus, point.mean) in best for point in points],
         gains=gains,
         baseline=baseline,
-        rows=rows,
+        rows=results,
         command=command,
         settings=settings,
-        n=rows[0]["n"],
+        n=results[0].n,
         made=f"deepreshape {version('deepreshape')}, Python {platform.python_version()}, {platform.machine()}",
     )
 
 
-def picture(rows: Sequence[Mapping[str, Any]]) -> str:
+def picture(results: Sequence[Result]) -> str:
     """Accuracy against ReLUs as a standalone SVG that follows the reader's light or dark setting."""
-    points = summarize(rows)
+    points = summarize(results)
     chart = _chart(points, "Accuracy against ReLUs", "ReLUs", [point.relus for point in points])
     return environment().get_template("chart.svg.j2").render(chart=chart, linked=False)
 

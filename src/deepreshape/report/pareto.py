@@ -6,7 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import log
 from statistics import mean, stdev
-from typing import Any
+
+from deepreshape.training.runs import Result
 
 __all__ = ["Advantage", "Summary", "advantages", "front", "summarize"]
 
@@ -20,7 +21,7 @@ class Summary:
         relus, macs, params: counts.
         priced: seconds by profile.
         top1: test top-1 in percent, one for each seed.
-        rows: the results it sums up.
+        results: that it sums up.
     """
 
     network: str
@@ -31,7 +32,7 @@ class Summary:
     params: int
     priced: Mapping[str, float]
     top1: tuple[float, ...]
-    rows: tuple[Mapping[str, Any], ...]
+    results: tuple[Result, ...]
 
     @property
     def mean(self) -> float:
@@ -64,23 +65,22 @@ class Advantage:
         return self.point.mean - self.baseline
 
 
-def summarize(rows: Iterable[Mapping[str, Any]]) -> tuple[Summary, ...]:
-    """Rows of the same network and plan together, in the order they first appear."""
-    groups: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
-    for row in rows:
-        method = row.get("method", "all")
-        series = row["network"] if method == "all" else f"{row['network']}, {method}"
-        groups.setdefault((series, row["plan"]), []).append(row)
+def summarize(results: Iterable[Result]) -> tuple[Summary, ...]:
+    """Results of the same network and plan together, in the order they first appear."""
+    groups: dict[tuple[str, str], list[Result]] = {}
+    for result in results:
+        series = result.network if result.method == "all" else f"{result.network}, {result.method}"
+        groups.setdefault((series, result.plan), []).append(result)
     return tuple(
         Summary(
             network,
             plan,
-            group[0]["budget"],
-            group[0]["relus"],
-            group[0]["macs"],
-            group[0]["params"],
-            group[0]["priced_seconds"],
-            tuple(row["top1"] for row in group),
+            group[0].budget,
+            group[0].relus,
+            group[0].macs,
+            group[0].params,
+            group[0].priced_seconds,
+            tuple(result.top1 for result in group),
             tuple(group),
         )
         for (network, plan), group in groups.items()

@@ -11,15 +11,73 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import yaml
 
-__all__ = ["claim", "finished", "open_folder", "read_rows", "refuse_others", "work_off", "write_rows"]
+__all__ = ["Result", "claim", "finished", "open_folder", "read_rows", "refuse_others", "work_off", "write_rows"]
 
 CONFIG, RESULTS, RUN = "config.yaml", "results.jsonl", "run.json"
+
+
+@dataclass(frozen=True)
+class Result:
+    """What became of one network that was trained or reduced: a row of ``results.jsonl``.
+
+    Attributes:
+        id: name of its folders.
+        network, method, plan: what was trained, by which method it was reduced (``"all"`` for coarse plans and whole
+            networks), and what was removed.
+        granularity: of the removal.
+        budget: ReLUs it was reduced to; None for all.
+        relus, relus_without_stem, maxpool_comparisons, macs, params: counts.
+        priced_seconds: of one inference, by published profile.
+        top1: percent, on the ``n`` images of ``split`` of the data set ``data``.
+        top1_validation: percent; None where that split was trained on.
+        seed, epochs, cpu_minutes: of the training.
+        command: that makes this one alone.
+    """
+
+    id: str
+    network: str
+    plan: str
+    budget: int | None
+    relus: int
+    macs: int
+    params: int
+    top1: float
+    n: int
+    data: str
+    seed: int
+    command: str
+    priced_seconds: Mapping[str, float]
+    method: str = "all"
+    granularity: str = "layer"
+    relus_without_stem: int = 0
+    maxpool_comparisons: int = 0
+    split: str = "test"
+    top1_validation: float | None = None
+    epochs: int = 0
+    cpu_minutes: float = 0.0
+
+    def to_row(self) -> dict[str, Any]:
+        """As plain JSON values."""
+        return asdict(self)
+
+    @classmethod
+    def of(cls, row: Mapping[str, Any]) -> Result:
+        """The result that a row holds; what a later version added to it is left out.
+
+        Raises:
+            ValueError: naming what is missing.
+        """
+        known = {field.name for field in fields(cls)}
+        try:
+            return cls(**{name: value for name, value in row.items() if name in known})
+        except TypeError as error:
+            raise ValueError(f"a row of results is not complete: {str(error).partition('() ')[2]}") from None
 
 
 class _Part(Protocol):
@@ -35,42 +93,42 @@ def work_off(
     settings: Any,
     out: Path,
     parts: Sequence[Part],
-    row_of: Callable[[Part, Path, Path, Callable[[Progress], None]], dict[str, Any]],
+    result_of: Callable[[Part, Path, Path, Callable[[Progress], None]], Result],
     report: Callable[[int, int, Part, Progress | None], None],
-) -> list[dict[str, Any]]:
+) -> list[Result]:
     """Do the parts that have no row yet, in order.
 
     Args:
         settings: a frozen dataclass.
         out: the folder.
         parts: all of them, each with an ``id`` that names its folders; those of one id are one.
-        row_of: does a part and gives its row; called with the part, the folder for its model, the folder for its
+        result_of: does a part; called with the part, the folder for its model, the folder for its
             checkpoints, and what to tell of its progress.
         report: told (number of the part, number of parts, part, progress in it); None for the progress when it is done.
 
     Returns:
-        The rows of all parts.
+        The results of all parts.
 
     Raises:
         ValueError: as :func:`open_folder`.
     """
-    rows = open_folder(settings, out)
-    done = {row["id"] for row in rows}
+    results = [Result.of(row) for row in open_folder(settings, out)]
+    done = {result.id for result in results}
     parts = list({part.id: part for part in parts}.values())
     for number, part in enumerate(parts, start=1):
         folder = out / "runs" / part.id
         if part.id not in done:
-            row = row_of(
+            result = result_of(
                 part,
                 out / "models" / part.id,
                 folder,
                 lambda progress, at=number, of=part: report(at, len(parts), of, progress),
             )
-            _append(out, row)
-            rows.append(row)
+            _append(out, result.to_row())
+            results.append(result)
         shutil.rmtree(folder, ignore_errors=True)
         report(number, len(parts), part, None)
-    return rows
+    return results
 
 
 def open_folder(settings: Any, out: Path) -> list[dict[str, Any]]:
@@ -133,8 +191,8 @@ def refuse_others(folder: Path, kind: str, theirs: Mapping[str, Any], ours: Mapp
         raise ValueError(f"{folder} holds another {kind} ({shown}); use those settings, or another folder")
 
 
-def finished(folder: Path) -> list[dict[str, Any]]:
-    """The rows of what is finished; a last line that was cut off is left out.
+def finished(folder: Path) -> list[Result]:
+    """The results of what is finished; a last line that was cut off is left out.
 
     Raises:
         ValueError: if the folder holds no results, or a line in the middle is broken.
@@ -144,7 +202,7 @@ def finished(folder: Path) -> list[dict[str, Any]]:
         raise ValueError(
             f"{folder} holds no results: there is no {RESULTS} in it; `deepreshape run --out {folder}` makes it"
         )
-    return read_rows(path)
+    return [Result.of(row) for row in read_rows(path)]
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
