@@ -232,3 +232,23 @@ def test_the_offline_bar_shows_bytes_and_the_time_left(monkeypatch: pytest.Monke
         show(500_000, 1_000_000)
     assert "offline" in shown.getvalue()
     assert "500.0/1000.0 kB" in shown.getvalue() or "0.5/1.0 MB" in shown.getvalue()
+
+
+def test_a_network_and_a_folder_of_your_own(tmp_path: Path):
+    image = pytest.importorskip("PIL.Image")
+    for at, name in enumerate(("cat", "dog")):
+        for number in range(8):
+            (tmp_path / "photos" / name).mkdir(parents=True, exist_ok=True)
+            pixels = np.full((9 + number, 12), 100 * at + number, np.uint8)
+            image.fromarray(pixels).save(tmp_path / "photos" / name / f"{number}.png")
+    layers = "nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(72, 2)"
+    (tmp_path / "mine.py").write_text(f"from torch import nn\n\ndef net():\n    return nn.Sequential({layers})\n")
+    model, data = f"{tmp_path}/mine.py:net", f"folder:{tmp_path}/photos:8"
+    ran = call("private", "local", "--model", model, "--data", data, "--json")
+    assert (ran.code, json.loads(ran.out)["agree"]) == (0, True)
+    lowered = call("private", "lower", model, "--data", data, "--out", str(tmp_path / "bundle"), "--json")
+    assert lowered.code == 0
+    facts = json.loads((tmp_path / "bundle" / "client.json").read_text())
+    assert (facts["class_names"], facts["resize"]) == (["cat", "dog"], "crop")
+    refused = call("private", "local", "--model", model, "--data", data, "--samples", "x.npy")
+    assert (refused.code, "both give inputs; leave one out" in refused.err) == (2, True)

@@ -24,6 +24,7 @@ from deepreshape.models.zoo import folder_of
 
 if TYPE_CHECKING:
     from deepreshape.convex.saved import Fitted
+    from deepreshape.data import Dataset
     from deepreshape.private.program.quantize import Lowered
 
 __all__ = [
@@ -121,9 +122,13 @@ class Inputs:
 
 
 def find_inputs(
-    network: Network, samples: Images | None = None, data_dir: Path | None = None, count: int = 1
+    network: Network,
+    samples: Images | None = None,
+    data_dir: Path | None = None,
+    count: int = 1,
+    data: Dataset | None = None,
 ) -> Inputs:
-    r"""Those given, else those of a saved network's data set, else random ones for random weights.
+    r"""Those given, else of the data set given or a saved network's own, else random ones for random weights.
 
     Of the samples given, the first :data:`CALIBRATION_IMAGES` are known and the others new, if there are more.
 
@@ -132,25 +137,32 @@ def find_inputs(
         samples: of (N, \*shape).
         data_dir: folder with the data sets.
         count: how many new ones are wanted.
+        data: whose images to take.
 
     Raises:
         ValueError: if there are none, or fewer: formats of a network that has weights may not rest on random inputs.
     """
-    found = _found_inputs(network, samples, data_dir, count)
+    found = _found_inputs(network, samples, data_dir, count, data)
     if len(found.new) < count:
         raise ValueError(f"{count:,} inputs are wanted and there are {len(found.new):,} new ones")
     return found
 
 
-def _found_inputs(network: Network, samples: Images | None, data_dir: Path | None, count: int) -> Inputs:
+def _found_inputs(
+    network: Network, samples: Images | None, data_dir: Path | None, count: int, data: Dataset | None
+) -> Inputs:
     if samples is not None:
         new = samples[CALIBRATION_IMAGES:]
         return Inputs(samples[:CALIBRATION_IMAGES], new if len(new) else samples, samples[:VALIDATION_IMAGES])
-    if network.architecture:
-        return random_inputs(network.shape, count)
-    if network.manifest is None:
-        raise ValueError("formats of a network of your own are calibrated on its inputs; give some, as --samples X.npy")
-    data = read_data(network.manifest.dataset, data_dir)
+    if data is None:
+        if network.architecture:
+            return random_inputs(network.shape, count)
+        if network.manifest is None:
+            raise ValueError(
+                "formats of a network of your own are calibrated on its inputs; give some, as --samples X.npy or "
+                "--data folder:PATH"
+            )
+        data = read_data(network.manifest.dataset, data_dir)
     known, new, valid = (
         data.normalize(images).contiguous().numpy()
         for images in (
@@ -159,7 +171,7 @@ def _found_inputs(network: Network, samples: Images | None, data_dir: Path | Non
             data.validation.images[:VALIDATION_IMAGES],
         )
     )
-    facts = {name: getattr(network.manifest, name) for name in ("class_names", "mean", "std")} | {"resize": "crop"}
+    facts = {name: getattr(data, name) for name in ("class_names", "mean", "std")} | {"resize": "crop"}
     return Inputs(known, new, valid, data.validation.labels[:VALIDATION_IMAGES].numpy(), facts)
 
 

@@ -20,6 +20,7 @@ from deepreshape.cli.console import (
     new_table,
     out,
     print_json,
+    read_data,
     stoppable,
     thousands,
     with_groups,
@@ -73,6 +74,17 @@ RowOption = Annotated[str | None, typer.Option("--row", help=ROW, show_default=F
 MAX_LOSS = 0.2
 COMPARED = 8
 """Inputs on which `lower` compares the program with the network."""
+
+
+InputData = Annotated[
+    str | None,
+    typer.Option(
+        "--data",
+        help="Data set whose images are taken: a name, folder:PATH, folder:PATH:SIDE or file.py:callable; else a saved "
+        "model's own.",
+        show_default=False,
+    ),
+]
 
 
 @dataclass(frozen=True)
@@ -166,6 +178,7 @@ def local(
     images: Annotated[int, typer.Option(min=1, help="How many inputs to run, one after the other.")] = 1,
     max_loss: MaxLossOption = None,
     workers: WorkersOption = None,
+    data: InputData = None,
     data_dir: DataDir = None,
     as_json: Json = False,
 ) -> None:
@@ -180,7 +193,7 @@ def local(
     chooses = relu.window and relu.protocol == "gc-stochastic"
     if max_loss is not None and not chooses:
         raise ValueError(f"--max-loss {max_loss:g} is for --relu gc-stochastic:window, not for {relu}")
-    network, lowered, inputs = _lowered(model, samples, data_dir, images, row)
+    network, lowered, inputs = _lowered(model, samples, data, data_dir, images, row)
     program = lowered.program
     if chooses:
         most = MAX_LOSS if max_loss is None else max_loss
@@ -263,6 +276,7 @@ def lower(
     relu: Annotated[
         str, typer.Option(help="What --max-loss chooses windows for: gc-stochastic:window, with neg-pass or without.")
     ] = "gc-stochastic:window",
+    data: InputData = None,
     data_dir: DataDir = None,
     as_json: Json = False,
 ) -> None:
@@ -278,7 +292,7 @@ def lower(
     given = ReluConfig.parse(relu)
     if given.protocol != "gc-stochastic" or not given.window:
         raise ValueError(f"--relu {relu} has no windows to choose; gc-stochastic:window has, with neg-pass or without")
-    network, lowered, inputs = _lowered(model, samples, data_dir)
+    network, lowered, inputs = _lowered(model, samples, data, data_dir)
     told = read_facts(facts, lowered.program) if facts else Facts(**inputs.facts)
     program, found = lowered.program, None
     if max_loss is not None:
@@ -431,7 +445,7 @@ def query(
 
 
 def _lowered(
-    model: str, samples: Path | None, data_dir: Path | None, count: int = 1, row: str | None = None
+    model: str, samples: Path | None, data: str | None, data_dir: Path | None, count: int = 1, row: str | None = None
 ) -> tuple[Network, Lowered, Inputs]:
     """The network, lowered, and inputs of it."""
     from deepreshape.cli.models import find_inputs, find_network, lowered, read_samples
@@ -445,15 +459,18 @@ def _lowered(
         return gated, lowered(gated, inputs), inputs
     if row is not None:
         raise ValueError(f"--row is for networks that `convex fit` made, which {model} is not")
-    given = read_samples(samples) if samples else None
-    network = find_network(model, given.shape[1:] if given is not None else None)
+    if samples and data:
+        raise ValueError(f"--samples {samples} and --data {data} both give inputs; leave one out")
+    given, dataset = (read_samples(samples) if samples else None), (read_data(data, data_dir) if data else None)
+    shape = dataset.shape if dataset else given.shape[1:] if given is not None else None
+    network = find_network(model, shape, len(dataset.class_names) if dataset else 100)
     if given is not None:
         try:
             network.run(given[:1])
         except (RuntimeError, ValueError, TypeError) as error:
             why = str(error).splitlines()[0]
             raise ValueError(f"{model} fails on an input of {samples}, of shape {given.shape[1:]}: {why}") from None
-    inputs = find_inputs(network, given, data_dir, count)
+    inputs = find_inputs(network, given, data_dir, count, dataset)
     return network, lowered(network, inputs), inputs
 
 
