@@ -60,7 +60,7 @@ def test_rows_say_what_the_models_are(done: Path):
         total = count(model, DATA.shape).total
         assert (row.relus, row.macs) == (total.relus, total.macs)
         assert row.budget is None or row.relus == row.budget
-        assert {"network", "method", "granularity", "top1", "seed", "cpu_minutes", "epochs", "command"} <= set(row)
+        assert {"network", "method", "granularity", "top1", "seed", "cpu_minutes", "epochs", "command"} <= set(row.to_row())
         assert (row.network, row.split, row.n) == (network, "test", 360)
         assert manifest.history[-1]["method"] in ("train", row.method)
     assert rows[2].command == (
