@@ -60,7 +60,9 @@ def test_rows_say_what_the_models_are(done: Path):
         total = count(model, DATA.shape).total
         assert (row.relus, row.macs) == (total.relus, total.macs)
         assert row.budget is None or row.relus == row.budget
-        assert {"network", "method", "granularity", "top1", "seed", "cpu_minutes", "epochs", "command"} <= set(row.to_row())
+        assert {"network", "method", "granularity", "top1", "seed", "cpu_minutes", "epochs", "command"} <= set(
+            row.to_row()
+        )
         assert (row.network, row.split, row.n) == (network, "test", 360)
         assert manifest.history[-1]["method"] in ("train", row.method)
     assert rows[2].command == (
@@ -153,7 +155,9 @@ def test_a_command_names_every_setting_that_is_not_the_methods_own():
     def words(**settings: Any) -> str:
         chosen = configured("taylor", 100, settings)
         recipe = asdict(RECIPES["digits"]) | {"mismatch": chosen.mismatch}
-        record = Removal("taylor", asdict(chosen), 100, 200, 100, "pixel", {}, None, None, 50.0, 1, 1.0, recipe, 0)
+        record = Removal(
+            "taylor", asdict(chosen), 100, 200, 100, "pixel", {}, None, None, 50.0, 50.0, 50.0, "", 1, 1.0, recipe, 0
+        )
         return command_of(Path("whole"), record, None, DATA, "out")
 
     assert "mismatch" not in words()  # 10 is what the method takes, whatever the recipe says
