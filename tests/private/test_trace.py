@@ -90,12 +90,14 @@ def trace(program: Program, garbler: Role, relu: str = "gc-full") -> dict[str, o
 
 def traces() -> dict[str, object]:
     roles: tuple[Role, ...] = ("server", "client")
-    return {
+    garbled = {
         f"{name}, {relu}, {role} garbles": trace(PROGRAMS[name], role, relu)
         for name in PROGRAMS
         for relu in ("gc-full", "gc-sign", "gc-stochastic:drop=2")
         for role in roles
     }
+    words = ("ot", "ot:tree", "ot:drop=2,neg-pass,cot=iknp")
+    return garbled | {f"{name}, {relu}": trace(PROGRAMS[name], "server", relu) for name in PROGRAMS for relu in words}
 
 
 def test_the_wire_is_as_it_was() -> None:

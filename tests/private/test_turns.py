@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from programs import random_program
 
@@ -68,3 +68,25 @@ def test_an_outline_comes_near_the_exact_plan(network, relu):
 def test_a_network_without_products_has_no_outline():
     with pytest.raises(ValueError, match="no convolution and no linear layer"):
         _ = outline([]).steps
+
+
+TRANSFERS = ("ot", "ot:tree", "ot:window,neg-pass", "ot:cot=softspoken", "ot:tree,cot=iknp")
+
+
+@pytest.mark.parametrize("relu", TRANSFERS)
+@settings(deadline=None, max_examples=20)
+@given(seed=st.integers(0, 99), prime=st.booleans())
+def test_turns_without_garbling_hold_all_that_is_declared(relu, seed, prime):
+    plan = Plan(random_program(seed, prime=prime).public(), replace(ReluConfig.parse(relu), batch=7))
+    report = schedule(turns(plan.steps), ANY, LINKS["wan"])
+    rows = [replace(row, seconds=0.0) for row in report.rows if row.layer != SESSION]
+    assert sorted(rows, key=str) == sorted(plan.declared().rows, key=str)
+
+
+@pytest.mark.parametrize("relu", TRANSFERS)
+def test_every_unit_without_garbling_is_measured(relu):
+    shape = architecture("resnet18-m4", (3, 16, 16), 10)
+    steps = outline(count(build(shape, "meta"), shape.input).layers, ReluConfig.parse(relu)).steps
+    report = schedule(turns(steps), reference(), LINKS["lan"])
+    assert report.only(kind="transfer").seconds > 0
+    assert report.only(kind="compare").seconds > 0

@@ -83,6 +83,21 @@ def test_a_garbled_sign_equals_plain_with_the_same_shares(garbler: Role, prime: 
     check_declared(program, garbler, (run.client, run.server), run.stored, relu)
 
 
+@pytest.mark.parametrize("prime", [False, True])
+@pytest.mark.parametrize(
+    "text", ["ot", "ot:tree", "ot:drop=2,neg-pass", "ot:drop=3,tree,cot=iknp", "ot:cot=softspoken"]
+)
+@settings(max_examples=3, deadline=None, derandomize=True)
+@given(seed=st.integers(0, 10**6))
+def test_transfers_equal_plain_with_the_same_shares(prime: bool, text: str, seed: int) -> None:
+    program, relu = random_program(seed, prime=prime), ReluConfig.parse(text)
+    x = random_inputs(program, 1, seed)
+    run = run_both(program, x[0], relu=relu)
+    expected = plain.run(program, x, client=run.client_shares, relu=relu_protocol(relu))
+    assert np.array_equal(run.output, expected[0])
+    check_declared(program, "server", (run.client, run.server), run.stored, relu)
+
+
 @pytest.mark.parametrize("garbler", ["server", "client"])
 @pytest.mark.parametrize("word", ["gc-sign:window", "gc-stochastic:window,pos-zero"])
 def test_each_layer_takes_its_own_window(garbler: Role, word: str) -> None:

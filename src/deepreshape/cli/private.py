@@ -98,13 +98,17 @@ class Relus:
         str,
         typer.Option(
             help="How ReLUs are computed: gc-full, gc-sign, gc-sign:window, gc-stochastic:drop=12, "
-            "gc-stochastic:drop=12,neg-pass or gc-stochastic:window. A window is the bits that the program says for "
-            "each layer; `lower` chooses them."
+            "gc-stochastic:drop=12,neg-pass, gc-stochastic:window; or without garbling ot (exact), ot:window, ot:tree "
+            "(fewer bytes, more rounds). A window is the bits that the program says for each layer; `lower` chooses "
+            "them."
         ),
     ] = "gc-full"
+    cot: Annotated[
+        str, typer.Option(help="What makes the transfers of --relu ot: silent, softspoken or iknp.", show_default=False)
+    ] = "silent"
 
     def config(self) -> ReluConfig:
-        """The two options as one value."""
+        """These options as one value."""
         from deepreshape.private.program.relu_config import ReluConfig
 
         if self.garbler not in ("server", "client"):
@@ -114,6 +118,8 @@ class Relus:
             raise ValueError(
                 f"--relu {self.relu} leaves out no bits and saves none; write gc-stochastic:drop=12 or :window"
             )
+        if self.cot != "silent":
+            given = replace(given, cot=self.cot)
         return replace(given, garbler=self.garbler) if given.garbler == "server" else given
 
     def plan(self, program: Program) -> Plan:

@@ -34,13 +34,14 @@ from deepreshape.private.crypto.ot.iknp import IKNP
 from deepreshape.private.parties.preprocessing import Reading, Writing
 from deepreshape.private.parties.store import Binding, Store
 from deepreshape.private.program.integer_linear import on_shares
-from deepreshape.private.program.ops import Conv2d, Weights
+from deepreshape.private.program.ops import Conv2d, Relu, Weights
 from deepreshape.private.program.relu_config import GC_FULL, ROLES, ReluConfig, Role
 from deepreshape.private.protocols.base import Prepared, Protocol, Run
 from deepreshape.private.protocols.label_transfer import GarbledLayer
 from deepreshape.private.protocols.packing import Convolution, lay_out
 from deepreshape.private.protocols.relu_garbled import OTHER, GarbledRelu
 from deepreshape.private.protocols.relu_gc import ReluGc
+from deepreshape.private.protocols.relu_ot import ReluOt
 from deepreshape.private.protocols.relu_sign import ReluSign
 from deepreshape.private.protocols.truncate import Truncation, TruncationLayer
 from deepreshape.private.transport.certificates import create_authority, issue
@@ -72,6 +73,7 @@ def measure(name: str, rounds: int = 7, observe: Observer | None = None) -> Prof
         "the offline store": _store,
         "oblivious transfer": _transfers,
         "garbling": _relus,
+        "ReLUs by transfer": _transfer_relus,
         "truncation": _truncations,
         "products in the clear": _clear,
         "homomorphic encryption": _encryption,
@@ -281,6 +283,15 @@ def _run(protocol: Protocol[Any, Any], layer: Any) -> dict[tuple[str, str], floa
         ("online", "client"): second[0],
         ("online", "server"): second[1],
     }
+
+
+def _transfer_relus(rounds: int) -> Units:
+    """A chain over all bits, by its transfers, whose making is in the offline time; a tree takes somewhat less."""
+    protocol = ReluOt(ReluConfig("ot", carry="chain"))
+    layer = protocol.layer(RING, Relu("calibration", ("input",), 11), 1 << 13)
+    rows = [_run(protocol, layer) for _ in range(rounds)]
+    transfers = layer.count * (layer.relu.transfers + layer.relu.back)
+    return {f"ot.{role}.{phase}": min(row[phase, role] for row in rows) / transfers for phase, role in rows[0]}
 
 
 def _truncations(rounds: int) -> Units:

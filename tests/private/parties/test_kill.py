@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import deepreshape
 
 SCRIPT = """
@@ -17,6 +19,7 @@ from support.relay import Keys
 from programs import every_kind, random_inputs
 
 from deepreshape.private.program import interpret as plain
+from deepreshape.private.program.relu_config import ReluConfig
 from deepreshape.private.errors import PrivateError
 from deepreshape.private.parties.sessions import Client, LostBatchError, serve
 from deepreshape.private.parties.plan import Plan
@@ -27,7 +30,7 @@ from deepreshape.private.transport.tls import Endpoint, TlsChannel, listen
 folder = Path(sys.argv[1])
 keys = Keys.make(folder / "keys")
 program = every_kind()
-plan = Plan(program.public())
+plan = Plan(program.public(), ReluConfig.parse(sys.argv[2]))
 X = random_inputs(program, 1, 1)
 door = listen("127.0.0.1", 0)
 mine, theirs = Endpoint(keys.client), Endpoint(keys.server)
@@ -130,11 +133,12 @@ for kind, victim, first, stride in (
 """
 
 
-def test_kill_at_every_frame(tmp_path: Path) -> None:
+@pytest.mark.parametrize("relu", ["gc-full", "ot:tree"])
+def test_kill_at_every_frame(relu: str, tmp_path: Path) -> None:
     folders = [Path(deepreshape.__file__).parents[1], *(Path(__file__).parents[up] for up in (1, 2))]
     path = os.pathsep.join([*map(str, folders), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, str(tmp_path)],
+        [sys.executable, "-c", SCRIPT, str(tmp_path), relu],
         env={**os.environ, "PYTHONPATH": path},
         capture_output=True,
         text=True,

@@ -18,8 +18,13 @@ SETTINGS = {
     "gc-full": ("garbler", "batch"),
     "gc-sign": ("window", "garbler", "batch"),
     "gc-stochastic": ("window", "drop", "mode", "garbler", "batch"),
+    "ot": ("window", "drop", "mode", "carry", "cot", "batch"),
 }
 """The settings that each protocol takes."""
+CARRIES = ("chain", "tree")
+"""How ``ot`` finds the carry of two shares; left out, each layer has what suits it."""
+COTS = ("silent", "softspoken", "iknp")
+"""What makes the correlated transfers of ``ot``, by falling trust in its assumption and rising bytes."""
 REPLACED = {"calibrated": "window"}
 """Settings that have another name now."""
 
@@ -30,11 +35,14 @@ class ReluConfig:
 
     Attributes:
         protocol: ``"gc-full"``, the whole ReLU in the circuit; ``"gc-sign"``, its exact sign; ``"gc-stochastic"``,
-            Circa's sign, which may be wrong for small values.
+            Circa's sign, which may be wrong for small values; ``"ot"``, the sign by oblivious transfer, exact unless
+            low bits are left out.
         window: test only the bits that the program says for each layer: both ends of each window for gc-stochastic, the
-            upper end for gc-sign.
+            upper end for gc-sign, both ends for ot.
         drop: low bits that every sign test leaves out.
-        mode: which small values gc-stochastic is wrong about.
+        mode: which small values are counted wrong where low bits are left out.
+        carry: ``"chain"``, one round, or ``"tree"``, fewer bytes; empty to let each layer have what suits it.
+        cot: what makes the correlated transfers, one of :data:`COTS`.
         garbler: who garbles; the other party stores the tables and evaluates them.
         batch: instances that one garbling covers: few enough for rows to stay in cache, many enough to hide the
             interpreter.
@@ -47,6 +55,8 @@ class ReluConfig:
     window: bool = False
     drop: int = 0
     mode: Mode = "pos-zero"
+    carry: str = ""
+    cot: str = "silent"
     garbler: Role = "server"
     batch: int = 8192
 
@@ -61,6 +71,10 @@ class ReluConfig:
             raise ValueError(
                 f"mode is {' or '.join(MODES)} and garbler {' or '.join(ROLES)}, not {self.mode!r} and {self.garbler!r}"
             )
+        if self.carry not in ("", *CARRIES) or self.cot not in COTS:
+            raise ValueError(
+                f"carry is {' or '.join(CARRIES)} and cot {', '.join(COTS)}, not {self.carry!r} and {self.cot!r}"
+            )
         if self.drop < 0 or self.batch < 1:
             raise ValueError(f"drop is at least 0 and batch at least 1, not {self.drop} and {self.batch}")
         if self.window and self.drop:
@@ -70,7 +84,10 @@ class ReluConfig:
         words = ["window"] if self.window else []
         if self.protocol == "gc-stochastic":
             words += [*([] if self.window else [f"drop={self.drop}"]), self.mode]
-        words += [f"{name}={getattr(self, name)}" for name in self._given() if name in ("garbler", "batch")]
+        if self.protocol == "ot":
+            words += [f"drop={self.drop}"] * bool(self.drop) + [self.mode] * (self.mode != MODES[0])
+            words += [self.carry] * bool(self.carry)
+        words += [f"{name}={getattr(self, name)}" for name in self._given() if name in ("cot", "garbler", "batch")]
         return ":".join([self.protocol, *([",".join(words)] if words else [])])
 
     def _given(self) -> list[str]:
@@ -90,10 +107,14 @@ class ReluConfig:
             name, _, value = word.partition("=")
             if name in ("drop", "batch") and value.isdecimal():
                 settings[name] = int(value)
-            elif name == "garbler" and value in ROLES:
+            elif (name == "garbler" and value in ROLES) or (name == "cot" and value in COTS):
                 settings[name] = value
             elif word in MODES:
                 settings["mode"] = word
+            elif word in CARRIES:
+                settings["carry"] = word
+            elif word == "exact" and protocol == "ot" and rest.split(",")[0] == word:
+                continue  # ot is exact unless another word says what it leaves out
             elif word == "window":
                 settings["window"] = True
             elif word in REPLACED:
@@ -101,7 +122,7 @@ class ReluConfig:
             else:
                 raise ValueError(
                     f"{text!r}: unknown setting {word!r}; there are window, drop=BITS, {', '.join(MODES)}, "
-                    "garbler=client, batch=COUNT"
+                    f"{', '.join(CARRIES)}, cot=NAME, garbler=client, batch=COUNT"
                 )
         return cls(**settings)  # pyright: ignore[reportArgumentType] - checked when it is made
 
