@@ -52,6 +52,8 @@ LEVELS = {
 
 PRIVATE = {
     "errors": 0,
+    "files": 0,
+    "processes": 0,
     "arith": 1,
     "transport": 1,
     "program": 2,

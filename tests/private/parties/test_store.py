@@ -516,7 +516,7 @@ def test_file_that_cannot_grow_leaves_nothing_half_written(tmp_path: Path) -> No
     assert contents(tmp_path) == set()
 
 
-@pytest.mark.parametrize("where", ["_write_all", "_sync_folder", "_sync_file", "_write_new"])
+@pytest.mark.parametrize("where", ["_write_all", "sync_folder", "_sync_file", "_write_new"])
 def test_any_failing_write_is_one_clear_line(store: Store, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
@@ -592,3 +592,11 @@ def test_secrets_are_in_no_text(store: Store) -> None:
         assert "PLANTED" not in text
         assert key.hex() not in text
         assert repr(key)[2:-1] not in text
+
+
+@pytest.mark.parametrize("inner", ["", "keys", "fresh"])
+def test_a_store_that_others_can_write_to_is_refused(inner: str, tmp_path: Path) -> None:
+    Store(tmp_path / "store")
+    (tmp_path / "store" / inner).chmod(0o777)
+    with pytest.raises(StoreError, match=r"others can write to it \(mode 777\); run: chmod go-w"):
+        Store(tmp_path / "store")

@@ -168,3 +168,24 @@ def test_status_has_no_more_of_a_client_than_the_first_digits(store: Store) -> N
         7,
         0,
     )
+
+
+@pytest.mark.parametrize(
+    "garbage", [b"\xff\xfe\n", b"9" * 400 + b".0 " + b"a" * 64 + b"\n", b"\x00" * 5000, b"1.5 \x1b[2J\n"]
+)
+def test_garbage_in_the_file_of_queries_is_passed_over(garbage: bytes, store: Store) -> None:
+    clock = Clock()
+    Quotas(CAPS, store, clock).admit(ANN, "query")
+    path = store.folder / "queries"
+    path.write_bytes(garbage + path.read_bytes() + garbage)
+    again = Quotas(CAPS, store, clock)
+    assert len(again.usage[ANN].queries) == 1
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
+def test_the_file_of_queries_is_durable_before_the_old_one_goes(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[int] = []
+    before = os.fsync
+    monkeypatch.setattr(os, "fsync", lambda descriptor: (synced.append(descriptor), before(descriptor))[1])
+    Quotas(CAPS, store, Clock())
+    assert len(synced) == 2  # the file, and the folder that names it

@@ -4,30 +4,36 @@ from __future__ import annotations
 
 import json
 import os
+import resource
+import select
+import selectors
 import signal
 import socket
 import ssl
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
+from dataclasses import replace
 from http.client import HTTPConnection
 from pathlib import Path
 
 import numpy as np
 import pytest
 from programs import ONE_RELU, every_kind, random_inputs
+from support.relay import PATIENT
 from support.service import Served, served
 
+from deepreshape.private.parties import store as store_module
 from deepreshape.private.parties.plan import Plan
 from deepreshape.private.parties.server import Model
 from deepreshape.private.parties.sessions import Client
-from deepreshape.private.parties.store import Store
+from deepreshape.private.parties.store import Binding, Store
 from deepreshape.private.program import interpret as plain
 from deepreshape.private.service.quotas import SHOWN, Caps
-from deepreshape.private.service.service import Service
+from deepreshape.private.service.service import SPARE_DESCRIPTORS, STATUS_S, Service, _allow_descriptors, _Session
 from deepreshape.private.service.status import check_loopback
-from deepreshape.private.transport.certificates import Credentials
+from deepreshape.private.transport.certificates import Credentials, create_authority, issue
 from deepreshape.private.transport.channel import Frame, ProtocolError
 from deepreshape.private.transport.handshake import HELLO_BYTES
 from deepreshape.private.transport.tls import (
@@ -35,6 +41,7 @@ from deepreshape.private.transport.tls import (
     Endpoint,
     Limits,
     PeerAbortedError,
+    RefusedError,
     TlsChannel,
     listen,
 )
@@ -241,8 +248,7 @@ def test_a_killed_session_takes_no_other_with_it(open_session: Open, tmp_path: P
         assert server.line().endswith("its process ended with status -9")
         with pytest.raises(ProtocolError):
             talking.receive(Frame.HELLO, HELLO_BYTES)
-        found = status(server)
-        assert (found["running"], found["failed"]) == (1, 1)
+        until(lambda: (status(server)["running"], status(server)["failed"]) == (1, 1))
         other.send(Frame.HELLO, bytes(HELLO_BYTES))  # is answered: this is no greeting
         with pytest.raises(PeerAbortedError):
             other.receive(Frame.HELLO, HELLO_BYTES)
@@ -264,6 +270,7 @@ def test_status_tells_counts_and_no_more(tmp_path: Path) -> None:
         client.infer(X[0])
         client.prepare()
         until(lambda: status(server)["served"] == 3)
+        until(lambda: status(server)["clients"][0]["batches_held"] == 1)
         found = status(server)
         (row,) = found["clients"]
         assert row["client"] == client.endpoint.identity.fingerprint[:SHOWN]
@@ -291,3 +298,169 @@ def test_a_process_with_other_threads_is_refused(tmp_path: Path) -> None:
 def test_a_status_page_that_other_machines_could_read_is_refused() -> None:
     with listen("0.0.0.0", 0) as door, pytest.raises(ValueError, match=r"listens on 0\.0\.0\.0; only loopback"):  # noqa: S104
         check_loopback(door)
+
+
+def test_running_out_of_descriptors_ends_no_session(open_session: Open, tmp_path: Path) -> None:
+    with served(tmp_path, Caps(pending=64)) as server, ExitStack() as stack:
+        talking = open_session(server.client())
+        until(lambda: status(server)["running"] == 1)
+        used = len(list(Path(f"/proc/{server.process.pid}/fd").iterdir()))
+        resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE, (used + 6, 4096))
+        for _ in range(52):
+            stack.enter_context(socket.create_connection(("127.0.0.1", server.port)))
+            with suppress(ProtocolError):  # one with a certificate needs three descriptors more
+                open_session(server.client("other"))
+        resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE, (4096, 4096))
+        talking.send(Frame.HELLO, bytes(HELLO_BYTES))  # is answered: this is no greeting
+        with pytest.raises(PeerAbortedError):
+            talking.receive(Frame.HELLO, HELLO_BYTES)
+        stack.close()
+        until(lambda: status(server)["running"] == 0)
+        assert np.array_equal(server.client("ann").infer(X[0]).output, EXPECTED)
+
+
+def test_caps_that_need_more_descriptors_than_the_system_allows_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    raised: list[tuple[int, int]] = []
+    monkeypatch.setattr(resource, "setrlimit", lambda _, limits: raised.append(limits))
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (64, 256))
+    _allow_descriptors(Caps(pending=64))
+    assert raised == [(64 + 16 + SPARE_DESCRIPTORS, 256)]
+    with pytest.raises(ValueError, match=r"need 312 open files; the limit is 256: raise it \(ulimit -Hn 312\)"):
+        _allow_descriptors(Caps())
+
+
+def test_a_refused_connection_that_a_child_still_holds_wakes_nobody(tmp_path: Path) -> None:
+    """Its number goes to the next socket, and the system would go on to watch the old one under it."""
+    with served(tmp_path) as server:
+        ends = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(40)]
+        for end in ends:
+            end.sendall(b"GET / HTTP/1.1\r\n\r\n" * 50)
+        client = server.client()
+        for _ in range(3):  # each is a fork in the midst of connections that are refused
+            for end in ends:
+                with suppress(OSError):
+                    end.sendall(b"more")
+            client.prepare()
+            ends += [socket.create_connection(("127.0.0.1", server.port)) for _ in range(20)]
+            for end in ends[-20:]:
+                end.sendall(b"GET / HTTP/1.1\r\n\r\n")
+        for end in ends:
+            end.close()
+        assert np.array_equal(client.infer(X[0]).output, EXPECTED)
+        assert server.process.poll() is None
+
+
+def test_a_socket_is_unregistered_before_it_is_closed(tmp_path: Path) -> None:
+    """The deterministic half of the test above: the selector forgets a socket whose number is still its own."""
+    create_authority(tmp_path)
+    issue(tmp_path, "server", "s")
+    with listen("127.0.0.1", 0) as listener, socket.create_connection(listener.getsockname()) as stranger:
+        pending = Endpoint(Credentials.within(tmp_path, "server", "s")).start(listener.accept()[0])
+        stranger.sendall(b"GET / HTTP/1.1\r\n\r\n")
+        select.select([pending], [], [], 30)
+        with pytest.raises(RefusedError):
+            pending.advance()
+        assert pending.fileno() >= 0
+        pending.close()
+
+
+def test_nothing_that_one_event_brings_ends_the_front(tmp_path: Path) -> None:
+    create_authority(tmp_path)
+    issue(tmp_path, "server", "s")
+    told: list[str] = []
+    endpoint = Endpoint(Credentials.within(tmp_path, "server", "s"))
+    near, far = socket.socketpair()
+    with listen("127.0.0.1", 0) as listener, near, far:
+        service = Service(
+            listener, endpoint, Model(ONE_RELU, Plan(ONE_RELU)), Store(tmp_path / "store"), notify=told.append
+        )
+        near.setblocking(False)
+        service._read(_Session(0, near, endpoint.identity, 0.0))  # a wake without a byte
+
+        def fail() -> None:
+            raise OSError("secret")
+
+        with listen("127.0.0.1", 0) as other, socket.create_connection(other.getsockname()):
+            service._selector.register(other, selectors.EVENT_READ, fail)
+            service._dispatch(30.0)
+        assert told == ["unforeseen OSError in the front"]
+        service._close()
+
+
+def test_a_session_that_does_not_come_back_is_killed_at_its_limit(open_session: Open, tmp_path: Path) -> None:
+    """As one inside a library's read, which handles key updates for as long as they come."""
+    with served(tmp_path, limits=replace(PATIENT, session_s=1.0)) as server:
+        status(server)
+        before = server.children()
+        open_session(server.client())
+        until(lambda: len(server.children() - before) == 1)
+        (process,) = server.children() - before
+        os.kill(process, signal.SIGSTOP)  # it answers to nothing
+        assert server.line().endswith("it took over 1 s (session_s), and was killed")
+        assert not alive(process)
+
+
+def test_what_a_killed_session_was_writing_is_swept(tmp_path: Path) -> None:
+    program = every_kind()
+    with served(tmp_path, program=program) as server, ThreadPoolExecutor(1) as threads:
+        status(server)
+        before = server.children()
+        client = server.client()
+        writing = tmp_path / "server" / "writing"
+        for _ in range(3):
+            preparing = threads.submit(client.prepare)
+            until(lambda: any(writing.iterdir()))
+            (process,) = server.children() - before
+            os.kill(process, signal.SIGKILL)
+            assert "status -9" in server.line()
+            assert isinstance(preparing.exception(60), ProtocolError)
+            assert [*writing.iterdir(), *(tmp_path / "server" / "keys").iterdir()] == []
+
+
+def test_connections_make_the_front_read_no_manifests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Store(tmp_path)
+    for number in range(20):
+        with store.create(Binding("cd" * 32, "a" * 64, {}), f"{number:064x}") as writer:
+            writer.commit()
+    read: list[Path] = []
+    before = store_module.read_json
+    monkeypatch.setattr(store_module, "read_json", lambda path, most: (read.append(path), before(path, most))[1])
+    for _ in range(50):
+        assert store.held() == {"a" * 64: 20}
+    assert len(read) == 20
+
+
+def test_the_status_is_written_at_most_once_a_second(tmp_path: Path) -> None:
+    with served(tmp_path) as server:
+        path = tmp_path / "server" / "status.json"
+        until(path.exists)
+        written: set[int] = set()
+        began = time.monotonic()
+        for _ in range(200):
+            socket.create_connection(("127.0.0.1", server.port)).close()
+            with suppress(FileNotFoundError):
+                written.add(path.stat().st_ino)
+        assert len(written) <= 2 + (time.monotonic() - began) / STATUS_S
+        until(lambda: status(server)["refused"] == 200)
+
+
+def test_a_damaged_batch_is_set_aside_and_the_server_starts(tmp_path: Path) -> None:
+    manifests = [
+        b'{"program":"%s","peer":[1],"parameters":{},"streams":[]}' % (b"ab" * 32),
+        b"[" * 100_000,
+        b'{"program":"%s","peer":"%s","parameters":{"\x1b[2J":1},"streams":[]}' % (b"ab" * 32, b"cd" * 32),
+        b"{" + b" " * (1 << 20) + b"}",
+        b'{"peer":NaN}',
+    ]
+    Store(tmp_path / "server")
+    for number, manifest in enumerate(manifests):
+        folder = tmp_path / "server" / "fresh" / f"{number:064x}"
+        folder.mkdir()
+        (folder / "manifest.json").write_bytes(manifest)
+        (tmp_path / "server" / "keys" / f"{folder.name}.key").write_bytes(bytes(32))
+    with served(tmp_path) as server:
+        for number in range(len(manifests)):
+            assert f"{number:016x}" in server.line() or number  # the first digits of all are zeros
+        assert np.array_equal(server.client().infer(X[0]).output, EXPECTED)
+    assert len(list((tmp_path / "server" / "damaged").iterdir())) == len(manifests)
+    assert list((tmp_path / "server" / "keys").iterdir()) == []

@@ -298,3 +298,39 @@ def test_bad_input_gets_one_clear_line(tmp_path: Path, keys: Keys) -> None:
         Endpoint(Credentials(keys.client.certificate, keys.client.key, junk))
     with pytest.raises(CertificateError, match="carries no role"):
         describe(ssl.PEM_cert_to_DER_cert((keys.folder / "authority.pem").read_text()))
+
+
+def test_a_revoked_certificate_is_refused_without_a_restart(keys: Keys) -> None:
+    server, client = Endpoint(keys.server, PATIENT), Endpoint(keys.client, PATIENT)
+    path = keys.folder / "revoked"
+    assert meet(server, client) == (None, None)
+    try:
+        path.write_text(f"# left in May\n\n{client.identity.fingerprint.upper()}  # alice\n")
+        assert "certificate 'alice'" in str(meet(server, client)[0])
+        path.write_text("")
+        assert meet(server, client) == (None, None)
+        path.write_text("alice\n")  # whom it means is not known, so nobody comes in
+        assert "'alice' is not a fingerprint of 64 hexadecimal digits" in str(meet(server, client))
+    finally:
+        path.unlink()
+
+
+def test_a_client_refuses_a_revoked_server_too(keys: Keys) -> None:
+    server, client = Endpoint(keys.server, PATIENT), Endpoint(keys.client, PATIENT)
+    path = keys.folder / "revoked"
+    try:
+        path.write_text(server.identity.fingerprint)
+        assert "certificate 'bob'" in str(meet(server, client))
+    finally:
+        path.unlink()
+
+
+def test_the_end_of_a_certificate_is_warned_of_two_weeks_ahead(tmp_path: Path) -> None:
+    create_authority(tmp_path, days=400)
+    credentials = issue(tmp_path, "client", "alice", days=100)
+    now = datetime.datetime.now(datetime.UTC)
+    assert credentials.warnings(now + datetime.timedelta(days=85)) == []
+    (line,) = credentials.warnings(now + datetime.timedelta(days=87))
+    assert line.startswith(f"{credentials.certificate}: this certificate expires on ")
+    late = credentials.warnings(now + datetime.timedelta(days=401))
+    assert [line.split(": ")[1][:24] for line in late] == ["this certificate expired"] * 2

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import select
 import socket
 import subprocess
@@ -18,6 +17,7 @@ from numpy.typing import NDArray
 
 from deepreshape.engines.spu.party import CLIENT, PARTIES, SERVER
 from deepreshape.engines.spu.profile import Run, parse
+from deepreshape.private.processes import SOURCE, environment
 from deepreshape.private.program.encoding import to_bytes
 from deepreshape.private.program.ops import Program
 
@@ -26,7 +26,6 @@ __all__ = ["Answer", "Session", "versions"]
 GRACE_S = 30
 """How long a party may take to end."""
 POLL_S = 0.5
-_SOURCE = str(Path(__file__).parents[3])
 
 
 class Answer(NamedTuple):
@@ -61,19 +60,35 @@ class Session:
         self._folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="deepreshape-spu-")))
         ranks = range(PARTIES[self._protocol])
         hosts = ",".join(f"127.0.0.1:{port}" for port in _free_ports(len(ranks)))
-        environment = {**os.environ, "PYTHONPATH": _SOURCE}
+        variables = {**environment(), "PYTHONPATH": str(SOURCE)}
         for rank in ranks:
             own = self._program if rank == SERVER else self._program.public()
             path = self._folder / f"program-{rank}"
             path.touch(mode=0o600)
             path.write_bytes(to_bytes(own))
-            command = [str(self._python), "-m", "deepreshape.engines.spu.party", "--rank", str(rank), "--hosts", hosts]
+            # Python before 3.11 knows no safe path; the current folder, which it searches first, is the run's own
+            command = [
+                str(self._python.absolute()),
+                "-m",
+                "deepreshape.engines.spu.party",
+                "--rank",
+                str(rank),
+                "--hosts",
+                hosts,
+            ]
             command += ["--protocol", self._protocol, "--program", str(path), "--log", str(self._log(rank))]
             said = self._stack.enter_context((self._folder / f"said-{rank}").open("w"))
             pipe = subprocess.PIPE if rank == CLIENT else subprocess.DEVNULL
             # without buffers, what select says of a pipe is all there is to know of it
             party = subprocess.Popen(  # noqa: S603
-                command, 0, env=environment, stdin=pipe, stdout=pipe, stderr=said, start_new_session=True
+                command,
+                0,
+                cwd=self._folder,
+                env=variables,
+                stdin=pipe,
+                stdout=pipe,
+                stderr=said,
+                start_new_session=True,
             )
             self._running.append(self._stack.enter_context(party))
             if rank == CLIENT:
@@ -133,7 +148,7 @@ def versions(python: Path) -> dict[str, str]:
         RuntimeError: if it lacks one of them.
     """
     code = "import json, importlib.metadata as m; print(json.dumps({p: m.version(p) for p in ('spu', 'jax', 'numpy')}))"
-    done = subprocess.run([str(python), "-c", code], capture_output=True, text=True, check=False)  # noqa: S603
+    done = subprocess.run([str(python), "-I", "-c", code], capture_output=True, text=True, check=False)  # noqa: S603
     if done.returncode:
         raise RuntimeError(f"{python} has no SPU: {done.stderr.strip().splitlines()[-1]}")
     return json.loads(done.stdout)

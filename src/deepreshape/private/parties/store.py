@@ -6,6 +6,7 @@ circuit that is evaluated twice gives both labels of its wires away. The states 
     writing/<id>/   being written; swept if its writer died
     fresh/<id>/     complete, may be claimed once
     claimed/<id>/   being used; its key is gone, so nobody can open it again; swept if its reader died
+    damaged/<id>/   what had no readable manifest when the store was opened, without its key
     keys/<id>.key   the batch's own key, until it is claimed
     spent           one line for each batch ever claimed; only ever appended to
 
@@ -57,6 +58,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from deepreshape.private.errors import PrivateError
+from deepreshape.private.files import check_owned, read_at_most, read_json, sync_folder
 from deepreshape.private.transport.channel import Payload, as_bytes
 
 CHUNK_BYTES = 1 << 26
@@ -69,9 +71,12 @@ RESERVE_S = 3.0
 TAG_BYTES = 16
 KEY_BYTES = 32
 MANIFEST = "manifest.json"
+MANIFEST_BYTES = 1 << 20
+MOST_STREAMS = 5000
 STATES = "writing", "fresh", "claimed"
 ID = re.compile(r"[0-9a-f]{64}")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+PARAMETER = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 
 
 class StoreError(PrivateError):
@@ -108,8 +113,11 @@ class Store:
         folder: where batches and the ledger of spent ones lie; made if missing, readable by its owner only.
         keys: where the keys lie, ``folder / "keys"`` unless given; best where no backup reaches.
 
+    Attributes:
+        damaged: the batches that were set aside when it was opened, since their manifests are not as one is written.
+
     Raises:
-        StoreError: if a folder cannot be used.
+        StoreError: if a folder cannot be used, or other users can write to it.
     """
 
     def __init__(self, folder: Path, keys: Path | None = None) -> None:
@@ -118,7 +126,10 @@ class Store:
         try:
             for path in (folder, self.keys, *(folder / state for state in STATES)):
                 path.mkdir(mode=0o700, parents=True, exist_ok=True)
+                check_owned(path, StoreError)
+            self._peer_of: dict[str, str] = {}  # of the batches that are fresh; a manifest never changes
             with self._locked():
+                self.damaged = self._set_damaged_aside()
                 self._sweep()
         except OSError as error:
             raise StoreError(f"store {folder}: {error.strerror}; make room there or choose another folder") from None
@@ -139,7 +150,7 @@ class Store:
             hold = _hold(folder)
             try:
                 _write_new(self._key(session), key)
-                _sync_folder(self.keys)
+                sync_folder(self.keys)
             except OSError:
                 os.close(hold)
                 with suppress(OSError):
@@ -153,7 +164,7 @@ class Store:
         found: list[tuple[float, str]] = []
         for folder in (self.folder / "fresh").iterdir():
             with suppress(StoreError, OSError):  # one that is broken, or was claimed meanwhile, is not there
-                _read_manifest(folder, binding)
+                _read_streams(folder, binding)
                 if folder.name not in spent and self._key(folder.name).exists():
                     found.append((folder.stat().st_mtime, folder.name))
         return tuple(session for _, session in sorted(found))
@@ -166,6 +177,15 @@ class Store:
         """How many fresh batches lie here by the peer's fingerprint, whatever the program."""
         return Counter(peer for _, peer in self._peers())
 
+    def sweep(self) -> None:
+        """Destroy what processes that have died were writing or using.
+
+        Raises:
+            StoreError: if another process holds the store's lock for too long.
+        """
+        with self._locked():
+            self._sweep()
+
     def expire(self, age_s: float) -> int:
         """Spend all fresh batches that are older than ``age_s`` seconds, unused; their number is returned.
 
@@ -174,7 +194,7 @@ class Store:
         """
         with self._locked():
             limit = time.time() - age_s
-            old = [folder.name for folder, _ in self._peers() if folder.stat().st_mtime < limit]
+            old = [folder.name for folder, _ in list(self._peers()) if folder.stat().st_mtime < limit]
             for session in old:
                 with _reported(session, self.folder):
                     self._record(session)
@@ -193,10 +213,12 @@ class Store:
             yield
 
     def _peers(self) -> Iterator[tuple[Path, str]]:
-        """Every fresh batch, and for which peer it was made."""
+        """Every fresh batch, and for which peer it was made. Each manifest is read once."""
+        before, self._peer_of = self._peer_of, {}
         for folder in (self.folder / "fresh").iterdir():
-            with suppress(OSError, ValueError, KeyError, TypeError):  # one that is broken cannot be claimed
-                yield folder, json.loads((folder / MANIFEST).read_bytes())["peer"]
+            with suppress(StoreError):  # one that is broken, or was claimed meanwhile, cannot be claimed
+                self._peer_of[folder.name] = before.get(folder.name) or _read_manifest(folder)[0].peer
+                yield folder, self._peer_of[folder.name]
 
     def claim(self, binding: Binding, session: str | None = None) -> Batch:
         """Take a batch for its one use. When this returns the batch is spent, durably.
@@ -218,13 +240,13 @@ class Store:
             if session in self._spent():
                 raise SpentError(f"{_short(session)} was claimed before, and no copy of it can be used again")
             fresh, claimed = (self.folder / state / session for state in ("fresh", "claimed"))
-            streams = _read_manifest(fresh, binding)
+            streams = _read_streams(fresh, binding)
             with _reported(session, self.folder):
                 key = self._read_key(session)
                 self._record(session)
                 fresh.rename(claimed)
-                _sync_folder(fresh.parent)
-                _sync_folder(claimed.parent)
+                sync_folder(fresh.parent)
+                sync_folder(claimed.parent)
                 self._destroy_key(session)
                 return Batch(self, claimed, binding, streams, key, _hold(claimed))
 
@@ -232,8 +254,8 @@ class Store:
         """Make a complete batch fresh and let go of it; called by its writer."""
         with self._locked():
             folder.rename(self.folder / "fresh" / folder.name)
-            _sync_folder(self.folder / "fresh")
-            _sync_folder(folder.parent)
+            sync_folder(self.folder / "fresh")
+            sync_folder(folder.parent)
             fcntl.flock(hold, fcntl.LOCK_UN)  # before anyone can claim it, and for children forked meanwhile too
 
     def discard(self, session: str) -> None:
@@ -247,6 +269,23 @@ class Store:
         finally:
             for state in states or STATES:
                 shutil.rmtree(self.folder / state / session, ignore_errors=True)
+
+    def _set_damaged_aside(self) -> tuple[str, ...]:
+        """Move fresh batches that cannot be read out of the way, and destroy their keys; their ids are returned."""
+        names: list[str] = []
+        for folder in sorted((self.folder / "fresh").iterdir()):
+            if not ID.fullmatch(folder.name):
+                continue
+            try:
+                _read_manifest(folder)
+            except StoreError:
+                aside = self.folder / "damaged" / folder.name
+                aside.parent.mkdir(mode=0o700, exist_ok=True)
+                self._destroy_key(folder.name)
+                shutil.rmtree(aside, ignore_errors=True)
+                folder.rename(aside)
+                names.append(folder.name)
+        return tuple(names)
 
     def _sweep(self) -> None:
         """Destroy what a dead process was writing or using, and copies of what is spent."""
@@ -275,9 +314,11 @@ class Store:
 
     def _read_key(self, session: str) -> bytearray:
         try:
-            key = bytearray(self._key(session).read_bytes())
+            key = bytearray(read_at_most(self._key(session), KEY_BYTES))
         except FileNotFoundError:
             raise SpentError(f"{_short(session)} has no key any more: it was used, or restored from a copy") from None
+        except ValueError:
+            raise StoreError(f"{_short(session)}: its key has more than {KEY_BYTES} bytes") from None
         if len(key) != KEY_BYTES:
             raise StoreError(f"{_short(session)}: its key has {len(key)} bytes instead of {KEY_BYTES}")
         return key
@@ -290,7 +331,7 @@ class Store:
                 file.flush()
                 os.fsync(file.fileno())
             path.unlink()
-            _sync_folder(self.keys)
+            sync_folder(self.keys)
 
     def _spent(self) -> frozenset[str]:
         with suppress(FileNotFoundError):
@@ -303,7 +344,7 @@ class Store:
         with open(self.folder / "spent", "ab", buffering=0) as file:
             _write_all(file, f"\n{session}\n".encode("ascii"))
             os.fsync(file.fileno())
-        _sync_folder(self.folder)
+        sync_folder(self.folder)
 
     @contextmanager
     def _locked(self) -> Generator[None]:
@@ -361,7 +402,7 @@ class Writer:
                     _sync_file(stream.path)
                 manifest = {**self._binding.fields(), "streams": sorted(self._streams)}
                 _write_new(self._folder / MANIFEST, _canonical(manifest))
-                _sync_folder(self._folder)
+                sync_folder(self._folder)
                 self._store.commit(self._folder, self._hold)
         except StoreError:
             self._close(discard=True)
@@ -490,16 +531,44 @@ class _Stream:
             raise StoreError(f"{self.path.name}: cannot be read: {error.strerror}; the batch is lost") from None
 
 
-def _read_manifest(folder: Path, binding: Binding) -> frozenset[str]:
-    """The names of a fresh batch's streams, if it was made for ``binding``."""
+def _read_manifest(folder: Path) -> tuple[Binding, frozenset[str]]:
+    """What a fresh batch was made for, and the names of its streams.
+
+    Raises:
+        StoreError: if there is no such batch, or its manifest is not of the form, sizes and types that one is written
+            in: whoever wrote it is not known.
+    """
     try:
-        found = json.loads((folder / MANIFEST).read_bytes())
-        streams = frozenset(cast(list[str], found.pop("streams")))
-        different = [name for name, value in binding.fields().items() if _canonical(found[name]) != _canonical(value)]
-    except FileNotFoundError:
+        content: object = read_json(folder / MANIFEST, MANIFEST_BYTES)
+    except (FileNotFoundError, NotADirectoryError):
         raise StoreError(f"there is no fresh {_short(folder.name)} here") from None
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise StoreError(f"{_short(folder.name)}: its {MANIFEST} is damaged") from None
+    except OSError as error:
+        raise StoreError(f"{_short(folder.name)}: its {MANIFEST} cannot be read: {error.strerror}") from None
+    except ValueError as error:
+        raise StoreError(f"{_short(folder.name)}: its {MANIFEST} is damaged: {error}") from None
+    match content:
+        case {
+            "program": str() as program,
+            "peer": str() as peer,
+            "parameters": dict() as settings,
+            "streams": list() as names,
+        }:
+            parameters, streams = cast(dict[str, object], settings), cast(list[object], names)
+        case _:
+            raise StoreError(f"{_short(folder.name)}: its {MANIFEST} is damaged: fields are missing or of other types")
+    plain = all(PARAMETER.fullmatch(name) and isinstance(value, int | str) for name, value in parameters.items())
+    named = all(isinstance(name, str) and NAME.fullmatch(name) for name in streams)
+    if not (plain and named and ID.fullmatch(program) and ID.fullmatch(peer) and len(streams) <= MOST_STREAMS):
+        raise StoreError(f"{_short(folder.name)}: its {MANIFEST} is damaged: a value is not of its form")
+    binding = Binding(program, peer, cast(dict[str, int | str], parameters))
+    return binding, frozenset(cast(list[str], streams))
+
+
+def _read_streams(folder: Path, binding: Binding) -> frozenset[str]:
+    """The names of a fresh batch's streams, if it was made for ``binding``."""
+    written, streams = _read_manifest(folder)
+    theirs = written.fields()
+    different = [name for name, value in binding.fields().items() if _canonical(theirs[name]) != _canonical(value)]
     if different:
         raise StoreError(f"{_short(folder.name)} was made for another {' and '.join(different)}")
     return streams
@@ -572,11 +641,3 @@ def _write_all(file: FileIO, data: bytes | bytearray) -> None:
 def _sync_file(path: Path) -> None:
     with open(path, "rb") as file:
         os.fsync(file.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -50,6 +50,8 @@ KINDS: dict[str, type[Op]] = {
 }
 MAGIC = b"DRSHPRG1"
 LENGTH = struct.Struct("<Q")
+DESCRIPTION_BYTES = 1 << 23
+"""The longest description that is read."""
 NARROW = ("|i1", "<i2", "<i4", "<i8")
 """What integers are stored as: the narrowest of these that holds them."""
 
@@ -98,6 +100,8 @@ def from_bytes(data: bytes | bytearray | memoryview) -> Program:
     if view.nbytes < start or bytes(view[: len(MAGIC)]) != MAGIC:
         raise ProgramError("this is no deepreshape program of a version that is known here")
     (length,) = LENGTH.unpack(view[len(MAGIC) : start])
+    if length > DESCRIPTION_BYTES:
+        raise ProgramError(f"the program's description takes {length} bytes; at most {DESCRIPTION_BYTES} are read")
     if length > view.nbytes - start:
         raise ProgramError(f"the program's description takes {length} bytes, and {view.nbytes - start} are there")
     try:
@@ -139,8 +143,8 @@ class _Reader:
                 op = replace(op, mask=mask)
             if isinstance(op, Conv2d | Linear) and op.name in dtypes:
                 kinds = _list(dtypes[op.name], f"weights of {op.name}")
-                if len(kinds) != 2 or not set(kinds) <= set(NARROW):
-                    raise ProgramError(f"{op.name}: weights of types {kinds}; known are pairs of {list(NARROW)}")
+                if len(kinds) != 2 or not all(kind in NARROW for kind in kinds):
+                    raise ProgramError(f"{op.name}: weights of types {kinds!r:.80}; known are pairs of {list(NARROW)}")
                 full = op.weight_shape(source_value)
                 weights[op.name] = Weights(
                     self._array(op.name, cast(str, kinds[0]), full), self._array(op.name, cast(str, kinds[1]), full[:1])

@@ -34,7 +34,13 @@ Integers = NDArray[np.int64]
 INPUT = "input"
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,199}")
 LARGEST = 1 << 31
-"""No value may have more elements, and no integer of an operation may be larger."""
+"""No integer of an operation may be larger."""
+MOST_ELEMENTS = 1 << 24
+"""Of one value: the largest of a ResNet-50 on ImageNet has 2^20."""
+MOST_WEIGHTS = 1 << 28
+"""Of one layer."""
+MOST_AXES = 8
+MOST_OPS = 1 << 14
 SUM_BITS = 52
 """The largest ``sum_bits``: what ``exact.py`` can add up."""
 
@@ -94,6 +100,9 @@ class Conv2d:
         _require(self, 0 <= self.padding < self.kernel, f"padding {self.padding} must be below kernel {self.kernel}")
         padded = [side + 2 * self.padding - self.kernel for side in sides]
         _require(self, min(padded) >= 0, f"kernel {self.kernel} is larger than the padded image {source.shape}")
+        size = channels * math.prod(side + 2 * self.padding for side in sides)
+        _require(self, size <= MOST_ELEMENTS, f"pads to {size} elements; at most {MOST_ELEMENTS} are supported")
+        _check_weight_count(self, source)
         rows, columns = (side // self.stride + 1 for side in padded)
         _check_weight_format(self)
         return Value((self.out_channels, rows, columns), source.fraction + self.weight_fraction)
@@ -119,6 +128,7 @@ class Linear:
         source = sources[0]
         _require(self, len(source.shape) == 1, f"wants a flat input, gets {source.shape}; put a Flatten before it")
         _require(self, self.out_features >= 1, f"{self.out_features} outputs")
+        _check_weight_count(self, source)
         _check_weight_format(self)
         return Value((self.out_features,), source.fraction + self.weight_fraction)
 
@@ -191,8 +201,14 @@ class Relu:
 
     def positions(self, source: Value) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
         """Flat positions that are rectified, and those that are only truncated."""
-        mask = np.ones(source.size, np.bool_) if self.mask is None else self.mask.reshape(-1)
+        if self.mask is None:
+            return np.arange(source.size), np.arange(0)
+        mask = self.mask.reshape(-1)
         return np.flatnonzero(mask), np.flatnonzero(~mask)
+
+    def count(self, source: Value) -> int:
+        """How many elements are rectified."""
+        return source.size if self.mask is None else int(np.count_nonzero(self.mask))
 
 
 @dataclass(frozen=True)
@@ -307,9 +323,15 @@ class Program:
     @cached_property
     def values(self) -> dict[str, Value]:
         """Shape and fraction of every value, in order; the input first."""
+        if len(self.ops) > MOST_OPS:
+            raise ProgramError(f"{len(self.ops)} operations; at most {MOST_OPS} are supported")
+        if len(self.input_shape) > MOST_AXES:
+            raise ProgramError(f"an input of {len(self.input_shape)} axes; at most {MOST_AXES} are supported")
         source = Value(self.input_shape, self.input_fraction)
-        if not self.input_shape or min(self.input_shape) < 1 or source.size > LARGEST or self.input_bound < 1:
+        if not self.input_shape or min(self.input_shape) < 1 or self.input_bound < 1:
             raise ProgramError(f"an input of shape {self.input_shape} and bound {self.input_bound} makes no sense")
+        if source.size > MOST_ELEMENTS:
+            raise ProgramError(f"an input of {source.size} elements; at most {MOST_ELEMENTS} are supported")
         values = {INPUT: source}
         for op in self.ops:
             if not NAME.fullmatch(op.name) or op.name in values:
@@ -319,7 +341,9 @@ class Program:
             for name in op.inputs:
                 _require(op, name in values, f"reads {name!r}, which no earlier operation makes")
             value = op.value(*(values[name] for name in op.inputs))
-            _require(op, value.size <= LARGEST, f"makes {value.size} elements; at most {LARGEST} are supported")
+            _require(
+                op, value.size <= MOST_ELEMENTS, f"makes {value.size} elements; at most {MOST_ELEMENTS} are supported"
+            )
             if isinstance(op, Relu):
                 _require(op, op.high <= self.modulus.bits, f"bit {op.high - 1} is none of {self.modulus}")
             if isinstance(op, Relu | Truncate):
@@ -330,7 +354,7 @@ class Program:
     @property
     def relus(self) -> int:
         """ReLUs that are computed; masked-out positions do not count."""
-        return sum(len(op.positions(self.values[op.name])[0]) for op in self.ops if isinstance(op, Relu))
+        return sum(op.count(self.values[op.name]) for op in self.ops if isinstance(op, Relu))
 
     def public(self) -> Program:
         """What the client gets: all but weights and limits."""
@@ -410,6 +434,11 @@ def truncation_room(modulus: Ring | Field, shift: int) -> int:
 def _require(op: Op, holds: bool, otherwise: str) -> None:
     if not holds:
         raise ProgramError(f"{op.name}: {otherwise}")
+
+
+def _check_weight_count(op: Conv2d | Linear, source: Value) -> None:
+    count = math.prod(op.weight_shape(source))
+    _require(op, count <= MOST_WEIGHTS, f"has {count} weights; at most {MOST_WEIGHTS} are supported")
 
 
 def _check_weight_format(op: Conv2d | Linear) -> None:

@@ -20,13 +20,13 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from itertools import pairwise
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 
 from deepreshape.private.crypto.he.bfv import Parameters, Responder
 from deepreshape.private.crypto.he.residues import Buffer, Residues
+from deepreshape.private.processes import command, environment
 from deepreshape.private.protocols.packing import Convolution, EncodedWeights, Layout, encode_row, respond_tiles
 from deepreshape.private.transport.channel import ProtocolError
 
@@ -86,12 +86,10 @@ class _Worker:
     def __init__(self, responder: Responder) -> None:
         jobs, self._jobs = _pipe()
         self._results, results = _pipe()
-        root = str(Path(__file__).parents[3])
-        path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
         ends = [jobs.fileno(), results.fileno()]
         self._process = subprocess.Popen(  # noqa: S603
-            [sys.executable, "-m", __name__, *map(str, ends)],
-            env={**os.environ, "PYTHONPATH": path},
+            command(__name__, *ends),
+            env=environment(),
             pass_fds=ends,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,

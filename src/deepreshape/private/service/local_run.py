@@ -33,6 +33,7 @@ from deepreshape.private.parties.plan import Plan
 from deepreshape.private.parties.server import Model
 from deepreshape.private.parties.sessions import Client, Progress, serve
 from deepreshape.private.parties.store import Store
+from deepreshape.private.processes import command, environment
 from deepreshape.private.program import interpret as plain
 from deepreshape.private.program.encoding import from_bytes, to_bytes
 from deepreshape.private.program.integer_linear import Integers
@@ -142,8 +143,6 @@ def _run_both(folder: Path, listener: socket.socket, progress: Callable[[int], o
 
     ``progress`` is told what the client's process writes to its standard output: a count of bytes, again and again.
     """
-    root = str(Path(__file__).parents[3])
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))}
     place = {"server": listener.fileno(), "client": listener.getsockname()[1]}
     running: dict[str, subprocess.Popen[bytes]] = {}
     heard, told = os.pipe()
@@ -151,12 +150,11 @@ def _run_both(folder: Path, listener: socket.socket, progress: Callable[[int], o
     with open(heard, "rb") as counts, open(told, "wb") as telling:
         try:
             for role, number in place.items():
-                command = [sys.executable, "-m", __name__, role, str(folder), str(number)]
                 keep = (listener.fileno(),) if role == "server" else ()
                 # a session of its own: an interrupt at the keyboard reaches this process, which then ends both
                 running[role] = subprocess.Popen(  # noqa: S603
-                    command,
-                    env=environment,
+                    command(__name__, role, folder, number),
+                    env=environment(),
                     pass_fds=keep,
                     stdin=subprocess.DEVNULL,
                     stdout=telling if role == "client" else subprocess.DEVNULL,

@@ -15,13 +15,16 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
+from deepreshape.private.files import read_at_most, replace_file
 from deepreshape.private.parties.sessions import Work
 from deepreshape.private.parties.store import Store, StoreError
 from deepreshape.private.transport.channel import ProtocolError
 
 Outcome = Literal["served", "failed", "refused"]
 HOUR_S, DAY_S = 3600.0, 86400.0
-QUERY = re.compile(r"(\d+\.\d+) ([0-9a-f]{64})")
+QUERIES_BYTES = 1 << 28
+"""The largest file of a day's queries that is read: three million of them."""
+QUERY = re.compile(r"(\d{1,12}\.\d{1,6}) ([0-9a-f]{64})")
 SHOWN = 16
 """Digits of a certificate's fingerprint by which a client is called in logs and on the status page."""
 
@@ -95,8 +98,9 @@ class Quotas:
         self._path = store.folder / "queries"
         try:
             self._load()
-        except OSError as error:
-            raise StoreError(f"{self._path}: {error.strerror}; the caps on queries cannot be kept") from None
+        except (OSError, ValueError) as error:
+            why = error.strerror if isinstance(error, OSError) else str(error)
+            raise StoreError(f"{self._path}: {why}; the caps on queries cannot be kept") from None
 
     @property
     def running(self) -> int:
@@ -185,20 +189,20 @@ class Quotas:
     def _load(self) -> None:
         """Read the queries of the last day, and write those only."""
         since = self._clock() - DAY_S
-        kept: list[str] = []
-        lines = self._path.read_text("ascii").splitlines() if self._path.exists() else []
-        for found in filter(None, map(QUERY.fullmatch, lines)):  # a line that a crash has torn was never answered
-            at, client = float(found[1]), found[2]
+        recent: list[str] = []
+        data = read_at_most(self._path, QUERIES_BYTES) if self._path.exists() else b""
+        # a line that a crash has torn was never answered, and one that is no record at all says nothing
+        for record in filter(None, map(QUERY.fullmatch, data.decode("ascii", "replace").splitlines())):
+            at, client = float(record[1]), record[2]
             if at > since:
                 self.usage[client].queries.append(at)
-                kept.append(f"{found[0]}\n")
-        new = self._path.with_suffix(".new")
-        new.write_text("".join(kept), "ascii")
-        new.replace(self._path)
+                recent.append(f"{record[0]}\n")
+        replace_file(self._path, "".join(recent).encode("ascii"))
 
     def _record(self, client: str, now: float) -> None:
         try:
             with open(self._path, "a", encoding="ascii") as file:
+                os.fchmod(file.fileno(), 0o600)
                 file.write(f"\n{now:.3f} {client}\n")  # alone, whatever a full disk left before it
                 file.flush()
                 os.fsync(file.fileno())

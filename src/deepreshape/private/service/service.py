@@ -19,6 +19,7 @@ spent.
 from __future__ import annotations
 
 import json
+import math
 import os
 import resource
 import selectors
@@ -38,7 +39,7 @@ from deepreshape.private.crypto.backend import engine
 from deepreshape.private.errors import PrivateError
 from deepreshape.private.parties.server import Model
 from deepreshape.private.parties.sessions import Work, serve
-from deepreshape.private.parties.store import Store
+from deepreshape.private.parties.store import Store, StoreError
 from deepreshape.private.service import status
 from deepreshape.private.service.quotas import SHOWN, CapError, Caps, Outcome, Quotas
 from deepreshape.private.transport.certificates import Identity
@@ -49,6 +50,12 @@ GRACE_S = 5.0
 """How long a session that was told to end may take to clean up, before it is killed."""
 PAUSE_S = 0.1
 """How long the front waits before it tries again when the system has no descriptors left."""
+STATUS_S = 1.0
+"""The file of the status page is written at most this often."""
+DAY_S = 86400.0
+"""How often the dates of certificates are looked at."""
+SPARE_DESCRIPTORS = 40
+"""Descriptors of the front beside those of connections and sessions: the store, the selector, pipes, libraries."""
 ASKED: dict[bytes, Work] = {b"p": "prepare", b"q": "query"}
 """What a session's process asks the front for: this byte, and one for the number of batches. A byte is the answer; the
 report at its end is JSON."""
@@ -65,9 +72,12 @@ class _Session:
     pid: int
     pipe: socket.socket
     peer: Identity
+    deadline: float
+    """When its process is killed, by ``time.monotonic``."""
     work: Work | None = None
     count: int = 1
     refusal: str = ""
+    overdue: bool = False
     report: bytearray = field(default_factory=bytearray)
 
 
@@ -85,7 +95,8 @@ class Service:
 
     Raises:
         StoreError: if the quotas of caps cannot be kept in the store.
-        ValueError: if other machines can reach ``status_listener``.
+        ValueError: if other machines can reach ``status_listener``, or the caps need more file descriptors than the
+            system allows.
     """
 
     def __init__(
@@ -102,6 +113,7 @@ class Service:
         if status_listener:
             status.check_loopback(status_listener)
         self.quotas = Quotas(caps or Caps(), store)
+        _allow_descriptors(self.quotas.caps)
         self.ended: dict[Outcome, int] = {"served": 0, "failed": 0, "refused": 0}
         self._listener, self._status_listener = listener, status_listener
         self._endpoint, self._model, self._store = endpoint, model, store
@@ -112,6 +124,7 @@ class Service:
         self._alive = os.pipe()
         self._began = time.time()
         self._stopped = False
+        self._status_due = self._dates_due = 0.0
 
     def run(self, sessions: int = 0) -> None:
         """Serve until SIGINT or SIGTERM, or until so many sessions were served or have failed (0: no such end).
@@ -131,15 +144,39 @@ class Service:
             stack.callback(self._end_sessions)
             self._listener.setblocking(False)
             self._selector.register(self._listener, selectors.EVENT_READ, self._accept)
+            for name in self._store.damaged:
+                self._notify(
+                    f"batch {name[:SHOWN]}: its manifest is damaged; it was moved to {self._store.folder}/damaged"
+                )
             while not self._stopped and self._wanted(sessions) > 0:
-                if page:
-                    with suppress(OSError):  # a full disk makes the page stale, and ends no session
-                        status.write(page, self.status())
-                for key, _ in self._selector.select(self._timeout()):
-                    key.data()
+                self._warn_of_dates()
+                self._write_status(page)
+                self._dispatch(self._timeout())
                 self._reject_slow()
+                self._kill_overdue()
                 if self._wanted(sessions) <= len(self._sessions):
                     self._stop_listening()
+
+    def _dispatch(self, timeout: float) -> None:
+        """Handle what has come. Nothing that one connection or one session brings may end the front."""
+        for key, _ in self._selector.select(timeout):
+            try:
+                key.data()
+            except Exception as error:  # its text might hold what a stranger sent
+                self._notify(f"unforeseen {type(error).__name__} in the front")
+                time.sleep(PAUSE_S)  # if it comes back at once, it must not take a core
+
+    def _warn_of_dates(self) -> None:
+        if time.monotonic() >= self._dates_due:
+            self._dates_due = time.monotonic() + DAY_S
+            for line in self._endpoint.credentials.warnings():
+                self._notify(line)
+
+    def _write_status(self, page: Path | None) -> None:
+        if page and time.monotonic() >= self._status_due:
+            self._status_due = time.monotonic() + STATUS_S
+            with suppress(OSError, StoreError):  # a full disk makes the page stale, and ends no session
+                status.write(page, self.status())
 
     def status(self) -> dict[str, Any]:
         """Counts, sizes and times; what the status page shows."""
@@ -158,6 +195,8 @@ class Service:
     # -- those who have not shown a certificate yet
 
     def _accept(self) -> None:
+        if self._listener.fileno() < 0:
+            return  # closed since the selector named it
         try:
             sock, address = self._listener.accept()
         except (BlockingIOError, ConnectionError):  # it is gone again
@@ -181,9 +220,9 @@ class Service:
         try:
             channel = pending.advance()
         except ProtocolError as error:
-            self._refuse(self._forget(pending), error)
+            self._reject(pending, error)
             return
-        except Exception as error:  # whoever knocks, and with whatever certificate, cannot end the server
+        except Exception as error:  # no stranger, whatever the certificate, can end the server
             self._reject(pending, f"unforeseen {type(error).__name__}")
             return
         if channel is None:
@@ -196,7 +235,8 @@ class Service:
         self._selector.unregister(pending)
         return self._pending.pop(pending)
 
-    def _reject(self, pending: PendingConnection, why: str) -> None:
+    def _reject(self, pending: PendingConnection, why: object) -> None:
+        """Unregister first: while a forked process still holds the socket, the system watches its old number on."""
         self._refuse(self._forget(pending), why)
         pending.close()
 
@@ -208,11 +248,20 @@ class Service:
         for pending in [pending for pending in self._pending if pending.deadline <= time.monotonic()]:
             self._reject(pending, "TLS handshake not done in time (connect_s)")
 
-    def _timeout(self) -> float | None:
-        """Seconds until somebody's time is over."""
-        if not self._pending:
-            return None
-        return max(0.0, min(pending.deadline for pending in self._pending) - time.monotonic())
+    def _kill_overdue(self) -> None:
+        """End processes that are past their session's limit: code in a library may never come back to look at it."""
+        for session in self._sessions.values():
+            if session.deadline <= time.monotonic():
+                session.deadline = math.inf
+                session.overdue = True
+                os.kill(session.pid, signal.SIGKILL)
+
+    def _timeout(self) -> float:
+        """Seconds until there is something to do even if nothing comes."""
+        due = [self._dates_due, *([self._status_due] if self._status_listener else [])]
+        due += [pending.deadline for pending in self._pending]
+        due += [session.deadline for session in self._sessions.values()]
+        return max(0.0, min(due) - time.monotonic())
 
     def _refuse(self, who: str, why: object) -> None:
         self.ended["refused"] += 1
@@ -228,26 +277,32 @@ class Service:
             channel.abort(str(error))
             self._refuse(_name(peer), error)
             return
-        near, far = socket.socketpair()
-        try:
-            pid = self._fork(lambda: _run_session(far, channel, self._model, self._store), near)
-        except OSError as error:
-            channel.abort("no process could be started")
-            self.quotas.close_session(peer.fingerprint, None, "failed")
-            self.ended["failed"] += 1
-            self._notify(f"{_name(peer)}: no process could be started: {error.strerror}")
-            near.close()
-            return
-        finally:
-            far.close()
-            channel.release()
+        with ExitStack() as ends:
+            try:
+                near, far = socket.socketpair()
+                ends.callback(far.close)
+                ends.callback(channel.release)
+                ends.callback(near.close)
+                pid = self._fork(lambda: _run_session(far, channel, self._model, self._store), near)
+            except OSError as error:
+                channel.abort("no process could be started")
+                self.quotas.close_session(peer.fingerprint, None, "failed")
+                self.ended["failed"] += 1
+                self._notify(f"{_name(peer)}: no process could be started: {error.strerror}")
+                return
+            ends.pop_all()
+        far.close()
+        channel.release()
         near.setblocking(False)
-        self._sessions[pid] = session = _Session(pid, near, peer)
+        deadline = time.monotonic() + self._endpoint.limits.session_s + GRACE_S
+        self._sessions[pid] = session = _Session(pid, near, peer, deadline)
         self._selector.register(near, selectors.EVENT_READ, partial(self._read, session))
 
     def _read(self, session: _Session) -> None:
         try:
             data = session.pipe.recv(1 << 16)
+        except BlockingIOError:  # nothing has come after all
+            return
         except ConnectionError:
             data = b""
         if not data:
@@ -261,14 +316,14 @@ class Service:
     def _admit(self, session: _Session, work: Work, count: int) -> bool:
         try:
             self.quotas.admit(session.peer.fingerprint, work, count)
-        except PrivateError as error:
+        except (PrivateError, OSError) as error:
             session.refusal = str(error)
             return False
         session.work, session.count = work, count
         return True
 
     def _reap(self, session: _Session) -> None:
-        """A session's process has closed its line, so it is at its end."""
+        """A session's process has closed its pipe, so it is at its end."""
         self._selector.unregister(session.pipe)
         session.pipe.close()
         code = os.waitstatus_to_exitcode(os.waitpid(session.pid, 0)[1])
@@ -277,6 +332,10 @@ class Service:
             report: dict[str, Any] = json.loads(session.report)
         except ValueError:  # it ended before it could report
             report = {"error": ENDING if self._stopped else f"its process ended with status {code}", "traffic": {}}
+            if session.overdue:
+                report["error"] = f"it took over {self._endpoint.limits.session_s:g} s (session_s), and was killed"
+            with suppress(PrivateError, OSError):  # what it was writing or using, which it could not clean up
+                self._store.sweep()
         outcome: Outcome = "refused" if session.refusal else "failed" if report["error"] else "served"
         self.ended[outcome] += 1
         self.quotas.close_session(
@@ -292,8 +351,7 @@ class Service:
             os.kill(session.pid, signal.SIGTERM)
         deadline = time.monotonic() + GRACE_S
         while self._sessions and (left := deadline - time.monotonic()) > 0:
-            for key, _ in self._selector.select(left):
-                key.data()
+            self._dispatch(left)
         for session in list(self._sessions.values()):
             os.kill(session.pid, signal.SIGKILL)
             self._reap(session)
@@ -367,7 +425,7 @@ class Service:
 
         before = {kind: signal.signal(kind, stop) for kind in (signal.SIGINT, signal.SIGTERM)}
         wakeup = signal.set_wakeup_fd(far.fileno())
-        self._selector.register(near, selectors.EVENT_READ, lambda: near.recv(64))
+        self._selector.register(near, selectors.EVENT_READ, partial(_drain, near))
         try:
             with near, far:
                 yield
@@ -409,6 +467,29 @@ def _run_session(pipe: socket.socket, channel: TlsChannel, model: Model, store: 
             "seconds": time.monotonic() - began,
         }
         pipe.sendall(json.dumps({"error": error, "traffic": traffic}).encode())
+
+
+def _drain(end: socket.socket) -> None:
+    with suppress(BlockingIOError):
+        end.recv(64)
+
+
+def _allow_descriptors(caps: Caps) -> None:
+    """Raise this process's limit of open files to what the caps may need.
+
+    Raises:
+        ValueError: if the system's limit is lower.
+    """
+    needed = caps.pending + 2 * caps.sessions + SPARE_DESCRIPTORS
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= needed:
+        return
+    if hard != resource.RLIM_INFINITY and hard < needed:
+        raise ValueError(
+            f"{caps.pending} connections without a certificate and {caps.sessions} sessions need {needed} open files; "
+            f"the limit is {hard}: raise it (ulimit -Hn {needed}), or lower the caps"
+        )
+    resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
 
 
 def _exit(*_: object) -> None:

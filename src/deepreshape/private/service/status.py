@@ -15,6 +15,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+from deepreshape.private.files import replace_file
+
 READ_S = 5.0
 """How long a reader may take to ask."""
 PREFIX = "deepreshape"
@@ -42,9 +44,7 @@ CLIENT_COUNTERS = {
 
 def write(path: Path, status: dict[str, Any]) -> None:
     """Replace the file that the page reads."""
-    new = path.with_suffix(".new")
-    new.write_text(json.dumps(status))
-    new.replace(path)
+    replace_file(path, json.dumps(status).encode())
 
 
 def metrics(status: dict[str, Any]) -> str:

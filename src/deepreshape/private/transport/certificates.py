@@ -6,8 +6,9 @@ are Ed25519 (RFC 8032; in X.509 by RFC 8410), assumed unforgeable. A network att
 certificate is semi-honest.
 
 Private keys lie unencrypted in files only their owner can read, so whoever reads the folder of the authority can make
-certificates: keep ``authority.key`` off the machines that serve and query. There is no revocation list. A server that
-wants to shut out one client keeps a list of the fingerprints it does serve; certificates expire after a year.
+certificates: keep ``authority.key`` off the machines that serve and query. Certificates expire after a year. To shut
+one out before, write its fingerprint into ``revoked`` beside ``authority.pem``, one a line: the file is read again for
+every connection.
 """
 
 from __future__ import annotations
@@ -33,12 +34,17 @@ from cryptography.hazmat.primitives.serialization import (
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from deepreshape.private.errors import PrivateError
+from deepreshape.private.files import printable, read_at_most
 
 Role = Literal["client", "server"]
 ROLES: tuple[Role, ...] = get_args(Role)
 
 URI = "deepreshape:"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+FINGERPRINT = re.compile(r"[0-9a-f]{64}")
+NOTICE = datetime.timedelta(days=14)
+"""How long before its end a certificate is warned of."""
+REVOKED_BYTES = 1 << 20
 SKEW = datetime.timedelta(minutes=5)
 USAGE = {"client": ExtendedKeyUsageOID.CLIENT_AUTH, "server": ExtendedKeyUsageOID.SERVER_AUTH}
 
@@ -64,6 +70,43 @@ class Credentials:
     certificate: Path
     key: Path
     authority: Path
+
+    def revoked(self) -> frozenset[str]:
+        """Fingerprints in the file ``revoked`` beside the authority; none if there is no such file.
+
+        Raises:
+            CertificateError: if it cannot be read or a line is neither a fingerprint nor a comment; then nobody is to
+                be let in, as one who is meant to be shut out might be.
+        """
+        path = self.authority.with_name("revoked")
+        try:
+            lines = read_at_most(path, REVOKED_BYTES).decode("ascii", "replace").splitlines()
+        except FileNotFoundError:
+            return frozenset()
+        except (OSError, ValueError) as error:
+            raise CertificateError(f"{path}: cannot be read: {error}") from None
+        entries = {line.partition("#")[0].strip().lower() for line in lines} - {""}
+        for entry in entries:
+            if not FINGERPRINT.fullmatch(entry):
+                raise CertificateError(
+                    f"{path}: {printable(entry[:80])!r} is not a fingerprint of 64 hexadecimal digits"
+                )
+        return frozenset(entries)
+
+    def warnings(self, now: datetime.datetime | None = None) -> list[str]:
+        """A line for each own certificate, the authority's included, that expires within :data:`NOTICE`."""
+        now = now or datetime.datetime.now(datetime.UTC)
+        lines: list[str] = []
+        for path in (self.certificate, self.authority):
+            try:
+                until = x509.load_pem_x509_certificate(path.read_bytes()).not_valid_after_utc
+            except (OSError, ValueError):
+                continue  # it is said where it is used
+            if until <= now:
+                lines.append(f"{path}: this certificate expired on {until:%Y-%m-%d}; make a new one with keygen")
+            elif until - now <= NOTICE:
+                lines.append(f"{path}: this certificate expires on {until:%Y-%m-%d}; make a new one with keygen")
+        return lines
 
     @staticmethod
     def within(folder: Path, role: Role, name: str) -> Credentials:

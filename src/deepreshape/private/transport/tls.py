@@ -319,8 +319,9 @@ class Endpoint:
     """
 
     def __init__(self, credentials: Credentials, limits: Limits | None = None, link: Link | None = None) -> None:
+        self.credentials = credentials
         self.identity = credentials.identity()
-        self._limits = limits or Limits()
+        self.limits = limits or Limits()
         self._link = link
         serving = self.identity.role == "server"
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER if serving else ssl.PROTOCOL_TLS_CLIENT)
@@ -359,9 +360,9 @@ class Endpoint:
             ConnectionLostError, TimeLimitError: if it cannot be reached.
         """
         try:
-            sock = socket.create_connection((host, port), self._limits.connect_s)
+            sock = socket.create_connection((host, port), self.limits.connect_s)
         except TimeoutError:
-            raise TimeLimitError(f"{host}:{port} did not answer in {self._limits.connect_s:g} s (connect_s)") from None
+            raise TimeLimitError(f"{host}:{port} did not answer in {self.limits.connect_s:g} s (connect_s)") from None
         except OSError as error:
             raise ConnectionLostError(f"cannot connect to {host}:{port}: {_reason(error)}") from None
         return self._secure(sock, f"{host}:{port}", pinned)
@@ -386,16 +387,21 @@ class Endpoint:
         secure = self._wrap(sock, UNKNOWN)
         secure.setblocking(False)
         return PendingConnection(
-            secure, lambda: self._greet(secure, UNKNOWN, None), time.monotonic() + self._limits.connect_s
+            secure, lambda: self._greet(secure, UNKNOWN, None), time.monotonic() + self.limits.connect_s
         )
 
     def _secure(self, sock: socket.socket, where: str, pinned: str | None) -> TlsChannel:
-        return self._greet(self._wrap(sock, where), where, pinned)
+        secure = self._wrap(sock, where)
+        try:
+            return self._greet(secure, where, pinned)
+        except BaseException:
+            secure.close()
+            raise
 
     def _wrap(self, sock: socket.socket, where: str) -> ssl.SSLSocket:
         serving = self.identity.role == "server"
         try:
-            sock.settimeout(self._limits.connect_s)
+            sock.settimeout(self.limits.connect_s)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             sock.getpeername()  # raises if the peer is gone already; wrap_socket would then leave a socket open
@@ -405,24 +411,25 @@ class Endpoint:
             raise ConnectionLostError(f"{where}: gone before the TLS handshake: {_reason(error)}") from None
 
     def _greet(self, secure: ssl.SSLSocket, where: str, pinned: str | None) -> TlsChannel:
-        """The handshake, and what follows from the peer's certificate; on any error ``secure`` is closed."""
+        """The handshake, and what follows from the peer's certificate; the caller closes ``secure`` on any error."""
         try:
             secure.do_handshake()
             peer = describe(secure.getpeercert(binary_form=True) or b"")
             if peer.role == self.identity.role:
                 raise RefusedError(f"{where}: certificate {peer.name!r} is for a {peer.role}, and so is ours")
+            if peer.fingerprint in self.credentials.revoked():
+                raise RefusedError(f"{where}: certificate {peer.name!r} ({peer.fingerprint[:16]}) is revoked")
             if pinned is not None and peer.fingerprint != pinned:
                 raise RefusedError(f"{where}: server certificate is {peer.fingerprint}, pinned is {pinned}")
-            return TlsChannel(secure, self.identity, peer, self._limits, self._link)
+            return TlsChannel(secure, self.identity, peer, self.limits, self._link)
         except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
             raise  # nothing is wrong: there is more to come
-        except BaseException as error:
-            secure.close()
+        except Exception as error:
             match error:
                 case CertificateError():
                     raise RefusedError(f"{where}: {error}") from None
                 case TimeoutError():
-                    limit = f"{self._limits.connect_s:g} s (connect_s)"
+                    limit = f"{self.limits.connect_s:g} s (connect_s)"
                     raise TimeLimitError(f"{where}: TLS handshake not done in {limit}") from None
                 case ssl.SSLError():
                     raise RefusedError(f"{where}: TLS 1.3 with mutual certificates failed: {_reason(error)}") from None
@@ -454,7 +461,8 @@ class PendingConnection:
         """Go on as far as what has come allows; the channel, once both certificates are verified.
 
         Raises:
-            RefusedError, ConnectionLostError: as :meth:`Endpoint.accept`; the connection is closed.
+            RefusedError, ConnectionLostError: as :meth:`Endpoint.accept`, but the socket stays open: a selector has to
+                forget it before its number can be given to another.
         """
         try:
             return self._greet()

@@ -1,0 +1,27 @@
+"""Starting a helper process of this package, with nothing on its module path that happens to lie around."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+SOURCE = Path(__file__).resolve().parents[2]
+"""The folder that holds this package: a checkout's ``src``, or where it is installed."""
+
+
+def command(module: str, *words: object) -> list[str]:
+    """What runs a module of this package in a process of its own; without ``-P`` Python would search the current
+    folder first, and run what lies there inside a process that holds secrets.
+    """
+    return [sys.executable, "-P", "-m", module, *map(str, words)]
+
+
+def environment() -> dict[str, str]:
+    """The environment of such a process: this very copy of the package comes first on its path.
+
+    An empty or relative entry of PYTHONPATH means the current folder, or one inside it, and is left out.
+    """
+    entries = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    path = [str(SOURCE), *(entry for entry in entries if os.path.isabs(entry))]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(path), "PYTHONSAFEPATH": "1"}
