@@ -546,16 +546,13 @@ def _read_manifest(folder: Path) -> tuple[Binding, frozenset[str]]:
         raise StoreError(f"{_short(folder.name)}: its {MANIFEST} cannot be read: {error.strerror}") from None
     except ValueError as error:
         raise StoreError(f"{_short(folder.name)}: its {MANIFEST} is damaged: {error}") from None
-    match content:
-        case {
-            "program": str() as program,
-            "peer": str() as peer,
-            "parameters": dict() as settings,
-            "streams": list() as names,
-        }:
-            parameters, streams = cast(dict[str, object], settings), cast(list[object], names)
-        case _:
-            raise StoreError(f"{_short(folder.name)}: its {MANIFEST} is damaged: fields are missing or of other types")
+    fields = cast(dict[str, object], content) if isinstance(content, dict) else {}
+    program, peer = fields.get("program"), fields.get("peer")
+    parameters, streams = fields.get("parameters"), fields.get("streams")
+    typed = isinstance(program, str) and isinstance(peer, str)
+    if not (typed and isinstance(parameters, dict) and isinstance(streams, list)):
+        raise StoreError(f"{_short(folder.name)}: its {MANIFEST} is damaged: fields are missing or of other types")
+    parameters, streams = cast(dict[str, object], parameters), cast(list[object], streams)
     plain = all(PARAMETER.fullmatch(name) and isinstance(value, int | str) for name, value in parameters.items())
     named = all(isinstance(name, str) and NAME.fullmatch(name) for name in streams)
     if not (plain and named and ID.fullmatch(program) and ID.fullmatch(peer) and len(streams) <= MOST_STREAMS):
