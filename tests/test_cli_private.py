@@ -142,11 +142,12 @@ def test_lower_chooses_low_bits_and_the_windows_save_bytes(model: Path, tmp_path
 
 def test_two_parties_with_certificates(model: Path, tmp_path: Path):
     keys, program = tmp_path / "keys", tmp_path / "program"
-    assert set(answer("private", "keygen", "--out", str(keys))["fingerprints"]) == {"server", "client"}
+    fingerprints = answer("private", "keygen", "--out", str(keys))["fingerprints"]
+    assert set(fingerprints) == {"server", "client"}
     assert answer("private", "lower", str(model), "--out", str(program))["relus"] == 512
     assert (program / "server.program").stat().st_mode & 0o077 == 0
     options = (
-        f"--program {program / 'server.program'} --keys {keys} --store {tmp_path / 'server'} --port 0 --sessions 4"
+        f"--program {program / 'server.program'} --keys {keys} --store {tmp_path / 'server'} --port 0 --sessions 5"
         " --relu gc-stochastic:drop=4"
     )
     command = [sys.executable, "-m", "deepreshape", "private", "serve", *options.split(), "--json"]
@@ -157,8 +158,12 @@ def test_two_parties_with_certificates(model: Path, tmp_path: Path):
         port = server.stderr.readline().rsplit(":", 1)[1].strip()
         place = ("--program", str(program / "client.program"), "--keys", str(keys), "--port", port)
         place += ("--store", str(tmp_path / "client"), "--relu", "gc-stochastic:drop=4")
-        assert len(answer("private", "prepare", *place)["batches"]) == 1
-        first = answer("private", "query", str(tmp_path / "digit.npy"), *place)
+        another = call("private", "prepare", *place, "--pin", fingerprints["client"])
+        assert (another.code, f"pinned is {fingerprints['client']}" in another.err) == (2, True)
+        short = call("private", "query", str(tmp_path / "digit.npy"), *place, "--pin", "abc")
+        assert (short.code, "--pin abc: a fingerprint has 64 hexadecimal digits" in short.err) == (2, True)
+        assert len(answer("private", "prepare", *place, "--pin", fingerprints["server"].upper())["batches"]) == 1
+        first = answer("private", "query", str(tmp_path / "digit.npy"), *place, "--pin", fingerprints["server"])
         second = answer("private", "query", str(tmp_path / "digit.npy"), *place)  # prepares by itself
         assert first["classes"][0]["class"] == second["classes"][0]["class"]
         assert sum(row["probability"] for row in first["classes"]) <= 1 + 1e-9
@@ -168,7 +173,11 @@ def test_two_parties_with_certificates(model: Path, tmp_path: Path):
             2,
             True,
         )
-        assert json.loads(server.communicate(timeout=60)[0]) == {"served": 4, "failed": 0, "refused": 0}
+        assert json.loads(server.communicate(timeout=60)[0]) == {
+            "served": 4,
+            "failed": 1,  # the one that the client left for its pin
+            "refused": 0,
+        }
 
 
 def test_keygen_adds_clients_to_the_authority_that_is_there(tmp_path: Path):

@@ -7,12 +7,13 @@ import subprocess
 from collections.abc import Iterator
 from http.client import HTTPConnection
 from pathlib import Path
-from threading import Thread
+from threading import Event, Thread
 
 import pytest
 
 from deepreshape.cost import CostReport, Link, Quote
 from deepreshape.counting import count
+from deepreshape.experiments import live
 from deepreshape.experiments.live import explore, live_quote, serve
 from deepreshape.models import architecture, build
 from deepreshape.models.saved import Manifest, save
@@ -167,3 +168,58 @@ def test_another_link_lays_nothing_out_again():
     far = live_quote({**WORDS, "wire": "wan"})
     assert cheapest.cache_info().misses == before
     assert far["priced"] != live_quote(WORDS)["priced"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"phi": "100000,1,1,1"}, "a stage's blocks: 100000 is above 32"),
+        ({"phi": ",".join("1" * 60)}, "the number of stages: 60 is above 5"),
+        ({"base": "1000000"}, "base channels: 1000000 is above 512"),
+        ({"alpha": "99"}, "a multiplier: 99 is above 32"),
+        ({"input": "3x1x100000"}, "a side of the input: 100000 is above 512"),
+        ({"input": "99x8x8"}, "input channels: 99 is above 16"),
+    ],
+)
+def test_every_setting_of_the_page_has_a_bound(changes: dict[str, str], message: str):
+    with pytest.raises(ValueError, match=message):
+        live_quote(WORDS | changes)
+
+
+@pytest.mark.parametrize(
+    "header", [{"Origin": "http://evil.example"}, {"Sec-Fetch-Site": "cross-site"}, {"Sec-Fetch-Site": "same-site"}]
+)
+def test_requests_of_other_pages_are_refused(header: dict[str, str], port: int):
+    line = HTTPConnection("127.0.0.1", port, timeout=20)
+    line.request("GET", "/quote?phi=2", headers=header)
+    assert line.getresponse().status == 403
+    line.close()
+    line = HTTPConnection("127.0.0.1", port, timeout=20)
+    line.request("GET", "/", headers={"Origin": f"http://127.0.0.1:{port}", "Sec-Fetch-Site": "same-origin"})
+    assert line.getresponse().status == 200
+    line.close()
+
+
+def test_nothing_is_priced_for_a_reader_who_has_left(port: int, monkeypatch: pytest.MonkeyPatch):
+    priced: list[str] = []
+    begun, go_on = Event(), Event()
+
+    def slow(words: dict[str, str]) -> dict[str, str]:
+        priced.append(words["phi"])
+        begun.set()
+        go_on.wait(30)
+        return {}
+
+    monkeypatch.setattr(live, "live_quote", slow)
+    first = HTTPConnection("127.0.0.1", port, timeout=20)
+    first.request("GET", "/quote?phi=first")
+    assert begun.wait(30)
+    for _ in range(5):
+        left = HTTPConnection("127.0.0.1", port, timeout=20)
+        left.request("GET", "/quote?phi=left")
+        left.close()
+    go_on.set()
+    assert first.getresponse().status == 200
+    first.close()
+    assert get(port, "/quote?phi=last")[0] == 200
+    assert priced == ["first", "last"]

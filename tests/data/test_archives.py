@@ -79,3 +79,53 @@ def test_the_real_cifar100():
     data = Dataset.load("cifar100")
     assert (len(data.train), len(data.validation), len(data.test)) == (45_000, 5_000, 10_000)
     assert data.mean == pytest.approx((0.507, 0.487, 0.441), abs=2e-3)
+
+
+class Crafted:
+    """Pickles as a call of ``make`` with ``words``, and a state that is set afterwards."""
+
+    def __init__(self, make: object, words: tuple, state: object) -> None:
+        self.parts = make, words, state
+
+    def __reduce__(self) -> tuple:
+        return self.parts
+
+
+RECONSTRUCT = np.array([1]).__reduce__()[0]
+EMPTY = (np.ndarray, (0,), b"b")
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        # the object kind, without the flag that says so: raw bytes would be taken for pointers
+        Crafted(
+            RECONSTRUCT,
+            EMPTY,
+            (1, (1,), Crafted(np.dtype, ("O", False, True), (3, "|", None, None, None, -1, -1, 0)), False, b"\x41" * 8),
+        ),
+        Crafted(RECONSTRUCT, EMPTY, (1, (1 << 40, 3072), np.dtype("u1"), False, b"")),
+        Crafted(RECONSTRUCT, EMPTY, (1, (-1, -3072), np.dtype("u1"), False, bytes(3072))),
+        Crafted(RECONSTRUCT, EMPTY, (1, (1, 384), np.dtype("f8"), False, bytes(3072))),
+        np.array([None]),
+        [[0] * 3072],
+        7,
+    ],
+    ids=["pointers", "large header", "negative", "floats", "objects", "list", "number"],
+)
+def test_only_arrays_of_bytes_are_taken(data: object, tmp_path: Path):
+    write_cifar100(tmp_path)
+    content = {"data": data, "fine_labels": [0]}
+    (tmp_path / "cifar-100-python" / "test").write_bytes(pickle.dumps(content, protocol=2))
+    with pytest.raises(ValueError, match="is not an official cifar100 file"):
+        Dataset.load("cifar100", tmp_path)
+
+
+@pytest.mark.parametrize(
+    "content", [{"data": None}, [1], {"data": np.zeros((1, 3072), np.uint8), "fine_labels": [100]}]
+)
+def test_what_has_not_the_form_of_an_official_file_is_refused(content: object, tmp_path: Path):
+    write_cifar100(tmp_path)
+    (tmp_path / "cifar-100-python" / "train").write_bytes(pickle.dumps(content, protocol=2))
+    with pytest.raises(ValueError, match="is not an official"):
+        Dataset.load("cifar100", tmp_path)

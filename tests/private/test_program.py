@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import tracemalloc
 from contextlib import suppress
 from dataclasses import replace
 
@@ -12,7 +14,7 @@ from hypothesis import strategies as st
 from programs import random_program
 
 from deepreshape.private.arith.ring import CIRCA_PRIME, Field, Ring
-from deepreshape.private.program.encoding import digest, from_bytes, to_bytes
+from deepreshape.private.program.encoding import LENGTH, MAGIC, digest, from_bytes, to_bytes
 from deepreshape.private.program.ops import (
     Add,
     Conv2d,
@@ -219,3 +221,49 @@ def test_check_names_the_first_layer_that_may_not_fit_and_limits_help() -> None:
     replace(tight, limits={"conv": reach // 4, "relu": 30, "fc": 99}).check()
     with pytest.raises(ProgramError, match="conv: bounds come from the weights"):
         program.public().check()
+
+
+RELU = {"op": "relu", "name": "r", "inputs": ["input"], "shift": 0, "mask": False, "low": 0, "high": 0}
+CONV = {"op": "conv2d", "name": "c", "inputs": ["input"], "out_channels": 1, "kernel": 1, "weight_bits": 3}
+CONV |= {"weight_fraction": 0, "stride": 1, "padding": 0, "groups": 1, "sum_bits": 9}
+LINEAR = {"op": "linear", "name": "a", "inputs": ["input"], "out_features": 2, "weight_bits": 3}
+LINEAR |= {"weight_fraction": 0, "sum_bits": 4}
+
+
+def described(shape: list[int], *ops: dict, weights: dict | None = None) -> bytes:
+    source = {"shape": shape, "fraction": 0, "bound": 3}
+    head = {"modulus": {"bits": 30}, "input": source, "ops": ops, "weights": weights or {}, "limits": {}}
+    text = json.dumps(head).encode()
+    return MAGIC + LENGTH.pack(len(text)) + text
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (described([2], LINEAR, weights={"a": [[], []]}), r"a: weights of types \[\[\], \[\]\]"),
+        (described([1 << 31], RELU), "an input of 2147483648 elements; at most 16777216"),
+        (described([1] * 30_000, RELU), "an input of 30000 axes; at most 8"),
+        (described([2], *({**RELU, "name": f"r{at}"} for at in range(20_000))), "20000 operations; at most 16384"),
+        (described([2], {**LINEAR, "out_features": 1 << 28}), "makes 268435456 elements|has 536870912 weights"),
+        (
+            described([1, 2, 2], {**CONV, "kernel": 1 << 30, "padding": (1 << 30) - 1, "stride": 1 << 30}),
+            "pads to .* elements; at most",
+        ),
+        (described([1 << 20, 4, 4], {**CONV, "out_channels": 1 << 20}), "has 1099511627776 weights; at most"),
+        (MAGIC + LENGTH.pack(1 << 40) + bytes(9), "takes 1099511627776 bytes; at most 8388608 are read"),
+    ],
+)
+def test_what_is_too_large_is_refused_before_any_work(data: bytes, words: str) -> None:
+    tracemalloc.start()
+    with pytest.raises(ProgramError, match=words):
+        from_bytes(data)
+    assert tracemalloc.get_traced_memory()[1] < 1 << 26
+    tracemalloc.stop()
+
+
+def test_relus_without_a_mask_are_counted_without_an_array() -> None:
+    program = Program(Ring(30), (1 << 24,), 0, 3, (Relu("r", ("input",)),))
+    tracemalloc.start()
+    assert program.relus == 1 << 24
+    assert tracemalloc.get_traced_memory()[1] < 1 << 16
+    tracemalloc.stop()

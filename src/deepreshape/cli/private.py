@@ -129,6 +129,25 @@ class Relus:
         return Plan(program.public(), self.config())
 
 
+PinOption = Annotated[
+    str | None,
+    typer.Option(
+        "--pin",
+        help="Fingerprint of the one server certificate to accept, as `keygen` prints it; else any of the authority.",
+        show_default=False,
+    ),
+]
+
+
+def _pin(fingerprint: str | None) -> str | None:
+    """A fingerprint as certificates are compared by."""
+    from deepreshape.private.transport.certificates import FINGERPRINT
+
+    if fingerprint is not None and not FINGERPRINT.fullmatch(fingerprint.lower()):
+        raise ValueError(f"--pin {fingerprint}: a fingerprint has 64 hexadecimal digits; `keygen` prints the server's")
+    return fingerprint and fingerprint.lower()
+
+
 @dataclass(frozen=True)
 class Party:
     """What a party brings along; the same options for serve, prepare and query."""
@@ -145,9 +164,14 @@ class Party:
         from deepreshape.private.transport.certificates import Credentials
         from deepreshape.private.transport.tls import Endpoint
 
-        return Endpoint(Credentials.within(self.keys, role, self.name or role))
+        credentials = Credentials.within(self.keys, role, self.name or role)
+        endpoint = Endpoint(credentials)
+        if role == "client":  # a server's own process says it, every day
+            for line in credentials.warnings():
+                _tell(line)
+        return endpoint
 
-    def client(self, how: Relus) -> Client:
+    def client(self, how: Relus, pin: str | None) -> Client:
         """A client with all of it."""
         from deepreshape.private.parties.sessions import Client
         from deepreshape.private.parties.store import Store
@@ -155,7 +179,7 @@ class Party:
         if not self.port:
             raise ValueError("--port 0 lets `serve` choose; a client needs the port that it chose")
         plan = how.plan(_program(self.program))
-        return Client(self.endpoint("client"), self.host, self.port, plan, Store(self.store))
+        return Client(self.endpoint("client"), self.host, self.port, plan, Store(self.store), _pin(pin))
 
 
 @dataclass(frozen=True)
@@ -264,6 +288,8 @@ def keygen(
             soft_wrap=True,
             highlight=False,
         )
+        if "server" in made:
+            out.print(f"clients accept this server only with --pin {made['server']}", soft_wrap=True, highlight=False)
 
 
 @app.command()
@@ -378,11 +404,12 @@ def serve(
 def prepare(
     own: Party,
     how: Relus,
+    pin: PinOption = None,
     count: Annotated[int, typer.Option(min=1, help="Batches to make; each serves one query.")] = 1,
     as_json: Json = False,
 ) -> None:
     """Do the offline work of queries ahead of time."""
-    party = own.client(how)
+    party = own.client(how, pin)
     batches: list[str] = []
     started = time.perf_counter()
 
@@ -407,6 +434,7 @@ def query(
         typer.Argument(help="An image, a .npy array of the network's input shape, or a .csv with one row."),
     ] = None,
     row: RowOption = None,
+    pin: PinOption = None,
     as_json: Json = False,
 ) -> None:
     """Ask for the classes of one input, without showing it; prepares first if no batch is ready."""
@@ -414,7 +442,7 @@ def query(
     from deepreshape.private.service.bundle import FACTS, Facts, read_facts
     from deepreshape.private.service.predict import Prediction
 
-    party = own.client(how)
+    party = own.client(how, pin)
     public = party.plan.program
     if (input is None) == (row is None):
         raise ValueError(f"query takes one input, as a file or as --row, not {'neither' if input is None else 'two'}")
@@ -446,7 +474,7 @@ def query(
         print_json({"classes": ranked, "seconds": seconds, "bytes": sizes, "converted": done})
         return
     for name, share in found.ranked:
-        out.print(f"{share:7.2%}  {name}", highlight=False)
+        out.print(f"{share:7.2%}  {name}", highlight=False, markup=False)  # the server's owner chose the name
     out.print(f"online {answer.seconds:.2f} s, {sent / 1e6:,.2f} MB", highlight=False)
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import os
 import pickle
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -13,6 +15,9 @@ import torch
 from deepreshape.data.dataset import Dataset, Split
 
 __all__ = ["ARCHIVED", "data_folder", "load"]
+
+CIFAR_BYTES = 1 << 28
+"""The official files have at most 155 MB."""
 
 
 def data_folder(given: Path | None = None) -> Path:
@@ -65,69 +70,116 @@ def _digits(_: Path) -> Dataset:
     )
 
 
-class _ArraysOnly(pickle.Unpickler):
-    """Reads the official CIFAR pickles and nothing else: arrays, strings, numbers and their containers."""
+class _ByteArray:
+    """Stands for NumPy's ``ndarray`` while a pickle is read; of what the pickle says it takes bytes and a shape only.
 
-    ALLOWED = frozenset(
-        {
-            ("numpy.core.multiarray", "_reconstruct"),
-            ("numpy._core.multiarray", "_reconstruct"),
-            ("numpy", "ndarray"),
-            ("numpy", "dtype"),
-            ("_codecs", "encode"),
-        }
-    )
+    NumPy's own types cannot be handed to a pickle: their states can make an array of objects out of raw bytes, and the
+    process then follows pointers that the file chose.
+    """
+
+    array: np.ndarray
+
+    def __setstate__(self, state: object) -> None:
+        match state:
+            case (int(), tuple() as shape, _ByteType(), False, bytes() as data):
+                pass
+            case _:
+                raise pickle.UnpicklingError("it holds an array that is not of bytes")
+        if not all(type(side) is int and 0 <= side <= len(data) for side in shape) or math.prod(shape) != len(data):
+            raise pickle.UnpicklingError(f"an array of {len(data)} bytes has another shape")
+        self.array = np.frombuffer(bytearray(data), np.uint8).reshape(shape)
+
+
+class _ByteType:
+    """Stands for NumPy's ``dtype``, of unsigned bytes; whatever else the pickle says of it is not listened to."""
+
+    def __init__(self, kind: object, *_: object) -> None:
+        if kind not in ("u1", "|u1"):
+            raise pickle.UnpicklingError("it holds an array that is not of bytes")
+
+    def __setstate__(self, state: object) -> None: ...
+
+
+def _new_array(*_: object) -> _ByteArray:
+    return _ByteArray()
+
+
+def _latin1(text: object, encoding: object) -> bytes:
+    """How protocol 2 writes bytes."""
+    if not isinstance(text, str) or encoding != "latin1":
+        raise pickle.UnpicklingError("it holds bytes in another encoding than latin1")
+    return text.encode("latin1")
+
+
+class _BytesOnly(pickle.Unpickler):
+    """Reads the official CIFAR pickles and nothing else: byte arrays, strings, numbers and their containers."""
+
+    STAND_INS: ClassVar[dict[tuple[str, str], object]] = {
+        ("numpy.core.multiarray", "_reconstruct"): _new_array,
+        ("numpy._core.multiarray", "_reconstruct"): _new_array,
+        ("numpy", "ndarray"): None,
+        ("numpy", "dtype"): _ByteType,
+        ("_codecs", "encode"): _latin1,
+    }
 
     def find_class(self, module: str, name: str) -> object:
-        if (module, name) not in self.ALLOWED:
+        if (module, name) not in self.STAND_INS:
             raise pickle.UnpicklingError(f"{module}.{name} has no place in a CIFAR file")
-        return super().find_class(module.replace("numpy.core", "numpy._core"), name)
+        return self.STAND_INS[module, name]
 
 
-def _cifar_file(path: Path, dataset: str) -> dict[str, object]:
+def _cifar_file(path: Path, dataset: str) -> dict[str, Any]:
     if not path.is_file():
         raise ValueError(
             f"{dataset} is not there: no file {path}; put the official files there, point DEEPRESHAPE_DATA at the "
             f"folder that holds {path.parent.name}, or run `deepreshape fetch {dataset}`"
         )
+    if path.stat().st_size > CIFAR_BYTES:
+        raise ValueError(f"{path} is not an official {dataset} file: it has more than {CIFAR_BYTES} bytes")
     try:
         with path.open("rb") as file:
-            return _ArraysOnly(file, encoding="latin1").load()
-    except (pickle.UnpicklingError, EOFError, ValueError, KeyError, IndexError) as error:
+            content = _BytesOnly(file, encoding="latin1").load()
+    except Exception as error:  # a pickle machine fed with bytes of any kind raises errors of nearly any class
         raise ValueError(f"{path} is not an official {dataset} file: {error}") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} is not an official {dataset} file: it holds a {type(content).__name__}")
+    return content
 
 
-def _cifar_images(flat: object) -> np.ndarray:
-    return np.asarray(flat, dtype=np.uint8).reshape(-1, 3, 32, 32)
+def _field(path: Path, content: dict[str, Any], *names: str) -> list[Any]:
+    """A list out of the content of ``path``, by the first of its names that is there."""
+    for name in names:
+        if isinstance(content.get(name), list):
+            return content[name]
+    raise ValueError(f"{path} is not an official CIFAR file: it has no list {names[0]!r}")
+
+
+def _cifar_part(path: Path, dataset: str, labels: str, classes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Images, uint8 (N, 3, 32, 32), and labels, int64 (N,)."""
+    content = _cifar_file(path, dataset)
+    data, numbers = content.get("data"), _field(path, content, labels)
+    flat = data.array if isinstance(data, _ByteArray) and hasattr(data, "array") else np.empty(0, np.uint8)
+    if flat.shape != (len(numbers), 3072):
+        raise ValueError(f"{path} is not an official {dataset} file: {flat.shape} bytes for {len(numbers)} labels")
+    if not all(type(number) is int and 0 <= number < classes for number in numbers):
+        raise ValueError(f"{path} is not an official {dataset} file: a label is not from 0 to {classes - 1}")
+    return flat.reshape(-1, 3, 32, 32), np.array(numbers, np.int64)
 
 
 def _cifar100(folder: Path) -> Dataset:
-    train, test, meta = (
-        _cifar_file(folder / "cifar-100-python" / part, "cifar100") for part in ("train", "test", "meta")
-    )
-    return _split_off(
-        "cifar100",
-        (_cifar_images(train["data"]), np.array(train["fine_labels"])),
-        (_cifar_images(test["data"]), np.array(test["fine_labels"])),
-        list(meta["fine_label_names"]),  # pyright: ignore[reportArgumentType]
-        held=5000,
-    )
+    where = folder / "cifar-100-python"
+    train, test = (_cifar_part(where / part, "cifar100", "fine_labels", 100) for part in ("train", "test"))
+    names = _field(where / "meta", _cifar_file(where / "meta", "cifar100"), "fine_label_names")
+    return _split_off("cifar100", train, test, list(map(str, names)), held=5000)
 
 
 def _cifar10(folder: Path) -> Dataset:
     where = folder / "cifar-10-batches-py"
-    parts = [_cifar_file(where / f"data_batch_{index}", "cifar10") for index in range(1, 6)]
-    test, meta = _cifar_file(where / "test_batch", "cifar10"), _cifar_file(where / "batches.meta", "cifar10")
-    return _split_off(
-        "cifar10",
-        (
-            np.concatenate([_cifar_images(part["data"]) for part in parts]),
-            np.concatenate([np.array(part["labels"]) for part in parts]),
-        ),
-        (_cifar_images(test["data"]), np.array(test["labels"])),
-        list(meta["label_names"]),  # pyright: ignore[reportArgumentType]
-        held=5000,
-    )
+    parts = [_cifar_part(where / f"data_batch_{index}", "cifar10", "labels", 10) for index in range(1, 6)]
+    test = _cifar_part(where / "test_batch", "cifar10", "labels", 10)
+    names = _field(where / "batches.meta", _cifar_file(where / "batches.meta", "cifar10"), "label_names")
+    images, labels = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+    return _split_off("cifar10", (images, labels), test, list(map(str, names)), held=5000)
 
 
 def _tinyimagenet(folder: Path) -> Dataset:

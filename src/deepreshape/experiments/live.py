@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import select
+import socket
 from collections.abc import Mapping, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Lock
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -20,6 +23,8 @@ from deepreshape.report.explore import Priced, described, explorable, page
 
 __all__ = ["explore", "live_quote", "serve"]
 
+READ_S = 10.0
+"""How long a reader may take to ask."""
 SHOWN = ("lan", "wan", "wireless")
 
 
@@ -85,6 +90,7 @@ def live_quote(words: Mapping[str, str]) -> dict[str, Any]:
         base, percent = int(words["base"]), int(words["budget"])
     except (KeyError, ValueError) as error:
         raise ValueError(f"cannot read the settings: {error}") from None
+    _check_settings(phi, base, multipliers, (channels, height, width))
     whole = ResNet(phi, base, multipliers, (channels, height, width))
     chosen = _within(whole, percent)
     own = chosen.architecture.layers()
@@ -97,6 +103,25 @@ def live_quote(words: Mapping[str, str]) -> dict[str, Any]:
         "top1": None,
         **described(point),
     }
+
+
+def _check_settings(phi: tuple[int, ...], base: int, multipliers: tuple[int, ...], shape: tuple[int, int, int]) -> None:
+    """Hold every setting to a bound: plans of what is larger would be searched for minutes.
+
+    Raises:
+        ValueError: naming the setting, and what would do.
+    """
+    ranges = {
+        "the number of stages": (len(phi), 5),
+        "a stage's blocks": (max(phi), 32),
+        "base channels": (base, 512),
+        "a multiplier": (max(multipliers, default=1), 32),
+        "input channels": (shape[0], 16),
+        "a side of the input": (max(shape[1:]), 512),
+    }
+    for what, (value, most) in ranges.items():
+        if value > most:
+            raise ValueError(f"{what}: {value} is above {most}, the most that this page prices")
 
 
 def _within(whole: Staged, percent: int) -> Plan:
@@ -119,19 +144,39 @@ def serve(port: int, points: Sequence[Summary], folders: Sequence[Path]) -> Thre
     data = {**explore(points, folders), "live": True, "protocols": list(PROTOCOLS), "links": list(LINKS)}
     body = page("DeepReShape: what it costs", data).encode()
 
+    quoting = Lock()
+
     class Handler(BaseHTTPRequestHandler):
+        timeout = READ_S
+
         def do_GET(self) -> None:
             # a page of another site that resolves its name to loopback is not answered
             if self.headers.get("Host", "").rpartition(":")[0] not in ("127.0.0.1", "localhost"):
                 self._answer(403, "text/plain", b"loopback only")
                 return
+            # nor is a request that a page of another site makes; a browser says so, and scripts without one do not
+            site = self.headers.get("Sec-Fetch-Site", "none")
+            origin = self.headers.get("Origin", f"http://{self.headers['Host']}")
+            if site not in ("same-origin", "none") or origin != f"http://{self.headers['Host']}":
+                self._answer(403, "text/plain", b"no requests from other pages")
+                return
             parts = urlsplit(self.path)
             if parts.path == "/":
                 self._answer(200, "text/html; charset=utf-8", body)
             elif parts.path == "/quote":
-                self._answer(200, "application/json", json.dumps(self._quote(parts.query)).encode())
+                with quoting:  # one at a time, and none for a reader who has left while others were answered
+                    if not self._left():
+                        self._answer(200, "application/json", json.dumps(self._quote(parts.query)).encode())
             else:
                 self._answer(404, "text/plain", b"there is / and /quote")
+
+        def _left(self) -> bool:
+            if not select.select([self.connection], [], [], 0)[0]:
+                return False
+            try:
+                return not self.connection.recv(1, socket.MSG_PEEK)
+            except ConnectionError:
+                return True
 
         def _quote(self, query: str) -> dict[str, Any]:
             try:

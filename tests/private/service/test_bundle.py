@@ -91,3 +91,43 @@ def test_what_is_no_input_is_one_line(given: object, message: str):
         FACTS.input_of(given, (1, 8, 8))
     with pytest.raises(ValueError, match="no mean and std for 1 channels"):
         Facts().input_of(np.zeros((1, 8, 8), np.uint8), (1, 8, 8))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"class_names": ["\x1b]0;title\x07", *"123456789"]}, r"a class name is '.x1b\]0;title.x07'"),
+        ({"class_names": ["\x9b2J", *"123456789"]}, "use text of up to 200 printable characters"),
+        ({"class_names": ["a\nb", *"123456789"]}, "printable"),
+        ({"class_names": ["a" * 201, *"123456789"]}, "printable"),
+        ({"class_names": [["a"], *"123456789"]}, "printable"),
+        ({"resize": "\x1b[2J"}, "'crop' or nothing is known"),
+        ({"std": [0.0]}, "is to hold"),
+        ({"mean": [1e999]}, "is to hold"),
+        ({"mean": 7}, "is to hold"),
+    ],
+)
+def test_facts_from_a_stranger_are_held_to_their_form_before_any_inference(
+    change: dict, message: str, bundle: Bundle, tmp_path: Path
+):
+    bundle.write(tmp_path)
+    facts = json.loads((tmp_path / "client.json").read_text()) | change
+    (tmp_path / "client.json").write_text(json.dumps(facts))
+    with pytest.raises(ValueError, match=message) as refusal:
+        Bundle.read(tmp_path, "client")
+    assert str(refusal.value).isprintable()
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "[1]", '{"mean": NaN}', " " * (1 << 22) + "{}", "\ud800"])
+def test_facts_that_are_no_facts_are_refused(text: str, bundle: Bundle, tmp_path: Path):
+    bundle.write(tmp_path)
+    (tmp_path / "client.json").write_bytes(text.encode("utf-8", "surrogatepass"))
+    with pytest.raises(ValueError, match="is to hold class_names"):
+        Bundle.read(tmp_path, "client")
+
+
+def test_a_secret_program_replaces_a_world_readable_one(bundle: Bundle, tmp_path: Path):
+    (tmp_path / "server.program").write_bytes(b"old")
+    (tmp_path / "server.program").chmod(0o644)
+    bundle.write(tmp_path)
+    assert stat.S_IMODE((tmp_path / "server.program").stat().st_mode) == 0o600

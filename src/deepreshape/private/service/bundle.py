@@ -11,6 +11,7 @@ as the network sees it.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from deepreshape.private.files import printable, read_json, replace_file
 from deepreshape.private.program.encoding import from_bytes, to_bytes
 from deepreshape.private.program.ops import Program, ProgramError
 from deepreshape.private.program.relu_config import Role
@@ -26,6 +28,9 @@ from deepreshape.private.program.relu_config import Role
 __all__ = ["CLIENT_PROGRAM", "FACTS", "SERVER_PROGRAM", "Bundle", "Facts"]
 
 SERVER_PROGRAM, CLIENT_PROGRAM, FACTS = "server.program", "client.program", "client.json"
+FACTS_BYTES = 1 << 22
+"""The largest client.json that is read."""
+NAME_LENGTH = 200
 PLAUSIBLE = 20.0
 """No normalised image has values so large; one of 0 to 255 has."""
 
@@ -141,10 +146,9 @@ class Bundle:
         """Write both parties' programs and the facts; the server's is readable by its owner only."""
         to = Path(folder)
         to.mkdir(parents=True, exist_ok=True)
-        (to / SERVER_PROGRAM).touch(mode=0o600)
-        (to / SERVER_PROGRAM).write_bytes(to_bytes(self.program))
-        (to / CLIENT_PROGRAM).write_bytes(to_bytes(self.program.public()))
-        (to / FACTS).write_text(json.dumps(asdict(self.facts), indent=1) + "\n")
+        replace_file(to / SERVER_PROGRAM, to_bytes(self.program))
+        replace_file(to / CLIENT_PROGRAM, to_bytes(self.program.public()), 0o644)
+        replace_file(to / FACTS, (json.dumps(asdict(self.facts), indent=1) + "\n").encode("ascii"), 0o644)
 
     @classmethod
     def read(cls, folder: Path | str, role: Role) -> Bundle:
@@ -173,18 +177,36 @@ def read_facts(path: Path, program: Program) -> Facts:
         ValueError: if they do not fit the program.
     """
     try:
-        return _facts(json.loads(path.read_text()), program)
-    except (ValueError, TypeError, KeyError):
+        return _facts(read_json(path, FACTS_BYTES), program)
+    except UnsafeTextError as error:
+        raise ValueError(f"{path}: {error}") from None
+    except (ValueError, TypeError, KeyError, AttributeError):
         channels, classes = program.input_shape[0], program.values[program.output].size
         raise ValueError(
             f"{path} is to hold class_names, mean and std, lists of {classes}, {channels} and {channels}"
         ) from None
 
 
+class UnsafeTextError(ValueError):
+    """Text from outside that must reach no terminal."""
+
+
 def _facts(given: Mapping[str, Any], program: Program) -> Facts:
+    """The facts in ``given``, which the other party supplies: held to types, sizes and plain characters.
+
+    Raises:
+        ValueError: if they are not as they should be.
+    """
     channels, classes = program.input_shape[0], program.values[program.output].size
-    names = tuple(map(str, given.get("class_names", ())))
+    names = tuple(given.get("class_names", ()))
+    for name in names:
+        if not isinstance(name, str) or len(name) > NAME_LENGTH or printable(name) != name:
+            raise UnsafeTextError(f"a class name is {name!a:.80}; use text of up to {NAME_LENGTH} printable characters")
     mean, std = (tuple(map(float, given.get(name, ()))) for name in ("mean", "std"))
+    if not all(map(math.isfinite, mean + std)) or min(std, default=1.0) <= 0:
+        raise ValueError(f"means {mean} and deviations {std} must be finite, and deviations above 0")
+    if given.get("resize", "") not in ("", "crop"):
+        raise UnsafeTextError(f"resize is {given['resize']!a:.80}; 'crop' or nothing is known")
     if len(names) not in (0, classes) or {len(mean), len(std)} - {0, channels}:
         raise ValueError(
             f"there are {classes} outputs and {channels} channels, and facts of {len(names)} classes, {len(mean)} "
