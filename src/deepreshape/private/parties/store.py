@@ -549,8 +549,12 @@ def _read_manifest(folder: Path) -> tuple[Binding, frozenset[str]]:
     fields = cast(dict[str, object], content) if isinstance(content, dict) else {}
     program, peer = fields.get("program"), fields.get("peer")
     parameters, streams = fields.get("parameters"), fields.get("streams")
-    typed = isinstance(program, str) and isinstance(peer, str)
-    if not (typed and isinstance(parameters, dict) and isinstance(streams, list)):
+    if not (
+        isinstance(program, str)
+        and isinstance(peer, str)
+        and isinstance(parameters, dict)
+        and isinstance(streams, list)
+    ):
         raise StoreError(f"{_short(folder.name)}: its {MANIFEST} is damaged: fields are missing or of other types")
     parameters, streams = cast(dict[str, object], parameters), cast(list[object], streams)
     plain = all(PARAMETER.fullmatch(name) and isinstance(value, int | str) for name, value in parameters.items())

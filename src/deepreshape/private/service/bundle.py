@@ -224,7 +224,9 @@ def _opened(path: Path) -> Any:
     if path.suffix == ".npy":
         try:
             return np.load(path, allow_pickle=False)
-        except (ValueError, EOFError):
+        except OSError:
+            raise
+        except Exception:  # NumPy's reader of headers raises errors of many classes, tokenize.TokenError among them
             raise ValueError(f"{path} is no array of numbers that NumPy saved (.npy)") from None
     try:
         from PIL import Image

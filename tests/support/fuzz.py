@@ -1,0 +1,341 @@
+"""Every reader of bytes from outside, and mutated inputs for it. Whoever adds a reader adds its target to ``TARGETS``.
+
+A reader takes what was mutated or refuses it by the class that it documents; any other exception is a fault, and so is
+a case that takes longer than ``SLOW_S``.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from programs import every_kind, random_program
+from torch import nn
+
+from deepreshape.data import archives
+from deepreshape.models import architecture, build, saved
+from deepreshape.private.arith.ring import Field, Ring
+from deepreshape.private.errors import PrivateError
+from deepreshape.private.parties import store as stores
+from deepreshape.private.parties.store import Binding, Store, StoreError
+from deepreshape.private.program.encoding import from_bytes, to_bytes
+from deepreshape.private.program.ops import ProgramError
+from deepreshape.private.program.relu_config import ReluConfig
+from deepreshape.private.service import bundle
+from deepreshape.private.service.quotas import Caps, Quotas
+from deepreshape.private.transport import certificates
+from deepreshape.private.transport.certificates import CertificateError, Credentials, Identity
+from deepreshape.private.transport.channel import Frame, ProtocolError
+from deepreshape.private.transport.handshake import Agreement, Greeting
+from deepreshape.private.transport.tls import HEADER, Limits, TlsChannel
+
+SLOW_S = 5.0
+"""A case that a reader needs longer for is a fault, on a machine that does other work too."""
+WHO = "a1" * 32
+ALICE, BOB = Identity("client", "alice", WHO), Identity("server", "bob", "b0" * 32)
+NASTY: list[Any] = [
+    None,
+    True,
+    -1,
+    0,
+    2**31,
+    2**63,
+    2**200,
+    1e308,
+    "",
+    "\x1b[2J",
+    "a" * 300,
+    [],
+    {},
+    [[], []],
+    {"a": 1},
+]
+"""Values that a field of JSON is replaced by."""
+
+Reader = Callable[[bytes], object]
+
+
+@dataclass(frozen=True)
+class Target:
+    """A reader.
+
+    Attributes:
+        seeds: inputs that it takes, which are mutated.
+        open: given an empty folder, makes the reader.
+        refusals: the classes that it documents.
+    """
+
+    seeds: Callable[[], list[bytes]]
+    open: Callable[[Path], Reader]
+    refusals: tuple[type[Exception], ...]
+
+
+def mutated(seed: bytes, rng: random.Random) -> bytes:
+    """One to four changes of an input: of its bytes, or of the JSON that it holds."""
+    data = seed
+    for _ in range(rng.randint(1, 4)):
+        data = (_changed_json if rng.random() < 0.5 else _changed_bytes)(data, rng)
+    return data
+
+
+def _changed_bytes(data: bytes, rng: random.Random) -> bytes:
+    at, length = rng.randrange(len(data) + 1), rng.choice([1, 1, 2, 4, 8, 64])
+    fresh = rng.choice([bytes(length), b"\xff" * length, rng.randbytes(length), data[at : at + length] * 2])
+    match rng.randrange(5):
+        case 0:
+            return data[:at]
+        case 1:
+            return data[:at] + fresh + data[at:]
+        case 2:
+            return data[:at] + data[at + length :]
+        case 3 if at < len(data):
+            return data[:at] + bytes([data[at] ^ 1 << rng.randrange(8)]) + data[at + 1 :]
+        case _:
+            return data[:at] + fresh + data[at + length :]
+
+
+def _changed_json(data: bytes, rng: random.Random) -> bytes:
+    """Another value somewhere in the JSON text that ``data`` is or, after a length of eight bytes, holds."""
+    start = data.find(b"{")
+    length = int.from_bytes(data[start - 8 : start], "little") if start >= 8 else len(data)
+    text = data[start : start + length] if start >= 0 else b""
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError):
+        return _changed_bytes(data, rng)
+    places = list(_places(content))
+    if not places:
+        return data
+    owner, key = rng.choice(places)
+    owner[key] = json.loads(json.dumps(rng.choice([*NASTY, owner])))
+    new = json.dumps(content, sort_keys=True, separators=(",", ":")).encode()
+    head = data[: start - 8] + len(new).to_bytes(8, "little") if start >= 8 else data[:start]
+    return head + new + data[start + length :]
+
+
+def _places(value: Any) -> Iterator[tuple[Any, Any]]:
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, inner in list(items):
+        yield value, key
+        yield from _places(inner)
+
+
+def fuzz(name: str, folder: Path, cases: int, seed: int = 0) -> Counter[str]:
+    """Hand a target mutated inputs; how many it took and refused.
+
+    Raises:
+        AssertionError: if it raised anything else or took too long; the text has the input.
+    """
+    target = TARGETS[name]
+    rng, read, seeds = random.Random(f"{name} {seed}"), target.open(folder), target.seeds()  # noqa: S311
+    for each in seeds:
+        read(each)  # or nothing would be tested
+    outcomes: Counter[str] = Counter()
+    for _ in range(cases):
+        data = mutated(rng.choice(seeds), rng)
+        began = time.monotonic()
+        try:
+            read(data)
+            outcomes["taken"] += 1
+        except target.refusals:
+            outcomes["refused"] += 1
+        except Exception as error:
+            raise AssertionError(f"{name}: {type(error).__name__}: {error}; input {data[:2000]!r}") from error
+        assert time.monotonic() - began < SLOW_S, f"{name}: slow on {data[:2000]!r}"
+    return outcomes
+
+
+class _Replay:
+    """A socket that has received some bytes, and nothing more."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+
+    def recv_into(self, view: memoryview) -> int:
+        part = self._data[: view.nbytes]
+        view[: len(part)] = part
+        self._data = self._data[len(part) :]
+        return len(part)
+
+    def settimeout(self, _: float) -> None: ...
+    def sendall(self, _: object) -> None: ...
+    def close(self) -> None: ...
+
+
+def _frames(_: Path) -> Reader:
+    def read(data: bytes) -> None:
+        channel = TlsChannel(_Replay(data), ALICE, BOB, Limits())  # pyright: ignore[reportArgumentType]
+        channel.receive(Frame.SHARES, 17)
+        channel.receive(Frame.READY, 0)
+
+    return read
+
+
+def _file(name: str, read: Callable[[Path], object]) -> Callable[[Path], Reader]:
+    """A reader of a file."""
+
+    def make(folder: Path) -> Reader:
+        def write_and_read(data: bytes) -> object:
+            (folder / name).write_bytes(data)
+            return read(folder / name)
+
+        return write_and_read
+
+    return make
+
+
+def _streams(folder: Path) -> Reader:
+    key, binding, batch = bytearray(32), Binding("ab" * 32, WHO, {}), folder / ("cd" * 32)
+    batch.mkdir()
+
+    def read(data: bytes) -> object:
+        (batch / "s.stream").write_bytes(data)
+        return list(stores._Stream(batch, binding, key, "s").chunks())
+
+    return read
+
+
+def _stream_seeds() -> list[bytes]:
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name) / ("cd" * 32)
+        folder.mkdir()
+        stream = stores._Stream(folder, Binding("ab" * 32, WHO, {}), bytearray(32), "s")
+        for chunk, last in ((b"a" * 50, False), (b"b" * 5, False), (b"", True)):
+            stream.append(memoryview(chunk), last=last)
+        return [stream.path.read_bytes()]
+
+
+def _store(name: str) -> Callable[[Path], Reader]:
+    def make(folder: Path) -> Reader:
+        store = Store(folder)
+
+        def read(data: bytes) -> None:
+            (folder / name).write_bytes(data)
+            Quotas(Caps(), store).admit(WHO, "query")
+            Store(folder).expire(1e9)
+
+        return read
+
+    return make
+
+
+def _facts_seeds() -> list[bytes]:
+    classes = random_program(3).values[random_program(3).output].size
+    channels = random_program(3).input_shape[0]
+    facts = {"class_names": ["a"] * classes, "mean": [0.5] * channels, "std": [0.5] * channels, "resize": "crop"}
+    return [json.dumps(facts).encode()]
+
+
+def _model(part: str) -> Callable[[Path], Reader]:
+    def make(folder: Path) -> Reader:
+        _save(folder)
+
+        def read(data: bytes) -> object:
+            (folder / part).write_bytes(data)
+            return saved.load(folder)
+
+        return read
+
+    return make
+
+
+def _save(folder: Path) -> None:
+    made = architecture("hrn-2x-m2-phi1.1", (1, 8, 8), 10)
+    model: nn.Module = build(made, seed=0)
+    saved.save(model, folder, saved.Manifest(made, "digits", tuple("0123456789"), (0.5,), (0.2,)))
+
+
+def _model_seeds(part: str) -> Callable[[], list[bytes]]:
+    def seeds() -> list[bytes]:
+        import tempfile
+
+        with tempfile.TemporaryDirectory() as name:
+            _save(Path(name))
+            return [(Path(name) / part).read_bytes()]
+
+    return seeds
+
+
+def _npy_seeds() -> list[bytes]:
+    from io import BytesIO
+
+    file = BytesIO()
+    np.save(file, np.zeros((1, 3, 3), np.float32))
+    return [file.getvalue()]
+
+
+def _cifar_seeds() -> list[bytes]:
+    import pickle
+
+    content = {"data": np.zeros((2, 3072), np.uint8), "fine_labels": [1, 2]}
+    return [pickle.dumps(content, protocol=protocol) for protocol in (2, 4)]
+
+
+def _certificate_seeds() -> list[bytes]:
+    import ssl
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as name:
+        certificates.create_authority(Path(name))
+        made = certificates.issue(Path(name), "client", "alice")
+        return [ssl.PEM_cert_to_DER_cert(made.certificate.read_text())]
+
+
+def _credentials(path: Path) -> frozenset[str]:
+    return Credentials(path, path, path.with_name("authority.pem")).revoked()
+
+
+MANIFEST = {"program": "ab" * 32, "peer": WHO, "parameters": {"bits": 32, "relu": "gc-full"}, "streams": ["a", "b.c"]}
+GREETING = Greeting(WHO, "b0" * 32, Agreement("cd" * 32, {"bits": 32, "relu": "gc-full"}, "ef" * 32), "01" * 32)
+FRAMES = HEADER.pack(Frame.SHARES, 17, 0) + bytes(17) + HEADER.pack(Frame.READY, 0, 1)
+
+TARGETS: dict[str, Target] = {
+    "frames": Target(lambda: [FRAMES], _frames, (ProtocolError,)),
+    "greeting": Target(lambda: [GREETING.encode()], lambda _: Greeting.decode, (ProtocolError,)),
+    "certificate": Target(_certificate_seeds, lambda _: certificates.describe, (CertificateError,)),
+    "revoked": Target(lambda: [f"# comment\n{WHO}\n".encode()], _file("revoked", _credentials), (CertificateError,)),
+    "ring elements": Target(
+        lambda: [bytes(20)], lambda _: lambda data: Ring(37).unpack(memoryview(data), 4), (ProtocolError, ValueError)
+    ),
+    "field elements": Target(
+        lambda: [bytes(16)],
+        lambda _: lambda data: Field(2**31 - 1).unpack(memoryview(data), 4),
+        (ProtocolError, ValueError),
+    ),
+    "program": Target(
+        lambda: [to_bytes(every_kind()), to_bytes(random_program(5).public())], lambda _: from_bytes, (ProgramError,)
+    ),
+    "relu word": Target(
+        lambda: [b"gc-stochastic:drop=12,neg-pass", b"gc-sign:window"],
+        lambda _: lambda data: ReluConfig.parse(data.decode("latin1")),
+        (ValueError,),
+    ),
+    "manifest of a batch": Target(
+        lambda: [json.dumps(MANIFEST).encode()],
+        _file("manifest.json", lambda path: stores._read_manifest(path.parent)),
+        (StoreError,),
+    ),
+    "stream of a batch": Target(_stream_seeds, _streams, (StoreError,)),
+    "queries": Target(lambda: [f"\n{time.time():.3f} {WHO}\n".encode() * 2], _store("queries"), (PrivateError,)),
+    "spent": Target(lambda: [f"\n{WHO}\n".encode() * 2], _store("spent"), (StoreError,)),
+    "client facts": Target(
+        _facts_seeds, _file("client.json", lambda path: bundle.read_facts(path, random_program(3))), (ValueError,)
+    ),
+    "input array": Target(_npy_seeds, _file("x.npy", bundle._opened), (ValueError,)),
+    "model's manifest": Target(_model_seeds("manifest.json"), _model("manifest.json"), (ValueError,)),
+    "model's weights": Target(_model_seeds("model.safetensors"), _model("model.safetensors"), (ValueError,)),
+    "cifar": Target(
+        _cifar_seeds,
+        _file("train", lambda path: archives._cifar_part(path, "cifar100", "fine_labels", 100)),
+        (ValueError,),
+    ),
+}
