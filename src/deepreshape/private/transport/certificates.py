@@ -45,6 +45,14 @@ FINGERPRINT = re.compile(r"[0-9a-f]{64}")
 NOTICE = datetime.timedelta(days=14)
 """How long before its end a certificate is warned of."""
 REVOKED_BYTES = 1 << 20
+UNREADABLE = (
+    ValueError,
+    x509.InvalidVersion,
+    x509.ExtensionNotFound,
+    x509.DuplicateExtension,
+    x509.UnsupportedGeneralNameType,
+)
+"""What the library raises for a certificate that is not of the form that :func:`issue` makes."""
 SKEW = datetime.timedelta(minutes=5)
 USAGE = {"client": ExtendedKeyUsageOID.CLIENT_AUTH, "server": ExtendedKeyUsageOID.SERVER_AUTH}
 
@@ -153,7 +161,7 @@ def describe(der: bytes) -> Identity:
         names = certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
         san = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
         uris = san.get_values_for_type(x509.UniformResourceIdentifier)
-    except (ValueError, x509.ExtensionNotFound):
+    except UNREADABLE:
         raise CertificateError(
             f"certificate {fingerprint(der)[:16]}... carries no role; issue it with keygen"
         ) from None
