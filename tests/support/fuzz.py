@@ -217,18 +217,14 @@ def _stream_seeds() -> list[bytes]:
         return [stream.path.read_bytes()]
 
 
-def _store(name: str) -> Callable[[Path], Reader]:
-    def make(folder: Path) -> Reader:
-        store = Store(folder)
+def _queries(folder: Path) -> Reader:
+    store = Store(folder)
 
-        def read(data: bytes) -> None:
-            (folder / name).write_bytes(data)
-            Quotas(Caps(), store).admit(WHO, "query")
-            Store(folder).expire(1e9)
+    def read(data: bytes) -> None:
+        (folder / "queries").write_bytes(data)
+        Quotas(Caps(), store).admit(WHO, "query")
 
-        return read
-
-    return make
+    return read
 
 
 def _facts_seeds() -> list[bytes]:
@@ -328,8 +324,10 @@ TARGETS: dict[str, Target] = {
         (StoreError,),
     ),
     "stream of a batch": Target(_stream_seeds, _streams, (StoreError,)),
-    "queries": Target(lambda: [f"\n{time.time():.3f} {WHO}\n".encode() * 2], _store("queries"), (PrivateError,)),
-    "spent": Target(lambda: [f"\n{WHO}\n".encode() * 2], _store("spent"), (StoreError,)),
+    "queries": Target(lambda: [f"\n{time.time():.3f} {WHO}\n".encode() * 2], _queries, (PrivateError,)),
+    "spent": Target(
+        lambda: [f"\n{WHO}\n".encode() * 2], _file("spent", lambda path: Store(path.parent)), (StoreError,)
+    ),
     "client facts": Target(
         _facts_seeds, _file("client.json", lambda path: bundle.read_facts(path, random_program(3))), (ValueError,)
     ),
