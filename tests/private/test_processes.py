@@ -12,7 +12,7 @@ import pytest
 from programs import random_inputs, random_program
 
 from deepreshape.private.crypto.he.bfv import ClientKey, Parameters, Responder
-from deepreshape.private.processes import SOURCE, command, environment
+from deepreshape.private.processes import SOURCE, command, safe_environment
 from deepreshape.private.protocols import packing
 from deepreshape.private.protocols.he_workers import Workers
 from deepreshape.private.protocols.packing import Convolution, EncodedWeights, Layout
@@ -59,5 +59,5 @@ def test_a_local_run_imports_nothing_from_the_current_folder(trap: Path) -> None
 
 def test_this_copy_of_the_package_comes_first_and_the_users_own_paths_stay(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(["/opt/theirs", "", "relative"]))
-    assert environment()["PYTHONPATH"] == os.pathsep.join([str(SOURCE), "/opt/theirs"])
+    assert safe_environment()["PYTHONPATH"] == os.pathsep.join([str(SOURCE), "/opt/theirs"])
     assert command("a.b", 1) == [sys.executable, "-P", "-m", "a.b", "1"]

@@ -21,6 +21,8 @@ __all__ = ["MANIFEST", "Manifest", "fingerprint", "load", "save"]
 
 FORMAT = 2
 WEIGHTS = "model.safetensors"
+MOST_BLOCKS = 1000
+"""The deepest network that is built from a file: a manifest of a stranger's could ask for any number."""
 MANIFEST = "manifest.json"
 
 
@@ -96,6 +98,8 @@ def load(folder: Path) -> tuple[nn.Module, Manifest]:
             tuple(content["std"]),
             tuple(content["history"]),
         )
+        if sum(getattr(manifest.architecture, "phi", ())) > MOST_BLOCKS:
+            raise ValueError(f"its network has more than {MOST_BLOCKS} blocks")
         model = build(manifest.architecture, "meta")
         for name, kind in content["nonlinearities"].items():
             own = {key.removeprefix(f"{name}."): tensor for key, tensor in state.items() if key.startswith(f"{name}.")}

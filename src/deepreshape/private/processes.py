@@ -17,7 +17,7 @@ def command(module: str, *words: object) -> list[str]:
     return [sys.executable, "-P", "-m", module, *map(str, words)]
 
 
-def environment() -> dict[str, str]:
+def safe_environment() -> dict[str, str]:
     """The environment of such a process: this very copy of the package comes first on its path.
 
     An empty or relative entry of PYTHONPATH means the current folder, or one inside it, and is left out.

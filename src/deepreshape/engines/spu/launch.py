@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from deepreshape.engines.spu.party import CLIENT, PARTIES, SERVER
 from deepreshape.engines.spu.profile import Run, parse
-from deepreshape.private.processes import SOURCE, environment
+from deepreshape.private.processes import SOURCE, safe_environment
 from deepreshape.private.program.encoding import to_bytes
 from deepreshape.private.program.ops import Program
 
@@ -60,7 +60,7 @@ class Session:
         self._folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="deepreshape-spu-")))
         ranks = range(PARTIES[self._protocol])
         hosts = ",".join(f"127.0.0.1:{port}" for port in _free_ports(len(ranks)))
-        variables = {**environment(), "PYTHONPATH": str(SOURCE)}
+        variables = {**safe_environment(), "PYTHONPATH": str(SOURCE)}
         for rank in ranks:
             own = self._program if rank == SERVER else self._program.public()
             path = self._folder / f"program-{rank}"

@@ -26,7 +26,7 @@ import numpy as np
 
 from deepreshape.private.crypto.he.bfv import Parameters, Responder
 from deepreshape.private.crypto.he.residues import Buffer, Residues
-from deepreshape.private.processes import command, environment
+from deepreshape.private.processes import command, safe_environment
 from deepreshape.private.protocols.packing import Convolution, EncodedWeights, Layout, encode_row, respond_tiles
 from deepreshape.private.transport.channel import ProtocolError
 
@@ -89,7 +89,7 @@ class _Worker:
         ends = [jobs.fileno(), results.fileno()]
         self._process = subprocess.Popen(  # noqa: S603
             command(__name__, *ends),
-            env=environment(),
+            env=safe_environment(),
             pass_fds=ends,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,

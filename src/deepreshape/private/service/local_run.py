@@ -33,7 +33,7 @@ from deepreshape.private.parties.plan import Plan
 from deepreshape.private.parties.server import Model
 from deepreshape.private.parties.sessions import Client, Progress, serve
 from deepreshape.private.parties.store import Store
-from deepreshape.private.processes import command, environment
+from deepreshape.private.processes import command, safe_environment
 from deepreshape.private.program import interpret as plain
 from deepreshape.private.program.encoding import from_bytes, to_bytes
 from deepreshape.private.program.integer_linear import Integers
@@ -154,7 +154,7 @@ def _run_both(folder: Path, listener: socket.socket, progress: Callable[[int], o
                 # a session of its own: an interrupt at the keyboard reaches this process, which then ends both
                 running[role] = subprocess.Popen(  # noqa: S603
                     command(__name__, role, folder, number),
-                    env=environment(),
+                    env=safe_environment(),
                     pass_fds=keep,
                     stdin=subprocess.DEVNULL,
                     stdout=telling if role == "client" else subprocess.DEVNULL,
