@@ -1,0 +1,72 @@
+"""The ledger of the papers' claims: the page, the rows and the judges are of one mind."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def papers() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("papers", ROOT / "benchmarks" / "papers.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["papers"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_page_is_made_from_the_rows(papers: ModuleType):
+    assert papers.PAGE.read_text() == papers.page()
+
+
+def test_a_stored_verdict_is_the_judges(papers: ModuleType):
+    claims = {claim.id: claim for claim in papers.CLAIMS}
+    assert len(claims) == len(papers.CLAIMS)
+    for name, row in papers.known().items():
+        assert row["verdict"] == claims[name].judge(row["measured"])
+
+
+def test_each_judge_can_say_no(papers: ModuleType):
+    claims = {claim.id: claim for claim in papers.CLAIMS}
+    worst = {
+        "NTK-1": {"never_rises": True, "objective_over_ntk": 0.9, "gap": 0.01},
+        "NTK-2": {"optimum_better": 2, "tables": 5},
+        "PRX-1": {"percent_of_starts_at_slope": {"0.0": 30.0, "0.1": 30.0}},
+        "DRS-1": {"measured": {"gc-full": 1.4}},
+        "DRS-2": {"measured": {"gc-full": 1.4}},
+    }
+    assert set(worst) == {claim.id for claim in papers.CLAIMS if claim.measure}
+    assert {claims[name].judge(measured) for name, measured in worst.items()} == {"refuted"}
+
+
+def test_what_is_not_testable_says_why_and_the_rest_has_a_threshold(papers: ModuleType):
+    for claim in papers.CLAIMS:
+        assert bool(claim.why) != bool(claim.measure and claim.threshold)
+        assert not claim.test or f"def {claim.test.split('::')[1]}(" in (ROOT / claim.test.split("::")[0]).read_text()
+
+
+def test_the_list_has_its_fixed_shape(papers: ModuleType, capsys: pytest.CaptureFixture[str]):
+    papers.main(["--list", "--json"])
+    rows = json.loads(capsys.readouterr().out)
+    wanted = {"id", "paper", "claim", "published", "kind", "command", "minutes", "needs", "verdict", "measured"}
+    assert all(set(row) == wanted for row in rows)
+
+
+def test_a_killed_run_goes_on_with_what_is_missing(
+    papers: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr(papers, "ROWS", tmp_path / "papers.jsonl")
+    monkeypatch.setattr(papers, "known", lambda: rows)
+    monkeypatch.setattr(papers, "keep", lambda row: rows.update({row["id"]: row}))
+    rows: dict = {"NTK-1": {"id": "NTK-1", "measured": {}}}
+    papers.main(["--all", "--minutes", "1"])
+    assert list(rows) == ["NTK-1", "PRX-1"]  # the others take longer than that
+    papers.main(["--all", "--minutes", "1"])
+    assert len(capsys.readouterr().out.splitlines()) == 1
