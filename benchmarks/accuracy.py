@@ -37,8 +37,7 @@ from deepreshape.private.parties.plan import Plan
 from deepreshape.private.program import interpret as plain
 from deepreshape.private.program.encoding import from_bytes, to_bytes
 from deepreshape.private.program.lower import lower
-from deepreshape.private.program.ops import Program
-from deepreshape.private.program.quantize import to_fixed
+from deepreshape.private.program.program import Program, to_fixed
 from deepreshape.private.service.local_run import run_local
 
 CALIBRATION = 256

@@ -33,8 +33,7 @@ from deepreshape.models import Architecture, architecture, build
 from deepreshape.pricing.calibrate import machine, versions
 from deepreshape.pricing.quote import OURS, PROTOCOLS, Terms, quote_layers, quote_program
 from deepreshape.private.program.lower import lower
-from deepreshape.private.program.ops import Program
-from deepreshape.private.program.quantize import to_fixed
+from deepreshape.private.program.program import Program, to_fixed
 from deepreshape.private.program.relu_config import ReluConfig
 from deepreshape.private.service.local_run import run_local
 from deepreshape.removal import plan

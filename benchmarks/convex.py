@@ -29,7 +29,7 @@ from deepreshape.convex.saved import Fitted
 from deepreshape.convex.tables import TABLES, Table, read_table
 from deepreshape.pricing.calibrate import machine, versions
 from deepreshape.private.program.lower import lower
-from deepreshape.private.program.quantize import from_fixed, to_fixed
+from deepreshape.private.program.program import from_fixed, to_fixed
 from deepreshape.private.service.local_run import run_local
 
 GATES, LAM, SEEDS, HIDDEN, STEPS = 500, 0.1, 5, 32, 400
@@ -161,7 +161,7 @@ def run(network: nn.Module, known: NDArray[np.float32], new: NDArray[np.float32]
     """Between two processes over loopback."""
     program = lower(network, known).program
     report = run_local(program, to_fixed(new, program.input_fraction))
-    found = from_fixed(np.array(report["outputs"]), program.values[program.output].fraction).reshape(len(new), -1)
+    found = from_fixed(np.array(report["outputs"]), program.values[program.outputs[0]].fraction).reshape(len(new), -1)
     kind = next(network.parameters()).dtype
     wanted = network(torch.from_numpy(new).to(kind)).double().numpy()
     return {

@@ -47,8 +47,8 @@ from deepreshape.private.arith.ring import Ring
 from deepreshape.private.crypto.backend import engine_name
 from deepreshape.private.program import interpret as plain
 from deepreshape.private.program.lower import lower
-from deepreshape.private.program.ops import Linear, Program, Relu, Weights
-from deepreshape.private.program.quantize import from_fixed, to_fixed
+from deepreshape.private.program.ops import Linear, Relu, Weights
+from deepreshape.private.program.program import Program, from_fixed, to_fixed
 from deepreshape.private.program.relu_config import ReluConfig
 from deepreshape.private.service.local_run import run_local
 
@@ -143,7 +143,7 @@ def relus(count: int) -> tuple[Program, NDArray[np.int64]]:
 
 def measure(case: Case, python: Path, rounds: int, ours: list[ReluConfig]) -> list[dict[str, Any]]:
     """The rows of one case: all engines take turns in every round."""
-    fraction = case.program.values[case.program.output].fraction
+    fraction = case.program.values[case.program.outputs[0]].fraction
     output = from_fixed(plain.run(case.program, case.x[None])[0], fraction)
     x = from_fixed(case.x, case.program.input_fraction)
     own: dict[ReluConfig, list[dict[str, Any]]] = {relu: [] for relu in ours}

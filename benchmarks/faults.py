@@ -22,7 +22,7 @@ from deepreshape.models.saved import load
 from deepreshape.private.arith.drelu import MODES
 from deepreshape.private.program.lower import lower
 from deepreshape.private.program.ops import Relu
-from deepreshape.private.program.quantize import to_fixed
+from deepreshape.private.program.program import to_fixed
 from deepreshape.private.program.relu_config import GC_FULL, ReluConfig
 from deepreshape.private.program.sign_bits import accuracy
 from deepreshape.training import accuracy as real_accuracy

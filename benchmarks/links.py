@@ -21,7 +21,7 @@ from deepreshape.cost import Link, Profile, reference
 from deepreshape.models import architecture, build
 from deepreshape.pricing.quote import Terms, quote_program
 from deepreshape.private.program.lower import lower
-from deepreshape.private.program.quantize import to_fixed
+from deepreshape.private.program.program import to_fixed
 from deepreshape.private.service.local_run import run_local
 from deepreshape.private.transport import tls as wire
 

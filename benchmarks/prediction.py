@@ -27,7 +27,7 @@ from deepreshape.models import architecture, build
 from deepreshape.pricing.calibrate import measure as measure_units
 from deepreshape.pricing.quote import Terms, quote_program
 from deepreshape.private.program.lower import lower
-from deepreshape.private.program.quantize import to_fixed
+from deepreshape.private.program.program import to_fixed
 from deepreshape.private.program.relu_config import ReluConfig
 from deepreshape.private.service.local_run import run_local
 from deepreshape.removal import plan

@@ -26,8 +26,8 @@ from deepreshape.models import architecture, build
 from deepreshape.models.saved import load
 from deepreshape.pricing.calibrate import machine
 from deepreshape.private.program.lower import lower
-from deepreshape.private.program.ops import Program
-from deepreshape.private.program.quantize import Integers, to_fixed
+from deepreshape.private.program.ops import Integers
+from deepreshape.private.program.program import Program, to_fixed
 from deepreshape.private.program.relu_config import ReluConfig
 from deepreshape.private.service.local_run import run_local
 

@@ -9,7 +9,7 @@ from torch.nn.functional import cross_entropy
 
 from deepreshape.data import Dataset
 from deepreshape.private.program.lower import lower
-from deepreshape.private.program.quantize import to_fixed
+from deepreshape.private.program.program import to_fixed
 from deepreshape.private.service.local_run import run_local
 
 

@@ -2,6 +2,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from support.stochastic import fault_probability
 
 from deepreshape.counting import count
 from deepreshape.nn import (
@@ -21,7 +22,6 @@ from deepreshape.nn import (
 )
 from deepreshape.private.arith.drelu import MODES, Mode
 from deepreshape.private.arith.ring import CIRCA_PRIME, Field, Ring
-from deepreshape.private.program.stochastic import fault_probability
 
 
 def test_masked_relu_rectifies_only_where_the_mask_is():

@@ -12,7 +12,7 @@ from deepreshape.models.saved import load
 from deepreshape.models.zoo import folder_of, names
 from deepreshape.private.program import interpret as plain
 from deepreshape.private.program.lower import lower
-from deepreshape.private.program.quantize import to_fixed
+from deepreshape.private.program.program import to_fixed
 from deepreshape.removal import METHODS
 from deepreshape.training import RECIPES, accuracy
 from deepreshape.training.recipe import with_values

@@ -14,8 +14,8 @@ from programs import random_inputs, random_program
 from deepreshape.engines.real import Parameters, bound, evaluate, expected, parameters
 from deepreshape.private.arith.ring import Ring
 from deepreshape.private.program import interpret as plain
-from deepreshape.private.program.ops import Conv2d, Flatten, Linear, Program, ProgramError, Relu, Weights
-from deepreshape.private.program.quantize import from_fixed
+from deepreshape.private.program.ops import Conv2d, Flatten, Linear, ProgramError, Relu, Weights
+from deepreshape.private.program.program import Program, from_fixed
 
 EXACT_FRACTION = 60
 """More bits than any value of the programs has: an engine that loses nothing."""
@@ -57,7 +57,7 @@ def run(program: Program, x: Any, engine: Numpy) -> Any:
 def test_real_and_integer_outputs_are_within_the_bound(seed: int, fraction: int | None) -> None:
     program = random_program(seed)
     inputs = random_inputs(program, 3, seed)
-    expected = from_fixed(plain.run(program, inputs), program.values[program.output].fraction)
+    expected = from_fixed(plain.run(program, inputs), program.values[program.outputs[0]].fraction)
     found = run(program, from_fixed(inputs, program.input_fraction), Numpy(fraction))
     assert found.shape == expected.shape
     assert (np.abs(found - expected) <= bound(program, EXACT_FRACTION if fraction is None else fraction)).all()

@@ -20,8 +20,7 @@ from deepreshape.engines.spu.launch import Session
 from deepreshape.engines.spu.party import FRACTION, PARTIES, Party, Setting
 from deepreshape.private.program import interpret as plain
 from deepreshape.private.program.encoding import to_bytes
-from deepreshape.private.program.ops import Program
-from deepreshape.private.program.quantize import from_fixed
+from deepreshape.private.program.program import Program, from_fixed
 
 SPU_PYTHON = Path(os.environ.get("SPU_PYTHON", "no-spu"))
 SOURCE = Path(launch.__file__).parents[2]
@@ -36,7 +35,7 @@ TWO = "127.0.0.1:1", "127.0.0.1:2"
 def test_outputs_are_within_the_bound_of_the_plain_program(protocol: str) -> None:
     program = random_program(SEED)
     inputs = random_inputs(program, 2, 1)
-    expected = from_fixed(plain.run(program, inputs), program.values[program.output].fraction)
+    expected = from_fixed(plain.run(program, inputs), program.values[program.outputs[0]].fraction)
     with Session(program, protocol, SPU_PYTHON) as session:
         answers = [session.infer(x) for x in from_fixed(inputs, program.input_fraction)]
         logs = session.close()
@@ -82,7 +81,7 @@ def test_two_hosts(tmp_path: Path) -> None:
     finally:
         for name in names:
             ip(f"netns del {name}")
-    expected = from_fixed(plain.run(program, x), program.values[program.output].fraction)[0]
+    expected = from_fixed(plain.run(program, x), program.values[program.outputs[0]].fraction)[0]
     found = np.array(json.loads(said)["output"])
     assert (np.abs(found - expected) <= bound(program, FRACTION)).all()
 

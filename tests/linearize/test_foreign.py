@@ -17,7 +17,7 @@ from deepreshape.models.saved import Manifest, load, save
 from deepreshape.nn import PolynomialReLU
 from deepreshape.private.program import interpret
 from deepreshape.private.program.lower import lower
-from deepreshape.private.program.quantize import to_fixed
+from deepreshape.private.program.program import to_fixed
 from deepreshape.removal import METHODS, SNL, Taylor, linearize, tuning_recipe
 from deepreshape.removal.method import FOREIGN_LR
 

@@ -16,17 +16,20 @@ from deepreshape.private.parties.preprocessing import InMemory
 from deepreshape.private.program.ops import (
     INPUT,
     Add,
+    Concat,
     Conv2d,
     Flatten,
+    Gather,
     Linear,
     Op,
-    Program,
     Raise,
     Relu,
+    Rescale,
     SumPool,
     Truncate,
     Weights,
 )
+from deepreshape.private.program.program import Program
 from deepreshape.private.program.relu_config import GC_FULL, ReluConfig, Role
 from deepreshape.private.protocols.base import Run as TwoRuns
 from deepreshape.private.transport.ledger import Ledger
@@ -76,6 +79,12 @@ def random_program(seed: int, *, prime: bool = False, linear: int = 2) -> Progra
             before, fraction_before = ops[-1].name, fraction
         if same and fraction == fraction_before:
             append(Add(f"block.{i}.add", (before, last, last) if rng.random() < 0.3 else (last, before)))
+    if rng.random() < 0.3:
+        append(Rescale("scale", (last,), int(rng.choice([-3, -1, 5])), 1, int(rng.integers(-9, 10))))
+    if rng.random() < 0.3:
+        append(Concat("twice", (last, last)))
+    if rng.random() < 0.3:
+        append(Gather("gather", (last,), rng.integers(-1, np.prod(size), (2, 2, 3)).astype(np.int32)))
     if rng.random() < 0.6 and min(size[1:]) > 1:
         append(SumPool("pool", (last,), (2, min(2, size[2])), (1, 2)))
     append(Flatten("flatten", (last,)))
@@ -155,6 +164,12 @@ def slow(program: Program, x: Integers) -> dict[str, NDArray[np.object_]]:
                 out[at] = sum(source[at[0], i + a, j + b] for a, b in np.ndindex(*op.kernel))
             elif isinstance(op, Raise):
                 out[at] = source[at] * 2**op.shift
+            elif isinstance(op, Rescale):
+                out[at] = source[at] * op.factor + op.offset
+            elif isinstance(op, Concat):
+                out[at] = np.concatenate([values[name] for name in op.inputs])[at]
+            elif isinstance(op, Gather):
+                out[at] = source.reshape(-1)[op.index[at]] if op.index[at] >= 0 else 0
             elif isinstance(op, Flatten):
                 out[at] = source.reshape(-1)[at[0]]
             else:

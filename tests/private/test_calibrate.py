@@ -15,7 +15,8 @@ from deepreshape.private.arith.ring import DELPHI_PRIME, Field, Randomness, Ring
 from deepreshape.private.parties.plan import Plan
 from deepreshape.private.program import interpret as plain
 from deepreshape.private.program.encoding import digest, from_bytes, to_bytes
-from deepreshape.private.program.ops import Conv2d, Flatten, Linear, Program, Relu, Weights
+from deepreshape.private.program.ops import Conv2d, Flatten, Linear, Relu, Weights
+from deepreshape.private.program.program import Program
 from deepreshape.private.program.relu_config import ReluConfig
 from deepreshape.private.program.sign_bits import accuracy, calibrate, windowed
 from deepreshape.private.protocols.choose import relu_protocol

@@ -11,7 +11,8 @@ from deepreshape.private.arith.ring import Field, Ring
 from deepreshape.private.program import interpret as plain
 from deepreshape.private.program.graph import Conv, Dense, Flat, Layer, Pool, Rectify, Sum
 from deepreshape.private.program.ops import INPUT, Conv2d, Linear, ProgramError, Raise, Relu, Truncate
-from deepreshape.private.program.quantize import LEAST_BITS, WEIGHT_BITS, from_fixed, quantize, to_fixed
+from deepreshape.private.program.program import from_fixed, to_fixed
+from deepreshape.private.program.quantize import LEAST_BITS, WEIGHT_BITS, quantize
 
 
 def real(layers: list[Layer], x: np.ndarray) -> dict[str, np.ndarray]:

@@ -27,7 +27,8 @@ from deepreshape.private.parties.plan import Plan
 from deepreshape.private.parties.server import Model
 from deepreshape.private.parties.sessions import Client, serve
 from deepreshape.private.parties.store import Store
-from deepreshape.private.program.ops import Flatten, Linear, Program, Relu, Weights
+from deepreshape.private.program.ops import Flatten, Linear, Relu, Weights
+from deepreshape.private.program.program import Program
 from deepreshape.private.program.relu_config import ReluConfig, Role
 from deepreshape.private.transport.tls import Endpoint
 

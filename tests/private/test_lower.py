@@ -15,7 +15,8 @@ from deepreshape.private.program.encoding import digest, from_bytes, to_bytes
 from deepreshape.private.program.graph import Affine, Conv, Layer, Traced, simplify
 from deepreshape.private.program.lower import LOWERED, lower, unsupported
 from deepreshape.private.program.ops import INPUT, Conv2d, ProgramError, Relu, Truncate
-from deepreshape.private.program.quantize import Lowered, from_fixed, to_fixed
+from deepreshape.private.program.program import from_fixed, to_fixed
+from deepreshape.private.program.quantize import Lowered
 from deepreshape.removal import Cull, Reuse, Thin, plan_of
 
 
@@ -32,7 +33,7 @@ def integers(lowered: Lowered, x: np.ndarray) -> np.ndarray:
     """Results of the plain interpreter, real."""
     program = lowered.program
     found = plain.run(program, to_fixed(x, program.input_fraction))
-    return from_fixed(found, program.values[program.output].fraction)
+    return from_fixed(found, program.values[program.outputs[0]].fraction)
 
 
 def agree(model: nn.Module, lowered: Lowered, x: np.ndarray) -> float:

@@ -10,7 +10,8 @@ from test_twoparty import check_declared
 from deepreshape.private.arith.ring import Ring
 from deepreshape.private.parties.plan import Plan
 from deepreshape.private.program import interpret as plain
-from deepreshape.private.program.ops import Add, Conv2d, Op, Program, Raise, Relu, Truncate, Weights
+from deepreshape.private.program.ops import Add, Conv2d, Op, Raise, Relu, Truncate, Weights
+from deepreshape.private.program.program import Program
 from deepreshape.private.program.relu_config import ReluConfig, Role
 from deepreshape.private.protocols import steps
 

@@ -21,7 +21,6 @@ from deepreshape.private.program.ops import (
     Flatten,
     Linear,
     Op,
-    Program,
     ProgramError,
     Relu,
     SumPool,
@@ -29,6 +28,7 @@ from deepreshape.private.program.ops import (
     Value,
     Weights,
 )
+from deepreshape.private.program.program import Program
 
 IMAGE = (2, 4, 4)
 

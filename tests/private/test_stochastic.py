@@ -7,11 +7,11 @@ import math
 import numpy as np
 import pytest
 from sessions import ROLES, Session, names
+from support.stochastic import fault_probability, stochastic_relu
 
 from deepreshape.private.arith.drelu import MODES, Mode, Window, Wrap
 from deepreshape.private.arith.ring import CIRCA_PRIME, Field, Randomness, Ring
 from deepreshape.private.program.relu_config import Role
-from deepreshape.private.program.stochastic import fault_probability, stochastic_relu
 from deepreshape.private.protocols.label_transfer import GarbledLayer
 
 

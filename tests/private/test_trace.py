@@ -21,7 +21,8 @@ from deepreshape.private.arith.ring import Randomness, Ring
 from deepreshape.private.parties import client, server
 from deepreshape.private.parties.plan import Plan
 from deepreshape.private.parties.preprocessing import InMemory
-from deepreshape.private.program.ops import Flatten, Program, Relu
+from deepreshape.private.program.ops import Flatten, Relu
+from deepreshape.private.program.program import Program
 from deepreshape.private.program.relu_config import ReluConfig, Role
 from deepreshape.private.protocols.base import Run
 from deepreshape.private.transport.channel import Frame, Payload, as_bytes

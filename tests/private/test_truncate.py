@@ -9,7 +9,7 @@ import pytest
 
 from deepreshape.private.arith.ring import Field, Randomness, Ring, Words
 from deepreshape.private.crypto.labels import Context, blinds
-from deepreshape.private.program.ops import truncation_room
+from deepreshape.private.program.program import truncation_room
 from deepreshape.private.program.relu_config import Role
 from deepreshape.private.protocols import truncate
 from deepreshape.private.protocols.base import Prepared, Run, side_by_side

@@ -16,7 +16,8 @@ from deepreshape.private.parties import client, server
 from deepreshape.private.parties.plan import Plan
 from deepreshape.private.parties.preprocessing import InMemory
 from deepreshape.private.program import interpret as plain
-from deepreshape.private.program.ops import Conv2d, Linear, Program, ProgramError, Raise, Relu, Truncate, Weights
+from deepreshape.private.program.ops import Conv2d, Linear, ProgramError, Raise, Relu, Truncate, Weights
+from deepreshape.private.program.program import Program
 from deepreshape.private.program.relu_config import GC_FULL, ReluConfig, Role
 from deepreshape.private.protocols.base import Prepared, Run
 from deepreshape.private.protocols.choose import relu_protocol

@@ -20,7 +20,7 @@ from deepreshape.private.parties.plan import Plan
 from deepreshape.private.parties.sessions import Client
 from deepreshape.private.parties.store import Store
 from deepreshape.private.program.encoding import to_bytes
-from deepreshape.private.program.ops import Program
+from deepreshape.private.program.program import Program
 from deepreshape.private.service.quotas import Caps
 from deepreshape.private.transport.certificates import Credentials, create_authority, issue
 from deepreshape.private.transport.tls import Endpoint, Limits

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from deepreshape.cli.models import Network
     from deepreshape.cost import Profile, Quote
     from deepreshape.pricing.quote import Terms
-    from deepreshape.private.program.ops import Program
+    from deepreshape.private.program.program import Program
 
 app = typer.Typer()
 

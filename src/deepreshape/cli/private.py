@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from deepreshape.cli.models import Inputs, Network
     from deepreshape.private.parties.plan import Plan
     from deepreshape.private.parties.sessions import Client
-    from deepreshape.private.program.ops import Program
+    from deepreshape.private.program.program import Program
     from deepreshape.private.program.quantize import Lowered
     from deepreshape.private.program.relu_config import ReluConfig
     from deepreshape.private.program.sign_bits import Calibrated
@@ -216,7 +216,7 @@ def local(
     import numpy as np
 
     from deepreshape.cli.models import compare
-    from deepreshape.private.program.quantize import from_fixed, to_fixed
+    from deepreshape.private.program.program import to_fixed
     from deepreshape.private.service.local_run import run_local
 
     relu = how.config()
@@ -231,7 +231,7 @@ def local(
     fixed = to_fixed(inputs.new[:images], program.input_fraction)
     with bytes_bar("offline") as show:
         report = stoppable(lambda: run_local(program, fixed, relu, progress=show, workers=workers), NOTHING_KEPT)
-    found = from_fixed(np.array(report.pop("outputs"), dtype=np.int64), program.values[program.output].fraction)
+    found = program.decode(np.array(report.pop("outputs"), dtype=np.int64))[0]
     report["beside_float"] = compare(network, inputs.new[:images], found.reshape(images, -1))
     if network.fitted:
         report["predictions"] = predictions(found.reshape(images, -1), network.fitted.classes)
@@ -317,7 +317,6 @@ def lower(
     from deepreshape.private.program import interpret as plain
     from deepreshape.private.program.encoding import digest
     from deepreshape.private.program.ops import Relu
-    from deepreshape.private.program.quantize import from_fixed, to_fixed
     from deepreshape.private.program.relu_config import ReluConfig
     from deepreshape.private.service.bundle import CLIENT_PROGRAM, FACTS, SERVER_PROGRAM, Bundle, Facts, read_facts
 
@@ -331,9 +330,7 @@ def lower(
         found = stoppable(lambda: _windows(lowered, inputs, max_loss, given), NOTHING_KEPT)
         program = found.program
     tried = inputs.known[:COMPARED]
-    outputs = from_fixed(
-        plain.run(program, to_fixed(tried, program.input_fraction)), program.values[program.output].fraction
-    )
+    outputs = program.decode(plain.run(program, program.encode(tried)))[0]
     beside = compare(network, tried, outputs.reshape(len(tried), -1))
     Bundle(program, told).write(to)
     if network.fitted:
@@ -438,7 +435,7 @@ def query(
     as_json: Json = False,
 ) -> None:
     """Ask for the classes of one input, without showing it; prepares first if no batch is ready."""
-    from deepreshape.private.program.quantize import from_fixed, to_fixed
+    from deepreshape.private.program.program import to_fixed
     from deepreshape.private.service.bundle import FACTS, Facts, read_facts
     from deepreshape.private.service.predict import Prediction
 
@@ -460,7 +457,7 @@ def query(
     with bytes_bar("offline") as show:
         answer = stoppable(lambda: party.infer(fixed, progress=show), "no answer; a batch that it was using is spent")
     sent = sum(moved.sent + moved.received for moved in answer.ledger.traffic.values())
-    logits = from_fixed(answer.output.reshape(-1), public.values[public.output].fraction)
+    logits = public.decode(answer.output)[0].reshape(-1)
     seconds, sizes = {"online": answer.seconds}, {"online": sent}
     if gates.is_file() and not facts.class_names:
         if as_json:
@@ -531,7 +528,7 @@ def _program(path: Path) -> Program:
 def _windows(lowered: Lowered, inputs: Inputs, max_loss: float, relu: ReluConfig) -> Calibrated:
     """The program with low bits chosen on validation data; without labels, its own classes take their place."""
     from deepreshape.private.program import interpret as plain
-    from deepreshape.private.program.quantize import to_fixed
+    from deepreshape.private.program.program import to_fixed
     from deepreshape.private.program.sign_bits import calibrate
     from deepreshape.private.protocols.choose import relu_protocol
 

@@ -22,16 +22,19 @@ from deepreshape.private.program.integer_linear import windows
 from deepreshape.private.program.ops import (
     INPUT,
     Add,
+    Concat,
     Conv2d,
     Flatten,
+    Gather,
     Linear,
     Op,
-    Program,
     Raise,
     Relu,
+    Rescale,
     SumPool,
     Truncate,
 )
+from deepreshape.private.program.program import Program
 
 __all__ = ["Arithmetic", "Parameters", "bound", "evaluate", "expected", "parameters"]
 
@@ -84,12 +87,15 @@ def evaluate(program: Program, x: Any, weights: Mapping[str, Parameters], arithm
         arithmetic: the engine's.
 
     Returns:
-        (N, *output shape), of the engine's kind.
+        (N, *output shape), of the engine's kind; several outputs are flattened, one behind the other.
     """
     values = {INPUT: x}
     for op in program.ops:
         values[op.name] = _apply(program, op, [values[name] for name in op.inputs], weights, arithmetic)
-    return values[program.output]
+    outputs = [values[name] for name in program.outputs]
+    if len(outputs) == 1:
+        return outputs[0]
+    return arithmetic.arrays.concatenate([part.reshape(len(part), -1) for part in outputs], 1)
 
 
 def bound(program: Program, fraction: int) -> Real:
@@ -97,13 +103,13 @@ def bound(program: Program, fraction: int) -> Real:
 
     Args:
         program: with its weights.
-        fraction: the engine's fraction bits. It may lose a unit of its last place in every input, weight and bias that
-            it cannot hold, and in every product's truncation.
+        fraction: the engine's fraction bits. It may lose a unit of its last place in every input, weight, constant and
+            bias that it cannot hold, and in every product's truncation.
 
     Returns:
-        For each row of the output (its first axis), float64. The plain program loses less than a unit of a value's last
-        place where it drops bits. Errors grow by the sum of absolute weights from layer to layer: a statement about
-        shallow programs, and far above what happens in deep ones.
+        For each row of the output (its first axis), float64, one output behind the other. The plain program loses less
+        than a unit of a value's last place where it drops bits. Errors grow by the sum of absolute weights from layer
+        to layer: a statement about shallow programs, and far above what happens in deep ones.
 
     Raises:
         ProgramError: if this is the public part, which has no weights.
@@ -142,13 +148,22 @@ def _errors(program: Program, fraction: int, power: int) -> Real:
                 errors[op.name] = reduce(add, (errors[name] for name in op.inputs))
             case SumPool():
                 errors[op.name] = error * op.kernel[0] * op.kernel[1]
+            case Rescale():
+                lost = unit * (op.fraction > fraction)
+                factor = abs(np.ldexp(float(op.factor), -op.fraction))
+                multiplied = (factor + lost) ** power * error + (lost * sizes[op.inputs[0]]) ** power
+                errors[op.name] = multiplied + unit**power * (1 + (value.fraction > fraction))
             case Relu() | Truncate():
                 errors[op.name] = error + (2.0 ** -(value.fraction * power) if op.shift else 0.0)
-            case Raise():
-                errors[op.name] = error
+            case Concat():
+                errors[op.name] = np.concatenate([errors[name] for name in op.inputs])
+            case Gather():
+                errors[op.name] = op.rows(error, program.values[op.inputs[0]])
             case Flatten():
                 errors[op.name] = error.repeat(value.size // len(error))
-    return errors[program.output]
+            case _:
+                errors[op.name] = error
+    return np.concatenate([errors[name] for name in program.outputs])
 
 
 def _apply(
@@ -167,11 +182,21 @@ def _apply(
         case Add():
             return reduce(add, inputs)
         case SumPool():
-            return reduce(add, (x[:, :, rows, columns] for rows, columns in windows(op, *x.shape[2:])))
+            return reduce(
+                add, (x[:, :, rows, columns] for rows, columns in windows(op.kernel, op.stride, *x.shape[2:]))
+            )
         case Raise() | Truncate():
             return x
+        case Rescale():
+            offset = np.ldexp(float(op.offset), -program.values[op.name].fraction)
+            return x * np.ldexp(float(op.factor), -op.fraction) + offset
         case Flatten():
             return x.reshape(len(x), -1)
+        case Concat():
+            return arrays.concatenate(inputs, 1)
+        case Gather():
+            chosen = x.reshape(len(x), -1)[:, np.maximum(op.index, 0)]
+            return chosen * (op.index >= 0) if (op.index < 0).any() else chosen
         case Relu():
             rectified, others = op.positions(program.values[op.name])
             if not len(others):
@@ -180,3 +205,5 @@ def _apply(
             halves = [arrays.maximum(flat[:, rectified], 0), flat[:, others]]
             order = np.argsort(np.concatenate([rectified, others]))
             return arrays.concatenate(halves, 1)[:, order].reshape(x.shape)
+        case _:
+            raise TypeError(f"{op.name}: {type(op).__name__} has no meaning in real numbers here")

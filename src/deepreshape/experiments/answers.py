@@ -13,7 +13,7 @@ import torch
 from deepreshape.data import Dataset
 from deepreshape.models.saved import load
 from deepreshape.private.program.lower import lower
-from deepreshape.private.program.quantize import from_fixed, to_fixed
+from deepreshape.private.program.program import to_fixed
 from deepreshape.private.service.bundle import Bundle
 from deepreshape.private.service.local_run import run_local
 from deepreshape.private.service.predict import Prediction
@@ -53,7 +53,7 @@ def answer_privately(
     program, images = bundle.program, data.test.images[:count]
     inputs = to_fixed(data.normalize(images).contiguous().numpy(), program.input_fraction)
     report = run_local(program, inputs, progress=progress)
-    logits = from_fixed(np.array(report["outputs"], dtype=np.int64), program.values[program.output].fraction)
+    logits = program.decode(np.array(report["outputs"], dtype=np.int64))[0]
     answered: list[AnsweredImage] = []
     for image, found, label in zip(images, logits, data.test.labels[:count].tolist(), strict=True):
         answer = Prediction.of(found.reshape(-1), bundle.facts, seconds={}, bytes={}, agree=None)

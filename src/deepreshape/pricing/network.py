@@ -10,7 +10,7 @@ from torch import nn
 from deepreshape.cost import Profile, Quote, read_link
 from deepreshape.counting import count
 from deepreshape.pricing.quote import Terms, quote_layers, quote_program
-from deepreshape.private.program.ops import Program
+from deepreshape.private.program.program import Program
 
 __all__ = ["price"]
 

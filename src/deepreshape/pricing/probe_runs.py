@@ -19,7 +19,8 @@ from deepreshape.cost import LINKS, Profile, schedule
 from deepreshape.pricing.work import SESSION, turns
 from deepreshape.private.arith.ring import Ring
 from deepreshape.private.parties.plan import Plan
-from deepreshape.private.program.ops import INPUT, Conv2d, Op, Program, Relu, Weights
+from deepreshape.private.program.ops import INPUT, Conv2d, Op, Relu, Weights
+from deepreshape.private.program.program import Program
 from deepreshape.private.program.relu_config import GC_FULL, ROLES, ReluConfig, Role
 from deepreshape.private.service.local_run import run_local
 

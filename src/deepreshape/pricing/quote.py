@@ -21,7 +21,7 @@ from deepreshape.cost import (
 from deepreshape.pricing.estimate import outline
 from deepreshape.pricing.work import turns, working_set
 from deepreshape.private.parties.plan import Plan
-from deepreshape.private.program.ops import Program
+from deepreshape.private.program.program import Program
 from deepreshape.private.program.relu_config import SETTINGS, ReluConfig, Role
 from deepreshape.private.protocols.he_workers import worthwhile
 from deepreshape.private.protocols.steps import Steps

@@ -19,7 +19,7 @@ from deepreshape.engines.spu.party import CLIENT, PARTIES, SERVER
 from deepreshape.engines.spu.profile import Run, parse
 from deepreshape.private.processes import SOURCE, safe_environment
 from deepreshape.private.program.encoding import to_bytes
-from deepreshape.private.program.ops import Program
+from deepreshape.private.program.program import Program
 
 __all__ = ["Answer", "Session", "versions"]
 

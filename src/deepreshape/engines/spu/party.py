@@ -33,7 +33,8 @@ from numpy.typing import NDArray
 
 from deepreshape.engines.real import Parameters, evaluate, parameters
 from deepreshape.private.program.encoding import from_bytes
-from deepreshape.private.program.ops import Conv2d, Linear, Program, Shape
+from deepreshape.private.program.ops import Conv2d, Linear, Shape
+from deepreshape.private.program.program import Program
 
 __all__ = ["CLIENT", "FRACTION", "PARTIES", "SERVER", "Party", "Setting"]
 

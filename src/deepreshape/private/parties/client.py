@@ -31,8 +31,7 @@ from deepreshape.private.arith.ring import Words
 from deepreshape.private.crypto.he.bfv import ClientKey
 from deepreshape.private.parties.plan import Plan
 from deepreshape.private.parties.preprocessing import Sink, Source
-from deepreshape.private.program.integer_linear import Integers, locally
-from deepreshape.private.program.ops import INPUT, Conv2d, Linear, Relu, Truncate
+from deepreshape.private.program.ops import INPUT, Conv2d, Integers, Linear, Local, Relu, Truncate
 from deepreshape.private.protocols.base import Prepared, Run, side_by_side
 from deepreshape.private.protocols.linear import HeLinear
 from deepreshape.private.protocols.steps import OUTPUT, SETUP, Flight, Step
@@ -88,8 +87,8 @@ class _Offline:
                 self._fly(setup, flight)
         for name, share in self.shares.items():
             observe(name, share)
-        output = self.shares[program.output]
-        self.sink.put(plan.stream("share", program.output), Prepared({"share": output.copy()}))
+        for name in program.outputs:
+            self.sink.put(plan.stream("share", name), Prepared({"share": self.shares[name].copy()}))
         return key
 
     def _settle(self) -> None:
@@ -103,8 +102,8 @@ class _Offline:
                 known = [self.shares[name] for name in op.inputs]
                 if isinstance(op, Relu | Truncate):
                     self.shares[op.name] = self._mask(op, known[0])
-                else:
-                    self.shares[op.name] = locally(op, known, self.modulus)
+                elif isinstance(op, Local):
+                    self.shares[op.name] = op.on_share(known, self.modulus, server=False)
 
     def _mask(self, op: Relu | Truncate, share: Words | None = None) -> Words:
         """A fresh share of the output, but where nothing is done at all: there it stays ``share``."""
@@ -164,10 +163,13 @@ def online(run: Run, plan: Plan, source: Source, x: Integers) -> Integers:
         ]
         side_by_side(run, "online", steps)
     with channel.ledger.at(OUTPUT, "online"):
-        value = program.values[program.output]
-        theirs = modulus.unpack(channel.receive(Frame.SHARES, value.size * modulus.element_bytes), value.size)
-        mine = _only(source, plan.stream("share", program.output))["share"]
-        return modulus.decode(modulus.add(mine, theirs.reshape(value.shape)))
+        results: list[Integers] = []
+        for name in program.outputs:
+            value = program.values[name]
+            theirs = modulus.unpack(channel.receive(Frame.SHARES, value.size * modulus.element_bytes), value.size)
+            mine = _only(source, plan.stream("share", name))["share"]
+            results.append(modulus.decode(modulus.add(mine, theirs.reshape(value.shape))))
+        return program.joined(results)
 
 
 def check_input(plan: Plan, x: Integers) -> None:

@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 from deepreshape.cost import Cost, CostReport
 from deepreshape.private.crypto.he.bfv import Parameters
 from deepreshape.private.parties.preprocessing import Source
-from deepreshape.private.program.ops import INPUT, Conv2d, Linear, Op, Program, ProgramError, Relu, Truncate
+from deepreshape.private.program.ops import INPUT, Conv2d, Linear, Op, ProgramError, Relu, Truncate
+from deepreshape.private.program.program import Program
 from deepreshape.private.program.relu_config import GC_FULL, ReluConfig, Role
 from deepreshape.private.protocols.base import Prepared, ReluProtocol
 from deepreshape.private.protocols.choose import relu_protocol
@@ -171,7 +172,7 @@ class Plan:
             if flight:
                 steps[op.name] = tuple(flight)
         levels = [tuple(steps[op.name][0] for op in level) for level in self.levels]
-        outputs = values[self.program.output].size
+        outputs = self.program.output_size
         return Steps.of(values[INPUT].size, outputs, modulus.element_bytes, levels, steps.values())
 
     @cached_property

@@ -10,8 +10,9 @@ from deepreshape.private.crypto.he.bfv import Responder
 from deepreshape.private.parties.plan import Plan
 from deepreshape.private.parties.preprocessing import Sink, Source
 from deepreshape.private.program.encoding import digest
-from deepreshape.private.program.integer_linear import locally, on_shares
-from deepreshape.private.program.ops import INPUT, Conv2d, Linear, Op, Program, Relu, Truncate
+from deepreshape.private.program.integer_linear import on_shares
+from deepreshape.private.program.ops import INPUT, Conv2d, Linear, Local, Op, Relu, Truncate
+from deepreshape.private.program.program import Program
 from deepreshape.private.protocols.base import Run, side_by_side
 from deepreshape.private.protocols.he_workers import Workers, worthwhile
 from deepreshape.private.protocols.linear import HeLinear
@@ -88,10 +89,13 @@ def online(run: Run, model: Model, source: Source) -> None:
         with channel.ledger.at(op.name, "online"):
             if isinstance(op, Conv2d | Linear | Relu | Truncate):
                 shares[op.name] = _interactive(run, model, op, shares[op.inputs[0]], source)
+            elif isinstance(op, Local):
+                shares[op.name] = op.on_share([shares[name] for name in op.inputs], modulus, server=True)
             else:
-                shares[op.name] = locally(op, [shares[name] for name in op.inputs], modulus)
+                raise TypeError(f"{op.name}: no protocol is known for {type(op).__name__}")
     with channel.ledger.at(OUTPUT, "online"):
-        channel.send(Frame.SHARES, modulus.pack(shares[program.output]))
+        for name in program.outputs:
+            channel.send(Frame.SHARES, modulus.pack(shares[name]))
 
 
 def _interactive(run: Run, model: Model, op: Op, share: Words, source: Source) -> Words:
@@ -115,5 +119,5 @@ def _interactive(run: Run, model: Model, op: Op, share: Words, source: Source) -
 def _in_the_clear(model: Model, op: Conv2d | Linear, share: Words) -> Words:
     """W x_server + b."""
     modulus, weights = model.program.modulus, model.program.weights[op.name]
-    bias = modulus.encode(weights.bias if isinstance(op, Linear) else weights.bias[:, None, None])
+    bias = modulus.encode(op.spread(weights.bias))
     return modulus.add(on_shares(op, weights, share, modulus), bias)

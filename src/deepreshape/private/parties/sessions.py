@@ -27,7 +27,7 @@ from deepreshape.private.parties.preprocessing import Reading, Writing
 from deepreshape.private.parties.server import Model
 from deepreshape.private.parties.store import Batch, Binding, Store, StoreError
 from deepreshape.private.program.encoding import digest
-from deepreshape.private.program.integer_linear import Integers
+from deepreshape.private.program.ops import Integers
 from deepreshape.private.program.relu_config import Role
 from deepreshape.private.protocols.base import Run
 from deepreshape.private.transport.channel import Channel, Frame, ProtocolError

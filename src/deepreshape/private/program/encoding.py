@@ -1,8 +1,9 @@
 """A program as bytes, and back; and the digest by which two parties know that they mean the same one.
 
 The bytes are a magic number, the length of a description, the description as canonical JSON, and the arrays (masks,
-weights, biases) as raw little-endian bytes, in the order of the operations. Their sizes follow from the described
-shapes. A reader trusts none of it: every field has a type and a range, and :class:`Program` checks what they mean.
+indices, weights, biases) as raw little-endian bytes, in the order of the operations. Their sizes follow from the
+described shapes. A reader trusts none of it: every field has a type and a range, and :class:`Program` checks what they
+mean. Outputs are described only where there are others than the last value.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import json
 import math
 import struct
 from collections.abc import Callable
-from dataclasses import fields, replace
+from dataclasses import fields
 from typing import Any, cast
 
 import numpy as np
@@ -20,38 +21,28 @@ from numpy.typing import NDArray
 
 from deepreshape.private.arith.ring import Field, Ring
 from deepreshape.private.program.ops import (
+    INPUT,
     LARGEST,
-    NAME,
-    Add,
-    Conv2d,
-    Flatten,
+    OPS,
+    Gather,
     Integers,
-    Linear,
     Op,
-    Program,
     ProgramError,
-    Raise,
     Relu,
+    Rescale,
     Shape,
     SumPool,
-    Truncate,
+    Value,
+    Weighted,
     Weights,
 )
+from deepreshape.private.program.program import NAME, Program, refuse_large, value_of
 
-KINDS: dict[str, type[Op]] = {
-    "conv2d": Conv2d,
-    "linear": Linear,
-    "add": Add,
-    "sum_pool": SumPool,
-    "relu": Relu,
-    "truncate": Truncate,
-    "raise": Raise,
-    "flatten": Flatten,
-}
-MAGIC = b"DRSHPRG1"
-LENGTH = struct.Struct("<Q")
+KINDS: dict[str, type[Op]] = {cls.kind: cls for cls in OPS}
 DESCRIPTION_BYTES = 1 << 23
 """The longest description that is read."""
+MAGIC = b"DRSHPRG1"
+LENGTH = struct.Struct("<Q")
 NARROW = ("|i1", "<i2", "<i4", "<i8")
 """What integers are stored as: the narrowest of these that holds them."""
 
@@ -68,13 +59,15 @@ def to_bytes(program: Program) -> bytes:
     for op in program.ops:
         if isinstance(op, Relu) and op.mask is not None:
             arrays.append(np.packbits(op.mask).tobytes())
+        if isinstance(op, Gather):
+            arrays.append(op.index.astype("<i4").tobytes())
         if op.name in program.weights:
             own = program.weights[op.name]
             packed = [_narrow(own.weight), _narrow(own.bias)]
             weights[op.name] = [array.dtype.str for array in packed]
             arrays += [array.tobytes() for array in packed]
     modulus = program.modulus
-    head = {
+    head: dict[str, object] = {
         "modulus": {"bits": modulus.bits} if isinstance(modulus, Ring) else {"prime": modulus.prime},
         "input": {
             "shape": list(program.input_shape),
@@ -85,6 +78,8 @@ def to_bytes(program: Program) -> bytes:
         "weights": weights,
         "limits": dict(program.limits),
     }
+    if program.outputs != (program.ops[-1].name,):
+        head["outputs"] = list(program.outputs)
     text = json.dumps(head, sort_keys=True, separators=(",", ":")).encode("ascii")
     return b"".join([MAGIC, LENGTH.pack(len(text)), text, *arrays])
 
@@ -118,44 +113,58 @@ class _Reader:
         self._rest = rest
 
     def program(self, value: object) -> Program:
-        head = _record(value, "the program", {"modulus", "input", "ops", "weights", "limits"})
+        described = _mapping(value, "the program")
+        outputs = tuple(_names(described.pop("outputs", []), "outputs"))
+        head = _record(described, "the program", {"modulus", "input", "ops", "weights", "limits"})
         source = _record(head["input"], "the input", {"shape", "fraction", "bound"})
-        described = _list(head["ops"], "ops")
         dtypes = _mapping(head["weights"], "weights")
         limits = _mapping(head["limits"], "limits")
         shape = tuple(_integer(side, "input shape") for side in _list(source["shape"], "input shape"))
-        public = [_operation(item) for item in described]
-        # masks and weights lie behind one another in the order of the operations, and their sizes follow from shapes
-        bare = Program(
-            _modulus(head["modulus"]),
-            shape,
-            _integer(source["fraction"], "input fraction"),
-            _integer(source["bound"], "input bound", 1 << 62),
-            tuple(op for op, _ in public),
-        )
+        fraction, modulus = _integer(source["fraction"], "input fraction"), _modulus(head["modulus"])
+        values = {INPUT: Value(shape, fraction)}
         ops: list[Op] = []
         weights: dict[str, Weights] = {}
-        for op, masked in public:
-            source_value = bare.values[op.inputs[0]]
-            if isinstance(op, Relu) and masked:
-                octets = np.frombuffer(self._take(-(-source_value.size // 8), op.name), np.uint8)
-                mask = np.unpackbits(octets, count=source_value.size).astype(np.bool_).reshape(source_value.shape)
-                op = replace(op, mask=mask)
-            if isinstance(op, Conv2d | Linear) and op.name in dtypes:
-                kinds = _list(dtypes[op.name], f"weights of {op.name}")
-                if len(kinds) != 2 or not all(kind in NARROW for kind in kinds):
-                    raise ProgramError(f"{op.name}: weights of types {kinds!r:.80}; known are pairs of {list(NARROW)}")
-                full = op.weight_shape(source_value)
-                weights[op.name] = Weights(
-                    self._array(op.name, cast(str, kinds[0]), full), self._array(op.name, cast(str, kinds[1]), full[:1])
-                )
+        listed = _list(head["ops"], "ops")
+        refuse_large(shape, len(listed))
+        for item in listed:
+            kind, fields = _described(item)
+            op = self._operation(kind, fields, values)
+            values[op.name] = value_of(op, values, modulus)
+            if isinstance(op, Weighted) and op.name in dtypes:
+                weights[op.name] = self._weights(op, dtypes[op.name], values[op.inputs[0]])
             ops.append(op)
         if self._rest.nbytes:
             raise ProgramError(f"{self._rest.nbytes} bytes are left behind the program's arrays")
         if set(dtypes) != set(weights):
             raise ProgramError(f"there are weights for {sorted(set(dtypes) - set(weights))}, which take none")
         bounded = {name: _integer(limit, f"limit of {name}", 1 << 256) for name, limit in limits.items()}
-        return replace(bare, ops=tuple(ops), weights=weights, limits=bounded)
+        bound = _integer(source["bound"], "input bound", 1 << 62)
+        return Program(modulus, shape, fraction, bound, tuple(ops), weights, bounded, outputs)
+
+    def _operation(self, kind: type[Op], described: dict[str, object], values: dict[str, Value]) -> Op:
+        """The described operation, with its mask or index, if it has one, from the arrays."""
+        name, inputs = cast(str, described["name"]), cast(Shape, described["inputs"])
+        if kind is Relu and described["mask"] is not None:
+            source = values.get(cast(str, inputs[0]), Value((1,), 0))
+            octets = np.frombuffer(self._take(-(-source.size // 8), name), np.uint8)
+            bits = np.unpackbits(octets, count=source.size).astype(np.bool_)
+            described["mask"] = bits.reshape(source.shape)
+        if kind is Gather:
+            shape = cast(Shape, described["index"])
+            index = np.frombuffer(self._take(4 * math.prod(shape), name), "<i4")
+            described["index"] = index.astype(np.int32).reshape(shape)
+        make = cast(Callable[..., Op], kind)
+        return make(**described)
+
+    def _weights(self, op: Weighted, given: object, source: Value) -> Weights:
+        kinds = _list(given, f"weights of {op.name}")
+        if len(kinds) != 2 or not all(kind in NARROW for kind in kinds):
+            raise ProgramError(f"{op.name}: weights of types {kinds!r:.80}; known are pairs of {list(NARROW)}")
+        shape = op.weight_shape(source)
+        weight, bias = (
+            self._array(op.name, cast(str, kind), s) for kind, s in zip(kinds, (shape, shape[:1]), strict=True)
+        )
+        return Weights(weight, bias)
 
     def _array(self, name: str, kind: str, shape: Shape) -> Integers:
         dtype = np.dtype(kind)
@@ -177,15 +186,16 @@ def _narrow(array: Integers) -> NDArray[np.signedinteger[Any]]:
 
 
 def _describe(op: Op) -> dict[str, object]:
-    kind = next(kind for kind, cls in KINDS.items() if type(op) is cls)
     found: dict[str, object] = {item.name: getattr(op, item.name) for item in fields(op)}
     if isinstance(op, Relu):
         found["mask"] = op.mask is not None
-    return {"op": kind, **{name: list(cast(Shape, v)) if isinstance(v, tuple) else v for name, v in found.items()}}
+    if isinstance(op, Gather):
+        found["index"] = op.index.shape
+    return {"op": op.kind, **{name: list(cast(Shape, v)) if isinstance(v, tuple) else v for name, v in found.items()}}
 
 
-def _operation(value: object) -> tuple[Op, bool]:
-    """The described operation, and whether it is a Relu whose mask follows among the arrays."""
+def _described(value: object) -> tuple[type[Op], dict[str, object]]:
+    """Class and fields of a described operation: ``mask`` is whether there is one or None, ``index`` its shape."""
     described = _mapping(value, "an operation")
     kind = described.pop("op", None)
     cls = KINDS.get(kind) if isinstance(kind, str) else None
@@ -195,23 +205,34 @@ def _operation(value: object) -> tuple[Op, bool]:
     if not isinstance(name, str) or not NAME.fullmatch(name):
         raise ProgramError(f"an operation of kind {kind} has no plain name")
     described = _record(described, name, {item.name for item in fields(cls)})
-    sources = _list(described["inputs"], f"inputs of {name}")
-    if not sources or not all(isinstance(source, str) for source in sources):
+    described["inputs"] = tuple(_names(described["inputs"], f"inputs of {name}"))
+    if not described["inputs"]:
         raise ProgramError(f"{name}: inputs must be names of values")
-    described["inputs"] = tuple(sources)
-    masked = described.pop("mask", False)
-    if not isinstance(masked, bool):
-        raise ProgramError(f"{name}: mask must be true or false")
     for item in set(described) - {"name", "inputs"}:
-        if item in ("kernel", "stride") and cls is SumPool:
-            pair = _list(described[item], f"{item} of {name}")
+        described[item] = _field(cls, item, described[item], f"{item} of {name}")
+    return cls, described
+
+
+def _field(cls: type[Op], item: str, value: object, what: str) -> object:
+    """A field of an operation: an integer, if nothing else is said here."""
+    match item:
+        case "mask":
+            if not isinstance(value, bool):
+                raise ProgramError(f"{what.rpartition(' ')[2]}: mask must be true or false")
+            return value or None
+        case "index":
+            return tuple(_integer(side, what) for side in _list(value, what))
+        case "kernel" | "stride" if cls is SumPool:
+            pair = _list(value, what)
             if len(pair) != 2:
-                raise ProgramError(f"{name}: {item} must be a pair")
-            described[item] = tuple(_integer(side, f"{item} of {name}") for side in pair)
-        else:
-            described[item] = _integer(described[item], f"{item} of {name}")
-    make = cast(Callable[..., Op], cls)
-    return make(**described), masked
+                raise ProgramError(f"{what.rpartition(' ')[2]}: {item} must be a pair")
+            return tuple(_integer(side, what) for side in pair)
+        case "factor" | "offset" if cls is Rescale:
+            if type(value) is not int or abs(value) >= 1 << 62:
+                raise ProgramError(f"{what} must be an integer of at most 62 bits")
+            return value
+        case _:
+            return _integer(value, what)
 
 
 def _modulus(value: object) -> Ring | Field:
@@ -245,6 +266,13 @@ def _list(value: object, what: str) -> list[object]:
     if not isinstance(value, list):
         raise ProgramError(f"{what} must be a list")
     return cast(list[object], value)
+
+
+def _names(value: object, what: str) -> list[str]:
+    names = _list(value, what)
+    if not all(isinstance(name, str) for name in names):
+        raise ProgramError(f"{what} must be names of values")
+    return cast(list[str], names)
 
 
 def _integer(value: object, what: str, most: int = LARGEST) -> int:

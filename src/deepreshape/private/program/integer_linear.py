@@ -7,18 +7,21 @@ that are narrow enough for that, so that a convolution of 40-bit shares costs on
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from deepreshape.private.arith.ring import Field, Ring, Words
-from deepreshape.private.program.ops import Add, Conv2d, Flatten, Linear, Raise, SumPool, Weights
+
+if TYPE_CHECKING:
+    from deepreshape.private.program.ops import Weighted, Weights
 
 Integers = NDArray[np.int64]
 EXACT_BITS = 53
 
 
-def products(op: Conv2d | Linear, own: Weights, x: Integers) -> Iterator[tuple[int, Integers]]:
+def products(op: Weighted, own: Weights, x: Integers) -> Iterator[tuple[int, Integers]]:
     """Parts of the operation's result without its bias: the result is the sum of part * 2^shift.
 
     Args:
@@ -38,12 +41,27 @@ def products(op: Conv2d | Linear, own: Weights, x: Integers) -> Iterator[tuple[i
     factors = own.weight.astype(np.float64)
     shift = 0
     while max(int(x.max()), -int(x.min())) >> width:
-        yield shift, _product(op, factors, x & np.int64((1 << width) - 1))
+        yield shift, op.multiply(factors, (x & np.int64((1 << width) - 1)).astype(np.float64)).astype(np.int64)
         x, shift = x >> np.int64(width), shift + width
-    yield shift, _product(op, factors, x)
+    yield shift, op.multiply(factors, x.astype(np.float64)).astype(np.int64)
 
 
-def on_shares(op: Conv2d | Linear, own: Weights, x: Words, modulus: Ring | Field) -> Words:
+def exactly(op: Weighted, own: Weights, x: Integers) -> Integers | NDArray[np.object_]:
+    """The operation with its bias on (N, *input shape): int64 where everything fits, else Python's integers."""
+    reach = own.reach * int(np.abs(x).max()) + int(np.abs(own.bias).max())
+    bias = op.spread(own.bias)
+    if reach < 1 << 63:
+        total = bias[None]
+        for shift, part in products(op, own, x):
+            total = total + (part << np.int64(shift))  # whatever wraps on the way comes back: the sum fits
+        return total
+    wide = bias[None].astype(np.object_)
+    for shift, part in products(op, own, x):
+        wide = wide + part.astype(np.object_) * (1 << shift)
+    return wide
+
+
+def on_shares(op: Weighted, own: Weights, x: Words, modulus: Ring | Field) -> Words:
     """The operation without its bias on one share (*input shape); uint64 of the output's shape."""
     total = np.zeros((), np.uint64)
     for shift, part in products(op, own, x.view(np.int64)[None]):
@@ -56,44 +74,21 @@ def on_shares(op: Conv2d | Linear, own: Weights, x: Words, modulus: Ring | Field
     return total[0]
 
 
-def locally(op: Add | SumPool | Raise | Flatten, shares: list[Words], modulus: Ring | Field) -> Words:
-    """An operation that each party does on its own shares, without a word to the other."""
-    if isinstance(op, Flatten):
-        return shares[0].reshape(-1)
-    if isinstance(op, Raise):
-        return modulus.scale(shares[0], 1 << op.shift)
-    if isinstance(op, SumPool):
-        shares = [np.ascontiguousarray(shares[0][:, *place]) for place in windows(op, *shares[0].shape[1:])]
-    total = shares[0]
-    for addend in shares[1:]:
-        total = modulus.add(total, addend)
-    return total
-
-
-def windows(op: SumPool, height: int, width: int) -> list[tuple[slice, slice]]:
+def windows(kernel: tuple[int, int], stride: tuple[int, int], height: int, width: int) -> list[tuple[slice, slice]]:
     """What a pooling of height x width adds up: for each place in the window, the rows and columns that it meets."""
 
     def places(side: int, kernel: int, stride: int) -> list[slice]:
         reach = (side - kernel) // stride * stride + 1
         return [slice(first, first + reach, stride) for first in range(kernel)]
 
-    (kernel, breadth), (stride, step) = op.kernel, op.stride
-    return [(rows, columns) for rows in places(height, kernel, stride) for columns in places(width, breadth, step)]
+    rows, columns = places(height, kernel[0], stride[0]), places(width, kernel[1], stride[1])
+    return [(row, column) for row in rows for column in columns]
 
 
-def _product(op: Conv2d | Linear, weight: NDArray[np.float64], x: Integers) -> Integers:
-    if isinstance(op, Linear):
-        return (x.astype(np.float64) @ weight.T).astype(np.int64)
-    patches = _patches(op, x.astype(np.float64))  # (C, k, k, N, H', W')
-    channels, place = patches.shape[0] // op.groups, patches.shape[3:]
-    grouped = patches.reshape(op.groups, channels * op.kernel**2, -1)
-    found = weight.reshape(op.groups, op.out_channels // op.groups, -1) @ grouped
-    return found.astype(np.int64).reshape(op.out_channels, *place).swapaxes(0, 1)
-
-
-def _patches(op: Conv2d, x: NDArray[np.float64]) -> NDArray[np.float64]:
-    edge = (op.padding, op.padding)
+def patches(x: NDArray[np.float64], kernel: int, stride: int, padding: int) -> NDArray[np.float64]:
+    """What a square kernel meets on the zero-padded (N, C, H, W): (C, kernel, kernel, N, H', W')."""
+    edge = (padding, padding)
     padded = np.pad(x, ((0, 0), (0, 0), edge, edge))
-    views = np.lib.stride_tricks.sliding_window_view(padded, (op.kernel, op.kernel), (2, 3))
-    strided = views[:, :, :: op.stride, :: op.stride]  # (N, C, H', W', k, k)
+    views = np.lib.stride_tricks.sliding_window_view(padded, (kernel, kernel), (2, 3))
+    strided = views[:, :, ::stride, ::stride]  # (N, C, H', W', k, k)
     return np.ascontiguousarray(strided.transpose(1, 4, 5, 0, 2, 3))

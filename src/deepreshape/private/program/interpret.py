@@ -4,8 +4,8 @@ Exact integers throughout; a value that the modulus cannot hold is reported with
 towards minus infinity.
 
 Two parties compute all of this bit for bit, but for what depends on their shares: where a value is truncated without a
-ReLU, or by a ReLU of which only the sign is garbled, they round up or down (``division.py``), and a stochastic sign may
-be wrong (``sign.py``). Given the client's shares, :func:`run` does as they do; without them it can draw some.
+ReLU, or by a ReLU of which only the sign is garbled, they round up or down (``truncation.py``), and a stochastic sign
+may be wrong (``drelu.py``). Given the client's shares, :func:`run` does as they do; without them it can draw some.
 """
 
 from __future__ import annotations
@@ -18,23 +18,8 @@ from numpy.typing import NDArray
 
 from deepreshape.private.arith.ring import Field, Randomness, Ring, Words
 from deepreshape.private.arith.truncation import Division
-from deepreshape.private.program.integer_linear import Integers, products, windows
-from deepreshape.private.program.ops import (
-    INPUT,
-    Add,
-    Conv2d,
-    Flatten,
-    Linear,
-    Op,
-    Program,
-    Raise,
-    Relu,
-    SumPool,
-    Truncate,
-    truncation_room,
-)
-
-Exact = NDArray[np.int64] | NDArray[np.object_]
+from deepreshape.private.program.ops import INPUT, Exact, Integers, Relu, Truncate
+from deepreshape.private.program.program import Program, truncation_room
 
 
 class Rectifier(Protocol):
@@ -74,7 +59,7 @@ def run(
         observe: is shown every value's name and integers, the input's too.
 
     Returns:
-        (N, *output shape), int64.
+        (N, *output shape), int64; of several outputs, as :meth:`Program.joined` has them.
 
     Raises:
         ValueError: if ``inputs`` do not fit the program.
@@ -83,106 +68,59 @@ def run(
     if inputs.dtype != np.int64 or inputs.shape[1:] != program.input_shape or not len(inputs):
         raise ValueError(f"inputs are {inputs.dtype} {inputs.shape}; they must be int64 (N, *{program.input_shape})")
     _within(INPUT, inputs, program.input_bound, "the program's input bound")
-    roles = _Roles(program.modulus, relu, client or {}, rng)
+    parties = _Parties(program.modulus, relu, client or {}, rng, {})
     values: dict[str, Integers] = {INPUT: inputs}
     last_use = {name: op.name for op in program.ops for name in op.inputs}
+    last_use |= dict.fromkeys(program.outputs, "")
     if observe:
         observe(INPUT, inputs)
     for op in program.ops:
-        found = _apply(program, op, [values[name] for name in op.inputs], roles)
-        values[op.name] = _within(op.name, found, (program.modulus.order - 1) // 2, str(program.modulus))
+        result = op.interpret([values[name] for name in op.inputs], program.weights.get(op.name), parties)
+        values[op.name] = _within(op.name, result, (program.modulus.order - 1) // 2, str(program.modulus))
         if observe:
             observe(op.name, values[op.name])
         for name in set(op.inputs):
             if last_use[name] == op.name:
                 del values[name]
-    return values[program.output]
+                parties.drawn.pop(name, None)
+    return program.joined([values[name] for name in program.outputs])
 
 
-class _Roles(NamedTuple):
-    """How the two parties would go about it, where that matters."""
+class _Parties(NamedTuple):
+    """How the two parties rectify and truncate, where their shares matter."""
 
     modulus: Ring | Field
     relu: Rectifier | None
     client: Mapping[str, Words]
     rng: Randomness | None
+    drawn: dict[str, Words]
 
     def share(self, name: str, x: Integers) -> Words | None:
         """The client's share of a value; None if nobody asks for one."""
-        if name in self.client:
-            return self.client[name]
-        return None if self.rng is None else self.modulus.random(x.shape, self.rng)
+        if name in self.client or self.rng is None:
+            return self.client.get(name)
+        if name not in self.drawn:
+            self.drawn[name] = self.modulus.random(x.shape, self.rng)
+        return self.drawn[name]
 
+    def rectify(self, op: Relu, x: Integers) -> Integers:
+        share = self.share(op.inputs[0], x)
+        if self.relu is None or share is None:
+            return np.maximum(x, 0) >> np.int64(op.shift)
+        layer = self.relu.layer(self.modulus, op, x[0].size)
+        what = f"what {op.name} can rectify by {self.relu}"
+        _within(op.inputs[0], x if op.mask is None else x[:, op.mask], self.relu.max_input(layer), what)
+        return self.relu.replay(layer, x, share)
 
-def _apply(program: Program, op: Op, inputs: list[Integers], roles: _Roles) -> Exact:
-    x = inputs[0]
-    match op:
-        case Conv2d() | Linear():
-            return _linear(program, op, x)
-        case Add():
-            total = _roomy(x, len(inputs))
-            for addend in inputs[1:]:
-                total = total + addend
-            return total
-        case SumPool():
-            total = np.zeros((), np.int64)
-            roomy = _roomy(x, op.kernel[0] * op.kernel[1])
-            for rows, columns in windows(op, *x.shape[2:]):
-                total = total + roomy[:, :, rows, columns]
-            return total
-        case Raise():
-            return _roomy(x, 1 << op.shift) * (1 << op.shift)
-        case Flatten():
-            return x.reshape(len(x), -1)
-        case Truncate():
-            return _truncate(op, x, roles, roles.share(op.inputs[0], x))
-        case Relu():
-            share = roles.share(op.inputs[0], x)
-            rectified = _rectify(op, x, roles, share)
-            if op.mask is None or op.mask.all():
-                return rectified
-            return np.where(op.mask, rectified, _truncate(op, x, roles, share, ~op.mask))
-
-
-def _linear(program: Program, op: Conv2d | Linear, x: Integers) -> Exact:
-    own = program.weights[op.name]
-    reach = own.reach * int(np.abs(x).max()) + int(np.abs(own.bias).max())
-    bias = own.bias if isinstance(op, Linear) else own.bias[:, None, None]
-    if reach < 1 << 63:
-        total = bias[None]
-        for shift, part in products(op, own, x):
-            total = total + (part << np.int64(shift))  # whatever wraps on the way comes back: the sum fits
-        return total
-    wide = bias[None].astype(np.object_)
-    for shift, part in products(op, own, x):
-        wide = wide + part.astype(np.object_) * (1 << shift)
-    return wide
-
-
-def _rectify(op: Relu, x: Integers, roles: _Roles, share: Words | None) -> Integers:
-    if roles.relu is None or share is None:
-        return np.maximum(x, 0) >> np.int64(op.shift)
-    layer = roles.relu.layer(roles.modulus, op, x[0].size)
-    what = f"what {op.name} can rectify by {roles.relu}"
-    _within(op.inputs[0], x if op.mask is None else x[:, op.mask], roles.relu.max_input(layer), what)
-    return roles.relu.replay(layer, x, share)
-
-
-def _truncate(
-    op: Relu | Truncate, x: Integers, roles: _Roles, share: Words | None, where: NDArray[np.bool_] | None = None
-) -> Integers:
-    if op.shift == 0:
-        return x
-    room = truncation_room(roles.modulus, op.shift)
-    _within(op.inputs[0], x if where is None else x[:, where], room, f"what {op.name} can truncate without a ReLU")
-    if share is None:
-        return x >> np.int64(op.shift)
-    return Division(roles.modulus, op.shift, roles.modulus.order // 4).rounded(x, share)
-
-
-def _roomy(x: Integers, terms: int) -> Exact:
-    """``x``, as Python integers if a sum of that many might leave int64."""
-    return x if terms * int(np.abs(x).max()) < 1 << 63 else x.astype(np.object_)
+    def truncate(self, op: Relu | Truncate, x: Integers, where: NDArray[np.bool_] | None) -> Integers:
+        share = self.share(op.inputs[0], x)
+        if op.shift == 0:
+            return x
+        room = truncation_room(self.modulus, op.shift)
+        _within(op.inputs[0], x if where is None else x[:, where], room, f"what {op.name} can truncate without a ReLU")
+        if share is None:
+            return x >> np.int64(op.shift)
+        return Division(self.modulus, op.shift, self.modulus.order // 4).rounded(x, share)
 
 
 def _within(name: str, x: Exact, room: int, what: str) -> Integers:

@@ -41,7 +41,8 @@ from deepreshape.private.program.graph import (
     Traced,
     simplify,
 )
-from deepreshape.private.program.ops import INPUT, NAME, ProgramError
+from deepreshape.private.program.ops import INPUT, ProgramError
+from deepreshape.private.program.program import NAME
 from deepreshape.private.program.quantize import MARGIN, Lowered, Modulus, quantize
 
 __all__ = ["LOWERED", "lower", "real_layers", "unsupported"]

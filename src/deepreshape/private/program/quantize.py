@@ -38,7 +38,6 @@ from deepreshape.private.program.ops import (
     Integers,
     Linear,
     Op,
-    Program,
     ProgramError,
     Raise,
     Relu,
@@ -48,8 +47,8 @@ from deepreshape.private.program.ops import (
     Value,
     Weights,
     largest_sum,
-    truncation_room,
 )
+from deepreshape.private.program.program import Program, from_fixed, to_fixed, truncation_room
 
 __all__ = [
     "ACTIVATION_BITS",
@@ -58,9 +57,7 @@ __all__ = [
     "WEIGHT_BITS",
     "Format",
     "Lowered",
-    "from_fixed",
     "quantize",
-    "to_fixed",
 ]
 
 Real = NDArray[np.float64]
@@ -149,22 +146,6 @@ class Lowered:
         )
 
 
-def to_fixed(values: NDArray[np.floating], fraction: int) -> Integers:
-    """Real values to the nearest int64 multiples of 2^-fraction.
-
-    Raises:
-        ValueError: if one is not finite.
-    """
-    if not np.isfinite(values).all():
-        raise ValueError("a value is not finite; check the normalisation of the input")
-    return np.rint(np.ldexp(values.astype(np.float64), fraction)).astype(np.int64)
-
-
-def from_fixed(values: Integers, fraction: int) -> Real:
-    """The float64 values that int64 multiples of 2^-fraction stand for."""
-    return np.ldexp(values.astype(np.float64), -fraction)
-
-
 def quantize(
     layers: Sequence[Layer],
     shape: Shape,
@@ -213,7 +194,7 @@ def quantize(
         )
         for name, value in program.values.items()
     )
-    return Lowered(program, margin, rows, errors[program.output])
+    return Lowered(program, margin, rows, errors[program.outputs[0]])
 
 
 @dataclass(frozen=True)
@@ -544,8 +525,10 @@ def _errors(
                     # without a circuit two parties round up or down, and one unit beside it over a field
                     most = 1 + raised + isinstance(program.modulus, Field)
                     own = unit * np.where(_whole([step], len(before)), np.maximum(raised, 1 - raised), most)
+            case _:
+                raise TypeError(f"{op.name}: no error is known for {type(op).__name__}")
         added[op.name], errors[op.name] = own, before + own
-    last = program.output
+    (last,) = program.outputs
     return added, errors | {last: errors[last] + from_fixed(offsets[last], program.values[last].fraction)}
 
 

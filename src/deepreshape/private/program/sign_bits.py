@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 from deepreshape.private.arith.ring import Randomness, Ring
 from deepreshape.private.program import interpret as plain
 from deepreshape.private.program.encoding import digest
-from deepreshape.private.program.integer_linear import Integers
 from deepreshape.private.program.interpret import Rectifier
-from deepreshape.private.program.ops import Program, Relu
+from deepreshape.private.program.ops import Integers, Relu
+from deepreshape.private.program.program import Program
 
 BATCH = 64
 """Inputs that go through the interpreter together: memory for one layer's patches."""

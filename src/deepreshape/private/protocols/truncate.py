@@ -41,7 +41,7 @@ from deepreshape.private.arith.truncation import Division
 from deepreshape.private.crypto.labels import Context, Delta, blinds
 from deepreshape.private.crypto.ot.cot import CotReceiver, CotSender
 from deepreshape.private.crypto.ot.iknp import IKNP
-from deepreshape.private.program.ops import truncation_room
+from deepreshape.private.program.program import truncation_room
 from deepreshape.private.protocols.base import (
     Declared,
     Effort,

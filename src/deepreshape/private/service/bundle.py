@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 
 from deepreshape.private.files import printable, read_json, replace_file
 from deepreshape.private.program.encoding import from_bytes, to_bytes
-from deepreshape.private.program.ops import Program, ProgramError
+from deepreshape.private.program.ops import ProgramError
+from deepreshape.private.program.program import Program
 from deepreshape.private.program.relu_config import Role
 
 __all__ = ["CLIENT_PROGRAM", "FACTS", "SERVER_PROGRAM", "Bundle", "Facts"]
@@ -181,7 +182,7 @@ def read_facts(path: Path, program: Program) -> Facts:
     except UnsafeTextError as error:
         raise ValueError(f"{path}: {error}") from None
     except (ValueError, TypeError, KeyError, AttributeError):
-        channels, classes = program.input_shape[0], program.values[program.output].size
+        channels, classes = program.input_shape[0], program.output_size
         raise ValueError(
             f"{path} is to hold class_names, mean and std, lists of {classes}, {channels} and {channels}"
         ) from None
@@ -197,7 +198,7 @@ def _facts(given: Mapping[str, Any], program: Program) -> Facts:
     Raises:
         ValueError: if they are not as they should be.
     """
-    channels, classes = program.input_shape[0], program.values[program.output].size
+    channels, classes = program.input_shape[0], program.output_size
     names = tuple(given.get("class_names", ()))
     for name in names:
         if not isinstance(name, str) or len(name) > NAME_LENGTH or printable(name) != name:

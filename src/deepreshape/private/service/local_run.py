@@ -36,8 +36,8 @@ from deepreshape.private.parties.store import Store
 from deepreshape.private.processes import command, safe_environment
 from deepreshape.private.program import interpret as plain
 from deepreshape.private.program.encoding import from_bytes, to_bytes
-from deepreshape.private.program.integer_linear import Integers
-from deepreshape.private.program.ops import Program
+from deepreshape.private.program.ops import Integers
+from deepreshape.private.program.program import Program
 from deepreshape.private.program.relu_config import GC_FULL, ReluConfig, Role
 from deepreshape.private.transport.certificates import Credentials, create_authority, issue
 from deepreshape.private.transport.channel import ProtocolError

@@ -19,9 +19,8 @@ from deepreshape.private.parties import sessions
 from deepreshape.private.parties.plan import Plan
 from deepreshape.private.parties.server import Model
 from deepreshape.private.parties.store import Store
-from deepreshape.private.program.integer_linear import Integers
-from deepreshape.private.program.ops import Program
-from deepreshape.private.program.quantize import from_fixed, to_fixed
+from deepreshape.private.program.ops import Integers
+from deepreshape.private.program.program import Program, to_fixed
 from deepreshape.private.program.relu_config import ReluConfig
 from deepreshape.private.service.bundle import Bundle, Facts
 from deepreshape.private.service.local_run import run_local
@@ -227,7 +226,7 @@ class Client:
 
 def _decoded(program: Program, output: Integers) -> NDArray[np.float64]:
     """Logits (classes,) from the program's output."""
-    return from_fixed(output.reshape(-1), program.values[program.output].fraction)
+    return program.decode(output)[0].reshape(-1)
 
 
 def read_address(text: str) -> tuple[str, int]:
