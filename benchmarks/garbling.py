@@ -33,10 +33,11 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
 from deepreshape.pricing.calibrate import machine
 from deepreshape.private.arith.drelu import Parity, Sign, Window, Wrap
-from deepreshape.private.arith.ring import CIRCA_PRIME, DELPHI_PRIME, PRIME_32, Field, Randomness, Ring
+from deepreshape.private.arith.ring import CIRCA_PRIME, DELPHI_PRIME, PRIME_32, Field, Ring
+from deepreshape.private.arith.rng import Randomness
 from deepreshape.private.crypto.backend import Engine, UnavailableError, named, using
 from deepreshape.private.crypto.gc.halfgates import evaluate, garble, table_shape
-from deepreshape.private.crypto.labels import Context, Delta, pick
+from deepreshape.private.crypto.labels import Context, Delta, permute_bits, pick
 from deepreshape.private.program.relu_config import GC_FULL, ReluConfig
 from deepreshape.private.protocols.label_transfer import GarbledLayer
 from deepreshape.private.protocols.relu_gc import ReluGc
@@ -118,12 +119,13 @@ def measure(
         aes_alone(2 * circuit.and_gates, 2 * count)
         marks.append(clock())
         with using(chosen):
-            garbled = garble(circuit, offset, labels, context, room)
+            tables, outputs = garble(circuit, offset, labels, context, room)
+            permute_bits(outputs)
         marks.append(clock())
         aes_alone(2 * circuit.and_gates, count)
         marks.append(clock())
         with using(chosen):
-            evaluate(circuit, garbled, active, context)
+            permute_bits(evaluate(circuit, tables, active, context))
         marks.append(clock())
         if number:  # the first round warms up
             for work, start, stop in zip(times, marks, marks[1:], strict=False):

@@ -20,7 +20,7 @@ from importlib.metadata import version
 import numpy as np
 
 from deepreshape.pricing.calibrate import machine
-from deepreshape.private.arith.ring import Randomness
+from deepreshape.private.arith.rng import Randomness
 from deepreshape.private.crypto.he import bfv as he
 from deepreshape.private.crypto.he import residues
 from deepreshape.private.protocols import packing as linear

@@ -27,7 +27,8 @@ import numpy as np
 from deepreshape.cost.link import Link
 from deepreshape.pricing.calibrate import machine
 from deepreshape.private.arith.drelu import Parity, Sign, Window, Wrap
-from deepreshape.private.arith.ring import DELPHI_PRIME, Field, Randomness, Ring
+from deepreshape.private.arith.ring import DELPHI_PRIME, Field, Ring
+from deepreshape.private.arith.rng import Randomness
 from deepreshape.private.crypto.backend import engine
 from deepreshape.private.program.relu_config import ReluConfig, Role
 from deepreshape.private.protocols.base import Prepared, Run, side_by_side

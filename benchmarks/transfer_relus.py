@@ -23,7 +23,8 @@ import numpy as np
 
 from deepreshape.pricing.calibrate import machine
 from deepreshape.private.arith.drelu import Window
-from deepreshape.private.arith.ring import Randomness, Ring, Words
+from deepreshape.private.arith.ring import Ring, Words
+from deepreshape.private.arith.rng import Randomness
 from deepreshape.private.crypto.backend import engine_name
 from deepreshape.private.crypto.labels import Context, Delta, pick
 from deepreshape.private.crypto.ot.cot import Cot, CotReceiver, CotSender

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from garbling import engines, machine, versions
 
-from deepreshape.private.arith.ring import Randomness
+from deepreshape.private.arith.rng import Randomness
 from deepreshape.private.crypto.backend import Engine, using
 from deepreshape.private.crypto.labels import Delta
 from deepreshape.private.crypto.ot.iknp import IKNP

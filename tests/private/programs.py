@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from deepreshape.private.arith.ring import CIRCA_PRIME, DELPHI_PRIME, Field, Randomness, Ring, Words
+from deepreshape.private.arith.ring import CIRCA_PRIME, DELPHI_PRIME, Field, Ring, Words
+from deepreshape.private.arith.rng import Randomness
 from deepreshape.private.parties import client, server
 from deepreshape.private.parties.plan import Plan
 from deepreshape.private.parties.preprocessing import InMemory

@@ -7,7 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from deepreshape.private.arith.ring import Randomness, Words
+from deepreshape.private.arith.ring import Words
+from deepreshape.private.arith.rng import Randomness
 from deepreshape.private.program.relu_config import ReluConfig, Role
 from deepreshape.private.protocols.base import Offline, Prepared, Run, side_by_side
 from deepreshape.private.protocols.label_transfer import Evaluator, GarbledLayer, Garbler

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from programs import random_inputs, random_program
 
 from deepreshape.private.arith.drelu import Window
-from deepreshape.private.arith.ring import DELPHI_PRIME, Field, Randomness, Ring
+from deepreshape.private.arith.ring import DELPHI_PRIME, Field, Ring
+from deepreshape.private.arith.rng import Randomness
 from deepreshape.private.parties.plan import Plan
 from deepreshape.private.program import interpret as plain
 from deepreshape.private.program.encoding import digest, from_bytes, to_bytes
@@ -65,7 +66,7 @@ def test_a_window_always_has_room_for_its_limit(limit: int, low: int) -> None:
     program = Program(Ring(limit.bit_length() + 2), (1,), 8, limit, (relu,))
     ((low, high),) = windows(windowed(program, {"r": low}))
     window = Window(Ring(limit.bit_length() + 2), low, high)
-    assert window.room >= limit
+    assert window.max_input >= limit
     protocol = relu_protocol(CALIBRATED)
     layer = protocol.layer(Ring(63), replace(relu, low=low, high=high), 1)
     program.check({"r": protocol.max_input(layer)})

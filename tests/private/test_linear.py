@@ -12,12 +12,12 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from deepreshape.private.arith.ring import Randomness
+from deepreshape.private.arith.rng import Randomness
 from deepreshape.private.crypto.he.bfv import ClientKey, Parameters, Responder, candidates
 from deepreshape.private.crypto.he.residues import uniform
+from deepreshape.private.errors import ProtocolError
 from deepreshape.private.protocols import packing as linear
 from deepreshape.private.protocols.packing import Convolution, EncodedWeights, Layout
-from deepreshape.private.transport.channel import ProtocolError
 from deepreshape.private.transport.memory import memory_pair
 
 RANDOM = Randomness()

@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from deepreshape.private.errors import SpentError, StoreError
 from deepreshape.private.parties import preprocessing as material
 from deepreshape.private.parties.preprocessing import AHEAD, InMemory, Reading, Sink, Writing
-from deepreshape.private.parties.store import Binding, SpentError, Store, StoreError, Writer
+from deepreshape.private.parties.store import Binding, Store, Writer
 from deepreshape.private.protocols.base import Prepared
 from deepreshape.private.transport.channel import Payload
 

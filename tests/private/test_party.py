@@ -14,18 +14,24 @@ import pytest
 from programs import ONE_RELU as PROGRAM
 from programs import random_inputs
 
+from deepreshape.private.errors import (
+    ConfigurationMismatchError,
+    LostBatchError,
+    PeerAbortedError,
+    ProtocolError,
+    SpentError,
+)
 from deepreshape.private.parties import sessions as party
 from deepreshape.private.parties.plan import Plan
 from deepreshape.private.parties.server import Model
-from deepreshape.private.parties.sessions import Admit, Client, LostBatchError, Work, serve
-from deepreshape.private.parties.store import SpentError, Store
+from deepreshape.private.parties.sessions import Admit, Client, Work, serve
+from deepreshape.private.parties.store import Store
 from deepreshape.private.program import interpret as plain
 from deepreshape.private.program.encoding import digest
 from deepreshape.private.program.relu_config import ReluConfig
 from deepreshape.private.transport.certificates import create_authority, issue
-from deepreshape.private.transport.channel import ProtocolError
-from deepreshape.private.transport.handshake import Agreement, ConfigurationMismatchError, client_session
-from deepreshape.private.transport.tls import Endpoint, PeerAbortedError, listen
+from deepreshape.private.transport.handshake import Agreement, client_session
+from deepreshape.private.transport.tls import Endpoint, listen
 
 
 @dataclass

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from programs import random_inputs, random_program, slow
 
-from deepreshape.private.arith.ring import DELPHI_PRIME, Field, Randomness, Ring
+from deepreshape.private.arith.ring import DELPHI_PRIME, Field, Ring
+from deepreshape.private.arith.rng import Randomness
 from deepreshape.private.program import interpret as plain
 from deepreshape.private.program.integer_linear import on_shares, products
 from deepreshape.private.program.ops import Add, Conv2d, Flatten, Linear, Relu, SumPool, Truncate, Weights

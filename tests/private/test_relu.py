@@ -25,13 +25,15 @@ from sessions import (
     server_online,
 )
 
-from deepreshape.private.arith.ring import CIRCA_PRIME, PRIME_32, Field, Modulus, Randomness, Ring, Words
-from deepreshape.private.crypto.circuit import and_gates, relu
+from deepreshape.private.arith.ring import CIRCA_PRIME, PRIME_32, Field, Modulus, Ring, Words
+from deepreshape.private.arith.rng import Randomness
+from deepreshape.private.crypto.gc.relu_circuits import relu_and_gates, relu_circuit
 from deepreshape.private.crypto.ot.iknp import IKNP
+from deepreshape.private.errors import ProtocolError
 from deepreshape.private.program.relu_config import Role
 from deepreshape.private.protocols.base import Prepared
 from deepreshape.private.protocols.label_transfer import GarbledLayer, Garbler
-from deepreshape.private.transport.channel import Frame, ProtocolError
+from deepreshape.private.transport.channel import Frame
 from deepreshape.private.transport.ledger import Phase
 from deepreshape.private.transport.memory import memory_pair
 
@@ -107,9 +109,9 @@ def test_bytes_stay_within_the_target(role: Role) -> None:
     count = 100_000
     total = sum(sum(way) for way in traffic(GarbledLayer("r", Ring(32), 0, count, role)).values())
     assert total / count < 4_010
-    assert and_gates(Ring(32), 0) * 32 <= 100 * 32
-    assert (and_gates(Field(PRIME_32), 0), transfers(GarbledLayer("r", Ring(32), 0, 1, role))) == (253, 32)
-    assert and_gates(Ring(32), 7) == relu(Ring(32), 7).and_gates
+    assert relu_and_gates(Ring(32), 0) * 32 <= 100 * 32
+    assert (relu_and_gates(Field(PRIME_32), 0), transfers(GarbledLayer("r", Ring(32), 0, 1, role))) == (253, 32)
+    assert relu_and_gates(Ring(32), 7) == relu_circuit(Ring(32), 7).and_gates
 
 
 def test_frames_do_not_depend_on_the_inputs(session: Session) -> None:

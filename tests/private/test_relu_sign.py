@@ -26,13 +26,15 @@ from sessions import (
 )
 
 from deepreshape.private.arith.drelu import Parity, Sign, Window, Wrap
-from deepreshape.private.arith.ring import CIRCA_PRIME, DELPHI_PRIME, Field, Randomness, Ring, Words
-from deepreshape.private.arith.truncation import Division
+from deepreshape.private.arith.ring import CIRCA_PRIME, DELPHI_PRIME, Field, Ring, Words
+from deepreshape.private.arith.rng import Randomness
+from deepreshape.private.arith.truncation import ShareTruncation
 from deepreshape.private.crypto.ot.iknp import IKNP
+from deepreshape.private.errors import ProtocolError
 from deepreshape.private.program.relu_config import Role
 from deepreshape.private.protocols.base import Prepared
 from deepreshape.private.protocols.label_transfer import GarbledLayer, Garbler
-from deepreshape.private.transport.channel import Frame, ProtocolError
+from deepreshape.private.transport.channel import Frame
 from deepreshape.private.transport.ledger import Phase
 
 SMALL: list[Sign] = [
@@ -87,19 +89,19 @@ def run(session: Session, layer: GarbledLayer, x: np.ndarray, share: Words) -> n
 def expected(sign: Sign, shift: int, x: np.ndarray, share: Words) -> np.ndarray:
     server = sign.modulus.sub(sign.modulus.encode(x), share)
     positive = sign.positive(sign.client_word(share), sign.server_word(server))
-    return np.where(positive, Division(sign.modulus, shift, sign.passed).rounded(x, share), 0)
+    return np.where(positive, ShareTruncation(sign.modulus, shift, sign.reach).rounded(x, share), 0)
 
 
 @pytest.mark.parametrize("sign", SMALL, ids=str)
 @pytest.mark.parametrize("shift", [0, 2, 3])
 def test_every_share_of_every_value(session: Session, sign: Sign, shift: int) -> None:
     modulus = sign.modulus
-    room = min(sign.room, Division(modulus, shift, sign.passed).room)
+    room = min(sign.max_input, ShareTruncation(modulus, shift, sign.reach).max_input)
     values, shares = np.arange(-room, room + 1), np.arange(modulus.order, dtype=np.uint64)
     x, share = (grid.reshape(-1) for grid in np.meshgrid(values, shares))
     result = run(session, layer_of(session, sign, shift, x.size, 1000), x, share)
     assert np.array_equal(result, expected(sign, shift, x, share))
-    if isinstance(sign, Wrap) or sign.passed or getattr(sign, "low", 0):
+    if isinstance(sign, Wrap) or sign.reach or getattr(sign, "low", 0):
         return
     off = result - (np.maximum(x, 0) >> shift)
     assert set(off.tolist()) <= ({0} if shift == 0 else {0, 1} if isinstance(modulus, Ring) else {-1, 0, 1})
@@ -111,14 +113,14 @@ def test_every_share_of_every_value(session: Session, sign: Sign, shift: int) ->
 def test_any_layer_of_real_size(session: Session, data: st.DataObject) -> None:
     sign = data.draw(st.sampled_from(REAL))
     shift = data.draw(st.integers(0, 20))
-    room = min(sign.room, Division(sign.modulus, shift, sign.passed).room)
+    room = min(sign.max_input, ShareTruncation(sign.modulus, shift, sign.reach).max_input)
     values = data.draw(st.lists(st.integers(-room, room), min_size=1, max_size=9))
     x = np.array([*values, room, -room, 0, 1, -1])
     share = sign.modulus.random(x.size, Randomness(data.draw(st.binary(min_size=32, max_size=32))))
     share[:2] = (0, sign.modulus.order - 1)[: x.size]
     result = run(session, layer_of(session, sign, shift, x.size, data.draw(st.integers(1, 10))), x, share)
     assert np.array_equal(result, expected(sign, shift, x, share))
-    if sign.passed == 0 and not getattr(sign, "low", 0):
+    if sign.reach == 0 and not getattr(sign, "low", 0):
         off = result - (np.maximum(x, 0) >> shift)
         assert set(off.tolist()) <= ({0} if shift == 0 else {-1, 0, 1} if isinstance(sign, Parity) else {0, 1})
 

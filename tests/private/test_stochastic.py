@@ -10,7 +10,8 @@ from sessions import ROLES, Session, names
 from support.stochastic import fault_probability, stochastic_relu
 
 from deepreshape.private.arith.drelu import MODES, Mode, Window, Wrap
-from deepreshape.private.arith.ring import CIRCA_PRIME, Field, Randomness, Ring
+from deepreshape.private.arith.ring import CIRCA_PRIME, Field, Ring
+from deepreshape.private.arith.rng import Randomness
 from deepreshape.private.program.relu_config import Role
 from deepreshape.private.protocols.label_transfer import GarbledLayer
 
@@ -22,7 +23,7 @@ def test_the_formula_counts_the_shares(
     modulus: Ring | Field, drop: int, mode: Mode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sign = Window(modulus, drop, 7, mode) if isinstance(modulus, Ring) else Wrap(modulus, drop, mode)
-    values = np.arange(-sign.room, sign.room + 1)
+    values = np.arange(-sign.max_input, sign.max_input + 1)
     x = np.broadcast_to(values, (modulus.order, values.size))
     every = np.broadcast_to(np.arange(modulus.order, dtype=np.uint64)[:, None], x.shape)
     monkeypatch.setattr(type(modulus), "random", lambda self, shape, rng: every)

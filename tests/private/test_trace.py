@@ -17,7 +17,8 @@ import numpy as np
 import pytest
 from programs import every_kind, grouped, random_inputs
 
-from deepreshape.private.arith.ring import Randomness, Ring
+from deepreshape.private.arith.ring import Ring
+from deepreshape.private.arith.rng import Randomness
 from deepreshape.private.parties import client, server
 from deepreshape.private.parties.plan import Plan
 from deepreshape.private.parties.preprocessing import InMemory

@@ -7,14 +7,16 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from deepreshape.private.arith.ring import Field, Randomness, Ring, Words
+from deepreshape.private.arith.ring import Field, Ring, Words
+from deepreshape.private.arith.rng import Randomness
 from deepreshape.private.crypto.labels import Context, blinds
+from deepreshape.private.errors import ProtocolError
 from deepreshape.private.program.program import truncation_room
 from deepreshape.private.program.relu_config import Role
 from deepreshape.private.protocols import truncate
 from deepreshape.private.protocols.base import Prepared, Run, side_by_side
 from deepreshape.private.protocols.truncate import Truncation, TruncationLayer
-from deepreshape.private.transport.channel import Channel, Frame, ProtocolError
+from deepreshape.private.transport.channel import Channel, Frame
 from deepreshape.private.transport.ledger import Ledger
 from deepreshape.private.transport.memory import memory_pair
 

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from programs import grouped, random_inputs, random_program, run_both
 
-from deepreshape.private.arith.ring import CIRCA_PRIME, Field, Randomness, Ring
+from deepreshape.private.arith.ring import CIRCA_PRIME, Field, Ring
+from deepreshape.private.arith.rng import Randomness
 from deepreshape.private.parties import client, server
 from deepreshape.private.parties.plan import Plan
 from deepreshape.private.parties.preprocessing import InMemory

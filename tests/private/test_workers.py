@@ -9,12 +9,12 @@ from test_linear import plain as product
 from test_linear import random_case
 
 from deepreshape.private.crypto.he.bfv import ClientKey, Parameters, Responder
+from deepreshape.private.errors import ProtocolError
 from deepreshape.private.program import interpret as plain
 from deepreshape.private.protocols import he_workers as workers
 from deepreshape.private.protocols import packing as linear
 from deepreshape.private.protocols.he_workers import Workers, worthwhile
 from deepreshape.private.protocols.packing import Convolution, EncodedWeights, Layout
-from deepreshape.private.transport.channel import ProtocolError
 
 PARAMETERS = Parameters(2**37, (60, 60))
 LAYERS = [

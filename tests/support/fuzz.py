@@ -23,17 +23,17 @@ from torch import nn
 from deepreshape.data import archives
 from deepreshape.models import architecture, build, saved
 from deepreshape.private.arith.ring import Field, Ring
-from deepreshape.private.errors import PrivateError
+from deepreshape.private.errors import CertificateError, PrivateError, ProtocolError, StoreError
 from deepreshape.private.parties import store as stores
-from deepreshape.private.parties.store import Binding, Store, StoreError
+from deepreshape.private.parties.store import Binding, Store
 from deepreshape.private.program.encoding import from_bytes, to_bytes
 from deepreshape.private.program.ops import ProgramError
 from deepreshape.private.program.relu_config import ReluConfig
 from deepreshape.private.service import bundle
 from deepreshape.private.service.quotas import Caps, Quotas
 from deepreshape.private.transport import certificates
-from deepreshape.private.transport.certificates import CertificateError, Credentials, Identity
-from deepreshape.private.transport.channel import Frame, ProtocolError
+from deepreshape.private.transport.certificates import Credentials, Identity
+from deepreshape.private.transport.channel import Frame
 from deepreshape.private.transport.handshake import Agreement, Greeting
 from deepreshape.private.transport.tls import HEADER, Limits, TlsChannel
 

@@ -18,20 +18,17 @@ from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 
-from deepreshape.private.errors import PrivateError
-from deepreshape.private.transport.certificates import Credentials, create_authority, issue
-from deepreshape.private.transport.channel import Channel, Frame, ProtocolError
-from deepreshape.private.transport.handshake import Agreement, client_session, server_session
-from deepreshape.private.transport.tls import (
-    HEADER,
+from deepreshape.private.errors import (
     ConnectionLostError,
-    Endpoint,
-    Limits,
     PeerAbortedError,
+    PrivateError,
+    ProtocolError,
     TimeLimitError,
-    TlsChannel,
-    listen,
 )
+from deepreshape.private.transport.certificates import Credentials, create_authority, issue
+from deepreshape.private.transport.channel import Channel, Frame
+from deepreshape.private.transport.handshake import Agreement, client_session, server_session
+from deepreshape.private.transport.tls import HEADER, Endpoint, Limits, TlsChannel, listen
 
 RECORD = struct.Struct("!BHH")
 CHANGE_CIPHER_SPEC = 20

@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deepreshape.private.arith.drelu import Mode, Window, Wrap
-from deepreshape.private.arith.ring import Field, Randomness, Ring
+from deepreshape.private.arith.ring import Field, Ring
+from deepreshape.private.arith.rng import Randomness
 
 
 def stochastic_relu(
@@ -31,9 +32,9 @@ def stochastic_relu(
         OverflowError: if a value does not fit the test.
     """
     sign = _sign(modulus, drop, mode)
-    if x.size and int(np.abs(x).max()) > sign.room:
+    if x.size and int(np.abs(x).max()) > sign.max_input:
         raise OverflowError(
-            f"values up to {np.abs(x).max()} exceed what {sign} can test: {sign.room}; widen the modulus"
+            f"values up to {np.abs(x).max()} exceed what {sign} can test: {sign.max_input}; widen the modulus"
         )
     client = modulus.random(x.shape, rng or Randomness())
     server = modulus.sub(modulus.encode(x), client)

@@ -26,7 +26,8 @@ from deepreshape.cost import Profile
 from deepreshape.pricing.probe_runs import adjusted
 from deepreshape.pricing.timing import Step, both, fastest, least
 from deepreshape.private.arith.drelu import Window
-from deepreshape.private.arith.ring import Randomness, Ring
+from deepreshape.private.arith.ring import Ring
+from deepreshape.private.arith.rng import Randomness
 from deepreshape.private.crypto.he.bfv import ClientKey, Parameters, Responder, candidates, encode
 from deepreshape.private.crypto.labels import Delta
 from deepreshape.private.crypto.ot.cot import CotReceiver, CotSender

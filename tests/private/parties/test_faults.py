@@ -13,10 +13,10 @@ import pytest
 from programs import ONE_RELU, random_inputs
 from support.relay import INSIDE_TLS, PATIENT, Attack, Fault, Keys, Outcome, Relay, Talk, converse, judge_by
 
-from deepreshape.private.errors import PrivateError
+from deepreshape.private.errors import LostBatchError, PrivateError
 from deepreshape.private.parties.plan import Plan
 from deepreshape.private.parties.server import Model
-from deepreshape.private.parties.sessions import Client, LostBatchError, serve
+from deepreshape.private.parties.sessions import Client, serve
 from deepreshape.private.parties.store import Store
 from deepreshape.private.program import interpret as plain
 from deepreshape.private.program.relu_config import ReluConfig

@@ -21,7 +21,8 @@ from programs import every_kind, random_inputs
 from deepreshape.private.program import interpret as plain
 from deepreshape.private.program.relu_config import ReluConfig
 from deepreshape.private.errors import PrivateError
-from deepreshape.private.parties.sessions import Client, LostBatchError, serve
+from deepreshape.private.parties.sessions import Client, serve
+from deepreshape.private.errors import LostBatchError
 from deepreshape.private.parties.plan import Plan
 from deepreshape.private.parties.server import Model
 from deepreshape.private.parties.store import Store

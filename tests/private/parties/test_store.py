@@ -21,8 +21,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from deepreshape.private.errors import SpentError, StoreError
 from deepreshape.private.parties import store as store_module
-from deepreshape.private.parties.store import CHUNK_BYTES, Batch, Binding, SpentError, Store, StoreError
+from deepreshape.private.parties.store import CHUNK_BYTES, Batch, Binding, Store
 
 BINDING = Binding("ab" * 32, "cd" * 32, {"bits": 32, "garbler": "server"})
 ONE, TWO = "1" * 64, "2" * 64
@@ -265,7 +266,8 @@ def test_memory_stays_bounded(store: Store) -> None:
 KILLED_CLAIM = """
 import os, signal, sys
 from pathlib import Path
-from deepreshape.private.parties.store import Binding, Store, StoreError
+from deepreshape.private.parties.store import Binding, Store
+from deepreshape.private.errors import StoreError
 
 root, session = Path(sys.argv[1]), "1" * 64
 binding = Binding("ab" * 32, "cd" * 32, {"bits": 32})
@@ -421,7 +423,8 @@ def test_stuck_process_is_not_waited_for_without_end(store: Store, monkeypatch: 
 CLAIMER = """
 import sys
 from pathlib import Path
-from deepreshape.private.parties.store import Binding, Store, StoreError
+from deepreshape.private.parties.store import Binding, Store
+from deepreshape.private.errors import StoreError
 store = Store(Path(sys.argv[1]))
 binding = Binding("ab" * 32, "cd" * 32, {"bits": 32, "garbler": "server"})
 print("ready", flush=True)
@@ -494,7 +497,8 @@ def test_threads_race_for_one_batch(store: Store) -> None:
 FULL_DISK = """
 import resource, sys
 from pathlib import Path
-from deepreshape.private.parties.store import Binding, Store, StoreError
+from deepreshape.private.parties.store import Binding, Store
+from deepreshape.private.errors import StoreError
 store = Store(Path(sys.argv[1]))
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 try:

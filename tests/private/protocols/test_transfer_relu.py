@@ -9,14 +9,15 @@ import pytest
 from support.two_parties import fixed
 
 from deepreshape.private.arith.drelu import Parity, Sign, Window, Wrap
-from deepreshape.private.arith.ring import CIRCA_PRIME, DELPHI_PRIME, Field, Randomness, Ring, Words
+from deepreshape.private.arith.ring import CIRCA_PRIME, DELPHI_PRIME, Field, Ring, Words
+from deepreshape.private.arith.rng import Randomness
 from deepreshape.private.crypto.backend import using
 from deepreshape.private.crypto.backend.numpy import Reference
 from deepreshape.private.crypto.bit_fields import packed_bytes, unpack
 from deepreshape.private.crypto.labels import Context, Delta, permute_bits, pick
+from deepreshape.private.errors import ProtocolError
 from deepreshape.private.protocols import multiplexer, transfer_relu
 from deepreshape.private.protocols.transfer_relu import ChainRelu, Online, TransferRelu, TreeRelu
-from deepreshape.private.transport.channel import ProtocolError
 
 U = np.uint64
 CONTEXT = Context(b"session", "layer", 0)
@@ -93,7 +94,7 @@ KINDS = [ChainRelu, TreeRelu]
 @pytest.mark.parametrize("sign", SMALL, ids=str)
 def test_every_value_and_share(sign: Sign, shift: int, kind: type[TransferRelu]):
     relu = kind(sign.modulus, shift, sign)
-    room = min(sign.room, relu.mux.division.room)
+    room = min(sign.max_input, relu.mux.division.max_input)
     values, shares = np.arange(-room, room + 1), np.arange(sign.modulus.order, dtype=U)
     x, client = (np.repeat(side.ravel(), 4) for side in np.meshgrid(values, shares))
     mask = sign.modulus.random(len(x), fixed(2))
@@ -116,7 +117,7 @@ WIDE: list[tuple[Sign, int]] = [
 
 def spread(relu: ChainRelu, count: int) -> np.ndarray:
     """Values in range: many near zero, the extremes, and powers of two beside which tests change their minds."""
-    room = min(relu.sign.room, relu.mux.division.room)
+    room = min(relu.sign.max_input, relu.mux.division.max_input)
     draws = np.random.default_rng(3)
     edges = [power + step for power in (0, 1 << relu.shift, room - 1) for step in (-1, 0, 1)]
     x = np.concatenate([edges, np.negative(edges), draws.integers(1 - room, room, count)])
@@ -300,7 +301,7 @@ class Views:
         (parts.rows, parts.answer), output = online(relu, *steps)
         output = relu.modulus.add(output, mask)
         x = relu.modulus.decode(relu.modulus.add(np.array([x_client], U), np.array([x_server], U)))
-        if abs(int(x[0])) <= min(relu.sign.room, relu.mux.division.room):
+        if abs(int(x[0])) <= min(relu.sign.max_input, relu.mux.division.max_input):
             assert set(relu.modulus.decode(output).tolist()) == set(wanted(relu, x, np.array([x_client], U)).tolist())
         return parts
 

@@ -9,10 +9,10 @@ import pytest
 from programs import random_inputs, random_program
 
 from deepreshape.private.arith.ring import Ring
+from deepreshape.private.errors import ProtocolError
 from deepreshape.private.program.ops import ProgramError
 from deepreshape.private.program.relu_config import ReluConfig, Role
 from deepreshape.private.service.local_run import run_local
-from deepreshape.private.transport.channel import ProtocolError
 from deepreshape.private.transport.tls import Limits
 
 SEED = 13

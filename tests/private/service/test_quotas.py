@@ -12,8 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deepreshape.private.parties.store import Binding, SpentError, Store, StoreError
-from deepreshape.private.service.quotas import DAY_S, HOUR_S, CapError, Caps, Quotas
+from deepreshape.private.errors import CapError, SpentError, StoreError
+from deepreshape.private.parties.store import Binding, Store
+from deepreshape.private.service.quotas import DAY_S, HOUR_S, Caps, Quotas
 
 ANN, BOB = "a" * 64, "b" * 64
 CAPS = Caps(sessions=3, sessions_each=2, batches_each=2, queries_hour_each=2, queries_day_each=3)

@@ -24,6 +24,7 @@ from programs import ONE_RELU, every_kind, random_inputs
 from support.relay import PATIENT
 from support.service import Served, served
 
+from deepreshape.private.errors import ConnectionLostError, PeerAbortedError, ProtocolError, RefusedError
 from deepreshape.private.parties import store as store_module
 from deepreshape.private.parties.plan import Plan
 from deepreshape.private.parties.server import Model
@@ -34,17 +35,9 @@ from deepreshape.private.service.quotas import SHOWN, Caps
 from deepreshape.private.service.service import SPARE_DESCRIPTORS, STATUS_S, Service, _allow_descriptors, _Session
 from deepreshape.private.service.status import check_loopback
 from deepreshape.private.transport.certificates import Credentials, create_authority, issue
-from deepreshape.private.transport.channel import Frame, ProtocolError
+from deepreshape.private.transport.channel import Frame
 from deepreshape.private.transport.handshake import HELLO_BYTES
-from deepreshape.private.transport.tls import (
-    ConnectionLostError,
-    Endpoint,
-    Limits,
-    PeerAbortedError,
-    RefusedError,
-    TlsChannel,
-    listen,
-)
+from deepreshape.private.transport.tls import Endpoint, Limits, TlsChannel, listen
 
 Open = Callable[[Client], TlsChannel]
 X = random_inputs(ONE_RELU, 1, 1)

@@ -22,16 +22,10 @@ from cryptography.hazmat.primitives.serialization import (
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from support.relay import PATIENT, Keys
 
-from deepreshape.private.transport.certificates import (
-    CertificateError,
-    Credentials,
-    create_authority,
-    describe,
-    fingerprint,
-    issue,
-)
-from deepreshape.private.transport.channel import Frame, ProtocolError
-from deepreshape.private.transport.tls import ConnectionLostError, Endpoint, RefusedError, listen
+from deepreshape.private.errors import CertificateError, ConnectionLostError, ProtocolError, RefusedError
+from deepreshape.private.transport.certificates import Credentials, create_authority, describe, fingerprint, issue
+from deepreshape.private.transport.channel import Frame
+from deepreshape.private.transport.tls import Endpoint, listen
 
 
 @pytest.fixture(scope="module")

@@ -15,13 +15,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from deepreshape.private.errors import ConfigurationMismatchError, ProtocolError
 from deepreshape.private.transport.certificates import Identity, Role
-from deepreshape.private.transport.channel import Channel, Frame, Payload, ProtocolError
+from deepreshape.private.transport.channel import Channel, Frame, Payload
 from deepreshape.private.transport.handshake import (
     HELLO_BYTES,
     MACHINE,
     Agreement,
-    ConfigurationMismatchError,
     Greeting,
     Session,
     State,

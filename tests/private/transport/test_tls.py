@@ -32,20 +32,15 @@ from support.relay import (
     tls,
 )
 
-from deepreshape.private.transport.channel import Frame, ProtocolError
-from deepreshape.private.transport.tls import (
-    HEADER,
-    SLICE,
+from deepreshape.private.errors import (
     ConnectionLostError,
-    Endpoint,
-    Limits,
-    Link,
     PeerAbortedError,
+    ProtocolError,
     RefusedError,
     TimeLimitError,
-    TlsChannel,
-    listen,
 )
+from deepreshape.private.transport.channel import Frame
+from deepreshape.private.transport.tls import HEADER, SLICE, Endpoint, Limits, Link, TlsChannel, listen
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,7 @@
-"""Sign tests: what of two shares goes into a circuit that says whether x is positive, and how wrong it may be.
+"""DReLU on two shares: the word that each party makes of its share, and how wrong the sign that they give may be.
 
-Each test turns either share into a word of ``width`` bits; the circuit adds the two words, of which it needs no more
-than a carry, so it takes one AND a bit. Which party garbles is not the test's affair.
+A sign test turns either share into a word of ``width`` bits. The sign follows from one bit of the sum of the two words,
+for which two parties need no more than a carry over ``compared_bits``. How they compute it is not the test's concern.
 
 :class:`Window` is for the ring. The sign is the top bit of x, so of the sum of the shares. Bits from ``high`` up may be
 left out where |x| < 2^(high-1), since x has the same bit there as at the top (HummingBird: Maeng and Suh, 2023). The
@@ -10,7 +10,7 @@ left out where |x| < 2^(high-1), since x has the same bit there as at the top (H
     pos-zero:  x counts as positive if x > r:             0 < x < 2^low is zeroed with probability (2^low - x) / 2^low
     neg-pass:  x counts as positive if x + 2^low > r:     -2^low < x < 0 passes with probability (2^low - |x|) / 2^low
 
-which are the two rules of Circa (Ghodsi et al., NeurIPS 2021). For the client's word is floor(x_client / 2^low); the
+the two rules of Circa (Ghodsi et al., NeurIPS 2021). For the client's word is floor(x_client / 2^low); the
 server's is ceil(x_server / 2^low), one less for pos-zero; and their sum is ceil((x - r) / 2^low), or one less. Nothing
 else is ever wrong, and ``low`` = 0 is exact: then the rules differ at x = 0 only, where the ReLU is 0 either way.
 
@@ -26,13 +26,11 @@ floor(t / 2^low) adds the faults above, pos-zero with > and neg-pass with >=.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Literal, get_args
 
 import numpy as np
 
 from deepreshape.private.arith.ring import Bits, Field, Ring, Words
-from deepreshape.private.crypto.circuit import Builder, Circuit
 
 Mode = Literal["pos-zero", "neg-pass"]
 MODES: tuple[Mode, ...] = get_args(Mode)
@@ -60,17 +58,17 @@ class Window:
         return self.high - self.low
 
     @property
-    def and_gates(self) -> int:
-        """Of the circuit."""
+    def compared_bits(self) -> int:
+        """Bits of the two words that the carry is over."""
         return self.width - 1
 
     @property
-    def room(self) -> int:
-        """The largest absolute value for which the test is as good as said above."""
+    def max_input(self) -> int:
+        """The largest absolute value for which the above holds."""
         return (1 << (self.high - 1)) - (1 << self.low)
 
     @property
-    def passed(self) -> int:
+    def reach(self) -> int:
         """How far below zero a value may count as positive."""
         return (1 << self.low) - 1 if self.mode == "neg-pass" else 0
 
@@ -88,13 +86,8 @@ class Window:
         return (share >> np.uint64(self.low)) & np.uint64((1 << self.width) - 1)
 
     def positive(self, client: Words, server: Words) -> Bits:
-        """What the circuit says of two words."""
+        """The sign that two words give: zeros and ones."""
         return _bit(client + server, self.width - 1) ^ np.uint8(1)
-
-    def wire(self, build: Builder, one: list[int], other: list[int]) -> int:
-        """The circuit."""
-        top = build.xor(build.xor(one[-1], other[-1]), build.carry(one[:-1], other[:-1]))
-        return build.not_(top)
 
 
 @dataclass(frozen=True)
@@ -109,17 +102,17 @@ class Parity:
         return self.modulus.bits
 
     @property
-    def and_gates(self) -> int:
-        """Of the circuit."""
+    def compared_bits(self) -> int:
+        """As of :class:`Window`."""
         return self.width
 
     @property
-    def room(self) -> int:
+    def max_input(self) -> int:
         """As of :class:`Window`."""
         return self.modulus.order // 2
 
     @property
-    def passed(self) -> int:
+    def reach(self) -> int:
         """As of :class:`Window`."""
         return 0
 
@@ -132,12 +125,8 @@ class Parity:
         return self.modulus.add(share, share)
 
     def positive(self, client: Words, server: Words) -> Bits:
-        """What the circuit says of two words. The constant in the client's word is odd, and so is the number one."""
+        """As of :class:`Window`. The constant in the client's word is odd, and so is the number one."""
         return _bit(client ^ server, 0) ^ _bit(client + server, self.width)
-
-    def wire(self, build: Builder, one: list[int], other: list[int]) -> int:
-        """The circuit."""
-        return build.xor(build.xor(one[0], other[0]), build.carry(one, other))
 
 
 @dataclass(frozen=True)
@@ -158,19 +147,19 @@ class Wrap:
         return self.modulus.bits - self.low
 
     @property
-    def and_gates(self) -> int:
-        """Of the circuit."""
+    def compared_bits(self) -> int:
+        """As of :class:`Window`."""
         return self.width
 
     @property
-    def room(self) -> int:
-        """As of :class:`Window`; a wrap may let any value pass, and must leave the division room for it."""
+    def max_input(self) -> int:
+        """As of :class:`Window`; a wrap may let any value pass, and must leave the truncation room for it."""
         return self.modulus.order // 4
 
     @property
-    def passed(self) -> int:
+    def reach(self) -> int:
         """As of :class:`Window`."""
-        return self.room
+        return self.max_input
 
     def client_word(self, share: Words) -> Words:
         """2^width - 1 - floor(t / 2^low)."""
@@ -181,28 +170,11 @@ class Wrap:
         return share >> np.uint64(self.low)
 
     def positive(self, client: Words, server: Words) -> Bits:
-        """What the circuit says of two words: the carry, into which neg-pass carries one."""
+        """As of :class:`Window`: the carry, into which neg-pass carries one."""
         return _bit(client + server + np.uint64(self.mode == "neg-pass"), self.width)
-
-    def wire(self, build: Builder, one: list[int], other: list[int]) -> int:
-        """The circuit."""
-        return build.carry(one, other, carry_in=self.mode == "neg-pass")
 
 
 Sign = Window | Parity | Wrap
-
-
-@lru_cache
-def sign_circuit(sign: Sign, half: bool) -> Circuit:
-    """The garbler's and the evaluator's word to whether x counts as positive; ``sign.and_gates`` ANDs.
-
-    With ``half`` there is one more bit of the evaluator's, which is an output too: only its labels are of use.
-    """
-    build = Builder()
-    one = build.input("garbler", "share", sign.width)
-    other = build.input("evaluator", "share", sign.width)
-    through = build.input("evaluator", "half", 1) if half else []
-    return build.build([sign.wire(build, one, other), *through])
 
 
 def _bit(words: Words, at: int) -> Bits:

@@ -1,23 +1,21 @@
-"""Additive shares over Z_{2^l} and Z_p, their bytes on the wire, and the random stream that masks them.
+"""Additive shares over Z_{2^l} and Z_p, and their bytes on the wire.
 
 A value x is held as x = x_client + x_server in a :class:`Ring` or a :class:`Field`; one share alone is uniform, so it
-says nothing about x. That is perfect secrecy given uniform masks, and the masks come from AES-256 in counter mode under
-a seed of the operating system: the only assumption is that AES-256 is a pseudorandom permutation.
+says nothing about x. That is perfect secrecy given uniform blinds, and these come from the streams of ``rng.py``.
 
 Every array of shares is uint64 and holds canonical representatives, 0 <= share < order.
 """
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
-from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from numpy.typing import NDArray
 
-from deepreshape.private.transport.channel import ProtocolError
+from deepreshape.private.arith.rng import Randomness
+from deepreshape.private.errors import ProtocolError
 
 Words = NDArray[np.uint64]
 Bits = NDArray[np.uint8]
@@ -30,65 +28,6 @@ PRIME_32 = 2**32 - 2**20 + 1
 
 DELPHI_PRIME = 2061584302081
 """41 bits; DELPHI (Mishra et al., USENIX Security 2020)."""
-
-SEED_BYTES = 32
-
-_ZEROS = np.zeros(1 << 16, np.uint8)
-"""What a stream encrypts where only its bytes are wanted: few enough to stay in cache."""
-
-
-class Randomness:
-    """A stream of pseudorandom bytes: AES-256 in counter mode, from a zero counter, under a key used for nothing else.
-
-    Args:
-        seed: 32 bytes. Left out, they come from the operating system. Two streams of one seed are equal, which is what
-            parties who share a seed want, and what nobody else may do.
-
-    A stream moves forward only, and one thread may read it. A forked process would read the same bytes again as masks
-    and labels of its own, so only the process that made a stream may read it.
-    """
-
-    def __init__(self, seed: bytes | None = None) -> None:
-        key = os.urandom(SEED_BYTES) if seed is None else seed
-        if len(key) != SEED_BYTES:
-            raise ValueError(f"a random stream needs a seed of {SEED_BYTES} bytes, got {len(key)}")
-        self._stream = Cipher(algorithms.AES(key), modes.CTR(bytes(16))).encryptor()
-        self._process = os.getpid()
-
-    def mask(self, data: NDArray[Any], out: NDArray[Any]) -> None:
-        """Write ``data`` ^ the next bytes to ``out``; both contiguous, of one size.
-
-        Raises:
-            RuntimeError: in another process than the one that made the stream.
-        """
-        if os.getpid() != self._process:
-            raise RuntimeError("this random stream is another process's; make one here, with a seed of its own")
-        self._stream.update_into(data.data.cast("B"), out.data.cast("B"))
-
-    def fill(self, out: NDArray[Any]) -> None:
-        """Write the next bytes over ``out``, a contiguous array."""
-        flat = out.reshape(-1).view(np.uint8)
-        for start in range(0, flat.size, _ZEROS.size):
-            piece = flat[start : start + _ZEROS.size]
-            self.mask(_ZEROS[: piece.size], piece)
-
-    def bytes(self, count: int) -> Bits:
-        """The next ``count`` bytes, as a writable uint8 array."""
-        out = np.empty(count, np.uint8)
-        self.fill(out)
-        return out
-
-    def words(self, count: int) -> Words:
-        """The next ``count`` 64-bit words."""
-        return self.bytes(8 * count).view(np.uint64)
-
-    def labels(self, count: int) -> Words:
-        """The next ``count`` wire labels, uint64 of shape (count, 2)."""
-        return self.words(2 * count).reshape(count, 2)
-
-    def seed(self) -> bytes:
-        """A seed for a stream of its own."""
-        return self.bytes(SEED_BYTES).tobytes()
 
 
 class Modulus(Protocol):
@@ -175,28 +114,28 @@ class Ring:
         return -(-self.bits // 8)
 
     @property
-    def _mask(self) -> np.uint64:
+    def _ones(self) -> np.uint64:
         return np.uint64(self.order - 1)
 
     def add(self, a: Words, b: Words) -> Words:
-        return (a + b) & self._mask
+        return (a + b) & self._ones
 
     def sub(self, a: Words, b: Words) -> Words:
-        return (a - b) & self._mask
+        return (a - b) & self._ones
 
     def neg(self, a: Words) -> Words:
-        return (~a + np.uint64(1)) & self._mask
+        return (~a + np.uint64(1)) & self._ones
 
     def scale(self, a: Words, factor: int) -> Words:
-        return (a * np.uint64(factor % self.order)) & self._mask
+        return (a * np.uint64(factor % self.order)) & self._ones
 
     def random(self, shape: int | tuple[int, ...], rng: Randomness) -> Words:
-        return rng.words(int(np.prod(shape))).reshape(shape) & self._mask
+        return rng.words(int(np.prod(shape))).reshape(shape) & self._ones
 
     def encode(self, values: NDArray[np.int64]) -> Words:
         half = 1 << (self.bits - 1)
         _refuse_outside(values, -half, half - 1, self)
-        return values.astype(np.int64).view(np.uint64) & self._mask
+        return values.astype(np.int64).view(np.uint64) & self._ones
 
     def decode(self, a: Words) -> NDArray[np.int64]:
         drop = np.int64(64 - self.bits)
@@ -256,12 +195,12 @@ class Field:
 
     def random(self, shape: int | tuple[int, ...], rng: Randomness) -> Words:
         count = int(np.prod(shape))
-        found = np.empty(0, np.uint64)
-        while found.size < count:
+        drawn = np.empty(0, np.uint64)
+        while drawn.size < count:
             # rejection keeps it uniform; every draw is kept with probability over one half
-            draw = rng.words(count - found.size + 16) >> np.uint64(64 - self.bits)
-            found = np.concatenate([found, draw[draw < self.prime]])
-        return found[:count].reshape(shape)
+            draw = rng.words(count - drawn.size + 16) >> np.uint64(64 - self.bits)
+            drawn = np.concatenate([drawn, draw[draw < self.prime]])
+        return drawn[:count].reshape(shape)
 
     def encode(self, values: NDArray[np.int64]) -> Words:
         half = self.prime // 2

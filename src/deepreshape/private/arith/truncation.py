@@ -1,4 +1,4 @@
-"""Division of a shared value by 2^f, up to one product of two bits, of which each party knows one.
+"""Truncation of a shared value by f bits, up to one product of two bits, of which each party knows one.
 
 Before: x = x_client + x_server mod M, M = 2^l or a prime. Wanted: shares of x / 2^f, rounded. The idea is that of the
 truncation of non-negative values in CrypTFlow2 (Rathee et al., CCS 2020) and SIRNN (Rathee et al., IEEE S&P 2021),
@@ -37,7 +37,7 @@ from deepreshape.private.arith.ring import Bits, Field, Modulus, Ring, Words
 
 
 @dataclass(frozen=True)
-class Division:
+class ShareTruncation:
     """By 2^``shift`` over ``modulus``, right for values down to -``reach``."""
 
     modulus: Ring | Field
@@ -49,21 +49,21 @@ class Division:
             raise ValueError(f"{self.modulus} takes a shift of 0 to {self.modulus.bits - 3}, not {self.shift}")
 
     @property
-    def room(self) -> int:
+    def max_input(self) -> int:
         """The largest value that comes out right."""
-        return (self.modulus.order - 1) // 2 - self.raised
+        return (self.modulus.order - 1) // 2 - self.addend
 
     @property
-    def back(self) -> int:
+    def quotient(self) -> int:
         """The q above."""
         return -(-self.reach >> self.shift)
 
     @property
-    def raised(self) -> int:
+    def addend(self) -> int:
         """The d above."""
         if not self.shift:
             return 0
-        return (self.back << self.shift) + (1 << self.shift) - 1 - self.modulus.order % (1 << self.shift)
+        return (self.quotient << self.shift) + (1 << self.shift) - 1 - self.modulus.order % (1 << self.shift)
 
     @property
     def message(self) -> Modulus:
@@ -87,9 +87,9 @@ class Division:
         return self.modulus.sub(share >> np.uint64(self.shift), wrap), half
 
     def server_part(self, share: Words) -> tuple[Words, Bits]:
-        """The same for the server's share, raised by d and taken back by q."""
-        part, half = self.client_part(self.modulus.add(share, np.full_like(share, self.raised)))
-        return self.modulus.sub(part, np.full_like(share, self.back if self.shift else 0)), half
+        """The same for the server's share, with d added before and q taken off after."""
+        part, half = self.client_part(self.modulus.add(share, np.full_like(share, self.addend)))
+        return self.modulus.sub(part, np.full_like(share, self.quotient if self.shift else 0)), half
 
     def rounded(self, x: NDArray[np.int64], client: Words) -> NDArray[np.int64]:
         """What two parties make of ``x`` when the client's share of it is ``client``, bit for bit.
@@ -97,7 +97,7 @@ class Division:
         Both of one shape, or of shapes that broadcast.
         """
         modulus = self.modulus
-        mine, b_client = self.client_part(client)
-        theirs, b_server = self.server_part(modulus.sub(modulus.encode(x), client))
-        both = np.where(b_client & b_server, np.uint64(self.correction), np.uint64(0))
-        return modulus.decode(modulus.add(modulus.add(mine, theirs), modulus.scale(both, self.unit)))
+        client_part, b_client = self.client_part(client)
+        server_part, b_server = self.server_part(modulus.sub(modulus.encode(x), client))
+        product = np.where(b_client & b_server, np.uint64(self.correction), np.uint64(0))
+        return modulus.decode(modulus.add(modulus.add(client_part, server_part), modulus.scale(product, self.unit)))

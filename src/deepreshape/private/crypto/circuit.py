@@ -1,20 +1,17 @@
-"""Boolean circuits of AND, XOR and NOT, and the ReLU on two shares as such a circuit.
+"""Boolean circuits of AND, XOR and NOT, and the adders and comparisons they are made of.
 
-The ReLU circuit is that of DELPHI (Mishra et al., USENIX Security 2020): add the two input shares, keep the sum where
-it is not negative, drop the low bits (truncation costs nothing: wires are left out), add the output mask. Only ANDs
-cost anything once garbled, so adders and comparisons use one AND a bit (Kolesnikov, Sadeghi and Schneider, CANS 2009).
+Only ANDs cost anything once garbled, so adders and comparisons use one AND a bit (Kolesnikov, Sadeghi and Schneider,
+CANS 2009).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-
-from deepreshape.private.arith.ring import Bits, Modulus, Ring
 
 Owner = Literal["garbler", "evaluator"]
 Op = Literal["and", "xor", "not"]
@@ -241,82 +238,3 @@ class Builder:
             else:
                 result.append(self.xor(x, self.and_(wraps, below if bit else self.not_(below))))
         return result
-
-
-def relu(modulus: Modulus, shift: int) -> Circuit:
-    """The shared ReLU: (max(x, 0) >> shift) + mask, for x = the garbler's share + the evaluator's.
-
-    Inputs are (garbler, "share"), (garbler, "mask") and (evaluator, "share"), in this order, each below the modulus;
-    the output is one word. All are ``modulus.bits`` wide. Which party garbles is not the circuit's affair.
-
-    Raises:
-        ValueError: unless 0 <= shift <= modulus.bits - 2.
-    """
-    if isinstance(modulus, Ring):
-        return relu_ring(modulus.bits, shift)
-    return relu_field(modulus.order, shift)
-
-
-@lru_cache
-def relu_ring(bits: int, shift: int) -> Circuit:
-    """:func:`relu` over Z_{2^bits}: 3 (bits - 1) - shift ANDs.
-
-    Two carry chains of bits - 1, and bits - 1 - shift selections: the top bit of a ReLU is zero.
-    """
-    build, share, theirs, mask = _relu_inputs(bits, shift)
-    x = build.add(share, theirs, carry_out=False)
-    positive = build.not_(x[-1])
-    kept = [build.and_(wire, positive) for wire in x[shift:-1]]
-    return build.build(build.add(mask, kept, carry_out=False))
-
-
-@lru_cache
-def relu_field(prime: int, shift: int) -> Circuit:
-    """:func:`relu` over Z_p for an n-bit odd prime: 8n - 3 - shift - z ANDs, z the trailing zeros of (p + 1) / 2.
-
-    z is 0 for p = 1 mod 4, as the primes of the literature are; the literature's 8n - 3 has shift 0.
-    """
-    bits = prime.bit_length()
-    build, share, theirs, mask = _relu_inputs(bits, shift)
-    x = build.add_mod(share, theirs, prime)
-    negative, _ = build.at_least(x, (prime + 1) // 2)
-    positive = build.not_(negative)
-    kept = [build.and_(wire, positive) for wire in x[shift:]]
-    return build.build(build.add_mod(mask, kept, prime))
-
-
-def and_gates(modulus: Modulus, shift: int) -> int:
-    """AND gates of :func:`relu`, by formula."""
-    if isinstance(modulus, Ring):
-        return 3 * (modulus.bits - 1) - shift
-    half = (modulus.order + 1) // 2
-    return 8 * modulus.bits - 3 - shift - ((half & -half).bit_length() - 1)
-
-
-def _relu_inputs(bits: int, shift: int) -> tuple[Builder, list[int], list[int], list[int]]:
-    if not 0 <= shift <= bits - 2:
-        raise ValueError(f"cannot drop {shift} bits of a ReLU of {bits}; the shift must be 0 to {bits - 2}")
-    build = Builder()
-    share = build.input("garbler", "share", bits)
-    mask = build.input("garbler", "mask", bits)
-    theirs = build.input("evaluator", "share", bits)
-    return build, share, theirs, mask
-
-
-def evaluate_plain(circuit: Circuit, inputs: Bits) -> Bits:
-    """The circuit in the clear, gate by gate: the reference that the engines are held against.
-
-    Args:
-        circuit: what to evaluate.
-        inputs: zeros and ones, uint8 of shape (circuit.width, n).
-
-    Returns:
-        The outputs, uint8 of shape (len(circuit.outputs), n).
-    """
-    if inputs.shape[0] != circuit.width:
-        raise ValueError(f"the circuit has {circuit.width} input wires, got {inputs.shape[0]} rows")
-    wires = list(inputs)
-    for gate in circuit.gates:
-        a, b = wires[gate.a], wires[gate.b]
-        wires.append(a & b if gate.op == "and" else a ^ b if gate.op == "xor" else a ^ 1)
-    return np.stack([wires[wire] for wire in circuit.outputs])

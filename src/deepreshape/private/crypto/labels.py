@@ -23,7 +23,8 @@ from typing import NoReturn, SupportsIndex
 import numpy as np
 from numpy.typing import NDArray
 
-from deepreshape.private.arith.ring import Bits, Modulus, Randomness, Ring, Words
+from deepreshape.private.arith.ring import Bits, Modulus, Ring, Words
+from deepreshape.private.arith.rng import Randomness
 from deepreshape.private.crypto.backend import engine
 
 PERMUTE_BIT = 63

@@ -19,22 +19,22 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from deepreshape.private.arith.ring import Randomness
+from deepreshape.private.arith.rng import Randomness
 from deepreshape.private.crypto.backend import prepare_aside
+from deepreshape.private.errors import ConfigurationMismatchError, ProtocolError, StoreError
 from deepreshape.private.parties import client, server
 from deepreshape.private.parties.plan import Plan
 from deepreshape.private.parties.preprocessing import Reading, Writing
 from deepreshape.private.parties.server import Model
-from deepreshape.private.parties.store import Batch, Binding, Store, StoreError
+from deepreshape.private.parties.store import Batch, Binding, Store
 from deepreshape.private.program.encoding import digest
 from deepreshape.private.program.ops import Integers
 from deepreshape.private.program.relu_config import Role
 from deepreshape.private.protocols.base import Run
-from deepreshape.private.transport.channel import Channel, Frame, ProtocolError
+from deepreshape.private.transport.channel import Channel, Frame
 from deepreshape.private.transport.handshake import (
     BATCH,
     Agreement,
-    ConfigurationMismatchError,
     Connection,
     Session,
     client_session,

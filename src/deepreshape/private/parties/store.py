@@ -57,7 +57,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-from deepreshape.private.errors import PrivateError
+from deepreshape.private.errors import SpentError, StoreError
 from deepreshape.private.files import check_owned, read_at_most, read_json, sync_folder
 from deepreshape.private.transport.channel import Payload, as_bytes
 
@@ -77,14 +77,6 @@ STATES = "writing", "fresh", "claimed"
 ID = re.compile(r"[0-9a-f]{64}")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 PARAMETER = re.compile(r"[A-Za-z0-9_.-]{1,64}")
-
-
-class StoreError(PrivateError):
-    """The store cannot give or take this batch; the message says why."""
-
-
-class SpentError(StoreError):
-    """The batch was claimed before, here or by another process, and can never be used again."""
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,9 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from deepreshape.private.arith.ring import Field, Randomness, Ring, Words
-from deepreshape.private.arith.truncation import Division
+from deepreshape.private.arith.ring import Field, Ring, Words
+from deepreshape.private.arith.rng import Randomness
+from deepreshape.private.arith.truncation import ShareTruncation
 from deepreshape.private.program.ops import INPUT, Exact, Integers, Relu, Truncate
 from deepreshape.private.program.program import Program, truncation_room
 
@@ -120,7 +121,7 @@ class _Parties(NamedTuple):
         _within(op.inputs[0], x if where is None else x[:, where], room, f"what {op.name} can truncate without a ReLU")
         if share is None:
             return x >> np.int64(op.shift)
-        return Division(self.modulus, op.shift, self.modulus.order // 4).rounded(x, share)
+        return ShareTruncation(self.modulus, op.shift, self.modulus.order // 4).rounded(x, share)
 
 
 def _within(name: str, x: Exact, room: int, what: str) -> Integers:

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deepreshape.private.arith.ring import Field, Ring
-from deepreshape.private.arith.truncation import Division
+from deepreshape.private.arith.truncation import ShareTruncation
 from deepreshape.private.program.ops import (
     INPUT,
     MOST_ELEMENTS,
@@ -218,7 +218,7 @@ def from_fixed(values: Integers, fraction: int) -> NDArray[np.float64]:
 def truncation_room(modulus: Ring | Field, shift: int) -> int:
     """The largest absolute value that can be truncated by ``shift`` bits without a circuit; see ``truncate.py``."""
     reach = modulus.order // 4
-    return min(reach, Division(modulus, shift, reach).room)
+    return min(reach, ShareTruncation(modulus, shift, reach).max_input)
 
 
 def _check_weights(op: Weighted, weights: Weights, source: Value) -> None:

@@ -28,7 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deepreshape.private.arith.ring import Field, Ring
-from deepreshape.private.arith.truncation import Division
+from deepreshape.private.arith.truncation import ShareTruncation
 from deepreshape.private.program.graph import Conv, Dense, Flat, Layer, Pool, Quadratic, Rectify, Sum
 from deepreshape.private.program.ops import (
     INPUT,
@@ -324,7 +324,7 @@ class _Formats:
         fraction = self.rest - 1
         while fraction - self.rest < self.modulus.bits - 3:
             shift = max(fraction + 1 - self.rest, 0)
-            room = Division(self.modulus, shift).room
+            room = ShareTruncation(self.modulus, shift).max_input
             if group in plan.shifted:
                 room = truncation_room(self.modulus, shift)
             if max(self.limit(name, fraction + 1) for name in members) > room:

@@ -17,7 +17,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from deepreshape.private.arith.ring import Randomness, Ring
+from deepreshape.private.arith.ring import Ring
+from deepreshape.private.arith.rng import Randomness
 from deepreshape.private.program import interpret as plain
 from deepreshape.private.program.encoding import digest
 from deepreshape.private.program.interpret import Rectifier

@@ -26,7 +26,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deepreshape.cost import Work
-from deepreshape.private.arith.ring import Field, Randomness, Ring, Words
+from deepreshape.private.arith.ring import Field, Ring, Words
+from deepreshape.private.arith.rng import Randomness
 from deepreshape.private.crypto.labels import refuse_copy
 from deepreshape.private.program.ops import Relu
 from deepreshape.private.program.relu_config import Role

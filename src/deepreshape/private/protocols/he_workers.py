@@ -26,9 +26,9 @@ import numpy as np
 
 from deepreshape.private.crypto.he.bfv import Parameters, Responder
 from deepreshape.private.crypto.he.residues import Buffer, Residues
+from deepreshape.private.errors import ProtocolError
 from deepreshape.private.processes import command, safe_environment
 from deepreshape.private.protocols.packing import Convolution, EncodedWeights, Layout, encode_row, respond_tiles
-from deepreshape.private.transport.channel import ProtocolError
 
 PRODUCTS_EACH = 2000
 """Products that are worth a process: about a second of work, where starting one takes half of that."""

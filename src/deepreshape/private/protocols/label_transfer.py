@@ -20,10 +20,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deepreshape.private.arith.drelu import Sign, sign_circuit
-from deepreshape.private.arith.ring import SEED_BYTES, Bits, Field, Randomness, Ring, Words
-from deepreshape.private.crypto.circuit import Circuit, relu
-from deepreshape.private.crypto.gc.halfgates import TABLE_BYTES, evaluate_labels, garble_labels, table_shape
+from deepreshape.private.arith.drelu import Sign
+from deepreshape.private.arith.ring import Bits, Field, Ring, Words
+from deepreshape.private.arith.rng import SEED_BYTES, Randomness
+from deepreshape.private.crypto.circuit import Circuit
+from deepreshape.private.crypto.gc.halfgates import TABLE_BYTES, evaluate, garble, table_shape
+from deepreshape.private.crypto.gc.relu_circuits import relu_circuit, sign_circuit
 from deepreshape.private.crypto.labels import Context, Delta, pick
 from deepreshape.private.crypto.ot.cot import CotReceiver, CotSender
 from deepreshape.private.crypto.ot.iknp import IKNP
@@ -58,7 +60,7 @@ class GarbledLayer:
     def circuit(self) -> Circuit:
         """The circuit of one instance."""
         if self.sign is None:
-            return relu(self.modulus, self.shift)
+            return relu_circuit(self.modulus, self.shift)
         return sign_circuit(self.sign, self.shift > 0)
 
     @property
@@ -197,7 +199,7 @@ def send_circuits(
             else:
                 labels = [own, theirs ^ hidden.labels(layer.chosen * size).reshape(theirs.shape)]
             context = layer.context(run.id, number)
-            tables, outputs = garble_labels(layer.circuit, offset, labels, context, room)
+            tables, outputs = garble(layer.circuit, offset, labels, context, room)
             run.channel.send(Frame.TABLES, tables)
             yield outputs
 
@@ -252,7 +254,7 @@ def evaluated(
         derived = shown.labels(known * size).reshape(known, size, 2)
         labels = [sent, derived, own] if layer.garbler == "server" else [derived, own ^ sent]
         context = layer.context(run.id, number)
-        yield arrays, evaluate_labels(layer.circuit, arrays["tables"], labels, context)
+        yield arrays, evaluate(layer.circuit, arrays["tables"], labels, context)
 
 
 def wipe(arrays: Iterable[NDArray[Any]]) -> None:

@@ -7,7 +7,7 @@ is the bit to multiply by and t a random bit of the server. After: shares of s T
 *Parts.* T = E + G + e g K, of which the client knows E and e offline, the server G and g online. The client has two
 transfers, with pads A of the one it chooses by e and B of one with a random choice kappa; the server has one, of choice
 t, in which the client has both pads C and C'. All pads are hashes; those for the wrap e g K are in the group of
-``Division.message``, whose unit is u.
+``ShareTruncation.message``, whose unit is u.
 
     offline  client -> server   its choice of e, masked;  M3 = (1 - 2 kappa) E - C_1 + C_0
     online   server -> client   M2 = (1 - 2 t) T_S - B_1 + B_0;  M1 = g K - A_1 + A_0
@@ -42,10 +42,10 @@ from functools import cached_property
 import numpy as np
 
 from deepreshape.private.arith.ring import Field, Modulus, Ring, Words
-from deepreshape.private.arith.truncation import Division
+from deepreshape.private.arith.truncation import ShareTruncation
 from deepreshape.private.crypto.labels import Context, Delta, blinds, permute_bits
+from deepreshape.private.errors import ProtocolError
 from deepreshape.private.protocols.carry_chain import ONE
-from deepreshape.private.transport.channel import ProtocolError
 
 KAPPA, HALF, BACK, BACK_WRAP = "kappa", "half", "multiplexer", "multiplexer, wrap"
 """Tweaks of the hash."""
@@ -73,8 +73,8 @@ class Multiplexer:
     reach: int
 
     @cached_property
-    def division(self) -> Division:
-        return Division(self.modulus, self.shift, self.reach)
+    def division(self) -> ShareTruncation:
+        return ShareTruncation(self.modulus, self.shift, self.reach)
 
     @property
     def transfers(self) -> int:

@@ -42,7 +42,7 @@ from itertools import count
 import numpy as np
 from numpy.typing import NDArray
 
-from deepreshape.private.arith.ring import Randomness
+from deepreshape.private.arith.rng import Randomness
 from deepreshape.private.crypto.he.bfv import (
     DEGREE,
     ClientKey,
@@ -54,8 +54,9 @@ from deepreshape.private.crypto.he.bfv import (
     encode,
 )
 from deepreshape.private.crypto.he.residues import Buffer, Residues, uniform
+from deepreshape.private.errors import ProtocolError
 from deepreshape.private.program.ops import SUM_BITS, largest_sum
-from deepreshape.private.transport.channel import Channel, Frame, ProtocolError
+from deepreshape.private.transport.channel import Channel, Frame
 from deepreshape.private.transport.ledger import Phase
 
 PRODUCT_COST = 16 * 1024

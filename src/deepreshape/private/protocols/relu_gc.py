@@ -26,8 +26,9 @@ from typing import final
 import numpy as np
 
 from deepreshape.private.arith.ring import Bits, Field, Ring, Words, from_bits, to_bits
-from deepreshape.private.crypto.circuit import and_gates
+from deepreshape.private.crypto.gc.relu_circuits import relu_and_gates
 from deepreshape.private.crypto.labels import permute_bits
+from deepreshape.private.errors import ProtocolError
 from deepreshape.private.program.ops import Relu
 from deepreshape.private.protocols.base import Arrays, Integers, Message, Offline, Prepared, Run, Segment
 from deepreshape.private.protocols.label_transfer import (
@@ -47,7 +48,7 @@ from deepreshape.private.protocols.label_transfer import (
     send_labels,
 )
 from deepreshape.private.protocols.relu_garbled import OTHER, GarbledRelu
-from deepreshape.private.transport.channel import Frame, ProtocolError
+from deepreshape.private.transport.channel import Frame
 
 
 @final
@@ -109,7 +110,7 @@ class ReluGc(GarbledRelu):
 
     def offline_messages(self, layer: GarbledLayer) -> tuple[Segment, ...]:
         decode = sum(-(-layer.modulus.bits * size // 8) for size in layer.sizes)
-        garbled = garbled_bytes(layer, and_gates(layer.modulus, layer.shift)) + decode
+        garbled = garbled_bytes(layer, relu_and_gates(layer.modulus, layer.shift)) + decode
         evaluator = OTHER[layer.garbler]
         return (Message(evaluator, choosing_bytes(layer)),), (Message(layer.garbler, garbled),)
 
@@ -120,7 +121,7 @@ class ReluGc(GarbledRelu):
 
     def stored(self, layer: GarbledLayer) -> tuple[int, int]:
         bits = layer.modulus.bits
-        garbler, evaluator = kept_bytes(layer, and_gates(layer.modulus, layer.shift))
+        garbler, evaluator = kept_bytes(layer, relu_and_gates(layer.modulus, layer.shift))
         evaluator += sum(-(-bits * size // 8) for size in layer.sizes)
         if layer.garbler == "server":
             return evaluator + 8 * layer.count, garbler + 8 * layer.count

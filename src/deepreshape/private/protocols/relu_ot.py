@@ -263,7 +263,7 @@ class ReluOt(ReluProtocol[OtLayer, Ends]):
         return np.where(positive, layer.relu.mux.division.rounded(x, client), 0)
 
     def max_input(self, layer: OtLayer) -> int:
-        return min(layer.relu.sign.room, layer.relu.mux.division.room)
+        return min(layer.relu.sign.max_input, layer.relu.mux.division.max_input)
 
 
 def _counts(layers: Sequence[OtLayer]) -> tuple[int, int]:

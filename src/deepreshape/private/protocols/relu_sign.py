@@ -61,7 +61,7 @@ import numpy as np
 
 from deepreshape.private.arith.drelu import Parity, Sign, Window, Wrap
 from deepreshape.private.arith.ring import Bits, Field, Modulus, Ring, Words, to_bits
-from deepreshape.private.arith.truncation import Division
+from deepreshape.private.arith.truncation import ShareTruncation
 from deepreshape.private.crypto.labels import blinds, permute_bits, pick
 from deepreshape.private.crypto.ot.iknp import IKNP
 from deepreshape.private.program.ops import ProgramError, Relu
@@ -118,7 +118,7 @@ class ReluSign(GarbledRelu):
         return np.where(positive, _division(layer).rounded(x, client), 0)
 
     def max_input(self, layer: GarbledLayer) -> int:
-        return min(sign_of(layer).room, _division(layer).room)
+        return min(sign_of(layer).max_input, _division(layer).max_input)
 
     def client_garbles(self, run: Run, layer: GarbledLayer, garbler: Garbler, share: Words, mask: Words) -> Offline:
         sign = sign_of(layer)
@@ -172,7 +172,7 @@ class ReluSign(GarbledRelu):
         return modulus.add(own, _elements(run, layer))
 
     def offline_messages(self, layer: GarbledLayer) -> tuple[Segment, ...]:
-        garbled = garbled_bytes(layer, sign_of(layer).and_gates) + IKNP.chosen_bytes(layer.count)
+        garbled = garbled_bytes(layer, sign_of(layer).compared_bits) + IKNP.chosen_bytes(layer.count)
         garbled += sum(-(-size // 8) for size in layer.sizes)
         evaluator = OTHER[layer.garbler]
         segments = (Message(evaluator, choosing_bytes(layer)),), (Message(layer.garbler, garbled),)
@@ -189,7 +189,7 @@ class ReluSign(GarbledRelu):
 
     def stored(self, layer: GarbledLayer) -> tuple[int, int]:
         bit, word = -(-layer.count // 8), 8 * layer.count
-        garbler, evaluator = kept_bytes(layer, sign_of(layer).and_gates)
+        garbler, evaluator = kept_bytes(layer, sign_of(layer).compared_bits)
         garbler += LABEL_BYTES * len(layer.circuit.outputs) * layer.count + bit + 2 * word
         evaluator += 2 * word + sum(-(-size // 8) for size in layer.sizes)
         if layer.garbler == "server":
@@ -203,8 +203,8 @@ def sign_of(layer: GarbledLayer) -> Sign:
     return layer.sign
 
 
-def _division(layer: GarbledLayer) -> Division:
-    return Division(layer.modulus, layer.shift, sign_of(layer).passed)
+def _division(layer: GarbledLayer) -> ShareTruncation:
+    return ShareTruncation(layer.modulus, layer.shift, sign_of(layer).reach)
 
 
 def _garble(run: Run, layer: GarbledLayer, garbler: Garbler, known: Bits, kept: Arrays | None = None) -> Offline:

@@ -25,7 +25,8 @@ from typing import Literal, final
 import numpy as np
 
 from deepreshape.private.arith.drelu import Parity, Sign, Window, Wrap
-from deepreshape.private.arith.ring import Bits, Field, Randomness, Ring, Words
+from deepreshape.private.arith.ring import Bits, Field, Ring, Words
+from deepreshape.private.arith.rng import Randomness
 from deepreshape.private.crypto.backend import engine
 from deepreshape.private.crypto.bit_fields import pack, packed_bytes, unpack
 from deepreshape.private.crypto.labels import Context, Delta, permute_bits
@@ -54,7 +55,7 @@ class TransferRelu(ABC):
 
     @cached_property
     def mux(self) -> Multiplexer:
-        return Multiplexer(self.modulus, self.shift, self.sign.passed)
+        return Multiplexer(self.modulus, self.shift, self.sign.reach)
 
     @property
     def bits(self) -> int:

@@ -37,7 +37,7 @@ from typing import final
 import numpy as np
 
 from deepreshape.private.arith.ring import Field, Ring, Words
-from deepreshape.private.arith.truncation import Division
+from deepreshape.private.arith.truncation import ShareTruncation
 from deepreshape.private.crypto.labels import Context, Delta, blinds
 from deepreshape.private.crypto.ot.cot import CotReceiver, CotSender
 from deepreshape.private.crypto.ot.iknp import IKNP
@@ -76,9 +76,9 @@ class TruncationLayer:
             raise ValueError(f"{self}: needs a shift of 1 to {self.modulus.bits - 3} and at least one value")
 
     @property
-    def division(self) -> Division:
+    def division(self) -> ShareTruncation:
         """The rounding, of values of either sign."""
-        return Division(self.modulus, self.shift, self.modulus.order // 4)
+        return ShareTruncation(self.modulus, self.shift, self.modulus.order // 4)
 
 
 @dataclass(repr=False)

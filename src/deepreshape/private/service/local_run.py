@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 
 from deepreshape.private.arith.ring import Words
 from deepreshape.private.crypto.backend import engine
+from deepreshape.private.errors import ProtocolError
 from deepreshape.private.parties.plan import Plan
 from deepreshape.private.parties.server import Model
 from deepreshape.private.parties.sessions import Client, Progress, serve
@@ -40,7 +41,6 @@ from deepreshape.private.program.ops import Integers
 from deepreshape.private.program.program import Program
 from deepreshape.private.program.relu_config import GC_FULL, ReluConfig, Role
 from deepreshape.private.transport.certificates import Credentials, create_authority, issue
-from deepreshape.private.transport.channel import ProtocolError
 from deepreshape.private.transport.ledger import Ledger
 from deepreshape.private.transport.tls import Endpoint, Limits, Link, listen
 

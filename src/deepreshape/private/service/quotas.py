@@ -15,10 +15,10 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
+from deepreshape.private.errors import CapError, StoreError
 from deepreshape.private.files import read_at_most, replace_file
 from deepreshape.private.parties.sessions import Work
-from deepreshape.private.parties.store import Store, StoreError
-from deepreshape.private.transport.channel import ProtocolError
+from deepreshape.private.parties.store import Store
 
 Outcome = Literal["served", "failed", "refused"]
 HOUR_S, DAY_S = 3600.0, 86400.0
@@ -27,10 +27,6 @@ QUERIES_BYTES = 1 << 28
 QUERY = re.compile(r"(\d{1,12}\.\d{1,6}) ([0-9a-f]{64})")
 SHOWN = 16
 """Digits of a certificate's fingerprint by which a client is called in logs and on the status page."""
-
-
-class CapError(ProtocolError):
-    """A client has reached a cap; it is told no more than that the session is over."""
 
 
 @dataclass(frozen=True)

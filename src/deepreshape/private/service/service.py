@@ -36,14 +36,13 @@ from pathlib import Path
 from typing import Any
 
 from deepreshape.private.crypto.backend import engine
-from deepreshape.private.errors import PrivateError
+from deepreshape.private.errors import CapError, PrivateError, ProtocolError, StoreError
 from deepreshape.private.parties.server import Model
 from deepreshape.private.parties.sessions import Work, serve
-from deepreshape.private.parties.store import Store, StoreError
+from deepreshape.private.parties.store import Store
 from deepreshape.private.service import status
-from deepreshape.private.service.quotas import SHOWN, CapError, Caps, Outcome, Quotas
+from deepreshape.private.service.quotas import SHOWN, Caps, Outcome, Quotas
 from deepreshape.private.transport.certificates import Identity
-from deepreshape.private.transport.channel import ProtocolError
 from deepreshape.private.transport.tls import Endpoint, PendingConnection, TlsChannel
 
 GRACE_S = 5.0

@@ -33,7 +33,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from deepreshape.private.errors import PrivateError
+from deepreshape.private.errors import CertificateError
 from deepreshape.private.files import printable, read_at_most
 
 Role = Literal["client", "server"]
@@ -55,10 +55,6 @@ UNREADABLE = (
 """What the library raises for a certificate that is not of the form that :func:`issue` makes."""
 SKEW = datetime.timedelta(minutes=5)
 USAGE = {"client": ExtendedKeyUsageOID.CLIENT_AUTH, "server": ExtendedKeyUsageOID.SERVER_AUTH}
-
-
-class CertificateError(PrivateError):
-    """A key or certificate is missing, already there, readable by others, expired, or not made for this."""
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,6 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from deepreshape.private.errors import PrivateError
 from deepreshape.private.transport.ledger import Ledger
 
 Payload = bytes | bytearray | memoryview | NDArray[np.generic]
@@ -32,10 +31,6 @@ class Frame(IntEnum):
     SHARES = 8
     READY = 9
     ABORT = 10
-
-
-class ProtocolError(PrivateError):
-    """The peer broke the protocol; the session is over and its offline material is spent."""
 
 
 class Channel(Protocol):

@@ -26,8 +26,9 @@ from typing import NamedTuple, Protocol, cast, get_args
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
+from deepreshape.private.errors import ConfigurationMismatchError, ProtocolError
 from deepreshape.private.transport.certificates import Identity, Role
-from deepreshape.private.transport.channel import Channel, Frame, ProtocolError
+from deepreshape.private.transport.channel import Channel, Frame
 from deepreshape.private.transport.ledger import Phase
 
 VERSION = 1
@@ -40,18 +41,6 @@ DIGEST = re.compile(r"[0-9a-f]{64}")
 NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 BATCH = "offline batch"
 """Label of the field that names the batch."""
-
-
-class ConfigurationMismatchError(ProtocolError):
-    """The two parties were not started for the same computation.
-
-    Attributes:
-        differing: labels of the public fields that differ.
-    """
-
-    def __init__(self, differences: Mapping[str, str]) -> None:
-        super().__init__(f"configuration mismatch: {'; '.join(differences.values())}")
-        self.differing = frozenset(differences)
 
 
 @dataclass(frozen=True)

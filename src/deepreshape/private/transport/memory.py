@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import queue
 
-from deepreshape.private.transport.channel import Frame, Payload, ProtocolError, as_bytes, as_writable
+from deepreshape.private.errors import ProtocolError
+from deepreshape.private.transport.channel import Frame, Payload, as_bytes, as_writable
 from deepreshape.private.transport.ledger import Ledger
 
 

@@ -29,8 +29,16 @@ from typing import NoReturn
 
 import numpy as np
 
-from deepreshape.private.transport.certificates import CertificateError, Credentials, Identity, describe
-from deepreshape.private.transport.channel import Frame, Payload, ProtocolError, as_bytes, as_writable
+from deepreshape.private.errors import (
+    CertificateError,
+    ConnectionLostError,
+    PeerAbortedError,
+    ProtocolError,
+    RefusedError,
+    TimeLimitError,
+)
+from deepreshape.private.transport.certificates import Credentials, Identity, describe
+from deepreshape.private.transport.channel import Frame, Payload, as_bytes, as_writable
 from deepreshape.private.transport.ledger import Ledger
 
 HEADER = struct.Struct("<BQQ")
@@ -44,22 +52,6 @@ ABORT_S = 1.0
 MODULUS = 1 << 64
 UNKNOWN = "a connecting party"
 """Who is at the other end, before its certificate has said so."""
-
-
-class TimeLimitError(ProtocolError):
-    """The peer was silent, did not read, or the session took longer than a time-out allows."""
-
-
-class ConnectionLostError(ProtocolError):
-    """The connection could not be made, was refused, was cut, or carried bytes that TLS did not accept."""
-
-
-class RefusedError(ProtocolError):
-    """TLS version, certificate, role or pin of the other side was not accepted, by us or by them."""
-
-
-class PeerAbortedError(ProtocolError):
-    """The peer ended the session and says no more than that."""
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,11 @@ import pytest
 from nacl.bindings import crypto_core_ed25519_add, crypto_scalarmult_ed25519_base_noclamp
 from support.two_parties import fixed, in_parallel
 
-from deepreshape.private.arith.ring import Randomness
+from deepreshape.private.arith.rng import Randomness
 from deepreshape.private.crypto.ot import base
 from deepreshape.private.crypto.ot.base import BASE_BYTES, receive_base, send_base
-from deepreshape.private.transport.channel import Frame, ProtocolError
+from deepreshape.private.errors import ProtocolError
+from deepreshape.private.transport.channel import Frame
 from deepreshape.private.transport.memory import memory_pair
 
 ORDER_8 = bytes.fromhex("26e8958fc2b227b045c3f489f2ef98f0d5dfac05d3c63339b13802886d53fc05")

@@ -11,7 +11,8 @@ from deepreshape.private.crypto.ot.iknp import IKNP
 from deepreshape.private.crypto.ot.lpn import Size
 from deepreshape.private.crypto.ot.silent import Silent
 from deepreshape.private.crypto.ot.softspoken import SOFTSPOKEN
-from deepreshape.private.transport.channel import Frame, ProtocolError
+from deepreshape.private.errors import ProtocolError
+from deepreshape.private.transport.channel import Frame
 from deepreshape.private.transport.memory import memory_pair
 
 SMALL_SILENT = Silent(small=Size(6, 5, 9), large=Size(8, 6, 10))

@@ -15,10 +15,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from deepreshape.private.arith.ring import Bits, Words
+from deepreshape.private.arith.ring import Words
 from deepreshape.private.crypto.backend import engine
 from deepreshape.private.crypto.circuit import Circuit
-from deepreshape.private.crypto.labels import Context, Delta, permute_bits, refuse_copy
+from deepreshape.private.crypto.labels import Context, Delta
 
 Labels = Words | Sequence[Words]
 
@@ -26,36 +26,14 @@ TABLE_BYTES = 32
 """Two ciphertexts of 16 bytes an AND gate."""
 
 
-class Garbled:
-    """A garbled batch; it is sent once by the one party and evaluated once by the other.
-
-    ``tables``: uint64 of shape (AND gates, 2, n, 2). ``decode``: zeros and ones, uint8 of shape (outputs, n); a permute
-    bit of an output label, flipped by this, is the output's value.
-    """
-
-    __reduce_ex__ = refuse_copy
-
-    def __init__(self, tables: Words, decode: Bits) -> None:
-        self._left = [(tables, decode)]
-
-    def take(self) -> tuple[Words, Bits]:
-        """Tables and decode bits.
-
-        Raises:
-            RuntimeError: the second time. Two evaluations of one garbling would reveal Delta.
-        """
-        try:
-            return self._left.pop()  # of two threads one gets it
-        except IndexError:
-            raise RuntimeError("this garbled batch was used; a garbled circuit is for one evaluation") from None
-
-
 def table_shape(circuit: Circuit, count: int) -> tuple[int, int, int, int]:
     """Shape of the tables of ``count`` instances."""
     return circuit.and_gates, 2, count, 2
 
 
-def garble(circuit: Circuit, delta: Delta, zero_labels: Labels, context: Context, room: Words | None = None) -> Garbled:
+def garble(
+    circuit: Circuit, delta: Delta, zero_labels: Labels, context: Context, out: Words | None = None
+) -> tuple[Words, Words]:
     """Garble as many instances as there are labels.
 
     Args:
@@ -64,29 +42,21 @@ def garble(circuit: Circuit, delta: Delta, zero_labels: Labels, context: Context
         zero_labels: labels of zero for every input wire, uint64 of shape (circuit.width, n, 2) or pieces that follow
             one another, uniform but for those that the evaluator derives too.
         context: where this is; both parties know it.
-        room: uint64 to write the tables into, at least as many as they have; for a garbler of many batches that is
-            done with one before it makes the next, and need not ask for fresh memory.
+        out: uint64 to write the tables into, at least as many as they have; for a garbler of many batches that is done
+            with one before it garbles the next, and need not ask for fresh memory.
+
+    Returns:
+        The tables, to be evaluated once: two evaluations would reveal Delta. The labels of zero of every output, uint64
+        of shape (outputs, n, 2); their permute bits decode the outputs.
 
     Raises:
         RuntimeError: if the context was used under this Delta.
-    """
-    tables, labels = garble_labels(circuit, delta, zero_labels, context, room)
-    return Garbled(tables, permute_bits(labels))
-
-
-def garble_labels(
-    circuit: Circuit, delta: Delta, zero_labels: Labels, context: Context, room: Words | None = None
-) -> tuple[Words, Words]:
-    """As :func:`garble`, for outputs that the evaluator shall not learn but go on from.
-
-    Returns:
-        The tables, and the labels of zero of every output, uint64 of shape (outputs, n, 2).
     """
     wires = _wires(circuit, zero_labels)
     delta.claim(context)
     shape = table_shape(circuit, len(wires[0]))
     size = int(np.prod(shape))
-    tables = (np.empty(size, np.uint64) if room is None else room[:size]).reshape(shape)
+    tables = (np.empty(size, np.uint64) if out is None else out[:size]).reshape(shape)
     keys = context.keys(2 * circuit.and_gates)
     labels = engine().garble(circuit, delta.words, wires, keys, tables)
     for label, (_, inverted) in zip(labels, circuit.schedule.outputs, strict=True):
@@ -95,29 +65,17 @@ def garble_labels(
     return tables, labels
 
 
-def evaluate(circuit: Circuit, garbled: Garbled, labels: Labels, context: Context) -> Bits:
+def evaluate(circuit: Circuit, tables: Words, labels: Labels, context: Context) -> Words:
     """Evaluate a garbled batch on one label for every input wire.
 
     Args:
         circuit: what was garbled.
-        garbled: the peer's batch; used up.
+        tables: the peer's, of :func:`table_shape`. The caller sees to it that they are evaluated once.
         labels: uint64 of shape (circuit.width, n, 2), or pieces that follow one another.
         context: where this is, as when it was garbled.
 
     Returns:
-        The outputs, zeros and ones, uint8 of shape (outputs, n).
-
-    Raises:
-        RuntimeError: if ``garbled`` was used before.
-    """
-    tables, decode = garbled.take()
-    return permute_bits(evaluate_labels(circuit, tables, labels, context)) ^ decode
-
-
-def evaluate_labels(circuit: Circuit, tables: Words, labels: Labels, context: Context) -> Words:
-    """As :func:`evaluate`: one label of every output, uint64 of shape (outputs, n, 2).
-
-    The caller sees to it that tables are evaluated once.
+        The active label of every output, uint64 of shape (outputs, n, 2).
     """
     wires = _wires(circuit, labels)
     wanted = table_shape(circuit, len(wires[0]))

@@ -80,7 +80,7 @@ import zstandard
 from numpy.typing import NDArray
 from tenseal import sealapi  # pyright: ignore[reportMissingTypeStubs]
 
-from deepreshape.private.arith.ring import Randomness
+from deepreshape.private.arith.rng import Randomness
 from deepreshape.private.crypto.he.residues import (
     Buffer,
     Residues,
@@ -96,7 +96,7 @@ from deepreshape.private.crypto.he.residues import (
     unpack,
     width,
 )
-from deepreshape.private.transport.channel import ProtocolError
+from deepreshape.private.errors import ProtocolError
 
 seal: Any = sealapi
 

@@ -12,8 +12,8 @@ from functools import cache
 import numpy as np
 from numpy.typing import NDArray
 
-from deepreshape.private.arith.ring import Randomness
-from deepreshape.private.transport.channel import ProtocolError
+from deepreshape.private.arith.rng import Randomness
+from deepreshape.private.errors import ProtocolError
 
 Residues = NDArray[np.uint64]
 Buffer = bytes | bytearray | memoryview

@@ -22,8 +22,10 @@ from nacl.bindings import (
     crypto_scalarmult_ed25519_noclamp,
 )
 
-from deepreshape.private.arith.ring import Bits, Randomness
-from deepreshape.private.transport.channel import Channel, Frame, ProtocolError
+from deepreshape.private.arith.ring import Bits
+from deepreshape.private.arith.rng import Randomness
+from deepreshape.private.errors import ProtocolError
+from deepreshape.private.transport.channel import Channel, Frame
 
 BASE_TRANSFERS = 128
 POINT_BYTES = 32

@@ -23,7 +23,8 @@ from typing import Literal
 
 import numpy as np
 
-from deepreshape.private.arith.ring import Bits, Randomness, Words
+from deepreshape.private.arith.ring import Bits, Words
+from deepreshape.private.arith.rng import Randomness
 from deepreshape.private.crypto.labels import Delta, permute_bits, pick
 from deepreshape.private.transport.channel import Channel, Frame
 

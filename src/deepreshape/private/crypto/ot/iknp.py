@@ -23,7 +23,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from deepreshape.private.arith.ring import Bits, Randomness, Words
+from deepreshape.private.arith.ring import Bits, Words
+from deepreshape.private.arith.rng import Randomness
 from deepreshape.private.crypto.backend import engine
 from deepreshape.private.crypto.labels import PERMUTE_BIT, Delta
 from deepreshape.private.crypto.ot.base import BASE_BYTES, BASE_TRANSFERS, receive_base, send_base
@@ -88,7 +89,7 @@ class IknpSender(CotSender):
         q[PERMUTE_BIT] = 0
         for column, i in zip(columns, sent, strict=True):
             np.bitwise_and(column, masks[i], out=q[i])
-            self._streams[i].mask(q[i], q[i])
+            self._streams[i].xor(q[i], q[i])
         return engine().transpose(q)
 
 
@@ -117,7 +118,7 @@ class IknpReceiver(CotReceiver):
         for column, i in zip(columns, sent, strict=True):
             zero, one = self._streams[i]
             zero.fill(t[i])
-            one.mask(choices, column)
+            one.xor(choices, column)
             column ^= t[i]
         channel.send(Frame.EXTENSION, columns)
         return engine().transpose(t)

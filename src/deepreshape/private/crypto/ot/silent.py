@@ -27,7 +27,8 @@ from typing import final
 
 import numpy as np
 
-from deepreshape.private.arith.ring import Bits, Randomness, Words
+from deepreshape.private.arith.ring import Bits, Words
+from deepreshape.private.arith.rng import Randomness
 from deepreshape.private.crypto.backend import engine
 from deepreshape.private.crypto.labels import PERMUTE_BIT, Context, Delta, permute_bits
 from deepreshape.private.crypto.ot.cot import Cot, CotReceiver, CotSender, End, correct, corrected

@@ -26,7 +26,8 @@ from typing import final
 
 import numpy as np
 
-from deepreshape.private.arith.ring import Bits, Randomness, Words
+from deepreshape.private.arith.ring import Bits, Words
+from deepreshape.private.arith.rng import Randomness
 from deepreshape.private.crypto.backend import engine
 from deepreshape.private.crypto.labels import PERMUTE_BIT, Context, Delta
 from deepreshape.private.crypto.ot.base import BASE_BYTES, BASE_TRANSFERS, receive_base, send_base

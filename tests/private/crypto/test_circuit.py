@@ -1,4 +1,4 @@
-"""Circuits in the clear, against integers: everything at tiny sizes, edge values and random ones at real sizes."""
+"""Adders, comparisons and schedules in the clear, against integers."""
 
 from dataclasses import replace
 
@@ -6,71 +6,17 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.circuits import evaluate_plain, run_words
 
 from deepreshape.private.arith.ring import (
-    CIRCA_PRIME,
-    DELPHI_PRIME,
     PRIME_32,
     Bits,
     Field,
-    Modulus,
-    Randomness,
     Ring,
-    Words,
-    from_bits,
     to_bits,
 )
-from deepreshape.private.crypto.circuit import Builder, Circuit, and_gates, evaluate_plain, relu
-
-TINY: list[Modulus] = [*map(Ring, (2, 3, 4, 5)), *map(Field, (3, 5, 7, 11, 13, 17, 23))]
-REAL: list[Modulus] = [*map(Ring, (16, 32, 37, 63)), *map(Field, (CIRCA_PRIME, PRIME_32, DELPHI_PRIME, 2**61 - 1))]
-
-
-def run(circuit: Circuit, *words: tuple[Words, int]) -> Words:
-    return from_bits(evaluate_plain(circuit, np.concatenate([to_bits(word, width) for word, width in words])))
-
-
-def check_relu(modulus: Modulus, shift: int, share: Words, mask: Words, theirs: Words) -> None:
-    bits = modulus.bits
-    got = run(relu(modulus, shift), (share, bits), (mask, bits), (theirs, bits))
-    for y, a, m, b in zip(got.tolist(), share.tolist(), mask.tolist(), theirs.tolist(), strict=True):
-        x = (a + b) % modulus.order
-        positive = x if x <= (modulus.order - 1) // 2 else 0
-        assert y == ((positive >> shift) + m) % modulus.order, (a, b, m)
-
-
-@pytest.mark.parametrize("modulus", TINY, ids=str)
-def test_relu_on_every_input(modulus: Modulus) -> None:
-    every = np.arange(modulus.order, dtype=np.uint64)
-    share, mask, theirs = (axis.reshape(-1) for axis in np.meshgrid(every, every, every))
-    for shift in range(modulus.bits - 1):
-        check_relu(modulus, shift, share, mask, theirs)
-
-
-@pytest.mark.parametrize("modulus", REAL, ids=str)
-@pytest.mark.parametrize("shift", [0, 7])
-def test_relu_on_edges_and_at_random(modulus: Modulus, shift: int) -> None:
-    order, rng = modulus.order, Randomness(bytes(32))
-    edges = [0, 1, order // 2 - 1, order // 2, (order - 1) // 2, (order + 1) // 2, order - 2, order - 1]
-    edge = np.array(edges, np.uint64)
-    share, mask, x = (axis.reshape(-1) for axis in np.meshgrid(edge, edge, edge))
-    check_relu(modulus, shift, share, mask, modulus.sub(x, share))
-    check_relu(modulus, shift, share, mask, x)
-    check_relu(modulus, shift, *(modulus.random(300, rng) for _ in range(3)))
-
-
-@pytest.mark.parametrize("modulus", [*TINY, *REAL], ids=str)
-def test_and_gates_equal_the_formula(modulus: Modulus) -> None:
-    for shift in range(min(modulus.bits - 1, 12)):
-        assert relu(modulus, shift).and_gates == and_gates(modulus, shift)
-
-
-def test_and_gates_equal_the_literature() -> None:
-    for prime in (CIRCA_PRIME, PRIME_32, DELPHI_PRIME):
-        assert relu(Field(prime), 0).and_gates == 8 * prime.bit_length() - 3
-    for bits in (16, 31, 32, 37):
-        assert relu(Ring(bits), 0).and_gates == 3 * (bits - 1)
-    assert relu(Field(PRIME_32), 0).and_gates == 253
+from deepreshape.private.crypto.circuit import Builder, Circuit
+from deepreshape.private.crypto.gc.relu_circuits import relu_circuit
 
 
 @pytest.mark.parametrize("widths", [(1, 1), (3, 3), (4, 2), (4, 1)])
@@ -81,7 +27,7 @@ def test_adder(widths: tuple[int, int], carry_out: bool) -> None:
     circuit = build.build(build.add(words[0], words[1], carry_out=carry_out))
     a, b = (axis.reshape(-1) for axis in np.meshgrid(*(np.arange(1 << w, dtype=np.uint64) for w in widths)))
     total = (a + b) & np.uint64((1 << (widths[0] + carry_out)) - 1)
-    np.testing.assert_array_equal(run(circuit, (a, widths[0]), (b, widths[1])), total)
+    np.testing.assert_array_equal(run_words(circuit, (a, widths[0]), (b, widths[1])), total)
     assert circuit.and_gates == widths[0] - (not carry_out)
 
 
@@ -112,7 +58,7 @@ def test_modular_adder(modulus: int) -> None:
     word, other = build.input("garbler", "a", bits), build.input("evaluator", "b", bits)
     circuit = build.build(build.add_mod(word, other, modulus))
     a, b = (axis.reshape(-1) for axis in np.meshgrid(*2 * [np.arange(modulus, dtype=np.uint64)]))
-    np.testing.assert_array_equal(run(circuit, (a, bits), (b, bits)), (a + b) % np.uint64(modulus))
+    np.testing.assert_array_equal(run_words(circuit, (a, bits), (b, bits)), (a + b) % np.uint64(modulus))
 
 
 def in_slots(circuit: Circuit, inputs: Bits) -> Bits:
@@ -149,15 +95,9 @@ def test_schedule_computes_what_the_circuit_does(circuit: Circuit) -> None:
 
 
 def test_slots_are_taken_over_and_not_is_gone() -> None:
-    circuit = relu(Field(PRIME_32), 0)
+    circuit = relu_circuit(Field(PRIME_32), 0)
     assert circuit.schedule.slots < 110 < circuit.width + len(circuit.gates)
     assert {step.op for step in circuit.schedule.steps} == {"and", "xor"}
-
-
-@pytest.mark.parametrize(("modulus", "shift"), [(Ring(8), 7), (Ring(8), -1), (Field(7), 2)])
-def test_a_shift_that_leaves_nothing_is_refused(modulus: Modulus, shift: int) -> None:
-    with pytest.raises(ValueError, match=f"cannot drop {shift} bits"):
-        relu(modulus, shift)
 
 
 def test_misuse_is_refused() -> None:
@@ -166,4 +106,4 @@ def test_misuse_is_refused() -> None:
     with pytest.raises(ValueError, match="declare all inputs first"):
         build.input("evaluator", "b", 1)
     with pytest.raises(ValueError, match="24 input wires, got 3 rows"):
-        evaluate_plain(relu(Ring(8), 0), np.zeros((3, 1), np.uint8))
+        evaluate_plain(relu_circuit(Ring(8), 0), np.zeros((3, 1), np.uint8))

@@ -12,13 +12,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from programs import random_inputs, random_program, run_both
+from support.circuits import evaluate_plain
 
-from deepreshape.private.arith.ring import DELPHI_PRIME, PRIME_32, Field, Modulus, Randomness, Ring, Words
+from deepreshape.private.arith.ring import DELPHI_PRIME, PRIME_32, Field, Modulus, Ring, Words
+from deepreshape.private.arith.rng import Randomness
 from deepreshape.private.crypto import backend as engines
 from deepreshape.private.crypto.backend import Engine, engine, engine_name, named, using
 from deepreshape.private.crypto.backend.numpy import Reference
-from deepreshape.private.crypto.circuit import Builder, Circuit, evaluate_plain, relu
+from deepreshape.private.crypto.circuit import Builder, Circuit
 from deepreshape.private.crypto.gc.halfgates import table_shape
+from deepreshape.private.crypto.gc.relu_circuits import relu_circuit
 from deepreshape.private.crypto.labels import Context, Delta, permute_bits, pick
 from deepreshape.private.parties import client, server
 from deepreshape.private.program import interpret as plain
@@ -100,7 +103,7 @@ def test_fused_equals_numpy_on_any_circuit(lanes: int, threads: int, circuit: Ci
 @pytest.mark.parametrize(("lanes", "threads"), FUSED)
 @pytest.mark.parametrize("modulus", [Ring(37), Field(PRIME_32), Field(DELPHI_PRIME)], ids=str)
 def test_fused_equals_numpy_on_every_relu(modulus: Modulus, lanes: int, threads: int) -> None:
-    circuit, seed = relu(modulus, 0), bytes(range(32))
+    circuit, seed = relu_circuit(modulus, 0), bytes(range(32))
     expected = garbled(Reference(), circuit, 2051, seed)
     for one, two in zip(garbled(Fused(lanes, threads), circuit, 2051, seed), expected, strict=True):
         np.testing.assert_array_equal(one, two)

@@ -7,11 +7,11 @@ import re
 import numpy as np
 import pytest
 
-from deepreshape.private.arith.ring import Randomness
+from deepreshape.private.arith.rng import Randomness
 from deepreshape.private.crypto.he import bfv as he
 from deepreshape.private.crypto.he.bfv import ClientKey, Parameters, Responder
 from deepreshape.private.crypto.he.residues import pack, packed_bytes, uniform, unpack
-from deepreshape.private.transport.channel import ProtocolError
+from deepreshape.private.errors import ProtocolError
 
 SMALL = Parameters(2**37, (60, 60))
 WEIGHT_SUM = 576 << 8

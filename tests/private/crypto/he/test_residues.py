@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from deepreshape.private.arith.ring import Randomness
+from deepreshape.private.arith.rng import Randomness
 from deepreshape.private.crypto.he.residues import (
     centred_binomial,
     dropped_bits,

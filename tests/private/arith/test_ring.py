@@ -1,34 +1,18 @@
-"""Shares: arithmetic against Python's integers, wire form, and the random stream."""
-
-import os
+"""Arithmetic of shares against Python's integers, and their wire form."""
 
 import numpy as np
 import pytest
-from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.two_parties import fixed
 
-from deepreshape.private.arith.ring import (
-    CIRCA_PRIME,
-    DELPHI_PRIME,
-    PRIME_32,
-    Field,
-    Modulus,
-    Randomness,
-    Ring,
-    from_bits,
-    to_bits,
-)
-from deepreshape.private.transport.channel import ProtocolError
+from deepreshape.private.arith.ring import CIRCA_PRIME, DELPHI_PRIME, PRIME_32, Field, Modulus, Ring, from_bits, to_bits
+from deepreshape.private.errors import ProtocolError
 
 MODULI: list[Modulus] = [
     *map(Ring, (2, 8, 16, 32, 37, 63)),
     *map(Field, (3, 7, CIRCA_PRIME, PRIME_32, DELPHI_PRIME, 2**61 - 1, 2**63 - 25)),
 ]
-
-
-def fixed(number: int = 1) -> Randomness:
-    return Randomness(bytes([number]) * 32)
 
 
 @pytest.mark.parametrize("modulus", MODULI, ids=str)
@@ -76,7 +60,7 @@ def test_wire_form_refuses_what_is_not_an_element(modulus: Modulus) -> None:
 @pytest.mark.parametrize("modulus", [Ring(3), Field(5), Field(11)], ids=str)
 def test_random_elements_are_uniform(modulus: Modulus) -> None:
     draws = 40_000
-    counts = np.bincount(modulus.random((draws // 4, 4), fixed()).reshape(-1).astype(int), minlength=modulus.order)
+    counts = np.bincount(modulus.random((draws // 4, 4), fixed(1)).reshape(-1).astype(int), minlength=modulus.order)
     expected = draws / modulus.order
     assert counts.size == modulus.order
     assert np.abs(counts - expected).max() < 5 * np.sqrt(expected)
@@ -96,34 +80,3 @@ def test_a_field_wants_an_odd_prime(number: int) -> None:
 def test_a_ring_has_2_to_63_bits(bits: int) -> None:
     with pytest.raises(ValueError, match=f"{bits} bits"):
         Ring(bits)
-
-
-def test_stream_is_aes_in_counter_mode_and_runs_on() -> None:
-    key = bytes(range(32))
-    expected = Cipher(algorithms.AES(key), modes.CTR(bytes(16))).encryptor().update(bytes(200))
-    stream = Randomness(key)
-    pieces = [stream.bytes(5).tobytes(), stream.labels(3).tobytes(), stream.words(2).tobytes(), stream.seed()]
-    assert b"".join(pieces) == expected[: 5 + 48 + 16 + 32]
-
-
-def test_streams_differ_unless_seeded_alike() -> None:
-    assert Randomness().seed() != Randomness().seed()
-    assert fixed().seed() == fixed().seed()
-    with pytest.raises(ValueError, match="32 bytes, got 16"):
-        Randomness(bytes(16))
-
-
-def test_a_stream_does_not_show_or_copy_its_key() -> None:
-    import copy
-
-    assert "01010101" not in repr(fixed())
-    with pytest.raises(TypeError):
-        copy.deepcopy(fixed())
-
-
-def test_a_forked_process_cannot_repeat_a_stream(monkeypatch: pytest.MonkeyPatch) -> None:
-    stream = fixed()
-    monkeypatch.setattr(os, "getpid", lambda: -1)
-    with pytest.raises(RuntimeError, match="another process"):
-        stream.seed()
-    fixed().seed()
