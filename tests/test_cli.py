@@ -23,9 +23,13 @@ ROOT = Path(__file__).parent.parent
 def commands() -> dict[str, Any]:
     """Every command by its full name, those of groups too."""
     found: dict[str, Any] = {}
-    for name, command in get_command(app).commands.items():  # pyright: ignore[reportAttributeAccessIssue]
-        inner = getattr(command, "commands", None)
-        found |= {f"{name} {part}": leaf for part, leaf in inner.items()} if inner else {name: command}
+    left = [*get_command(app).commands.items()]  # pyright: ignore[reportAttributeAccessIssue]
+    while left:
+        name, command = left.pop()
+        if inner := getattr(command, "commands", None):
+            left += [(f"{name} {part}", leaf) for part, leaf in inner.items()]
+        else:
+            found[name] = command
     return found
 
 
@@ -79,13 +83,15 @@ def test_count_prints_the_fixed_shape():
         "maxpool_comparisons",
         "macs",
         "params",
+        "squares",
+        "signs",
         "stages",
         "unknown",
     ]
     assert (counted["relus"], counted["relus_without_stem"], counted["unknown"]) == (557_056, 491_520, [])
     stages = {stage["name"]: stage for stage in counted["stages"]}
     assert stages["stage4"]["relus"] == 32_768
-    assert set(stages["stage4"]) == {"name", "relus", "macs", "params"}
+    assert set(stages["stage4"]) == {"name", "relus", "squares", "macs", "params"}
 
 
 def test_count_takes_the_users_own_network(tmp_path: Path):
@@ -234,7 +240,7 @@ def test_run_and_report(tmp_path: Path):
             ("eval", "resnet18"),
             "resnet18 holds no saved model: there is no such folder; `train` makes one of a network by name",
         ),
-        (("frobnicate",), "No such command 'frobnicate'; there are calibrate, cost, count"),
+        (("frobnicate",), "No such command 'frobnicate'; there are calibrate, convex, cost, count"),
         (("count", "resnet18", "--classes", "abc"), "not 'abc'"),
         (("train", "resnet18", "--budget", "0", "--out", "o"), "not '0'"),
         (("count", "hrn-5x5x3x-m99999999"), "a stage would have 7,499,999,925 channels; up to 16,777,216 work"),
@@ -253,7 +259,7 @@ def test_run_and_report(tmp_path: Path):
         (("cost", "resnet20", "--slots"), "--slots divides a link's rate, and loopback has no limit"),
         (("cost", "resnet20", "--storage", "1gb/1gb"), "--storage 1gb/1gb is for queries that wait; --arrivals says"),
         (("search", "--max-seconds", "9", "--out", "o"), "--out o is for networks that are trained; --train says how"),
-        (("cost", "resnet20", "--protocol", "gc-sign:neg-pass"), "gc-sign is wrong about no value, so that it has no"),
+        (("cost", "resnet20", "--protocol", "gc-sign:neg-pass"), "gc-sign takes no mode; its settings are window"),
         (("calibrate", "--out", "no/profile.json"), "no/profile.json cannot be written: its folder is missing"),
         (("search", "--max-seconds", "nan"), "a number above 0, not nan"),
         (

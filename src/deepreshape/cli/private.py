@@ -186,6 +186,9 @@ class Party:
 class Most:
     """Caps of a server; their defaults are those of ``private/caps.py``, which is not loaded for ``--help``."""
 
+    pending: Annotated[
+        int, typer.Option("--max-pending", min=1, help="Connections at once that have shown no certificate yet.")
+    ] = 256
     sessions: Annotated[int, typer.Option("--max-sessions", min=1, help="Sessions at once, in all.")] = 8
     sessions_each: Annotated[int, typer.Option("--max-sessions-each", min=1, help="Sessions at once of a client.")] = 2
     batches_each: Annotated[int, typer.Option("--max-batches-each", min=1, help="Batches held for a client.")] = 16

@@ -63,8 +63,8 @@ def substitute(
     dataset = read_data(name, data_dir)
     whole = convert(network.module.eval(), dataset.shape)
     recipe = tuning_recipe(whole, dataset).with_values(dict(read_pairs(settings, "--set")))
-    layers = dict.fromkeys(ACTIVATIONS, "ReLU") if activation else {}
-    layers |= dict.fromkeys(POOLS, "avg") if max_pool else {}
+    layers: dict[str, str] = {**dict.fromkeys(ACTIVATIONS, "ReLU")} if activation else {}
+    layers |= {**dict.fromkeys(POOLS, "avg")} if max_pool else {}
     made, record = stoppable(lambda: substitute_layers(whole, layers, dataset, recipe=recipe, seed=seed))
     history = (*(network.manifest.history if network.manifest else ()), record.to_dict())
     manifest = Manifest(

@@ -22,9 +22,11 @@ from deepreshape.training import Recipe, accuracy, train
 
 __all__ = ["ACTIVATIONS", "POOLS", "Substitution", "substitute"]
 
-ACTIVATIONS = ("ELU", "GELU", "Hardsigmoid", "Hardswish", "Hardtanh", "LeakyReLU", "Mish", "PReLU", "ReLU6", "SiLU",
-               "Sigmoid", "Softplus", "Tanh")  # fmt: skip
-POOLS = ("MaxPool2d", "AdaptiveMaxPool2d")
+ACTIVATIONS: tuple[str, ...] = (
+    *("ELU", "GELU", "Hardsigmoid", "Hardswish", "Hardtanh", "LeakyReLU", "Mish", "PReLU", "ReLU6", "SiLU", "Sigmoid"),
+    *("Softplus", "Tanh"),
+)
+POOLS: tuple[str, ...] = ("MaxPool2d", "AdaptiveMaxPool2d")
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,7 @@ def substitute(
             changed.set_submodule(path, other)
             replaced[path] = type(module).__name__, type(other).__name__
     if not replaced:
-        held = sorted({str(facts["class"]) for facts in architecture.modules.values()})
+        held = sorted({type(module).__name__ for module in whole.modules() if not [*module.children()]})
         raise ValueError(f"the network has no {' or '.join(layers)} to replace; its layers are {', '.join(held)}")
     network = traced(changed, batch, architecture.label)
     recipe = recipe or tuning_recipe(whole, data)
@@ -105,7 +107,7 @@ def substitute(
 
 
 def _see_pairs(layers: Mapping[str, str]) -> None:
-    allowed = dict.fromkeys(ACTIVATIONS, "ReLU") | dict.fromkeys(POOLS, "avg")
+    allowed: dict[str, str] = {**dict.fromkeys(ACTIVATIONS, "ReLU"), **dict.fromkeys(POOLS, "avg")}
     for kind, other in layers.items():
         if allowed.get(kind) != other:
             raise ValueError(

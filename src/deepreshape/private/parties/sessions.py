@@ -21,7 +21,7 @@ from typing import Literal, NamedTuple
 
 from deepreshape.private.arith.rng import Randomness
 from deepreshape.private.crypto.backend import prepare_aside
-from deepreshape.private.errors import ConfigurationMismatchError, ProtocolError, StoreError
+from deepreshape.private.errors import ConfigurationMismatchError, LostBatchError, StoreError
 from deepreshape.private.parties import client, server
 from deepreshape.private.parties.plan import Plan
 from deepreshape.private.parties.preprocessing import Reading, Writing
@@ -57,10 +57,6 @@ MOST = 16
 """Batches that one session may prepare; more take more sessions, whose time is limited."""
 CLAIMED = b"\x01"
 STORED = b"\x02"
-
-
-class LostBatchError(ProtocolError):
-    """The other half of an offline batch is not there any more, so this half was destroyed."""
 
 
 class PreparedBatch(NamedTuple):
