@@ -228,7 +228,7 @@ def _queries(folder: Path) -> Reader:
 
 
 def _facts_seeds() -> list[bytes]:
-    classes = random_program(3).values[random_program(3).output].size
+    classes = random_program(3).output_size
     channels = random_program(3).input_shape[0]
     facts = {"class_names": ["a"] * classes, "mean": [0.5] * channels, "std": [0.5] * channels, "resize": "crop"}
     return [json.dumps(facts).encode()]
