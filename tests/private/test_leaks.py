@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.ciphers import algorithms
 from programs import every_kind, random_inputs, random_program, run_both
 from support.relay import PATIENT, Attack, Fault, Keys, Outcome, Relay, Talk, converse
 
-from deepreshape.private.arith import ring as shares
+from deepreshape.private.arith import rng as streams
 from deepreshape.private.arith.ring import Ring, Words
 from deepreshape.private.crypto.labels import Context
 from deepreshape.private.parties.plan import Plan
@@ -95,7 +95,7 @@ def test_planted_secrets_are_in_no_text_and_no_file(
         watch.octets.add(data)
         return data
 
-    monkeypatch.setattr(shares.os, "urandom", remembered)  # seeds of labels, offsets and masks
+    monkeypatch.setattr(streams.os, "urandom", remembered)  # seeds of labels, offsets and masks
     program = planted_program()
     plan, model = Plan(program.public()), Model(program, Plan(program.public()))
     stores = {role: Store(tmp_path / role) for role in ("client", "server")}
