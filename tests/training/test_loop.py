@@ -338,3 +338,19 @@ def test_recipes_are_checked():
     ]:
         with pytest.raises(ValueError, match=message):
             Recipe().with_values(values)
+
+
+def test_a_backward_slope_changes_what_is_learned_and_leaves_the_network_its_modules(digits: Dataset):
+    learned = []
+    for slope in (0.0, 0.1):
+        model = build(TINY, seed=0)
+        modules = [type(module) for module in model.modules()]
+        train(model, digits, replace(SHORT, backward_slope=slope), seed=0)
+        assert [type(module) for module in model.modules()] == modules
+        learned.append(weights(model))
+    assert not equal(*learned)
+
+
+def test_a_slope_and_faults_exclude_each_other():
+    with pytest.raises(ValueError, match=r"backward_slope=0\.1 is for exact ReLUs"):
+        Recipe(backward_slope=0.1, relu="stochastic:drop=12,fraction=20")

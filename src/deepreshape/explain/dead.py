@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from types import UnionType
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from deepreshape.counting import count
 from deepreshape.data import Dataset
 from deepreshape.nn import Nonlinearity
 
-__all__ = ["Firing", "firing"]
+__all__ = ["Firing", "firing", "see_modules"]
 
 BATCH = 256
 
@@ -47,6 +48,7 @@ def firing(model: nn.Module, data: Dataset, progress: Callable[[int, int], objec
     Raises:
         ValueError: if a ReLU is computed outside of modules, so that it cannot be seen.
     """
+    see_modules(model, data.shape, nn.ReLU | Nonlinearity)
     before = {module: module.training for module in model.modules()}
     model.eval()
     sites = {
@@ -85,10 +87,25 @@ def firing(model: nn.Module, data: Dataset, progress: Callable[[int, int], objec
         mask = getattr(sites[path], "mask", None)
         kept = torch.ones_like(fired) if mask is None else mask.to(fired.device)
         found[path] = Firing(kept.cpu(), (kept & ~fired).cpu(), (kept & fired & ~below[path]).cpu())
-    total, reached = count(model, data.shape).total.relus, sum(int(site.kept.sum()) for site in found.values())
+    return found
+
+
+def see_modules(model: nn.Module, input: Sequence[int], kinds: type[nn.Module] | UnionType) -> None:
+    """See that every ReLU of a network is computed by a module of these kinds.
+
+    Args:
+        model: left as it was.
+        input: shape of one input.
+        kinds: classes of modules.
+
+    Raises:
+        ValueError: with how many are not.
+    """
+    counts = count(model, input).by_module
+    total = sum(each.relus for each in counts.values())
+    reached = sum(each.relus for path, each in counts.items() if isinstance(model.get_submodule(path), kinds))
     if reached != total:
         raise ValueError(
             f"{total - reached:,} of the network's {total:,} ReLUs are not computed by a torch.nn.ReLU module and "
             "cannot be inspected; use modules"
         )
-    return found

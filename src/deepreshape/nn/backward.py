@@ -13,7 +13,10 @@ from deepreshape.nn.masks import MaskedReLU, floor, masked_relu
 from deepreshape.nn.polynomial import PolynomialReLU
 from deepreshape.nn.swap import swap
 
-__all__ = ["backward_slope"]
+__all__ = ["RECTIFIERS", "backward_slope", "leaky"]
+
+RECTIFIERS = nn.ReLU | nn.LeakyReLU | MaskedReLU
+"""Modules that a slope reaches."""
 
 
 class _Sloped(torch.autograd.Function):
@@ -43,15 +46,19 @@ class _Sloped(torch.autograd.Function):
 class _SlopedSite(nn.Module):
     """Stands at a site for a while; the site's buffers keep their names."""
 
-    def __init__(self, site: nn.Module, slope: float) -> None:
+    def __init__(self, site: nn.Module, slope: float, *, forward: bool) -> None:
         super().__init__()
-        self.slope = slope
+        self.slope, self.leaks = slope, forward
         self._site = [site]  # in a list: no part of this module, so that its state is not named twice
         if isinstance(site, MaskedReLU):
             self.register_buffer("mask", site.mask)
 
     def forward(self, x: Tensor) -> Tensor:
-        return _Sloped.apply(x, self._site[0], self.slope)  # pyright: ignore[reportReturnType]
+        (site,) = self._site
+        if not self.leaks:
+            return _Sloped.apply(x, site, self.slope)  # pyright: ignore[reportReturnType]
+        leaking = nn.functional.leaky_relu(x, self.slope)
+        return torch.where(site.mask, leaking, x) if isinstance(site, MaskedReLU) else leaking
 
 
 @contextmanager
@@ -59,7 +66,7 @@ def backward_slope(model: nn.Module, slope: float) -> Generator[None]:
     """Inside, gradients pass ReLUs that are off times ``slope``; outputs stay what they are, bit for bit.
 
     A unit that is off for all inputs has no gradient and stays off; with a slope it has one. What is on is decided by
-    the true forward pass (the paper's proxy network has the slope in its forward pass too).
+    the true forward pass; :func:`leaky` has the slope in the forward pass too.
 
     Args:
         model: changed in place, for a while; ReLU, leaky ReLU and masked ReLU modules are reached, in-place ones too.
@@ -68,12 +75,34 @@ def backward_slope(model: nn.Module, slope: float) -> Generator[None]:
     Raises:
         ValueError: if the slope does not fit, or nothing is reached.
     """
+    with _swapped(model, slope, forward=False):
+        yield
+
+
+@contextmanager
+def leaky(model: nn.Module, slope: float) -> Generator[None]:
+    """Inside, ReLUs that are off have a slope in both passes: the paper's proxy network, whose outputs differ.
+
+    Args:
+        model: changed in place, for a while; as for :func:`backward_slope`.
+        slope: 0 gives ReLUs, 1 a linear network.
+
+    Raises:
+        ValueError: if the slope does not fit, or nothing is reached.
+    """
+    with _swapped(model, slope, forward=True):
+        yield
+
+
+@contextmanager
+def _swapped(model: nn.Module, slope: float, *, forward: bool) -> Generator[None]:
     if not 0 <= slope <= 1:
         raise ValueError(f"a backward slope is from 0 to 1, not {slope}")
     if any(isinstance(module, PolynomialReLU) for module in model.modules()):
         raise ValueError("the network has polynomials in place of ReLUs, which are never off")
-    rectifiers = nn.ReLU | nn.LeakyReLU | MaskedReLU
-    if not any(isinstance(module, rectifiers) for module in model.modules()):
+    if not any(isinstance(module, RECTIFIERS) for module in model.modules()):
         raise ValueError("no ReLU of the network is a module (torch.nn.ReLU); a slope cannot reach functions")
-    with swap(model, lambda _, module: _SlopedSite(module, slope) if isinstance(module, rectifiers) else None):
+    with swap(
+        model, lambda _, module: _SlopedSite(module, slope, forward=forward) if isinstance(module, RECTIFIERS) else None
+    ):
         yield

@@ -54,6 +54,7 @@ class SearchMethod(Method):
             ema=0.0,
             mismatch=0.0,
             relu="",
+            backward_slope=0.0,
         )
         device = next(search.network.parameters()).device
         trained = train(

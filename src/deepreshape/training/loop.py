@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from deepreshape.data import Dataset, Split
 from deepreshape.data.augment import draw_moves, smaller
 from deepreshape.nn import Faults, Nonlinearity, faulty
+from deepreshape.nn.backward import backward_slope
 from deepreshape.training.checkpoint import Checkpoint
 from deepreshape.training.convolution import MatrixConvolutions
 from deepreshape.training.distill import activations, mismatch_loss
@@ -231,7 +232,7 @@ class _Run:
             if self.teacher is not None:
                 with torch.no_grad():
                     soft = self.teacher(batch)
-            with self.faults():
+            with self.faults(), self.slope():
                 outputs = self.model(batch)
         loss = self.objective.loss(outputs, target, soft, self.recipe)
         return loss + self.recipe.mismatch * mismatch_loss(*self.compared) if self.compared else loss
@@ -247,6 +248,11 @@ class _Run:
         if now:
             self.model.load_state_dict(now)
         return found
+
+    def slope(self) -> AbstractContextManager[None]:
+        """The recipe's slope in the backward pass of ReLUs that are off."""
+        slope = self.recipe.backward_slope
+        return backward_slope(self.model, slope) if slope else nullcontext()
 
     def faults(self) -> AbstractContextManager[None]:
         """The recipe's faults in the network's ReLUs, drawn anew for each step."""

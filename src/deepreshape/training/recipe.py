@@ -41,6 +41,7 @@ class Recipe:
         temperature, distill: T and w of the distillation loss, where there is a teacher.
         relu: trains with the faults of a stochastic ReLU in the loop, as ``stochastic:drop=12,fraction=20`` says
             (:class:`~deepreshape.nn.Faults`); empty for exact ReLUs.
+        backward_slope: of ReLUs where they are off, in the backward pass only (ProxyGrad); 0 is a ReLU's own gradient.
         mismatch: weight of the mismatch between the teacher's activation maps and those at masked ReLUs (SENet's PRAM);
             0 does not look at them.
         frozen_norms: whether batch norms keep the statistics that the network came with, and only their scale and shift
@@ -66,6 +67,7 @@ class Recipe:
     temperature: float = 4.0
     distill: float = 0.9
     relu: str = ""
+    backward_slope: float = 0.0
     mismatch: float = 0.0
     frozen_norms: bool = False
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -87,12 +89,17 @@ class Recipe:
             temperature=(1e-3, 1000),
             distill=(0, 1),
             mismatch=(0, 1e6),
+            backward_slope=(0, 1),
         )
         if self.relu:
             Faults.parse(self.relu)
         if self.relu and self.mismatch:
             raise ValueError(
                 f"mismatch={self.mismatch} compares exact ReLUs and relu={self.relu} has none; leave one out"
+            )
+        if self.relu and self.backward_slope:
+            raise ValueError(
+                f"backward_slope={self.backward_slope} is for exact ReLUs and relu={self.relu} has none; leave one out"
             )
 
     def with_values(self, values: dict[str, Any]) -> Recipe:
