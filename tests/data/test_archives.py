@@ -1,13 +1,17 @@
+import hashlib
 import os
 import pickle
+import warnings
 from collections import OrderedDict
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from support.cifar import python_2_pickle
 
-from deepreshape.data import Dataset
+from deepreshape.data import Dataset, fetch
 
 
 def test_splits_are_disjoint_and_fixed():
@@ -29,14 +33,59 @@ def write_cifar100(folder: Path, count: int = 6000) -> None:
     (where / "meta").write_bytes(pickle.dumps({"fine_label_names": [f"class {at}" for at in range(100)]}, protocol=2))
 
 
-def test_cifar100_is_read_in_its_official_form(tmp_path: Path):
+def test_cifar100_in_its_official_form_is_read_and_said_to_be_another(tmp_path: Path):
     write_cifar100(tmp_path)
-    data = Dataset.load("cifar100", tmp_path)
+    with pytest.warns(
+        UserWarning, match=r"^train, test, meta in .*cifar-100-python: not the official cifar100"
+    ) as told:
+        data = Dataset.load("cifar100", tmp_path)
+    assert len(told) == 1
     assert data.shape == (3, 32, 32)
     assert (len(data.train), len(data.validation), len(data.test)) == (1000, 5000, 6000)
     assert data.class_names[3] == "class 3"
 
 
+def write_cifar10(folder: Path) -> Path:
+    where = folder / "cifar-10-batches-py"
+    where.mkdir()
+    pixels = np.random.default_rng(0).integers(0, 256, (1200, 3072), dtype=np.uint8)
+    for part in (*(f"data_batch_{at}" for at in range(1, 6)), "test_batch"):
+        (where / part).write_bytes(
+            pickle.dumps({"data": pixels, "labels": [at % 10 for at in range(1200)]}, protocol=2)
+        )
+    (where / "batches.meta").write_bytes(pickle.dumps({"label_names": [f"class {at}" for at in range(10)]}, protocol=2))
+    return where
+
+
+@pytest.mark.parametrize("algorithm", ["md5", "sha256"])
+def test_official_files_are_read_without_a_word_and_one_changed_byte_is_named(
+    algorithm: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    where = write_cifar10(tmp_path)
+    digests = {
+        path.name: (algorithm, hashlib.new(algorithm, path.read_bytes()).hexdigest()) for path in where.iterdir()
+    }
+    monkeypatch.setitem(fetch.ARCHIVES, "cifar10", replace(fetch.ARCHIVES["cifar10"], digests=digests))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        data = Dataset.load("cifar10", tmp_path)
+    assert (len(data.train), len(data.validation), len(data.test)) == (1000, 5000, 1200)
+    batch = where / "data_batch_3"
+    content = bytearray(batch.read_bytes())
+    content[len(content) // 2] ^= 1
+    batch.write_bytes(content)
+    with pytest.warns(UserWarning, match=r"^data_batch_3 in .*: not the official cifar10, by the digest"):
+        Dataset.load("cifar10", tmp_path)
+
+
+@pytest.mark.parametrize("name", ["cifar10", "cifar100"])
+def test_every_file_that_is_read_has_a_digest(name: str, tmp_path: Path):
+    folder = tmp_path / fetch.ARCHIVES[name].unpacks_to
+    (write_cifar10 if name == "cifar10" else write_cifar100)(tmp_path)
+    assert set(fetch.ARCHIVES[name].unofficial(tmp_path)) == {path.name for path in folder.iterdir()}
+
+
+@pytest.mark.filterwarnings("ignore:.*not the official:UserWarning")
 def test_a_pickle_that_would_run_something_is_refused(tmp_path: Path):
     write_cifar100(tmp_path)
     (tmp_path / "cifar-100-python" / "test").write_bytes(pickle.dumps(OrderedDict(data=os.getcwd)))
@@ -72,6 +121,16 @@ def test_tiny_imagenet_is_read_in_both_layouts(tmp_path: Path):
     assert data.class_names == ("a cat", "a dog")
 
 
+@pytest.mark.filterwarnings("ignore:.*not the official:UserWarning")
+def test_bytes_as_python_2_wrote_them_are_read(tmp_path: Path):
+    write_cifar100(tmp_path)
+    pixels = np.random.default_rng(1).integers(0, 256, (2, 3072), dtype=np.uint8)
+    (tmp_path / "cifar-100-python" / "test").write_bytes(python_2_pickle(pixels, [3, 4]))
+    data = Dataset.load("cifar100", tmp_path)
+    assert data.test.labels.tolist() == [3, 4]
+    assert np.array_equal(np.asarray(data.test.images[:]).reshape(2, 3072), pixels)
+
+
 def test_the_real_cifar100():
     folder = os.environ.get("DEEPRESHAPE_DATA")
     if not folder or not (Path(folder) / "cifar-100-python").is_dir():
@@ -95,6 +154,7 @@ RECONSTRUCT = np.array([1]).__reduce__()[0]
 EMPTY = (np.ndarray, (0,), b"b")
 
 
+@pytest.mark.filterwarnings("ignore:.*not the official:UserWarning")
 @pytest.mark.parametrize(
     "data",
     [
@@ -121,6 +181,7 @@ def test_only_arrays_of_bytes_are_taken(data: object, tmp_path: Path):
         Dataset.load("cifar100", tmp_path)
 
 
+@pytest.mark.filterwarnings("ignore:.*not the official:UserWarning")
 @pytest.mark.parametrize(
     "content", [{"data": None}, [1], {"data": np.zeros((1, 3072), np.uint8), "fine_labels": [100]}]
 )

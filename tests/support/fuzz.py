@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 from programs import every_kind, random_program
+from support.cifar import python_2_pickle
 from torch import nn
 
 from deepreshape.data import archives
@@ -275,8 +276,9 @@ def _npy_seeds() -> list[bytes]:
 def _cifar_seeds() -> list[bytes]:
     import pickle
 
-    content = {"data": np.zeros((2, 3072), np.uint8), "fine_labels": [1, 2]}
-    return [pickle.dumps(content, protocol=protocol) for protocol in (2, 4)]
+    pixels = np.zeros((2, 3072), np.uint8)
+    ours = [pickle.dumps({"data": pixels, "fine_labels": [1, 2]}, protocol=protocol) for protocol in (2, 4)]
+    return [*ours, python_2_pickle(pixels, [1, 2])]
 
 
 def _certificate_seeds() -> list[bytes]:

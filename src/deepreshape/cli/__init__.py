@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from importlib.metadata import version as installed
 from itertools import pairwise
 from typing import Annotated, Any
@@ -61,7 +62,8 @@ def _show_version(wanted: bool) -> None:
 
 
 def main() -> None:
-    """Run the command line; bad input ends with one line and exit code 2."""
+    """Run the command line; bad input ends with one line and exit code 2, and what is warned of is one line too."""
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {' '.join(str(message).split())}\n"
     try:
         sys.exit(app(standalone_mode=False) or 0)
     except (ValueError, OSError, PrivateError) as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import pickle
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
@@ -13,6 +14,7 @@ import numpy as np
 import torch
 
 from deepreshape.data.dataset import Dataset, Split
+from deepreshape.data.fetch import ARCHIVES
 
 __all__ = ["ARCHIVED", "data_folder", "load"]
 
@@ -83,6 +85,8 @@ class _ByteArray:
         match state:
             case (int(), tuple() as shape, _ByteType(), False, bytes() as data):
                 pass
+            case (int(), tuple() as shape, _ByteType(), False, str() as text):  # Python 2's bytes; ours are latin1
+                data = text.encode("latin1")
             case _:
                 raise pickle.UnpicklingError("it holds an array that is not of bytes")
         if not all(type(side) is int and 0 <= side <= len(data) for side in shape) or math.prod(shape) != len(data):
@@ -128,6 +132,22 @@ class _BytesOnly(pickle.Unpickler):
         return self.STAND_INS[module, name]
 
 
+def _compare_cifar(dataset: str, folder: Path) -> Path:
+    """The folder of a data set's files, warned of in one line if they are not the official ones.
+
+    Others are read all the same: the reader takes bytes and numbers only, whoever wrote them.
+    """
+    archive = ARCHIVES[dataset]
+    where = folder / archive.unpacks_to
+    if names := archive.unofficial(folder):
+        warnings.warn(
+            f"{', '.join(names)} in {where}: not the official {dataset}, by the digest; results cannot be compared "
+            f"(`deepreshape fetch {dataset}` into another folder brings the official files)",
+            stacklevel=2,
+        )
+    return where
+
+
 def _cifar_file(path: Path, dataset: str) -> dict[str, Any]:
     if not path.is_file():
         raise ValueError(
@@ -167,14 +187,14 @@ def _cifar_part(path: Path, dataset: str, labels: str, classes: int) -> tuple[np
 
 
 def _cifar100(folder: Path) -> Dataset:
-    where = folder / "cifar-100-python"
+    where = _compare_cifar("cifar100", folder)
     train, test = (_cifar_part(where / part, "cifar100", "fine_labels", 100) for part in ("train", "test"))
     names = _field(where / "meta", _cifar_file(where / "meta", "cifar100"), "fine_label_names")
     return _split_off("cifar100", train, test, list(map(str, names)), held=5000)
 
 
 def _cifar10(folder: Path) -> Dataset:
-    where = folder / "cifar-10-batches-py"
+    where = _compare_cifar("cifar10", folder)
     parts = [_cifar_part(where / f"data_batch_{index}", "cifar10", "labels", 10) for index in range(1, 6)]
     test = _cifar_part(where / "test_batch", "cifar10", "labels", 10)
     names = _field(where / "batches.meta", _cifar_file(where / "batches.meta", "cifar10"), "label_names")
