@@ -1,4 +1,4 @@
-"""CIFAR files as their authors wrote them: pickles of Python 2, whose bytes have an opcode that Python 3 never writes."""
+"""CIFAR files as their authors wrote them: pickles of Python 2, whose bytes have an opcode Python 3 never writes."""
 
 from __future__ import annotations
 
