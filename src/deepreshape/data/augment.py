@@ -51,7 +51,15 @@ class Moves:
         return pixels[batch, self.rows.to(device)[:, :, None], self.columns.to(device)[:, None, :]]
 
 
-def draw_moves(shape: tuple[int, int, int], generator: torch.Generator, *, crop: int, flip: bool, cutout: int) -> Moves:
+def draw_moves(
+    shape: tuple[int, int, int],
+    generator: torch.Generator,
+    *,
+    crop: int,
+    flip: bool,
+    cutout: int,
+    offsets: Tensor | None = None,
+) -> Moves:
     """Draw the moves of a batch.
 
     Args:
@@ -60,6 +68,7 @@ def draw_moves(shape: tuple[int, int, int], generator: torch.Generator, *, crop:
         crop: pixels of border from which a window is cut.
         flip: whether to mirror half of them.
         cutout: side of the blanked square, 0 for none.
+        offsets: int64, (N, 2), row and column of each window, from 0 to 2 ``crop``; drawn without.
     """
     n, height, width = shape
     rows = torch.arange(height).expand(n, -1)
@@ -68,8 +77,9 @@ def draw_moves(shape: tuple[int, int, int], generator: torch.Generator, *, crop:
         mirrored = torch.rand(n, 1, generator=generator) < 0.5
         columns = torch.where(mirrored, width - 1 - columns, columns)
     if crop:
-        rows = rows + torch.randint(0, 2 * crop + 1, (n, 1), generator=generator)
-        columns = columns + torch.randint(0, 2 * crop + 1, (n, 1), generator=generator)
+        if offsets is None:
+            offsets = torch.stack([torch.randint(0, 2 * crop + 1, (n,), generator=generator) for _ in range(2)], dim=1)
+        rows, columns = rows + offsets[:, :1], columns + offsets[:, 1:]
     blank = None
     if cutout:
         top = torch.randint(0, height, (n, 1), generator=generator) - cutout // 2

@@ -19,6 +19,7 @@ from deepreshape.data import Dataset, Split
 from deepreshape.data.augment import draw_moves, smaller
 from deepreshape.nn import Faults, Nonlinearity, faulty
 from deepreshape.nn.backward import backward_slope
+from deepreshape.training.cached_teacher import CachedTeacher
 from deepreshape.training.checkpoint import Checkpoint
 from deepreshape.training.convolution import MatrixConvolutions
 from deepreshape.training.distill import activations, mismatch_loss
@@ -98,7 +99,8 @@ def train(
             not touched.
         recipe: the settings.
         seed: of the order of the images and the augmentation.
-        teacher: gives the soft targets of distillation; it is used in evaluation mode, without gradient.
+        teacher: gives the soft targets of distillation; it is used in evaluation mode, without gradient. A
+            :class:`~.cached_teacher.CachedTeacher` is looked up instead.
         folder: where checkpoint and metrics go; a run that was cut there is continued.
         progress: called after every step.
         hook: what a search for masks does on the way.
@@ -166,6 +168,8 @@ class _Run:
         self.model, self.data, self.recipe, self.seed = model, data, recipe, seed
         self.teacher, self.hook, self.objective = teacher, hook, objective
         self.device = next(model.parameters()).device
+        if isinstance(teacher, CachedTeacher) and teacher.crop != recipe.crop:
+            raise ValueError(f"the cached teacher saw crop={teacher.crop}, the recipe has crop={recipe.crop}")
         model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         if teacher is not None:
             teacher.to(device=self.device, memory_format=torch.channels_last).eval()  # pyright: ignore[reportCallIssue]
@@ -196,11 +200,11 @@ class _Run:
 
     def advance(self) -> Tensor:
         """One step; returns its loss, without the hook's penalty."""
-        batch, target, share = self._batch()
+        batch, target, share, soft = self._batch()
         set_rate(self.optimizer, self.recipe, (self.step + 1) / self.steps)
         if self.hook:
             self.hook.before(self.step, self.steps)
-        loss = self._loss(batch, target)
+        loss = self._loss(batch, target, soft)
         penalty = self.hook.penalty() if self.hook else None
         self.optimizer.zero_grad(set_to_none=True)
         # each process's part of what the whole batch loses
@@ -213,23 +217,26 @@ class _Run:
         _follow(self.average, self.model, self.recipe.ema)
         return loss
 
-    def _batch(self) -> tuple[Tensor, Tensor, float]:
-        """Images and targets of the step that fall to this process, and which share of the whole batch they are."""
+    def _batch(self) -> tuple[Tensor, Tensor, float, Tensor | None]:
+        """What falls to this process: images, targets, their share of the whole batch, a cached teacher's answers."""
         recipe = self.recipe
         epoch, place = divmod(self.step, self.an_epoch)
         order = torch.randperm(len(self.labels), generator=_generator(self.seed, epoch))
         chosen = order[place * recipe.batch : (place + 1) * recipe.batch]
         images = self.images[chosen].to(self.device)
         shape, randomness = (len(images), images.shape[2], images.shape[3]), _generator(self.seed, self.step)
-        moves = draw_moves(shape, randomness, crop=recipe.crop, flip=recipe.flip, cutout=recipe.cutout)
+        offsets, soft = None, None
+        if isinstance(self.teacher, CachedTeacher):
+            offsets, soft = self.teacher.draw(chosen, randomness)
+        moves = draw_moves(shape, randomness, crop=recipe.crop, flip=recipe.flip, cutout=recipe.cutout, offsets=offsets)
         batch = self.data.normalize(part(moves.images(images)))
         target = part(self.objective.target(self.labels[chosen.to(self.device)], moves))
-        return smaller(batch, recipe.grow, self.step / self.steps), target, len(target) / len(chosen)
+        share = len(target) / len(chosen)
+        return smaller(batch, recipe.grow, self.step / self.steps), target, share, None if soft is None else part(soft)
 
-    def _loss(self, batch: Tensor, target: Tensor) -> Tensor:
+    def _loss(self, batch: Tensor, target: Tensor, soft: Tensor | None) -> Tensor:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.low):
-            soft = None
-            if self.teacher is not None:
+            if self.teacher is not None and soft is None:
                 with torch.no_grad():
                     soft = self.teacher(batch)
             with self.faults(), self.slope():
