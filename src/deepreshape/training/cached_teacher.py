@@ -27,6 +27,8 @@ from deepreshape.training.runs import RUN, claim
 __all__ = ["CachedTeacher", "is_cache", "load_cache", "teach"]
 
 FORMAT = 1
+BATCH = 500
+"""Images that a teacher sees at a time."""
 
 
 class CachedTeacher(nn.Module):
@@ -86,7 +88,6 @@ def teach(
     crop: int = 4,
     keep: int = 16,
     teacher: str,
-    batch: int = 500,
     progress: Callable[[int, int], None] | None = None,
 ) -> CachedTeacher:
     """Store what a network answers to ``views`` windows of every image of the training and validation splits.
@@ -102,7 +103,6 @@ def teach(
         crop: pixels of reflected border, which students' recipes have to share.
         keep: how many of the largest logits of an answer are stored.
         teacher: who answers, such as the fingerprint of its weights; a folder belongs to one.
-        batch: images at a time.
         progress: told images done and images in all.
 
     Raises:
@@ -118,8 +118,8 @@ def teach(
             continue
         offsets = _windows(view, len(whole), crop)
         parts: list[dict[str, Tensor]] = []
-        for start in range(0, len(whole), batch):
-            images, windows = whole.images[start : start + batch], offsets[start : start + batch].long()
+        for start in range(0, len(whole), BATCH):
+            images, windows = whole.images[start : start + BATCH], offsets[start : start + BATCH].long()
             answers = _answers(model, data, images, windows, crop)
             if not torch.isfinite(answers).all():
                 raise ValueError(f"the teacher's logits of images {start} to {start + len(images) - 1} are not finite")
