@@ -186,11 +186,17 @@ def _cifar_part(path: Path, dataset: str, labels: str, classes: int) -> tuple[np
     return flat.reshape(-1, 3, 32, 32), np.array(numbers, np.int64)
 
 
-def _cifar100(folder: Path) -> Dataset:
+def _cifar100(folder: Path, labels: str = "fine", classes: int = 100) -> Dataset:
     where = _compare_cifar("cifar100", folder)
-    train, test = (_cifar_part(where / part, "cifar100", "fine_labels", 100) for part in ("train", "test"))
-    names = _field(where / "meta", _cifar_file(where / "meta", "cifar100"), "fine_label_names")
-    return _split_off("cifar100", train, test, list(map(str, names)), held=5000)
+    train, test = (_cifar_part(where / part, "cifar100", f"{labels}_labels", classes) for part in ("train", "test"))
+    names = _field(where / "meta", _cifar_file(where / "meta", "cifar100"), f"{labels}_label_names")
+    name = "cifar100" if labels == "fine" else f"cifar100-{labels}"
+    return _split_off(name, train, test, list(map(str, names)), held=5000)
+
+
+def _cifar100_coarse(folder: Path) -> Dataset:
+    """The images of CIFAR-100 with the 20 superclasses as labels."""
+    return _cifar100(folder, "coarse", 20)
 
 
 def _cifar10(folder: Path) -> Dataset:
@@ -243,6 +249,7 @@ ARCHIVED: dict[str, Callable[[Path], Dataset]] = {
     "digits": _digits,
     "cifar10": _cifar10,
     "cifar100": _cifar100,
+    "cifar100-coarse": _cifar100_coarse,
     "tinyimagenet": _tinyimagenet,
 }
 """A function from the data folder to each data set."""

@@ -8,7 +8,7 @@ convolution before it, :class:`ReuseConv`. :func:`swap` puts other modules there
 """
 
 from deepreshape.nn.gates import GatedReLU
-from deepreshape.nn.herpn import HerPN, escape
+from deepreshape.nn.herpn import Escape, HerPN, escape
 from deepreshape.nn.masks import MaskedReLU, masked_relu
 from deepreshape.nn.nonlinearity import KINDS, Nonlinearity, rebuild
 from deepreshape.nn.polynomial import PolynomialReLU, polynomial_relu
@@ -18,6 +18,7 @@ from deepreshape.nn.swap import swap
 
 __all__ = [
     "KINDS",
+    "Escape",
     "Faults",
     "GatedReLU",
     "HerPN",

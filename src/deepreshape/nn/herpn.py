@@ -14,11 +14,13 @@ from torch.nn.functional import batch_norm
 from deepreshape.nn.nonlinearity import Nonlinearity
 from deepreshape.nn.polynomial import polynomial
 
-__all__ = ["LINEAR", "SQUARE", "Escape", "HerPN", "escape", "herpn", "quadratic"]
+__all__ = ["ESCAPE", "LINEAR", "SQUARE", "Escape", "HerPN", "escape", "herpn", "quadratic"]
 
 LINEAR, SQUARE = 0.5, 1 / math.sqrt(4 * math.pi)
 """Coefficients of a ReLU under Hermite's orthonormal polynomials h1 = x and h2 = (x^2 - 1) / sqrt(2)."""
 MOMENTUM, EPSILON = 0.1, 1e-5
+ESCAPE = 4.0
+"""Deviations from the mean beyond which an input of a square is penalised."""
 
 
 def quadratic(scale: Tensor, shift: Tensor, means: Tensor, variances: Tensor) -> Tensor:
@@ -104,27 +106,33 @@ class HerPN(Nonlinearity):
 
 
 class Escape:
-    """How far inputs of squares went beyond a limit in the forward passes since it was last read."""
+    """How far inputs of squares were from their channel's mean in the forward passes since it was last read."""
 
     def __init__(self, limit: float) -> None:
         self.limit = limit
         self._sites: list[Tensor] = []
 
     def see(self, x: Tensor) -> None:
-        self._sites.append((x.float().abs() - self.limit).clamp(min=0).square().mean())
+        x = x.float()
+        axes = [axis for axis in range(x.dim()) if axis != 1]
+        with torch.no_grad():
+            variance, mean = torch.var_mean(x, axes, correction=0, keepdim=True)
+            deviation = (variance + EPSILON).sqrt()
+        self._sites.append((((x - mean) / deviation).abs() - self.limit).clamp(min=0).square().mean())
 
     def take(self) -> Tensor:
-        """The sum over sites of the mean of (|x| - limit)^2 where |x| is beyond it; of none it is 0."""
+        """The sum over sites of the mean of (|x - mean| / deviation - limit)^2 where it is beyond; of none it is 0."""
         sites, self._sites = self._sites, []
         return torch.stack(sites).sum() if sites else torch.zeros(())
 
 
 @contextmanager
-def escape(model: nn.Module, limit: float = 4.0) -> Generator[Escape]:
+def escape(model: nn.Module, limit: float = ESCAPE) -> Generator[Escape]:
     """Inside, inputs of the HerPNs of a network in training are watched.
 
     A square grows what is large: without a penalty on what escapes, single images of a trained network end in NaN, and
-    in a ring they would wrap in silence.
+    in a ring they would wrap in silence. Distances are in deviations of the channel in the batch, since a HerPN
+    normalises: a limit on the values themselves would be met by smaller weights.
     """
     seen = Escape(limit)
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from deepreshape.data import Dataset, Split
 from deepreshape.data.augment import draw_moves, smaller
-from deepreshape.nn import Faults, Nonlinearity, faulty
+from deepreshape.nn import Escape, Faults, Nonlinearity, escape, faulty
 from deepreshape.nn.backward import backward_slope
 from deepreshape.training.cached_teacher import CachedTeacher
 from deepreshape.training.checkpoint import Checkpoint
@@ -182,6 +182,7 @@ class _Run:
         self.an_epoch = -(-len(learned) // recipe.batch)
         self.step, self.steps = 0, self.an_epoch * recipe.epochs
         self.compared: tuple[dict[str, Tensor], dict[str, Tensor]] | None = None
+        self.escaped: Escape | None = None
 
     def begin(self, during: ExitStack) -> None:
         """Put the network in training mode, and what has to be there during the run on the stack."""
@@ -193,6 +194,7 @@ class _Run:
         during.enter_context(shared_norms(self.model))
         during.enter_context(MatrixConvolutions())
         self.compared = _compared(self.model, self.teacher, self.recipe, during)
+        self.escaped = during.enter_context(escape(self.model)) if self.recipe.escape else None
 
     def over(self) -> bool:
         """Whether all steps are done, or the hook has what it wants."""
@@ -242,6 +244,8 @@ class _Run:
             with self.faults(), self.slope():
                 outputs = self.model(batch)
         loss = self.objective.loss(outputs, target, soft, self.recipe)
+        if self.escaped:
+            loss = loss + self.recipe.escape * self.escaped.take()
         return loss + self.recipe.mismatch * mismatch_loss(*self.compared) if self.compared else loss
 
     def measured(self) -> float:

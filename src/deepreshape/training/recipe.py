@@ -44,6 +44,8 @@ class Recipe:
         backward_slope: of ReLUs where they are off, in the backward pass only (ProxyGrad); 0 is a ReLU's own gradient.
         mismatch: weight of the mismatch between the teacher's activation maps and those at masked ReLUs (SENet's PRAM);
             0 does not look at them.
+        escape: weight of the penalty on inputs of squares that lie more than four deviations from their channel's mean
+            (:func:`~deepreshape.nn.escape`); only networks of HerPNs have any. Without it single images end in NaN.
         frozen_norms: whether batch norms keep the statistics that the network came with, and only their scale and shift
             are trained; for fine-tuning a network that was trained elsewhere, on small batches.
         precision: ``"auto"`` is bfloat16 autocast where the processor has it in hardware.
@@ -69,6 +71,7 @@ class Recipe:
     relu: str = ""
     backward_slope: float = 0.0
     mismatch: float = 0.0
+    escape: float = 1.0
     frozen_norms: bool = False
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
 
@@ -90,6 +93,7 @@ class Recipe:
             distill=(0, 1),
             mismatch=(0, 1e6),
             backward_slope=(0, 1),
+            escape=(0, 1e6),
         )
         if self.relu:
             Faults.parse(self.relu)
