@@ -28,9 +28,12 @@ def write_cifar100(folder: Path, count: int = 6000) -> None:
     where.mkdir()
     pixels = np.random.default_rng(0).integers(0, 256, (count, 3072), dtype=np.uint8)
     for part in ("train", "test"):
-        content = {"data": pixels, "fine_labels": [at % 100 for at in range(count)]}
+        content: dict[str, object] = {"data": pixels, "fine_labels": [at % 100 for at in range(count)]}
+        content["coarse_labels"] = [at % 20 for at in range(count)]
         (where / part).write_bytes(pickle.dumps(content, protocol=2))
-    (where / "meta").write_bytes(pickle.dumps({"fine_label_names": [f"class {at}" for at in range(100)]}, protocol=2))
+    names: dict[str, list[str]] = {"fine_label_names": [f"class {at}" for at in range(100)]}
+    names["coarse_label_names"] = [f"kind {at}" for at in range(20)]
+    (where / "meta").write_bytes(pickle.dumps(names, protocol=2))
 
 
 def test_cifar100_in_its_official_form_is_read_and_said_to_be_another(tmp_path: Path):
@@ -43,6 +46,15 @@ def test_cifar100_in_its_official_form_is_read_and_said_to_be_another(tmp_path: 
     assert data.shape == (3, 32, 32)
     assert (len(data.train), len(data.validation), len(data.test)) == (1000, 5000, 6000)
     assert data.class_names[3] == "class 3"
+
+
+@pytest.mark.filterwarnings("ignore:.*not the official cifar100")
+def test_the_superclasses_of_cifar100_are_a_data_set(tmp_path: Path):
+    write_cifar100(tmp_path)
+    fine, coarse = (Dataset.load(name, tmp_path) for name in ("cifar100", "cifar100-coarse"))
+    assert torch.equal(fine.train.images, coarse.train.images)
+    assert torch.equal(fine.train.labels % 20, coarse.train.labels)
+    assert (coarse.name, coarse.class_names[3], len(coarse.class_names)) == ("cifar100-coarse", "kind 3", 20)
 
 
 def write_cifar10(folder: Path) -> Path:

@@ -64,14 +64,33 @@ def test_it_is_rebuilt_from_what_was_saved():
 
 def test_what_escapes_is_penalised_and_what_does_not_is_not():
     model = nn.Sequential(HerPN(2), HerPN(2))
-    x = torch.zeros(4, 2, 1, 1)
-    x[0, 0] = 6.0
+    x = torch.randn(64, 2, 4, 4, generator=torch.Generator().manual_seed(4)).clamp(-2, 2)
+    far = x.clone()
+    far[0, 0, 0, 0] = 1000.0
     with escape(model, limit=4.0) as seen:
-        model(x)
+        model[0](x)
+        inside = seen.take()
+        model[0](far)
         outside = seen.take()
-        inside = model[0](x / 2) is not None and seen.take()
-        model.eval()(x)
+        model[0](far / 1000)
+        smaller = seen.take()  # shrinking all of it helps nothing
+        model.eval()(far)
         assert float(seen.take()) == 0  # evaluation is not watched
-    assert float(outside.detach()) >= (6 - 4) ** 2 / x.numel()
+    channel = far[:, 0]
+    distance = float((channel.max() - channel.mean()) / channel.std(correction=0))
     assert float(inside) == 0
+    assert float(outside) == pytest.approx((distance - 4) ** 2 / far.numel(), rel=1e-3)
+    assert float(smaller) == pytest.approx(float(outside), rel=0.1)
     assert not model[0]._forward_pre_hooks
+
+
+def test_the_penalty_pulls_in_what_escapes():
+    x = torch.randn(256, 1, generator=torch.Generator().manual_seed(5))
+    x[0] = 50.0
+    x.requires_grad_()
+    with escape(model := nn.Sequential(HerPN(1)), limit=4.0) as seen:
+        model(x)
+        seen.take().backward()
+    assert x.grad is not None
+    assert float(x.grad[0]) > 0
+    assert not x.grad[1:].any()

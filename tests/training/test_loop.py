@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from deepreshape.data import Dataset, Split
 from deepreshape.models import architecture, build
-from deepreshape.nn import MaskedReLU, PolynomialReLU, StochasticReLU
+from deepreshape.nn import Escape, MaskedReLU, PolynomialReLU, StochasticReLU
 from deepreshape.training import RECIPES, Progress, Recipe, distillation_loss, train
 from deepreshape.training.convolution import MatrixConvolutions, matrix_convolution
 from deepreshape.training.muon import Muon, orthogonal
@@ -354,3 +354,18 @@ def test_a_backward_slope_changes_what_is_learned_and_leaves_the_network_its_mod
 def test_a_slope_and_faults_exclude_each_other():
     with pytest.raises(ValueError, match=r"backward_slope=0\.1 is for exact ReLUs"):
         Recipe(backward_slope=0.1, relu="stochastic:drop=12,fraction=20")
+
+
+def test_inputs_of_squares_are_held_in_by_default(digits: Dataset, monkeypatch: pytest.MonkeyPatch):
+    squares = architecture("resnet20-m2-phi1.1.1-herpn", (1, 8, 8), 10)
+    held, free = (build(squares, seed=1) for _ in range(2))
+    seen: list[float] = []
+    take = Escape.take
+    monkeypatch.setattr(Escape, "take", lambda self: (seen.append(len(self._sites)), take(self))[1])
+    train(held, digits, SHORT, seed=5)
+    steps = len(seen)
+    assert steps == 2 * 7
+    assert set(seen) == {7}  # every square of the network, in every step
+    train(free, digits, replace(SHORT, escape=0.0), seed=5)
+    assert len(seen) == steps
+    assert not equal(weights(held), weights(free))

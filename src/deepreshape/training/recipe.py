@@ -157,6 +157,7 @@ RECIPES: dict[str, Recipe] = {
     "digits": Recipe(epochs=10, batch=64, lr=0.1, crop=1, flip=False, precision="float32"),
     "cifar10": Recipe(epochs=20),
     "cifar100": Recipe(epochs=20),
+    "cifar100-coarse": Recipe(epochs=20),
     "tinyimagenet": Recipe(epochs=20, crop=8),
 }
 """Defaults of the data sets that come by name."""
