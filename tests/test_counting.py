@@ -212,6 +212,97 @@ def test_shared_weights_count_once():
     assert count(net, (3,)).total.params == 9
 
 
+def test_a_convolution_used_twice_counts_its_work_twice_and_its_weights_once():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(4, 4, 3, padding=1)
+
+        def forward(self, x):
+            return self.conv(self.conv(x).relu())
+
+    counted = count(Twice(), (4, 8, 8))
+    assert (counted.total.macs, counted.total.params) == (2 * 4 * 4 * 9 * 64, 4 * 4 * 9 + 4)
+    assert [layer.name for layer in counted.layers if isinstance(layer, LinearLayer)] == ["conv", "conv"]
+
+
+def test_layers_are_those_of_one_input_of_a_batch():
+    net = nn.Sequential(nn.Conv2d(2, 3, 3), nn.ReLU(), HerPN(3), nn.Flatten(), nn.Linear(3 * 36, 2))
+    assert count(net, torch.zeros(5, 2, 8, 8)).layers == count(net, (2, 8, 8)).layers
+    assert count(net, torch.zeros(5, 2, 8, 8)).total.relus == 5 * 3 * 36
+
+
+def test_what_does_not_depend_on_the_input_is_not_counted():
+    class Computed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(4, 6))
+            self.scale = torch.ones(4)  # no buffer: a tensor like any other attribute
+
+        def forward(self, x):
+            weight = self.weight.relu() / (self.weight @ self.weight.T).trace()
+            return functional.linear(x, weight) * self.scale.sigmoid()
+
+    counted = count(Computed(), (6,))
+    assert (counted.total.macs, counted.total.relus, counted.unknown) == (24, 0, {})
+    spectral = nn.utils.parametrizations.spectral_norm(nn.Conv2d(2, 3, 3))
+    assert count(spectral, (2, 8, 8)).unknown == {}
+    assert count(spectral, (2, 8, 8)).total.macs == 3 * 2 * 9 * 36
+
+
+def test_an_encoder_layer_is_seen_in_its_parts():
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    counted = count(layer, (3, 8))
+    assert counted.total.relus == 3 * 16
+    assert counted.total.macs == 3 * (8 * 24 + 8 * 8 + 2 * 8 * 16) + 2 * 3 * 3 * 8
+    assert torch.backends.mha.get_fastpath_enabled()
+
+
+def test_data_parallel_counts_as_what_it_holds():
+    net = nn.Sequential(nn.Linear(8, 4), nn.ReLU())
+    counted, inner = count(nn.DataParallel(net), (8,)), count(net, (8,))
+    assert counted.unknown == {}
+    assert counted.total == inner.total
+
+
+@pytest.mark.parametrize(
+    ("net", "shape", "operator"),
+    [(lambda: nn.LSTM(8, 4), (3, 8), "rnn"), (lambda: Matrix(), (4,), "aten.mv")],
+)
+def test_work_of_unknown_size_is_refused(net, shape: tuple[int, ...], operator: str):
+    counted = count(net(), shape)
+    with pytest.raises(ValueError, match=f"the totals would miss the multiply-adds of .*{operator}"):
+        counted.complete()
+
+
+def test_unknown_operators_without_hidden_work_are_kept():
+    counted = count(nn.Sequential(nn.Linear(4, 4), nn.GELU(), nn.Softmax(1)), (4,))
+    assert counted.complete() is counted
+    assert set(counted.unknown) == {"aten.gelu", "aten._softmax"}
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_quantised_network_is_refused():
+    quantised = torch.ao.quantization.quantize_dynamic(nn.Sequential(nn.Linear(8, 4), nn.ReLU()), {nn.Linear})
+    counted = count(quantised, torch.zeros(1, 8))
+    assert counted.unknown == {"quantized.linear_dynamic": 4}
+    with pytest.raises(
+        ValueError, match=r"quantized\.linear_dynamic \(4 elements\): count the network as it was before"
+    ):
+        counted.complete()
+
+
+class Matrix(nn.Module):
+    """Takes one vector out of its batch, and multiplies it by a matrix of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(3, 4))
+
+    def forward(self, x):
+        return self.weight.mv(x[0])
+
+
 def test_the_model_is_left_as_it_was():
     model = build(architecture("resnet20"))
     model.train()
@@ -232,7 +323,7 @@ def test_an_input_that_does_not_fit_is_named():
 def test_layers_come_in_order_with_their_shapes():
     layers = count(build(architecture("resnet18"), "meta"), (3, 32, 32)).layers
     first, second = layers[:2]
-    assert first == LinearLayer("stem.conv.0", 3, 64, (3, 3), 1, (32, 32), (32, 32), 27 * 64 * 1024)
+    assert first == LinearLayer("stem.conv.0", 3, 64, (3, 3), 1, (32, 32), (32, 32), 27 * 64 * 1024, padding=(1, 1))
     assert second == ReluLayer("stem.act", 65_536, 65_536)
     assert len(layers) == 17 + 3 + 1 + 17
 

@@ -2,7 +2,8 @@
 
 The counter watches the operators that run (``aten.relu``, ``aten.convolution`` ...), so that a functional ReLU counts
 like a module. It knows three kinds of operator: those it counts, those that are linear or only move data, and all
-others, which it lists as unknown.
+others, which it lists as unknown. What does not depend on the input is computed once, before any inference, and is not
+counted. A linear layer over a map is a 1x1 convolution.
 
 Conventions, which differ between papers:
 
@@ -18,9 +19,10 @@ Conventions, which differ between papers:
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from math import prod
 from typing import Any
@@ -29,8 +31,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
+from torch.utils.weak import WeakTensorKeyDictionary
 
-from deepreshape.cost.layers import Layer, LinearLayer, ReluLayer, SquareLayer
+from deepreshape.cost.layers import Layer, LinearLayer, ReluLayer, SquareLayer, UnpricedLayer
 
 __all__ = ["Count", "Counts", "count"]
 
@@ -65,7 +68,7 @@ class Count:
         by_module: what each module does itself (not in its children), by its path; ``""`` is the network.
         by_operator: by the name of the operator, such as ``aten.relu``.
         unknown: operators that are neither counted nor known to be linear: how many elements they gave.
-        layers: linear and ReLU layers in the order they ran, for a cost model.
+        layers: linear and ReLU layers in the order they ran, for a cost model; of one input.
         stem_relus: ReLUs of the module called ``stem``; in networks of others, those that run before the first
             top-level module that has children.
     """
@@ -75,6 +78,18 @@ class Count:
     unknown: dict[str, int]
     layers: tuple[Layer, ...]
     stem_relus: int
+
+    def complete(self) -> Count:
+        """Return this count, if its totals miss nothing.
+
+        Raises:
+            ValueError: if an unknown operator does work of a size that is not known, such as a quantised convolution.
+        """
+        for name, elements in self.unknown.items():
+            if not name.startswith("aten.") or _HIDES_MACS.search(name):
+                where = "count the network as it was before it was quantised" if "quant" in name else "rewrite it"
+                raise ValueError(f"the totals would miss the multiply-adds of {name} ({elements:,} elements): {where}")
+        return self
 
     @property
     def total(self) -> Counts:
@@ -128,7 +143,8 @@ def count(model: nn.Module, input: Tensor | Sequence[int]) -> Count:
     trace = _Trace(model)
     model.eval()
     try:
-        with torch.no_grad(), trace.modules(), trace:
+        with torch.no_grad(), _separate_operators(), trace.modules(), trace:
+            trace.values[input] = input.shape
             model(input)
     except (RuntimeError, ValueError, IndexError, TypeError) as error:
         reason = str(error).splitlines()[0]
@@ -136,9 +152,25 @@ def count(model: nn.Module, input: Tensor | Sequence[int]) -> Count:
     finally:
         for module, mode in training.items():
             module.training = mode
-    return Count(
-        trace.by_module, trace.by_operator, trace.unknown, tuple(trace.layers), _stem_relus(model, trace.layers)
-    )
+    layers = tuple(_of_one(layer, len(input)) for layer in trace.layers)
+    return Count(trace.by_module, trace.by_operator, trace.unknown, layers, _stem_relus(model, trace.layers))
+
+
+def _of_one(layer: Layer, inputs: int) -> Layer:
+    """What a layer does for one of a batch of inputs."""
+    counted = {name: value // inputs for name, value in vars(layer).items() if name in _COUNTED}
+    return replace(layer, **counted)
+
+
+@contextmanager
+def _separate_operators() -> Generator[None]:
+    """Keep torch from taking one operator for a whole encoder layer, which would hide its parts."""
+    fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
 
 
 def _stem_relus(model: nn.Module, layers: Sequence[Layer]) -> int:
@@ -167,7 +199,8 @@ class _Trace(TorchDispatchMode):
         self.unknown: dict[str, int] = {}
         self.layers: list[Layer] = []
         self.by_module: dict[str, Counts] = {}
-        self.constants = {id(tensor) for tensor in (*model.parameters(), *model.buffers())}
+        self.values = WeakTensorKeyDictionary()
+        """Tensors that depend on the input, and the shape that each had before its leading axes became one."""
         seen: set[int] = set()
         for path, module in model.named_modules():
             own = [parameter for parameter in module.parameters(recurse=False) if id(parameter) not in seen]
@@ -203,6 +236,10 @@ class _Trace(TorchDispatchMode):
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
         name, plain = _names(func)
+        if not self._depends((*args, *kwargs.values())):
+            return out
+        for tensor in _tensors(out):
+            self.values[tensor] = self._map_shape(plain, args, tensor)
         if plain in _LINEAR_OR_DATA:
             return out
         counts = Counts()
@@ -214,9 +251,10 @@ class _Trace(TorchDispatchMode):
                 + queries.numel() // queries.shape[-1] * values.shape[-2] * values.shape[-1]
             )
             self._unknown(f"{name} (its softmax)", out)
+            self.layers.append(UnpricedLayer(path, f"{name}, a product of two values", counts.macs))
         elif func._overloadpacket in flop_registry:
             counts.macs = flop_registry[func._overloadpacket](*args, **kwargs, out_val=out) // 2
-            self.layers.append(_linear_layer(path, plain, args, out, counts.macs))
+            self.layers.append(self._linear_layer(path, plain, args, out, counts.macs))
         elif plain in _RELUS and _RELUS[plain](args, kwargs):
             elements = args[0].numel()
             counts.relus = elements
@@ -245,12 +283,33 @@ class _Trace(TorchDispatchMode):
         elements = sum(part.numel() for part in _tensors(out))
         self.unknown[name] = self.unknown.get(name, 0) + elements
 
+    def _depends(self, value: Any) -> bool:
+        """Whether any tensor in ``value`` depends on the input."""
+        return any(tensor in self.values for tensor in _tensors(value))
+
+    def _map_shape(self, operator: str, args: tuple[Any, ...], out: Tensor) -> torch.Size:
+        """The shape of a value, or the one that it had before a linear layer made fewer axes of all but the last."""
+        if operator in _RESHAPES and out.dim() <= args[0].dim() and args[0].shape[-1] == out.shape[-1]:
+            return self.values.get(args[0], args[0].shape)
+        return out.shape
+
     def _scales_by_constant(self, operator: str, args: tuple[Any, ...]) -> bool:
-        """A product is linear if a side is a number or belongs to the model, a quotient if its second side does."""
+        """A product is linear if a side does not depend on the input, a quotient if its second side does not."""
         if operator not in ("aten.mul", "aten.div"):
             return False
-        constant = [not isinstance(arg, Tensor) or id(arg) in self.constants for arg in args[:2]]
-        return constant[1] or (constant[0] and operator == "aten.mul")
+        return not self._depends(args[1]) or (operator == "aten.mul" and not self._depends(args[0]))
+
+    def _linear_layer(self, path: str, operator: str, args: tuple[Any, ...], out: Any, macs: int) -> Layer:
+        if operator in ("aten.convolution", "aten._convolution"):
+            return _convolution(path, args, out, macs) if not self._depends(args[1]) else _product(path, operator, macs)
+        left, right = args[1:3] if operator == "aten.addmm" else args[:2]
+        # a matrix for each of a batch is one matrix if the batch was expanded
+        one = operator in ("aten.addmm", "aten.mm") or (operator == "aten.bmm" and right.stride(0) == 0)
+        if not one or self._depends(right):
+            return _product(path, operator, macs)
+        shape = self.values[left]
+        size = shape[1:-1] if len(shape) <= 4 else (1, prod(shape[1:-1]))
+        return LinearLayer(path, shape[-1], right.shape[-1], (1, 1), 1, _plane(size), _plane(size), macs)
 
 
 @cache
@@ -268,21 +327,38 @@ def _tensors(value: Any) -> Iterator[Tensor]:
             yield from _tensors(part)
 
 
-def _linear_layer(path: str, operator: str, args: tuple[Any, ...], out: Any, macs: int) -> LinearLayer:
-    if operator in ("aten.convolution", "aten._convolution"):
-        x, weight, groups = args[0], args[1], args[8]
-        kernel, in_size, out_size = weight.shape[2:], x.shape[2:], out.shape[2:]
-        return LinearLayer(
-            path, x.shape[1], out.shape[1], _plane(kernel), groups, _plane(in_size), _plane(out_size), macs
-        )
-    left = next(_tensors(args[1:] if operator == "aten.addmm" else args))
-    result = next(_tensors(out))
-    return LinearLayer(path, left.shape[-1], result.shape[-1], (1, 1), 1, (1, 1), (1, 1), macs)
+def _convolution(path: str, args: tuple[Any, ...], out: Tensor, macs: int) -> Layer:
+    x, weight, _, stride, padding, dilation, transposed, _, groups = args[:9]
+    if x.dim() > 4:
+        return UnpricedLayer(path, f"a convolution over {x.dim() - 2} axes", macs)
+
+    def sides(value: Sequence[int], missing: int = 1) -> tuple[int, int]:
+        return _plane([*value] * ((x.dim() - 2) // len(value)), missing)
+
+    return LinearLayer(
+        path,
+        x.shape[1],
+        out.shape[1],
+        _plane(weight.shape[2:]),
+        groups,
+        _plane(x.shape[2:]),
+        _plane(out.shape[2:]),
+        macs,
+        sides(stride),
+        sides(padding, 0),
+        sides(dilation),
+        transposed,
+    )
 
 
-def _plane(size: Sequence[int]) -> tuple[int, int]:
-    """(height, width) of a map or kernel of one, two or (the last two of) more dimensions."""
-    return (1, size[0]) if len(size) == 1 else (size[-2], size[-1])
+def _product(path: str, operator: str, macs: int) -> UnpricedLayer:
+    return UnpricedLayer(path, f"{operator}, a product of two values", macs)
+
+
+def _plane(size: Sequence[int], missing: int = 1) -> tuple[int, int]:
+    """(height, width) of what has up to two axes; those that are missing are ``missing``."""
+    height, width = (missing, missing, *size)[-2:]
+    return height, width
 
 
 def _min_is_zero(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
@@ -349,6 +425,13 @@ _MAX_POOLS: dict[str, Callable[[tuple[Any, ...], dict[str, Any], Any], int]] = {
     "aten.max": _reduction,
 }
 
+_COUNTED = ("macs", "relus", "elements", "squares")
+
+_RESHAPES = ("aten.view", "aten._unsafe_view", "aten.reshape", "aten.expand", "aten.clone")
+
+_HIDES_MACS = re.compile(r"conv|mm$|_mm_|mv$|dot$|rnn|lstm|gru|attention|transformer|trilinear$|cdist|fft")
+"""Operators of torch whose work would be missing from the totals."""
+
 _ATTENTION = {
     "aten._scaled_dot_product_flash_attention_for_cpu",
     "aten._scaled_dot_product_flash_attention",
@@ -369,4 +452,10 @@ _LINEAR_OR_DATA = frozenset(
     set slice slice_scatter split split_with_sizes squeeze stack sub sum t to transpose tril triu unbind
     unfold unsqueeze upsample_bilinear2d upsample_nearest2d view zeros zeros_like
     """.split()  # noqa: SIM905 - a list of 90 quoted names is harder to read
-) | {"prim.device"}
+) | {
+    "prim.device",
+    "profiler._record_function_enter_new",
+    "profiler._record_function_exit",
+    "quantized_decomposed.dequantize_per_tensor",
+    "quantized_decomposed.dequantize_per_channel",
+}

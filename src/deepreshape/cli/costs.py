@@ -218,7 +218,7 @@ def _quotes(network: Network, terms: list[Terms], data_dir: Path | None) -> list
     from deepreshape.pricing.quote import quote_layers, quote_program
     from deepreshape.private.program.ops import ProgramError
 
-    counted = count(network.module, network.shape)
+    counted = count(network.module, network.shape).complete()
     layers = counted.priced_layers
     notes = [f"not counted: {name}, {elements:,} elements" for name, elements in counted.unknown.items()]
     program: Program | None = None

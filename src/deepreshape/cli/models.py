@@ -21,6 +21,7 @@ from deepreshape.convex.saved import load as load_fitted
 from deepreshape.models import Architecture, architecture, build
 from deepreshape.models.saved import Manifest, load
 from deepreshape.models.zoo import folder_of
+from deepreshape.nn import require_finite
 
 if TYPE_CHECKING:
     from deepreshape.convex.saved import Fitted
@@ -82,8 +83,14 @@ def find_network(model: str, shape: Shape | None = None, classes: int = 100) -> 
     """The network meant by a name, a folder, zoo:NAME, package.module:callable or file.py:callable.
 
     Raises:
-        ValueError: if there is none.
+        ValueError: if there is none, or it holds weights that are no numbers.
     """
+    network = _network_of(model, shape, classes)
+    require_finite(network.module)
+    return network
+
+
+def _network_of(model: str, shape: Shape | None, classes: int) -> Network:
     folder = folder_of(model)
     if is_fitted(folder):
         fitted = load_fitted(folder)
@@ -200,6 +207,8 @@ def read_samples(path: Path) -> Images:
             f"{path} holds {kind}; inputs are real numbers, as the network sees them, of shape (N, channels, height, "
             "width)"
         )
+    if wrong := int((~np.isfinite(found)).sum()):
+        raise ValueError(f"{path} holds {wrong:,} values that are NaN or infinite, of {found.size:,}")
     if not found.any():
         raise ValueError(f"{path} holds zeros only; formats are calibrated on inputs like those that will come")
     return found.astype(np.float32)
@@ -221,9 +230,10 @@ def compare(network: Network, inputs: Images, outputs: NDArray[np.floating]) -> 
         outputs: (N, classes), in real units.
     """
     theirs = network.run(inputs)
+    finite = np.isfinite(theirs).all(1)
     return {
         "inputs": len(inputs),
-        "same_class": int((outputs.argmax(1) == theirs.argmax(1)).sum()),
+        "same_class": int(((outputs.argmax(1) == theirs.argmax(1)) & finite).sum()),
         "largest_difference": float(np.abs(outputs - theirs).max()),
         "largest_output": float(np.abs(theirs).max()),
     }

@@ -55,7 +55,7 @@ def count(
     from deepreshape.counting import count as count_model
 
     found = find_network(model, read_shape(input) if input else None, classes)
-    counted = count_model(found.module, found.shape)
+    counted = count_model(found.module, found.shape).complete()
     if as_json:
         print_json(_count_values(counted))
         return

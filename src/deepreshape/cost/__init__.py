@@ -1,7 +1,7 @@
 """What private inference costs: one report type, published profiles, links. Plain data and arithmetic."""
 
 from deepreshape.cost.arrivals import Served, Service, simulate, sustainable
-from deepreshape.cost.layers import Layer, LinearLayer, ReluLayer, SquareLayer
+from deepreshape.cost.layers import Layer, LinearLayer, ReluLayer, SquareLayer, UnpricedLayer
 from deepreshape.cost.link import LINKS, Link, read_link, split
 from deepreshape.cost.profile import Profile, Work, reference
 from deepreshape.cost.published import PROFILES, Published, price_published, published_seconds
@@ -27,6 +27,7 @@ __all__ = [
     "Service",
     "SquareLayer",
     "Turn",
+    "UnpricedLayer",
     "Work",
     "price_published",
     "published_seconds",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["Layer", "LinearLayer", "ReluLayer", "SquareLayer"]
+__all__ = ["Layer", "LinearLayer", "ReluLayer", "SquareLayer", "UnpricedLayer"]
 
 
 @dataclass(frozen=True)
@@ -16,6 +16,8 @@ class LinearLayer:
         in_channels, out_channels, kernel, groups: of the convolution; the kernel is (height, width).
         in_size, out_size: (height, width) of the maps, without padding.
         macs: multiply-adds for one input.
+        stride, padding, dilation: along (height, width), as torch's convolutions have them.
+        transposed: whether it is a transposed convolution.
     """
 
     name: str
@@ -26,6 +28,10 @@ class LinearLayer:
     in_size: tuple[int, int]
     out_size: tuple[int, int]
     macs: int
+    stride: tuple[int, int] = (1, 1)
+    padding: tuple[int, int] = (0, 0)
+    dilation: tuple[int, int] = (1, 1)
+    transposed: bool = False
 
 
 @dataclass(frozen=True)
@@ -56,4 +62,19 @@ class SquareLayer:
     squares: int
 
 
-Layer = LinearLayer | ReluLayer | SquareLayer
+@dataclass(frozen=True)
+class UnpricedLayer:
+    """Multiply-adds that no cost model has a price for.
+
+    Attributes:
+        name: path of the module they run in.
+        operator: what they are, in words.
+        macs: multiply-adds for one input.
+    """
+
+    name: str
+    operator: str
+    macs: int
+
+
+Layer = LinearLayer | ReluLayer | SquareLayer | UnpricedLayer

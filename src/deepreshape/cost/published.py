@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from math import ceil, log2
 from typing import Literal
 
-from deepreshape.cost.layers import Layer, LinearLayer, ReluLayer, SquareLayer
+from deepreshape.cost.layers import Layer, LinearLayer, ReluLayer, SquareLayer, UnpricedLayer
 from deepreshape.cost.link import Link, split
 from deepreshape.cost.report import Cost, CostReport
 
@@ -104,8 +104,11 @@ def price_published(layers: Sequence[Layer], profile: Published, link: Link | No
         Rows by layer and phase. Where layers run in parallel, each is charged its part of the time they take together.
 
     Raises:
-        ValueError: if the network has squares, which the study does not price.
+        ValueError: if the network has squares, or layers that the study does not price.
     """
+    for layer in layers:
+        if isinstance(layer, UnpricedLayer):
+            raise ValueError(f"the published systems have no price for {layer.name}: {layer.operator}")
     squares = sum(layer.squares for layer in layers if isinstance(layer, SquareLayer))
     if squares:
         raise ValueError(f"the published systems price no squares, and the network has {squares:,}")
@@ -127,8 +130,8 @@ def price_published(layers: Sequence[Layer], profile: Published, link: Link | No
 
 
 def published_seconds(layers: Sequence[Layer]) -> dict[str, float]:
-    """Seconds of one inference under each of :data:`PROFILES`, on its study's link; none if it has squares."""
-    if any(isinstance(layer, SquareLayer) for layer in layers):
+    """Seconds of one inference under each of :data:`PROFILES`, on its study's link; none if it cannot be priced."""
+    if any(isinstance(layer, SquareLayer | UnpricedLayer) for layer in layers):
         return {}
     return {name: round(price_published(layers, profile).seconds, 3) for name, profile in PROFILES.items()}
 

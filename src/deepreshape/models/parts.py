@@ -57,7 +57,21 @@ class LayerList:
         channels, size = before
         after = shrink(size, stride) if kernel % 2 else (size[0] // stride, size[1] // stride)
         macs = channels * width * kernel**2 * after[0] * after[1]
-        self.layers.append(LinearLayer(name, channels, width, (kernel, kernel), 1, size, after, macs))
+        padding = (kernel - 1) // 2
+        self.layers.append(
+            LinearLayer(
+                name,
+                channels,
+                width,
+                (kernel, kernel),
+                1,
+                size,
+                after,
+                macs,
+                (stride, stride),
+                (padding, padding),
+            )
+        )
         return width, after
 
     def conv_norm(self, name: str, site: str | None, before: Map, width: int, kernel: int, stride: int = 1) -> Map:

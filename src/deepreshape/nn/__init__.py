@@ -7,6 +7,7 @@ convolution before it, :class:`ReuseConv`. :func:`swap` puts other modules there
 :class:`StochasticReLU`; a search for a mask has a :class:`GatedReLU`.
 """
 
+from deepreshape.nn.finite import require_finite
 from deepreshape.nn.gates import GatedReLU
 from deepreshape.nn.herpn import Escape, HerPN, escape
 from deepreshape.nn.masks import MaskedReLU, masked_relu
@@ -33,6 +34,7 @@ __all__ = [
     "masked_relu",
     "polynomial_relu",
     "rebuild",
+    "require_finite",
     "reuse_widths",
     "swap",
 ]

@@ -13,7 +13,7 @@ from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from deepreshape.cost import Layer, LinearLayer, SquareLayer
+from deepreshape.cost import Layer, LinearLayer, SquareLayer, UnpricedLayer
 from deepreshape.private.arith.ring import Ring
 from deepreshape.private.crypto.he.bfv import Parameters, candidates
 from deepreshape.private.program.ops import Relu
@@ -37,7 +37,8 @@ class Outline:
         relu: how ReLUs are computed; windows are all bits here, as nothing is calibrated.
 
     Raises:
-        ValueError: if there is no linear layer, or one is too large for every known set of parameters.
+        ValueError: if there is no linear layer, one that cannot be priced, or one that is too large for every known
+            set of parameters.
     """
 
     layers: tuple[Layer, ...]
@@ -56,6 +57,8 @@ class Outline:
         """Every linear layer, and how the homomorphic encryption sees it: one of its copies."""
         found: dict[str, tuple[LinearLayer, Convolution]] = {}
         for layer in self.layers:
+            if isinstance(layer, UnpricedLayer):
+                raise ValueError(f"{self.relu} has no price for {layer.name}: {layer.operator}")
             if isinstance(layer, LinearLayer):
                 found[_unique(layer.name, found)] = layer, joined(self._convolution(layer), layer.groups)
         if not found:
@@ -63,14 +66,13 @@ class Outline:
         return found
 
     def _convolution(self, layer: LinearLayer) -> Convolution:
-        shape = layer.in_channels // layer.groups, *layer.in_size, layer.out_channels // layer.groups
-        kernel = max(layer.kernel)
-        stride = max(-(-layer.in_size[0] // layer.out_size[0]), 1)
-        # the padding that gives this size of output; a kernel may be larger than a tiny map
-        wanted = ((layer.out_size[0] - 1) * stride + kernel - layer.in_size[0] + 1) // 2
-        padding = min(max(wanted, 0), kernel - 1)
-        typical = math.ceil(self.weight_bits + math.log2(shape[0] * kernel**2 * TYPICAL_WEIGHT))
-        return Convolution(*shape, kernel, stride, padding, self.weight_bits, max(typical, self.weight_bits))
+        """One group of the layer, as the homomorphic encryption would see it."""
+        channels, outputs = layer.in_channels // layer.groups, layer.out_channels // layer.groups
+        size, kernel, stride, padding = square(layer)
+        typical = math.ceil(self.weight_bits + math.log2(channels * kernel**2 * TYPICAL_WEIGHT))
+        return Convolution(
+            channels, *size, outputs, kernel, stride, padding, self.weight_bits, max(typical, self.weight_bits)
+        )
 
     @cached_property
     def parameters(self) -> Parameters:
@@ -144,8 +146,33 @@ class Outline:
 
 
 def _fan_in(layer: LinearLayer) -> int:
-    """Multiply-adds of one output."""
-    return layer.in_channels // layer.groups * math.prod(layer.kernel)
+    """Multiply-adds of one output, zeros in a square kernel included."""
+    return layer.in_channels // layer.groups * square(layer)[1] ** 2
+
+
+def square(layer: LinearLayer) -> tuple[tuple[int, int], int, int, int]:
+    """Size of the map, side of the kernel, stride and padding of the square, undilated convolution that gives the same.
+
+    A dilated kernel has zeros between its taps. A kernel that is not square, or a padding that differs between sides or
+    is as wide as the kernel, becomes a square kernel with zeros on a map that was padded before; two strides become
+    their greatest common divisor. A transposed convolution is one of stride 1 on a map with zeros between its pixels.
+    """
+    axes = range(2)
+    spread = [layer.dilation[at] * (layer.kernel[at] - 1) + 1 for at in axes]
+    size, stride, padding = layer.in_size, layer.stride, layer.padding
+    if layer.transposed:
+        rows, columns = ((size[at] - 1) * stride[at] + 1 for at in axes)
+        above, beside = (spread[at] - 1 - padding[at] for at in axes)
+        size, stride, padding = (rows, columns), (1, 1), (above, beside)
+    kernel = max(spread)
+    # an output_padding pads on one side
+    whole = all((size[at] + 2 * padding[at] - spread[at]) // stride[at] + 1 == layer.out_size[at] for at in axes)
+    if whole and len({*spread}) == len({*stride}) == len({*padding}) == 1 and 0 <= padding[0] < kernel:
+        return size, kernel, stride[0], padding[0]
+    # the stride along an axis with one output says nothing
+    step = math.gcd(*(stride[at] for at in axes if layer.out_size[at] > 1)) or 1
+    height, width = ((layer.out_size[at] - 1) * stride[at] + kernel for at in axes)
+    return (height, width), kernel, step, 0
 
 
 def outline(layers: Sequence[Layer], relu: ReluConfig = GC_FULL, bits: int = 30) -> Outline:

@@ -43,7 +43,7 @@ def price(
     if isinstance(network, nn.Module):
         if shape is None:
             raise ValueError("a module is priced for a shape of input, such as (3, 32, 32)")
-        counted = count(network, shape)
+        counted = count(network, shape).complete()
         unknown = tuple(f"not counted: {name}, {elements:,} elements" for name, elements in counted.unknown.items())
         return quote_layers(counted.priced_layers, terms, unknown)
     return quote_program(network if isinstance(network, Program) else network.program, terms)

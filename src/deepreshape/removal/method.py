@@ -20,7 +20,7 @@ from deepreshape.counting import count
 from deepreshape.data import Dataset
 from deepreshape.models import Foreign, convert
 from deepreshape.models.saved import fingerprint
-from deepreshape.nn import MaskedReLU, Nonlinearity
+from deepreshape.nn import MaskedReLU, Nonlinearity, require_finite
 from deepreshape.removal.sites import Granularity, Masks, masks_of
 from deepreshape.training import (
     Progress,
@@ -260,6 +260,7 @@ def tuning_recipe(model: nn.Module, data: Dataset) -> Recipe:
 
 
 def _converted(model: nn.Module, data: Dataset) -> nn.Module:
+    require_finite(model)
     device = next(model.parameters()).device
     return convert(model, data.normalize(data.train.images[:8].to(device)))
 

@@ -17,6 +17,7 @@ from torch import nn
 from deepreshape.data import Dataset
 from deepreshape.models import Foreign, convert
 from deepreshape.models.foreign import traced
+from deepreshape.nn import require_finite
 from deepreshape.removal.method import tuning_recipe
 from deepreshape.training import Recipe, accuracy, train
 
@@ -79,6 +80,7 @@ def substitute(
     Raises:
         ValueError: if a layer cannot be replaced so, or the network has none of them.
     """
+    require_finite(model)
     device = next(model.parameters()).device
     batch = data.normalize(data.train.images[:8].to(device))
     whole = convert(model, batch)
