@@ -38,6 +38,7 @@ from deepreshape.private.program import interpret as plain
 from deepreshape.private.program.encoding import from_bytes, to_bytes
 from deepreshape.private.program.lower import lower
 from deepreshape.private.program.program import Program, to_fixed
+from deepreshape.private.protocols.choose import Protocols
 from deepreshape.private.service.local_run import run_local
 
 CALIBRATION = 256
@@ -129,8 +130,7 @@ def begin(program: bytes) -> None:
 
 def both(inputs: NDArray[np.int64]) -> NDArray[np.int64]:
     program = PROGRAM[0]
-    truncations = Plan(program.public()).truncations
-    sources = {op.inputs[0] for op in program.ops if op.name in truncations}
+    sources = Plan(program.public()).by_shares
     rng = np.random.default_rng(int(np.abs(inputs).sum()))  # another for every batch, the same in every run
     modulus = program.modulus
     shares = {
@@ -141,7 +141,7 @@ def both(inputs: NDArray[np.int64]) -> NDArray[np.int64]:
 
 def classify(program: Program, inputs: NDArray[np.int64], shares: Mapping[str, Words]) -> NDArray[np.int64]:
     try:
-        outputs = plain.run(program, inputs, client=shares)
+        outputs = plain.run(program, inputs, client=shares, protocols=Protocols())
     except OverflowError:
         if len(inputs) == 1:
             return np.array([NONE])

@@ -25,6 +25,7 @@ from deepreshape.private.program.ops import Relu
 from deepreshape.private.program.program import to_fixed
 from deepreshape.private.program.relu_config import GC_FULL, ReluConfig
 from deepreshape.private.program.sign_bits import accuracy
+from deepreshape.private.protocols.choose import Protocols
 from deepreshape.training import accuracy as real_accuracy
 
 CALIBRATION_IMAGES = 256
@@ -74,7 +75,9 @@ def main() -> None:
     done = {row["relu"] for row in report["rows"]}
     left = [relu for relu in configs if str(relu) not in done]
     with ThreadPoolExecutor(options.threads) as threads:
-        found = threads.map(lambda one: accuracy(lowered.program, inputs, labels, relu=one, seed=seed), left)
+        found = threads.map(
+            lambda one: accuracy(lowered.program, inputs, labels, protocols=Protocols(one), seed=seed), left
+        )
         for relu, top1 in zip(left, found, strict=True):
             report["rows"].append({"relu": str(relu), "top1": round(top1, 2)})
             print(f"{relu!s:32} {top1:6.2f} %", flush=True)

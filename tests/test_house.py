@@ -18,10 +18,10 @@ from deepreshape.cost import reference
 from deepreshape.private.arith.ring import Ring
 from deepreshape.private.arith.rng import Randomness
 from deepreshape.private.crypto.he.bfv import candidates
-from deepreshape.private.program.ops import Relu
+from deepreshape.private.program.ops import OPS, Local, Op, Relu, Weighted
 from deepreshape.private.program.relu_config import SETTINGS, ReluConfig
 from deepreshape.private.protocols.base import Protocol
-from deepreshape.private.protocols.choose import PROTOCOLS, relu_protocol
+from deepreshape.private.protocols.choose import PROTOCOLS, STEPS, relu_protocol
 from deepreshape.private.protocols.linear import EncryptedLayer, HeLinear
 from deepreshape.private.protocols.packing import Convolution, lay_out
 from deepreshape.private.protocols.truncate import Truncation, TruncationLayer
@@ -353,7 +353,7 @@ def protocols() -> list[type[Protocol[Any, Any]]]:
     while waiting:
         kind = waiting.pop()
         waiting += kind.__subclasses__()
-        if not kind.__subclasses__():
+        if not kind.__subclasses__() and kind.__module__.startswith("deepreshape."):
             found.append(kind)
     return found
 
@@ -362,7 +362,7 @@ RING = Ring(20)
 LAYERS = {
     "HeLinear": lambda: (
         HeLinear(),
-        EncryptedLayer("x", lay_out(Convolution.matrix(8, 4), candidates(1 << 20)[0]), 20, 8),
+        EncryptedLayer("x", lay_out(Convolution.matrix(8, 4), candidates(1 << 20)[0]), RING, 8),
     ),
     "Truncation": lambda: (Truncation(), TruncationLayer("x", RING, 4, 16)),
 }
@@ -371,6 +371,11 @@ LAYERS = {
 
 def test_every_word_for_relus_has_a_protocol():
     assert set(PROTOCOLS) == set(SETTINGS)
+
+
+@pytest.mark.parametrize("kind", OPS, ids=lambda kind: kind.__name__)
+def test_every_operation_is_local_or_linear_or_has_a_protocol(kind: type[Op]):
+    assert [issubclass(kind, Local), issubclass(kind, Weighted), kind in STEPS].count(True) == 1
 
 
 @pytest.mark.parametrize("kind", protocols(), ids=lambda kind: kind.__name__)

@@ -205,12 +205,15 @@ def run_both(
     ends = memory_pair()
     materials = InMemory(), InMemory()
     id = secrets.token_bytes(32)
-    runs = TwoRuns(ends[0], id, "client", Randomness()), TwoRuns(ends[1], id, "server", Randomness())
     shares: dict[str, Words] = {}
+    runs = (
+        TwoRuns(ends[0], id, "client", Randomness(), lambda name, share: shares.update({name: share})),
+        TwoRuns(ends[1], id, "server", Randomness()),
+    )
     stored = [0, 0]
 
     def act_as_client() -> Integers:
-        client.offline(runs[0], plan, materials[0], observe=lambda name, share: shares.update({name: share}))
+        client.offline(runs[0], plan, materials[0])
         stored[0] = materials[0].nbytes
         return client.online(runs[0], plan, materials[0], x)
 

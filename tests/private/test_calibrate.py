@@ -20,7 +20,7 @@ from deepreshape.private.program.ops import Conv2d, Flatten, Linear, Relu, Weigh
 from deepreshape.private.program.program import Program
 from deepreshape.private.program.relu_config import ReluConfig
 from deepreshape.private.program.sign_bits import accuracy, calibrate, windowed
-from deepreshape.private.protocols.choose import relu_protocol
+from deepreshape.private.protocols.choose import Protocols, relu_protocol
 
 CALIBRATED = ReluConfig("gc-stochastic", window=True)
 
@@ -89,10 +89,10 @@ def test_dropping_repeated_high_bits_is_exact(seed: int) -> None:
     )
     inputs = random_inputs(program, 3, seed)
     shares = {name: program.modulus.random(value.shape, Randomness()) for name, value in program.values.items()}
-    whole = plain.run(program, inputs, client=shares, relu=relu_protocol(ReluConfig("gc-sign")))
+    whole = plain.run(program, inputs, client=shares, protocols=Protocols(ReluConfig("gc-sign")))
     for protocol in ("gc-sign", "gc-stochastic"):
         narrow = ReluConfig(protocol, window=True)
-        assert np.array_equal(plain.run(tight, inputs, client=shares, relu=relu_protocol(narrow)), whole)
+        assert np.array_equal(plain.run(tight, inputs, client=shares, protocols=Protocols(narrow)), whole)
 
 
 @pytest.mark.parametrize("modulus", [Ring(30), Field(DELPHI_PRIME)], ids=str)
@@ -100,10 +100,10 @@ def test_dropping_repeated_high_bits_is_exact(seed: int) -> None:
 def test_the_search_loses_no_more_than_it_may(modulus: Ring | Field, max_loss: float) -> None:
     program = network(modulus)
     inputs, labels = data(program)
-    found = calibrate(program, inputs, labels, relu=relu_protocol(CALIBRATED), max_loss=max_loss)
+    found = calibrate(program, inputs, labels, protocols=Protocols(CALIBRATED), max_loss=max_loss)
     assert found.exact == 100
     assert found.exact - found.found <= max_loss
-    assert accuracy(found.program, inputs, labels, relu=relu_protocol(CALIBRATED)) == found.found
+    assert accuracy(found.program, inputs, labels, protocols=Protocols(CALIBRATED)) == found.found
     lows = [low for low, _ in windows(found.program)]
     assert min(lows) > 0
     if max_loss == 100 and isinstance(modulus, Ring):
@@ -114,7 +114,7 @@ def test_more_loss_allows_fewer_bytes_and_a_search_can_be_repeated() -> None:
     program = network(Ring(30))
     inputs, labels = data(program)
     found = [
-        calibrate(program, inputs, labels, relu=relu_protocol(CALIBRATED), max_loss=loss).program
+        calibrate(program, inputs, labels, protocols=Protocols(CALIBRATED), max_loss=loss).program
         for loss in (0.0, 10.0, 10.0)
     ]
     assert digest(found[1]) == digest(found[2])
@@ -133,9 +133,9 @@ def test_data_that_does_not_fit_is_refused() -> None:
     program = network(Ring(30))
     inputs, labels = data(program, 3)
     with pytest.raises(ValueError, match="3 inputs with 2 labels and 1 points"):
-        calibrate(program, inputs, labels[:2], relu=relu_protocol(CALIBRATED), max_loss=1)
+        calibrate(program, inputs, labels[:2], protocols=Protocols(CALIBRATED), max_loss=1)
     with pytest.raises(ValueError, match="-1 points"):
-        calibrate(program, inputs, labels, relu=relu_protocol(CALIBRATED), max_loss=-1)
+        calibrate(program, inputs, labels, protocols=Protocols(CALIBRATED), max_loss=-1)
 
 
 def test_windows_survive_bytes_and_bad_ones_are_refused() -> None:

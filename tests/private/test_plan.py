@@ -14,6 +14,7 @@ from deepreshape.private.program.ops import Add, Conv2d, Op, Raise, Relu, Trunca
 from deepreshape.private.program.program import Program
 from deepreshape.private.program.relu_config import ReluConfig, Role
 from deepreshape.private.protocols import steps
+from deepreshape.private.protocols.choose import Protocols
 
 
 def residual(blocks: int) -> Program:
@@ -58,7 +59,7 @@ def test_waits_do_not_grow_with_depth(garbler: Role) -> None:
         waits.add(sum(row.rounds for row in report.rows if row.phase != "online"))
         x = random_inputs(program, 1, blocks)
         run = run_both(program, x[0], garbler)
-        assert np.array_equal(run.output, plain.run(program, x, client=run.client_shares)[0])
+        assert np.array_equal(run.output, plain.run(program, x, client=run.client_shares, protocols=Protocols())[0])
         check_declared(program, garbler, (run.client, run.server), run.stored)
     # the homomorphic layers, the base transfers of truncation and those of the circuits, and the circuits
     assert waits == {4}
@@ -90,5 +91,5 @@ def test_labels_that_wait_in_memory_are_bounded(garbler: Role, monkeypatch: pyte
     monkeypatch.setattr(steps, "FLIGHT_BYTES", 2 * each)
     x = random_inputs(program, 1, 5)
     run = run_both(program, x[0], garbler)
-    assert np.array_equal(run.output, plain.run(program, x, client=run.client_shares)[0])
+    assert np.array_equal(run.output, plain.run(program, x, client=run.client_shares, protocols=Protocols())[0])
     check_declared(program, garbler, (run.client, run.server), run.stored)

@@ -21,7 +21,7 @@ from deepreshape.private.program.ops import Conv2d, Linear, ProgramError, Raise,
 from deepreshape.private.program.program import Program
 from deepreshape.private.program.relu_config import GC_FULL, ReluConfig, Role
 from deepreshape.private.protocols.base import Prepared, Run
-from deepreshape.private.protocols.choose import relu_protocol
+from deepreshape.private.protocols.choose import Protocols
 from deepreshape.private.transport.ledger import Ledger
 from deepreshape.private.transport.memory import memory_pair
 
@@ -56,7 +56,7 @@ def test_two_parties_equal_plain_and_declared_equals_sent(garbler: Role, prime: 
     program = random_program(seed, prime=prime)
     x = random_inputs(program, 1, seed)
     run = run_both(program, x[0], garbler)
-    expected = plain.run(program, x, client=run.client_shares)
+    expected = plain.run(program, x, client=run.client_shares, protocols=Protocols())
     assert np.array_equal(run.output, expected[0])
     check_declared(program, garbler, (run.client, run.server), run.stored)
 
@@ -67,7 +67,7 @@ def test_groups_that_share_ciphertexts_equal_plain(modulus: Ring | Field) -> Non
     assert [layer.copies for layer in Plan(program.public()).convolutions.values()] == [2, 2]
     x = random_inputs(program, 1, 1)
     run = run_both(program, x[0])
-    assert np.array_equal(run.output, plain.run(program, x, client=run.client_shares)[0])
+    assert np.array_equal(run.output, plain.run(program, x, client=run.client_shares, protocols=Protocols())[0])
     check_declared(program, "server", (run.client, run.server), run.stored)
 
 
@@ -80,7 +80,7 @@ def test_a_garbled_sign_equals_plain_with_the_same_shares(garbler: Role, prime: 
     program, relu = random_program(seed, prime=prime), ReluConfig.parse(text)
     x = random_inputs(program, 1, seed)
     run = run_both(program, x[0], garbler, relu=relu)
-    expected = plain.run(program, x, client=run.client_shares, relu=relu_protocol(relu))
+    expected = plain.run(program, x, client=run.client_shares, protocols=Protocols(relu))
     assert np.array_equal(run.output, expected[0])
     check_declared(program, garbler, (run.client, run.server), run.stored, relu)
 
@@ -95,7 +95,7 @@ def test_transfers_equal_plain_with_the_same_shares(prime: bool, text: str, seed
     program, relu = random_program(seed, prime=prime), ReluConfig.parse(text)
     x = random_inputs(program, 1, seed)
     run = run_both(program, x[0], relu=relu)
-    expected = plain.run(program, x, client=run.client_shares, relu=relu_protocol(relu))
+    expected = plain.run(program, x, client=run.client_shares, protocols=Protocols(relu))
     assert np.array_equal(run.output, expected[0])
     check_declared(program, "server", (run.client, run.server), run.stored, relu)
 
@@ -110,13 +110,13 @@ def test_each_layer_takes_its_own_window(garbler: Role, word: str) -> None:
     windowed = replace(program, ops=(conv, replace(relu, low=3, high=high)))
     relu, x = ReluConfig.parse(word), random_inputs(windowed, 1, 5)
     run = run_both(windowed, x[0], garbler, relu=relu)
-    expected = plain.run(windowed, x, client=run.client_shares, relu=relu_protocol(relu))
+    expected = plain.run(windowed, x, client=run.client_shares, protocols=Protocols(relu))
     assert np.array_equal(run.output, expected[0])
     check_declared(windowed, garbler, (run.client, run.server), run.stored, relu)
     whole = Plan(windowed.public(), replace(relu, window=False))
     narrow = Plan(windowed.public(), relu)
     ignored = 20 - high + (3 if relu.protocol == "gc-stochastic" else 0)
-    saved = whole.relus["relu"].circuit.and_gates - narrow.relus["relu"].circuit.and_gates
+    saved = _gates(whole) - _gates(narrow)
     assert saved == ignored > 0
 
 
@@ -126,10 +126,10 @@ def test_a_value_that_a_sign_test_has_no_room_for_is_refused() -> None:
     assert isinstance(relu, Relu)
     narrow = replace(program, ops=(conv, replace(relu, high=8)))
     plan = Plan(narrow.public(), relu=ReluConfig("gc-sign", window=True))
-    with pytest.raises(ProgramError, match=r"^conv: values may reach \d+, which relu rectifies, and only 127 fits"):
+    with pytest.raises(ProgramError, match=r"^conv: values may reach \d+, which relu takes, and only 127 fits"):
         server.Model(narrow, plan)
-    with pytest.raises(OverflowError, match=r"^conv: .*what relu can rectify by gc-sign:window: 127"):
-        plain.run(narrow, np.full((1, 1, 3, 3), 15), relu=plan.relu_protocol, rng=Randomness())
+    with pytest.raises(OverflowError, match=r"^conv: .*what relu can take by gc-sign:window: 127"):
+        plain.run(narrow, np.full((1, 1, 3, 3), 15), protocols=plan.protocols, rng=Randomness())
     with pytest.raises(ProgramError, match=r"^relu: a sign test of bits 19 to 19"):
         Plan(program.public(), relu=ReluConfig("gc-stochastic", drop=19))
 
@@ -147,7 +147,7 @@ def test_a_raised_value_costs_no_message(prime: bool) -> None:
     (raised,) = (op for op in program.ops if isinstance(op, Raise))
     x = random_inputs(program, 1, 7)
     run = run_both(program, x[0])
-    assert np.array_equal(run.output, plain.run(program, x, client=run.client_shares)[0])
+    assert np.array_equal(run.output, plain.run(program, x, client=run.client_shares, protocols=Protocols())[0])
     assert not any(layer == raised.name for layer, _ in run.client.traffic)
     check_declared(program, "server", (run.client, run.server), run.stored)
 
@@ -157,6 +157,12 @@ def test_linearised_positions_are_off_by_one_unit_at_most_and_do_differ() -> Non
     x = random_inputs(program, 1, 1)
     difference = run_both(program, x[0]).output - plain.run(program, x)[0]
     assert set(difference.reshape(-1).tolist()) == {0, 1}
+
+
+def _gates(plan: Plan) -> int:
+    """AND gates of a ReLU of the program."""
+    (step,) = plan.by_operation["relu"]
+    return step.layer.circuit.and_gates
 
 
 def masked_program(mask: np.ndarray) -> Program:

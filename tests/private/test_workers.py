@@ -13,6 +13,7 @@ from deepreshape.private.errors import ProtocolError
 from deepreshape.private.program import interpret as plain
 from deepreshape.private.protocols import he_workers as workers
 from deepreshape.private.protocols import packing as linear
+from deepreshape.private.protocols.choose import Protocols
 from deepreshape.private.protocols.he_workers import Workers, worthwhile
 from deepreshape.private.protocols.packing import Convolution, EncodedWeights, Layout
 
@@ -64,7 +65,7 @@ def test_whole_runs_with_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     program = random_program(2)
     x = random_inputs(program, 1, 2)
     run = run_both(program, x[0], workers=2)
-    assert np.array_equal(run.output, plain.run(program, x, client=run.client_shares)[0])
+    assert np.array_equal(run.output, plain.run(program, x, client=run.client_shares, protocols=Protocols())[0])
 
 
 def test_workers_end_with_their_pipes_and_a_dead_one_is_said(key: ClientKey) -> None:

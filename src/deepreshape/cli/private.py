@@ -533,12 +533,12 @@ def _windows(lowered: Lowered, inputs: Inputs, max_loss: float, relu: ReluConfig
     from deepreshape.private.program import interpret as plain
     from deepreshape.private.program.program import to_fixed
     from deepreshape.private.program.sign_bits import calibrate
-    from deepreshape.private.protocols.choose import relu_protocol
+    from deepreshape.private.protocols.choose import Protocols
 
     x, labels = to_fixed(inputs.validation, lowered.program.input_fraction), inputs.labels
     if labels is None:
         labels = plain.run(lowered.program, x).reshape(len(x), -1).argmax(1)
-    return calibrate(lowered.program, x, labels, relu=relu_protocol(relu), max_loss=max_loss)
+    return calibrate(lowered.program, x, labels, protocols=Protocols(relu), max_loss=max_loss)
 
 
 def _tell(line: str) -> None:

@@ -18,10 +18,11 @@ from deepreshape.private.arith.ring import Ring
 from deepreshape.private.crypto.he.bfv import Parameters, candidates
 from deepreshape.private.program.ops import Relu
 from deepreshape.private.program.relu_config import GC_FULL, ReluConfig
+from deepreshape.private.protocols.base import Flight, Step
 from deepreshape.private.protocols.choose import relu_protocol
 from deepreshape.private.protocols.linear import TYPICAL_WEIGHT, EncryptedLayer, HeLinear
 from deepreshape.private.protocols.packing import Convolution, Layout, joined, lay_out
-from deepreshape.private.protocols.steps import Flight, Step, Steps
+from deepreshape.private.protocols.steps import Steps
 from deepreshape.private.protocols.truncate import Truncation, TruncationLayer
 
 
@@ -105,7 +106,7 @@ class Outline:
         """What there is to do."""
         linear = HeLinear()
         encrypted = {
-            name: Step(name, linear, EncryptedLayer(name, self.layouts[name], self.bits, _fan_in(layer)))
+            name: Step(name, linear, EncryptedLayer(name, self.layouts[name], self.modulus, _fan_in(layer)))
             for name, (layer, _) in self.linear.items()
         }
         first, *_, last = [layer for layer, _ in self.linear.values()] * 2

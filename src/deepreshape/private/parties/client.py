@@ -22,7 +22,6 @@ What a peer sends is checked for kind, length and range, and a failed check ends
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -31,18 +30,14 @@ from deepreshape.private.arith.ring import Words
 from deepreshape.private.crypto.he.bfv import ClientKey
 from deepreshape.private.parties.plan import Plan
 from deepreshape.private.parties.preprocessing import Sink, Source
-from deepreshape.private.program.ops import INPUT, Conv2d, Integers, Linear, Local, Relu, Truncate
-from deepreshape.private.protocols.base import Prepared, Run, side_by_side
+from deepreshape.private.program.ops import INPUT, Integers, Local, Op
+from deepreshape.private.protocols.base import Flight, Prepared, Run, Step, side_by_side
 from deepreshape.private.protocols.linear import HeLinear
-from deepreshape.private.protocols.steps import OUTPUT, SETUP, Flight, Step
+from deepreshape.private.protocols.steps import OUTPUT, SETUP
 from deepreshape.private.transport.channel import Frame
 
-Observer = Callable[[str, Words], None]
 
-
-def offline(
-    run: Run, plan: Plan, sink: Sink, *, key: ClientKey | None = None, observe: Observer | None = None
-) -> ClientKey | None:
+def offline(run: Run, plan: Plan, sink: Sink, *, key: ClientKey | None = None) -> ClientKey | None:
     """Prepare one inference; the server calls :func:`deepreshape.private.parties.server.offline`.
 
     Several may be prepared over one channel, under one homomorphic key: every ciphertext is fresh, and every response
@@ -53,13 +48,11 @@ def offline(
         plan: what is to run.
         sink: where to put what :func:`online` will need.
         key: what this function returned for an earlier run over this channel; one is made and sent unless given.
-        observe: is shown the client's share of every value, by name, so that the plain interpreter can
-            round as this run will. For checks on one machine: whoever sees them and the server's shares sees the input.
 
     Returns:
         The homomorphic key, if the program needs one.
     """
-    return _Offline(run, plan, sink).prepare(key, observe or _ignore)
+    return _Offline(run, plan, sink).prepare(key)
 
 
 class _Offline:
@@ -70,7 +63,7 @@ class _Offline:
         self.modulus = plan.program.modulus
         self.shares: dict[str, Words] = {}
 
-    def prepare(self, key: ClientKey | None, observe: Observer) -> ClientKey | None:
+    def prepare(self, key: ClientKey | None) -> ClientKey | None:
         plan, program = self.plan, self.plan.program
         mask = self.modulus.random(program.input_shape, self.run.rng)
         self.sink.put(plan.stream("mask", INPUT), Prepared({"mask": mask.copy()}))
@@ -85,8 +78,9 @@ class _Offline:
                 key = setup
             for flight in stage.flights:
                 self._fly(setup, flight)
-        for name, share in self.shares.items():
-            observe(name, share)
+        if self.run.observe:
+            for name, share in self.shares.items():
+                self.run.observe(name, share)
         for name in program.outputs:
             self.sink.put(plan.stream("share", name), Prepared({"share": self.shares[name].copy()}))
         return key
@@ -94,24 +88,24 @@ class _Offline:
     def _settle(self) -> None:
         """Draw the masks, and derive the shares, that wait for nothing more from the server."""
         for op in self.plan.program.ops:
-            if op.name in self.shares or isinstance(op, Conv2d | Linear):
+            if op.name in self.shares or self.plan.decided(op):
                 continue
-            if isinstance(op, Relu | Truncate) and not self.plan.passed(op).size:
-                self.shares[op.name] = self._mask(op)
+            if not isinstance(op, Local) and not self.plan.passed[op.name].size:
+                self.shares[op.name] = self._chosen(op)
             elif all(name in self.shares for name in op.inputs):
                 known = [self.shares[name] for name in op.inputs]
-                if isinstance(op, Relu | Truncate):
-                    self.shares[op.name] = self._mask(op, known[0])
-                elif isinstance(op, Local):
+                if isinstance(op, Local):
                     self.shares[op.name] = op.on_share(known, self.modulus, server=False)
+                else:
+                    self.shares[op.name] = self._chosen(op, known[0])
 
-    def _mask(self, op: Relu | Truncate, share: Words | None = None) -> Words:
-        """A fresh share of the output, but where nothing is done at all: there it stays ``share``."""
-        mask = self.modulus.random(self.plan.program.values[op.name].shape, self.run.rng)
+    def _chosen(self, op: Op, share: Words | None = None) -> Words:
+        """A fresh share of the result, but where no step computes it: there it stays ``share``."""
+        blind = self.modulus.random(self.plan.program.values[op.name].shape, self.run.rng)
         if share is not None:
-            passed = self.plan.passed(op)
-            mask.reshape(-1)[passed] = share.reshape(-1)[passed]
-        return mask
+            passed = self.plan.passed[op.name]
+            blind.reshape(-1)[passed] = share.reshape(-1)[passed]
+        return blind
 
     def _fly(self, setup: Any, flight: Flight) -> None:
         """Prepare the steps of a flight; what a protocol decides of the client's shares is known afterwards."""
@@ -127,12 +121,10 @@ class _Offline:
 
     def _known(self, step: Step) -> tuple[Words, Words | None]:
         """The client's shares of a step's input, and of its output if the client chooses that."""
-        op = self.plan.operations[step.name]
-        share = self.shares[op.inputs[0]].reshape(-1)
-        if isinstance(op, Conv2d | Linear):
+        share = self.shares[self.plan.operations[step.name].inputs[0]].reshape(-1)[step.reads]
+        if step.protocol.decides:
             return share, None
-        places = self.plan.places(step)
-        return share[places], self.shares[step.name].reshape(-1)[places]
+        return share, self.shares[step.name].reshape(-1)[step.writes]
 
 
 def online(run: Run, plan: Plan, source: Source, x: Integers) -> Integers:
@@ -181,9 +173,6 @@ def check_input(plan: Plan, x: Integers) -> None:
     shape, bound = plan.program.input_shape, plan.program.input_bound
     if x.dtype != np.int64 or x.shape != shape or int(np.abs(x).max()) > bound:
         raise ValueError(f"the input is {x.dtype} {x.shape}; it must be int64 {shape} of absolute values up to {bound}")
-
-
-def _ignore(name: str, share: Words) -> None: ...
 
 
 def _only(source: Source, stream: str) -> dict[str, Words]:

@@ -13,7 +13,6 @@ import math
 from collections.abc import Iterator
 from dataclasses import astuple, dataclass, replace
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,15 +20,15 @@ from numpy.typing import NDArray
 from deepreshape.cost import Cost, CostReport
 from deepreshape.private.crypto.he.bfv import Parameters
 from deepreshape.private.parties.preprocessing import Source
-from deepreshape.private.program.ops import INPUT, Conv2d, Linear, Op, ProgramError, Relu, Truncate
+from deepreshape.private.program.interpret import coins_of
+from deepreshape.private.program.ops import INPUT, Conv2d, Linear, Local, Op, ProgramError, Shape
 from deepreshape.private.program.program import Program
 from deepreshape.private.program.relu_config import GC_FULL, ReluConfig, Role
-from deepreshape.private.protocols.base import Prepared, ReluProtocol
-from deepreshape.private.protocols.choose import relu_protocol
+from deepreshape.private.protocols.base import Flight, Prepared, Step
+from deepreshape.private.protocols.choose import Protocols
 from deepreshape.private.protocols.linear import EncryptedLayer, HeLinear
 from deepreshape.private.protocols.packing import Convolution, Layout, choose_parameters, joined, lay_out
-from deepreshape.private.protocols.steps import OUTPUT, SETUP, Flight, Step, Steps
-from deepreshape.private.protocols.truncate import Truncation, TruncationLayer
+from deepreshape.private.protocols.steps import OUTPUT, SETUP, Steps
 from deepreshape.private.transport.ledger import Phase
 
 
@@ -53,7 +52,7 @@ class Plan:
     def __post_init__(self) -> None:
         if self.program.weights or self.program.limits:
             raise ValueError("a plan is made of public facts only; give it program.public()")
-        _ = self.parameters, self.relus  # refuses here what cannot be run
+        _ = self.by_operation  # refuses here what cannot be run
 
     @cached_property
     def convolutions(self) -> dict[str, Convolution]:
@@ -95,90 +94,91 @@ class Plan:
         return {name: lay_out(layer, self.parameters) for name, layer in self.convolutions.items()}
 
     @cached_property
-    def relu_protocol(self) -> ReluProtocol[Any, Any]:
-        """By which ReLUs are computed."""
-        return relu_protocol(self.relu)
-
-    @cached_property
-    def relus(self) -> dict[str, Any]:
-        """The layer of every Relu that rectifies something."""
-        layers: dict[str, Any] = {}
-        for op in self.program.ops:
-            if isinstance(op, Relu) and (count := len(self.positions(op)[0])):
-                layers[op.name] = self.relu_protocol.layer(self.program.modulus, op, count)
-        return layers
-
-    @cached_property
-    def max_inputs(self) -> dict[str, int]:
-        """For every Relu that rectifies something, the largest absolute value that it can take."""
-        return {name: self.relu_protocol.max_input(layer) for name, layer in self.relus.items()}
-
-    @cached_property
-    def by_shares(self) -> frozenset[str]:
-        """The values of which the client's shares decide how they are rounded, or what their sign is."""
-        return frozenset(
-            op.inputs[0]
-            for op in self.program.ops
-            if op.name in self.truncations or (op.name in self.relus and self.relu_protocol.by_shares)
-        )
-
-    @cached_property
-    def truncations(self) -> dict[str, TruncationLayer]:
-        """What is truncated without a ReLU: every Truncate, and the masked-out positions of every Relu."""
-        found: dict[str, TruncationLayer] = {}
-        for op in self.program.ops:
-            if not isinstance(op, Relu | Truncate) or not op.shift:
-                continue
-            if count := len(self.positions(op)[1]):
-                found[op.name] = TruncationLayer(op.name, self.program.modulus, op.shift, count)
-        return found
-
-    @cached_property
-    def levels(self) -> list[list[Conv2d | Linear]]:
-        """The linear operations, by the flight in which the client's masks of them travel.
-
-        A mask behind a ReLU or a truncation is the client's own choice, so an operation waits only for those that it
-        reads without one in between. Those of one level wait together.
-        """
-        waits = {INPUT: 0}
-        found: list[list[Conv2d | Linear]] = []
-        for op in self.program.ops:
-            waits[op.name] = max(waits[name] for name in op.inputs)
-            if isinstance(op, Conv2d | Linear):
-                if waits[op.name] == len(found):
-                    found.append([])
-                found[waits[op.name]].append(op)
-                waits[op.name] += 1
-            elif isinstance(op, Relu | Truncate) and not self.passed(op).size:
-                waits[op.name] = 0
-        return found
-
-    @cached_property
-    def steps(self) -> Steps:
-        """What an inference consists of."""
-        values, modulus = self.program.values, self.program.modulus
-        linear, truncation = HeLinear(), Truncation()
-        steps: dict[str, Flight] = {}
-        for op in self.program.ops:
-            flight: list[Step] = []
-            if isinstance(op, Conv2d | Linear):
-                fan_in = math.prod(op.weight_shape(values[op.inputs[0]])[1:])
-                layer = EncryptedLayer(op.name, self.layouts[op.name], modulus.bits, fan_in)
-                flight.append(Step(op.name, linear, layer))
-            if op.name in self.truncations:
-                flight.append(Step(op.name, truncation, self.truncations[op.name]))
-            if op.name in self.relus:
-                flight.append(Step(op.name, self.relu_protocol, self.relus[op.name]))
-            if flight:
-                steps[op.name] = tuple(flight)
-        levels = [tuple(steps[op.name][0] for op in level) for level in self.levels]
-        outputs = self.program.output_size
-        return Steps.of(values[INPUT].size, outputs, modulus.element_bytes, levels, steps.values())
+    def protocols(self) -> Protocols:
+        """By which everything but linear operations is computed."""
+        return Protocols(self.relu)
 
     @cached_property
     def by_operation(self) -> dict[str, Flight]:
         """The steps of every operation that has any."""
-        return {flight[0].name: flight for flight in self.steps.online}
+        values, linear = self.program.values, HeLinear()
+        flights: dict[str, Flight] = {}
+        for op in self.program.ops:
+            if isinstance(op, Conv2d | Linear):
+                fan_in = math.prod(op.weight_shape(values[op.inputs[0]])[1:])
+                layer = EncryptedLayer(op.name, self.layouts[op.name], self.program.modulus, fan_in)
+                flights[op.name] = (Step(op.name, linear, layer),)
+            elif flight := self.protocols.steps(op, self.program):
+                flights[op.name] = flight
+        return flights
+
+    @cached_property
+    def max_inputs(self) -> dict[str, int]:
+        """For every operation with steps, the largest absolute value that they can take."""
+        return {
+            name: min(step.protocol.max_input(step.layer) for step in flight)
+            for name, flight in self.by_operation.items()
+        }
+
+    @cached_property
+    def by_shares(self) -> dict[str, Shape]:
+        """What of the client's shares decides how values are rounded, or what their sign is: by name, its shape.
+
+        The values that are rounded so, and the coins of operations that have some.
+        """
+        values = self.program.values
+        shapes: dict[str, Shape] = {}
+        for name, flight in self.by_operation.items():
+            source = self.operations[name].inputs[0]
+            if any(step.protocol.by_shares or step.protocol.by_coins for step in flight):
+                shapes[source] = values[source].shape
+            if any(step.protocol.by_coins for step in flight):
+                shapes[coins_of(name)] = values[name].shape
+        return shapes
+
+    @cached_property
+    def passed(self) -> dict[str, NDArray[np.intp]]:
+        """By operation that is not local, the flat positions that no step computes: shares there stay what they are."""
+        places: dict[str, NDArray[np.intp]] = {}
+        for op in self.program.ops:
+            if not isinstance(op, Local):
+                untouched = np.ones(self.program.values[op.name].size, np.bool_)
+                for step in self.by_operation.get(op.name, ()):
+                    untouched[step.writes] = False
+                places[op.name] = np.flatnonzero(untouched)
+        return places
+
+    def decided(self, op: Op) -> bool:
+        """Whether the client's share of the result is what a protocol makes of it, and no choice of the client's."""
+        return any(step.protocol.decides for step in self.by_operation.get(op.name, ()))
+
+    @cached_property
+    def levels(self) -> list[list[Op]]:
+        """The linear operations, by the flight in which the client's blinds of them travel.
+
+        What a party chooses behind a ReLU or a truncation waits for nothing, so an operation waits only for those that
+        it reads without one in between. Those of one level wait together.
+        """
+        waits = {INPUT: 0}
+        levels: list[list[Op]] = []
+        for op in self.program.ops:
+            waits[op.name] = max(waits[name] for name in op.inputs)
+            if self.decided(op):
+                if waits[op.name] == len(levels):
+                    levels.append([])
+                levels[waits[op.name]].append(op)
+                waits[op.name] += 1
+            elif not isinstance(op, Local) and not self.passed[op.name].size:
+                waits[op.name] = 0
+        return levels
+
+    @cached_property
+    def steps(self) -> Steps:
+        """What an inference consists of."""
+        values, outputs = self.program.values, self.program.output_size
+        levels = [tuple(step for op in level for step in self.by_operation[op.name]) for level in self.levels]
+        element_bytes = self.program.modulus.element_bytes
+        return Steps.of(values[INPUT].size, outputs, element_bytes, levels, self.by_operation.values())
 
     @cached_property
     def agreed(self) -> dict[str, int | str]:
@@ -197,26 +197,6 @@ class Plan:
             for name, at in self.layouts.items()
         ]
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
-
-    def positions(self, op: Relu | Truncate) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-        """Flat positions that are rectified, and those that are only truncated."""
-        value = self.program.values[op.name]
-        if isinstance(op, Relu):
-            return op.positions(value)
-        everywhere = np.arange(value.size)
-        return everywhere[:0], everywhere
-
-    def passed(self, op: Relu | Truncate) -> NDArray[np.intp]:
-        """Flat positions with which nothing is done at all: both parties' shares stay what they are."""
-        _, truncated = self.positions(op)
-        return truncated[:0] if op.shift else truncated
-
-    def places(self, step: Step) -> NDArray[np.intp]:
-        """The flat positions of its operation that a step computes."""
-        op = self.operations[step.name]
-        if not isinstance(op, Relu | Truncate):
-            return np.arange(self.program.values[step.name].size)
-        return self.positions(op)[not isinstance(step.protocol, ReluProtocol)]
 
     @cached_property
     def operations(self) -> dict[str, Op]:

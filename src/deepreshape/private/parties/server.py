@@ -5,18 +5,18 @@ from __future__ import annotations
 from contextlib import nullcontext
 from typing import Any
 
+import numpy as np
+
 from deepreshape.private.arith.ring import Words
 from deepreshape.private.crypto.he.bfv import Responder
 from deepreshape.private.parties.plan import Plan
 from deepreshape.private.parties.preprocessing import Sink, Source
 from deepreshape.private.program.encoding import digest
-from deepreshape.private.program.integer_linear import on_shares
-from deepreshape.private.program.ops import INPUT, Conv2d, Linear, Local, Op, Relu, Truncate
+from deepreshape.private.program.ops import INPUT, Local, Op
 from deepreshape.private.program.program import Program
-from deepreshape.private.protocols.base import Run, side_by_side
+from deepreshape.private.protocols.base import Online, Protocol, Run, side_by_side
 from deepreshape.private.protocols.he_workers import Workers, worthwhile
 from deepreshape.private.protocols.linear import HeLinear
-from deepreshape.private.protocols.packing import EncodedWeights, split_groups
 from deepreshape.private.protocols.steps import OUTPUT, SETUP
 from deepreshape.private.transport.channel import Frame
 
@@ -43,15 +43,16 @@ class Model:
         program.check(plan.max_inputs)
         self.program = program
         self.plan = plan
-        encoded: dict[str, list[EncodedWeights]] = {}
         products = sum(row.he_products for row in plan.declared().rows)
         self.workers = worthwhile(products, most=1 if keep else workers)
-        for name, layout in plan.layouts.items():
-            weight = program.weights[name].weight
-            weight = weight.reshape(*weight.shape[:2], layout.layer.kernel, layout.layer.kernel)
-            parts = split_groups(weight, layout.layer)
-            encoded[name] = [EncodedWeights(layout, part, keep=keep) for part in parts]
-        self.linear = HeLinear(encoded, self.workers)
+        self._protocols = {
+            type(stage.protocol): stage.protocol.serving(stage.layers, program, keep=keep, workers=self.workers)
+            for stage in plan.steps.offline
+        }
+
+    def serving(self, protocol: Protocol[Any, Any]) -> Protocol[Any, Any]:
+        """The plan's protocol, with what it needs of the weights."""
+        return self._protocols[type(protocol)]
 
 
 def offline(run: Run, model: Model, sink: Sink, *, responder: Responder | None = None) -> Responder | None:
@@ -60,9 +61,8 @@ def offline(run: Run, model: Model, sink: Sink, *, responder: Responder | None =
     ``responder`` is what this function returned for an earlier run over this channel: it has the client's key.
     """
     for stage in model.plan.steps.offline:
-        linear = isinstance(stage.protocol, HeLinear)
-        protocol: Any = model.linear if linear else stage.protocol
-        if linear and responder is not None:
+        protocol = model.serving(stage.protocol)
+        if isinstance(protocol, HeLinear) and responder is not None:
             setup: Any = Workers(model.workers, responder)
         else:
             with run.channel.ledger.at(SETUP, "setup"):
@@ -87,12 +87,10 @@ def online(run: Run, model: Model, source: Source) -> None:
     shares = {INPUT: received.reshape(program.input_shape)}
     for op in program.ops:
         with channel.ledger.at(op.name, "online"):
-            if isinstance(op, Conv2d | Linear | Relu | Truncate):
-                shares[op.name] = _interactive(run, model, op, shares[op.inputs[0]], source)
-            elif isinstance(op, Local):
+            if isinstance(op, Local):
                 shares[op.name] = op.on_share([shares[name] for name in op.inputs], modulus, server=True)
             else:
-                raise TypeError(f"{op.name}: no protocol is known for {type(op).__name__}")
+                shares[op.name] = _interactive(run, model, op, shares[op.inputs[0]], source)
     with channel.ledger.at(OUTPUT, "online"):
         for name in program.outputs:
             channel.send(Frame.SHARES, modulus.pack(shares[name]))
@@ -100,24 +98,14 @@ def online(run: Run, model: Model, source: Source) -> None:
 
 def _interactive(run: Run, model: Model, op: Op, share: Words, source: Source) -> Words:
     """The share of an operation that takes steps with the client; where none computes it, it stays what it is."""
-    plan, shape = model.plan, model.program.values[op.name].shape
-    if isinstance(op, Conv2d | Linear):
-        share = _in_the_clear(model, op, share)
-    result = share.reshape(-1).copy()
+    plan, value, flat = model.plan, model.program.values[op.name], share.reshape(-1)
     flight = plan.by_operation.get(op.name, ())
-    places = [plan.places(step) for step in flight]
-    steps = [
-        (op.name, step.protocol.online(run, step.layer, plan.prepared(step, "server", source), result[at]))
-        for step, at in zip(flight, places, strict=True)
-    ]
-    for at, part in zip(places, side_by_side(run, "online", steps), strict=True):
+    steps: list[tuple[str, Online]] = []
+    for step in flight:
+        prepared = plan.prepared(step, "server", source)
+        steps.append((op.name, model.serving(step.protocol).online(run, step.layer, prepared, flat[step.reads])))
+    result = flat.copy() if plan.passed[op.name].size else np.empty(value.size, np.uint64)
+    for step, part in zip(flight, side_by_side(run, "online", steps), strict=True):
         assert part is not None  # noqa: S101 - the server has a share of every result
-        result[at] = part
-    return result.reshape(shape)
-
-
-def _in_the_clear(model: Model, op: Conv2d | Linear, share: Words) -> Words:
-    """W x_server + b."""
-    modulus, weights = model.program.modulus, model.program.weights[op.name]
-    bias = modulus.encode(op.spread(weights.bias))
-    return modulus.add(on_shares(op, weights, share, modulus), bias)
+        result[step.writes] = part
+    return result.reshape(value.shape)

@@ -19,6 +19,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
+from deepreshape.private.arith.ring import Words
 from deepreshape.private.arith.rng import Randomness
 from deepreshape.private.crypto.backend import prepare_aside
 from deepreshape.private.errors import ConfigurationMismatchError, LostBatchError, StoreError
@@ -47,6 +48,8 @@ Work = Literal["prepare", "query"]
 """What a session is for."""
 Admit = Callable[[Work, int], None]
 """Is asked whether a session may go on: for what, and with how many batches. It raises ``ProtocolError`` if not."""
+Observer = Callable[[str, Words], None]
+"""As :class:`deepreshape.private.protocols.base.Run` has it."""
 Progress = Callable[[int, int], None]
 """Is told, as they travel, how many of the offline phase's bytes have, and how many there are in all."""
 
@@ -94,11 +97,11 @@ class Client:
     store: Store
     pinned: str | None = None
 
-    def prepare(self, observe: client.Observer | None = None, progress: Progress | None = None) -> PreparedBatch:
+    def prepare(self, observe: Observer | None = None, progress: Progress | None = None) -> PreparedBatch:
         """Make one batch.
 
         Args:
-            observe: as :func:`deepreshape.private.parties.client.offline` has it.
+            observe: as :class:`deepreshape.private.protocols.base.Run` has it.
             progress: is told how far it is.
 
         Raises:
@@ -125,7 +128,7 @@ class Client:
         return self.endpoint.connect(self.host, self.port, self.pinned)
 
     def _prepare(
-        self, channel: TlsChannel, count: int, observe: client.Observer | None, progress: Progress | None
+        self, channel: TlsChannel, count: int, observe: Observer | None, progress: Progress | None
     ) -> Iterator[PreparedBatch]:
         if progress:
             total = self.plan.offline_bytes(count)
@@ -137,18 +140,25 @@ class Client:
                 batch = _batch(session, number)
                 with self.store.create(_binding(self.plan, channel), batch.hex()) as writer:
                     with Writing(writer) as sink:
-                        key = client.offline(_run(channel, batch, "client"), self.plan, sink, key=key, observe=observe)
+                        key = client.offline(_run(channel, batch, "client", observe), self.plan, sink, key=key)
                     channel.receive(Frame.READY, 1)
                     writer.commit()
                 yield PreparedBatch(batch.hex(), sink.nbytes, channel.ledger)
 
-    def infer(self, x: Integers, batch: str | None = None, progress: Progress | None = None) -> Answer:
+    def infer(
+        self,
+        x: Integers,
+        batch: str | None = None,
+        progress: Progress | None = None,
+        observe: Observer | None = None,
+    ) -> Answer:
         """Run one inference and use a batch up: this one, or the oldest there is, or one made for it now.
 
         Args:
             x: the input, int64 of the program's input shape.
             batch: its id.
             progress: is told how far a batch is that is made now.
+            observe: as :meth:`prepare` has it.
 
         Raises:
             ValueError: if the input does not fit the program; no batch is used up then.
@@ -162,11 +172,11 @@ class Client:
         binding = _binding(self.plan, channel)
         batch = batch or next(iter(self.store.fresh(binding)), None)
         if batch is None:
-            (made,) = self._prepare(channel, 1, None, progress)
+            (made,) = self._prepare(channel, 1, observe, progress)
             batch, start, channel = made.batch, time.perf_counter(), self._connect()
         try:
             with client_session(channel, _to_query(self.plan, batch)), self.store.claim(binding, batch) as claimed:
-                output = self._online(channel, claimed, x)
+                output = self._online(channel, claimed, x, observe)
         except ConfigurationMismatchError as error:
             if error.differing != frozenset([BATCH]):
                 raise
@@ -177,10 +187,11 @@ class Client:
             ) from None
         return Answer(output, channel.ledger, time.perf_counter() - start)
 
-    def _online(self, channel: TlsChannel, batch: Batch, x: Integers) -> Integers:
+    def _online(self, channel: TlsChannel, batch: Batch, x: Integers, observe: Observer | None) -> Integers:
         channel.send(Frame.READY, CLAIMED)
         channel.receive(Frame.READY, 1)
-        return client.online(_run(channel, bytes.fromhex(batch.session), "client"), self.plan, Reading(batch), x)
+        run = _run(channel, bytes.fromhex(batch.session), "client", observe)
+        return client.online(run, self.plan, Reading(batch), x)
 
 
 def serve(channel: Connection, model: Model, store: Store, admit: Admit | None = None) -> int:
@@ -232,8 +243,8 @@ def serve(channel: Connection, model: Model, store: Store, admit: Admit | None =
         return nbytes
 
 
-def _run(channel: Channel, id: bytes, role: Role) -> Run:
-    return Run(channel, id, role, Randomness())
+def _run(channel: Channel, id: bytes, role: Role, observe: Observer | None = None) -> Run:
+    return Run(channel, id, role, Randomness(), observe)
 
 
 def _batch(session: Session, number: int) -> bytes:

@@ -10,33 +10,57 @@ may be wrong (``drelu.py``). Given the client's shares, :func:`run` does as they
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from deepreshape.private.arith.ring import Field, Ring, Words
+from deepreshape.private.arith.ring import Words
 from deepreshape.private.arith.rng import Randomness
-from deepreshape.private.arith.truncation import ShareTruncation
-from deepreshape.private.program.ops import INPUT, Exact, Integers, Relu, Truncate
+from deepreshape.private.program.ops import INPUT, Exact, Integers, Op, Relu, Truncate
 from deepreshape.private.program.program import Program, truncation_room
 
 
-class Rectifier(Protocol):
-    """What a ReLU protocol tells the interpreter; see :class:`deepreshape.private.protocols.base.ReluProtocol`."""
+class Replay(Protocol):
+    """What a two-party protocol tells the interpreter; see :class:`deepreshape.private.protocols.base.Protocol`."""
 
-    def layer(self, modulus: Ring | Field, op: Relu, count: int) -> Any:
-        """The layer that an operation is."""
-        ...
+    by_shares: ClassVar[bool]
+    by_coins: ClassVar[bool]
 
     def max_input(self, layer: Any) -> int:
         """The largest absolute value that it can take."""
         ...
 
-    def replay(self, layer: Any, x: Integers, client: Words) -> Integers:
+    def replay(self, layer: Any, x: Integers, client: Words, coins: Words | None = None) -> Integers:
         """What it makes of ``x`` when the client's share of it is ``client``."""
         ...
+
+
+class ReplayStep(Protocol):
+    """A step of an operation; see :class:`deepreshape.private.protocols.base.Step`."""
+
+    @property
+    def protocol(self) -> Replay: ...
+    @property
+    def layer(self) -> Any: ...
+    @property
+    def reads(self) -> NDArray[np.intp] | slice: ...
+    @property
+    def writes(self) -> NDArray[np.intp] | slice: ...
+
+
+class Replays(Protocol):
+    """The protocols of a run; see :class:`deepreshape.private.protocols.choose.Protocols`."""
+
+    def steps(self, op: Op, program: Program) -> Sequence[ReplayStep]:
+        """The steps of an operation that needs the other party."""
+        ...
+
+
+def coins_of(name: str) -> str:
+    """Under which name the coins of an operation stand among the client's shares; no value is called so."""
+    return f"{name}/coins"
 
 
 def run(
@@ -44,7 +68,7 @@ def run(
     inputs: Integers,
     *,
     client: Mapping[str, Words] | None = None,
-    relu: Rectifier | None = None,
+    protocols: Replays | None = None,
     rng: Randomness | None = None,
     observe: Callable[[str, Integers], None] | None = None,
 ) -> Integers:
@@ -53,8 +77,9 @@ def run(
     Args:
         program: with its weights.
         inputs: (N, *input_shape), int64.
-        client: the client's shares, by value name, of what is rounded by shares: uint64 of the value's shape.
-        relu: the protocol by which ReLUs are computed (``protocols.choose``); exactly without.
+        client: the client's shares, by value name, of what is rounded by shares, and the coins of operations that have
+            some, by :func:`coins_of`: uint64 of the value's shape.
+        protocols: by which operations are computed; exactly without, whatever the shares.
         rng: draws the client's shares that are not given, for every input anew. Without it, what would need them rounds
             towards minus infinity, and signs are right.
         observe: is shown every value's name and integers, the input's too.
@@ -69,7 +94,7 @@ def run(
     if inputs.dtype != np.int64 or inputs.shape[1:] != program.input_shape or not len(inputs):
         raise ValueError(f"inputs are {inputs.dtype} {inputs.shape}; they must be int64 (N, *{program.input_shape})")
     _within(INPUT, inputs, program.input_bound, "the program's input bound")
-    parties = _Parties(program.modulus, relu, client or {}, rng, {})
+    parties = _Parties(program, protocols, client or {}, rng, {})
     values: dict[str, Integers] = {INPUT: inputs}
     last_use = {name: op.name for op in program.ops for name in op.inputs}
     last_use |= dict.fromkeys(program.outputs, "")
@@ -88,40 +113,43 @@ def run(
 
 
 class _Parties(NamedTuple):
-    """How the two parties rectify and truncate, where their shares matter."""
+    """How the two parties round, where their shares matter."""
 
-    modulus: Ring | Field
-    relu: Rectifier | None
+    program: Program
+    protocols: Replays | None
     client: Mapping[str, Words]
     rng: Randomness | None
     drawn: dict[str, Words]
 
-    def share(self, name: str, x: Integers) -> Words | None:
-        """The client's share of a value; None if nobody asks for one."""
+    def share(self, name: str, shape: tuple[int, ...]) -> Words | None:
+        """The client's share of a value, (N, elements) or (1, elements); None if nobody asks for one."""
         if name in self.client or self.rng is None:
-            return self.client.get(name)
+            given = self.client.get(name)
+            return None if given is None else given.reshape(-1, *shape[1:])
         if name not in self.drawn:
-            self.drawn[name] = self.modulus.random(x.shape, self.rng)
+            self.drawn[name] = self.program.modulus.random(shape, self.rng)
         return self.drawn[name]
 
-    def rectify(self, op: Relu, x: Integers) -> Integers:
-        share = self.share(op.inputs[0], x)
-        if self.relu is None or share is None:
-            return np.maximum(x, 0) >> np.int64(op.shift)
-        layer = self.relu.layer(self.modulus, op, x[0].size)
-        what = f"what {op.name} can rectify by {self.relu}"
-        _within(op.inputs[0], x if op.mask is None else x[:, op.mask], self.relu.max_input(layer), what)
-        return self.relu.replay(layer, x, share)
-
-    def truncate(self, op: Relu | Truncate, x: Integers, where: NDArray[np.bool_] | None) -> Integers:
-        share = self.share(op.inputs[0], x)
-        if op.shift == 0:
-            return x
-        room = truncation_room(self.modulus, op.shift)
-        _within(op.inputs[0], x if where is None else x[:, where], room, f"what {op.name} can truncate without a ReLU")
-        if share is None:
-            return x >> np.int64(op.shift)
-        return ShareTruncation(self.modulus, op.shift, self.modulus.order // 4).rounded(x, share)
+    def rounded(self, op: Op, x: Integers, exact: Exact) -> Exact:
+        source, flat = op.inputs[0], x.reshape(len(x), -1)
+        if isinstance(op, Relu | Truncate) and (places := op.truncated(self.program.values[source])).size:
+            room = truncation_room(self.program.modulus, op.shift)
+            _within(source, flat[:, places], room, f"what {op.name} can truncate without a ReLU")
+        steps = () if self.protocols is None else self.protocols.steps(op, self.program)
+        result = exact.reshape(len(x), -1).copy()
+        for step in steps:
+            room = step.protocol.max_input(step.layer)
+            _within(source, flat[:, step.reads], room, f"what {op.name} can take by {self.protocols}")
+            if not (step.protocol.by_shares or step.protocol.by_coins):
+                continue
+            share = self.share(source, flat.shape)
+            coins = self.share(coins_of(op.name), result.shape) if step.protocol.by_coins else None
+            if share is None or (step.protocol.by_coins and coins is None):
+                continue
+            coins = None if coins is None else coins[:, step.writes]
+            result[:, step.writes] = step.protocol.replay(step.layer, flat[:, step.reads], share[:, step.reads], coins)
+        self.drawn.pop(coins_of(op.name), None)
+        return result.reshape(exact.shape)
 
 
 def _within(name: str, x: Exact, room: int, what: str) -> Integers:

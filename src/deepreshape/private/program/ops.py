@@ -72,14 +72,10 @@ class Weights:
 
 
 class Rounding(Protocol):
-    """How an interpreter rectifies and truncates: what may depend on the parties' shares."""
+    """How an interpreter rounds: what may depend on the parties' shares."""
 
-    def rectify(self, op: Relu, x: Integers) -> Integers:
-        """max(x, 0) >> op.shift."""
-        ...
-
-    def truncate(self, op: Relu | Truncate, x: Integers, where: NDArray[np.bool_] | None) -> Integers:
-        """X >> op.shift; only what is at ``where`` will be used."""
+    def rounded(self, op: Op, x: Integers, exact: Exact) -> Exact:
+        """What the parties make of ``x`` by their protocols for ``op``; ``exact`` where no share decides anything."""
         ...
 
 
@@ -343,6 +339,10 @@ class Relu(Op):
         mask = self.mask.reshape(-1)
         return np.flatnonzero(mask), np.flatnonzero(~mask)
 
+    def truncated(self, source: Value) -> NDArray[np.intp]:
+        """Flat positions that are truncated without a ReLU."""
+        return self.positions(source)[1] if self.shift else np.arange(0)
+
     def count(self, source: Value) -> int:
         """How many elements are rectified."""
         return source.size if self.mask is None else int(np.count_nonzero(self.mask))
@@ -351,10 +351,9 @@ class Relu(Op):
         return (inputs[0] >> self.shift) + 1  # floor of a negative value, or one unit of rounding
 
     def interpret(self, inputs: Sequence[Integers], own: Weights | None, rounding: Rounding) -> Exact:
-        rectified = rounding.rectify(self, inputs[0])
-        if self.mask is None or self.mask.all():
-            return rectified
-        return np.where(self.mask, rectified, rounding.truncate(self, inputs[0], ~self.mask))
+        x = inputs[0]
+        kept = np.maximum(x, 0) if self.mask is None else np.where(self.mask, np.maximum(x, 0), x)
+        return rounding.rounded(self, x, kept >> np.int64(self.shift))
 
 
 @dataclass(frozen=True)
@@ -368,11 +367,15 @@ class Truncate(Op):
     def value(self, *sources: Value) -> Value:
         return _shifted(self, sources[0], self.shift)
 
+    def truncated(self, source: Value) -> NDArray[np.intp]:
+        """Flat positions that are truncated: all, or none if nothing is dropped."""
+        return np.arange(source.size if self.shift else 0)
+
     def worst(self, inputs: Sequence[int], own: Weights | None) -> int:
         return (inputs[0] >> self.shift) + 1
 
     def interpret(self, inputs: Sequence[Integers], own: Weights | None, rounding: Rounding) -> Exact:
-        return rounding.truncate(self, inputs[0], None)
+        return rounding.rounded(self, inputs[0], inputs[0] >> np.int64(self.shift))
 
 
 @dataclass(frozen=True)

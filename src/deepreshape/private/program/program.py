@@ -153,7 +153,7 @@ class Program:
         """Refuse to run where a value may not fit.
 
         Args:
-            rooms: for ReLUs by name, the largest absolute value that the way they are computed can take.
+            rooms: by operation, the largest absolute value that the way it is computed can take.
 
         Raises:
             ProgramError: naming the first such layer, how large its values get, and what would help.
@@ -162,12 +162,12 @@ class Program:
         for name, bound in bounds.items():
             self._check_room(name, bound, (self.modulus.order - 1) // 2, "")
         for op in self.ops:
-            if isinstance(op, Truncate) or (isinstance(op, Relu) and op.mask is not None and not op.mask.all()):
-                source = op.inputs[0]
+            source = op.inputs[0]
+            if isinstance(op, Relu | Truncate) and op.truncated(self.values[source]).size:
                 room = truncation_room(self.modulus, op.shift)
                 self._check_room(source, bounds[source], room, f", which {op.name} truncates without a ReLU")
-            if isinstance(op, Relu) and rooms and op.name in rooms:
-                self._check_room(op.inputs[0], bounds[op.inputs[0]], rooms[op.name], f", which {op.name} rectifies")
+            if rooms and op.name in rooms:
+                self._check_room(source, bounds[source], rooms[op.name], f", which {op.name} takes")
 
     def _check_room(self, name: str, bound: int, room: int, why: str) -> None:
         if bound > room:

@@ -21,7 +21,7 @@ from deepreshape.private.arith.ring import Ring
 from deepreshape.private.arith.rng import Randomness
 from deepreshape.private.program import interpret as plain
 from deepreshape.private.program.encoding import digest
-from deepreshape.private.program.interpret import Rectifier
+from deepreshape.private.program.interpret import Replays
 from deepreshape.private.program.ops import Integers, Relu
 from deepreshape.private.program.program import Program
 
@@ -51,7 +51,7 @@ def calibrate(
     inputs: Integers,
     labels: NDArray[np.int64],
     *,
-    relu: Rectifier,
+    protocols: Replays,
     max_loss: float,
     seed: bytes = bytes(32),
 ) -> Calibrated:
@@ -61,7 +61,7 @@ def calibrate(
         program: with its weights, from ``lower``; over a ring its high bits are left out too.
         inputs: validation data, int64 (N, *input_shape); a few hundred or more, none of the test split.
         labels: their classes, int64 (N,).
-        relu: gc-stochastic:window, of either mode.
+        protocols: gc-stochastic:window, of either mode.
         max_loss: points of accuracy that may be lost on them; over N inputs it is counted in steps of 100 / N.
         seed: of the shares that are drawn, so that a search can be repeated; 32 bytes.
 
@@ -77,7 +77,7 @@ def calibrate(
         """The accuracy, if it is not too low."""
         nonlocal tried
         tried += 1
-        found = accuracy(windowed(program, lows), inputs, labels, relu=relu, seed=seed)
+        found = accuracy(windowed(program, lows), inputs, labels, protocols=protocols, seed=seed)
         return found if exact - found <= max_loss else None
 
     def changes(trial: Mapping[str, int]) -> bool:
@@ -123,13 +123,13 @@ def accuracy(
     inputs: Integers,
     labels: NDArray[np.int64],
     *,
-    relu: Rectifier | None = None,
+    protocols: Replays | None = None,
     seed: bytes = bytes(32),
 ) -> float:
-    """Top-1 of the plain interpreter in percent; ``seed`` draws the shares that ``relu`` depends on."""
+    """Top-1 of the plain interpreter in percent; ``seed`` draws the shares that ``protocols`` depend on."""
     rng, right = Randomness(seed), 0
     for start in range(0, len(inputs), BATCH):
-        outputs = plain.run(program, inputs[start : start + BATCH], relu=relu, rng=rng)
+        outputs = plain.run(program, inputs[start : start + BATCH], protocols=protocols, rng=rng)
         classes = outputs.reshape(len(outputs), -1).argmax(1)
         right += int((classes == labels[start : start + BATCH]).sum())
     return 100 * right / len(inputs)

@@ -20,7 +20,8 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
+from functools import cached_property
+from typing import Any, ClassVar, Generic, NamedTuple, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,7 +30,9 @@ from deepreshape.cost import Work
 from deepreshape.private.arith.ring import Field, Ring, Words
 from deepreshape.private.arith.rng import Randomness
 from deepreshape.private.crypto.labels import refuse_copy
+from deepreshape.private.program.interpret import coins_of
 from deepreshape.private.program.ops import Relu
+from deepreshape.private.program.program import Program
 from deepreshape.private.program.relu_config import Role
 from deepreshape.private.transport.channel import Channel
 from deepreshape.private.transport.ledger import Phase
@@ -49,12 +52,21 @@ class Run:
         id: of the offline batch; both parties have compared it, and it never repeats.
         role: of this party.
         rng: what this party draws from.
+        observe: at the client, is shown its share of every value, by name, and the coins of protocols that have some
+            (:meth:`show_coins`), so that the plain interpreter can round as this run does. For checks on one machine:
+            whoever sees them and the server's shares sees the input.
     """
 
     channel: Channel
     id: bytes
     role: Role
     rng: Randomness
+    observe: Callable[[str, Words], None] | None = None
+
+    def show_coins(self, layer: str, coins: Words) -> None:
+        """At the client: what, beside its share of the input, has decided how the layer rounds; one word a value."""
+        if self.observe:
+            self.observe(coins_of(layer), coins)
 
 
 class Prepared:
@@ -158,6 +170,23 @@ class Protocol(ABC, Generic[L, S]):
     """Under which kind of work its offline and its online phase are booked."""
     setup_kind: ClassVar[str]
     """The same for its set-up."""
+    decides: ClassVar[bool] = False
+    """Whether it decides the client's share of the output; elsewhere the client chooses it before, uniform."""
+    by_shares: ClassVar[bool] = False
+    """Whether the client's share of the input decides how values are rounded, or what their signs are."""
+    by_coins: ClassVar[bool] = False
+    """Whether more decides it that the client knows: its part of :meth:`online` gives it to :meth:`Run.show_coins`."""
+
+    def serving(self, layers: Sequence[L], program: Program, *, keep: bool, workers: int) -> Self:
+        """The same at the server, which knows the weights.
+
+        Args:
+            layers: all of the program's that it will be given.
+            program: with its weights.
+            keep: hold what is made of weights between runs.
+            workers: how many processes may do the work.
+        """
+        return self
 
     @abstractmethod
     def setup(self, run: Run, layers: Sequence[L]) -> S:
@@ -207,10 +236,17 @@ class Protocol(ABC, Generic[L, S]):
         """The work behind each message of :meth:`declared`, offline and online, in the same order."""
 
     @abstractmethod
-    def replay(self, layer: L, x: Integers, client: Words) -> Integers:
+    def replay(self, layer: L, x: Integers, client: Words, coins: Words | None = None) -> Integers:
         """What both parties make of ``x`` when the client's share of it is ``client``, bit for bit.
 
-        Both are of one shape, or of shapes that broadcast.
+        All are of one shape, or of shapes that broadcast; without the server's weights.
+
+        Args:
+            layer: whose values they are.
+            x: the values, (..., what the layer reads).
+            client: the client's share of them.
+            coins: what the client gave to :meth:`Run.show_coins`, (..., what the layer computes), uniform below the
+                modulus where they are drawn; None unless ``by_coins``.
         """
 
     @abstractmethod
@@ -219,13 +255,7 @@ class Protocol(ABC, Generic[L, S]):
 
 
 class ReluProtocol(Protocol[L, S]):
-    """A protocol for layers of ReLUs with truncation: shares of x to shares of max(x, 0) / 2^shift, rounded.
-
-    Attributes:
-        by_shares: whether the client's shares decide how values are rounded or what their signs are.
-    """
-
-    by_shares: ClassVar[bool]
+    """A protocol for layers of ReLUs with truncation: shares of x to shares of max(x, 0) / 2^shift, rounded."""
 
     @abstractmethod
     def layer(self, modulus: Ring | Field, op: Relu, count: int) -> L:
@@ -234,6 +264,42 @@ class ReluProtocol(Protocol[L, S]):
         Raises:
             ProgramError: naming the layer, if the protocol cannot take it.
         """
+
+
+Places = NDArray[np.intp] | slice
+"""Flat positions of elements of a value."""
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """One layer of one protocol, and its place in an operation.
+
+    Attributes:
+        name: of the operation.
+        protocol, layer: what is to do.
+        reads: which elements of the operation's input the layer takes.
+        writes: which elements of its result the layer computes. What no step computes stays what it is.
+    """
+
+    name: str
+    protocol: Protocol[Any, Any]
+    layer: Any
+    reads: Places = field(default_factory=lambda: slice(None))
+    writes: Places = field(default_factory=lambda: slice(None))
+
+    @cached_property
+    def declared(self) -> Declared:
+        """What it sends, keeps and counts."""
+        return self.protocol.declared(self.layer)
+
+    @property
+    def stream(self) -> str:
+        """What its offline material is called among that of its operation."""
+        return self.protocol.kinds[0]
+
+
+Flight = tuple[Step, ...]
+"""Steps that go side by side."""
 
 
 def side_by_side(

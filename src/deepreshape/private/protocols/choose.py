@@ -1,14 +1,24 @@
-"""Which protocol computes ReLUs: the one place that reads it from a :class:`ReluConfig`."""
+"""Which protocol computes what: the one place that reads it from operations and from a :class:`ReluConfig`.
+
+An operation that needs the other party stands here with a function that makes its steps (:data:`STEPS`), out of the
+public program: which elements it reads, which it computes, by which protocol. Plans, both parties, prices and the plain
+interpreter take these steps and know no operation by name. Linear operations are laid out together (``parties/plan``).
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
-from deepreshape.private.program.relu_config import ReluConfig
-from deepreshape.private.protocols.base import ReluProtocol
+from deepreshape.private.program.ops import Local, Op, Relu, Truncate, Weighted
+from deepreshape.private.program.program import Program
+from deepreshape.private.program.relu_config import GC_FULL, ReluConfig
+from deepreshape.private.protocols.base import Flight, ReluProtocol, Step
 from deepreshape.private.protocols.relu_gc import ReluGc
 from deepreshape.private.protocols.relu_ot import ReluOt
 from deepreshape.private.protocols.relu_sign import ReluSign
+from deepreshape.private.protocols.truncate import Truncation
 
 PROTOCOLS = {"gc-full": ReluGc, "gc-sign": ReluSign, "gc-stochastic": ReluSign, "ot": ReluOt}
 """By the names of ``relu_config.SETTINGS``."""
@@ -17,3 +27,40 @@ PROTOCOLS = {"gc-full": ReluGc, "gc-sign": ReluSign, "gc-stochastic": ReluSign, 
 def relu_protocol(config: ReluConfig) -> ReluProtocol[Any, Any]:
     """The protocol that a config names."""
     return PROTOCOLS[config.protocol](config)
+
+
+def _rectified(op: Relu, program: Program, config: ReluConfig) -> Iterator[Step]:
+    """Truncation where a mask leaves no ReLU, and ReLUs where it does."""
+    yield from Truncation.steps(op, program)
+    places, _ = op.positions(program.values[op.name])
+    if places.size:
+        protocol = relu_protocol(config)
+        yield Step(op.name, protocol, protocol.layer(program.modulus, op, places.size), places, places)
+
+
+STEPS: dict[type[Op], Callable[[Any, Program, ReluConfig], Iterator[Step]]] = {
+    Relu: _rectified,
+    Truncate: lambda op, program, config: Truncation.steps(op, program),
+}
+"""What makes the steps of an operation that is neither local nor linear."""
+
+
+@dataclass(frozen=True)
+class Protocols:
+    """The protocols of a run; ReLUs are computed as ``relu`` says."""
+
+    relu: ReluConfig = GC_FULL
+
+    def steps(self, op: Op, program: Program) -> Flight:
+        """The steps of an operation; none of one that is local or linear.
+
+        Raises:
+            ProgramError: naming the operation, if its protocol cannot take it, or there is none.
+        """
+        if isinstance(op, Local | Weighted):
+            return ()
+        op.require(type(op) in STEPS, f"there is no two-party protocol for operations of kind {op.kind}")
+        return tuple(STEPS[type(op)](op, program, self.relu))
+
+    def __str__(self) -> str:
+        return str(self.relu)

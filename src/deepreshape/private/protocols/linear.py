@@ -10,13 +10,15 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import final
+from typing import NamedTuple, final
 
 import numpy as np
 
-from deepreshape.private.arith.ring import Words
+from deepreshape.private.arith.ring import Field, Ring, Words
 from deepreshape.private.crypto.he.bfv import ClientKey
-from deepreshape.private.program.integer_linear import EXACT_BITS
+from deepreshape.private.program.integer_linear import EXACT_BITS, on_shares
+from deepreshape.private.program.ops import Weighted, Weights
+from deepreshape.private.program.program import Program
 from deepreshape.private.protocols.base import (
     WORD_BYTES,
     Declared,
@@ -40,6 +42,7 @@ from deepreshape.private.protocols.packing import (
     send_mask,
     send_public_key,
     send_responses,
+    split_groups,
 )
 from deepreshape.private.transport.ledger import Phase
 
@@ -54,13 +57,13 @@ class EncryptedLayer:
     Attributes:
         name: of the operation.
         layout: of one of its copies under encryption.
-        share_bits: of a share.
+        modulus: of the shares.
         fan_in: multiply-adds of an output in the clear.
     """
 
     name: str
     layout: Layout
-    share_bits: int
+    modulus: Ring | Field
     fan_in: int
 
     @property
@@ -79,21 +82,41 @@ class EncryptedLayer:
         return f"he{len(self.layout.parameters.prime_bits)}"
 
 
+class ServedLayer(NamedTuple):
+    """What the server has of a layer: its operation, its weights, and their encodings, one a copy."""
+
+    op: Weighted
+    weights: Weights
+    input_shape: tuple[int, ...]
+    encoded: list[EncodedWeights]
+
+
 @final
 @dataclass(frozen=True)
 class HeLinear(Protocol[EncryptedLayer, "ClientKey | Workers"]):
     """See the module.
 
     Args:
-        weights: the server's, encoded, by layer: a list of copies.
+        served: at the server, by layer; :meth:`serving` makes it.
         workers: how many processes answer at the server.
     """
 
-    weights: Mapping[str, list[EncodedWeights]] = field(default_factory=dict[str, list[EncodedWeights]])
+    served: Mapping[str, ServedLayer] = field(default_factory=dict[str, ServedLayer], repr=False)
     workers: int = 1
 
     kinds = "he", "clear"
     setup_kind = "keys"
+    decides = True
+
+    def serving(self, layers: Sequence[EncryptedLayer], program: Program, *, keep: bool, workers: int) -> HeLinear:
+        operations = {op.name: op for op in program.ops if isinstance(op, Weighted)}
+        served: dict[str, ServedLayer] = {}
+        for layer in layers:
+            op, weights, convolution = operations[layer.name], program.weights[layer.name], layer.layout.layer
+            weight = weights.weight.reshape(*weights.weight.shape[:2], convolution.kernel, convolution.kernel)
+            encoded = [EncodedWeights(layer.layout, part, keep=keep) for part in split_groups(weight, convolution)]
+            served[op.name] = ServedLayer(op, weights, program.values[op.inputs[0]].shape, encoded)
+        return HeLinear(served, workers)
 
     def setup(self, run: Run, layers: Sequence[EncryptedLayer]) -> ClientKey | Workers:
         """The client's key, whose public part it sends; the server's processes, which are to be ended (``with``)."""
@@ -122,7 +145,7 @@ class HeLinear(Protocol[EncryptedLayer, "ClientKey | Workers"]):
             yield None
             parts = [receive_share(run.channel, setup, layer.layout) for _ in range(layer.copies)]
             return np.concatenate(parts).reshape(-1)
-        weights = self.weights[layer.name]
+        weights = self.served[layer.name].encoded
         received = [receive_mask(run.channel, layer.layout) for _ in weights]
         yield None
         blinds: list[Words] = []
@@ -134,12 +157,14 @@ class HeLinear(Protocol[EncryptedLayer, "ClientKey | Workers"]):
         return None
 
     def online(self, run: Run, layer: EncryptedLayer, prepared: Iterator[Prepared], share: Words | None) -> Online:
-        """``share`` is W x_server + b, uint64 (outputs,); the client does nothing."""
+        """W x_server + b + s at the server; the client does nothing."""
         yield from ()
         if share is None:
             return None
-        modulus = np.uint64(layer.layout.parameters.modulus)
-        return (share + next(prepared).take()["share"]) % modulus
+        modulus, served = layer.modulus, self.served[layer.name]
+        bias = modulus.encode(served.op.spread(served.weights.bias))
+        product = modulus.add(on_shares(served.op, served.weights, share.reshape(served.input_shape), modulus), bias)
+        return modulus.add(product.reshape(-1), next(prepared).take()["share"])
 
     def declared(self, layer: EncryptedLayer) -> Declared:
         layout = layer.layout
@@ -175,7 +200,7 @@ class HeLinear(Protocol[EncryptedLayer, "ClientKey | Workers"]):
         ]
         return {"offline": offline, "online": [Effort(_clear(layer))]}
 
-    def replay(self, layer: EncryptedLayer, x: Integers, client: Words) -> Integers:
+    def replay(self, layer: EncryptedLayer, x: Integers, client: Words, coins: Words | None = None) -> Integers:
         """Nothing depends on shares: the product is exact, and the interpreter's own."""
         return x
 
@@ -187,7 +212,7 @@ def _clear(layer: EncryptedLayer) -> dict[str, float]:
     """The server's product with its own shares."""
     convolution, outputs = layer.layout.layer, layer.outputs
     room = EXACT_BITS - math.ceil(convolution.weight_bits + math.log2(layer.fan_in * TYPICAL_WEIGHT))
-    limbs = -(-layer.share_bits // max(room, 1))
+    limbs = -(-layer.modulus.bits // max(room, 1))
     places = math.prod(convolution.output_shape[1:])
     return {
         "clear.mac": limbs * outputs * layer.fan_in,

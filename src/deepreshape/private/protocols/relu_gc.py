@@ -57,12 +57,11 @@ class ReluGc(GarbledRelu):
 
     products = False
     units = "gc-full"
-    by_shares = False
 
     def layer(self, modulus: Ring | Field, op: Relu, count: int) -> GarbledLayer:
         return GarbledLayer(op.name, modulus, op.shift, count, self.config.garbler, self.config.batch)
 
-    def replay(self, layer: GarbledLayer, x: Integers, client: Words) -> Integers:
+    def replay(self, layer: GarbledLayer, x: Integers, client: Words, coins: Words | None = None) -> Integers:
         return np.maximum(x, 0) >> np.int64(layer.shift)
 
     def max_input(self, layer: GarbledLayer) -> int:

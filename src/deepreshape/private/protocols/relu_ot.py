@@ -256,7 +256,7 @@ class ReluOt(ReluProtocol[OtLayer, Ends]):
         online = [Effort({"ot.server.online": transfers}, {"ot.client.online": transfers}, len(layer.spans))]
         return {"offline": offline, "online": online + [Effort()] * (len(layer.relu.turns) - 1)}
 
-    def replay(self, layer: OtLayer, x: Integers, client: Words) -> Integers:
+    def replay(self, layer: OtLayer, x: Integers, client: Words, coins: Words | None = None) -> Integers:
         sign, modulus = layer.relu.sign, layer.relu.modulus
         server = modulus.sub(modulus.encode(x), client)
         positive = sign.positive(sign.client_word(client), sign.server_word(server))

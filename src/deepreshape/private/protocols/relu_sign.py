@@ -112,7 +112,7 @@ class ReluSign(GarbledRelu):
             raise ProgramError(f"{op.name}: {error}") from None
         return GarbledLayer(op.name, modulus, op.shift, count, config.garbler, config.batch, sign)
 
-    def replay(self, layer: GarbledLayer, x: Integers, client: Words) -> Integers:
+    def replay(self, layer: GarbledLayer, x: Integers, client: Words, coins: Words | None = None) -> Integers:
         sign, server = sign_of(layer), layer.modulus.sub(layer.modulus.encode(x), client)
         positive = sign.positive(sign.client_word(client), sign.server_word(server))
         return np.where(positive, _division(layer).rounded(x, client), 0)

@@ -15,8 +15,16 @@ from itertools import zip_longest
 from typing import Any, NamedTuple
 
 from deepreshape.private.program.ops import INPUT
-from deepreshape.private.protocols.base import WORD_BYTES, Declared, Effort, Message, Protocol, ReluProtocol, Segment
-from deepreshape.private.protocols.linear import HeLinear
+from deepreshape.private.protocols.base import (
+    WORD_BYTES,
+    Effort,
+    Flight,
+    Message,
+    Protocol,
+    ReluProtocol,
+    Segment,
+    Step,
+)
 from deepreshape.private.transport.ledger import Phase
 
 SETUP = "(setup)"
@@ -25,29 +33,6 @@ OUTPUT = "(output)"
 """Under this name the server's last share is booked."""
 FLIGHT_BYTES = 1 << 26
 """How many bytes of labels may wait in memory for their circuits, unless one layer alone has more."""
-
-
-@dataclass(frozen=True, eq=False)
-class Step:
-    """One layer of one protocol; ``name`` is that of its operation."""
-
-    name: str
-    protocol: Protocol[Any, Any]
-    layer: Any
-
-    @cached_property
-    def declared(self) -> Declared:
-        """What it sends, keeps and counts."""
-        return self.protocol.declared(self.layer)
-
-    @property
-    def stream(self) -> str:
-        """What its offline material is called among that of its operation."""
-        return self.protocol.kinds[0]
-
-
-Flight = tuple[Step, ...]
-"""Steps that go side by side."""
 
 
 class Stage(NamedTuple):
@@ -96,7 +81,7 @@ class Steps:
     ) -> Steps:
         """From what runs online, and the levels of its linear layers; everything else is prepared behind them."""
         order = tuple(online)
-        rest = [step for flight in order for step in flight if not isinstance(step.protocol, HeLinear)]
+        rest = [step for flight in order for step in flight if not step.protocol.decides]
         rest.sort(key=lambda step: isinstance(step.protocol, ReluProtocol))
         stages = [Stage(levels[0][0].protocol, levels)] if levels else []
         for kind in dict.fromkeys(type(step.protocol) for step in rest):

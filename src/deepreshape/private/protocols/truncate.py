@@ -41,7 +41,8 @@ from deepreshape.private.arith.truncation import ShareTruncation
 from deepreshape.private.crypto.labels import Context, Delta, blinds
 from deepreshape.private.crypto.ot.cot import CotReceiver, CotSender
 from deepreshape.private.crypto.ot.iknp import IKNP
-from deepreshape.private.program.program import truncation_room
+from deepreshape.private.program.ops import Relu, Truncate
+from deepreshape.private.program.program import Program, truncation_room
 from deepreshape.private.protocols.base import (
     Declared,
     Effort,
@@ -53,6 +54,7 @@ from deepreshape.private.protocols.base import (
     Protocol,
     Run,
     Segment,
+    Step,
     base_transfers,
     claim,
 )
@@ -95,6 +97,15 @@ class Truncation(Protocol[TruncationLayer, Transfers]):
 
     kinds = "truncate", "truncate"
     setup_kind = "transfers"
+    by_shares = True
+
+    @classmethod
+    def steps(cls, op: Relu | Truncate, program: Program) -> Iterator[Step]:
+        """Of an operation that truncates elements which it does not rectify: one step, or none."""
+        places = op.truncated(program.values[op.inputs[0]])
+        if places.size:
+            layer = TruncationLayer(op.name, program.modulus, op.shift, places.size)
+            yield Step(op.name, cls(), layer, places, places)
 
     def setup(self, run: Run, layers: Sequence[TruncationLayer]) -> Transfers:
         id = b"deepreshape truncation" + run.id
@@ -161,7 +172,7 @@ class Truncation(Protocol[TruncationLayer, Transfers]):
         online = [Effort(take={f"truncate.{party}.online": count}) for party in ("client", "server")]
         return {"offline": [Effort(make, take)], "online": online}
 
-    def replay(self, layer: TruncationLayer, x: Integers, client: Words) -> Integers:
+    def replay(self, layer: TruncationLayer, x: Integers, client: Words, coins: Words | None = None) -> Integers:
         return layer.division.rounded(x, client)
 
     def max_input(self, layer: TruncationLayer) -> int:

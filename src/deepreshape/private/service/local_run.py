@@ -126,7 +126,7 @@ def run_local(
         shares = [_shares(folder, plan, number) for number in range(len(inputs))]
         reports = {role: Report(**json.loads((folder / role / "report").read_text())) for role in ("client", "server")}
     rounded = [
-        plain.run(program, x[None], client=own, relu=plan.relu_protocol)[0]
+        plain.run(program, x[None], client=own, protocols=plan.protocols)[0]
         for x, own in zip(inputs, shares, strict=True)
     ]
     compared = {
@@ -230,7 +230,7 @@ def _query(party: Client, inputs: Integers, folder: Path) -> Report:
         start = time.perf_counter()
         prepared = party.prepare(keep, tell)
         middle = time.perf_counter()
-        answer = party.infer(x, prepared.batch)
+        answer = party.infer(x, prepared.batch, observe=keep)
         seconds.append({"offline": middle - start, "online": time.perf_counter() - middle})
         ledgers.append(_traffic(prepared.ledger) | _traffic(answer.ledger))
         times.append(_times(prepared.ledger) | _times(answer.ledger))
@@ -313,7 +313,7 @@ def _layer(plan: Plan, name: str, reports: Mapping[str, Report]) -> dict[str, An
 
 def _shares(folder: Path, plan: Plan, number: int) -> dict[str, Words]:
     return {
-        name: _array(folder / "client" / f"share-{number}-{at}", np.dtype(np.uint64), plan.program.values[name].shape)
+        name: _array(folder / "client" / f"share-{number}-{at}", np.dtype(np.uint64), plan.by_shares[name])
         for at, name in enumerate(sorted(plan.by_shares))
     }
 

@@ -26,6 +26,7 @@ from deepreshape.private.crypto.labels import Context, Delta, permute_bits, pick
 from deepreshape.private.parties import client, server
 from deepreshape.private.program import interpret as plain
 from deepreshape.private.program.relu_config import Role
+from deepreshape.private.protocols.choose import Protocols
 
 try:
     from deepreshape.private.crypto.backend.fused import Fused, widths
@@ -179,7 +180,7 @@ def test_parties_with_different_engines_agree(garbler: Role, fused: Role, monkey
         for step in ("offline", "online"):
             monkeypatch.setattr(party, step, within(chosen, getattr(party, step)))
     run = run_both(program, x[0], garbler)
-    np.testing.assert_array_equal(run.output, plain.run(program, x, client=run.client_shares)[0])
+    np.testing.assert_array_equal(run.output, plain.run(program, x, client=run.client_shares, protocols=Protocols())[0])
 
 
 def within(chosen: Engine, step: Callable[..., Any]) -> Callable[..., Any]:
