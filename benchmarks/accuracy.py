@@ -30,7 +30,7 @@ import torch
 from numpy.typing import NDArray
 
 from deepreshape.data import Dataset
-from deepreshape.models.saved import load
+from deepreshape.models.saved import load, manifest_of
 from deepreshape.pricing.calibrate import machine
 from deepreshape.private.arith.ring import Words
 from deepreshape.private.parties.plan import Plan
@@ -74,7 +74,8 @@ def main() -> None:
 
 
 def measure(path: Path, images: int, most: int | None, workers: int) -> dict[str, Any]:
-    model, manifest = load(path)
+    model = load(path)
+    manifest = manifest_of(model)
     data = Dataset.load(manifest.dataset, None)
     lowered = lower(model, data.normalize(data.train.images[:CALIBRATION]).contiguous().numpy())
     program = lowered.program

@@ -41,7 +41,7 @@ from deepreshape.engines.spu.launch import Answer, Session, versions
 from deepreshape.engines.spu.party import CLIENT, FRACTION, PARTIES, SERVER
 from deepreshape.engines.spu.profile import Run
 from deepreshape.models import architecture, build
-from deepreshape.models.saved import load
+from deepreshape.models.saved import load, manifest_of
 from deepreshape.pricing.calibrate import machine
 from deepreshape.private.arith.ring import Ring
 from deepreshape.private.crypto.backend import engine_name
@@ -123,7 +123,8 @@ def cnn() -> nn.Module:
 def trained(folder: Path) -> tuple[Program, NDArray[np.int64]]:
     from deepreshape.data import Dataset
 
-    model, manifest = load(folder)
+    model = load(folder)
+    manifest = manifest_of(model)
     data = Dataset.load(manifest.dataset, None)
     return integers(model, data.normalize(data.train.images[:256]), data.normalize(data.test.images[:1]))
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from deepreshape.data import Dataset
-from deepreshape.models.saved import load
+from deepreshape.models.saved import load, manifest_of
 from deepreshape.private.arith.drelu import MODES
 from deepreshape.private.program.lower import lower
 from deepreshape.private.program.ops import Relu
@@ -42,7 +42,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the shares")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
-    network, manifest = load(options.model)
+    network = load(options.model)
+    manifest = manifest_of(network)
     data = Dataset.load(manifest.dataset, options.data_dir)
     count = options.images or len(data.test)
     lowered = lower(network, data.normalize(data.train.images[:CALIBRATION_IMAGES]).contiguous().numpy())

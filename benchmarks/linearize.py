@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from deepreshape.counting import count
 from deepreshape.data import Dataset, Split
 from deepreshape.models import architecture, build
-from deepreshape.models.saved import load
+from deepreshape.models.saved import load, manifest_of
 from deepreshape.pricing.calibrate import machine
 from deepreshape.removal import SNL, linearize
 from deepreshape.removal.mask_search import MaskSearch, SearchMethod
@@ -205,7 +205,8 @@ def speed(options: argparse.Namespace) -> dict[str, Any]:
 
 def equal_time(options: argparse.Namespace) -> dict[str, Any]:
     """Validation accuracy after the epochs that fit the time, half of them search and half fine-tuning."""
-    model, manifest = load(options.model)
+    model = load(options.model)
+    manifest = manifest_of(model)
     data = Dataset.load(manifest.dataset)
     recipe = replace(RECIPES[data.name], lr=options.lr)
     rows = []

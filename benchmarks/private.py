@@ -23,7 +23,7 @@ from typing import Any
 import torch
 
 from deepreshape.models import architecture, build
-from deepreshape.models.saved import load
+from deepreshape.models.saved import load, manifest_of
 from deepreshape.pricing.calibrate import machine
 from deepreshape.private.program.lower import lower
 from deepreshape.private.program.ops import Integers
@@ -37,7 +37,8 @@ PACKAGES = ("deepreshape", "numpy", "cryptography", "tenseal", "torch")
 def lowered(model: str) -> tuple[Program, Integers]:
     """The integer program, calibrated on noise, and one input."""
     if Path(model).is_dir():
-        network, manifest = load(Path(model))
+        network = load(Path(model))
+        manifest = manifest_of(network)
         shape = manifest.architecture.input
     else:
         name, _, size = model.partition("@")

@@ -4,6 +4,7 @@ Under a minute; `EPOCHS=1` in the environment makes it short.
 """
 
 import os
+from tempfile import TemporaryDirectory
 
 from torch import nn
 
@@ -32,3 +33,8 @@ print(dr.price(small, data.shape, link="wan"))
 program = dr.lower(small, data)
 answer = dr.run_private(program, data.test.images[0])
 print(f"{answer}; the label says {data.class_names[data.test.labels[0]]}")
+
+with TemporaryDirectory() as folder:
+    dr.save(small, f"{folder}/small")
+    again = dr.load(f"{folder}/small")
+print(f"loaded again: {dr.count(again, data.shape).total.relus:,} ReLUs")

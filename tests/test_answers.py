@@ -11,7 +11,7 @@ import pytest
 
 from deepreshape.data import Dataset
 from deepreshape.experiments.answers import answer_privately, read_answers
-from deepreshape.experiments.run import Job, run
+from deepreshape.experiments.run import Job
 from deepreshape.report.answers import AnsweredImage, PrivateAnswers, png_of
 from deepreshape.training import recipe_of
 
@@ -21,7 +21,7 @@ DATA = Dataset.load("digits")
 def test_the_best_reduced_network_answers_and_is_remembered(tmp_path: Path):
     name = "resnet20-m2-phi1.1.1"
     short = replace(recipe_of("digits"), epochs=1)
-    rows = run(Job("digits", name, (name,), (100,), (0,), short, 1), DATA, tmp_path, lambda *_: None)
+    rows = Job("digits", name, (name,), (100,), (0,), short, 1).run(DATA, tmp_path, lambda *_: None)
     answers = answer_privately(rows, DATA, tmp_path, 2)
     assert answers.relus == min(row.relus for row in rows) <= 100
     assert answers.agree

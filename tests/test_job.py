@@ -11,9 +11,9 @@ import pytest
 
 from deepreshape.counting import count
 from deepreshape.data import Dataset
-from deepreshape.experiments.run import Job, default_budgets, hybrenets, points, run
+from deepreshape.experiments.run import Job, default_budgets, hybrenets
 from deepreshape.models import architecture
-from deepreshape.models.saved import load
+from deepreshape.models.saved import load, manifest_of
 from deepreshape.training import RECIPES
 from deepreshape.training.runs import finished
 
@@ -29,7 +29,7 @@ def quiet(*_: object) -> None:
 @pytest.fixture(scope="module")
 def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("job") / "out"
-    run(JOB, DATA, folder, quiet)
+    JOB.run(DATA, folder, quiet)
     return folder
 
 
@@ -40,7 +40,8 @@ def test_rows_say_what_the_models_are(done: Path):
         "hrn-2x5x2x-m2_all_s0", "hrn-2x5x2x-m2_600_s0", "hrn-2x5x2x-m2_300_s0",
     ]  # fmt: skip
     for row in rows:
-        model, manifest = load(done / "models" / row.id)
+        model = load(done / "models" / row.id)
+        manifest = manifest_of(model)
         total = count(model, DATA.shape).total
         assert (row.relus, row.macs, row.params) == (total.relus, total.macs, total.params)
         assert row.budget is None or row.relus <= row.budget
@@ -53,19 +54,19 @@ def test_rows_say_what_the_models_are(done: Path):
 
 def test_a_finished_job_is_not_done_again(done: Path):
     before = (done / "results.jsonl").read_bytes()
-    run(JOB, DATA, done, lambda number, total, point, progress: pytest.fail("trained again") if progress else None)
+    JOB.run(DATA, done, lambda number, total, point, progress: pytest.fail("trained again") if progress else None)
     assert (done / "results.jsonl").read_bytes() == before
 
 
 def test_a_job_with_other_settings_keeps_out(done: Path):
     with pytest.raises(ValueError, match=r"holds another job \(budgets was \[600, 300\], now \[600\]\)"):
-        run(replace(JOB, budgets=(600,)), DATA, done, quiet)
+        replace(JOB, budgets=(600,)).run(DATA, done, quiet)
 
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path: Path):
     (tmp_path / "thesis.tex").write_text("precious")
     with pytest.raises(ValueError, match="is not empty and holds no job"):
-        run(JOB, DATA, tmp_path, quiet)
+        JOB.run(DATA, tmp_path, quiet)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
@@ -109,8 +110,8 @@ def test_a_job_killed_at_any_time_ends_with_the_same_results(done: Path, tmp_pat
 def test_points_come_after_what_they_need():
     job = replace(JOB, teacher="resnet9-m4", seeds=(0, 1))
     seen: set[str] = set()
-    for point in points(job, DATA):
-        assert {point.init, point.teacher} - {None} <= seen
+    for point in job.points(DATA, Path("models")):
+        assert {path.name for path in (point.init, point.teacher) if path} <= seen
         seen.add(point.id)
     assert len(seen) == 1 + 2 * 2 * 3
 
@@ -119,7 +120,7 @@ def test_budgets_larger_than_the_network_are_refused_before_anything_is_made(tmp
     with pytest.raises(
         ValueError, match="a budget of 5,000 ReLUs is larger than the baseline resnet18-m4, which has 2,176"
     ):
-        run(replace(JOB, budgets=(5000,)), DATA, tmp_path / "out", quiet)
+        replace(JOB, budgets=(5000,)).run(DATA, tmp_path / "out", quiet)
     assert not (tmp_path / "out").exists()
 
 
@@ -144,7 +145,7 @@ def test_no_room_on_the_disk_loses_nothing(done: Path, monkeypatch: pytest.Monke
     def full(*_: object) -> None:
         raise OSError(28, os.strerror(28))
 
-    monkeypatch.setattr("deepreshape.experiments.run.save", full)
+    monkeypatch.setattr("deepreshape.experiments.points.save", full)
     with pytest.raises(OSError, match="No space left"):
-        run(JOB, DATA, tmp_path / "out", quiet)
+        JOB.run(DATA, tmp_path / "out", quiet)
     assert finished(tmp_path / "out") == []

@@ -10,12 +10,14 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from deepreshape.cli.jobs import report
 from deepreshape.counting import count
 from deepreshape.data import Dataset
-from deepreshape.experiments.sweep import Sweep, command_of, configured, runs, sweep
-from deepreshape.models.saved import load
+from deepreshape.experiments.points import removal_command
+from deepreshape.experiments.sweep import Sweep, configured
+from deepreshape.models.saved import Manifest, load, manifest_of, save
 from deepreshape.removal import Removal
 from deepreshape.training import RECIPES
 from deepreshape.training.runs import finished
@@ -45,7 +47,7 @@ def quiet(*_: object) -> None:
 @pytest.fixture(scope="module")
 def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("sweep") / "out"
-    sweep(SWEEP, DATA, folder, quiet)
+    SWEEP.run(DATA, folder, quiet)
     return folder
 
 
@@ -56,7 +58,8 @@ def test_rows_say_what_the_models_are(done: Path):
         f"{network}_{part}_s0" for part in ("all", "coarse_300", "snl_300", "coarse_100", "snl_100")
     ]
     for row in rows:
-        model, manifest = load(done / "models" / row.id)
+        model = load(done / "models" / row.id)
+        manifest = manifest_of(model)
         total = count(model, DATA.shape).total
         assert (row.relus, row.macs) == (total.relus, total.macs)
         assert row.budget is None or row.relus == row.budget
@@ -88,10 +91,10 @@ def test_the_report_has_a_series_for_each_network_and_method(done: Path, tmp_pat
 
 def test_a_finished_sweep_is_not_done_again(done: Path):
     before = (done / "results.jsonl").read_bytes()
-    sweep(SWEEP, DATA, done, lambda number, total, run, progress: pytest.fail("trained again") if progress else None)
+    SWEEP.run(DATA, done, lambda number, total, run, progress: pytest.fail("trained again") if progress else None)
     assert (done / "results.jsonl").read_bytes() == before
     with pytest.raises(ValueError, match=r"holds another sweep \(seeds was \[0\], now \[0, 1\]\)"):
-        sweep(replace(SWEEP, seeds=(0, 1)), DATA, done, quiet)
+        replace(SWEEP, seeds=(0, 1)).run(DATA, done, quiet)
 
 
 def test_a_sweep_killed_at_any_time_ends_with_the_same_results(done: Path, tmp_path: Path):
@@ -115,20 +118,27 @@ def test_saved_models_are_taken_as_they_are(done: Path, tmp_path: Path):
     source = str(done / "models" / "resnet20-m2-phi1.1.1_coarse_300_s0")
     given = replace(SWEEP, networks=(source,), methods=("taylor",), settings=(), budgets=(50,))
     larger = replace(given, networks=(source, "resnet20-m2-phi1.1.1"), budgets=(350, 50))
-    assert [run.method and run.method.budget for run in runs(larger, DATA)] == [50, None, 350, 50]
-    (row,) = sweep(given, DATA, tmp_path / "out", quiet)
+    assert [point.id.rpartition("_s")[0].rpartition("_")[2] for point in larger.points(DATA, tmp_path)] == [
+        "50",
+        "all",
+        "350",
+        "50",
+    ]
+    (row,) = given.run(DATA, tmp_path / "out", quiet)
     assert (row.network, row.relus) == ("resnet20-m2-phi1.1.1_coarse_300_s0", 50)
-    history = load(tmp_path / "out" / "models" / row.id)[1].history
+    history = manifest_of(load(tmp_path / "out" / "models" / row.id)).history
     assert [step["method"] for step in history] == ["train", "coarse", "taylor"]
 
 
 def test_no_room_on_the_disk_loses_nothing(done: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    def full(*_: object) -> None:
-        raise OSError(28, os.strerror(28))
+    def full_after_one(model: nn.Module, to: Path, manifest: Manifest) -> None:
+        if not to.name.endswith("_all_s0"):
+            raise OSError(28, os.strerror(28))
+        save(model, to, manifest)
 
-    monkeypatch.setattr("deepreshape.experiments.sweep.save", full)
+    monkeypatch.setattr("deepreshape.experiments.points.save", full_after_one)
     with pytest.raises(OSError, match="No space left"):
-        sweep(SWEEP, DATA, tmp_path / "out", quiet)
+        SWEEP.run(DATA, tmp_path / "out", quiet)
     assert [row.method for row in finished(tmp_path / "out")] == ["all"]
 
 
@@ -147,7 +157,7 @@ def test_no_room_on_the_disk_loses_nothing(done: Path, monkeypatch: pytest.Monke
 )
 def test_what_does_not_fit_is_refused_before_anything_is_made(change, message: str, tmp_path: Path):
     with pytest.raises(ValueError, match=message):
-        sweep(replace(SWEEP, **change), DATA, tmp_path / "out", quiet)
+        replace(SWEEP, **change).run(DATA, tmp_path / "out", quiet)
     assert not (tmp_path / "out").exists()
 
 
@@ -158,7 +168,7 @@ def test_a_command_names_every_setting_that_is_not_the_methods_own():
         record = Removal(
             "taylor", asdict(chosen), 100, 200, 100, "pixel", {}, None, None, 50.0, 50.0, 50.0, "", 1, 1.0, recipe, 0
         )
-        return command_of(Path("whole"), record, None, DATA, "out")
+        return removal_command(Path("whole"), record, None, DATA, "out")
 
     assert "mismatch" not in words()  # 10 is what the method takes, whatever the recipe says
     assert "--set mismatch=0.0" in words(mismatch=0)
@@ -167,7 +177,7 @@ def test_a_command_names_every_setting_that_is_not_the_methods_own():
 def test_a_row_of_a_model_from_the_zoo_has_a_command_that_makes_it_again(tmp_path: Path):
     tune = replace(QUICK, mismatch=10.0)
     given = replace(SWEEP, networks=("zoo:digits",), budgets=(50,), methods=("snl",), settings=(), tune=tune)
-    (row,) = sweep(replace(given, budgets=(50, 50), seeds=(0, 0)), DATA, tmp_path / "out", quiet)
+    (row,) = replace(given, budgets=(50, 50), seeds=(0, 0)).run(DATA, tmp_path / "out", quiet)
     assert row.network == "digits"
     assert row.command == (
         "deepreshape linearize zoo:digits --method snl --budget 50 --seed 0 --set epochs=1 --set batch=256 "
@@ -179,5 +189,5 @@ def test_a_row_of_a_model_from_the_zoo_has_a_command_that_makes_it_again(tmp_pat
     )
     assert json.loads(again.stdout)["top1_validation"] == row.top1_validation
     folders = (tmp_path / "out" / "models" / row.id, tmp_path / row.id)
-    one, other = (load(folder)[0].state_dict() for folder in folders)
+    one, other = (load(folder).state_dict() for folder in folders)
     assert all(torch.equal(tensor, other[name]) for name, tensor in one.items())

@@ -8,7 +8,7 @@ import torch
 
 from deepreshape.counting import count
 from deepreshape.data import Dataset
-from deepreshape.models.saved import load
+from deepreshape.models.saved import load, manifest_of
 from deepreshape.models.zoo import folder_of, names
 from deepreshape.private.program import interpret as plain
 from deepreshape.private.program.lower import lower
@@ -23,7 +23,8 @@ DOCUMENT = Path(__file__).parent.parent / "docs" / "commands.md"
 @pytest.mark.parametrize("name", names())
 def test_every_network_is_whole_small_and_says_how_it_was_made(name: str):
     folder = folder_of(f"zoo:{name}")
-    model, manifest = load(folder)
+    model = load(folder)
+    manifest = manifest_of(model)
     assert sum(path.stat().st_size for path in folder.iterdir()) < 8e6
     assert {"train", manifest.history[-1]["method"]} <= {step["method"] for step in manifest.history}
     assert count(model, manifest.architecture.input).total.relus == manifest.history[-1]["relus"]
@@ -34,7 +35,8 @@ def test_every_network_is_whole_small_and_says_how_it_was_made(name: str):
 def test_the_documented_command_has_the_settings_that_made_it(name: str):
     (row,) = [line for line in DOCUMENT.read_text().splitlines() if line.startswith(f"| `zoo:{name}`")]
     given = dict(re.findall(r"--set (\w+)=([\w.-]+)", row.rpartition("`deepreshape linearize")[2]))
-    _, manifest = load(folder_of(f"zoo:{name}"))
+    _ = load(folder_of(f"zoo:{name}"))
+    manifest = manifest_of(_)
     made = manifest.history[-1]
     usual = {"settings": METHODS[made["method"]](made["budget"]), "recipe": RECIPES[manifest.dataset]}
     for part, config in usual.items():
@@ -46,13 +48,14 @@ def test_the_documented_command_has_the_settings_that_made_it(name: str):
 
 def test_the_digits_are_read():
     data = Dataset.load("digits")
-    model, _ = load(folder_of("zoo:digits"))
+    model = load(folder_of("zoo:digits"))
     assert accuracy(model, data, data.test) > 90
 
 
 @pytest.mark.parametrize("name", names())
 def test_masks_by_pixel_are_lowered(name: str):
-    model, manifest = load(folder_of(f"zoo:{name}"))
+    model = load(folder_of(f"zoo:{name}"))
+    manifest = manifest_of(model)
     x = torch.randn(64, *manifest.architecture.input, generator=torch.Generator().manual_seed(0))
     program = lower(model, x.numpy()).program
     assert program.relus == manifest.history[-1]["relus"]

@@ -13,7 +13,7 @@ from torch import nn
 
 from deepreshape.counting import count
 from deepreshape.models import Foreign, convert
-from deepreshape.models.saved import Manifest, load, save
+from deepreshape.models.saved import load, manifest_of, save
 from deepreshape.nn import PolynomialReLU
 from deepreshape.private.program import interpret
 from deepreshape.private.program.lower import lower
@@ -59,9 +59,12 @@ def test_every_method_takes_any_module_and_leaves_it_as_it_was(name: str):
 
 
 def test_what_comes_out_is_saved_loaded_and_lowered(tmp_path: Path):
-    reduced, _ = linearize(mine(), SNL(100), DATA, recipe=RECIPE)
-    save(reduced, tmp_path, Manifest(reduced.architecture))
-    again, _ = load(tmp_path)
+    reduced, record = linearize(mine(), SNL(100), DATA, recipe=RECIPE)
+    save(reduced, tmp_path)
+    again = load(tmp_path)
+    assert manifest_of(again).dataset == DATA.name
+    assert manifest_of(again).class_names == DATA.class_names
+    assert [step["kept"] for step in manifest_of(again).history] == [record.kept]
     x = DATA.normalize(DATA.validation.images[:40])
     assert torch.allclose(again(x), reduced(x), atol=1e-5)  # layouts in memory differ
     program = lower(again, x.contiguous().numpy()).program

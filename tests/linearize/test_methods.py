@@ -16,7 +16,7 @@ from deepreshape.counting import count
 from deepreshape.models import architecture, build
 from deepreshape.models.saved import Manifest, load, save
 from deepreshape.nn import GatedReLU
-from deepreshape.removal import METHODS, Descent, Method, Thin, apply, linearize, masks_of, plan_of
+from deepreshape.removal import METHODS, Descent, Linearization, Method, Thin, apply, masks_of, plan_of
 from deepreshape.removal.method import Reduced
 from deepreshape.removal.sites import put_masks
 
@@ -30,7 +30,9 @@ FINE = [name for name in NAMES if name != "coarse"]
 
 def reduced(name: str, budget: int, **more) -> tuple[nn.Module, object]:
     settings = {key: more.pop(key) for key in list(more) if key in METHODS[name].__dataclass_fields__}
-    return linearize(more.pop("model", MODEL), METHODS[name](budget, **settings), DATA, recipe=RECIPE, **more)
+    folder, progress = more.pop("folder", None), more.pop("progress", None)
+    removing = Linearization(more.pop("model", MODEL), METHODS[name](budget, **settings), DATA, recipe=RECIPE, **more)
+    return removing.run(folder, progress)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -217,7 +219,7 @@ def test_a_hybrenet_after_thinning(name: str):
 def test_a_saved_model_keeps_its_masks(name: str, tmp_path: Path):
     model, _ = reduced(name, 300)
     save(model, tmp_path, Manifest(model.architecture))
-    again, _ = load(tmp_path)
+    again = load(tmp_path)
     x = DATA.normalize(DATA.validation.images)
     assert equal(weights(model), weights(again))
     assert torch.allclose(model(x), again(x), atol=1e-5)

@@ -23,7 +23,7 @@ from deepreshape.removal.senet import _Search as SENetSearch
 from deepreshape.removal.senet import layer_budgets, sensitivities
 from deepreshape.removal.snl import _Search as SNLSearch
 from deepreshape.removal.taylor import _Search as TaylorSearch
-from deepreshape.training import train
+from deepreshape.training import TrainingRun
 from deepreshape.training.convolution import MatrixConvolutions
 
 DATA = digits()
@@ -51,7 +51,7 @@ def test_snl_keeps_its_gates_between_0_and_1_and_ends_where_its_mask_is():
     seen: list[float] = []
     recipe = replace(RECIPE, optimizer="adamw", lr=1e-3)
     watch = lambda at: seen.extend((min(g.min() for g in search.gates()), max(g.max() for g in search.gates())))  # noqa: E731
-    train(search, DATA, recipe, seed=0, progress=watch, hook=search)
+    TrainingRun(search, DATA, recipe, seed=0, hook=search).complete(None, watch)
     assert min(seen) >= 0
     assert max(seen) <= 1
     assert min(seen) < 0.9
@@ -174,7 +174,7 @@ def test_autorep_with_polynomials_is_saved_and_counted(tmp_path):
     by_hand = torch.where(layer.mask, x.relu(), c[:, 0] + c[:, 1] * x + c[:, 2] * x * x)
     assert torch.allclose(layer(x), by_hand, atol=1e-5)
     save(model, tmp_path, Manifest(model.architecture))
-    again, _ = load(tmp_path)
+    again = load(tmp_path)
     images = DATA.normalize(DATA.validation.images)
     assert torch.allclose(again(images), model(images), atol=1e-4)
 

@@ -49,7 +49,7 @@ def test_activations_become_relus_with_masks_and_pools_average(tmp_path: Path):
     assert all(0 <= top1 <= 100 for top1 in (record.top1_before, record.top1_substituted, record.top1_after))
     save(network, tmp_path, Manifest(network.architecture, history=(record.to_dict(),)))
     x = DATA.normalize(DATA.validation.images)
-    assert torch.allclose(load(tmp_path)[0](x), network(x), atol=1e-5)
+    assert torch.allclose(load(tmp_path)(x), network(x), atol=1e-5)
 
 
 def test_only_what_was_asked_for_is_replaced():

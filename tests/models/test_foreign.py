@@ -13,7 +13,7 @@ from torch.nn import functional as F  # noqa: N812
 from deepreshape.counting import count
 from deepreshape.models import convert, from_dict
 from deepreshape.models.foreign import METHODS, Foreign
-from deepreshape.models.saved import Manifest, load, save
+from deepreshape.models.saved import Manifest, load, manifest_of, save
 from deepreshape.nn import MaskedReLU
 
 SHAPE = (3, 16, 16)
@@ -71,7 +71,8 @@ def test_it_is_saved_and_loaded_with_its_masks_by_values_alone(pair, tmp_path: P
     shape = count(ours, SHAPE) and [site.channels, *site.size]
     ours.set_submodule(site.name, MaskedReLU(torch.rand(shape) < 0.5))
     save(ours, tmp_path, Manifest(ours.architecture, class_names=("a", "b")))
-    again, manifest = load(tmp_path)
+    again = load(tmp_path)
+    manifest = manifest_of(again)
     x = torch.randn(3, *SHAPE)
     assert torch.equal(again(x), ours.eval()(x))
     assert manifest.architecture.to_dict() == ours.architecture.to_dict()
@@ -158,7 +159,7 @@ def test_tied_weights_are_saved(tmp_path: Path):
     ours = convert(network, SHAPE)
     save(ours, tmp_path, Manifest(ours.architecture))
     x = torch.randn(2, *SHAPE)
-    assert torch.equal(load(tmp_path)[0](x), network(x))
+    assert torch.equal(load(tmp_path)(x), network(x))
 
 
 @pytest.mark.parametrize(

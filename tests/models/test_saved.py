@@ -3,10 +3,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from deepreshape.counting import count
+from deepreshape.data import Dataset
 from deepreshape.models import Reduction, architecture, build
-from deepreshape.models.saved import Manifest, load, save
+from deepreshape.models.saved import Manifest, load, manifest, manifest_of, note_step, save
 from deepreshape.nn import MaskedReLU, PolynomialReLU
 
 ARCHITECTURE = architecture("resnet20-m4", (1, 8, 8), 10)
@@ -27,13 +29,35 @@ def test_a_model_comes_back_with_its_masks_and_manifest(tmp_path: Path):
     mask = torch.rand(4, 8, 8, generator=torch.Generator().manual_seed(0)) < 0.3
     model.set_submodule("stage1.0.act1", MaskedReLU(mask))
     save(model, tmp_path, Manifest(ARCHITECTURE, class_names=("a", "b"), history=({"method": "by hand"},)))
-    again, manifest = load(tmp_path)
+    again = load(tmp_path)
+    carried = manifest_of(again)
     x = torch.randn(2, 1, 8, 8)
     assert torch.equal(again(x), model(x))
     assert count(again, (1, 8, 8)).by_module["stage1.0.act1"].relus == int(mask.sum())
-    assert manifest.class_names == ("a", "b")
-    assert manifest.history == ({"method": "by hand"},)
+    assert carried.class_names == ("a", "b")
+    assert carried.history == ({"method": "by hand"},)
     assert not any(tensor.is_meta for tensor in again.state_dict().values())
+
+
+def test_a_model_alone_is_saved_with_what_it_carries(tmp_path: Path):
+    data, model = Dataset.load("digits"), build(ARCHITECTURE, seed=0).eval()
+    save(model, str(tmp_path / "built"))
+    assert manifest(tmp_path / "built") == Manifest(ARCHITECTURE)
+    note_step(model, data, {"method": "by hand"})
+    other = build(ARCHITECTURE, seed=1)
+    note_step(other, data, {"method": "again"}, source=model)
+    save(other, tmp_path / "other")
+    again = load(tmp_path / "other")
+    history = ({"method": "by hand"}, {"method": "again"})
+    assert manifest_of(again) == Manifest.of(ARCHITECTURE, data, history)
+    save(again, tmp_path / "copy")
+    assert manifest(tmp_path / "copy") == manifest_of(again)
+
+
+def test_a_module_that_nothing_rebuilds_is_refused(tmp_path: Path):
+    with pytest.raises(ValueError, match=r"how a Linear is rebuilt; .*models.convert\(model, data.shape\)"):
+        save(nn.Linear(2, 2), tmp_path / "model")
+    assert not (tmp_path / "model").exists()
 
 
 def test_the_weights_are_no_pickle(saved: Path):
@@ -67,16 +91,18 @@ def test_a_damaged_model_is_refused_in_one_line(saved: Path, damage, message: st
 
 
 def test_a_model_of_format_1_is_still_read(tmp_path: Path):
-    model, manifest = load(Path(__file__).parent / "format1")
-    assert manifest.architecture.reduction == Reduction(frozenset({"stage1.0.act1"}), (("stage3.0.act2", 2),))
+    model = load(Path(__file__).parent / "format1")
+    carried = manifest_of(model)
+    assert carried.architecture.reduction == Reduction(frozenset({"stage1.0.act1"}), (("stage3.0.act2", 2),))
     assert isinstance(model.get_submodule("stem.act"), MaskedReLU)
     assert isinstance(model.get_submodule("stage1.0.act2"), PolynomialReLU)
     # what the version that wrote it gave
     x = torch.linspace(-1, 1, 64).view(1, 1, 8, 8)
     assert model(x).tolist() == [pytest.approx([0.3138393759, 0.2393599599, 0.2522100508], abs=1e-5)]
-    save(model, tmp_path, manifest)
-    again, same = load(tmp_path)
-    assert same == manifest
+    save(model, tmp_path, carried)
+    again = load(tmp_path)
+    same = manifest_of(again)
+    assert same == carried
     assert torch.equal(again(x), model(x))
 
 

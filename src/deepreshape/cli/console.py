@@ -21,7 +21,10 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from deepreshape.data import Dataset
+    from deepreshape.experiments.experiment import Experiment, Point
+    from deepreshape.training import Progress as TrainingProgress
     from deepreshape.training import Recipe
+    from deepreshape.training.runs import Result
 
 
 class Output(Console):
@@ -187,6 +190,22 @@ def bytes_bar(what: str) -> Generator[Callable[[int, int], None]]:
 def into(bar: Progress, task: Any) -> Any:
     """Shows the progress of a training run as a task of ``bar``."""
     return lambda progress: bar.update(task, completed=progress.step, total=progress.steps)
+
+
+def run_experiment(experiment: Experiment, data: Dataset, to: Path) -> list[Result]:
+    """Do an experiment in its folder, or what is left of it, with a line for each point that is done."""
+    with progress_bar() as bar:
+        whole = bar.add_task("points", total=None)
+        task = bar.add_task("", total=None)
+
+        def show(number: int, total: int, point: Point, progress: TrainingProgress | None) -> None:
+            bar.update(whole, completed=number - (progress is not None), total=total)
+            if progress:
+                bar.update(task, description=point.title, completed=progress.step, total=progress.steps)
+            else:
+                err.print(f"{number}/{total} {point.id}: {point.title}", highlight=False)
+
+        return stoppable(lambda: experiment.run(data, to, show))
 
 
 def new_table(*names: str) -> Table:

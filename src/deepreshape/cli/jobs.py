@@ -19,7 +19,6 @@ from deepreshape.cli.console import (
     Settings,
     Threads,
     bytes_bar,
-    err,
     into,
     out,
     print_json,
@@ -27,14 +26,13 @@ from deepreshape.cli.console import (
     read_data,
     read_integers,
     read_recipe,
+    run_experiment,
     set_threads,
     stoppable,
     thousands,
 )
 
 if TYPE_CHECKING:
-    from deepreshape.experiments.run import Point
-    from deepreshape.training import Progress as TrainingProgress
     from deepreshape.training.runs import Result
 
 app = typer.Typer()
@@ -59,7 +57,7 @@ def train(
     as_json: Json = False,
 ) -> None:
     """Train one network, whole or reduced to a ReLU budget; report its counts, accuracy and price."""
-    from deepreshape.experiments.run import Point, train_point
+    from deepreshape.experiments.points import TrainingPoint
     from deepreshape.models import architecture
     from deepreshape.models.zoo import folder_of
     from deepreshape.removal import plan, plan_of
@@ -68,14 +66,11 @@ def train(
     recipe, dataset = read_recipe(data, settings), read_data(data, data_dir)
     start, taught_by = (folder_of(name) if name else None for name in (init, teacher))
     whole = architecture(network, dataset.shape, len(dataset.class_names))
-    point = Point(network, plan(whole, budget) if budget else plan_of(whole), budget, seed)
+    removed = plan(whole, budget) if budget else plan_of(whole)
+    point = TrainingPoint(network, removed, budget, seed, recipe, init=start, teacher=taught_by)
     with progress_bar() as bar:
-        task = bar.add_task(f"{network}: {point.plan}", total=None)
-        row = stoppable(
-            lambda: train_point(
-                point, dataset, recipe, to, to / "run", init=start, teacher=taught_by, progress=into(bar, task)
-            )
-        )
+        task = bar.add_task(point.title, total=None)
+        row = stoppable(lambda: point.result(dataset, to, to / "run", into(bar, task)))
     shutil.rmtree(to / "run")
     if as_json:
         print_json(row.to_row())
@@ -94,15 +89,16 @@ def evaluate(
 ) -> None:
     """Accuracy of a saved model on a data set's test split."""
     from deepreshape.counting import count as count_model
-    from deepreshape.experiments.run import fitting
-    from deepreshape.models.saved import load
+    from deepreshape.experiments.points import see_fits
+    from deepreshape.models.saved import load, manifest_of
     from deepreshape.models.zoo import folder_of
     from deepreshape.training import accuracy
 
     set_threads(threads, data)
     folder = folder_of(model)
-    dataset = read_data(data or load(folder)[1].dataset, data_dir)
-    loaded, _ = fitting(folder, dataset)
+    loaded = load(folder)
+    dataset = read_data(data or manifest_of(loaded).dataset, data_dir)
+    see_fits(loaded, dataset, str(folder))
     values = {
         "top1": accuracy(loaded, dataset, dataset.test),
         "relus": count_model(loaded, dataset.shape).total.relus,
@@ -148,7 +144,6 @@ def run(
     """The main job: redesign a network, reduce to a ladder of ReLU budgets, train, price, and write a report."""
     from deepreshape.experiments.answers import answer_privately
     from deepreshape.experiments.run import Job, default_budgets, hybrenets
-    from deepreshape.experiments.run import run as run_job
     from deepreshape.models import architecture
 
     set_threads(threads, data)
@@ -166,20 +161,7 @@ def run(
         reduced_epochs or max(1, recipe.epochs * 4 // 5),
         teacher,
     )
-    with progress_bar() as bar:
-        points = bar.add_task("points", total=None)
-        task = bar.add_task("", total=None)
-
-        def show(number: int, total: int, point: Point, progress: TrainingProgress | None) -> None:
-            bar.update(points, completed=number - (progress is not None), total=total)
-            if progress:
-                bar.update(
-                    task, description=f"{point.network}: {point.plan}", completed=progress.step, total=progress.steps
-                )
-            else:
-                err.print(f"{number}/{total} {point.id}: {point.plan}", highlight=False)
-
-        rows = stoppable(lambda: run_job(job, dataset, to, show))
+    rows = run_experiment(job, dataset, to)
     answers = None
     if private:
         with bytes_bar("answering privately") as shown:

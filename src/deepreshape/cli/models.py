@@ -19,7 +19,7 @@ from deepreshape.cli.console import read_data
 from deepreshape.convex.saved import is_fitted
 from deepreshape.convex.saved import load as load_fitted
 from deepreshape.models import Architecture, architecture, build
-from deepreshape.models.saved import Manifest, load
+from deepreshape.models.saved import Manifest, load, manifest_of
 from deepreshape.models.zoo import folder_of
 from deepreshape.nn import require_finite
 
@@ -96,7 +96,8 @@ def _network_of(model: str, shape: Shape | None, classes: int) -> Network:
         fitted = load_fitted(folder)
         return Network(fitted.to_module(), (fitted.gates.directions.size, 1, 1), fitted=fitted)
     if folder.is_dir():
-        saved, manifest = load(folder)
+        saved = load(folder)
+        manifest = manifest_of(saved)
         return Network(saved, shape or manifest.architecture.input, manifest=manifest)
     if ":" in model:
         made = made_by(model, "a network")

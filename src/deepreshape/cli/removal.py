@@ -24,13 +24,13 @@ from deepreshape.cli.console import (
     read_integers,
     read_pairs,
     read_recipe,
+    run_experiment,
     set_threads,
     stoppable,
     thousands,
 )
 
 if TYPE_CHECKING:
-    from deepreshape.experiments.sweep import Run
     from deepreshape.training import Progress as TrainingProgress
 
 app = typer.Typer()
@@ -73,7 +73,7 @@ def linearize(
     """Remove ReLUs from a trained network until exactly so many are left, and fine-tune it."""
     from deepreshape.cli.models import find_network
     from deepreshape.cost import PROFILES
-    from deepreshape.experiments.sweep import reduce_saved
+    from deepreshape.experiments.points import RemovalPoint
     from deepreshape.models import Foreign, convert
     from deepreshape.models.saved import MANIFEST
     from deepreshape.models.zoo import folder_of
@@ -108,26 +108,12 @@ def linearize(
             bar.update(task, description=f"{method}: {phase}")
             into(bar, task)(progress)
 
-        made, record = stoppable(
-            lambda: reduce_saved(
-                source,
-                chosen,
-                dataset,
-                to=to,
-                folder=to / "run",
-                recipe=recipe,
-                teacher=folder_of(teacher) if teacher else None,
-                seed=seed,
-                profile=price,
-                device=parallel.device(),
-                writes=parallel.rank() == 0,
-                progress=show,
-            )
-        )
+        point = RemovalPoint("", source, chosen, seed, recipe, folder_of(teacher) if teacher else None, price)
+        small, record = stoppable(lambda: point.reduce(dataset, to, to / "run", show))
         if parallel.rank():
             return
     shutil.rmtree(to / "run")
-    (to / "masks.svg").write_text(picture_of_masks(masks_of(whole, dataset.shape), masks_of(made.cpu(), dataset.shape)))
+    (to / "masks.svg").write_text(picture_of_masks(masks_of(whole, dataset.shape), masks_of(small, dataset.shape)))
     values = {
         "relus": record.relus,
         "budget": record.budget,
@@ -174,7 +160,6 @@ def sweep(
 ) -> None:
     """Remove ReLUs from many networks, by many methods, to many budgets; one row of results each."""
     from deepreshape.experiments.sweep import Sweep
-    from deepreshape.experiments.sweep import sweep as run_sweep
     from deepreshape.training import with_values
     from deepreshape.training.runs import RESULTS
 
@@ -197,19 +182,7 @@ def sweep(
         tuple((method, key, value) for method, pairs in given.items() for key, value in pairs.items()),
         teacher,
     )
-    dataset = read_data(data, data_dir)
-    with progress_bar() as bar:
-        whole = bar.add_task("runs", total=None)
-        task = bar.add_task("", total=None)
-
-        def show(number: int, total: int, run: Run, progress: TrainingProgress | None) -> None:
-            bar.update(whole, completed=number - (progress is not None), total=total)
-            if progress:
-                bar.update(task, description=run.id, completed=progress.step, total=progress.steps)
-            else:
-                err.print(f"{number}/{total} {run.id}", highlight=False)
-
-        rows = stoppable(lambda: run_sweep(plan, dataset, to, show))
+    rows = run_experiment(plan, read_data(data, data_dir), to)
     if as_json:
         print_json({"results": str(to / RESULTS), "runs": len(rows)})
         return

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,14 +15,13 @@ from deepreshape.cli.console import (
     DataName,
     Json,
     Settings,
-    into,
     new_table,
     out,
     print_json,
-    progress_bar,
     read_data,
     read_recipe,
     read_shape,
+    run_experiment,
     stoppable,
     thousands,
 )
@@ -32,19 +30,10 @@ from deepreshape.cli.costs import Garbler, Links, ProfileFile, Protocol, read_pr
 if TYPE_CHECKING:
     from deepreshape.data import Dataset
     from deepreshape.design.search import Candidate, Space
-    from deepreshape.training import Progress, Recipe
+    from deepreshape.training import Recipe
     from deepreshape.training.runs import Result
 
 app = typer.Typer()
-
-
-@dataclass(frozen=True)
-class Designs:
-    """What the folder of trained designs holds."""
-
-    data: str
-    designs: tuple[str, ...]
-    recipe: Recipe
 
 
 @app.command()
@@ -153,7 +142,6 @@ def search(
 
 
 def _fitting_data(name: str, data_dir: Path | None, space: Space) -> Dataset:
-
     data = read_data(name, data_dir)
     if (space.input, space.classes) != (data.shape, len(data.class_names)):
         shape = "x".join(map(str, data.shape))
@@ -163,20 +151,6 @@ def _fitting_data(name: str, data_dir: Path | None, space: Space) -> Dataset:
 
 def _train_best(best: list[Candidate], data: Dataset, recipe: Recipe, to: Path) -> list[Result]:
     """Each from fresh weights; a folder that was begun goes on."""
-    from deepreshape.experiments.run import Point, train_point
-    from deepreshape.training.runs import work_off
+    from deepreshape.experiments.designs import Designs
 
-    points = [Point(each.network, each.plan, each.relus, 0) for each in best]
-    with progress_bar() as bar:
-        task = bar.add_task("training", total=None)
-
-        def show(number: int, parts: int, point: Point, progress: Progress | None) -> None:
-            bar.update(task, description=f"{number}/{parts} {point.network}: {point.plan}")
-            if progress:
-                into(bar, task)(progress)
-
-        def result_of(point: Point, model: Path, folder: Path, progress: Callable[[Progress], None]) -> Result:
-            return train_point(point, data, recipe, model, folder, progress=progress)
-
-        designs = Designs(data.name, tuple(f"{point.network}: {point.plan}" for point in points), recipe)
-        return stoppable(lambda: work_off(designs, to, points, result_of, show))
+    return run_experiment(Designs(data.name, tuple((each.network, each.plan) for each in best), recipe), data, to)

@@ -44,7 +44,7 @@ def substitute(
     """Put ReLUs and average pools in place of what does not run privately, and fine-tune the network."""
     from deepreshape.cli.models import find_network
     from deepreshape.models import convert
-    from deepreshape.models.saved import MANIFEST, Manifest, save
+    from deepreshape.models.saved import MANIFEST, save
     from deepreshape.removal import substitute as substitute_layers
     from deepreshape.removal import tuning_recipe
     from deepreshape.removal.substitute import ACTIVATIONS, POOLS
@@ -65,17 +65,8 @@ def substitute(
     recipe = tuning_recipe(whole, dataset).with_values(dict(read_pairs(settings, "--set")))
     layers: dict[str, str] = {**dict.fromkeys(ACTIVATIONS, "ReLU")} if activation else {}
     layers |= {**dict.fromkeys(POOLS, "avg")} if max_pool else {}
-    made, record = stoppable(lambda: substitute_layers(whole, layers, dataset, recipe=recipe, seed=seed))
-    history = (*(network.manifest.history if network.manifest else ()), record.to_dict())
-    manifest = Manifest(
-        made.architecture,  # pyright: ignore[reportArgumentType]
-        dataset=dataset.name,
-        class_names=dataset.class_names,
-        mean=dataset.mean,
-        std=dataset.std,
-        history=history,
-    )
-    save(made, to, manifest)
+    changed, record = stoppable(lambda: substitute_layers(whole, layers, dataset, recipe=recipe, seed=seed))
+    save(changed, to)
     if as_json:
         print_json(record.to_dict())
         return

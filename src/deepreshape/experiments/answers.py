@@ -48,7 +48,7 @@ def answer_privately(
         return known
     reduced = [result for result in results if result.budget is not None] or list(results)
     best = max(reduced, key=lambda result: (result.top1_validation or 0.0, -result.relus))
-    model, _ = load(folder / "models" / best.id)
+    model = load(folder / "models" / best.id)
     bundle = Bundle.of(lower(model, data))
     program, images = bundle.program, data.test.images[:count]
     inputs = to_fixed(data.normalize(images).contiguous().numpy(), program.input_fraction)

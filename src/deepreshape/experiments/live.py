@@ -15,7 +15,7 @@ from urllib.parse import parse_qs, urlsplit
 from deepreshape.cost import LINKS, Layer, Quote, read_link
 from deepreshape.counting import count
 from deepreshape.models import Architecture, ResNet, Staged
-from deepreshape.models.saved import load
+from deepreshape.models.saved import load, manifest_of
 from deepreshape.pricing.quote import PROTOCOLS, Terms, quote_layers
 from deepreshape.removal import Plan, plan, plan_of
 from deepreshape.report import Summary
@@ -43,7 +43,8 @@ def explore(points: Sequence[Summary], folders: Sequence[Path]) -> dict[str, Any
 
 
 def _priced(folder: Path, point: Summary) -> Priced:
-    model, manifest = load(folder)
+    model = load(folder)
+    manifest = manifest_of(model)
     counted = count(model, manifest.architecture.input)
     settings = {
         "data": manifest.dataset,

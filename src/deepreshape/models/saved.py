@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from deepreshape.data import Dataset
 from deepreshape.models import Architecture, build, from_dict
 from deepreshape.nn import Nonlinearity, rebuild
 
-__all__ = ["MANIFEST", "Manifest", "fingerprint", "load", "save"]
+__all__ = ["MANIFEST", "Manifest", "load", "manifest", "manifest_of", "note_step", "save", "weights_digest"]
 
 FORMAT = 2
 WEIGHTS = "model.safetensors"
@@ -35,7 +37,7 @@ class Manifest:
         dataset: what it was trained on.
         class_names: of its outputs, in order.
         mean, std: of the input, by channel, on the scale 0 to 1.
-        history: the settings of every step that made it, in order.
+        history: the settings of every step that led to it, in order.
     """
 
     architecture: Architecture
@@ -45,12 +47,27 @@ class Manifest:
     std: tuple[float, ...] = ()
     history: tuple[dict[str, Any], ...] = field(default_factory=tuple)
 
+    @classmethod
+    def of(cls, architecture: Architecture, data: Dataset, history: tuple[dict[str, Any], ...]) -> Self:
+        """With what a data set says of inputs and outputs."""
+        return cls(architecture, data.name, data.class_names, data.mean, data.std, history)
 
-def save(model: nn.Module, folder: Path, manifest: Manifest) -> None:
-    """Write ``model`` to ``folder``, which is made; the manifest is written last, so that a cut leaves no model.
+
+def save(model: nn.Module, folder: Path | str, manifest: Manifest | None = None) -> None:
+    """Write ``model`` to ``folder``, which is created; the manifest is written last, so that a cut leaves no model.
 
     What stands at sites is written by its kind, its tensors with the weights.
+
+    Args:
+        model: a network of this package, such as ``linearize`` or ``build`` gives.
+        folder: for the two files.
+        manifest: what to write of it; what the model carries (:func:`manifest_of`) without one.
+
+    Raises:
+        ValueError: if nothing says how the network is rebuilt.
     """
+    manifest = manifest or manifest_of(model)
+    folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / MANIFEST).unlink(missing_ok=True)
     # tensors that share memory, as tied weights do, are written for each of their names
@@ -72,12 +89,13 @@ def save(model: nn.Module, folder: Path, manifest: Manifest) -> None:
     (folder / MANIFEST).write_text(json.dumps(content, indent=1) + "\n")
 
 
-def load(folder: Path) -> tuple[nn.Module, Manifest]:
-    """The model saved in ``folder``, in evaluation mode, and its manifest.
+def load(folder: Path | str) -> nn.Module:
+    """The model saved in ``folder``, in evaluation mode; it carries its manifest (:func:`manifest_of`).
 
     Raises:
         ValueError: if the folder holds no model, or one that is damaged or of a later format.
     """
+    folder = Path(folder)
     path = folder / MANIFEST
     if not path.is_file():
         why = f"there is no {MANIFEST} in it" if folder.is_dir() else "there is no such folder"
@@ -102,13 +120,59 @@ def load(folder: Path) -> tuple[nn.Module, Manifest]:
             raise ValueError(f"its network has more than {MOST_BLOCKS} blocks")
         model = build(manifest.architecture, "meta")
         for name, kind in content["nonlinearities"].items():
-            own = {key.removeprefix(f"{name}."): tensor for key, tensor in state.items() if key.startswith(f"{name}.")}
-            model.set_submodule(name, rebuild(kind, own))
+            tensors = {
+                key.removeprefix(f"{name}."): tensor for key, tensor in state.items() if key.startswith(f"{name}.")
+            }
+            model.set_submodule(name, rebuild(kind, tensors))
         model.load_state_dict(state, assign=True)
+        _attach(model, manifest)
     except (KeyError, TypeError, AttributeError, OSError, ValueError, RuntimeError, SafetensorError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(f"the saved model in {folder} is broken: {reason}") from error
-    return model.eval(), manifest
+    return model.eval()
+
+
+def manifest(folder: Path | str) -> Manifest:
+    """The manifest of the model saved in ``folder``.
+
+    Raises:
+        ValueError: as :func:`load`.
+    """
+    return manifest_of(load(folder))
+
+
+def manifest_of(model: nn.Module) -> Manifest:
+    """What a model carries of where it comes from; of one that was just built, its architecture alone.
+
+    Raises:
+        ValueError: if the model has no architecture.
+    """
+    carried = getattr(model, "manifest", None)
+    if isinstance(carried, Manifest):
+        return carried
+    if not hasattr(model, "architecture"):
+        raise ValueError(
+            f"nothing says how a {type(model).__name__} is rebuilt; save what `linearize` gives, or "
+            "`deepreshape.models.convert(model, data.shape)`"
+        )
+    return Manifest(model.architecture)  # pyright: ignore[reportArgumentType]
+
+
+def note_step(model: nn.Module, data: Dataset, step: Mapping[str, Any], *, source: nn.Module | None = None) -> None:
+    """Note on a model, for the manifest it is saved with, that a step on ``data`` led to it.
+
+    Args:
+        model: a network of this package.
+        data: what the step was done on.
+        step: its settings, as plain JSON values.
+        source: the network that the step began with, whose history goes on; ``model`` itself without one.
+    """
+    history = (*manifest_of(model if source is None else source).history, dict(step))
+    _attach(model, Manifest.of(manifest_of(model).architecture, data, history))
+
+
+def _attach(model: nn.Module, manifest: Manifest) -> None:
+    model.manifest = manifest  # pyright: ignore[reportArgumentType]
 
 
 def _of_format_1(content: dict[str, Any], state: dict[str, torch.Tensor]) -> dict[str, Any]:
@@ -124,13 +188,13 @@ def _of_format_1(content: dict[str, Any], state: dict[str, torch.Tensor]) -> dic
     return content | {"architecture": old, "nonlinearities": kinds}
 
 
-def fingerprint(model: nn.Module) -> str:
+def weights_digest(model: nn.Module) -> str:
     """A digest of its weights, masks and statistics, by name and shape; hexadecimal."""
-    found = hashlib.sha256()
+    digest = hashlib.sha256()
     for name, tensor in model.state_dict().items():
-        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        found.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return found.hexdigest()[:16]
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def _digest(path: Path) -> str:

@@ -7,7 +7,7 @@ from deepreshape.design.plan import Plan, Record, apply, candidates, plan, plan_
 from deepreshape.removal.autorep import AutoReP
 from deepreshape.removal.coarse import Coarse
 from deepreshape.removal.descent import Descent
-from deepreshape.removal.method import Method, Removal, linearize, relu_prices, tuning_recipe
+from deepreshape.removal.method import Linearization, Method, Removal, linearize, relu_prices, tuning_recipe
 from deepreshape.removal.senet import SENet
 from deepreshape.removal.sites import masks_of
 from deepreshape.removal.snl import SNL
@@ -21,6 +21,7 @@ __all__ = [
     "Coarse",
     "Cull",
     "Descent",
+    "Linearization",
     "Method",
     "Plan",
     "Record",

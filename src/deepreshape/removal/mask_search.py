@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from deepreshape.nn import GatedReLU, MaskedReLU
 from deepreshape.removal.method import Method, Reduced, Task
 from deepreshape.removal.sites import Masks, put_masks
-from deepreshape.training import check_ranges, train
+from deepreshape.training import TrainingRun, check_ranges
 
 __all__ = ["ChosenMasks", "GateSearch", "MaskSearch", "SearchMethod", "remaining", "rounds_done", "weighed"]
 
@@ -57,16 +57,8 @@ class SearchMethod(Method):
             backward_slope=0.0,
         )
         device = next(search.network.parameters()).device
-        trained = train(
-            search.to(device),
-            task.data,
-            recipe,
-            seed=task.seed,
-            teacher=task.teacher,
-            folder=task.folder,
-            progress=task.progress,
-            hook=search,
-        )
+        run = TrainingRun(search.to(device), task.data, recipe, seed=task.seed, teacher=task.teacher, hook=search)
+        trained = run.complete(task.folder, task.progress)
         network = search.finished(search.masks())
         return Reduced(network, self.search_epochs, trained.seconds)
 

@@ -19,12 +19,13 @@ from deepreshape.cost import CostReport, Layer, ReluLayer
 from deepreshape.counting import count
 from deepreshape.data import Dataset
 from deepreshape.models import Foreign, convert
-from deepreshape.models.saved import fingerprint
+from deepreshape.models.saved import note_step, weights_digest
 from deepreshape.nn import MaskedReLU, Nonlinearity, require_finite
 from deepreshape.removal.sites import Granularity, Masks, masks_of
 from deepreshape.training import (
     Progress,
     Recipe,
+    Trained,
     accuracy,
     activations,
     check_ranges,
@@ -35,7 +36,17 @@ from deepreshape.training import (
 )
 from deepreshape.training.runs import claim
 
-__all__ = ["Method", "Price", "Reduced", "Removal", "Task", "linearize", "relu_prices", "tuning_recipe"]
+__all__ = [
+    "Linearization",
+    "Method",
+    "Price",
+    "Reduced",
+    "Removal",
+    "Task",
+    "linearize",
+    "relu_prices",
+    "tuning_recipe",
+]
 
 FOREIGN_LR = 0.02
 """Peak learning rate of the fine-tuning of networks that were trained elsewhere."""
@@ -167,7 +178,6 @@ def linearize(
     teacher: nn.Module | None = None,
     seed: int = 0,
     folder: Path | None = None,
-    price: Price | None = None,
     progress: Callable[[str, Progress], None] | None = None,
 ) -> tuple[nn.Module, Removal]:
     """Remove ReLUs from a trained network to a budget, and train what is left.
@@ -181,7 +191,6 @@ def linearize(
         teacher: distils into the network; ``model`` itself without one.
         seed: of everything random.
         folder: for checkpoints; a run that was cut there continues, to the same result.
-        price: what ReLUs are weighed by; all alike without one.
         progress: told the phase ("search" or "tune") and where it is, after every step.
 
     Returns:
@@ -190,61 +199,123 @@ def linearize(
     Raises:
         ValueError: if the budget or a setting does not fit, or the folder holds another run.
     """
-    model = _converted(model, data)
-    _see_nothing_is_dropped(model)
-    masks = masks_of(model, data.shape)
-    before = count(model, data.shape)
-    if not 0 <= method.budget <= before.total.relus:
-        raise ValueError(
-            f"a budget of {method.budget:,} ReLUs does not fit a network that has {before.total.relus:,}; "
-            f"0 to {before.total.relus:,} works"
+    return Linearization(model, method, data, recipe=recipe, teacher=teacher, seed=seed).run(folder, progress)
+
+
+class Linearization:
+    """What :func:`linearize` does, for ReLUs that may have different prices.
+
+    Args:
+        model, method, data, recipe, teacher, seed: as :func:`linearize` takes them.
+        price: what ReLUs are weighed by; all alike without one.
+
+    Raises:
+        ValueError: if the budget or a setting does not fit.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        method: Method,
+        data: Dataset,
+        *,
+        recipe: Recipe | None = None,
+        teacher: nn.Module | None = None,
+        seed: int = 0,
+        price: Price | None = None,
+    ) -> None:
+        self.method, self.data, self.seed, self.price = method, data, seed, price
+        self.model = model = _converted(model, data)
+        _see_nothing_is_dropped(model)
+        self.masks = masks_of(model, data.shape)
+        self.before = count(model, data.shape)
+        if not 0 <= method.budget <= self.before.total.relus:
+            raise ValueError(
+                f"a budget of {method.budget:,} ReLUs does not fit a network that has {self.before.total.relus:,}; "
+                f"0 to {self.before.total.relus:,} works"
+            )
+        recipe = recipe or tuning_recipe(model, data)
+        self.recipe = recipe if method.mismatch is None else replace(recipe, mismatch=method.mismatch)
+        self.teacher = copy.deepcopy(_converted(teacher, data) if teacher else model).eval()
+        if self.recipe.mismatch:
+            _see_comparable(self.teacher, self.masks, data)
+        self.prices = dict.fromkeys(self.masks, 1.0) | (relu_prices(self.before.layers, price) if price else {})
+
+    def run(
+        self, folder: Path | None = None, progress: Callable[[str, Progress], None] | None = None
+    ) -> tuple[nn.Module, Removal]:
+        """Search and fine-tune; arguments, results and errors as :func:`linearize` has them."""
+        if folder:
+            claim(folder, self._settings(), writes=parallel.rank() == 0)
+
+        def told(phase: str) -> Callable[[Progress], None]:
+            return lambda at: progress(phase, at) if progress else None
+
+        search, tune = (folder / part if folder else None for part in ("search", "tune"))
+        reduced = self._search(search, told("search"))
+        network = reduced.network
+        top1_before, top1_searched = self._top1(self.model), self._top1(network)
+        trained = train(
+            network,
+            self.data,
+            self.recipe,
+            seed=self.seed,
+            teacher=self.teacher,
+            folder=tune,
+            progress=told("tune"),
         )
-    recipe = recipe or tuning_recipe(model, data)
-    recipe = recipe if method.mismatch is None else replace(recipe, mismatch=method.mismatch)
-    taught_by = copy.deepcopy(_converted(teacher, data) if teacher else model).eval()
-    if recipe.mismatch:
-        _see_comparable(taught_by, masks, data)
-    prices = dict.fromkeys(masks, 1.0) | (relu_prices(before.layers, price) if price else {})
-    if folder:
-        whose = {"method": method.name, **asdict(method), "seed": seed, "data": data.name, "recipe": asdict(recipe)}
-        whose |= {"network": fingerprint(model), "teacher": fingerprint(taught_by)}
-        whose |= {"prices": hashlib.sha256(json.dumps(prices).encode()).hexdigest()[:16]}
-        claim(folder, whose, writes=parallel.rank() == 0)
+        record = self._record(reduced, trained, top1_before, top1_searched)
+        note_step(network, self.data, record.to_dict(), source=self.model)
+        return network, record
 
-    def told(phase: str) -> Callable[[Progress], None]:
-        return lambda at: progress(phase, at) if progress else None
+    def _settings(self) -> dict[str, Any]:
+        """Whatever the result depends on, for the folder of checkpoints."""
+        return {
+            "method": self.method.name,
+            **asdict(self.method),
+            "seed": self.seed,
+            "data": self.data.name,
+            "recipe": asdict(self.recipe),
+            "network": weights_digest(self.model),
+            "teacher": weights_digest(self.teacher),
+            "prices": hashlib.sha256(json.dumps(self.prices).encode()).hexdigest()[:16],
+        }
 
-    def top1(network: nn.Module) -> float | None:
-        return accuracy(network, data, data.validation) if recipe.holdout else None
+    def _search(self, folder: Path | None, progress: Callable[[Progress], None]) -> Reduced:
+        """What the method makes of a copy, its number of ReLUs checked."""
+        task = Task(self.data, self.recipe, self.teacher, self.masks, self.prices, self.seed, folder, progress)
+        reduced = self.method.reduce(copy.deepcopy(self.model), task)
+        budget, left = self.method.budget, count(reduced.network, self.data.shape).total.relus
+        if left > budget or (self.method.exact and left < budget):
+            raise RuntimeError(f"{self.method.name} left {left:,} ReLUs in place of {budget:,}")
+        return reduced
 
-    search, tune = (folder / part if folder else None for part in ("search", "tune"))
-    task = Task(data, recipe, taught_by, masks, prices, seed, search, told("search"))
-    reduced = method.reduce(copy.deepcopy(model), task)
-    network = reduced.network
-    after = count(network, data.shape)
-    if after.total.relus > method.budget or (method.exact and after.total.relus < method.budget):
-        raise RuntimeError(f"{method.name} left {after.total.relus:,} ReLUs in place of {method.budget:,}")
-    top1_before, top1_searched = top1(model), top1(network)
-    trained = train(network, data, recipe, seed=seed, teacher=taught_by, folder=tune, progress=told("tune"))
-    return network, Removal(
-        method=method.name,
-        settings=asdict(method),
-        budget=method.budget,
-        relus_before=before.total.relus,
-        relus=after.total.relus,
-        granularity=method.granularity,
-        kept={layer.name: layer.relus for layer in after.layers if isinstance(layer, ReluLayer)},
-        price_before=price(before.priced_layers).seconds if price else None,
-        price=price(after.priced_layers).seconds if price else None,
-        top1_before=top1_before,
-        top1_searched=top1_searched,
-        top1_validation=trained.top1_validation,
-        warning=_warned(top1_before, trained.top1_validation, method.max_drop),
-        epochs=reduced.epochs + recipe.epochs,
-        minutes=round((reduced.seconds + trained.seconds) / 60, 2),
-        recipe=asdict(recipe),
-        seed=seed,
-    )
+    def _top1(self, network: nn.Module) -> float | None:
+        return accuracy(network, self.data, self.data.validation) if self.recipe.holdout else None
+
+    def _record(
+        self, reduced: Reduced, trained: Trained, top1_before: float | None, top1_searched: float | None
+    ) -> Removal:
+        after, price = count(reduced.network, self.data.shape), self.price
+        return Removal(
+            method=self.method.name,
+            settings=asdict(self.method),
+            budget=self.method.budget,
+            relus_before=self.before.total.relus,
+            relus=after.total.relus,
+            granularity=self.method.granularity,
+            kept={layer.name: layer.relus for layer in after.layers if isinstance(layer, ReluLayer)},
+            price_before=price(self.before.priced_layers).seconds if price else None,
+            price=price(after.priced_layers).seconds if price else None,
+            top1_before=top1_before,
+            top1_searched=top1_searched,
+            top1_validation=trained.top1_validation,
+            warning=_warned(top1_before, trained.top1_validation, self.method.max_drop),
+            epochs=reduced.epochs + self.recipe.epochs,
+            minutes=round((reduced.seconds + trained.seconds) / 60, 2),
+            recipe=asdict(self.recipe),
+            seed=self.seed,
+        )
 
 
 def tuning_recipe(model: nn.Module, data: Dataset) -> Recipe:

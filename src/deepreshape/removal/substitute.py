@@ -17,6 +17,7 @@ from torch import nn
 from deepreshape.data import Dataset
 from deepreshape.models import Foreign, convert
 from deepreshape.models.foreign import traced
+from deepreshape.models.saved import note_step
 from deepreshape.nn import require_finite
 from deepreshape.removal.method import tuning_recipe
 from deepreshape.training import Recipe, accuracy, train
@@ -105,7 +106,9 @@ def substitute(
 
     before, substituted = top1(whole), top1(network)
     trained = train(network, data, recipe, seed=seed, teacher=copy.deepcopy(whole).eval(), folder=folder)
-    return network, Substitution(replaced, before, substituted, trained.top1_validation, asdict(recipe), seed)
+    record = Substitution(replaced, before, substituted, trained.top1_validation, asdict(recipe), seed)
+    note_step(network, data, record.to_dict(), source=whole)
+    return network, record
 
 
 def _see_pairs(layers: Mapping[str, str]) -> None:

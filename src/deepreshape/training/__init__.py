@@ -3,7 +3,7 @@
 from deepreshape.training.cached_teacher import CachedTeacher, is_cache, load_cache, teach
 from deepreshape.training.distill import activations, distillation_loss, mismatch_loss
 from deepreshape.training.hooks import Hook
-from deepreshape.training.loop import Progress, Trained, accuracy, train
+from deepreshape.training.loop import Progress, Trained, TrainingRun, accuracy, train
 from deepreshape.training.objective import Classification, Objective
 from deepreshape.training.recipe import RECIPES, Recipe, check_ranges, recipe_of, set_options, with_values
 
@@ -16,6 +16,7 @@ __all__ = [
     "Progress",
     "Recipe",
     "Trained",
+    "TrainingRun",
     "accuracy",
     "activations",
     "check_ranges",

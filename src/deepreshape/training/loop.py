@@ -29,7 +29,7 @@ from deepreshape.training.optimizer import make_optimizer, set_rate
 from deepreshape.training.parallel import add_up_gradients, part, rank, shared_norms
 from deepreshape.training.recipe import Recipe
 
-__all__ = ["Progress", "Trained", "accuracy", "train"]
+__all__ = ["Progress", "Trained", "TrainingRun", "accuracy", "train"]
 
 CHECKPOINT_SECONDS = 20.0
 CLASSIFICATION = Classification()
@@ -85,7 +85,6 @@ def train(
     teacher: nn.Module | None = None,
     folder: Path | None = None,
     progress: Callable[[Progress], None] | None = None,
-    hook: Hook | None = None,
     objective: Objective = CLASSIFICATION,
 ) -> Trained:
     """Train ``model`` in place on the training split.
@@ -103,68 +102,40 @@ def train(
             :class:`~.cached_teacher.CachedTeacher` is looked up instead.
         folder: where checkpoint and metrics go; a run that was cut there is continued.
         progress: called after every step.
-        hook: what a search for masks does on the way.
         objective: what the network is trained for.
 
     Raises:
         ValueError: if the folder holds another run, the loss stops being a number, or a setting does not fit the
             network: images cannot grow where masks have one size, and maps are compared at masked ReLUs only.
     """
-    if recipe.grow:
-        _see_growth(
-            model, data, recipe, masked=bool(hook) or any(isinstance(at, Nonlinearity) for at in model.modules())
-        )
-    run = _Run(model, data, recipe, seed, teacher, hook, objective)
-    checkpoint = (
-        Checkpoint(folder, {**asdict(recipe), "seed": seed}, model, run.optimizer, run.average) if folder else None
-    )
-    spent = 0.0
-    if checkpoint:
-        run.step, spent = checkpoint.resume()
-    clock = time.monotonic if run.device.type == "cuda" else time.process_time
-    started, saved, top1 = clock() - spent, time.monotonic(), None
-    with ExitStack() as during:
-        run.begin(during)
-        while not run.over():
-            epoch = run.step // run.an_epoch + 1
-            loss = run.advance()
-            if run.step % run.an_epoch == 0 or run.over():
-                if not torch.isfinite(loss):
-                    raise ValueError(
-                        f"the loss became {loss.item()} in epoch {epoch}; a lower lr than {recipe.lr} may work"
-                    )
-                top1 = run.measured() if recipe.holdout else None
-                if checkpoint:
-                    checkpoint.note(
-                        {"epoch": epoch, "step": run.step, "loss": round(loss.item(), 4), "top1_validation": top1}
-                    )
-            if checkpoint and (time.monotonic() - saved > CHECKPOINT_SECONDS or run.over()):
-                checkpoint.save(run.step, clock() - started)
-                saved = time.monotonic()
-            if progress:
-                progress(Progress(run.step, run.steps, loss.item(), top1))
-    if run.average:
-        model.load_state_dict(run.average)
-    model.eval()
-    if top1 is None and recipe.holdout:
-        with run.faults():
-            top1 = accuracy(model, data, data.validation, objective=objective)
-    return Trained(top1, clock() - started)
+    return TrainingRun(model, data, recipe, seed=seed, teacher=teacher, objective=objective).complete(folder, progress)
 
 
-class _Run:
-    """A training run: what it needs for a step, and how many steps it has done."""
+class TrainingRun:
+    """What :func:`train` does, for a run that a search for masks watches and steers.
+
+    Args:
+        model, data, recipe, seed, teacher, objective: as :func:`train` takes them.
+        hook: what the search does on the way.
+
+    Raises:
+        ValueError: if a setting does not fit the network.
+    """
 
     def __init__(
         self,
         model: nn.Module,
         data: Dataset,
         recipe: Recipe,
+        *,
         seed: int,
-        teacher: nn.Module | None,
-        hook: Hook | None,
-        objective: Objective,
+        teacher: nn.Module | None = None,
+        hook: Hook | None = None,
+        objective: Objective = CLASSIFICATION,
     ) -> None:
+        if recipe.grow:
+            masked = bool(hook) or any(isinstance(module, Nonlinearity) for module in model.modules())
+            _see_growth(model, data, recipe, masked=masked)
         self.model, self.data, self.recipe, self.seed = model, data, recipe, seed
         self.teacher, self.hook, self.objective = teacher, hook, objective
         self.device = next(model.parameters()).device
@@ -184,7 +155,47 @@ class _Run:
         self.compared: tuple[dict[str, Tensor], dict[str, Tensor]] | None = None
         self.escaped: Escape | None = None
 
-    def begin(self, during: ExitStack) -> None:
+    def complete(self, folder: Path | None, progress: Callable[[Progress], None] | None) -> Trained:
+        """Do the steps that are left; arguments, result and errors as :func:`train` has them."""
+        settings = {**asdict(self.recipe), "seed": self.seed}
+        checkpoint = Checkpoint(folder, settings, self.model, self.optimizer, self.average) if folder else None
+        spent = 0.0
+        if checkpoint:
+            self.step, spent = checkpoint.resume()
+        clock = time.monotonic if self.device.type == "cuda" else time.process_time
+        started, saved, top1 = clock() - spent, time.monotonic(), None
+        with ExitStack() as during:
+            self._begin(during)
+            while not self._over():
+                loss = self._advance()
+                if self.step % self.an_epoch == 0 or self._over():
+                    top1 = self._end_epoch(loss, checkpoint)
+                if checkpoint and (time.monotonic() - saved > CHECKPOINT_SECONDS or self._over()):
+                    checkpoint.save(self.step, clock() - started)
+                    saved = time.monotonic()
+                if progress:
+                    progress(Progress(self.step, self.steps, loss.item(), top1))
+        if self.average:
+            self.model.load_state_dict(self.average)
+        self.model.eval()
+        if top1 is None and self.recipe.holdout:
+            with self._faults():
+                top1 = accuracy(self.model, self.data, self.data.validation, objective=self.objective)
+        return Trained(top1, clock() - started)
+
+    def _end_epoch(self, loss: Tensor, checkpoint: Checkpoint | None) -> float | None:
+        """Judge an epoch by its last loss and the validation split, and note both."""
+        epoch = (self.step - 1) // self.an_epoch + 1
+        if not torch.isfinite(loss):
+            raise ValueError(
+                f"the loss became {loss.item()} in epoch {epoch}; a lower lr than {self.recipe.lr} may work"
+            )
+        top1 = self._measured() if self.recipe.holdout else None
+        if checkpoint:
+            checkpoint.note({"epoch": epoch, "step": self.step, "loss": round(loss.item(), 4), "top1_validation": top1})
+        return top1
+
+    def _begin(self, during: ExitStack) -> None:
         """Put the network in training mode, and what has to be there during the run on the stack."""
         self.model.train()
         if self.recipe.frozen_norms:
@@ -196,11 +207,11 @@ class _Run:
         self.compared = _compared(self.model, self.teacher, self.recipe, during)
         self.escaped = during.enter_context(escape(self.model)) if self.recipe.escape else None
 
-    def over(self) -> bool:
+    def _over(self) -> bool:
         """Whether all steps are done, or the hook has what it wants."""
         return self.step >= self.steps or bool(self.hook and self.hook.over())
 
-    def advance(self) -> Tensor:
+    def _advance(self) -> Tensor:
         """One step; returns its loss, without the hook's penalty."""
         batch, target, share, soft = self._batch()
         set_rate(self.optimizer, self.recipe, (self.step + 1) / self.steps)
@@ -241,31 +252,31 @@ class _Run:
             if self.teacher is not None and soft is None:
                 with torch.no_grad():
                     soft = self.teacher(batch)
-            with self.faults(), self.slope():
+            with self._faults(), self._slope():
                 outputs = self.model(batch)
         loss = self.objective.loss(outputs, target, soft, self.recipe)
         if self.escaped:
             loss = loss + self.recipe.escape * self.escaped.take()
         return loss + self.recipe.mismatch * mismatch_loss(*self.compared) if self.compared else loss
 
-    def measured(self) -> float:
+    def _measured(self) -> float:
         """The metric on the validation split, of the averaged weights if there are some."""
         now = {}
         if self.average:
             now = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
             self.model.load_state_dict(self.average)
-        with self.faults():
+        with self._faults():
             found = accuracy(self.model, self.data, self.data.validation, objective=self.objective)
         if now:
             self.model.load_state_dict(now)
         return found
 
-    def slope(self) -> AbstractContextManager[None]:
+    def _slope(self) -> AbstractContextManager[None]:
         """The recipe's slope in the backward pass of ReLUs that are off."""
         slope = self.recipe.backward_slope
         return backward_slope(self.model, slope) if slope else nullcontext()
 
-    def faults(self) -> AbstractContextManager[None]:
+    def _faults(self) -> AbstractContextManager[None]:
         """The recipe's faults in the network's ReLUs, drawn anew for each step."""
         if not self.recipe.relu:
             return nullcontext()

@@ -1,23 +1,28 @@
-"""A folder of results: its settings, and one row for each part that is finished.
+"""Rows of results, and whose a folder of checkpoints is.
 
-``config.yaml`` holds the settings as resolved, ``results.jsonl`` a row a line, ``models/`` what parts have made, and
-``runs/`` the checkpoints of one that is under way. Work in such a folder goes on with the first part that has no row,
-however it was ended before. A folder of checkpoints says in ``run.json`` whose they are.
+A folder of results (:mod:`deepreshape.experiments.experiment`) has a row a line in ``results.jsonl``. A folder of
+checkpoints says in ``run.json`` whose they are.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any
 
-import yaml
-
-__all__ = ["Result", "claim", "finished", "open_folder", "read_rows", "refuse_others", "work_off", "write_rows"]
+__all__ = [
+    "Result",
+    "append_row",
+    "claim",
+    "finished",
+    "read_rows",
+    "refuse_others",
+    "replace_text",
+    "write_rows",
+]
 
 CONFIG, RESULTS, RUN = "config.yaml", "results.jsonl", "run.json"
 
@@ -80,85 +85,6 @@ class Result:
             raise ValueError(f"a row of results is not complete: {str(error).partition('() ')[2]}") from None
 
 
-class _Part(Protocol):
-    @property
-    def id(self) -> str: ...
-
-
-Part = TypeVar("Part", bound=_Part)
-Progress = TypeVar("Progress")
-
-
-def work_off(
-    settings: Any,
-    out: Path,
-    parts: Sequence[Part],
-    result_of: Callable[[Part, Path, Path, Callable[[Progress], None]], Result],
-    report: Callable[[int, int, Part, Progress | None], None],
-) -> list[Result]:
-    """Do the parts that have no row yet, in order.
-
-    Args:
-        settings: a frozen dataclass.
-        out: the folder.
-        parts: all of them, each with an ``id`` that names its folders; those of one id are one.
-        result_of: does a part; called with the part, the folder for its model, the folder for its
-            checkpoints, and what to tell of its progress.
-        report: told (number of the part, number of parts, part, progress in it); None for the progress when it is done.
-
-    Returns:
-        The results of all parts.
-
-    Raises:
-        ValueError: as :func:`open_folder`.
-    """
-    results = [Result.of(row) for row in open_folder(settings, out)]
-    done = {result.id for result in results}
-    parts = list({part.id: part for part in parts}.values())
-    for number, part in enumerate(parts, start=1):
-        folder = out / "runs" / part.id
-        if part.id not in done:
-            result = result_of(
-                part,
-                out / "models" / part.id,
-                folder,
-                lambda progress, at=number, of=part: report(at, len(parts), of, progress),
-            )
-            _append(out, result.to_row())
-            results.append(result)
-        shutil.rmtree(folder, ignore_errors=True)
-        report(number, len(parts), part, None)
-    return results
-
-
-def open_folder(settings: Any, out: Path) -> list[dict[str, Any]]:
-    """Make the folder, or see that it belongs to these very settings.
-
-    Args:
-        settings: a frozen dataclass.
-        out: the folder.
-
-    Returns:
-        The rows that are finished; what was left of one that was cut off is gone from the file.
-
-    Raises:
-        ValueError: if the folder holds results of other settings, or something else.
-    """
-    kind = type(settings).__name__.lower()
-    values = json.loads(json.dumps(asdict(settings)))
-    path = out / CONFIG
-    if path.is_file():
-        refuse_others(out, kind, yaml.safe_load(path.read_text()) or {}, values)
-    elif out.is_dir() and any(out.iterdir()):
-        raise ValueError(f"{out} is not empty and holds no {kind}; choose another folder")
-    else:
-        out.mkdir(parents=True, exist_ok=True)
-        _write(path, yaml.safe_dump(values, sort_keys=False))
-    rows = read_rows(out / RESULTS) if (out / RESULTS).is_file() else []
-    write_rows(out / RESULTS, rows)
-    return rows
-
-
 def claim(folder: Path, settings: Mapping[str, Any], *, writes: bool = True) -> None:
     """Make a folder of checkpoints that of a run with these settings, or see that it is.
 
@@ -176,7 +102,7 @@ def claim(folder: Path, settings: Mapping[str, Any], *, writes: bool = True) -> 
         refuse_others(folder, "run", json.loads(path.read_text()), values)
     elif writes:
         folder.mkdir(parents=True, exist_ok=True)
-        _write(path, json.dumps(values, indent=1) + "\n")
+        replace_text(path, json.dumps(values, indent=1) + "\n")
 
 
 def refuse_others(folder: Path, kind: str, theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
@@ -224,18 +150,19 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Write rows, one a line, in place of what is there."""
-    _write(path, "".join(json.dumps(row) + "\n" for row in rows))
+    replace_text(path, "".join(json.dumps(row) + "\n" for row in rows))
 
 
-def _append(folder: Path, row: dict[str, Any]) -> None:
-    """Add a row, and see it on the disk."""
-    with (folder / RESULTS).open("a") as file:
+def append_row(path: Path, row: Mapping[str, Any]) -> None:
+    """Add a row to a file with one a line, and see it on the disk."""
+    with path.open("a") as file:
         file.write(json.dumps(row) + "\n")
         file.flush()
         os.fsync(file.fileno())
 
 
-def _write(path: Path, text: str) -> None:
+def replace_text(path: Path, text: str) -> None:
+    """Write a file beside the one that is there, and put it in its place."""
     part = path.with_name(f"{path.name}.part")
     part.write_text(text)
     os.replace(part, path)
