@@ -24,7 +24,8 @@ DATA = digits()
 MODEL = trained()
 OTHER = build(MODEL.architecture, seed=7)
 HAS = count(MODEL, DATA.shape).total.relus
-NAMES = sorted(METHODS)
+NAMES = sorted(set(METHODS) - {"herpn"})
+"""All but the one that leaves no ReLU whatever is asked."""
 FINE = [name for name in NAMES if name != "coarse"]
 
 
@@ -292,6 +293,6 @@ def test_a_network_whose_relus_are_no_modules_is_refused():
 
 def test_methods_are_named_as_on_the_command_line():
     for name, kind in METHODS.items():
-        assert isinstance(kind(1), Method)
-        assert kind(1).name == name
+        assert isinstance(kind(0), Method)
+        assert kind(0).name == name
         assert kind.__doc__.startswith("Settings of ")
