@@ -17,7 +17,7 @@ from deepreshape.cli.console import NOTHING_KEPT, stoppable
 from deepreshape.models import architecture, build
 from deepreshape.models.saved import Manifest, save
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 def commands() -> dict[str, Any]:

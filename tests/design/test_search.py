@@ -15,7 +15,7 @@ from deepreshape.design.search import PROXY, Limit, Proxy, Space, evaluate, fron
 from deepreshape.models import build
 from deepreshape.pricing.quote import Terms, quote_layers
 
-POINTS = Path(__file__).parent.parent / "benchmarks" / "results" / "cifar100-coarse.jsonl"
+POINTS = Path(__file__).parents[2] / "benchmarks" / "results" / "cifar100-coarse.jsonl"
 SPACE = Space((3, 16, 16), 10, ("server-garbler",), bases=(1, 3))
 TERMS = Terms("server-garbler", link=LINKS["lan"])
 LIMIT = Limit("seconds", 8.0)

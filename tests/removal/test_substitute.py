@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from few import RECIPE, digits, trained
+from support.few_digits import RECIPE, digits, trained
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from few import RECIPE, KilledError, digits, equal, kill_at, trained, weights
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.few_digits import RECIPE, KilledError, digits, equal, kill_at, trained, weights
 from torch import nn
 
 from deepreshape.cost import Cost, CostReport, Layer, ReluLayer

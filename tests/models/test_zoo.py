@@ -17,7 +17,7 @@ from deepreshape.removal import METHODS
 from deepreshape.training import RECIPES, accuracy
 from deepreshape.training.recipe import with_values
 
-DOCUMENT = Path(__file__).parent.parent / "docs" / "commands.md"
+DOCUMENT = Path(__file__).parents[2] / "docs" / "commands.md"
 
 
 @pytest.mark.parametrize("name", names())

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from few import RECIPE, digits, trained
 from support import networks
+from support.few_digits import RECIPE, digits, trained
 from torch import nn
 
 from deepreshape.counting import count

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from few import RECIPE, KilledError, digits, equal, kill_at, trained, weights
 from hypothesis import given
 from hypothesis import strategies as st
+from support.few_digits import RECIPE, KilledError, digits, equal, kill_at, trained, weights
 from torch.nn.functional import cross_entropy
 
 from deepreshape.models.saved import Manifest, load, save
