@@ -33,6 +33,8 @@ def model(data: Dataset) -> nn.Module:
 
 
 def test_a_trained_network_of_squares_comes_out(data: Dataset, model: nn.Module, tmp_path):
+    save(model, tmp_path / "came")
+    model = load(tmp_path / "came")
     phases: list[str] = []
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     made, record = linearize(model, Herpn(0), data, recipe=RECIPE, progress=lambda phase, _: phases.append(phase))
@@ -45,8 +47,8 @@ def test_a_trained_network_of_squares_comes_out(data: Dataset, model: nn.Module,
     assert accuracy(made, data, data.validation) > record.top1_before - 5
     assert set(phases) == {"tune"}
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
-    save(made, tmp_path)
-    again = load(tmp_path)
+    save(made, tmp_path / "went")
+    again = load(tmp_path / "went")
     x = data.normalize(data.validation.images[:8])
     with torch.no_grad():
         assert torch.allclose(again(x), made.eval()(x), atol=1e-5)

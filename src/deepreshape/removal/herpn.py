@@ -58,6 +58,7 @@ class Herpn(Method):
         shape: Any = getattr(network, "architecture", None)
         if isinstance(shape, Staged):
             network.architecture = replace(shape, activation="herpn")  # pyright: ignore[reportAttributeAccessIssue]
+            network.__dict__.pop("manifest", None)  # it says what the network was before
         return Reduced(network)
 
 
