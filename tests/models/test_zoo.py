@@ -8,10 +8,12 @@ import torch
 
 from deepreshape.counting import count
 from deepreshape.data import Dataset
+from deepreshape.engines.ckks.parameters import choose
 from deepreshape.models.saved import load, manifest_of
 from deepreshape.models.zoo import folder_of, names
 from deepreshape.private.program import interpret as plain
-from deepreshape.private.program.lower import lower
+from deepreshape.private.program.graph import Quadratic
+from deepreshape.private.program.lower import lower, real_layers
 from deepreshape.private.program.program import to_fixed
 from deepreshape.removal import METHODS
 from deepreshape.training import RECIPES, accuracy
@@ -46,13 +48,26 @@ def test_the_documented_command_has_the_settings_that_made_it(name: str):
         assert taken == {key: made[part][key] for key in taken}
 
 
-def test_the_digits_are_read():
+@pytest.mark.parametrize("name", ["digits", "digits-herpn"])
+def test_the_digits_are_read(name: str):
     data = Dataset.load("digits")
-    model = load(folder_of("zoo:digits"))
+    model = load(folder_of(f"zoo:{name}"))
     assert accuracy(model, data, data.test) > 90
 
 
-@pytest.mark.parametrize("name", names())
+@pytest.mark.parametrize("name", [name for name in names() if name.endswith("-herpn")])
+def test_a_network_of_squares_fits_under_ckks(name: str):
+    model = load(folder_of(f"zoo:{name}"))
+    manifest = manifest_of(model)
+    assert manifest.architecture.name.endswith("-herpn")
+    layers = real_layers(model, manifest.architecture.input)
+    squares = [layer for layer in layers if isinstance(layer, Quadratic)]
+    # one after the other: no square of these networks stands beside another
+    parameters = choose(2 * len(squares) + 1, len(squares), 1 << 10)
+    assert parameters.expected_error < 1e-3
+
+
+@pytest.mark.parametrize("name", [name for name in names() if not name.endswith("-herpn")])
 def test_masks_by_pixel_are_lowered(name: str):
     model = load(folder_of(f"zoo:{name}"))
     manifest = manifest_of(model)
@@ -67,5 +82,5 @@ def test_masks_by_pixel_are_lowered(name: str):
 
 def test_a_path_is_a_path_and_a_wrong_name_is_one_line(tmp_path):
     assert folder_of(str(tmp_path)) == tmp_path
-    with pytest.raises(ValueError, match="there is no 'moby' in the zoo; it has cifar100-13k, cifar100-25k, digits"):
+    with pytest.raises(ValueError, match="there is no 'moby' in the zoo; it has cifar100-13k, cifar100-25k, .*digits"):
         folder_of("zoo:moby")
