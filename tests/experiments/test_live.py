@@ -17,7 +17,7 @@ from deepreshape.experiments import live
 from deepreshape.experiments.live import explore, live_quote, serve
 from deepreshape.models import architecture, build
 from deepreshape.models.saved import Manifest, save
-from deepreshape.private.protocols.packing import cheapest
+from deepreshape.private.crypto.he.packing import cheapest
 from deepreshape.removal import plan
 from deepreshape.report import render, summarize
 from deepreshape.report.explore import Priced, described, embedded

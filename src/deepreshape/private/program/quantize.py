@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from deepreshape.private.arith.bounds import largest_sum
 from deepreshape.private.arith.ring import Field, Ring
 from deepreshape.private.arith.truncation import ShareTruncation
 from deepreshape.private.program.graph import Conv, Dense, Flat, Layer, Pool, Quadratic, Rectify, Sum
@@ -46,7 +47,6 @@ from deepreshape.private.program.ops import (
     Truncate,
     Value,
     Weights,
-    largest_sum,
 )
 from deepreshape.private.program.program import Program, from_fixed, to_fixed, truncation_room
 

@@ -31,7 +31,7 @@ from deepreshape.private.crypto.labels import permute_bits
 from deepreshape.private.errors import ProtocolError
 from deepreshape.private.program.ops import Relu
 from deepreshape.private.protocols.base import Arrays, Integers, Message, Offline, Prepared, Run, Segment
-from deepreshape.private.protocols.label_transfer import (
+from deepreshape.private.protocols.garbled.label_transfer import (
     Evaluator,
     GarbledLayer,
     Garbler,
@@ -47,7 +47,7 @@ from deepreshape.private.protocols.label_transfer import (
     send_circuits,
     send_labels,
 )
-from deepreshape.private.protocols.relu_garbled import OTHER, GarbledRelu
+from deepreshape.private.protocols.garbled.relu_garbled import OTHER, GarbledRelu
 from deepreshape.private.transport.channel import Frame
 
 

@@ -33,7 +33,7 @@ from deepreshape.private.protocols.base import (
     base_transfers,
     check_shares,
 )
-from deepreshape.private.protocols.label_transfer import (
+from deepreshape.private.protocols.garbled.label_transfer import (
     LABEL_BYTES,
     Evaluator,
     GarbledLayer,

@@ -1,9 +1,4 @@
-"""Linear layers under encryption, for the offline phase: the client learns W r - s, the server s, and no more.
-
-*Protocol.* The client sends encryptions of its mask r, coefficient-encoded; the server multiplies them by its encoded
-weights, and returns W r - s with s uniform modulo t, flooded and re-randomised (``he.py`` states the assumptions and
-why the client learns nothing but W r - s). Semi-honest. All layers whose masks the client knows together take one
-round, and nothing of it is online.
+"""How a linear layer is laid out in polynomials, so that a few products of polynomials compute it.
 
 *Encoding*, after Cheetah (Huang, Lu, Hong and Ding, 2022): a product of two polynomials is a sum of products of
 coefficients, which a convolution also is. Pixel (c, i, j) of an input tile sits at exponent c S + i R + j; the weight
@@ -34,7 +29,7 @@ A matrix-vector product is the 1x1 convolution of a 1x1 image.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from itertools import count
@@ -42,21 +37,9 @@ from itertools import count
 import numpy as np
 from numpy.typing import NDArray
 
-from deepreshape.private.arith.rng import Randomness
-from deepreshape.private.crypto.he.bfv import (
-    DEGREE,
-    ClientKey,
-    Encoded,
-    Parameters,
-    Responder,
-    ResponseFormat,
-    candidates,
-    encode,
-)
-from deepreshape.private.crypto.he.residues import Buffer, Residues, uniform
-from deepreshape.private.errors import ProtocolError
-from deepreshape.private.program.ops import SUM_BITS, largest_sum
-from deepreshape.private.transport.channel import Channel, Frame
+from deepreshape.private.arith.bounds import SUM_BITS
+from deepreshape.private.crypto.he.parameters import DEGREE, Parameters, ResponseFormat, candidates
+from deepreshape.private.crypto.he.residues import Residues
 from deepreshape.private.transport.ledger import Phase
 
 PRODUCT_COST = 16 * 1024
@@ -379,11 +362,6 @@ def _parts(total: int) -> list[int]:
     return sorted({-(-total // parts) for parts in range(1, total + 1)})
 
 
-def declared(layer: Convolution, parameters: Parameters) -> LayoutCost:
-    """What the layer will cost under the layout that both parties derive from these public facts."""
-    return lay_out(layer, parameters).declared
-
-
 def choose_parameters(modulus: int, layers: Iterable[Convolution]) -> Parameters:
     """The parameters under which all layers together are cheapest.
 
@@ -443,144 +421,3 @@ def split_groups(weights: NDArray[np.integer], layer: Convolution) -> NDArray[np
     for place in range(many):
         made[:, place, :, place] = own[:, place]
     return made.reshape(-1, *layer.weight_shape)
-
-
-class EncodedWeights:
-    """The server's weights of one layer, encoded on first use. Sessions under the same parameters may share them.
-
-    Args:
-        layout: as both parties derive it.
-        weights: ``weight_shape`` signed integers.
-        keep: hold what is encoded: ``declared.encoded_bytes`` of memory. Otherwise each use encodes afresh.
-
-    Raises:
-        ValueError: if the shape differs or a weight is wider than declared.
-    """
-
-    def __init__(self, layout: Layout, weights: NDArray[np.integer], *, keep: bool = False) -> None:
-        layer = layout.layer
-        if weights.shape != layer.weight_shape:
-            raise ValueError(f"weights of shape {weights.shape}; the layer wants {layer.weight_shape}")
-        if max(int(weights.max()), -int(weights.min())) > 2**layer.weight_bits:
-            raise ValueError(f"a weight exceeds 2^{layer.weight_bits}, which the layer declares as the largest")
-        if largest_sum(weights) > layer.weight_sum:
-            raise ValueError(
-                f"absolute weights of one output sum to more than the 2^{layer.sum_bits} that are declared"
-            )
-        self.layout = layout
-        self._weights = layout.split_weights(weights.astype(np.int16 if layer.weight_bits < 15 else np.int64))
-        self._kept: dict[int, list[Encoded]] | None = {} if keep else None
-
-    def block(self, tiles: range) -> NDArray[np.integer]:
-        """The weights that lead to these output tiles, as :meth:`Layout.split_weights` has them."""
-        out_tile = self.layout.out_tile
-        return self._weights[tiles.start * out_tile : tiles.stop * out_tile]
-
-    def row(self, tile: int) -> list[Encoded]:
-        """The encoded plaintexts that take each input tile to one output tile."""
-        if self._kept is not None and tile in self._kept:
-            return self._kept[tile]
-        encoded = encode_row(self.layout, self.block(range(tile, tile + 1)))
-        if self._kept is not None:
-            self._kept[tile] = encoded
-        return encoded
-
-
-def encode_row(layout: Layout, block: NDArray[np.integer]) -> list[Encoded]:
-    """The encoded plaintexts that take each input tile to one output tile, whose weights are ``block``."""
-    return [encode(layout.parameters, layout.plaintext(block, tile)) for tile in range(layout.inputs)]
-
-
-def respond(
-    responder: Responder, weights: EncodedWeights, ciphertexts: Sequence[Buffer]
-) -> tuple[list[bytes], Residues]:
-    """The server's work on one layer, from the client's ciphertexts to the responses, without any channel.
-
-    Returns:
-        The responses, and the server's share s of ``output_shape``, uniform below t.
-
-    Raises:
-        ProtocolError: if their number is wrong or one is malformed.
-    """
-    tiles = range(weights.layout.outputs)
-    bands, share = respond_tiles(responder, weights.layout, ciphertexts, tiles, map(weights.row, tiles))
-    return [response for band in bands for response in band], share
-
-
-def respond_tiles(
-    responder: Responder,
-    layout: Layout,
-    ciphertexts: Sequence[Buffer],
-    tiles: range,
-    rows: Iterable[list[Encoded]],
-) -> tuple[list[list[bytes]], Residues]:
-    """The part of :func:`respond` that concerns some output tiles; ``rows`` are the encoded weights of each.
-
-    Returns:
-        The responses of each band, and the server's share of the tiles' channels.
-
-    Raises:
-        ProtocolError: as :func:`respond`.
-    """
-    modulus, inputs = responder.parameters.modulus, layout.inputs
-    if len(ciphertexts) != layout.bands * inputs:
-        raise ProtocolError(f"{len(ciphertexts)} ciphertexts; the layer wants {layout.bands * inputs}")
-    received = [responder.receive(data) for data in ciphertexts]
-    channels, *image = layout.layer.output_shape
-    first, last = tiles.start * layout.out_tile, min(tiles.stop * layout.out_tile, channels)
-    share = uniform(responder.rng, (last - first) * math.prod(image), modulus).reshape(last - first, *image)
-    mask = (np.uint64(modulus) - share) % np.uint64(modulus)
-    slices = list(layout.slices())
-    responses: list[list[bytes]] = [[] for _ in range(layout.bands)]
-    for tile, row in zip(tiles, rows, strict=True):
-        for band, found in enumerate(responses):
-            places, lines = slices[band * layout.outputs + tile]
-            piece = np.ascontiguousarray(mask[places.start - first : places.stop - first, lines]).reshape(-1)
-            pairs = zip(received[band * inputs : (band + 1) * inputs], row, strict=True)
-            found.append(responder.respond(pairs, piece, layout.form, layout.positions(places, lines)))
-    return responses, share
-
-
-def send_public_key(channel: Channel, key: ClientKey) -> None:
-    """Client, once a session: ``fresh_bytes`` for the server to re-randomise with."""
-    channel.send(Frame.CIPHERTEXTS, key.public_key())
-
-
-def receive_public_key(channel: Channel, parameters: Parameters, rng: Randomness | None = None) -> Responder:
-    """Server, once a session."""
-    return Responder(parameters, channel.receive(Frame.CIPHERTEXTS, parameters.fresh_bytes), rng)
-
-
-def send_mask(channel: Channel, key: ClientKey, layout: Layout, mask: Residues) -> None:
-    """Client: send the encrypted mask r of ``input_shape``, one frame a ciphertext.
-
-    Raises:
-        ValueError: if the shape differs or a residue is not below t.
-    """
-    if mask.shape != layout.layer.input_shape or int(mask.max()) >= key.parameters.modulus:
-        raise ValueError(f"mask of shape {mask.shape}; the layer wants {layout.layer.input_shape}, below the modulus")
-    for polynomial in layout.polynomials(mask):
-        channel.send(Frame.CIPHERTEXTS, key.encrypt(polynomial))
-
-
-def receive_mask(channel: Channel, layout: Layout) -> list[memoryview]:
-    """Server: the client's ciphertexts of one layer. It reads those of a whole flight before it answers the first."""
-    count = layout.bands * layout.inputs
-    return [channel.receive(Frame.CIPHERTEXTS, layout.parameters.fresh_bytes) for _ in range(count)]
-
-
-def send_responses(channel: Channel, responses: Iterable[bytes]) -> None:
-    """Server: what :func:`respond` made, one frame a response."""
-    for response in responses:
-        channel.send(Frame.CIPHERTEXTS, response)
-
-
-def receive_share(channel: Channel, key: ClientKey, layout: Layout) -> Residues:
-    """Client: its share u = W r - s modulo t, of ``output_shape``."""
-    share = np.zeros(layout.layer.output_shape, np.uint64)
-    for channels, rows in layout.slices():
-        positions = layout.positions(channels, rows)
-        nbytes = key.parameters.response_bytes(layout.form, len(positions))
-        plain = key.decrypt(channel.receive(Frame.CIPHERTEXTS, nbytes), layout.form, positions)
-        share[channels, rows] = plain.reshape(share[channels, rows].shape)
-    return share

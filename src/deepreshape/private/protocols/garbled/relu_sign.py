@@ -66,7 +66,7 @@ from deepreshape.private.crypto.labels import blinds, permute_bits, pick
 from deepreshape.private.crypto.ot.iknp import IKNP
 from deepreshape.private.program.ops import ProgramError, Relu
 from deepreshape.private.protocols.base import Arrays, Integers, Message, Offline, Prepared, Run, Segment
-from deepreshape.private.protocols.label_transfer import (
+from deepreshape.private.protocols.garbled.label_transfer import (
     LABEL_BYTES,
     Evaluator,
     GarbledLayer,
@@ -83,7 +83,7 @@ from deepreshape.private.protocols.label_transfer import (
     send_circuits,
     send_labels,
 )
-from deepreshape.private.protocols.relu_garbled import OTHER, GarbledRelu
+from deepreshape.private.protocols.garbled.relu_garbled import OTHER, GarbledRelu
 from deepreshape.private.transport.channel import Frame
 
 SIGN_ROW, WRAP_ROW, HALF_ROW, PRODUCT = "row of the sign", "row of the wrap", "row of the half", "product"

@@ -8,7 +8,7 @@ reserved at set-up, in two sessions with a Delta of their own each, drawn for th
 
     offline  server -> client   transfers back, if they take bytes
              client -> server   transfers, if they take bytes; how its choices differ from the random ones; M3
-    online   turns of the layer's :class:`~deepreshape.private.protocols.transfer_relu.TransferRelu`, the server's first
+    online   messages of the layer's ``transfer_relu.TransferRelu`` in turn, the server's first
 
 A chain takes one round and more bytes, a tree fewer bytes and more rounds. Unless the config names one, a layer takes
 the tree where that saves more bytes than its trips are worth: :data:`TREE_SAVES`.
@@ -49,9 +49,9 @@ from deepreshape.private.protocols.base import (
     check_shares,
     claim,
 )
-from deepreshape.private.protocols.carry_chain import WIDEST
-from deepreshape.private.protocols.label_transfer import wipe
-from deepreshape.private.protocols.transfer_relu import ChainRelu, TransferRelu, TreeRelu
+from deepreshape.private.protocols.garbled.label_transfer import wipe
+from deepreshape.private.protocols.transfers.carry_chain import WIDEST
+from deepreshape.private.protocols.transfers.transfer_relu import ChainRelu, TransferRelu, TreeRelu
 from deepreshape.private.transport.channel import Frame
 from deepreshape.private.transport.ledger import Phase
 

@@ -45,7 +45,7 @@ from deepreshape.private.arith.ring import Field, Modulus, Ring, Words
 from deepreshape.private.arith.truncation import ShareTruncation
 from deepreshape.private.crypto.labels import Context, Delta, blinds, permute_bits
 from deepreshape.private.errors import ProtocolError
-from deepreshape.private.protocols.carry_chain import ONE
+from deepreshape.private.protocols.transfers.carry_chain import ONE
 
 KAPPA, HALF, BACK, BACK_WRAP = "kappa", "half", "multiplexer", "multiplexer, wrap"
 """Tweaks of the hash."""

@@ -30,9 +30,9 @@ from deepreshape.private.arith.rng import Randomness
 from deepreshape.private.crypto.backend import engine
 from deepreshape.private.crypto.bit_fields import pack, packed_bytes, unpack
 from deepreshape.private.crypto.labels import Context, Delta, permute_bits
-from deepreshape.private.protocols.carry_chain import ONE, Chain, Pads
-from deepreshape.private.protocols.carry_tree import Tree, Walk, hash_planes, planes, unpacked
-from deepreshape.private.protocols.multiplexer import Multiplexer
+from deepreshape.private.protocols.transfers.carry_chain import ONE, Chain, Pads
+from deepreshape.private.protocols.transfers.carry_tree import Tree, Walk, hash_planes, planes, unpacked
+from deepreshape.private.protocols.transfers.multiplexer import Multiplexer
 
 CHOICES, ANDS, ANDS_BACK = "choices", "ands", "ands back"
 """Tweaks of the hash."""
