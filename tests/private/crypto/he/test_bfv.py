@@ -157,7 +157,7 @@ def test_residue_not_below_its_prime(session, row, at, monkeypatch):
     good = key.encrypt(np.zeros(8192, np.uint64))
     prime = SMALL.primes[row]
     responder.receive(tampered(good, row, at, prime - 1))
-    monkeypatch.setattr(he, "_load", lambda *_: pytest.fail("reached SEAL"))
+    monkeypatch.setattr(he, "load_into", lambda *_: pytest.fail("reached SEAL"))
     with pytest.raises(ProtocolError, match=f"not below its prime {prime}"):
         responder.receive(tampered(good, row, at, prime))
 
@@ -168,7 +168,7 @@ def test_response_residue_not_below_its_prime(session, part, monkeypatch):
     form = ResponseFormat(flood_bits=70, c0_bits=60, c1_bits=60)
     c0, c1 = np.zeros(6, np.uint64), np.zeros(8192, np.uint64)
     (c0 if part == "c0" else c1)[-1] = SMALL.primes[0]
-    monkeypatch.setattr(he, "_load", lambda *_: pytest.fail("reached SEAL"))
+    monkeypatch.setattr(he, "load_into", lambda *_: pytest.fail("reached SEAL"))
     with pytest.raises(ProtocolError, match="not below its prime"):
         key.decrypt(pack(c0, 60) + pack(c1, 60), form, np.arange(6))
 
