@@ -26,6 +26,7 @@ from deepreshape.private.program.ops import (
     Raise,
     Relu,
     Rescale,
+    Square,
     SumPool,
     Truncate,
     Weights,
@@ -171,10 +172,14 @@ def slow(program: Program, x: Integers) -> dict[str, NDArray[np.object_]]:
                 out[at] = np.concatenate([values[name] for name in op.inputs])[at]
             elif isinstance(op, Gather):
                 out[at] = source.reshape(-1)[op.index[at]] if op.index[at] >= 0 else 0
+            elif isinstance(op, Square) and (op.mask is None or not op.mask[at]):
+                own = program.weights[op.name]
+                root = (source[at] + int(own.weight[at[0]])) >> op.before
+                out[at] = (root**2 >> op.after) + int(own.bias[at[0]])
             elif isinstance(op, Flatten):
                 out[at] = source.reshape(-1)[at[0]]
             else:
-                rectify = isinstance(op, Relu) and (op.mask is None or op.mask[at])
+                rectify = isinstance(op, Square) or (isinstance(op, Relu) and (op.mask is None or op.mask[at]))
                 value = max(source[at], 0) if rectify else source[at]
                 out[at] = value // 2**op.shift
         values[op.name] = out

@@ -27,8 +27,11 @@ from deepreshape.private.program.ops import (
     Raise,
     Relu,
     Rescale,
+    Secret,
+    Square,
     SumPool,
     Truncate,
+    Weighted,
     Weights,
 )
 from deepreshape.private.program.program import Program
@@ -41,6 +44,7 @@ EXAMPLES: tuple[Op, ...] = (
     Add("op", ("input", "input", "input")),
     SumPool("op", ("input",), (2, 3), (1, 1)),
     Relu("op", ("input",), 2, np.arange(24).reshape(IMAGE) % 3 > 0),
+    Square("op", ("input",), 1, 3, 1, np.arange(24).reshape(IMAGE) % 3 > 0),
     Truncate("op", ("input",), 2),
     Raise("op", ("input",), 3),
     Rescale("op", ("input",), -5, 2, 77),
@@ -71,7 +75,7 @@ def program(op: Op) -> Program:
     shape = (6,) if isinstance(op, Linear) else IMAGE
     bare = Program(Ring(20), shape, 4, 99, (op,))
     weights = {}
-    if isinstance(op, Conv2d | Linear):
+    if isinstance(op, Secret):
         full = op.weight_shape(bare.values["input"])
         weights["op"] = Weights(rng.integers(-8, 9, full), rng.integers(-99, 100, full[:1]))
     return Program(Ring(20), shape, 4, 99, (op,), weights)
@@ -106,7 +110,7 @@ def test_every_reading_of_an_operation_agrees(op: Op):
     run = run_both(given, x[0])
     assert np.array_equal(run.output, plain.run(given, x[:1], client=run.client_shares, protocols=Protocols())[0])
     online = Plan(given.public()).declared().only(layer="op", phase="online")
-    assert (online.bytes == 0) == (isinstance(op, Local) or bool(given.weights))
+    assert (online.bytes == 0) == isinstance(op, Local | Weighted)
 
 
 def test_several_outputs_are_learned_together_and_decoded_apart():

@@ -31,6 +31,7 @@ from deepreshape.private.program.ops import (
     Raise,
     Relu,
     Rescale,
+    Square,
     SumPool,
     Truncate,
 )
@@ -42,7 +43,7 @@ Real = NDArray[np.float64]
 
 
 class Parameters(NamedTuple):
-    """Real weights and bias of one linear operation, in the program's shapes; arrays of the engine's kind."""
+    """Real weights and bias of one operation, in the program's shapes; arrays of the engine's kind."""
 
     weight: Any
     bias: Any
@@ -52,7 +53,7 @@ class Arithmetic(Protocol):
     """An engine's arrays, and how it multiplies.
 
     Attributes:
-        arrays: a module like NumPy: ``concatenate``, ``maximum``, ``split``.
+        arrays: a module like NumPy: ``concatenate``, ``maximum``, ``split``, ``where``.
     """
 
     arrays: Any
@@ -70,9 +71,10 @@ def parameters(program: Program) -> dict[str, Parameters]:
     """What the program's weights stand for, float64, by operation name."""
     found: dict[str, Parameters] = {}
     for op in program.ops:
-        if isinstance(op, Conv2d | Linear) and program.weights:
+        if isinstance(op, Conv2d | Linear | Square) and program.weights:
             own, fraction = program.weights[op.name], program.values[op.name].fraction
-            weight = np.ldexp(own.weight.astype(np.float64), -op.weight_fraction)
+            shift = program.values[op.inputs[0]].fraction if isinstance(op, Square) else op.weight_fraction
+            weight = np.ldexp(own.weight.astype(np.float64), -shift)
             found[op.name] = Parameters(weight, np.ldexp(own.bias.astype(np.float64), -fraction))
     return found
 
@@ -153,6 +155,12 @@ def _errors(program: Program, fraction: int, power: int) -> Real:
                 factor = abs(np.ldexp(float(op.factor), -op.fraction))
                 multiplied = (factor + lost) ** power * error + (lost * sizes[op.inputs[0]]) ** power
                 errors[op.name] = multiplied + unit**power * (1 + (value.fraction > fraction))
+            case Square():
+                root = program.values[op.inputs[0]].fraction - op.before
+                moved = sizes[op.inputs[0]] + float(np.abs(weights[op.name].weight).max())
+                off = error + 2.0 ** -(root * power) + unit**power
+                errors[op.name] = (2 * moved) ** power * off + off**2 + 2.0 ** -(value.fraction * power)
+                errors[op.name] = errors[op.name] + unit**power * (1 + (value.fraction > fraction))
             case Relu() | Truncate():
                 errors[op.name] = error + (2.0 ** -(value.fraction * power) if op.shift else 0.0)
             case Concat():
@@ -197,6 +205,11 @@ def _apply(
         case Gather():
             chosen = x.reshape(len(x), -1)[:, np.maximum(op.index, 0)]
             return chosen * (op.index >= 0) if (op.index < 0).any() else chosen
+        case Square():
+            shift, constant = (part.reshape(-1, *[1] * (x.ndim - 2)) for part in weights[op.name])
+            root = x + shift
+            square = root * root + constant
+            return square if op.mask is None else arrays.where(op.mask, arrays.maximum(x, 0), square)
         case Relu():
             rectified, others = op.positions(program.values[op.name])
             if not len(others):

@@ -28,9 +28,8 @@ from deepreshape.pricing.timing import Step, both, fastest, least
 from deepreshape.private.arith.drelu import Window
 from deepreshape.private.arith.ring import Ring
 from deepreshape.private.arith.rng import Randomness
-from deepreshape.private.crypto.he.bfv import ClientKey, Responder, encode
-from deepreshape.private.crypto.he.packing import Convolution, lay_out
-from deepreshape.private.crypto.he.parameters import Parameters, candidates
+from deepreshape.private.arith.square import Squaring
+from deepreshape.private.crypto.he.bfv import ClientKey, Parameters, Responder, candidates, encode
 from deepreshape.private.crypto.labels import Delta
 from deepreshape.private.crypto.ot.cot import CotReceiver, CotSender
 from deepreshape.private.crypto.ot.iknp import IKNP
@@ -40,11 +39,13 @@ from deepreshape.private.program.integer_linear import on_shares
 from deepreshape.private.program.ops import Conv2d, Relu, Weights
 from deepreshape.private.program.relu_config import GC_FULL, ROLES, ReluConfig, Role
 from deepreshape.private.protocols.base import Prepared, Protocol, Run
-from deepreshape.private.protocols.garbled.label_transfer import GarbledLayer
-from deepreshape.private.protocols.garbled.relu_garbled import OTHER, GarbledRelu
-from deepreshape.private.protocols.garbled.relu_gc import ReluGc
-from deepreshape.private.protocols.garbled.relu_sign import ReluSign
-from deepreshape.private.protocols.transfers.relu_ot import ReluOt
+from deepreshape.private.protocols.label_transfer import GarbledLayer
+from deepreshape.private.protocols.packing import Convolution, lay_out
+from deepreshape.private.protocols.relu_garbled import OTHER, GarbledRelu
+from deepreshape.private.protocols.relu_gc import ReluGc
+from deepreshape.private.protocols.relu_ot import ReluOt
+from deepreshape.private.protocols.relu_sign import ReluSign
+from deepreshape.private.protocols.square import Constants, Squares, SquaringLayer
 from deepreshape.private.protocols.truncate import Truncation, TruncationLayer
 from deepreshape.private.transport.certificates import create_authority, issue
 from deepreshape.private.transport.channel import Channel, Frame
@@ -76,6 +77,7 @@ def measure(name: str, rounds: int = 7, observe: Observer | None = None) -> Prof
         "oblivious transfer": _transfers,
         "garbling": _relus,
         "ReLUs by transfer": _transfer_relus,
+        "squares": _squares,
         "truncation": _truncations,
         "products in the clear": _clear,
         "homomorphic encryption": _encryption,
@@ -294,6 +296,17 @@ def _transfer_relus(rounds: int) -> Units:
     rows = [_run(protocol, layer) for _ in range(rounds)]
     transfers = layer.count * (layer.relu.transfers + layer.relu.back)
     return {f"ot.{role}.{phase}": min(row[phase, role] for row in rows) / transfers for phase, role in rows[0]}
+
+
+def _squares(rounds: int) -> Units:
+    """Offline by transfer, whose making is in the time, and online by square."""
+    count = 1 << 13
+    layer = SquaringLayer("calibration", Squaring(RING, 8, 10), count, count, slice(None), count)
+    nothing = np.zeros(count, np.uint64)
+    protocol = Squares(served={layer.name: Constants(nothing, nothing)})
+    rows = [_run(protocol, layer) for _ in range(rounds)]
+    counts = {"offline": count * (layer.squaring.product + 1), "online": count}
+    return {f"square.{role}.{phase}": min(row[phase, role] for row in rows) / counts[phase] for phase, role in rows[0]}
 
 
 def _truncations(rounds: int) -> Units:

@@ -7,7 +7,6 @@ from deepreshape.design.plan import Plan, Record, apply, candidates, plan, plan_
 from deepreshape.removal.autorep import AutoReP
 from deepreshape.removal.coarse import Coarse
 from deepreshape.removal.descent import Descent
-from deepreshape.removal.herpn import Herpn
 from deepreshape.removal.method import Linearization, Method, Removal, linearize, relu_prices, tuning_recipe
 from deepreshape.removal.senet import SENet
 from deepreshape.removal.sites import masks_of
@@ -22,7 +21,6 @@ __all__ = [
     "Coarse",
     "Cull",
     "Descent",
-    "Herpn",
     "Linearization",
     "Method",
     "Plan",
@@ -46,6 +44,6 @@ __all__ = [
 ]
 
 METHODS: dict[str, type[Method]] = {
-    method.__name__.lower(): method for method in (SNL, SENet, Taylor, AutoReP, Descent, Coarse, Herpn)
+    method.__name__.lower(): method for method in (SNL, SENet, Taylor, AutoReP, Descent, Coarse)
 }
 """Every method by its name on the command line."""

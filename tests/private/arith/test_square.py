@@ -31,12 +31,13 @@ def squared(squaring: Squaring, client: Words, server: Words, secrets: dict[str,
     delta = squaring.delta(theirs, blind)
     share, half = squaring.server_square(theirs, part)
     d = half ^ rho.astype(np.uint8)
-    own, low = squaring.client_square(mine, v, delta)
+    coins = squaring.client_product(mine, v, delta)
+    own, low = squaring.client_square(mine, coins)
     zero, one = (np.where(d == choice, secrets["q0"], secrets["q1"]) for choice in (0, 1))
     e, msg = squaring.answer(own, low, zero, one, secrets["r"])
     known = np.where(rho == 0, secrets["q0"], secrets["q1"])
     out = squaring.result(share, half, known, e, msg)
-    return {"v": v, "delta": delta, "d": d, "e": e, "msg": msg, "known": known, "out": out}
+    return {"v": v, "delta": delta, "d": d, "e": e, "msg": msg, "known": known, "out": out, "coins": coins}
 
 
 def drawn(squaring: Squaring, count: int) -> dict[str, Words]:
@@ -71,8 +72,9 @@ def test_the_distribution_is_exact_over_all_shares(bits: int, before: int, after
     for x in range(-squaring.limit, squaring.limit + 1):
         secrets = drawn(squaring, client.size) | {"t": part}
         server = squaring.modulus.sub(np.full_like(client, x % (1 << bits)), client)
-        y = opened(squaring, squared(squaring, client, server, secrets), secrets["r"])
-        assert np.array_equal(y, squaring.rounded(np.full(client.size, x), client, part))
+        seen = squared(squaring, client, server, secrets)
+        y = opened(squaring, seen, secrets["r"])
+        assert np.array_equal(y, squaring.rounded(np.full(client.size, x), client, seen["coins"]))
         values, counts = np.unique(y, return_counts=True)
         shares = {int(value): Fraction(int(count), client.size) for value, count in zip(values, counts, strict=True)}
         assert shares == expected(squaring, x), x
@@ -86,8 +88,9 @@ def test_at_full_width_it_is_one_of_four_values(bits: int, before: int, after: i
     client = RNG.integers(0, 1 << bits, x.size, np.uint64)
     secrets = drawn(squaring, x.size)
     server = squaring.modulus.sub(squaring.modulus.encode(x), client)
-    y = opened(squaring, squared(squaring, client, server, secrets), secrets["r"])
-    assert np.array_equal(y, squaring.rounded(x, client, secrets["t"]))
+    seen = squared(squaring, client, server, secrets)
+    y = opened(squaring, seen, secrets["r"])
+    assert np.array_equal(y, squaring.rounded(x, client, seen["coins"]))
     for one, value in zip(x[:500].tolist(), y[:500].tolist(), strict=True):
         assert value in expected(squaring, one)
 

@@ -31,7 +31,7 @@ from deepreshape.engines.ckks.parameters import Parameters, choose
 from deepreshape.private.program.graph import Conv, Dense, Flat, Layer, Pool, Quadratic, Sum
 from deepreshape.private.program.ops import INPUT, ProgramError
 
-__all__ = ["Circuit", "Linear", "Square", "Term", "compiled"]
+__all__ = ["Circuit", "Linear", "SquareStep", "Term", "compiled"]
 
 Real = NDArray[np.float64]
 Shape = tuple[int, ...]
@@ -57,7 +57,7 @@ class Linear:
 
 
 @dataclass(frozen=True, eq=False)
-class Square:
+class SquareStep:
     """The square of ``source``, which is at ``level``, plus ``constant`` (slots,) after rescaling."""
 
     name: str
@@ -80,7 +80,7 @@ class Circuit:
     """
 
     parameters: Parameters
-    steps: tuple[Linear | Square, ...]
+    steps: tuple[Linear | SquareStep, ...]
     layout: Layout
     output: Layout
     shape: Shape
@@ -114,7 +114,7 @@ class Circuit:
 
     @property
     def squares(self) -> int:
-        return sum(isinstance(step, Square) for step in self.steps)
+        return sum(isinstance(step, SquareStep) for step in self.steps)
 
     def work(self) -> dict[str, list[tuple[int, int]]]:
         """By operation (rotate, multiply, square): (level, how often)."""
@@ -123,7 +123,7 @@ class Circuit:
             found["rotate"][level] += product.rotations
             found["multiply"][level] += product.products
         for step in self.steps:
-            if isinstance(step, Square):
+            if isinstance(step, SquareStep):
                 found["square"][step.level] += 1
             else:
                 found["multiply"][step.level] += sum(isinstance(term.product, np.ndarray) for term in step.terms)
@@ -338,7 +338,7 @@ def _placed(builder: _Builder, answer: str, layout: Layout, images: int) -> Circ
     sizes = [node.form.layout.size for node in nodes.values()] + [layout.size]
     parameters = choose(levels, max(node.squares for node in nodes.values()), max(sizes))
     batch = min(1 << (images - 1).bit_length(), parameters.slots // max(sizes))
-    slots, steps = parameters.slots // batch, list[Linear | Square]()
+    slots, steps = parameters.slots // batch, list[Linear | SquareStep]()
     layouts = {INPUT: layout} | {name: node.form.layout for name, node in nodes.items()}
     for name, node in nodes.items():
         form, squared = node.form, node.constant is not None
@@ -347,7 +347,7 @@ def _placed(builder: _Builder, answer: str, layout: Layout, images: int) -> Circ
         linear = f"{name} (before its square)" if squared else name
         steps.append(Linear(linear, terms, _vector(form.layout, form.bias, slots), level, squared))
         if node.constant is not None:
-            steps.append(Square(name, linear, _vector(form.layout, node.constant, slots), level - 1))
+            steps.append(SquareStep(name, linear, _vector(form.layout, node.constant, slots), level - 1))
     return Circuit(parameters, tuple(steps), layout, layouts[answer], nodes[answer].form.shape, batch)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deepreshape.engines.ckks.circuit import Circuit, Linear, Square, Term
+from deepreshape.engines.ckks.circuit import Circuit, Linear, SquareStep, Term
 from deepreshape.engines.ckks.packing import Diagonals, Reduction
 from deepreshape.engines.ckks.scheme import Cipher, Evaluator
 from deepreshape.private.program.ops import INPUT
@@ -43,7 +43,7 @@ class Model:
                 progress(step.name)
         return values[self.circuit.steps[-1].name]
 
-    def _square(self, evaluator: Evaluator, step: Square, values: dict[str, Cipher]) -> Cipher:
+    def _square(self, evaluator: Evaluator, step: SquareStep, values: dict[str, Cipher]) -> Cipher:
         squared = evaluator.rescale(evaluator.square(values[step.source]), evaluator.scheme.scale)
         evaluator.add_vector(squared, self._spread(step.constant))
         return squared

@@ -33,7 +33,7 @@ from numpy.typing import NDArray
 
 from deepreshape.engines.real import Parameters, evaluate, parameters
 from deepreshape.private.program.encoding import from_bytes
-from deepreshape.private.program.ops import Conv2d, Linear, Shape
+from deepreshape.private.program.ops import Conv2d, Linear, Shape, Square
 from deepreshape.private.program.program import Program
 
 __all__ = ["CLIENT", "FRACTION", "PARTIES", "SERVER", "Party", "Setting"]
@@ -180,7 +180,7 @@ class _Jax:
 def _shapes(program: Program) -> dict[str, Parameters]:
     shapes: dict[str, Parameters] = {}
     for op in program.ops:
-        if isinstance(op, Conv2d | Linear):
+        if isinstance(op, Conv2d | Linear | Square):
             shape: Shape = op.weight_shape(program.values[op.inputs[0]])
             shapes[op.name] = Parameters(shape, shape[:1])
     return shapes

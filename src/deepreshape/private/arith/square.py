@@ -115,10 +115,13 @@ class Squaring:
         share = _raised(square, self.after, self.first) >> np.uint64(self.after)
         return share, self._low_half(share)
 
-    def client_square(self, root: Words, part: Words, delta: Words) -> tuple[Words, Bits]:
-        """Y_client and n_client, of T_client, v and delta."""
-        square = _low(root * root + np.uint64(2) * (root * delta + part), self.first)
-        share = square >> np.uint64(self.after)
+    def client_product(self, root: Words, part: Words, delta: Words) -> Words:
+        """T_client delta + v modulo 2^k, uniform: what decides the second rounding."""
+        return _low(root * delta + part, self.product)
+
+    def client_square(self, root: Words, product: Words) -> tuple[Words, Bits]:
+        """Y_client and n_client, of T_client and T_client delta + v."""
+        share = self._client_share(root, product) >> np.uint64(self.after)
         return share, self._low_half(share)
 
     def answer(self, share: Words, half: Bits, zero: Words, one: Words, mask: Words) -> tuple[Words, Words]:
@@ -131,20 +134,28 @@ class Squaring:
         wrap = _low(known + np.where(half, message, np.uint64(0)), self.message) - np.uint64(1)
         return _low(answer + share + (wrap << np.uint64(self.rest)), self.modulus.bits)
 
-    def rounded(self, x: NDArray[np.int64], client: Words, part: Words) -> NDArray[np.int64]:
-        """What two parties make of ``x`` when the client's share of it is ``client`` and the server's t is ``part``.
+    def rounded(self, x: NDArray[np.int64], client: Words, coins: Words) -> NDArray[np.int64]:
+        """What two parties make of ``x`` when the client's share of it is ``client``.
+
+        ``coins`` are :meth:`client_product`, modulo 2^k.
 
         Raises:
             OverflowError: if a value is beyond :attr:`limit`, where the result would not be certain.
         """
         if x.size and (largest := int(np.abs(x).max())) > self.limit:
             raise OverflowError(f"{largest} is beyond {self.limit}, the largest value with a certain square")
-        root = self.server_root(self.modulus.sub(self.modulus.encode(x), client))
-        z = Ring(self.first).decode(_low(self.client_root(client) + root, self.first))
-        server = _low(root * root + np.uint64(2) * part, self.first)
+        root = self.client_root(client)
+        other = self.server_root(self.modulus.sub(self.modulus.encode(x), client))
+        z = Ring(self.first).decode(_low(root + other, self.first))
+        square = z * z
+        server = square.view(np.uint64) - self._client_share(root, coins)
         low = _low(server + np.uint64((1 << self.after) - 1), self.after)
-        raised = z * z + ((1 << self.after) - 1)
+        raised = square + ((1 << self.after) - 1)
         return (raised >> self.after) - (low > _low(raised.view(np.uint64), self.after))
+
+    def _client_share(self, root: Words, product: Words) -> Words:
+        """The client's share of z^2, modulo 2^l1."""
+        return _low(root * root + np.uint64(2) * product, self.first)
 
     def _low_half(self, share: Words) -> Bits:
         return (share < np.uint64(1 << (self.rest - 1))).view(np.uint8)

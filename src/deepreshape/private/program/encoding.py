@@ -30,10 +30,11 @@ from deepreshape.private.program.ops import (
     ProgramError,
     Relu,
     Rescale,
+    Secret,
     Shape,
+    Square,
     SumPool,
     Value,
-    Weighted,
     Weights,
 )
 from deepreshape.private.program.program import NAME, Program, refuse_large, value_of
@@ -57,7 +58,7 @@ def to_bytes(program: Program) -> bytes:
     arrays: list[bytes] = []
     weights: dict[str, list[str]] = {}
     for op in program.ops:
-        if isinstance(op, Relu) and op.mask is not None:
+        if isinstance(op, Relu | Square) and op.mask is not None:
             arrays.append(np.packbits(op.mask).tobytes())
         if isinstance(op, Gather):
             arrays.append(op.index.astype("<i4").tobytes())
@@ -130,7 +131,7 @@ class _Reader:
             kind, fields = _described(item)
             op = self._operation(kind, fields, values)
             values[op.name] = value_of(op, values, modulus)
-            if isinstance(op, Weighted) and op.name in dtypes:
+            if isinstance(op, Secret) and op.name in dtypes:
                 weights[op.name] = self._weights(op, dtypes[op.name], values[op.inputs[0]])
             ops.append(op)
         if self._rest.nbytes:
@@ -144,7 +145,7 @@ class _Reader:
     def _operation(self, kind: type[Op], described: dict[str, object], values: dict[str, Value]) -> Op:
         """The described operation, with its mask or index, if it has one, from the arrays."""
         name, inputs = cast(str, described["name"]), cast(Shape, described["inputs"])
-        if kind is Relu and described["mask"] is not None:
+        if kind in (Relu, Square) and described["mask"] is not None:
             source = values.get(cast(str, inputs[0]), Value((1,), 0))
             octets = np.frombuffer(self._take(-(-source.size // 8), name), np.uint8)
             bits = np.unpackbits(octets, count=source.size).astype(np.bool_)
@@ -156,7 +157,7 @@ class _Reader:
         make = cast(Callable[..., Op], kind)
         return make(**described)
 
-    def _weights(self, op: Weighted, given: object, source: Value) -> Weights:
+    def _weights(self, op: Secret, given: object, source: Value) -> Weights:
         kinds = _list(given, f"weights of {op.name}")
         if len(kinds) != 2 or not all(kind in NARROW for kind in kinds):
             raise ProgramError(f"{op.name}: weights of types {kinds!r:.80}; known are pairs of {list(NARROW)}")
@@ -187,7 +188,7 @@ def _narrow(array: Integers) -> NDArray[np.signedinteger[Any]]:
 
 def _describe(op: Op) -> dict[str, object]:
     found: dict[str, object] = {item.name: getattr(op, item.name) for item in fields(op)}
-    if isinstance(op, Relu):
+    if isinstance(op, Relu | Square):
         found["mask"] = op.mask is not None
     if isinstance(op, Gather):
         found["index"] = op.index.shape

@@ -40,6 +40,7 @@ __all__ = [
     "Pool",
     "Quadratic",
     "Rectify",
+    "Squared",
     "Sum",
     "Traced",
     "simplify",
@@ -108,6 +109,17 @@ class Quadratic:
     mask: NDArray[np.bool_] | None = None
 
 
+@dataclass(frozen=True, eq=False)
+class Squared:
+    """(x + shift)^2 + constant by channel, both (C,); a ReLU where ``mask`` (C, H, W) is true."""
+
+    name: str
+    inputs: tuple[str, ...]
+    shift: Real
+    constant: Real
+    mask: NDArray[np.bool_] | None = None
+
+
 @dataclass(frozen=True)
 class Flat:
     """(C, H, W) as one axis."""
@@ -144,7 +156,7 @@ class Join:
     inputs: tuple[str, ...]
 
 
-Layer = Conv | Dense | Sum | Pool | Rectify | Quadratic | Flat
+Layer = Conv | Dense | Sum | Pool | Rectify | Quadratic | Squared | Flat
 Traced = Layer | Affine | Part | Join
 """What a trace gives; :func:`simplify` leaves only the first kind."""
 

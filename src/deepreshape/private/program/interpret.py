@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from deepreshape.private.arith.ring import Words
 from deepreshape.private.arith.rng import Randomness
-from deepreshape.private.program.ops import INPUT, Exact, Integers, Op, Relu, Truncate
+from deepreshape.private.program.ops import INPUT, Exact, Integers, Op, Relu, Square, Truncate
 from deepreshape.private.program.program import Program, truncation_room
 
 
@@ -135,6 +135,9 @@ class _Parties(NamedTuple):
         if isinstance(op, Relu | Truncate) and (places := op.truncated(self.program.values[source])).size:
             room = truncation_room(self.program.modulus, op.shift)
             _within(source, flat[:, places], room, f"what {op.name} can truncate without a ReLU")
+        if isinstance(op, Square):
+            places, limit = op.positions(self.program.values[source]), op.squaring(self.program.modulus).limit
+            _within(source, flat[:, places], limit, f"what {op.name} can square")
         steps = () if self.protocols is None else self.protocols.steps(op, self.program)
         result = exact.reshape(len(x), -1).copy()
         for step in steps:

@@ -37,6 +37,7 @@ from deepreshape.private.program.graph import (
     Pool,
     Quadratic,
     Rectify,
+    Squared,
     Sum,
     Traced,
     simplify,
@@ -44,6 +45,7 @@ from deepreshape.private.program.graph import (
 from deepreshape.private.program.ops import INPUT, ProgramError
 from deepreshape.private.program.program import NAME
 from deepreshape.private.program.quantize import MARGIN, Lowered, Modulus, quantize
+from deepreshape.private.program.scales import carry_scales
 
 __all__ = ["LOWERED", "lower", "real_layers", "unsupported"]
 
@@ -116,6 +118,7 @@ def lower(
         known = f"; what can be lowered: {LOWERED}" if traced.shapes else ""
         raise ProgramError("; ".join(traced.problems) + known)
     layers = simplify(traced.layers, traced.output, traced.shapes)
+    layers = carry_scales(layers, (traced.output,))
     ranges = _observe(model, layers, calibration)
     return replace(quantize(layers, shape, ranges, modulus=modulus, fraction=fraction, margin=margin), facts=facts)
 
@@ -581,5 +584,11 @@ def _apply(layer: Layer, inputs: list[Tensor]) -> Tensor:
             if layer.mask is None:
                 return polynomial(x, coefficients)
             return torch.where(torch.as_tensor(layer.mask), x.relu(), polynomial(x, coefficients))
+        case Squared():
+            shift, constant = (
+                torch.as_tensor(amount).reshape(-1, *[1] * (x.dim() - 2)) for amount in (layer.shift, layer.constant)
+            )
+            square = (x + shift).square() + constant
+            return square if layer.mask is None else torch.where(torch.as_tensor(layer.mask), x.relu(), square)
         case Flat():
             return x.flatten(1)

@@ -5,7 +5,7 @@ get (:meth:`Op.worst`) and what it computes (:meth:`Op.interpret`); if each part
 :class:`Local` and says how (:meth:`Local.on_share`). Its bytes follow from its fields (``encoding.py``).
 
 *Meaning.* A value stands for integer / 2^fraction, images being (channels, height, width). ``Conv2d`` and ``Linear``
-multiply exactly, so the fraction grows by that of the weights; ``Relu`` and ``Truncate`` drop ``shift`` bits of it,
+multiply exactly, so the fraction grows by that of the weights; ``Relu``, ``Truncate`` and ``Square`` drop bits of it,
 rounding towards minus infinity. All others are exact. ``SumPool`` sums and does not divide: an average's division
 belongs into the weights of the next layer. Nothing is ever reduced: a program is right only while every value fits the
 modulus, and :meth:`Program.check` says whether it must.
@@ -23,8 +23,8 @@ from typing import ClassVar, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from deepreshape.private.arith.bounds import SUM_BITS
 from deepreshape.private.arith.ring import Field, Ring, Words
+from deepreshape.private.arith.square import Squaring
 from deepreshape.private.program.integer_linear import exactly, patches, windows
 
 Shape = tuple[int, ...]
@@ -39,6 +39,8 @@ MOST_ELEMENTS = 1 << 24
 """Of one value: the largest of a ResNet-50 on ImageNet has 2^20."""
 MOST_WEIGHTS = 1 << 28
 """Of one layer."""
+SUM_BITS = 52
+"""The largest ``sum_bits``: what ``integer_linear.py`` can add up."""
 
 
 class ProgramError(ValueError):
@@ -59,7 +61,7 @@ class Value(NamedTuple):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Weights:
-    """Weights and bias of one linear operation, int64; the server's secret."""
+    """Weights and bias of one operation, int64; the server's secret."""
 
     weight: Integers
     bias: Integers
@@ -110,6 +112,10 @@ class Op(ABC):
     def interpret(self, inputs: Sequence[Integers], own: Weights | None, rounding: Rounding) -> Exact:
         """The result for a batch of inputs, (N, *shape) each."""
 
+    def reach(self, bound: int, own: Weights | None) -> int:
+        """The largest absolute value that a protocol is given for inputs up to ``bound``."""
+        return bound
+
     def require(self, holds: bool, otherwise: str) -> None:
         """Raise a ``ProgramError`` that names this operation unless ``holds``."""
         if not holds:
@@ -126,12 +132,17 @@ class Local(Op):
 
 
 @dataclass(frozen=True)
-class Weighted(Op):
-    """What multiplies by the server's weights."""
+class Secret(Op):
+    """What has weights of the server's, in :attr:`Program.weights`."""
 
     @abstractmethod
     def weight_shape(self, source: Value) -> Shape:
-        """Shape of the weights for an input like ``source``."""
+        """Shape of the weights for an input like ``source``; there is a bias for each of its rows."""
+
+
+@dataclass(frozen=True)
+class Weighted(Secret):
+    """What multiplies by the server's weights."""
 
     @abstractmethod
     def multiply(self, weight: NDArray[np.float64], x: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -323,10 +334,7 @@ class Relu(Op):
 
     def value(self, *sources: Value) -> Value:
         source = sources[0]
-        if self.mask is not None:
-            given = f"{self.mask.dtype} of shape {self.mask.shape}"
-            fits = self.mask.dtype == np.bool_ and self.mask.shape == source.shape
-            self.require(fits, f"its mask is {given}; it must be bool of shape {source.shape}")
+        _check_mask(self, self.mask, source)
         window = (self.low, self.high) == (0, 0) or 0 <= self.low <= self.high - 2
         self.require(window, f"a sign test of the bits from {self.low} up to {self.high}; it needs two bits")
         return _shifted(self, source, self.shift)
@@ -353,6 +361,83 @@ class Relu(Op):
         x = inputs[0]
         kept = np.maximum(x, 0) if self.mask is None else np.where(self.mask, np.maximum(x, 0), x)
         return rounding.rounded(self, x, kept >> np.int64(self.shift))
+
+
+@dataclass(frozen=True, eq=False)
+class Square(Secret):
+    """(((x + t) >> before)^2 >> after) + c; max(x, 0) >> shift where ``mask`` is true.
+
+    t and c are the server's: weight and bias, (C,) each for an input of C rows (channels), t with the fraction of the
+    input and c with that of the output. ``mask`` is bool, of the shape of the value; None is true nowhere.
+    """
+
+    kind = "square"
+
+    before: int
+    after: int
+    shift: int = 0
+    mask: NDArray[np.bool_] | None = None
+
+    def weight_shape(self, source: Value) -> Shape:
+        return source.shape[:1]
+
+    def value(self, *sources: Value) -> Value:
+        source = sources[0]
+        _check_mask(self, self.mask, source)
+        fraction = 2 * (source.fraction - self.before) - self.after
+        fits = min(self.before, self.after) >= 0 and source.fraction >= self.before and fraction >= 0
+        self.require(fits, f"drops {self.before} and {self.after} bits around the square of {source.fraction} to drop")
+        shift = 0 if self.relus is None else source.fraction - fraction
+        self.require(self.shift == shift, f"its ReLUs drop {self.shift} bits; beside its squares they drop {shift}")
+        return Value(source.shape, fraction)
+
+    @property
+    def relus(self) -> Relu | None:
+        """What it does where the mask is true, as an operation of that mask; None if it is so nowhere."""
+        if self.mask is None or not self.mask.any():
+            return None
+        return Relu(self.name, self.inputs, self.shift, self.mask)
+
+    def positions(self, source: Value) -> NDArray[np.intp]:
+        """Flat positions of squares."""
+        return np.arange(source.size) if self.mask is None else np.flatnonzero(~self.mask)
+
+    def squaring(self, modulus: Ring | Field) -> Squaring:
+        """The arithmetic on shares.
+
+        Raises:
+            ProgramError: if squares cannot be taken over ``modulus``.
+        """
+        if isinstance(modulus, Field):
+            raise ProgramError(f"{self.name}: squares are computed over a ring, not over {modulus}; use Ring(bits)")
+        try:
+            return Squaring(modulus, self.before, self.after)
+        except ValueError as error:
+            raise ProgramError(f"{self.name}: {error}") from None
+
+    def reach(self, bound: int, own: Weights | None) -> int:
+        return bound + int(np.abs(self._secret(own).weight).max())
+
+    def worst(self, inputs: Sequence[int], own: Weights | None) -> int:
+        root = (self.reach(inputs[0], own) >> self.before) + 1
+        square = (root**2 >> self.after) + 1 + int(np.abs(self._secret(own).bias).max())
+        return max(square, (inputs[0] >> self.shift) + 1)
+
+    def interpret(self, inputs: Sequence[Integers], own: Weights | None, rounding: Rounding) -> Exact:
+        x, secret = inputs[0], self._secret(own)
+        shift, constant = (part.reshape(-1, *[1] * (x.ndim - 2)) for part in (secret.weight, secret.bias))
+        moved = x + shift
+        root = moved >> np.int64(self.before)
+        exact = (_roomy(root, int(np.abs(root).max())) * root) >> self.after
+        if self.relus is None:
+            return rounding.rounded(self, moved, exact) + constant
+        exact = np.where(self.mask, np.maximum(x, 0) >> np.int64(self.shift), exact)
+        return rounding.rounded(self, np.where(self.mask, x, moved), exact) + np.where(self.mask, 0, constant)
+
+    def _secret(self, own: Weights | None) -> Weights:
+        if own is None:
+            raise ProgramError(f"{self.name}: a public program has no constants to run with")
+        return own
 
 
 @dataclass(frozen=True)
@@ -503,9 +588,14 @@ class Gather(Local):
 
 
 OPS: tuple[type[Op], ...] = (
-    Conv2d, Linear, Add, SumPool, Relu, Truncate, Raise, Rescale, Flatten, Concat, Gather,
+    Conv2d, Linear, Add, SumPool, Relu, Square, Truncate, Raise, Rescale, Flatten, Concat, Gather,
 )  # fmt: skip
 """All there are."""
+
+
+def largest_sum(weight: NDArray[np.integer]) -> int:
+    """The largest sum of the absolute weights of one output."""
+    return int(np.abs(weight.reshape(len(weight), -1)).sum(1, dtype=np.int64).max())
 
 
 def _added(shares: Sequence[Words], modulus: Ring | Field) -> Words:
@@ -518,6 +608,12 @@ def _added(shares: Sequence[Words], modulus: Ring | Field) -> Words:
 def _roomy(x: Integers, terms: int) -> Exact:
     """``x``, as Python integers if a sum of that many might leave int64."""
     return x if terms * max(int(np.abs(x).max()), 1) < 1 << 63 else x.astype(np.object_)
+
+
+def _check_mask(op: Op, mask: NDArray[np.bool_] | None, source: Value) -> None:
+    if mask is not None:
+        fits = mask.dtype == np.bool_ and mask.shape == source.shape
+        op.require(fits, f"its mask is {mask.dtype} of shape {mask.shape}; it must be bool of shape {source.shape}")
 
 
 def _check_weight_format(op: Conv2d | Linear) -> None:

@@ -18,7 +18,6 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from deepreshape.private.arith.bounds import largest_sum
 from deepreshape.private.arith.ring import Field, Ring
 from deepreshape.private.arith.truncation import ShareTruncation
 from deepreshape.private.program.ops import (
@@ -28,11 +27,14 @@ from deepreshape.private.program.ops import (
     Op,
     ProgramError,
     Relu,
+    Secret,
     Shape,
+    Square,
     Truncate,
     Value,
     Weighted,
     Weights,
+    largest_sum,
 )
 
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,199}")
@@ -50,7 +52,7 @@ class Program:
         input_fraction: its fraction bits.
         input_bound: the largest absolute value that an input integer may have.
         ops: in the order in which they run.
-        weights: by operation name, for every ``Weighted`` one, or none at all: then this is the public part.
+        weights: by operation name, for every ``Secret`` one, or none at all: then this is the public part.
         limits: by value name, what calibration promises no absolute value of it exceeds. Without one, :meth:`bounds`
             takes the worst case over all inputs, which grows beyond every modulus in a deep network.
         outputs: names of the values that the client learns, none twice; the last value unless given.
@@ -76,14 +78,14 @@ class Program:
             object.__setattr__(self, "outputs", (self.ops[-1].name,))
         if len(set(self.outputs)) < len(self.outputs) or not set(self.outputs) <= set(values):
             raise ProgramError(f"outputs {list(self.outputs)} must be values of this program, none of them twice")
-        linear = {op.name: op for op in self.ops if isinstance(op, Weighted)}
+        secret = {op.name: op for op in self.ops if isinstance(op, Secret)}
         for name in [*self.weights, *self.limits]:
             if name not in values:
                 raise ProgramError(f"there are weights or limits for {name!r}, which is no value of this program")
-        if self.weights and set(self.weights) != set(linear):
-            raise ProgramError(f"weights are missing or not wanted for {sorted(set(self.weights) ^ set(linear))}")
+        if self.weights and set(self.weights) != set(secret):
+            raise ProgramError(f"weights are missing or not wanted for {sorted(set(self.weights) ^ set(secret))}")
         for name, weights in self.weights.items():
-            _check_weights(linear[name], weights, values[linear[name].inputs[0]])
+            _check_weights(secret[name], weights, values[secret[name].inputs[0]])
 
     @cached_property
     def values(self) -> dict[str, Value]:
@@ -99,7 +101,13 @@ class Program:
     @property
     def relus(self) -> int:
         """ReLUs that are computed; masked-out positions do not count."""
-        return sum(op.count(self.values[op.name]) for op in self.ops if isinstance(op, Relu))
+        rectified = [op.relus if isinstance(op, Square) else op for op in self.ops]
+        return sum(op.count(self.values[op.name]) for op in rectified if isinstance(op, Relu))
+
+    @property
+    def squares(self) -> int:
+        """Squares that are computed."""
+        return sum(op.positions(self.values[op.name]).size for op in self.ops if isinstance(op, Square))
 
     @property
     def output_size(self) -> int:
@@ -166,8 +174,12 @@ class Program:
             if isinstance(op, Relu | Truncate) and op.truncated(self.values[source]).size:
                 room = truncation_room(self.modulus, op.shift)
                 self._check_room(source, bounds[source], room, f", which {op.name} truncates without a ReLU")
+            reach = op.reach(bounds[source], self.weights.get(op.name))
+            if isinstance(op, Square):
+                limit = op.squaring(self.modulus).limit
+                self._check_room(source, reach, limit, f", which {op.name} squares")
             if rooms and op.name in rooms:
-                self._check_room(source, bounds[source], rooms[op.name], f", which {op.name} takes")
+                self._check_room(source, reach, rooms[op.name], f", which {op.name} takes")
 
     def _check_room(self, name: str, bound: int, room: int, why: str) -> None:
         if bound > room:
@@ -194,6 +206,8 @@ def value_of(op: Op, values: Mapping[str, Value], modulus: Ring | Field) -> Valu
     op.require(fits, f"makes {value.size} elements; at most {MOST_ELEMENTS} are supported")
     if isinstance(op, Relu):
         op.require(op.high <= modulus.bits, f"bit {op.high - 1} is none of {modulus}")
+    if isinstance(op, Square):
+        op.squaring(modulus)
     if isinstance(op, Relu | Truncate):
         op.require(op.shift <= modulus.bits - 3, f"cannot drop {op.shift} bits of {modulus}")
     return value
@@ -221,12 +235,14 @@ def truncation_room(modulus: Ring | Field, shift: int) -> int:
     return min(reach, ShareTruncation(modulus, shift, reach).max_input)
 
 
-def _check_weights(op: Weighted, weights: Weights, source: Value) -> None:
+def _check_weights(op: Secret, weights: Weights, source: Value) -> None:
     shape = op.weight_shape(source)
     fits = weights.weight.dtype == weights.bias.dtype == np.int64
     fits = fits and weights.weight.shape == shape and weights.bias.shape == shape[:1]
     given = f"{weights.weight.dtype} {weights.weight.shape} and {weights.bias.dtype} {weights.bias.shape}"
     op.require(fits, f"weights and bias are {given}; they must be int64 {shape} and {shape[:1]}")
+    if not isinstance(op, Weighted):
+        return
     weight_bits, sum_bits = op.widths()
     widest = max(int(weights.weight.max()), -int(weights.weight.min()))
     op.require(widest <= 1 << weight_bits, f"a weight is {widest}, above the 2^{weight_bits} declared")

@@ -1,10 +1,11 @@
 """Fixed point: from layers with real weights and observed ranges to formats, integers, and a bound on the error.
 
-A value is *at rest* when it has the program's common fraction f: the input, and what leaves a ReLU or a truncation. A
-linear layer multiplies by weights of g fraction bits and leaves an *accumulator* of f + g bits. Accumulators that are
-added to one another have one fraction; what shifts them back to f is the next ReLU, or an explicit truncation where
-another linear layer follows. A value at rest that is added to an accumulator is first raised to its fraction, which
-is exact, and each party does it on its own share.
+A value is *at rest* when it has the program's common fraction f: the input, and what leaves a ReLU, a square or a
+truncation. A linear layer multiplies by weights of g fraction bits and leaves an *accumulator* of f + g bits.
+Accumulators that are added to one another have one fraction; what shifts them back to f is the next ReLU or square, or
+an explicit truncation where another linear layer follows. A square is taken of f + 1 bits, which are then brought to f.
+A value at rest that is added to an accumulator is first raised to its fraction, which is exact, and each party does it
+on its own share.
 
 Rounding costs nothing: half a unit is added to the bias of a layer whose channel goes through a ReLU, so that the shift
 there, which rounds down, rounds to the nearest. Where two parties truncate without a ReLU, they round up or down at
@@ -27,10 +28,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deepreshape.private.arith.bounds import largest_sum
 from deepreshape.private.arith.ring import Field, Ring
+from deepreshape.private.arith.square import Squaring
 from deepreshape.private.arith.truncation import ShareTruncation
-from deepreshape.private.program.graph import Conv, Dense, Flat, Layer, Pool, Quadratic, Rectify, Sum
+from deepreshape.private.program.graph import Conv, Dense, Flat, Layer, Pool, Quadratic, Rectify, Squared, Sum
 from deepreshape.private.program.ops import (
     INPUT,
     Add,
@@ -43,10 +44,12 @@ from deepreshape.private.program.ops import (
     Raise,
     Relu,
     Shape,
+    Square,
     SumPool,
     Truncate,
     Value,
     Weights,
+    largest_sum,
 )
 from deepreshape.private.program.program import Program, from_fixed, to_fixed, truncation_room
 
@@ -235,6 +238,11 @@ class _Plan:
             if step.inputs[0] in self.group and (isinstance(step, _Shift) or _partly(step))
         }
         """Groups of which a member is shifted without a ReLU, which takes one bit more room."""
+        self.squared = {step.inputs[0]: step for step in self.steps.values() if isinstance(step, Squared)}
+        """By the name of what is squared; where several squares read it, that of the largest shift."""
+        for step in self.steps.values():
+            if isinstance(step, Squared) and _most(step.shift) > _most(self.squared[step.inputs[0]].shift):
+                self.squared[step.inputs[0]] = step
 
     def find(self, name: str) -> str:
         """The representative of an accumulator's group."""
@@ -255,17 +263,14 @@ class _Plan:
             case Sum():
                 inputs = self._alike(layer)
             case Quadratic():
-                raise ProgramError(
-                    f"{layer.name}: a quadratic is not computed between two parties; under CKKS it is "
-                    "(`deepreshape private fhe local`)"
-                )
-            case Rectify() | Flat():
+                raise TypeError(f"{layer.name}: quadratics are to be carried as squares first")
+            case Rectify() | Squared() | Flat():
                 pass
         self._append(replace(layer, inputs=inputs), layer.name)
         self.image[layer.name] = self.image[inputs[0]] and not isinstance(layer, Flat)
         if isinstance(layer, Conv | Dense):
             self.group[layer.name] = layer.name
-        elif not isinstance(layer, Rectify) and inputs[0] in self.group:
+        elif not isinstance(layer, Rectify | Squared) and inputs[0] in self.group:
             self.group[layer.name] = self.find(inputs[0])
 
     def _append(self, step: _Step, origin: str) -> str:
@@ -329,14 +334,37 @@ class _Formats:
                 room = truncation_room(self.modulus, shift)
             if max(self.limit(name, fraction + 1) for name in members) > room:
                 break
+            if not all(self.squares(plan, name, fraction + 1) for name in members):
+                break
             fraction += 1
         return fraction
+
+    def shifts(self, fraction: int) -> tuple[int, int]:
+        """The bits dropped before and after the square of a value of ``fraction`` bits."""
+        root = min(self.rest + 1, fraction)
+        return fraction - root, 2 * root - self.rest
+
+    def squares(self, plan: _Plan, name: str, fraction: int) -> bool:
+        """Whether squares of a value of that fraction, if it is squared, come out right."""
+        step = plan.squared.get(name)
+        if step is None:
+            return True
+        if isinstance(self.modulus, Field):
+            raise ProgramError(
+                f"{step.name}: squares are computed over a ring, not over {self.modulus}; use Ring(bits)"
+            )
+        try:
+            squaring = Squaring(self.modulus, *self.shifts(fraction))
+        except ValueError:
+            return False
+        return self.limit(name, fraction) + math.ceil(math.ldexp(_most(step.shift), fraction)) <= squaring.limit
 
     def overfull(self, plan: _Plan) -> str | None:
         """A value at rest that does not fit even so."""
         room = truncation_room(self.modulus, 0)
         resting = [name for name in plan.origin if name not in plan.group]
-        return next((name for name in resting if self.limit(name, self.rest) > room), None)
+        fits = {name: self.limit(name, self.rest) <= room and self.squares(plan, name, self.rest) for name in resting}
+        return next((name for name in resting if not fits[name]), None)
 
 
 def _choose(
@@ -435,16 +463,9 @@ def _emit(plan: _Plan, formats: _Formats, shape: Shape) -> tuple[Program, dict[s
         gained = fraction - fractions[source]
         offset = np.zeros(0, np.int64)
         match step:
-            case Conv():
+            case Conv() | Dense():
                 weights[name] = _integers(step, gained, fraction)
-                out, kernel = step.weight.shape[0], step.weight.shape[2]
-                place = step.stride, step.padding, step.groups
-                wide, total = _widths(weights[name].weight)
-                ops.append(Conv2d(name, step.inputs, out, kernel, wide, gained, *place, total))
-            case Dense():
-                weights[name] = _integers(step, gained, fraction)
-                wide, total = _widths(weights[name].weight)
-                ops.append(Linear(name, step.inputs, step.weight.shape[0], wide, gained, total))
+                ops.append(_linear(step, weights[name].weight, gained))
             case Sum():
                 ops.append(Add(name, step.inputs))
                 offset = np.sum([offsets[source] for source in step.inputs], axis=0)
@@ -454,6 +475,10 @@ def _emit(plan: _Plan, formats: _Formats, shape: Shape) -> tuple[Program, dict[s
             case Rectify():
                 high = formats.limit(source, fractions[source]).bit_length() + 1
                 ops.append(Relu(name, step.inputs, -gained, step.mask, 0, max(high, 2)))
+            case Squared():
+                before, after = formats.shifts(fractions[source])
+                weights[name] = Weights(to_fixed(step.shift, fractions[source]), to_fixed(step.constant, fraction))
+                ops.append(Square(name, step.inputs, before, after, 0 if step.mask is None else -gained, step.mask))
             case Quadratic():
                 raise TypeError(f"{name} was placed, and cannot be")
             case _Shift():
@@ -473,6 +498,15 @@ def _emit(plan: _Plan, formats: _Formats, shape: Shape) -> tuple[Program, dict[s
     program = Program(formats.modulus, shape, rest, bound, tuple(ops), weights, limits)
     program.check()
     return program, offsets
+
+
+def _linear(step: Conv | Dense, weight: Integers, gained: int) -> Op:
+    """The operation of a linear layer with these integers."""
+    out, (wide, total) = len(weight), _widths(weight)
+    if isinstance(step, Dense):
+        return Linear(step.name, step.inputs, out, wide, gained, total)
+    place = step.stride, step.padding, step.groups
+    return Conv2d(step.name, step.inputs, out, weight.shape[2], wide, gained, *place, total)
 
 
 def _integers(step: Conv | Dense, gained: int, fraction: int) -> Weights:
@@ -519,6 +553,12 @@ def _errors(
             case Flatten():
                 before = np.repeat(before, value.size // len(before))
                 own = 0.0 * before
+            case Square():
+                if isinstance(step, Squared):
+                    nudged = np.abs(from_fixed(offsets[source], program.values[source].fraction))
+                    wrong = before + nudged + math.ldexp(1, op.before - program.values[source].fraction)
+                    most = formats.margin * formats.observed[source] + np.abs(step.shift)
+                    own = 2 * most * wrong + wrong**2 - before + 2 * unit
             case Relu() | Truncate():
                 if op.shift:
                     raised = from_fixed(offsets[source], op.shift)
@@ -544,16 +584,20 @@ def _fraction(bits: int, largest: float) -> int:
     return max(bits - math.frexp(largest)[1], 0) if largest else 0
 
 
+def _most(values: Real) -> float:
+    return float(np.abs(values).max())
+
+
 def _partly(step: _Step) -> bool:
     return isinstance(step, Rectify) and step.mask is not None and not step.mask.all()
 
 
 def _whole(readers: Sequence[_Step], channels: int) -> NDArray[np.bool_]:
     """Which channels of a value are shifted by ReLUs only, and by one at least."""
-    shifting = [step for step in readers if isinstance(step, Rectify | _Shift)]
+    shifting = [step for step in readers if isinstance(step, Rectify | Squared | _Shift)]
     whole = np.full(channels, bool(shifting))
     for step in shifting:
-        if isinstance(step, _Shift):
+        if isinstance(step, Squared | _Shift):
             whole[:] = False
         elif step.mask is not None:
             whole &= step.mask.reshape(channels, -1).all(1)

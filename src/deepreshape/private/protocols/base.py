@@ -125,7 +125,8 @@ class Declared:
     Attributes:
         offline, online: what passes in each phase, segment by segment.
         stored: bytes of arrays that (client, server) keep between the phases.
-        counts: by phase, what there is of ``relus``, ``macs``, ``he_products``, ``and_gates`` and ``transfers``.
+        counts: by phase, what there is of ``relus``, ``squares``, ``macs``, ``he_products``, ``and_gates``,
+            ``transfers``.
         waiting: bytes of the offline phase that lie in memory between its segments.
         transient: bytes that a party holds at most while the layer runs.
         resident: bytes that the server holds all along.

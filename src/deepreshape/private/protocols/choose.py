@@ -11,13 +11,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from deepreshape.private.program.ops import Local, Op, Relu, Truncate, Weighted
+from deepreshape.private.program.ops import Local, Op, Relu, Square, Truncate, Weighted
 from deepreshape.private.program.program import Program
 from deepreshape.private.program.relu_config import GC_FULL, ReluConfig
 from deepreshape.private.protocols.base import Flight, ReluProtocol, Step
-from deepreshape.private.protocols.garbled.relu_gc import ReluGc
-from deepreshape.private.protocols.garbled.relu_sign import ReluSign
-from deepreshape.private.protocols.transfers.relu_ot import ReluOt
+from deepreshape.private.protocols.relu_gc import ReluGc
+from deepreshape.private.protocols.relu_ot import ReluOt
+from deepreshape.private.protocols.relu_sign import ReluSign
+from deepreshape.private.protocols.square import Squares
 from deepreshape.private.protocols.truncate import Truncation
 
 PROTOCOLS = {"gc-full": ReluGc, "gc-sign": ReluSign, "gc-stochastic": ReluSign, "ot": ReluOt}
@@ -38,8 +39,16 @@ def _rectified(op: Relu, program: Program, config: ReluConfig) -> Iterator[Step]
         yield Step(op.name, protocol, protocol.layer(program.modulus, op, places.size), places, places)
 
 
+def _squared(op: Square, program: Program, config: ReluConfig) -> Iterator[Step]:
+    """Squares, and ReLUs where its mask is true."""
+    yield from Squares.steps(op, program, config)
+    if op.relus is not None:
+        yield from (step for step in _rectified(op.relus, program, config) if isinstance(step.protocol, ReluProtocol))
+
+
 STEPS: dict[type[Op], Callable[[Any, Program, ReluConfig], Iterator[Step]]] = {
     Relu: _rectified,
+    Square: _squared,
     Truncate: lambda op, program, config: Truncation.steps(op, program),
 }
 """What makes the steps of an operation that is neither local nor linear."""

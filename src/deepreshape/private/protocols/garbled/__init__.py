@@ -1,1 +1,0 @@
-"""ReLUs of which a part is garbled."""

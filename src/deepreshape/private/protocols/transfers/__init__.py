@@ -1,1 +1,0 @@
-"""ReLUs by oblivious transfers alone."""
