@@ -294,21 +294,23 @@ def test_a_status_page_that_other_machines_could_read_is_refused() -> None:
 
 
 def test_running_out_of_descriptors_ends_no_session(open_session: Open, tmp_path: Path) -> None:
-    with served(tmp_path, Caps(pending=64)) as server, ExitStack() as stack:
-        talking = open_session(server.client())
+    with served(tmp_path, Caps(pending=64, sessions=64, sessions_each=64)) as server, ExitStack() as stack:
+        talking, client = open_session(server.client()), server.client("other")
         until(lambda: status(server)["running"] == 1)
-        used = len(list(Path(f"/proc/{server.process.pid}/fd").iterdir()))
-        resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE, (used + 6, 4096))
-        for _ in range(52):
-            stack.enter_context(socket.create_connection(("127.0.0.1", server.port)))
-            with suppress(ProtocolError):  # one with a certificate needs three descriptors more
-                open_session(server.client("other"))
-        resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE, (4096, 4096))
+        for free in range(6):  # a session needs one for its connection, and three while its process starts
+            numbers = map(int, os.listdir(f"/proc/{server.process.pid}/fd"))
+            resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE, (max(numbers) + 1 + free, 4096))
+            with suppress(ProtocolError):
+                open_session(client)
+            for _ in range(8):
+                stack.enter_context(socket.create_connection(("127.0.0.1", server.port)))
+            time.sleep(0.2)
+            assert server.process.poll() is None
+            resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE, (4096, 4096))
         talking.send(Frame.HELLO, bytes(HELLO_BYTES))  # is answered: this is no greeting
         with pytest.raises(PeerAbortedError):
             talking.receive(Frame.HELLO, HELLO_BYTES)
         stack.close()
-        until(lambda: status(server)["running"] == 0)
         assert np.array_equal(server.client("ann").infer(X[0]).output, EXPECTED)
 
 
@@ -429,12 +431,13 @@ def test_the_status_is_written_at_most_once_a_second(tmp_path: Path) -> None:
         until(path.exists)
         written: set[int] = set()
         began = time.monotonic()
-        for _ in range(200):
+        for _ in range(100):
             socket.create_connection(("127.0.0.1", server.port)).close()
+            time.sleep(0.01)  # or the front takes many at one wake
             with suppress(FileNotFoundError):
-                written.add(path.stat().st_ino)
+                written.add(path.stat().st_mtime_ns)
         assert len(written) <= 2 + (time.monotonic() - began) / STATUS_S
-        until(lambda: status(server)["refused"] == 200)
+        until(lambda: status(server)["refused"] == 100)
 
 
 def test_a_damaged_batch_is_set_aside_and_the_server_starts(tmp_path: Path) -> None:
