@@ -66,7 +66,7 @@ class Pair:
                 assert not list((self.folder / role / state).iterdir())
             assert {path.stem for path in (self.folder / role / "keys").iterdir()} == self.fresh(role)
             assert not self.fresh(role) & self.spent(role)
-        assert not self.fresh("client") & self.spent("server") - {self.batch}
+        assert self.fresh("server") <= self.fresh("client")
 
     def query_well(self) -> None:
         """A query goes well, with a batch of both or a new one; halves that the client alone has go by the way."""
@@ -94,24 +94,19 @@ def undisturbed(pair: Pair, kind: Kind) -> Relay:
     return relay
 
 
-def check_prepared(pair: Pair, way: str, broken: int, calm: Relay, new: dict[str, frozenset[str]]) -> bool:
-    """The client stores its half when the server says that it has stored its own, and nothing is left but the farewell.
-
-    So the client never has a half without the server's. The other way round it can be, if what breaks comes down when
-    the server has heard all that it needs.
+def check_prepared(way: str, broken: int, calm: Relay, new: dict[str, frozenset[str]]) -> bool:
+    """Before the farewell, the last frame each way, the server says that its half is complete, the client that it has
+    stored its own: the last but one down and up. The client stores on the first, the server on the second.
     """
-    whole = broken >= len(calm.seen[way]) - 1
-    ups = [at for at, towards in enumerate(calm.order) if towards == "up"]
-    heard_all = calm.order[: ups[-2]].count("down")
-    one_sided = way == "down" and broken >= heard_all
-    assert new["client"] <= new["server"]
-    return len(new["client"]) == whole and (len(new["server"]) == whole or one_sided)
+    stored = {"client": 2 if way == "up" else 1, "server": 1}
+    assert new["server"] <= new["client"]
+    return all(len(new[role]) == (broken >= len(calm.seen[way]) - stored[role]) for role in stored)
 
 
 def check_used(pair: Pair, way: str, broken: int) -> bool:
-    """The server claims on the client's confirmation (frame 1 up), the client on the server's (frame 1 down)."""
+    """The server claims on the client's confirmation (frame 1 up), the client on the server's claim (frame 2 down)."""
     spent = {role: pair.batch in pair.spent(role) for role in pair.stores}
-    return spent == {"client": broken >= 2, "server": broken >= (2 if way == "up" else 1)}
+    return spent == {"client": broken >= (2 if way == "up" else 3), "server": broken >= (2 if way == "up" else 1)}
 
 
 def attack_every_frame(pair: Pair, fault: Fault, kind: Kind, way: str) -> None:
@@ -138,7 +133,7 @@ def attack_every_frame(pair: Pair, fault: Fault, kind: Kind, way: str) -> None:
             assert isinstance(client, PrivateError) or pair.right(client)
             return check_used(pair, attack.way, broken)
         new = {role: pair.fresh(role) - before[role] for role in pair.stores}
-        return check_prepared(pair, attack.way, broken, calm, new)
+        return check_prepared(attack.way, broken, calm, new)
 
     for k in range(len(calm.seen[way])):
         attack = Attack(fault, way, k, flip_at=(0, 1, 9)[k % 3])  # in kind, length or number

@@ -95,10 +95,10 @@ def next_goes_well():
         for state in ("writing", "claimed"):
             assert not list((folder / role / state).iterdir()), (role, state)
     object.__setattr__(party, "store", stores["client"])
-    assert halves()["client"] <= halves()["server"] | spent()["server"]
+    assert halves()["server"] <= halves()["client"]
     for role in stores:
         assert not halves()[role] & spent()[role]
-    lost = 0
+    lost, alone = 0, len(halves()["client"] - halves()["server"])
     while True:
         if not halves()["client"]:
             assert meet("server", "prepare")[0] == 0
@@ -109,7 +109,7 @@ def next_goes_well():
     assert code == 0, end
     expected = plain.run(program, X)
     assert abs(end.output - expected[0]).max() <= 1  # a unit of rounding, where there is no ReLU
-    assert lost <= 1
+    assert lost <= alone
     return lost
 
 for kind, victim, first, stride in (
@@ -149,5 +149,7 @@ def test_kill_at_every_frame(relu: str, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     rows = [line.split() for line in done.stdout.splitlines()]
     assert len(rows) > 20
-    # before, between and after the two claims; in between, one half is spent and the other can never be used
-    assert {tuple(row[3:5]) for row in rows if row[0] == "query"} >= {("0", "0"), ("1", "1"), ("0", "1"), ("1", "0")}
+    # before, between and after the two claims, of which the server's is the first; each says its kind, who died and
+    # where, whose half was spent (client, server), and how many halves the client had to give up afterwards
+    assert {tuple(row[3:5]) for row in rows if row[0] == "query"} == {("0", "0"), ("0", "1"), ("1", "1")}
+    assert {row[5] for row in rows if row[0] == "prepare"} >= {"0", "1"}

@@ -1,14 +1,14 @@
 """One party with everything it needs: certificate, wire, handshake, store, and its side of the program.
 
 A run takes two sessions. The first prepares: both parties go through the offline phase and leave their halves in their
-stores, under an id that follows from the session's. The server says when its half is stored, and then the client stores
-its own. One session may prepare several batches; a session that breaks off leaves those that are stored. The second
-uses a batch up: the client names it in the handshake, each claims its half durably and says so, and only then the
-online phase begins. Whatever happens after the claim, the batch is spent.
+stores, under an id that follows from the session's. The server completes its half on disk and says so, the client
+stores its own and says so, and then the server's half can be used. One session may prepare several batches; a session
+that breaks off leaves those that are stored. The second uses a batch up: the client names it in the handshake, the
+server claims its half durably and says so, then the client does the same, and only then the online phase begins.
+Whatever happens after a claim, that half is spent.
 
-A session that breaks off may leave a half without its other half: the server's, if the client dies before it has stored
-its own; the client's, if it does not learn that the server has claimed. Neither can ever be used. A client that names
-a batch which the server has not, destroys its half; a server's half goes when it is too old (``caps.py``).
+So a session that breaks off at any moment leaves the server no half that the client has not. It may leave the client
+one that the server has not, which cannot be used: the client destroys it when it names it to the server.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from deepreshape.private.parties import client, server
 from deepreshape.private.parties.plan import Plan
 from deepreshape.private.parties.preprocessing import Reading, Writing
 from deepreshape.private.parties.server import Model
-from deepreshape.private.parties.store import Batch, Binding, Store
+from deepreshape.private.parties.store import Binding, Store
 from deepreshape.private.program.encoding import digest
 from deepreshape.private.program.ops import Integers
 from deepreshape.private.program.relu_config import Role
@@ -112,14 +112,14 @@ class Client:
         return made
 
     def prepare_several(self, count: int, progress: Progress | None = None) -> Iterator[PreparedBatch]:
-        """Make several batches, :data:`MOST` a session; each is stored when it is given.
+        """Make several batches, :data:`MOST` a session; each is stored by both parties when it is given.
 
         Args:
             count: how many.
             progress: is told how far the session is.
 
         Raises:
-            ProtocolError, StoreError: as :meth:`prepare`; what was given before stays.
+            ProtocolError, StoreError: as :meth:`prepare`; what was given before stays, and perhaps the one after it.
         """
         for first in range(0, count, MOST):
             yield from self._prepare(self._connect(), min(MOST, count - first), None, progress)
@@ -133,7 +133,7 @@ class Client:
         if progress:
             total = self.plan.offline_bytes(count)
             channel.ledger.watch = lambda done: progress(done, total)
-        key = None
+        key, made = None, None
         prepare_aside()
         with client_session(channel, _to_prepare(self.plan, count)) as session:
             for number in range(count):
@@ -143,7 +143,12 @@ class Client:
                         key = client.offline(_run(channel, batch, "client", observe), self.plan, sink, key=key)
                     channel.receive(Frame.READY, 1)
                     writer.commit()
-                yield PreparedBatch(batch.hex(), sink.nbytes, channel.ledger)
+                channel.send(Frame.READY, STORED)
+                if made:
+                    yield made
+                made = PreparedBatch(batch.hex(), sink.nbytes, channel.ledger)  # the server may still be storing it
+        if made:
+            yield made
 
     def infer(
         self,
@@ -175,8 +180,12 @@ class Client:
             (made,) = self._prepare(channel, 1, observe, progress)
             batch, start, channel = made.batch, time.perf_counter(), self._connect()
         try:
-            with client_session(channel, _to_query(self.plan, batch)), self.store.claim(binding, batch) as claimed:
-                output = self._online(channel, claimed, x, observe)
+            with client_session(channel, _to_query(self.plan, batch)):
+                channel.receive(Frame.READY, 1)  # the server has claimed its half
+                with self.store.claim(binding, batch) as claimed:
+                    channel.send(Frame.READY, CLAIMED)
+                    run = _run(channel, bytes.fromhex(batch), "client", observe)
+                    output = client.online(run, self.plan, Reading(claimed), x)
         except ConfigurationMismatchError as error:
             if error.differing != frozenset([BATCH]):
                 raise
@@ -186,12 +195,6 @@ class Client:
                 f"the server has no batch {batch[:16]}: spent, too old, or another store; destroyed here too, ask again"
             ) from None
         return Answer(output, channel.ledger, time.perf_counter() - start)
-
-    def _online(self, channel: TlsChannel, batch: Batch, x: Integers, observe: Observer | None) -> Integers:
-        channel.send(Frame.READY, CLAIMED)
-        channel.receive(Frame.READY, 1)
-        run = _run(channel, bytes.fromhex(batch.session), "client", observe)
-        return client.online(run, self.plan, Reading(batch), x)
 
 
 def serve(channel: Connection, model: Model, store: Store, admit: Admit | None = None) -> int:
@@ -227,8 +230,8 @@ def serve(channel: Connection, model: Model, store: Store, admit: Admit | None =
     with server_session(channel, choose) as session:
         if batch := session.agreement.batch:
             with store.claim(binding, batch) as claimed:
-                channel.receive(Frame.READY, 1)
                 channel.send(Frame.READY, CLAIMED)
+                channel.receive(Frame.READY, 1)
                 server.online(_run(channel, bytes.fromhex(batch), "server"), model, Reading(claimed))
             return 0
         responder, nbytes = None, 0
@@ -237,8 +240,10 @@ def serve(channel: Connection, model: Model, store: Store, admit: Admit | None =
             with store.create(binding, batch.hex()) as writer:
                 with Writing(writer) as sink:
                     responder = server.offline(_run(channel, batch, "server"), model, sink, responder=responder)
+                writer.complete()
+                channel.send(Frame.READY, STORED)
+                channel.receive(Frame.READY, 1)
                 writer.commit()
-            channel.send(Frame.READY, STORED)
             nbytes += sink.nbytes
         return nbytes
 

@@ -3,7 +3,7 @@
 A batch is one party's half of the offline phase. It goes from *fresh* to *claimed* to *spent*, never back: a garbled
 circuit that is evaluated twice gives both labels of its wires away. The states are folders and a ledger::
 
-    writing/<id>/   being written; swept if its writer died
+    writing/<id>/   being written, or complete and not confirmed by the peer; swept if its writer died
     fresh/<id>/     complete, may be claimed once
     claimed/<id>/   being used; its key is gone, so nobody can open it again; swept if its reader died
     damaged/<id>/   what had no readable manifest when the store was opened, without its key
@@ -362,6 +362,7 @@ class Writer:
         self._hold = hold
         self._streams: dict[str, _Stream] = {}
         self._open = True
+        self._complete = False
 
     def write(self, name: str, chunk: Payload) -> None:
         """Append one chunk to the stream ``name``; it is read back as one chunk.
@@ -371,6 +372,8 @@ class Writer:
             StoreError: if it cannot be written; the batch is then discarded.
         """
         self._check_open()
+        if self._complete:
+            raise StoreError(f"{_short(self._folder.name)} is complete: nothing can be added to it")
         if not NAME.fullmatch(name):
             raise ValueError(f"stream {name!r}: use 1 to 100 letters, digits, dots, dashes or underscores")
         view = as_bytes(chunk)
@@ -380,8 +383,8 @@ class Writer:
             self._streams[name] = _Stream(self._folder, self._binding, self._key, name)
         self._append(self._streams[name], view, last=False)
 
-    def commit(self) -> None:
-        """Close every stream and make the batch fresh, durably.
+    def complete(self) -> None:
+        """Close every stream and make the batch durable. It goes with this process all the same, until :meth:`commit`.
 
         Raises:
             StoreError: if it cannot be written; the batch is then discarded.
@@ -395,6 +398,22 @@ class Writer:
                 manifest = {**self._binding.fields(), "streams": sorted(self._streams)}
                 _write_new(self._folder / MANIFEST, _canonical(manifest))
                 sync_folder(self._folder)
+        except StoreError:
+            self._close(discard=True)
+            raise
+        self._complete = True
+
+    def commit(self) -> None:
+        """Make the batch fresh, durably, after :meth:`complete` unless that was done.
+
+        Raises:
+            StoreError: if it cannot be written; the batch is then discarded.
+        """
+        if not self._complete:
+            self.complete()
+        self._check_open()
+        try:
+            with _reported(self._folder.name, self._store.folder):
                 self._store.commit(self._folder, self._hold)
         except StoreError:
             self._close(discard=True)

@@ -31,7 +31,8 @@ from deepreshape.private.transport.certificates import Identity, Role
 from deepreshape.private.transport.channel import Channel, Frame
 from deepreshape.private.transport.ledger import Phase
 
-VERSION = 1
+VERSION = 2
+"""2 since the server claims and the client confirms first, so that no half is left at the server alone."""
 HELLO_BYTES = 4096
 """Every greeting has this length: the receiver knows it, and it tells nothing."""
 CONFIRMATION_BYTES = 32
