@@ -39,9 +39,9 @@ from deepreshape.private.crypto.backend import Engine, UnavailableError, named, 
 from deepreshape.private.crypto.gc.halfgates import evaluate, garble, table_shape
 from deepreshape.private.crypto.labels import Context, Delta, permute_bits, pick
 from deepreshape.private.program.relu_config import GC_FULL, ReluConfig
-from deepreshape.private.protocols.label_transfer import GarbledLayer
-from deepreshape.private.protocols.relu_gc import ReluGc
-from deepreshape.private.protocols.relu_sign import ReluSign
+from deepreshape.private.protocols.garbled.label_transfer import GarbledLayer
+from deepreshape.private.protocols.garbled.relu_gc import ReluGc
+from deepreshape.private.protocols.garbled.relu_sign import ReluSign
 
 CASES: list[tuple[str, Ring | Field, Sign | None]] = [
     ("gc-full", Ring(16), None),

@@ -23,8 +23,9 @@ from deepreshape.pricing.calibrate import machine
 from deepreshape.private.arith.rng import Randomness
 from deepreshape.private.crypto.he import bfv as he
 from deepreshape.private.crypto.he import residues
-from deepreshape.private.protocols import packing as linear
-from deepreshape.private.protocols.packing import Convolution
+from deepreshape.private.crypto.he.packing import Convolution, choose_parameters, lay_out
+from deepreshape.private.crypto.he.parameters import DEGREE, STATISTICAL_BITS
+from deepreshape.private.crypto.he.responses import EncodedWeights, respond
 
 TARGET = {"layer": "64x8x8 -> 64, 3x3", "cpu_seconds": 0.15, "bytes": 3_000_000}
 
@@ -51,15 +52,15 @@ def spread(values: list[float]) -> dict[str, float]:
 
 
 def measure(layer: Convolution, modulus: int, rounds: int) -> dict[str, object]:
-    parameters = linear.choose_parameters(modulus, [layer])
-    layout = linear.lay_out(layer, parameters)
+    parameters = choose_parameters(modulus, [layer])
+    layout = lay_out(layer, parameters)
     rng = Randomness()
     key = he.ClientKey(parameters)
     responder = he.Responder(parameters, key.public_key())
     top = 2**layer.weight_bits
     integers = np.random.default_rng(0).integers(-top, top + 1, layer.weight_shape)
-    weights = linear.EncodedWeights(layout, integers)
-    kept = linear.EncodedWeights(layout, integers, keep=True)
+    weights = EncodedWeights(layout, integers)
+    kept = EncodedWeights(layout, integers, keep=True)
     mask = residues.uniform(rng, int(np.prod(layer.input_shape)), modulus).reshape(layer.input_shape)
     seconds: dict[str, list[float]] = {"client": [], "server": [], "server_kept": [], "limit": []}
 
@@ -70,7 +71,7 @@ def measure(layer: Convolution, modulus: int, rounds: int) -> dict[str, object]:
         return result
 
     sent = [key.encrypt(polynomial) for polynomial in layout.polynomials(mask)]
-    linear.respond(responder, kept, sent)  # encodes what is kept, and warms everything up
+    respond(responder, kept, sent)  # encodes what is kept, and warms everything up
     received = responder.receive(sent[0])
     plain = he.encode(parameters, np.random.default_rng(1).integers(-top, top + 1, parameters.degree)).plain
     total, product = he.seal.Ciphertext(), he.seal.Ciphertext()
@@ -91,11 +92,11 @@ def measure(layer: Convolution, modulus: int, rounds: int) -> dict[str, object]:
 
     for _ in range(rounds):
         timed("client", client)
-        responses, _ = timed("server", lambda: linear.respond(responder, weights, sent))
+        responses, _ = timed("server", lambda: respond(responder, weights, sent))
         began = time.process_time()
         finish(responses)
         seconds["client"][-1] += time.process_time() - began
-        timed("server_kept", lambda: linear.respond(responder, kept, sent))
+        timed("server_kept", lambda: respond(responder, kept, sent))
         timed("limit", products)
 
     everywhere = np.arange(parameters.degree)
@@ -136,8 +137,8 @@ def main() -> None:
         "versions": {name: version(name) for name in ("numpy", "tenseal", "zstandard")},
         "n": arguments.rounds,
         "modulus": f"2^{arguments.bits}",
-        "degree": he.DEGREE,
-        "statistical_bits": he.STATISTICAL_BITS,
+        "degree": DEGREE,
+        "statistical_bits": STATISTICAL_BITS,
         "target": TARGET,
         "layers": rows,
     }

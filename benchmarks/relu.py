@@ -32,10 +32,10 @@ from deepreshape.private.arith.rng import Randomness
 from deepreshape.private.crypto.backend import engine
 from deepreshape.private.program.relu_config import ReluConfig, Role
 from deepreshape.private.protocols.base import Prepared, Run, side_by_side
-from deepreshape.private.protocols.label_transfer import GarbledLayer
-from deepreshape.private.protocols.relu_garbled import GarbledRelu
-from deepreshape.private.protocols.relu_gc import ReluGc
-from deepreshape.private.protocols.relu_sign import ReluSign
+from deepreshape.private.protocols.garbled.label_transfer import GarbledLayer
+from deepreshape.private.protocols.garbled.relu_garbled import GarbledRelu
+from deepreshape.private.protocols.garbled.relu_gc import ReluGc
+from deepreshape.private.protocols.garbled.relu_sign import ReluSign
 from deepreshape.private.transport.memory import memory_pair
 
 SHIFT = 12

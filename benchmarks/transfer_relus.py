@@ -32,7 +32,7 @@ from deepreshape.private.crypto.ot.iknp import IKNP
 from deepreshape.private.crypto.ot.lpn import LARGE, Round
 from deepreshape.private.crypto.ot.silent import SILENT
 from deepreshape.private.crypto.ot.softspoken import BITS, SOFTSPOKEN
-from deepreshape.private.protocols.transfer_relu import ChainRelu, TransferRelu, TreeRelu
+from deepreshape.private.protocols.transfers.transfer_relu import ChainRelu, TransferRelu, TreeRelu
 from deepreshape.private.transport.memory import MemoryChannel, memory_pair
 
 RING, SHIFT, BATCH = Ring(37), 12, 8192

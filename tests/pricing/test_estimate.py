@@ -13,9 +13,9 @@ from deepreshape.cost.published import PROFILES
 from deepreshape.counting import count
 from deepreshape.pricing.estimate import outline, square
 from deepreshape.pricing.quote import Terms, quote_layers, quote_program
+from deepreshape.private.crypto.he.packing import Convolution
 from deepreshape.private.parties.plan import Plan
 from deepreshape.private.program.lower import lower
-from deepreshape.private.protocols.packing import Convolution
 
 
 def lenet() -> nn.Module:

@@ -13,11 +13,20 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from deepreshape.private.arith.rng import Randomness
-from deepreshape.private.crypto.he.bfv import ClientKey, Parameters, Responder, candidates
+from deepreshape.private.crypto.he.bfv import ClientKey, Responder
+from deepreshape.private.crypto.he.packing import Convolution, Layout, choose_parameters, joined, lay_out, split_groups
+from deepreshape.private.crypto.he.parameters import Parameters, candidates
 from deepreshape.private.crypto.he.residues import uniform
+from deepreshape.private.crypto.he.responses import EncodedWeights, respond
 from deepreshape.private.errors import ProtocolError
-from deepreshape.private.protocols import packing as linear
-from deepreshape.private.protocols.packing import Convolution, EncodedWeights, Layout
+from deepreshape.private.protocols.linear import (
+    receive_mask,
+    receive_public_key,
+    receive_share,
+    send_mask,
+    send_public_key,
+    send_responses,
+)
 from deepreshape.private.transport.memory import memory_pair
 
 RANDOM = Randomness()
@@ -49,14 +58,14 @@ def run(layout: Layout, weights, mask, rng=RANDOM):
     here, there = memory_pair()
     key = ClientKey(layout.parameters)
     with here.ledger.at("", "setup"), there.ledger.at("", "setup"):
-        linear.send_public_key(here, key)
-        responder = linear.receive_public_key(there, layout.parameters, rng)
+        send_public_key(here, key)
+        responder = receive_public_key(there, layout.parameters, rng)
     with here.ledger.at("layer", "offline"), there.ledger.at("layer", "offline"):
-        linear.send_mask(here, key, layout, mask)
-        received = linear.receive_mask(there, layout)
-        responses, theirs = linear.respond(responder, EncodedWeights(layout, weights), received)
-        linear.send_responses(there, responses)
-        mine = linear.receive_share(here, key, layout)
+        send_mask(here, key, layout, mask)
+        received = receive_mask(there, layout)
+        responses, theirs = respond(responder, EncodedWeights(layout, weights), received)
+        send_responses(there, responses)
+        mine = receive_share(here, key, layout)
     return mine, theirs, here.ledger.traffic, there.ledger.traffic
 
 
@@ -99,8 +108,8 @@ def layers(draw):
 @settings(max_examples=25, deadline=None, derandomize=True)
 @given(layers(), st.sampled_from(MODULI), st.integers(0, 9))
 def test_small_convolutions(layer, modulus, seed):
-    parameters = linear.choose_parameters(modulus, [layer])
-    check(linear.lay_out(layer, parameters), seed)
+    parameters = choose_parameters(modulus, [layer])
+    check(lay_out(layer, parameters), seed)
 
 
 @settings(max_examples=25, deadline=None, derandomize=True)
@@ -122,7 +131,7 @@ def test_every_layout_is_right(layer, data):
 @given(st.integers(1, 300), st.integers(1, 60), st.sampled_from(MODULI))
 def test_matrix_products(inputs, outputs, modulus):
     layer = Convolution.matrix(inputs, outputs, weight_bits=12)
-    check(linear.lay_out(layer, linear.choose_parameters(modulus, [layer])))
+    check(lay_out(layer, choose_parameters(modulus, [layer])))
 
 
 @pytest.mark.parametrize(
@@ -135,7 +144,7 @@ def test_matrix_products(inputs, outputs, modulus):
     ],
 )
 def test_large_and_odd(layer):
-    check(linear.lay_out(layer, linear.choose_parameters(2**37, [layer])))
+    check(lay_out(layer, choose_parameters(2**37, [layer])))
 
 
 def test_full_polynomial():
@@ -174,7 +183,7 @@ def test_the_worst_weights_that_the_bounds_allow_decrypt(case, modulus, byte):
     """The largest mask too, and floods next to an end of their range."""
     layer, weights = case
     mask = np.full(layer.input_shape, modulus - 1, np.uint64)
-    layout = linear.lay_out(layer, linear.choose_parameters(modulus, [layer]))
+    layout = lay_out(layer, choose_parameters(modulus, [layer]))
     mine, theirs, _, _ = run(layout, weights, mask, Constant(byte))
     opened = (mine.astype(object) + theirs.astype(object)) % modulus
     assert (opened == plain(layer, weights, mask, modulus)).all()
@@ -186,8 +195,8 @@ def test_a_wide_layout_that_cannot_be_flooded_hides_no_narrower_one():
     parameters = Parameters(2**31, (60, 60))
     with pytest.raises(ValueError, match="noise budget too small"):
         Layout(layer, parameters, 1, 1, 1, 64).form  # noqa: B018
-    assert linear.lay_out(layer, parameters).form.flood_bits == 82
-    assert len(linear.choose_parameters(2**31, [layer]).prime_bits) == 2
+    assert lay_out(layer, parameters).form.flood_bits == 82
+    assert len(choose_parameters(2**31, [layer]).prime_bits) == 2
 
 
 @settings(max_examples=30, deadline=None, derandomize=True)
@@ -198,7 +207,7 @@ def test_flood_covers_all_weights_of_a_response(case):
     The 2^-40 are a layer's of the network, so all its copies share them.
     """
     layer, weights = case
-    layout = linear.lay_out(layer, Parameters(2**37, (60, 60, 60)))
+    layout = lay_out(layer, Parameters(2**37, (60, 60, 60)))
     largest = layout.split_weights(weights)
     noise = max(
         layout.parameters.noise_bound(
@@ -215,7 +224,7 @@ def test_flood_covers_all_weights_of_a_response(case):
 def test_tiling_of_the_reference_layer():
     """64x8x8 -> 64: few ciphertexts each way and well below 3 MB."""
     layer = Convolution(64, 8, 8, 64, kernel=3, padding=1)
-    cost = linear.declared(layer, linear.choose_parameters(2**37, [layer]))
+    cost = lay_out(layer, choose_parameters(2**37, [layer])).declared
     sent, returned = cost.ciphertexts
     assert sent * returned == cost.products
     assert sent + returned <= 16
@@ -225,14 +234,14 @@ def test_tiling_of_the_reference_layer():
 def test_stride_two_pointwise_keeps_a_quarter():
     strided = Convolution(64, 32, 32, 64, stride=2)
     dense = Convolution(64, 16, 16, 64)
-    parameters = linear.choose_parameters(2**37, [strided])
-    assert linear.declared(strided, parameters).traffic == linear.declared(dense, parameters).traffic
-    assert linear.lay_out(strided, parameters).split == 2
+    parameters = choose_parameters(2**37, [strided])
+    assert lay_out(strided, parameters).declared.traffic == lay_out(dense, parameters).declared.traffic
+    assert lay_out(strided, parameters).split == 2
 
 
 def test_kept_encodings_answer_the_same():
     layer = Convolution(3, 6, 6, 3, kernel=3, padding=1)
-    layout = linear.lay_out(layer, linear.choose_parameters(2**37, [layer]))
+    layout = lay_out(layer, choose_parameters(2**37, [layer]))
     weights, mask = random_case(layer, 2**37)
     key = ClientKey(layout.parameters)
     responder = Responder(layout.parameters, key.public_key())
@@ -240,7 +249,7 @@ def test_kept_encodings_answer_the_same():
     sent = [key.encrypt(polynomial) for polynomial in layout.polynomials(mask)]
     expected = plain(layer, weights, mask, 2**37)
     for _ in range(2):
-        responses, share = linear.respond(responder, kept, sent)
+        responses, share = respond(responder, kept, sent)
         opened = np.zeros(layer.output_shape, np.uint64)
         for response, (channels, rows) in zip(responses, layout.slices(), strict=True):
             found = key.decrypt(response, layout.form, layout.positions(channels, rows))
@@ -250,7 +259,7 @@ def test_kept_encodings_answer_the_same():
 
 def test_zero_weights():
     layer = Convolution(2, 4, 4, 2, kernel=3, padding=1)
-    layout = linear.lay_out(layer, linear.choose_parameters(2**37, [layer]))
+    layout = lay_out(layer, choose_parameters(2**37, [layer]))
     mine, theirs, _, _ = run(layout, np.zeros(layer.weight_shape, np.int64), random_case(layer, 2**37)[1])
     assert not ((mine + theirs) % np.uint64(2**37)).any()
 
@@ -258,7 +267,7 @@ def test_zero_weights():
 def test_shares_are_uniform_and_fresh():
     """Even where W r is zero, each share alone looks uniform, and no two runs share one."""
     layer = Convolution(2, 16, 16, 4, kernel=3, padding=1)
-    layout = linear.lay_out(layer, linear.choose_parameters(2**37, [layer]))
+    layout = lay_out(layer, choose_parameters(2**37, [layer]))
     shares = [
         share
         for _ in range(2)
@@ -280,7 +289,7 @@ class Zeros:
 def test_share_of_zero():
     """The mask -s stays below t when s is 0."""
     layer = Convolution(2, 4, 4, 2, kernel=3, padding=1)
-    layout = linear.lay_out(layer, linear.choose_parameters(2**37, [layer]))
+    layout = lay_out(layer, choose_parameters(2**37, [layer]))
     weights, mask = random_case(layer, 2**37)
     mine, theirs, _, _ = run(layout, weights, mask, Zeros())
     assert not theirs.any()
@@ -302,7 +311,7 @@ def test_impossible_layers(arguments, says):
 
 def test_wrong_weights_and_masks():
     layer = Convolution(1, 4, 4, 1, weight_bits=3)
-    layout = linear.lay_out(layer, linear.choose_parameters(2**37, [layer]))
+    layout = lay_out(layer, choose_parameters(2**37, [layer]))
     key = ClientKey(layout.parameters)
     with pytest.raises(ValueError, match=r"shape \(2, 1, 1, 1\)"):
         EncodedWeights(layout, np.ones((2, 1, 1, 1), np.int64))
@@ -310,30 +319,30 @@ def test_wrong_weights_and_masks():
         EncodedWeights(layout, np.full((1, 1, 1, 1), -9))
     summed = Convolution.matrix(4, 1, weight_bits=3, sum_bits=4)
     with pytest.raises(ValueError, match=r"sum to more than the 2\^4"):
-        EncodedWeights(linear.lay_out(summed, layout.parameters), np.full((1, 4, 1, 1), 5))
+        EncodedWeights(lay_out(summed, layout.parameters), np.full((1, 4, 1, 1), 5))
     with pytest.raises(ValueError, match=r"wants \(1, 4, 4\)"):
-        linear.send_mask(memory_pair()[0], key, layout, np.zeros((1, 4, 5), np.uint64))
+        send_mask(memory_pair()[0], key, layout, np.zeros((1, 4, 5), np.uint64))
 
 
 def test_too_wide_is_refused():
     with pytest.raises(ValueError, match="noise budget too small by about"):
-        linear.choose_parameters(2**55, [Convolution(512, 8, 8, 64, kernel=3, padding=1, weight_bits=40)])
+        choose_parameters(2**55, [Convolution(512, 8, 8, 64, kernel=3, padding=1, weight_bits=40)])
 
 
 def test_malformed_ciphertexts_reach_no_product():
     layer = Convolution(1, 4, 4, 1)
-    layout = linear.lay_out(layer, linear.choose_parameters(2**37, [layer]))
+    layout = lay_out(layer, choose_parameters(2**37, [layer]))
     key = ClientKey(layout.parameters)
     responder = Responder(layout.parameters, key.public_key())
     weights = EncodedWeights(layout, np.ones(layer.weight_shape, np.int64))
     good = key.encrypt(np.zeros(layout.parameters.degree, np.uint64))
     for count in (0, 2):
         with pytest.raises(ProtocolError, match=f"{count} ciphertexts; the layer wants 1"):
-            linear.respond(responder, weights, [good] * count)
+            respond(responder, weights, [good] * count)
     with pytest.raises(ProtocolError, match="bytes"):
-        linear.respond(responder, weights, [os.urandom(10)])
+        respond(responder, weights, [os.urandom(10)])
     with pytest.raises(ProtocolError, match="not below its prime"):
-        linear.respond(responder, weights, [b"\xff" * layout.parameters.fresh_bytes])
+        respond(responder, weights, [b"\xff" * layout.parameters.fresh_bytes])
 
 
 @pytest.mark.parametrize(
@@ -349,7 +358,7 @@ def test_the_layout_is_the_cheapest_of_all(layer: Convolution):
             if out_tile:
                 with suppress(ValueError):
                     costs.append(Layout(layer, parameters, split, band_rows, in_tile, out_tile).cost)
-    assert linear.lay_out(layer, parameters).cost == min(costs)
+    assert lay_out(layer, parameters).cost == min(costs)
 
 
 @settings(max_examples=40, deadline=None, derandomize=True)
@@ -364,24 +373,24 @@ def test_joined_groups_compute_what_the_groups_do(groups, channels, size, place)
     fan_in, outs = channels
     assume(min(size) + 2 * padding >= kernel)
     group = Convolution(fan_in, *size, outs, kernel, stride, padding, 4)
-    layer = linear.joined(group, groups)
+    layer = joined(group, groups)
     count = layer.copies
     assert count * layer.in_channels == groups * fan_in
     assert layer.weight_sum >= group.weight_sum
     if count < groups:
-        assert linear.lay_out(layer, next(iter(candidates(1 << 20)))).declared.ciphertexts == (1, 1)
+        assert lay_out(layer, next(iter(candidates(1 << 20)))).declared.ciphertexts == (1, 1)
     rng = np.random.default_rng(groups)
     weights = rng.integers(-16, 17, (groups * outs, fan_in, kernel, kernel))
     x = rng.integers(0, 99, (groups, fan_in, *size))
     apart = [plain(group, own, part, 2**20) for own, part in zip(np.split(weights, groups), x, strict=True)]
-    parts = zip(linear.split_groups(weights, layer), x.reshape(count, *layer.input_shape), strict=True)
+    parts = zip(split_groups(weights, layer), x.reshape(count, *layer.input_shape), strict=True)
     together = [plain(layer, own, part, 2**20) for own, part in parts]
     assert np.array_equal(np.concatenate(apart), np.concatenate(together))
 
 
 def test_a_norm_of_many_channels_takes_few_ciphertexts():
     """A convolution of 512 groups of one channel, which is what a batch norm before a ReLU becomes."""
-    layer = linear.joined(Convolution(1, 8, 8, 1), 512)
+    layer = joined(Convolution(1, 8, 8, 1), 512)
     assert (layer.in_channels, layer.copies) == (8, 64)
-    assert linear.joined(Convolution(1, 4, 4, 1, 3, 1, 1), 512).copies == 32  # 16 x 16 blocks of 5 x 5, padding shared
-    assert linear.joined(Convolution(64, 8, 8, 64), 2).copies == 2  # a group fills polynomials of its own
+    assert joined(Convolution(1, 4, 4, 1, 3, 1, 1), 512).copies == 32  # 16 x 16 blocks of 5 x 5, padding shared
+    assert joined(Convolution(64, 8, 8, 64), 2).copies == 2  # a group fills polynomials of its own

@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 from programs import random_inputs, random_program
 
-from deepreshape.private.crypto.he.bfv import ClientKey, Parameters, Responder
+from deepreshape.private.crypto.he.bfv import ClientKey, Responder
+from deepreshape.private.crypto.he.packing import Convolution, Layout
+from deepreshape.private.crypto.he.parameters import Parameters
+from deepreshape.private.crypto.he.responses import EncodedWeights, respond
 from deepreshape.private.processes import SOURCE, command, safe_environment
-from deepreshape.private.protocols import packing
 from deepreshape.private.protocols.he_workers import Workers
-from deepreshape.private.protocols.packing import Convolution, EncodedWeights, Layout
 from deepreshape.private.service.local_run import run_local
 
 NAMES = ("zstandard", "json", "secrets", "numpy", "deepreshape")
@@ -47,7 +48,7 @@ def test_workers_import_nothing_from_the_current_folder(
     sent = [key.encrypt(each) for each in layout.polynomials(np.ones(layout.layer.input_shape, np.uint64))]
     responder = Responder(parameters, key.public_key())
     with Workers(2, responder) as workers:
-        assert len(workers.respond(weights, sent)[0]) == len(packing.respond(responder, weights, sent)[0])
+        assert len(workers.respond(weights, sent)[0]) == len(respond(responder, weights, sent)[0])
     assert not trap.exists()
 
 

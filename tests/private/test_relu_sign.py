@@ -33,7 +33,7 @@ from deepreshape.private.crypto.ot.iknp import IKNP
 from deepreshape.private.errors import ProtocolError
 from deepreshape.private.program.relu_config import Role
 from deepreshape.private.protocols.base import Prepared
-from deepreshape.private.protocols.label_transfer import GarbledLayer, Garbler
+from deepreshape.private.protocols.garbled.label_transfer import GarbledLayer, Garbler
 from deepreshape.private.transport.channel import Frame
 from deepreshape.private.transport.ledger import Phase
 

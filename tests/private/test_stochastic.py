@@ -13,7 +13,7 @@ from deepreshape.private.arith.drelu import MODES, Mode, Window, Wrap
 from deepreshape.private.arith.ring import CIRCA_PRIME, Field, Ring
 from deepreshape.private.arith.rng import Randomness
 from deepreshape.private.program.relu_config import Role
-from deepreshape.private.protocols.label_transfer import GarbledLayer
+from deepreshape.private.protocols.garbled.label_transfer import GarbledLayer
 
 
 @pytest.mark.parametrize("modulus", [Ring(7), Field(61), Field(97), Field(127)], ids=str)

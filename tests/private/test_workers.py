@@ -8,14 +8,15 @@ from programs import random_inputs, random_program, run_both
 from test_linear import plain as product
 from test_linear import random_case
 
-from deepreshape.private.crypto.he.bfv import ClientKey, Parameters, Responder
+from deepreshape.private.crypto.he.bfv import ClientKey, Responder
+from deepreshape.private.crypto.he.packing import Convolution, Layout
+from deepreshape.private.crypto.he.parameters import Parameters
+from deepreshape.private.crypto.he.responses import EncodedWeights, respond
 from deepreshape.private.errors import ProtocolError
 from deepreshape.private.program import interpret as plain
 from deepreshape.private.protocols import he_workers as workers
-from deepreshape.private.protocols import packing as linear
 from deepreshape.private.protocols.choose import Protocols
 from deepreshape.private.protocols.he_workers import Workers, worthwhile
-from deepreshape.private.protocols.packing import Convolution, EncodedWeights, Layout
 
 PARAMETERS = Parameters(2**37, (60, 60))
 LAYERS = [
@@ -42,7 +43,7 @@ def test_together_they_answer_as_one_would(key: ClientKey, count: int) -> None:
             weights, mask = random_case(layout.layer, 2**37)
             sent = encrypted(key, layout, mask)
             responses, share = several.respond(EncodedWeights(layout, weights), sent)
-            alone, _ = linear.respond(responder, EncodedWeights(layout, weights), sent)
+            alone, _ = respond(responder, EncodedWeights(layout, weights), sent)
             assert [len(response) for response in responses] == [len(response) for response in alone]
             opened = share.copy()
             for response, (channels, rows) in zip(responses, layout.slices(), strict=True):

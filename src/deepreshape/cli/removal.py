@@ -41,7 +41,9 @@ def linearize(
     model: Annotated[str, typer.Argument(help="A saved model's folder, or zoo:NAME.")],
     budget: Annotated[int, typer.Option(min=0, help="How many ReLUs are left; met exactly.")],
     to: Annotated[Path, typer.Option("--out", help="Folder for the model; a run that was cut there goes on.")],
-    method: Annotated[str, typer.Option(help="snl, senet, taylor, autorep, descent or coarse.")] = "snl",
+    method: Annotated[
+        str, typer.Option(help="snl, senet, taylor, autorep, descent, coarse or herpn (squares).")
+    ] = "snl",
     granularity: Annotated[
         str | None,
         typer.Option(help="What is kept as one: pixel, position, channel or layer.", show_default=False),
@@ -73,6 +75,7 @@ def linearize(
     """Remove ReLUs from a trained network until exactly so many are left, and fine-tune it."""
     from deepreshape.cli.models import find_network
     from deepreshape.cost import PROFILES
+    from deepreshape.counting import count
     from deepreshape.experiments.points import RemovalPoint
     from deepreshape.models import Foreign, convert
     from deepreshape.models.saved import MANIFEST
@@ -133,6 +136,11 @@ def linearize(
         before, searched, after = top1
         out.print(f"validation top-1 {before:.2f} % before, {searched:.2f} % searched, {after:.2f} % fine-tuned")
     out.print(f"saved in {to}; masks.svg there shows which stayed")
+    comparisons = count(small, dataset.shape).total.maxpool_comparisons if method == "herpn" else 0
+    if comparisons:
+        out.print(
+            f"its max pools stay, {comparisons:,} comparisons; an -avg name or `substitute` makes average pools of them"
+        )
     if record.warning:
         err.print(f"[yellow]warning:[/] {record.warning}", highlight=False)
 

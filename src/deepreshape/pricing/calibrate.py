@@ -29,7 +29,9 @@ from deepreshape.private.arith.drelu import Window
 from deepreshape.private.arith.ring import Ring
 from deepreshape.private.arith.rng import Randomness
 from deepreshape.private.arith.square import Squaring
-from deepreshape.private.crypto.he.bfv import ClientKey, Parameters, Responder, candidates, encode
+from deepreshape.private.crypto.he.bfv import ClientKey, Responder, encode
+from deepreshape.private.crypto.he.packing import Convolution, lay_out
+from deepreshape.private.crypto.he.parameters import Parameters, candidates
 from deepreshape.private.crypto.labels import Delta
 from deepreshape.private.crypto.ot.cot import CotReceiver, CotSender
 from deepreshape.private.crypto.ot.iknp import IKNP
@@ -39,13 +41,12 @@ from deepreshape.private.program.integer_linear import on_shares
 from deepreshape.private.program.ops import Conv2d, Relu, Weights
 from deepreshape.private.program.relu_config import GC_FULL, ROLES, ReluConfig, Role
 from deepreshape.private.protocols.base import Prepared, Protocol, Run
-from deepreshape.private.protocols.label_transfer import GarbledLayer
-from deepreshape.private.protocols.packing import Convolution, lay_out
-from deepreshape.private.protocols.relu_garbled import OTHER, GarbledRelu
-from deepreshape.private.protocols.relu_gc import ReluGc
-from deepreshape.private.protocols.relu_ot import ReluOt
-from deepreshape.private.protocols.relu_sign import ReluSign
+from deepreshape.private.protocols.garbled.label_transfer import GarbledLayer
+from deepreshape.private.protocols.garbled.relu_garbled import OTHER, GarbledRelu
+from deepreshape.private.protocols.garbled.relu_gc import ReluGc
+from deepreshape.private.protocols.garbled.relu_sign import ReluSign
 from deepreshape.private.protocols.square import Constants, Squares, SquaringLayer
+from deepreshape.private.protocols.transfers.relu_ot import ReluOt
 from deepreshape.private.protocols.truncate import Truncation, TruncationLayer
 from deepreshape.private.transport.certificates import create_authority, issue
 from deepreshape.private.transport.channel import Channel, Frame

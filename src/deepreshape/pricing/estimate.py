@@ -15,13 +15,13 @@ from functools import cached_property
 
 from deepreshape.cost import Layer, LinearLayer, SquareLayer, UnpricedLayer
 from deepreshape.private.arith.ring import Ring
-from deepreshape.private.crypto.he.bfv import Parameters, candidates
+from deepreshape.private.crypto.he.packing import Convolution, Layout, joined, lay_out
+from deepreshape.private.crypto.he.parameters import Parameters, candidates
 from deepreshape.private.program.ops import Relu
 from deepreshape.private.program.relu_config import GC_FULL, ReluConfig
 from deepreshape.private.protocols.base import Flight, Step
 from deepreshape.private.protocols.choose import relu_protocol
 from deepreshape.private.protocols.linear import TYPICAL_WEIGHT, EncryptedLayer, HeLinear
-from deepreshape.private.protocols.packing import Convolution, Layout, joined, lay_out
 from deepreshape.private.protocols.steps import Steps
 from deepreshape.private.protocols.truncate import Truncation, TruncationLayer
 

@@ -7,6 +7,7 @@ from deepreshape.design.plan import Plan, Record, apply, candidates, plan, plan_
 from deepreshape.removal.autorep import AutoReP
 from deepreshape.removal.coarse import Coarse
 from deepreshape.removal.descent import Descent
+from deepreshape.removal.herpn import Herpn
 from deepreshape.removal.method import Linearization, Method, Removal, linearize, relu_prices, tuning_recipe
 from deepreshape.removal.senet import SENet
 from deepreshape.removal.sites import masks_of
@@ -21,6 +22,7 @@ __all__ = [
     "Coarse",
     "Cull",
     "Descent",
+    "Herpn",
     "Linearization",
     "Method",
     "Plan",
@@ -44,6 +46,6 @@ __all__ = [
 ]
 
 METHODS: dict[str, type[Method]] = {
-    method.__name__.lower(): method for method in (SNL, SENet, Taylor, AutoReP, Descent, Coarse)
+    method.__name__.lower(): method for method in (SNL, SENet, Taylor, AutoReP, Descent, Coarse, Herpn)
 }
 """Every method by its name on the command line."""

@@ -285,9 +285,12 @@ class Linearization:
         """What the method makes of a copy, its number of ReLUs checked."""
         task = Task(self.data, self.recipe, self.teacher, self.masks, self.prices, self.seed, folder, progress)
         reduced = self.method.reduce(copy.deepcopy(self.model), task)
-        budget, left = self.method.budget, count(reduced.network, self.data.shape).total.relus
+        after = count(reduced.network, self.data.shape)
+        budget, left = self.method.budget, after.total.relus
         if left > budget or (self.method.exact and left < budget):
             raise RuntimeError(f"{self.method.name} left {left:,} ReLUs in place of {budget:,}")
+        if self.price:
+            self.price(after.priced_layers)  # one that prices no squares says so before the fine-tuning
         return reduced
 
     def _top1(self, network: nn.Module) -> float | None:

@@ -8,13 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.circuits import evaluate_plain, run_words
 
-from deepreshape.private.arith.ring import (
-    PRIME_32,
-    Bits,
-    Field,
-    Ring,
-    to_bits,
-)
+from deepreshape.private.arith.ring import PRIME_32, Bits, Field, Ring, to_bits
 from deepreshape.private.crypto.circuit import Builder, Circuit
 from deepreshape.private.crypto.gc.relu_circuits import relu_circuit
 

@@ -7,8 +7,8 @@ import pytest
 from support.two_parties import fixed
 
 from deepreshape.private.arith.ring import Words
-from deepreshape.private.protocols import carry_chain
-from deepreshape.private.protocols.carry_chain import WIDEST, Chain
+from deepreshape.private.protocols.transfers import carry_chain
+from deepreshape.private.protocols.transfers.carry_chain import WIDEST, Chain
 
 SPLITS = [(1,), (2,), (3,), (1, 1), (2, 1), (1, 2), (1, 1, 1)]
 U = np.uint64

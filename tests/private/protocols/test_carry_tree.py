@@ -5,7 +5,7 @@ import pytest
 from support.two_parties import fixed
 
 from deepreshape.private.arith.ring import Bits, Words
-from deepreshape.private.protocols.carry_tree import Tree, Walk, planes, unpacked
+from deepreshape.private.protocols.transfers.carry_tree import Tree, Walk, planes, unpacked
 
 U = np.uint64
 

@@ -9,8 +9,8 @@ from deepreshape.private.program.ops import ProgramError, Relu
 from deepreshape.private.program.relu_config import ReluConfig
 from deepreshape.private.protocols.base import Prepared, Run, side_by_side
 from deepreshape.private.protocols.choose import relu_protocol
-from deepreshape.private.protocols.relu_ot import TREE_SAVES, OtLayer, ReluOt
-from deepreshape.private.protocols.transfer_relu import ChainRelu, TreeRelu
+from deepreshape.private.protocols.transfers.relu_ot import TREE_SAVES, OtLayer, ReluOt
+from deepreshape.private.protocols.transfers.transfer_relu import ChainRelu, TreeRelu
 from deepreshape.private.transport.memory import memory_pair
 
 CASES: list[tuple[str, Ring | Field, int]] = [

@@ -22,7 +22,7 @@ from deepreshape.private.program.relu_config import ReluConfig
 from deepreshape.private.protocols.base import Prepared, Run, side_by_side
 from deepreshape.private.protocols.choose import Protocols
 from deepreshape.private.protocols.square import Constants, Squares, SquaringLayer
-from deepreshape.private.protocols.transfer_ends import COTS
+from deepreshape.private.protocols.transfers.transfer_ends import COTS
 from deepreshape.private.transport.memory import memory_pair
 
 CASES = [

@@ -16,8 +16,8 @@ from deepreshape.private.crypto.backend.numpy import Reference
 from deepreshape.private.crypto.bit_fields import packed_bytes, unpack
 from deepreshape.private.crypto.labels import Context, Delta, permute_bits, pick
 from deepreshape.private.errors import ProtocolError
-from deepreshape.private.protocols import multiplexer, transfer_relu
-from deepreshape.private.protocols.transfer_relu import ChainRelu, Online, TransferRelu, TreeRelu
+from deepreshape.private.protocols.transfers import multiplexer, transfer_relu
+from deepreshape.private.protocols.transfers.transfer_relu import ChainRelu, Online, TransferRelu, TreeRelu
 
 U = np.uint64
 CONTEXT = Context(b"session", "layer", 0)

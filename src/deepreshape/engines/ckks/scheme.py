@@ -1,4 +1,4 @@
-"""CKKS by Microsoft SEAL (through ``tenseal.sealapi``): the only module of this engine that sees the library.
+"""CKKS by Microsoft SEAL (``private/crypto/he/seal_container.py``): the only module of this engine that sees it.
 
 *What comes from a peer.* A server gets evaluation keys and a ciphertext, a client a ciphertext. Their lengths are
 compared with what the parameters allow before a byte is kept. The library then checks every residue against its prime
@@ -8,21 +8,17 @@ process that serves this client alone.
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Generator, Iterable
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tenseal import sealapi  # pyright: ignore[reportMissingTypeStubs]
 
 from deepreshape.engines.ckks.parameters import Parameters
+from deepreshape.private.crypto.he.seal_container import load_into, saved_container, seal
 
 __all__ = ["Cipher", "Evaluator", "Holder", "Scheme"]
 
-seal: Any = sealapi
 Real = NDArray[np.float64]
 
 SLACK = 1 << 12
@@ -107,13 +103,10 @@ class Scheme:
         """
         if len(data) > most:
             raise ValueError(f"{what} of {len(data):,} bytes; at most {most:,} can be one")
-        with _scratch() as path:
-            with open(path, "wb", buffering=0) as file:
-                file.write(data)
-            try:
-                target.load(self.context, path)
-            except (RuntimeError, ValueError) as error:
-                raise ValueError(f"{what} cannot be read: {error}") from error
+        try:
+            load_into(target, self.context, data)
+        except (RuntimeError, ValueError) as error:
+            raise ValueError(f"{what} cannot be read: {error}") from error
 
 
 class Holder:
@@ -131,15 +124,15 @@ class Holder:
 
     def evaluation_keys(self, steps: Iterable[int]) -> Generator[tuple[str, bytes]]:
         """By name, the key for squares and one a rotation, seeded: half the bytes."""
-        yield "square", _saved(self._generator.create_relin_keys())
+        yield "square", saved_container(self._generator.create_relin_keys())
         for step in sorted(steps):
-            yield f"rotate-{step}", _saved(self._generator.create_galois_keys([self.scheme.element(step)]))
+            yield f"rotate-{step}", saved_container(self._generator.create_galois_keys([self.scheme.element(step)]))
 
     def encrypt(self, values: Real) -> bytes:
         """One ciphertext, (slots,), at the top, seeded."""
         top = self.scheme.parameters.levels
         plain = self.scheme.encode(values, top, self.scheme.scale)
-        return _saved(self._encryptor.encrypt_symmetric(plain))
+        return saved_container(self._encryptor.encrypt_symmetric(plain))
 
     def decrypt(self, data: bytes, level: int = 0) -> Real:
         """The values of a peer's ciphertext, (slots,).
@@ -228,25 +221,4 @@ class Evaluator:
         return Cipher(out, x.level)
 
     def saved(self, x: Cipher) -> bytes:
-        return _saved(x.raw)
-
-
-@contextmanager
-def _scratch() -> Generator[str]:
-    """Path of a file for the library to load from or save to, in memory where the system can."""
-    if hasattr(os, "memfd_create"):
-        fd = os.memfd_create("ckks", os.MFD_CLOEXEC)
-        try:
-            yield f"/proc/self/fd/{fd}"
-        finally:
-            os.close(fd)
-    else:
-        with tempfile.TemporaryDirectory(prefix="deepreshape-") as folder:
-            yield os.path.join(folder, "object")
-
-
-def _saved(source: Any) -> bytes:
-    with _scratch() as path:
-        source.save(path)
-        with open(path, "rb", buffering=0) as file:
-            return file.read()
+        return saved_container(x.raw)

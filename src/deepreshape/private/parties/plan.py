@@ -18,7 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deepreshape.cost import Cost, CostReport
-from deepreshape.private.crypto.he.bfv import Parameters
+from deepreshape.private.crypto.he.packing import Convolution, Layout, choose_parameters, joined, lay_out
+from deepreshape.private.crypto.he.parameters import Parameters
 from deepreshape.private.parties.preprocessing import Source
 from deepreshape.private.program.interpret import coins_of
 from deepreshape.private.program.ops import INPUT, Conv2d, Linear, Local, Op, ProgramError, Shape
@@ -27,7 +28,6 @@ from deepreshape.private.program.relu_config import GC_FULL, ReluConfig, Role
 from deepreshape.private.protocols.base import Flight, Prepared, Step
 from deepreshape.private.protocols.choose import Protocols
 from deepreshape.private.protocols.linear import EncryptedLayer, HeLinear
-from deepreshape.private.protocols.packing import Convolution, Layout, choose_parameters, joined, lay_out
 from deepreshape.private.protocols.steps import OUTPUT, SETUP, Steps
 from deepreshape.private.transport.ledger import Phase
 

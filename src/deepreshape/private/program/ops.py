@@ -23,6 +23,7 @@ from typing import ClassVar, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from deepreshape.private.arith.bounds import SUM_BITS
 from deepreshape.private.arith.ring import Field, Ring, Words
 from deepreshape.private.arith.square import Squaring
 from deepreshape.private.program.integer_linear import exactly, patches, windows
@@ -39,8 +40,6 @@ MOST_ELEMENTS = 1 << 24
 """Of one value: the largest of a ResNet-50 on ImageNet has 2^20."""
 MOST_WEIGHTS = 1 << 28
 """Of one layer."""
-SUM_BITS = 52
-"""The largest ``sum_bits``: what ``integer_linear.py`` can add up."""
 
 
 class ProgramError(ValueError):
@@ -591,11 +590,6 @@ OPS: tuple[type[Op], ...] = (
     Conv2d, Linear, Add, SumPool, Relu, Square, Truncate, Raise, Rescale, Flatten, Concat, Gather,
 )  # fmt: skip
 """All there are."""
-
-
-def largest_sum(weight: NDArray[np.integer]) -> int:
-    """The largest sum of the absolute weights of one output."""
-    return int(np.abs(weight.reshape(len(weight), -1)).sum(1, dtype=np.int64).max())
 
 
 def _added(shares: Sequence[Words], modulus: Ring | Field) -> Words:

@@ -18,6 +18,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from deepreshape.private.arith.bounds import largest_sum
 from deepreshape.private.arith.ring import Field, Ring
 from deepreshape.private.arith.truncation import ShareTruncation
 from deepreshape.private.program.ops import (
@@ -34,7 +35,6 @@ from deepreshape.private.program.ops import (
     Value,
     Weighted,
     Weights,
-    largest_sum,
 )
 
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,199}")

@@ -28,6 +28,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from deepreshape.private.arith.bounds import largest_sum
 from deepreshape.private.arith.ring import Field, Ring
 from deepreshape.private.arith.square import Squaring
 from deepreshape.private.arith.truncation import ShareTruncation
@@ -49,7 +50,6 @@ from deepreshape.private.program.ops import (
     Truncate,
     Value,
     Weights,
-    largest_sum,
 )
 from deepreshape.private.program.program import Program, from_fixed, to_fixed, truncation_room
 

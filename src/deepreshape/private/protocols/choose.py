@@ -15,10 +15,10 @@ from deepreshape.private.program.ops import Local, Op, Relu, Square, Truncate, W
 from deepreshape.private.program.program import Program
 from deepreshape.private.program.relu_config import GC_FULL, ReluConfig
 from deepreshape.private.protocols.base import Flight, ReluProtocol, Step
-from deepreshape.private.protocols.relu_gc import ReluGc
-from deepreshape.private.protocols.relu_ot import ReluOt
-from deepreshape.private.protocols.relu_sign import ReluSign
+from deepreshape.private.protocols.garbled.relu_gc import ReluGc
+from deepreshape.private.protocols.garbled.relu_sign import ReluSign
 from deepreshape.private.protocols.square import Squares
+from deepreshape.private.protocols.transfers.relu_ot import ReluOt
 from deepreshape.private.protocols.truncate import Truncation
 
 PROTOCOLS = {"gc-full": ReluGc, "gc-sign": ReluSign, "gc-stochastic": ReluSign, "ot": ReluOt}

@@ -24,11 +24,13 @@ from typing import Any, Self
 
 import numpy as np
 
-from deepreshape.private.crypto.he.bfv import Parameters, Responder
+from deepreshape.private.crypto.he.bfv import Responder
+from deepreshape.private.crypto.he.packing import Convolution, Layout
+from deepreshape.private.crypto.he.parameters import Parameters
 from deepreshape.private.crypto.he.residues import Buffer, Residues
+from deepreshape.private.crypto.he.responses import EncodedWeights, encode_row, respond_tiles
 from deepreshape.private.errors import ProtocolError
 from deepreshape.private.processes import command, safe_environment
-from deepreshape.private.protocols.packing import Convolution, EncodedWeights, Layout, encode_row, respond_tiles
 
 PRODUCTS_EACH = 2000
 """Products that are worth a process: about a second of work, where starting one takes half of that."""
@@ -55,7 +57,7 @@ class Workers:
         self._others = [_Worker(responder) for _ in range(count - 1)]
 
     def respond(self, weights: EncodedWeights, ciphertexts: Sequence[Buffer]) -> tuple[list[bytes], Residues]:
-        """:func:`deepreshape.private.protocols.packing.respond`, by all processes together.
+        """:func:`deepreshape.private.crypto.he.responses.respond`, by all processes together.
 
         Raises:
             ProtocolError: as that, or if a worker has ended.

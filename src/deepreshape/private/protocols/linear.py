@@ -1,21 +1,29 @@
 """A linear layer: offline under homomorphic encryption, online by the server alone.
 
-The client sends encryptions of r, its share of the input, and gets W r - s; the server keeps s and adds it online to W
-x_server + b, which it computes in the clear. ``packing.py`` derives the protocol and states what either party learns.
-All layers whose r is known at the same time go side by side: the server reads all masks before it answers the first.
+*Protocol.* The client sends encryptions of r, its share of the input, coefficient-encoded (``packing.py``); the server
+multiplies them by its encoded weights, and returns W r - s with s uniform modulo t, flooded and re-randomised
+(``bfv.py`` states the assumptions and why the client learns nothing but W r - s). Semi-honest. The server keeps s and
+adds it online to W x_server + b, which it computes in the clear: nothing of this travels online.
+
+All layers whose r is known at the same time go side by side: the server reads all shares before it answers the first.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, final
 
 import numpy as np
 
 from deepreshape.private.arith.ring import Field, Ring, Words
-from deepreshape.private.crypto.he.bfv import ClientKey
+from deepreshape.private.arith.rng import Randomness
+from deepreshape.private.crypto.he.bfv import ClientKey, Responder
+from deepreshape.private.crypto.he.packing import Layout, split_groups
+from deepreshape.private.crypto.he.parameters import Parameters
+from deepreshape.private.crypto.he.residues import Residues
+from deepreshape.private.crypto.he.responses import EncodedWeights
 from deepreshape.private.program.integer_linear import EXACT_BITS, on_shares
 from deepreshape.private.program.ops import Weighted, Weights
 from deepreshape.private.program.program import Program
@@ -33,17 +41,7 @@ from deepreshape.private.protocols.base import (
     Segment,
 )
 from deepreshape.private.protocols.he_workers import Workers
-from deepreshape.private.protocols.packing import (
-    EncodedWeights,
-    Layout,
-    receive_mask,
-    receive_public_key,
-    receive_share,
-    send_mask,
-    send_public_key,
-    send_responses,
-    split_groups,
-)
+from deepreshape.private.transport.channel import Channel, Frame
 from deepreshape.private.transport.ledger import Phase
 
 TYPICAL_WEIGHT = 0.25
@@ -221,3 +219,48 @@ def _clear(layer: EncryptedLayer) -> dict[str, float]:
         "element": outputs,
         "store.read": WORD_BYTES * outputs,
     }
+
+
+def send_public_key(channel: Channel, key: ClientKey) -> None:
+    """Client, once a session: ``fresh_bytes`` for the server to re-randomise with."""
+    channel.send(Frame.CIPHERTEXTS, key.public_key())
+
+
+def receive_public_key(channel: Channel, parameters: Parameters, rng: Randomness | None = None) -> Responder:
+    """Server, once a session."""
+    return Responder(parameters, channel.receive(Frame.CIPHERTEXTS, parameters.fresh_bytes), rng)
+
+
+def send_mask(channel: Channel, key: ClientKey, layout: Layout, mask: Residues) -> None:
+    """Client: send the encrypted mask r of ``input_shape``, one frame a ciphertext.
+
+    Raises:
+        ValueError: if the shape differs or a residue is not below t.
+    """
+    if mask.shape != layout.layer.input_shape or int(mask.max()) >= key.parameters.modulus:
+        raise ValueError(f"mask of shape {mask.shape}; the layer wants {layout.layer.input_shape}, below the modulus")
+    for polynomial in layout.polynomials(mask):
+        channel.send(Frame.CIPHERTEXTS, key.encrypt(polynomial))
+
+
+def receive_mask(channel: Channel, layout: Layout) -> list[memoryview]:
+    """Server: the client's ciphertexts of one layer. It reads those of a whole flight before it answers the first."""
+    count = layout.bands * layout.inputs
+    return [channel.receive(Frame.CIPHERTEXTS, layout.parameters.fresh_bytes) for _ in range(count)]
+
+
+def send_responses(channel: Channel, responses: Iterable[bytes]) -> None:
+    """Server: what :func:`respond` made, one frame a response."""
+    for response in responses:
+        channel.send(Frame.CIPHERTEXTS, response)
+
+
+def receive_share(channel: Channel, key: ClientKey, layout: Layout) -> Residues:
+    """Client: its share u = W r - s modulo t, of ``output_shape``."""
+    share = np.zeros(layout.layer.output_shape, np.uint64)
+    for channels, rows in layout.slices():
+        positions = layout.positions(channels, rows)
+        nbytes = key.parameters.response_bytes(layout.form, len(positions))
+        plain = key.decrypt(channel.receive(Frame.CIPHERTEXTS, nbytes), layout.form, positions)
+        share[channels, rows] = plain.reshape(share[channels, rows].shape)
+    return share

@@ -64,8 +64,8 @@ from deepreshape.private.protocols.base import (
     check_shares,
     claim,
 )
-from deepreshape.private.protocols.label_transfer import wipe
-from deepreshape.private.protocols.transfer_ends import COTS, Reservation, TransferEnds
+from deepreshape.private.protocols.garbled.label_transfer import wipe
+from deepreshape.private.protocols.transfers.transfer_ends import COTS, Reservation, TransferEnds
 from deepreshape.private.transport.channel import Frame
 from deepreshape.private.transport.ledger import Phase
 

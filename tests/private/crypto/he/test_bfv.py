@@ -9,8 +9,18 @@ import pytest
 
 from deepreshape.private.arith.rng import Randomness
 from deepreshape.private.crypto.he import bfv as he
-from deepreshape.private.crypto.he.bfv import ClientKey, Parameters, Responder
+from deepreshape.private.crypto.he import seal_container
+from deepreshape.private.crypto.he.bfv import ClientKey, Responder
+from deepreshape.private.crypto.he.parameters import (
+    ERROR_BOUND,
+    SPECIAL_BITS,
+    STATISTICAL_BITS,
+    Parameters,
+    ResponseFormat,
+    candidates,
+)
 from deepreshape.private.crypto.he.residues import pack, packed_bytes, uniform, unpack
+from deepreshape.private.crypto.he.seal_container import content_of, load_into, saved_container
 from deepreshape.private.errors import ProtocolError
 
 SMALL = Parameters(2**37, (60, 60))
@@ -52,7 +62,7 @@ def one_response(key, responder, positions, seed=0):
 @pytest.mark.parametrize("modulus", [2**20, 2**41, 2061584302081])
 def test_every_coefficient_and_the_budget_left(modulus):
     """All coefficients revealed, worst weights: exact, and SEAL's own budget agrees that a bit or more is left."""
-    for parameters in (p for p in he.candidates(modulus) if p.prime_bits[0] == 60):
+    for parameters in (p for p in candidates(modulus) if p.prime_bits[0] == 60):
         try:
             form = parameters.response_format(WEIGHT_SUM, REVEALED)
         except ValueError:
@@ -71,10 +81,10 @@ def test_formulas():
     form = SMALL.response_format(WEIGHT_SUM, REVEALED)
     noise = SMALL.noise_bound(WEIGHT_SUM)
     assert noise >= 21.5 * WEIGHT_SUM + 42 * 8192 + 0.5
-    assert REVEALED * noise <= 2 ** (form.flood_bits + 1 - he.STATISTICAL_BITS) < 2 * REVEALED * noise
+    assert REVEALED * noise <= 2 ** (form.flood_bits + 1 - STATISTICAL_BITS) < 2 * REVEALED * noise
     assert SMALL.fresh_bytes == 2 * 15 * 8192 // 2 + 64
-    assert he._SPECIAL_BITS + sum(SMALL.prime_bits) <= 218
-    for parameters in he.candidates(2**37):
+    assert SPECIAL_BITS + sum(SMALL.prime_bits) <= 218
+    for parameters in candidates(2**37):
         assert parameters.degree == 8192
         assert all(
             p % (2 * 8192) == 1 and p.bit_length() == b
@@ -116,10 +126,8 @@ def test_wire_matches_seal(session):
     saved = key._encryptor.encrypt_symmetric(plain)
     ciphertext = he._fresh(SMALL, key._to_wire(saved))
     again = he.seal.Ciphertext()
-    with he._scratch() as path:
-        saved.save(path)
-        again.load(he._context(SMALL), path)
-    assert he._saved(again) == he._saved(ciphertext)
+    load_into(again, he._context(SMALL), saved_container(saved))
+    assert saved_container(again) == saved_container(ciphertext)
 
 
 @pytest.mark.parametrize("change", [-1, 1, None])
@@ -149,7 +157,7 @@ def test_residue_not_below_its_prime(session, row, at, monkeypatch):
     good = key.encrypt(np.zeros(8192, np.uint64))
     prime = SMALL.primes[row]
     responder.receive(tampered(good, row, at, prime - 1))
-    monkeypatch.setattr(he, "_load", lambda *_: pytest.fail("reached SEAL"))
+    monkeypatch.setattr(he, "load_into", lambda *_: pytest.fail("reached SEAL"))
     with pytest.raises(ProtocolError, match=f"not below its prime {prime}"):
         responder.receive(tampered(good, row, at, prime))
 
@@ -157,10 +165,10 @@ def test_residue_not_below_its_prime(session, row, at, monkeypatch):
 @pytest.mark.parametrize("part", ["c0", "c1"])
 def test_response_residue_not_below_its_prime(session, part, monkeypatch):
     key, _ = session
-    form = he.ResponseFormat(flood_bits=70, c0_bits=60, c1_bits=60)
+    form = ResponseFormat(flood_bits=70, c0_bits=60, c1_bits=60)
     c0, c1 = np.zeros(6, np.uint64), np.zeros(8192, np.uint64)
     (c0 if part == "c0" else c1)[-1] = SMALL.primes[0]
-    monkeypatch.setattr(he, "_load", lambda *_: pytest.fail("reached SEAL"))
+    monkeypatch.setattr(he, "load_into", lambda *_: pytest.fail("reached SEAL"))
     with pytest.raises(ProtocolError, match="not below its prime"):
         key.decrypt(pack(c0, 60) + pack(c1, 60), form, np.arange(6))
 
@@ -182,9 +190,9 @@ def test_keys_and_errors_are_what_the_bound_assumes():
     values, counts = np.unique(phase(np.eye(1, 2 * 8192, 8192, dtype=np.uint64).reshape(2, -1)), return_counts=True)
     assert list(values) == [-1, 0, 1]
     assert np.abs(counts - 8192 / 3).max() < 250
-    zero = he._saved(he._fresh(parameters, key.public_key()))[-16 * 8192 :]
+    zero = content_of(saved_container(he._fresh(parameters, key.public_key())))[-16 * 8192 :]
     errors = phase(np.frombuffer(zero, np.uint64).reshape(2, -1))
-    assert np.abs(errors).max() <= he.ERROR_BOUND
+    assert np.abs(errors).max() <= ERROR_BOUND
     assert (errors == np.rint(errors)).all()
     assert abs(errors.var() - 10.5) < 1
 
@@ -193,7 +201,7 @@ def test_keys_and_errors_are_what_the_bound_assumes():
 def test_returned_noise_is_the_flood(session, weight):
     """The noise that the client can see has the flood's size, whatever the weights."""
     key, responder = session
-    form = he.ResponseFormat(SMALL.response_format(WEIGHT_SUM, REVEALED).flood_bits, c0_bits=60, c1_bits=60)
+    form = ResponseFormat(SMALL.response_format(WEIGHT_SUM, REVEALED).flood_bits, c0_bits=60, c1_bits=60)
     everywhere = np.arange(8192)
     pairs = [(responder.receive(key.encrypt(np.zeros(8192, np.uint64))), he.encode(SMALL, np.full(8192, weight)))]
     response = responder.respond(pairs, np.zeros(8192, np.uint64), form, everywhere)
@@ -218,7 +226,7 @@ def test_what_is_added_before_switching(session, monkeypatch):
     assert (np.flatnonzero(flood.any(0)) == positions).all()
     for row, prime in zip(error, SMALL.primes, strict=True):
         signed = np.where(row > 100, row.astype(np.int64) - prime, row.astype(np.int64))
-        assert np.abs(signed).max() <= he.ERROR_BOUND
+        assert np.abs(signed).max() <= ERROR_BOUND
         assert 9 < signed.var() < 12
 
 
@@ -252,10 +260,10 @@ def test_injected_randomness_alone_decides_the_response(session):
 def test_without_memory_files(session, monkeypatch):
     """The fallback: ciphertexts through a private folder, plaintexts never through a file."""
     key, responder = session
-    monkeypatch.setattr(he, "_HAS_MEMORY_FILES", False)
+    monkeypatch.setattr(seal_container, "MEMORY_FILES", False)
     opened = []
-    real = he.tempfile.TemporaryDirectory
-    monkeypatch.setattr(he.tempfile, "TemporaryDirectory", lambda **k: opened.append(k) or real(**k))
+    real = seal_container.tempfile.TemporaryDirectory
+    monkeypatch.setattr(seal_container.tempfile, "TemporaryDirectory", lambda **k: opened.append(k) or real(**k))
     plain = he._plaintext(SMALL, np.arange(8192, dtype=np.uint64))
     assert (he._coefficients(SMALL, plain) == np.arange(8192)).all()
     assert (he._coefficients(SMALL, he._plaintext(SMALL, np.zeros(8192, np.uint64))) == 0).all()
@@ -266,14 +274,14 @@ def test_without_memory_files(session, monkeypatch):
 
 
 def test_other_library_is_refused(monkeypatch):
-    monkeypatch.setattr(he, "_SEAL_FORMAT", (3, 7))
-    he._check_library.cache_clear()
+    monkeypatch.setattr(seal_container, "_FORMAT", (3, 7))
+    seal_container.check_library.cache_clear()
     with pytest.raises(ImportError, match=re.escape("format 4.3; this release was tested with tenseal 0.3.18")):
-        he._check_library()
+        seal_container.check_library()
 
 
 def test_other_ciphertext_layout_is_refused(session, monkeypatch):
-    monkeypatch.setattr(he, "_GENERATOR", he._GENERATOR[:-1] + b"\2")
+    monkeypatch.setattr(he, "GENERATOR", he.GENERATOR[:-1] + b"\2")
     with pytest.raises(RuntimeError, match="unknown layout; this release was tested with"):
         session[0].public_key()
 
@@ -281,7 +289,7 @@ def test_other_ciphertext_layout_is_refused(session, monkeypatch):
 def test_hostile_but_well_formed_peer(session):
     """All residues zero, or all ones less than their prime: no error that a peer could see, and nothing to crash."""
     key, responder = session
-    form = he.ResponseFormat(flood_bits=70, c0_bits=60, c1_bits=60)
+    form = ResponseFormat(flood_bits=70, c0_bits=60, c1_bits=60)
     for residue in (0, SMALL.primes[0] - 1):
         c0, c1 = (pack(np.full(count, residue, np.uint64), 60) for count in (6, 8192))
         assert key.decrypt(c0 + c1, form, np.arange(6)).shape == (6,)

@@ -1,8 +1,8 @@
 """BFV with noise flooding, as the offline phase needs it: encrypt, multiply and accumulate, respond, decrypt.
 
-This is the only module that knows an HE library (Microsoft SEAL, through ``tenseal.sealapi``). Polynomials go in and
-come out as NumPy residues; ciphertexts travel as packed residues whose lengths follow from :class:`Parameters`. What
-the coefficients mean is the business of ``linear.py``.
+Polynomials go in and come out as NumPy residues; ciphertexts travel as packed residues whose lengths follow from
+:class:`Parameters`. Microsoft SEAL computes (``seal_container.py``). What the coefficients mean is the business of
+``packing.py``.
 
 *Scheme.* BFV (Fan and Vercauteren, 2012) over Z_q[X]/(X^N + 1) with plaintext modulus t, which may be a power of two,
 so that additive shares in Z_{2^l} are plaintexts as they are. Semi-honest parties. The client's privacy is the IND-CPA
@@ -53,7 +53,7 @@ plaintext, and a plaintext whose weights are all zero is skipped: the peer sees 
 
 *Loaders.* SEAL's ``load`` never sees a peer's bytes. What arrives is residues and one seed of fixed length; each
 residue is compared with its prime, and the container around them is written here. It goes through an anonymous
-memory file, since the binding loads from paths only. Where the system has none, ciphertexts go through a private
+memory file (``seal_container.py``). Where the system has none, ciphertexts go through a private
 temporary folder, and plaintexts, which are secrets, through SEAL's text form instead (slow, but never on disk). The
 server's floods are added as a ciphertext, so there they pass through that folder too: it must be as private as the
 weights themselves. Secret keys never leave SEAL's objects. SEAL draws keys and the client's errors itself, from the
@@ -63,31 +63,24 @@ that entropy, so that what is said to be uniform above is pseudorandom.
 
 from __future__ import annotations
 
-import math
-import os
 import struct
-import sys
-import tempfile
-from collections.abc import Generator, Iterable, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
-from importlib.metadata import version
 from typing import Any
 
 import numpy as np
-import zstandard
 from numpy.typing import NDArray
-from tenseal import sealapi  # pyright: ignore[reportMissingTypeStubs]
 
 from deepreshape.private.arith.rng import Randomness
+from deepreshape.private.crypto.he import seal_container
+from deepreshape.private.crypto.he.parameters import SPECIAL_BITS, Parameters, ResponseFormat
 from deepreshape.private.crypto.he.residues import (
     Buffer,
     Residues,
     centred_binomial,
     dropped_bits,
     flood,
-    largest_error,
     pack,
     packed_bytes,
     restore,
@@ -96,124 +89,21 @@ from deepreshape.private.crypto.he.residues import (
     unpack,
     width,
 )
+from deepreshape.private.crypto.he.seal_container import (
+    GENERATOR,
+    SEED_BYTES,
+    array_header,
+    check_library,
+    container,
+    content_of,
+    load_into,
+    saved_container,
+    seal,
+    wrong_library,
+)
 from deepreshape.private.errors import ProtocolError
 
-seal: Any = sealapi
-
-DEGREE = 8192
-STATISTICAL_BITS = 40
-"""The flooded noise of one layer's responses is within 2^-40 of a distribution that is independent of the weights."""
-ERROR_BOUND = 21
-"""Largest error coefficient: the difference of two sums of 21 bits."""
-_SEED_BYTES = 64
-_SPECIAL_BITS = 20  # SEAL sets the last prime aside for key switching, which nothing here does: make it small
-_SEAL_FORMAT = (4, 3)
-_HEADER = struct.Struct("<HBBBBHQ")  # magic, header size, version, compression, reserved, size in all
-_MAGIC = 0xA15E
 _UNIT_SCALE = struct.pack("<d", 1.0)
-_BLAKE2XB = 1
-_HAS_MEMORY_FILES = hasattr(os, "memfd_create")
-# Data primes by size in bits, cheapest on the wire first; the first of a tuple is the modulus responses are sent in.
-_CHOICES = (
-    *((60, bits) for bits in (44, 48, 52, 56, 60)),
-    *((56, 40, 40), (60, 44, 44), (60, 48, 48), (60, 56, 56), (60, 60, 60)),
-)
-
-
-@dataclass(frozen=True)
-class ResponseFormat:
-    """How one response is flooded and sent: 2^flood_bits bounds the flood, the others are bits per residue."""
-
-    flood_bits: int
-    c0_bits: int
-    c1_bits: int
-
-
-@dataclass(frozen=True)
-class Parameters:
-    """BFV parameters at 128-bit security.
-
-    Args:
-        modulus: plaintext modulus t, a power of two or a prime.
-        prime_bits: sizes of the data primes; responses come back modulo the first one.
-        degree: ring degree N.
-
-    Raises:
-        ValueError: if the primes and SEAL's reserved one exceed SEAL's table for N at 128 bits.
-    """
-
-    modulus: int
-    prime_bits: tuple[int, ...]
-    degree: int = DEGREE
-
-    def __post_init__(self) -> None:
-        limit = seal.CoeffModulus.MaxBitCount(self.degree, seal.SEC_LEVEL_TYPE.TC128)
-        total = sum(self.prime_bits) + _SPECIAL_BITS
-        if total > limit:
-            raise ValueError(
-                f"primes of {self.prime_bits} bits and a reserved one of {_SPECIAL_BITS} make {total} bits; "
-                f"degree {self.degree} allows {limit} at 128-bit security"
-            )
-        if not 3 <= self.modulus < 2 ** min(self.prime_bits):  # modulo 2 there is no ternary u
-            raise ValueError(f"plaintext modulus {self.modulus} must lie in [3, 2^{min(self.prime_bits)})")
-
-    @property
-    def primes(self) -> tuple[int, ...]:
-        """The data primes."""
-        return _all_primes(self.degree, self.prime_bits)[:-1]
-
-    @property
-    def fresh_bytes(self) -> int:
-        """Length of a fresh ciphertext (or of the public key) on the wire: c0 and the seed of c1."""
-        return sum(packed_bytes(self.degree, width(prime)) for prime in self.primes) + _SEED_BYTES
-
-    @property
-    def encoded_bytes(self) -> int:
-        """Memory that one encoded server plaintext holds."""
-        return self.degree * 8 * len(self.primes)
-
-    def noise_bound(self, weight_sum: int) -> int:
-        """V of the module's docstring, rounded up."""
-        return math.ceil((ERROR_BOUND + 0.5) * weight_sum) + 2 * ERROR_BOUND * self.degree + 1
-
-    @lru_cache(maxsize=4096)  # noqa: B019 - parameters are few, small and immutable
-    def response_format(self, weight_sum: int, revealed: int, responses: int = 1) -> ResponseFormat:
-        """The smallest responses that hide the weights and decrypt with at least one bit to spare, in the worst case.
-
-        Args:
-            weight_sum: bound on ||w||_1, the absolute weights of all plaintexts that one response adds up.
-            revealed: coefficients that the whole layer reveals.
-            responses: how many carry them.
-
-        Raises:
-            ValueError: if the noise budget does not suffice; says by how many bits.
-        """
-        noise = self.noise_bound(weight_sum)
-        flood_bits = (noise * revealed << STATISTICAL_BITS).bit_length() - 1
-        kept, *dropped = self.primes
-        # Each switch rounds c0 and c1: at most (1 + ||secret||_1) / 2 <= (1 + N) / 2 more.
-        switched = -(-(noise + 2**flood_bits) // math.prod(dropped)) + len(dropped) * (self.degree + 1) // 2 + 1
-        budget = kept // (4 * self.modulus)
-        # Dropped low bits are an error of half their worth, in c1 times the secret key.
-        formats: list[ResponseFormat] = []
-        for c1_bits in range(width(kept), 0, -4):
-            room = budget - switched - self.degree * largest_error(kept, c1_bits)
-            if room < 0:
-                break
-            c0_bits = next(bits for bits in range(4, width(kept) + 1, 4) if largest_error(kept, bits) <= room)
-            formats.append(ResponseFormat(flood_bits, c0_bits, c1_bits))
-        if not formats:
-            short = switched.bit_length() - budget.bit_length() + 1
-            raise ValueError(
-                f"noise budget too small by about {short} bits: weights that sum to {weight_sum} need a flood of "
-                f"{flood_bits} bits, and primes of {self.prime_bits} bits leave no room for it with a plaintext "
-                f"modulus of {self.modulus.bit_length()} bits; use a narrower ring or narrower weights"
-            )
-        return min(formats, key=lambda f: revealed * f.c0_bits + responses * self.degree * f.c1_bits)
-
-    def response_bytes(self, form: ResponseFormat, revealed: int) -> int:
-        """Length on the wire of one response that reveals that many coefficients."""
-        return packed_bytes(revealed, form.c0_bits) + packed_bytes(self.degree, form.c1_bits)
 
 
 class ClientKey:
@@ -236,16 +126,16 @@ class ClientKey:
 
     def _to_wire(self, ciphertext: Any) -> bytes:
         parameters = self.parameters
-        data = _saved(ciphertext)
+        data = content_of(saved_container(ciphertext))
         # SEAL keeps c1 as a seed in what it saves; everything around c0 and the seed must be what we would write.
         count = len(parameters.primes)
         head = _ciphertext_head(parameters, count, seeded=True)
         end = len(head) + 8 * parameters.degree * count
-        if not data.startswith(head) or data[end:-_SEED_BYTES] != _GENERATOR:
-            raise RuntimeError(_wrong_library("a seeded ciphertext of an unknown layout"))
+        if not data.startswith(head) or data[end:-SEED_BYTES] != GENERATOR:
+            raise RuntimeError(wrong_library("a seeded ciphertext of an unknown layout"))
         c0 = np.frombuffer(data, np.uint64, parameters.degree * count, len(head)).reshape(count, parameters.degree)
         parts = [pack(row, width(prime)) for row, prime in zip(c0, parameters.primes, strict=True)]
-        return b"".join([*parts, data[-_SEED_BYTES:]])
+        return b"".join([*parts, data[-SEED_BYTES:]])
 
     def decrypt(self, response: Buffer, form: ResponseFormat, positions: NDArray[np.intp]) -> Residues:
         """The plaintext coefficients at ``positions`` of one response.
@@ -343,16 +233,11 @@ class Responder:
         for _ in parameters.primes[1:]:
             evaluator.mod_switch_to_next_inplace(total)
 
-        words = np.frombuffer(_saved(total)[-16 * parameters.degree :], np.uint64)
+        words = np.frombuffer(content_of(saved_container(total))[-16 * parameters.degree :], np.uint64)
         c0, c1 = words.reshape(2, parameters.degree)
         prime = parameters.primes[0]
         sent = (c0[positions], form.c0_bits), (c1, form.c1_bits)
         return b"".join(pack(values >> dropped_bits(prime, bits), bits) for values, bits in sent)
-
-
-def candidates(modulus: int) -> list[Parameters]:
-    """Parameters worth considering for a plaintext modulus, cheapest fresh ciphertext first."""
-    return [Parameters(modulus, bits) for bits in _CHOICES if modulus < 2 ** min(bits)]
 
 
 def _check_length(what: str, data: Buffer, expected: int) -> None:
@@ -360,21 +245,13 @@ def _check_length(what: str, data: Buffer, expected: int) -> None:
         raise ProtocolError(f"{what} of {len(data)} bytes; these parameters make it {expected}")
 
 
-# --- what follows writes and reads SEAL's containers, format 4.3 -----------------------------------------------------
-
-
-@lru_cache
-def _all_primes(degree: int, bits: tuple[int, ...]) -> tuple[int, ...]:
-    return tuple(prime.value() for prime in seal.CoeffModulus.Create(degree, [*bits, _SPECIAL_BITS]))
-
-
 @lru_cache
 def _context(parameters: Parameters) -> Any:
     """SEAL's context; raises ImportError if the library is not the one that was tested."""
-    _check_library()
+    check_library()
     chosen = seal.EncryptionParameters(seal.SCHEME_TYPE.BFV)
     chosen.set_poly_modulus_degree(parameters.degree)
-    chosen.set_coeff_modulus(seal.CoeffModulus.Create(parameters.degree, [*parameters.prime_bits, _SPECIAL_BITS]))
+    chosen.set_coeff_modulus(seal.CoeffModulus.Create(parameters.degree, [*parameters.prime_bits, SPECIAL_BITS]))
     chosen.set_plain_modulus(seal.Modulus(parameters.modulus))
     context = seal.SEALContext(chosen, True, seal.SEC_LEVEL_TYPE.TC128)
     if not context.parameters_set():
@@ -387,70 +264,6 @@ def _evaluator(parameters: Parameters) -> Any:
     return seal.Evaluator(_context(parameters))
 
 
-@lru_cache
-def _check_library() -> None:
-    if sys.byteorder != "little":
-        raise ImportError("private inference needs a little-endian machine: SEAL's containers are native-endian")
-    with _scratch() as path:
-        seal.Plaintext("1").save(path)
-        with open(path, "rb") as file:
-            magic, _, *found, _, _, _ = _HEADER.unpack(file.read(_HEADER.size))
-    if magic != _MAGIC or tuple(found) != _SEAL_FORMAT:
-        raise ImportError(_wrong_library(f"serialisation format {'.'.join(map(str, found))}"))
-
-
-def _wrong_library(found: str) -> str:
-    return (
-        f"tenseal {version('tenseal')} brings a SEAL with {found}; this release was tested with tenseal 0.3.18 "
-        f"(SEAL serialisation format {_SEAL_FORMAT[0]}.{_SEAL_FORMAT[1]}): pip install tenseal==0.3.18"
-    )
-
-
-@contextmanager
-def _scratch() -> Generator[str]:
-    """Path of a file for SEAL to load from or save to: in memory where the system can, else in a private folder."""
-    if _HAS_MEMORY_FILES:
-        fd = os.memfd_create("seal", os.MFD_CLOEXEC)
-        try:
-            yield f"/proc/self/fd/{fd}"
-        finally:
-            os.close(fd)
-    else:
-        with tempfile.TemporaryDirectory(prefix="deepreshape-") as folder:
-            yield os.path.join(folder, "ciphertext")
-
-
-def _load(target: Any, parameters: Parameters, members: Sequence[Buffer]) -> Any:
-    container = b"".join([_container_header(sum(map(len, members))), *members])
-    with _scratch() as path:
-        with open(path, "wb", buffering=0) as file:
-            file.write(container)
-        target.load(_context(parameters), path)
-    return target
-
-
-def _saved(source: Any) -> bytes:
-    """What SEAL saves of an object, without its outer header and compression."""
-    with _scratch() as path:
-        source.save(path)
-        with open(path, "rb", buffering=0) as file:
-            data = file.read()
-    *_, compression, _, _ = _HEADER.unpack_from(data)
-    body = memoryview(data)[_HEADER.size :]
-    return zstandard.ZstdDecompressor().decompressobj().decompress(body) if compression else bytes(body)
-
-
-def _container_header(nbytes: int) -> bytes:
-    return _HEADER.pack(_MAGIC, _HEADER.size, *_SEAL_FORMAT, 0, 0, _HEADER.size + nbytes)
-
-
-_GENERATOR = _container_header(1 + _SEED_BYTES) + bytes([_BLAKE2XB])
-
-
-def _array_header(words: int) -> bytes:
-    return _container_header(8 + 8 * words) + struct.pack("<Q", words)
-
-
 def _ciphertext_head(parameters: Parameters, primes: int, *, seeded: bool) -> bytes:
     """All that precedes the residues of a two-part ciphertext in coefficient form."""
     context = _context(parameters)
@@ -459,14 +272,15 @@ def _ciphertext_head(parameters: Parameters, primes: int, *, seeded: bool) -> by
         struct.pack("<4Q?3Q", *parms_id, False, 2, parameters.degree, primes)
         + _UNIT_SCALE
         + struct.pack("<Q", 1)
-        + _array_header((1 if seeded else 2) * primes * parameters.degree)
+        + array_header((1 if seeded else 2) * primes * parameters.degree)
     )
 
 
 def _ciphertext(parameters: Parameters, residues: Residues) -> Any:
     """A ciphertext from (2, primes, N) residues below their primes; all primes, or the first only."""
     head = _ciphertext_head(parameters, residues.shape[1], seeded=False)
-    return _load(seal.Ciphertext(), parameters, [head, np.ascontiguousarray(residues).data.cast("B")])
+    data = container([head, np.ascontiguousarray(residues).data.cast("B")])
+    return load_into(seal.Ciphertext(), _context(parameters), data)
 
 
 def _fresh(parameters: Parameters, data: Buffer) -> Any:
@@ -482,18 +296,18 @@ def _fresh(parameters: Parameters, data: Buffer) -> Any:
         rows.append(row)
         at += size
     head = _ciphertext_head(parameters, len(rows), seeded=True)
-    return _load(
-        seal.Ciphertext(), parameters, [head, *(row.data.cast("B") for row in rows), _GENERATOR, bytes(view[at:])]
-    )
+    members = [head, *(row.data.cast("B") for row in rows), GENERATOR, bytes(view[at:])]
+    return load_into(seal.Ciphertext(), _context(parameters), container(members))
 
 
 def _plaintext(parameters: Parameters, coefficients: Residues) -> Any:
     """A plaintext from (N,) residues below t."""
-    if not _HAS_MEMORY_FILES:
+    if not seal_container.MEMORY_FILES:
         terms = (f"{int(c):x}x^{i}" for i, c in reversed(list(enumerate(coefficients))) if c)
         return seal.Plaintext(" + ".join(terms) or "0")
-    head = struct.pack("<4QQ", 0, 0, 0, 0, parameters.degree) + _UNIT_SCALE + _array_header(parameters.degree)
-    return _load(seal.Plaintext(), parameters, [head, np.ascontiguousarray(coefficients).data.cast("B")])
+    head = struct.pack("<4QQ", 0, 0, 0, 0, parameters.degree) + _UNIT_SCALE + array_header(parameters.degree)
+    data = container([head, np.ascontiguousarray(coefficients).data.cast("B")])
+    return load_into(seal.Plaintext(), _context(parameters), data)
 
 
 def _ntt_plaintext(parameters: Parameters, signed: NDArray[np.int64]) -> Any:
@@ -505,9 +319,9 @@ def _ntt_plaintext(parameters: Parameters, signed: NDArray[np.int64]) -> Any:
 def _coefficients(parameters: Parameters, plain: Any) -> Residues:
     found = np.zeros(parameters.degree, np.uint64)
     count = plain.coeff_count()
-    if not _HAS_MEMORY_FILES:
+    if not seal_container.MEMORY_FILES:
         found[:count] = [plain.data(i) for i in range(count)]
     else:
-        data = _saved(plain)
+        data = content_of(saved_container(plain))
         found[:count] = np.frombuffer(data, np.uint64, count, len(data) - 8 * count)
     return found

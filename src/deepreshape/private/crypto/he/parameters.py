@@ -1,0 +1,132 @@
+"""Parameters of BFV: how large they must be, and what travels under them. ``bfv.py`` derives the bounds.
+
+They are public, and both parties choose them alike.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+
+from deepreshape.private.crypto.he.residues import largest_error, packed_bytes, width
+from deepreshape.private.crypto.he.seal_container import SEED_BYTES, seal
+
+DEGREE = 8192
+STATISTICAL_BITS = 40
+"""The flooded noise of one layer's responses is within 2^-40 of a distribution that is independent of the weights."""
+ERROR_BOUND = 21
+"""Largest error coefficient: the difference of two sums of 21 bits."""
+SPECIAL_BITS = 20
+"""Of the prime that SEAL sets aside for key switching, which nothing here does: as small as may be."""
+# Data primes by size in bits, cheapest on the wire first; the first of a tuple is the modulus responses are sent in.
+_CHOICES = (
+    *((60, bits) for bits in (44, 48, 52, 56, 60)),
+    *((56, 40, 40), (60, 44, 44), (60, 48, 48), (60, 56, 56), (60, 60, 60)),
+)
+
+
+@dataclass(frozen=True)
+class ResponseFormat:
+    """How one response is flooded and sent: 2^flood_bits bounds the flood, the others are bits per residue."""
+
+    flood_bits: int
+    c0_bits: int
+    c1_bits: int
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """BFV parameters at 128-bit security.
+
+    Args:
+        modulus: plaintext modulus t, a power of two or a prime.
+        prime_bits: sizes of the data primes; responses come back modulo the first one.
+        degree: ring degree N.
+
+    Raises:
+        ValueError: if the primes and SEAL's reserved one exceed SEAL's table for N at 128 bits.
+    """
+
+    modulus: int
+    prime_bits: tuple[int, ...]
+    degree: int = DEGREE
+
+    def __post_init__(self) -> None:
+        limit = seal.CoeffModulus.MaxBitCount(self.degree, seal.SEC_LEVEL_TYPE.TC128)
+        total = sum(self.prime_bits) + SPECIAL_BITS
+        if total > limit:
+            raise ValueError(
+                f"primes of {self.prime_bits} bits and a reserved one of {SPECIAL_BITS} make {total} bits; "
+                f"degree {self.degree} allows {limit} at 128-bit security"
+            )
+        if not 3 <= self.modulus < 2 ** min(self.prime_bits):  # modulo 2 there is no ternary u
+            raise ValueError(f"plaintext modulus {self.modulus} must lie in [3, 2^{min(self.prime_bits)})")
+
+    @property
+    def primes(self) -> tuple[int, ...]:
+        """The data primes."""
+        return _all_primes(self.degree, self.prime_bits)[:-1]
+
+    @property
+    def fresh_bytes(self) -> int:
+        """Length of a fresh ciphertext (or of the public key) on the wire: c0 and the seed of c1."""
+        return sum(packed_bytes(self.degree, width(prime)) for prime in self.primes) + SEED_BYTES
+
+    @property
+    def encoded_bytes(self) -> int:
+        """Memory that one encoded server plaintext holds."""
+        return self.degree * 8 * len(self.primes)
+
+    def noise_bound(self, weight_sum: int) -> int:
+        """V of ``bfv.py``, rounded up."""
+        return math.ceil((ERROR_BOUND + 0.5) * weight_sum) + 2 * ERROR_BOUND * self.degree + 1
+
+    @lru_cache(maxsize=4096)  # noqa: B019 - parameters are few, small and immutable
+    def response_format(self, weight_sum: int, revealed: int, responses: int = 1) -> ResponseFormat:
+        """The smallest responses that hide the weights and decrypt with at least one bit to spare, in the worst case.
+
+        Args:
+            weight_sum: bound on ||w||_1, the absolute weights of all plaintexts that one response adds up.
+            revealed: coefficients that the whole layer reveals.
+            responses: how many carry them.
+
+        Raises:
+            ValueError: if the noise budget does not suffice; says by how many bits.
+        """
+        noise = self.noise_bound(weight_sum)
+        flood_bits = (noise * revealed << STATISTICAL_BITS).bit_length() - 1
+        kept, *dropped = self.primes
+        # Each switch rounds c0 and c1: at most (1 + ||secret||_1) / 2 <= (1 + N) / 2 more.
+        switched = -(-(noise + 2**flood_bits) // math.prod(dropped)) + len(dropped) * (self.degree + 1) // 2 + 1
+        budget = kept // (4 * self.modulus)
+        # Dropped low bits are an error of half their worth, in c1 times the secret key.
+        formats: list[ResponseFormat] = []
+        for c1_bits in range(width(kept), 0, -4):
+            room = budget - switched - self.degree * largest_error(kept, c1_bits)
+            if room < 0:
+                break
+            c0_bits = next(bits for bits in range(4, width(kept) + 1, 4) if largest_error(kept, bits) <= room)
+            formats.append(ResponseFormat(flood_bits, c0_bits, c1_bits))
+        if not formats:
+            short = switched.bit_length() - budget.bit_length() + 1
+            raise ValueError(
+                f"noise budget too small by about {short} bits: weights that sum to {weight_sum} need a flood of "
+                f"{flood_bits} bits, and primes of {self.prime_bits} bits leave no room for it with a plaintext "
+                f"modulus of {self.modulus.bit_length()} bits; use a narrower ring or narrower weights"
+            )
+        return min(formats, key=lambda f: revealed * f.c0_bits + responses * self.degree * f.c1_bits)
+
+    def response_bytes(self, form: ResponseFormat, revealed: int) -> int:
+        """Length on the wire of one response that reveals that many coefficients."""
+        return packed_bytes(revealed, form.c0_bits) + packed_bytes(self.degree, form.c1_bits)
+
+
+def candidates(modulus: int) -> list[Parameters]:
+    """Parameters worth considering for a plaintext modulus, cheapest fresh ciphertext first."""
+    return [Parameters(modulus, bits) for bits in _CHOICES if modulus < 2 ** min(bits)]
+
+
+@lru_cache
+def _all_primes(degree: int, bits: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(prime.value() for prime in seal.CoeffModulus.Create(degree, [*bits, SPECIAL_BITS]))

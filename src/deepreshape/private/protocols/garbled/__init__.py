@@ -1,0 +1,1 @@
+"""ReLUs of which a part is garbled."""

@@ -1,0 +1,158 @@
+"""``gc-full``: the whole ReLU in one garbled circuit, after which its input's bits are never seen.
+
+The output is exact: (max(x, 0) >> shift) = r + y_server, where r is what the client chose offline.
+
+``garbler="server"`` (DELPHI: Mishra et al., USENIX Security 2020). The paper feeds r into the circuit by oblivious
+transfer; here, as in its code, the garbler feeds in a mask m of its own, which halves the transfers:
+    offline  client -> server   oblivious transfers that choose the labels of x_client
+             server -> client   seed of the labels of the server's fresh mask m, tables, decode bits
+    online   server -> client   labels of x_server
+             client             evaluates, and learns (ReLU + m), which is uniform to it
+             client -> server   ReLU + m - r; the server subtracts m
+
+``garbler="client"`` (Garimella et al., ASPLOS 2023; the store lies with the server):
+    offline  server -> client   oblivious transfers of labels for random bits
+             client -> server   seed of the labels of x_client and of the mask -r, tables, decode bits
+    online   server -> client   its corrections of those bits
+             client -> server   the labels of x_server, masked
+             server             evaluates, and learns ReLU - r, its share
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import final
+
+import numpy as np
+
+from deepreshape.private.arith.ring import Bits, Field, Ring, Words, from_bits, to_bits
+from deepreshape.private.crypto.gc.relu_circuits import relu_and_gates
+from deepreshape.private.crypto.labels import permute_bits
+from deepreshape.private.errors import ProtocolError
+from deepreshape.private.program.ops import Relu
+from deepreshape.private.protocols.base import Arrays, Integers, Message, Offline, Prepared, Run, Segment
+from deepreshape.private.protocols.garbled.label_transfer import (
+    Evaluator,
+    GarbledLayer,
+    Garbler,
+    choose,
+    choosing_bytes,
+    chosen_by_peer,
+    evaluated,
+    garbled_bytes,
+    kept_bytes,
+    label_bytes,
+    random_choices,
+    receive_circuits,
+    send_circuits,
+    send_labels,
+)
+from deepreshape.private.protocols.garbled.relu_garbled import OTHER, GarbledRelu
+from deepreshape.private.transport.channel import Frame
+
+
+@final
+class ReluGc(GarbledRelu):
+    """See the module."""
+
+    products = False
+    units = "gc-full"
+
+    def layer(self, modulus: Ring | Field, op: Relu, count: int) -> GarbledLayer:
+        return GarbledLayer(op.name, modulus, op.shift, count, self.config.garbler, self.config.batch)
+
+    def replay(self, layer: GarbledLayer, x: Integers, client: Words, coins: Words | None = None) -> Integers:
+        return np.maximum(x, 0) >> np.int64(layer.shift)
+
+    def max_input(self, layer: GarbledLayer) -> int:
+        return (layer.modulus.order - 1) // 2
+
+    def client_garbles(self, run: Run, layer: GarbledLayer, garbler: Garbler, share: Words, mask: Words) -> Offline:
+        bits = layer.modulus.bits
+        yield from _garble(
+            run, layer, garbler, np.concatenate([to_bits(share, bits), to_bits(layer.modulus.neg(mask), bits)]), {}
+        )
+
+    def server_evaluates(self, run: Run, layer: GarbledLayer, evaluator: Evaluator) -> Offline:
+        choices = random_choices(layer, run.rng)
+        yield from _receive(run, layer, evaluator, choices, {"choices": np.packbits(choices)})
+
+    def server_garbles(self, run: Run, layer: GarbledLayer, garbler: Garbler) -> Offline:
+        mask = layer.modulus.random(layer.count, run.rng)
+        yield from _garble(run, layer, garbler, to_bits(mask, layer.modulus.bits), {"mask": mask})
+
+    def client_evaluates(
+        self, run: Run, layer: GarbledLayer, evaluator: Evaluator, share: Words, mask: Words
+    ) -> Offline:
+        yield from _receive(run, layer, evaluator, to_bits(share, layer.modulus.bits), {"mask": mask.copy()})
+
+    def client_online(self, run: Run, layer: GarbledLayer, head: Arrays, batches: Iterator[Prepared]) -> None:
+        if layer.garbler == "client":
+            bits = layer.chosen * layer.count
+            packed = np.frombuffer(run.channel.receive(Frame.SHARES, -(-bits // 8)), np.uint8)
+            send_labels(run, layer, head, np.unpackbits(packed, count=bits).reshape(-1, layer.count))
+        else:
+            reply = layer.modulus.sub(_results(run, layer, head, batches), head["mask"])
+            run.channel.send(Frame.SHARES, layer.modulus.pack(reply))
+
+    def server_online(
+        self, run: Run, layer: GarbledLayer, head: Arrays, batches: Iterator[Prepared], share: Words
+    ) -> Words:
+        planes = to_bits(share, layer.modulus.bits)
+        if layer.garbler == "server":
+            send_labels(run, layer, head, planes)
+            reply = run.channel.receive(Frame.SHARES, layer.count * layer.modulus.element_bytes)
+            return layer.modulus.sub(layer.modulus.unpack(reply, layer.count), head["mask"])
+        choices = np.unpackbits(head["choices"], count=planes.size).reshape(planes.shape)
+        run.channel.send(Frame.SHARES, np.packbits(choices ^ planes))
+        return _results(run, layer, head, batches)
+
+    def offline_messages(self, layer: GarbledLayer) -> tuple[Segment, ...]:
+        decode = sum(-(-layer.modulus.bits * size // 8) for size in layer.sizes)
+        garbled = garbled_bytes(layer, relu_and_gates(layer.modulus, layer.shift)) + decode
+        evaluator = OTHER[layer.garbler]
+        return (Message(evaluator, choosing_bytes(layer)),), (Message(layer.garbler, garbled),)
+
+    def online_bytes(self, layer: GarbledLayer) -> tuple[int, int]:
+        if layer.garbler == "server":
+            return layer.count * layer.modulus.element_bytes, label_bytes(layer)
+        return label_bytes(layer), -(-layer.chosen * layer.count // 8)
+
+    def stored(self, layer: GarbledLayer) -> tuple[int, int]:
+        bits = layer.modulus.bits
+        garbler, evaluator = kept_bytes(layer, relu_and_gates(layer.modulus, layer.shift))
+        evaluator += sum(-(-bits * size // 8) for size in layer.sizes)
+        if layer.garbler == "server":
+            return evaluator + 8 * layer.count, garbler + 8 * layer.count
+        return garbler, evaluator + -(-bits * layer.count // 8)
+
+
+def _garble(run: Run, layer: GarbledLayer, garbler: Garbler, known: Bits, kept: Arrays) -> Offline:
+    chosen = chosen_by_peer(run, layer, garbler)
+    yield None
+    head, batches = send_circuits(run, layer, garbler, chosen, known)
+    for outputs in batches:
+        run.channel.send(Frame.TABLES, np.packbits(permute_bits(outputs)))
+    yield Prepared(head | kept)
+
+
+def _receive(run: Run, layer: GarbledLayer, evaluator: Evaluator, choices: Bits, kept: Arrays) -> Offline:
+    labels = choose(run, layer, evaluator, choices)
+    yield None
+    head, batches = receive_circuits(run, layer, labels)
+    yield Prepared(head | kept)
+    for size, batch in zip(layer.sizes, batches, strict=True):
+        decode = run.channel.receive(Frame.TABLES, -(-layer.modulus.bits * size // 8))
+        yield Prepared(batch | {"decode": np.frombuffer(decode, np.uint8)})
+
+
+def _results(run: Run, layer: GarbledLayer, head: Arrays, batches: Iterator[Prepared]) -> Words:
+    """The circuit's outputs, uint64 (count,)."""
+    results: list[Words] = []
+    for arrays, outputs in evaluated(run, layer, head, batches):
+        shape = outputs.shape[:2]
+        decode = np.unpackbits(arrays["decode"], count=shape[0] * shape[1]).reshape(shape)
+        results.append(from_bits(permute_bits(outputs) ^ decode))
+        if int(results[-1].max()) >= layer.modulus.order:
+            raise ProtocolError(f"what the peer garbled for layer {layer.name!r} gives a value not in {layer.modulus}")
+    return np.concatenate(results)

@@ -1,0 +1,320 @@
+"""``gc-sign`` and ``gc-stochastic``: only the sign comes out of the circuit; the product with x is made outside it.
+
+The idea is Circa's (Ghodsi et al., NeurIPS 2021), which makes the product from a Beaver triple; here the labels of the
+sign make it, and the truncation by f bits with it, in the same round. How wrong the sign may be is ``sign.py``'s
+affair: 0 for gc-sign. The rounding is ``division.py``'s: the floor of x / 2^f or one unit above (over a field rarely
+one below), exact for f = 0 and for multiples of 2^f. A value whose sign is not positive gives 0.
+
+Let G be the garbler's and E the evaluator's part of x / 2^f, g and e their bits "my share is at least M/2", and K = M
+>> f: ``division.py`` shows T = G + E + g e K. Let s be the sign. The garbler draws t and sends decode bits that are
+masked with it, so that the evaluator learns c = s ^ t, which is uniform, and neither knows s. Wanted: shares of s T = s
+G + s E + s g e K.
+
+1. *A row under a wire.* For values m0 and m1 that the garbler knows, one for each label, and pads P0, P1, which are
+   hashes of the two labels: the garbler keeps m0 + P0 and sends m1 - (m0 + P0) + P1. The evaluator takes -P0, or the
+   row less P1; with what the garbler keeps that is m0, or m1. It sees the row under a pad that it does not have.
+2. *s E.* s E = c E + (1 - 2c) t E. Of E, the evaluator holds a random part a, the garbler the rest, D = E - a. One
+   correlated oblivious transfer, in which the garbler chooses by t, gives pads P0, P1 to the evaluator and P_t to the
+   garbler: with a = P1 - P0, u = -P0 and v = P_t, u + v = t a. So nothing is sent for a. Then s E = s D + c a + (1 -
+   2c) (u + v), where the evaluator knows c a + (1 - 2c) u. D is uniform to the garbler.
+3. The garbler sends one row under the sign's wire, for m_c = s (G + D) + (1 - 2c) v.
+4. *s g e K.* A row under the sign's wire, for m_c = s g K, gives shares z_E + z_G of z = s g K. Then e z = e z_E, which
+   the evaluator knows, plus e z_G, which is a row under the wire of e, for m0 = 0 and m1 = z_G. Both rows have f bits
+   in the ring. With f = 0 there is nothing to correct: K is a multiple of M.
+
+Either party ends up with a share of s T. The client sends its own less r, and the server adds that to its own.
+
+``garbler="server"``: E is known offline, so D is sent then.
+    offline  client -> server   oblivious transfers of the labels of the client's word and of e
+             server -> client   its choices t, a seed, tables, masked decode bits
+             client -> server   D
+    online   server -> client   labels of the server's word; the rows
+             client -> server   its share less r
+
+``garbler="client"``: E is known online, and D is one more element.
+    offline  server -> client   oblivious transfers of labels for random bits
+             client -> server   its choices t, the seed of the labels of its word, tables, masked decode bits
+    online   server -> client   its corrections of those bits; D
+             client -> server   labels, masked; the rows; its share less r
+
+*What the parties see.* The evaluator: a garbled circuit, one label for every wire, c, and rows of which it can open,
+per wire, the one that its label is the key of. The garbler: D, under a pad of the evaluator's, and columns of the
+transfer extension. The server in either role: the client's share less r, which is uniform.
+
+*Assumptions.* The rows are ciphertexts under two labels that differ by the global offset, beside tables made with the
+same offset; their hash is the gates' (``garble.hash_labels``), under keys of other tweaks, so circular correlation
+robustness covers both. Each label is hashed once under each key, as the offset claims every (session, layer, batch)
+once. Transfers by t have an offset of their own, the evaluator's, and base transfers under a session id of their own.
+
+These rows are no projection gates of arithmetic garbling (Ball, Malkin and Rosulek, CCS 2016). Such a gate's messages
+are labels again, of a wire whose labels differ by multiples of an offset of another modulus, so its rows are related by
+that secret offset. A row here hides a share that nobody ever uses as a key, and the garbler's own part of it is a fresh
+pad.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import final
+
+import numpy as np
+
+from deepreshape.private.arith.drelu import Parity, Sign, Window, Wrap
+from deepreshape.private.arith.ring import Bits, Field, Modulus, Ring, Words, to_bits
+from deepreshape.private.arith.truncation import ShareTruncation
+from deepreshape.private.crypto.labels import blinds, permute_bits, pick
+from deepreshape.private.crypto.ot.iknp import IKNP
+from deepreshape.private.program.ops import ProgramError, Relu
+from deepreshape.private.protocols.base import Arrays, Integers, Message, Offline, Prepared, Run, Segment
+from deepreshape.private.protocols.garbled.label_transfer import (
+    LABEL_BYTES,
+    Evaluator,
+    GarbledLayer,
+    Garbler,
+    choose,
+    choosing_bytes,
+    chosen_by_peer,
+    evaluated,
+    garbled_bytes,
+    kept_bytes,
+    label_bytes,
+    random_choices,
+    receive_circuits,
+    send_circuits,
+    send_labels,
+)
+from deepreshape.private.protocols.garbled.relu_garbled import OTHER, GarbledRelu
+from deepreshape.private.transport.channel import Frame
+
+SIGN_ROW, WRAP_ROW, HALF_ROW, PRODUCT = "row of the sign", "row of the wrap", "row of the half", "product"
+"""Tweaks of the hash; the last is for labels of another offset."""
+
+
+@final
+class ReluSign(GarbledRelu):
+    """See the module."""
+
+    products = True
+    units = "sign"
+    by_shares = True
+
+    def layer(self, modulus: Ring | Field, op: Relu, count: int) -> GarbledLayer:
+        config = self.config
+        exact = config.protocol == "gc-sign"
+        low = 0 if exact else op.low if config.window else config.drop
+        try:
+            if isinstance(modulus, Field):
+                sign = Parity(modulus) if exact else Wrap(modulus, low, config.mode)
+            else:
+                high = op.high if config.window and op.high else modulus.bits
+                sign = Window(modulus, low, high, "pos-zero" if exact else config.mode)
+        except ValueError as error:
+            raise ProgramError(f"{op.name}: {error}") from None
+        return GarbledLayer(op.name, modulus, op.shift, count, config.garbler, config.batch, sign)
+
+    def replay(self, layer: GarbledLayer, x: Integers, client: Words, coins: Words | None = None) -> Integers:
+        sign, server = sign_of(layer), layer.modulus.sub(layer.modulus.encode(x), client)
+        positive = sign.positive(sign.client_word(client), sign.server_word(server))
+        return np.where(positive, _division(layer).rounded(x, client), 0)
+
+    def max_input(self, layer: GarbledLayer) -> int:
+        return min(sign_of(layer).max_input, _division(layer).max_input)
+
+    def client_garbles(self, run: Run, layer: GarbledLayer, garbler: Garbler, share: Words, mask: Words) -> Offline:
+        sign = sign_of(layer)
+        part, half = _division(layer).client_part(share)
+        kept = {"own": part, "half": np.packbits(half), "mask": mask.copy()}
+        yield from _garble(run, layer, garbler, to_bits(sign.client_word(share), sign.width), kept)
+
+    def server_evaluates(self, run: Run, layer: GarbledLayer, evaluator: Evaluator) -> Offline:
+        choices = random_choices(layer, run.rng)
+        yield from _receive(run, layer, evaluator, choices, {"choices": np.packbits(choices)})
+
+    def server_garbles(self, run: Run, layer: GarbledLayer, garbler: Garbler) -> Offline:
+        yield from _garble(run, layer, garbler, np.empty((0, layer.count), np.uint8))
+
+    def client_evaluates(
+        self, run: Run, layer: GarbledLayer, evaluator: Evaluator, share: Words, mask: Words
+    ) -> Offline:
+        sign = sign_of(layer)
+        part, half = _division(layer).client_part(share)
+        choices = _with_half(layer, to_bits(sign.client_word(share), sign.width), half)
+        kept = {"half": np.packbits(half), "mask": mask.copy()}
+        yield from _receive(run, layer, evaluator, choices, kept, part)
+
+    def client_online(self, run: Run, layer: GarbledLayer, head: Arrays, batches: Iterator[Prepared]) -> None:
+        half = np.unpackbits(head["half"], count=layer.count)
+        if layer.garbler == "client":
+            bits = layer.chosen * layer.count
+            packed = np.frombuffer(run.channel.receive(Frame.SHARES, -(-bits // 8)), np.uint8)
+            value = layer.modulus.add(head["own"], _elements(run, layer))
+            send_labels(run, layer, head, np.unpackbits(packed, count=bits).reshape(-1, layer.count))
+            own = _send_rows(run, layer, head, value, half)
+        else:
+            own = _take_rows(run, layer, head, batches, half)
+        run.channel.send(Frame.SHARES, layer.modulus.pack(layer.modulus.sub(own, head["mask"])))
+
+    def server_online(
+        self, run: Run, layer: GarbledLayer, head: Arrays, batches: Iterator[Prepared], share: Words
+    ) -> Words:
+        modulus, sign = layer.modulus, sign_of(layer)
+        part, half = _division(layer).server_part(share)
+        word = to_bits(sign.server_word(share), sign.width)
+        if layer.garbler == "server":
+            send_labels(run, layer, head, word)
+            own = _send_rows(run, layer, head, modulus.add(part, head["own"]), half)
+        else:
+            planes = _with_half(layer, word, half)
+            choices = np.unpackbits(head["choices"], count=planes.size).reshape(planes.shape)
+            run.channel.send(Frame.SHARES, np.packbits(choices ^ planes))
+            run.channel.send(Frame.SHARES, modulus.pack(modulus.sub(part, head["product"])))
+            own = _take_rows(run, layer, head, batches, half)
+        return modulus.add(own, _elements(run, layer))
+
+    def offline_messages(self, layer: GarbledLayer) -> tuple[Segment, ...]:
+        garbled = garbled_bytes(layer, sign_of(layer).compared_bits) + IKNP.chosen_bytes(layer.count)
+        garbled += sum(-(-size // 8) for size in layer.sizes)
+        evaluator = OTHER[layer.garbler]
+        segments = (Message(evaluator, choosing_bytes(layer)),), (Message(layer.garbler, garbled),)
+        if layer.garbler == "client":
+            return segments
+        return (*segments, (Message("client", layer.count * layer.modulus.element_bytes),))
+
+    def online_bytes(self, layer: GarbledLayer) -> tuple[int, int]:
+        element = layer.count * layer.modulus.element_bytes
+        rows = element + (2 * layer.count * _division(layer).message.element_bytes if layer.shift else 0)
+        if layer.garbler == "server":
+            return element, label_bytes(layer) + rows
+        return label_bytes(layer) + rows + element, -(-layer.chosen * layer.count // 8) + element
+
+    def stored(self, layer: GarbledLayer) -> tuple[int, int]:
+        bit, word = -(-layer.count // 8), 8 * layer.count
+        garbler, evaluator = kept_bytes(layer, sign_of(layer).compared_bits)
+        garbler += LABEL_BYTES * len(layer.circuit.outputs) * layer.count + bit + 2 * word
+        evaluator += 2 * word + sum(-(-size // 8) for size in layer.sizes)
+        if layer.garbler == "server":
+            return evaluator + bit + word, garbler
+        return garbler + bit + word, evaluator + -(-layer.chosen * layer.count // 8)
+
+
+def sign_of(layer: GarbledLayer) -> Sign:
+    """The layer's sign test; it has one."""
+    assert layer.sign is not None  # noqa: S101 - :meth:`ReluSign.layer` made it
+    return layer.sign
+
+
+def _division(layer: GarbledLayer) -> ShareTruncation:
+    return ShareTruncation(layer.modulus, layer.shift, sign_of(layer).reach)
+
+
+def _garble(run: Run, layer: GarbledLayer, garbler: Garbler, known: Bits, kept: Arrays | None = None) -> Offline:
+    """The garbler's step. What it does not have to keep of its own part of x comes from the evaluator."""
+    if garbler.products is None:
+        raise TypeError("this session's Garbler has no transfers for products; start it with products=True")
+    chosen = chosen_by_peer(run, layer, garbler)
+    yield None
+    masks = run.rng.bytes(layer.count) & np.uint8(1)
+    product = _pads(layer, run, garbler.products.chosen(run.channel, masks), PRODUCT, layer.modulus)
+    head, batches = send_circuits(run, layer, garbler, chosen, known)
+    outputs: list[Words] = []
+    for span, labels in zip(layer.spans, batches, strict=True):
+        run.channel.send(Frame.TABLES, np.packbits(permute_bits(labels[0]) ^ masks[span]))
+        outputs.append(labels)
+    if kept is None:
+        yield None
+        kept = {"own": _elements(run, layer)}
+    found = {"outputs": np.concatenate(outputs, axis=1), "masks": np.packbits(masks), "product": product}
+    yield Prepared(head | found | kept)
+
+
+def _receive(
+    run: Run, layer: GarbledLayer, evaluator: Evaluator, choices: Bits, kept: Arrays, part: Words | None = None
+) -> Offline:
+    """The evaluator's step. If it knows its ``part`` of x already, it sends what the garbler shall hold of it."""
+    if evaluator.products is None:
+        raise TypeError("this session's Evaluator has no transfers for products; start it with products=True")
+    labels = choose(run, layer, evaluator, choices)
+    yield None
+    rows, offset = evaluator.products.chosen(run.channel, layer.count), evaluator.products.delta.words
+    zero, one = (_pads(layer, run, r, PRODUCT, layer.modulus) for r in (rows, rows ^ offset))
+    product = layer.modulus.sub(one, zero)
+    rest = None if part is None else layer.modulus.pack(layer.modulus.sub(part, product))
+    head, batches = receive_circuits(run, layer, labels)
+    yield Prepared(head | {"product": product, "pad": layer.modulus.neg(zero)} | kept)
+    for size, batch in zip(layer.sizes, batches, strict=True):
+        decode = run.channel.receive(Frame.TABLES, -(-size // 8))
+        yield Prepared(batch | {"decode": np.frombuffer(decode, np.uint8)})
+    if rest is not None:
+        yield None
+        run.channel.send(Frame.SHARES, rest)
+
+
+def _send_rows(run: Run, layer: GarbledLayer, head: Arrays, value: Words, half: Bits) -> Words:
+    """Online, at the garbler: its share of s T, for ``value`` = G + D and ``half`` = g."""
+    modulus, offset = layer.modulus, head["offset"]
+    masks = np.unpackbits(head["masks"], count=layer.count)
+    others = masks ^ np.uint8(1)
+    labels = pick(head["outputs"][0], offset, masks)  # of c = 0
+
+    def row(wire: Words, tweak: str, within: Modulus, first: Words, second: Words) -> Words:
+        mine = within.add(first, _pads(layer, run, wire, tweak, within))
+        other = _pads(layer, run, wire ^ offset, tweak, within)
+        run.channel.send(Frame.ROWS, within.pack(within.add(within.sub(second, mine), other)))
+        return mine
+
+    product = head["product"]
+    first, second = modulus.add(_where(masks, value), product), modulus.sub(_where(others, value), product)
+    own = row(labels, SIGN_ROW, modulus, first, second)
+    if not layer.shift:
+        return own
+    division = _division(layer)
+    wrap = _where(half, np.full_like(value, division.correction))
+    shared = row(labels, WRAP_ROW, division.message, _where(masks, wrap), _where(others, wrap))
+    both = row(head["outputs"][1], HALF_ROW, division.message, np.zeros_like(value), shared)
+    return modulus.add(own, modulus.scale(both, division.unit))
+
+
+def _take_rows(run: Run, layer: GarbledLayer, head: Arrays, batches: Iterator[Prepared], half: Bits) -> Words:
+    """Online, at the evaluator: its share of s T, for ``half`` = e."""
+    modulus = layer.modulus
+    found: list[Words] = []
+    decode: list[Bits] = []
+    for arrays, outputs in evaluated(run, layer, head, batches):
+        found.append(outputs)
+        decode.append(np.unpackbits(arrays["decode"], count=outputs.shape[1]))
+    labels = np.concatenate(found, axis=1)
+    shown = permute_bits(labels[0]) ^ np.concatenate(decode)
+
+    def take(wire: Words, tweak: str, within: Modulus, choice: Bits) -> Words:
+        received = within.unpack(run.channel.receive(Frame.ROWS, layer.count * within.element_bytes), layer.count)
+        return within.sub(_where(choice, received), _pads(layer, run, wire, tweak, within))
+
+    product = np.where(shown, modulus.sub(head["product"], head["pad"]), head["pad"])
+    own = modulus.add(take(labels[0], SIGN_ROW, modulus, shown), product)
+    if not layer.shift:
+        return own
+    division = _division(layer)
+    shared = take(labels[0], WRAP_ROW, division.message, shown)
+    both = take(labels[1], HALF_ROW, division.message, half)
+    return modulus.add(own, modulus.scale(division.message.add(_where(half, shared), both), division.unit))
+
+
+def _pads(layer: GarbledLayer, run: Run, labels: Words, tweak: str, within: Modulus) -> Words:
+    """A pad for every label (count, 2), under the keys of each batch."""
+    batches = [blinds(labels[span], layer.context(run.id, at), tweak, within) for at, span in enumerate(layer.spans)]
+    return np.concatenate(batches)
+
+
+def _with_half(layer: GarbledLayer, word: Bits, half: Bits) -> Bits:
+    return np.concatenate([word, half[None]]) if layer.shift else word
+
+
+def _where(bits: Bits, values: Words) -> Words:
+    """``values``, and zero where ``bits`` are."""
+    return np.where(bits, values, np.uint64(0))
+
+
+def _elements(run: Run, layer: GarbledLayer) -> Words:
+    return layer.modulus.unpack(
+        run.channel.receive(Frame.SHARES, layer.count * layer.modulus.element_bytes), layer.count
+    )

@@ -1,0 +1,422 @@
+"""A batch of shared ReLUs by oblivious transfer: the carry of two words says the sign, a multiplexer does the rest.
+
+Model: semi-honest. Before: x = x_client + x_server mod M, x_client known offline. After: shares of s T; s says whether
+x counts as positive (``drelu.py``), T is x / 2^f, rounded; the client's is r, which it chose offline. A sign test
+adds a word of either party, and the sign is that sum's carry, plus a bit of each word. The two classes differ in how
+the carry comes to the client, under the server's random bit t: :class:`ChainRelu` in one message (``carry_chain.py``),
+:class:`TreeRelu` in fewer bytes and more rounds (``carry_tree.py``).
+
+Here are steps as functions of shares and correlated labels, ``transfers`` of which the client receives and ``back``
+sends. The online steps are generators: they give what their party sends, or None to be sent what the peer sent, in the
+order of :attr:`TransferRelu.turns`. What is kept is packed.
+
+*Assumptions.* Those of the transfers, and that the hash of ``labels.py`` is correlation robust. One key hashes one
+column of one batch: the labels of all its ReLUs that belong to the same bit.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal, final
+
+import numpy as np
+
+from deepreshape.private.arith.drelu import Parity, Sign, Window, Wrap
+from deepreshape.private.arith.ring import Bits, Field, Ring, Words
+from deepreshape.private.arith.rng import Randomness
+from deepreshape.private.crypto.backend import engine
+from deepreshape.private.crypto.bit_fields import pack, packed_bytes, unpack
+from deepreshape.private.crypto.labels import Context, Delta, permute_bits
+from deepreshape.private.protocols.transfers.carry_chain import ONE, Chain, Pads
+from deepreshape.private.protocols.transfers.carry_tree import Tree, Walk, hash_planes, planes, unpacked
+from deepreshape.private.protocols.transfers.multiplexer import Multiplexer
+
+CHOICES, ANDS, ANDS_BACK = "choices", "ands", "ands back"
+"""Tweaks of the hash."""
+
+Online = Generator[Bits | None, Bits | memoryview, Words | None]
+"""An online step. The server's returns its share of the output."""
+
+
+@dataclass(frozen=True)
+class TransferRelu(ABC):
+    """A ReLU over ``modulus``, truncated by ``shift``, whose sign is tested by ``sign``.
+
+    Raises:
+        ValueError: by :attr:`carry`, if the words are too wide for it.
+    """
+
+    modulus: Ring | Field
+    shift: int
+    sign: Sign
+
+    @cached_property
+    def mux(self) -> Multiplexer:
+        return Multiplexer(self.modulus, self.shift, self.sign.reach)
+
+    @property
+    def bits(self) -> int:
+        """Those of a word that the carry comes from; over a ring the top ones only add to it."""
+        return self.sign.width - isinstance(self.sign, Window)
+
+    @property
+    def carry_in(self) -> bool:
+        return isinstance(self.sign, Wrap) and self.sign.mode == "neg-pass"
+
+    @property
+    @abstractmethod
+    def transfers(self) -> int:
+        """Those that the client receives, each ReLU."""
+
+    @property
+    @abstractmethod
+    def back(self) -> int:
+        """Those that the server receives."""
+
+    @property
+    def offline_widths(self) -> list[int]:
+        """Bits of the fields of the client's offline message."""
+        return [self.bits, *self.mux.offline_widths]
+
+    @property
+    @abstractmethod
+    def turns(self) -> list[tuple[Literal["client", "server"], list[int]]]:
+        """Who sends fields of how many bits, online, in order."""
+
+    @property
+    @abstractmethod
+    def client_widths(self) -> list[int]:
+        """Bits of the fields that the client keeps."""
+
+    @property
+    @abstractmethod
+    def server_widths(self) -> list[int]:
+        """Bits of the fields that the server keeps."""
+
+    def client_offline(
+        self, share: Words, mask: Words, labels: Words, back: Words, delta: Delta, context: Context
+    ) -> tuple[Bits, Bits]:
+        """What the client sends, and what it keeps.
+
+        Args:
+            share: x_client, uint64 (n,).
+            mask: r.
+            labels: the client's of the transfers that it receives, uint64 (:attr:`transfers`, n, 2).
+            back: its labels of zero of the others, (:attr:`back`, n, 2).
+            delta: their difference; it claims ``context``.
+            context: where the batch is; both parties know it.
+        """
+        delta.claim(context)
+        word, mux = self.sign.client_word(share), self.mux
+        masked = word & np.uint64((1 << self.bits) - 1)
+        for bit, column in enumerate(permute_bits(labels[: self.bits]).astype(np.uint64)):
+            masked = masked ^ (column << np.uint64(bit))
+        sent, kept = mux.client_offline(share, mask, labels[self.bits :][: mux.transfers], back[0], delta, context)
+        head = _pack([word, *kept], [self.sign.width, *mux.client_widths])
+        kept_too = self.client_carry(word, labels, back, delta, context)
+        return _pack([masked, *sent], self.offline_widths), np.concatenate([head, kept_too])
+
+    def server_offline(
+        self, message: memoryview | Bits, labels: Words, delta: Delta, back: Words, context: Context, rng: Randomness
+    ) -> Bits:
+        """What the server keeps; ``labels`` are its labels of zero, ``back`` those with its choices.
+
+        Raises:
+            ProtocolError: if ``message`` holds what is no element of the modulus.
+        """
+        delta.claim(context)
+        masked, *received = unpack(message, self.offline_widths, back.shape[1])
+        ours = labels[self.bits :][: self.mux.transfers]
+        kept = self.mux.server_offline(received, ours, delta, back[0], context)
+        carry = self.server_carry(masked, labels, delta, back, context, rng)
+        return np.concatenate([_pack(kept, self.mux.server_widths), carry])
+
+    @abstractmethod
+    def client_carry(self, word: Words, labels: Words, back: Words, delta: Delta, context: Context) -> Bits:
+        """What the client keeps for the carry, packed."""
+
+    @abstractmethod
+    def server_carry(
+        self, masked: Words, labels: Words, delta: Delta, back: Words, context: Context, rng: Randomness
+    ) -> Bits:
+        """The same at the server; ``masked`` says which bits of its word the client did not choose by."""
+
+    @abstractmethod
+    def client_online(self, kept: Bits, count: int) -> Online:
+        """The client's step for ``count`` ReLUs.
+
+        Raises:
+            ProtocolError: if what it is sent holds what is no element of its group.
+        """
+
+    @abstractmethod
+    def server_online(self, kept: Bits, share: Words) -> Online:
+        """The server's step; ``share`` is x_server, uint64 (n,). Errors as of :meth:`client_online`."""
+
+    def client_top(self, word: Words) -> Words:
+        """What the client's word adds to the carry to make the sign."""
+        if isinstance(self.sign, Wrap):
+            return np.zeros_like(word)
+        return (word >> np.uint64(0 if isinstance(self.sign, Parity) else self.bits)) & ONE
+
+    def server_top(self, word: Words) -> Words:
+        """What the server's word adds; over a ring a sum with a top bit of one is negative."""
+        return self.client_top(word) ^ np.uint64(isinstance(self.sign, Window))
+
+
+@final
+@dataclass(frozen=True)
+class ChainRelu(TransferRelu):
+    """One message either way."""
+
+    @cached_property
+    def carry(self) -> Chain:
+        return Chain(self.bits, self.carry_in)
+
+    @property
+    def transfers(self) -> int:
+        return self.bits + self.mux.transfers
+
+    @property
+    def back(self) -> int:
+        return 1
+
+    @property
+    def turns(self) -> list[tuple[Literal["client", "server"], list[int]]]:
+        return [("server", [*self.carry.row_widths, *self.mux.sent_widths]), ("client", self.mux.answer_widths)]
+
+    @property
+    def client_widths(self) -> list[int]:
+        return [self.sign.width, *self.mux.client_widths, *self.carry.label_widths]
+
+    @property
+    def server_widths(self) -> list[int]:
+        return [*self.mux.server_widths, len(self.carry.digits), *self.carry.pad_widths]
+
+    def client_carry(self, word: Words, labels: Words, back: Words, delta: Delta, context: Context) -> Bits:
+        pads = self.carry.client_pads(_hashed(labels[: self.bits], context, CHOICES), word)
+        return _pack(_flat(pads), self.carry.label_widths)
+
+    def server_carry(
+        self, masked: Words, labels: Words, delta: Delta, back: Words, context: Context, rng: Randomness
+    ) -> Bits:
+        first, second = (_hashed(labels[: self.bits], context, CHOICES, move) for move in (_STAY, delta.words))
+        pads = _flat(self.carry.server_pads(first, second, masked))
+        return _pack([rng.words(len(masked)), *pads], [len(self.carry.digits), *self.carry.pad_widths])
+
+    def server_online(self, kept: Bits, share: Words) -> Online:
+        mux, word = self.mux, self.sign.server_word(share)
+        fields = unpack(kept, self.server_widths, len(share))
+        own, (lambdas, *pads) = fields[: len(mux.server_widths)], fields[len(mux.server_widths) :]
+        rows = self.carry.garble(self._pads(pads), word, own[0] ^ self.server_top(word), lambdas)
+        sent, state = mux.server_online(own, share)
+        received = yield from _exchange(_pack([*rows, *sent], self.turns[0][1]))
+        return mux.server_finish(state, unpack(received, mux.answer_widths, len(share)))
+
+    def client_online(self, kept: Bits, count: int) -> Online:
+        mux = self.mux
+        word, *fields = unpack(kept, self.client_widths, count)
+        own, pads = fields[: len(mux.client_widths)], fields[len(mux.client_widths) :]
+        received = unpack((yield from _received()), self.turns[0][1], count)
+        rows, received = received[: len(self.carry.row_widths)], received[len(self.carry.row_widths) :]
+        chosen = self.carry.walk(rows, word, self._pads(pads)) ^ self.client_top(word)
+        yield _pack(mux.client_online(own, received, chosen), mux.answer_widths)
+        return None
+
+    def _pads(self, fields: Sequence[Words]) -> Pads:
+        left = iter(fields)
+        return [[next(left) for _ in range(digit.halves)] for digit in self.carry.digits]
+
+
+@final
+@dataclass(frozen=True)
+class TreeRelu(TransferRelu):
+    """Few bytes: turns alternate, and each but the first and the last carries what two levels of the tree open.
+
+    With the other's share of a level a party goes up to the next, for which it has the other's share already; so a
+    level takes one trip. The server's last turn has its share of the sign, under t.
+    """
+
+    @cached_property
+    def carry(self) -> Tree:
+        return Tree(self.bits, self.carry_in)
+
+    @property
+    def transfers(self) -> int:
+        return self.bits + self.mux.transfers + len(self.carry.ands)
+
+    @property
+    def back(self) -> int:
+        return 1 + len(self.carry.ands)
+
+    @cached_property
+    def _openings(self) -> list[list[int]]:
+        """The levels that each turn opens, the server's first; the last of them is the server's."""
+        levels = len(self.carry.levels)
+        turns = [[level for level in (turn - 1, turn) if 0 <= level < levels] for turn in range(levels + 1)]
+        return [*turns, []] if levels % 2 else turns
+
+    @property
+    def turns(self) -> list[tuple[Literal["client", "server"], list[int]]]:
+        found: list[tuple[Literal["client", "server"], list[int]]] = []
+        for number, levels in enumerate(self._openings):
+            widths = [1] * sum(self.carry.opened(level) for level in levels)
+            if number == 0:
+                widths = [1] * len(self.carry.row_bits) + self.mux.sent_widths + widths
+            if number == len(self._openings) - 1:
+                widths = [*widths, 1]
+            found.append(("client" if number % 2 else "server", widths))
+        return [*found, ("client", self.mux.answer_widths)]
+
+    @property
+    def client_widths(self) -> list[int]:
+        return [self.sign.width, *self.mux.client_widths, *[1] * (len(self.carry.row_bits) + self.carry.triple_planes)]
+
+    @property
+    def server_widths(self) -> list[int]:
+        return [*self.mux.server_widths, *[1] * (2 * len(self.carry.row_bits) + self.carry.triple_planes)]
+
+    def client_carry(self, word: Words, labels: Words, back: Words, delta: Delta, context: Context) -> Bits:
+        own = self._row_planes(labels, context)
+        triples = self._triples(labels[self.bits + self.mux.transfers :], back[1:], delta, context, (ANDS, ANDS_BACK))
+        return np.concatenate([own, triples]).reshape(-1)
+
+    def server_carry(
+        self, masked: Words, labels: Words, delta: Delta, back: Words, context: Context, rng: Randomness
+    ) -> Bits:
+        zero, one = self._row_planes(labels, context), self._row_planes(labels ^ delta.words, context)
+        swapped = (zero ^ one) & planes(masked, self.bits)[self.carry.row_bits]
+        rest = labels[self.bits + self.mux.transfers :]
+        triples = self._triples(back[1:], rest, delta, context, (ANDS_BACK, ANDS))
+        return np.concatenate([zero ^ swapped, one ^ swapped, triples]).reshape(-1)
+
+    def _row_planes(self, labels: Words, context: Context) -> Bits:
+        """Planes of the hashes of the choices' labels, one for each row."""
+        hashed = _hashed(labels[: self.bits], context, CHOICES)
+        found = [hash_planes(column, 3) for column in hashed]
+        used = [0] * self.bits
+        rows: list[Bits] = []
+        for bit in self.carry.row_bits:
+            rows.append(found[bit][used[bit]])
+            used[bit] += 1
+        return np.stack(rows)
+
+    def _triples(self, received: Words, sent: Words, delta: Delta, context: Context, tweaks: tuple[str, str]) -> Bits:
+        choices = [np.packbits(column, bitorder="little") for column in permute_bits(received)]
+        own, zero, one = (
+            [hash_planes(column, 2) for column in _hashed(side, context, tweak)]
+            for side, tweak in ((received, tweaks[0]), (sent, tweaks[1]), (sent ^ delta.words, tweaks[1]))
+        )
+        return self.carry.triples(choices, own, zero, one).reshape(self.carry.triple_planes, -(-sent.shape[1] // 8))
+
+    def server_online(self, kept: Bits, share: Words) -> Online:
+        mux, word, count = self.mux, self.sign.server_word(share), len(share)
+        at = packed_bytes(mux.server_widths, count)
+        own, pads = unpack(kept[:at], mux.server_widths, count), kept[at:].reshape(-1, -(-count // 8))
+        rows = len(self.carry.row_bits)
+        sent, shares = self.carry.send(planes(word, self.bits), pads[:rows], pads[rows : 2 * rows])
+        walk = Walk(self.carry, shares, pads[2 * rows :], leads=False)
+        first, state = mux.server_online(own, share)
+        head = np.concatenate([sent.reshape(-1), _pack(first, mux.sent_widths)])
+        top = planes(own[0] ^ self.server_top(word), 1)[0]
+        received = yield from self._climb(walk, "server", head, top, count)
+        return mux.server_finish(state, unpack(received, mux.answer_widths, count))
+
+    def client_online(self, kept: Bits, count: int) -> Online:
+        mux = self.mux
+        widths = [self.sign.width, *mux.client_widths]
+        at, rows, size = packed_bytes(widths, count), len(self.carry.row_bits), -(-count // 8)
+        word, *own = unpack(kept[:at], widths, count)
+        pads = kept[at:].reshape(-1, size)
+        message = np.frombuffer((yield from _received()), np.uint8)
+        shares = self.carry.receive(planes(word, self.bits), message[: rows * size].reshape(rows, size), pads[:rows])
+        walk = Walk(self.carry, shares, pads[rows:], leads=True)
+        rest = message[rows * size :]
+        taken = packed_bytes(mux.sent_widths, count)
+        second, rest = unpack(rest[:taken], mux.sent_widths, count), rest[taken:]
+        top = yield from self._climb(walk, "client", rest, None, count)
+        chosen = unpacked(walk.carry ^ np.frombuffer(top, np.uint8), count) ^ self.client_top(word)
+        yield _pack(mux.client_online(own, second, chosen), mux.answer_widths)
+        return None
+
+    def _climb(
+        self, walk: Walk, role: Literal["client", "server"], message: Bits, top: Bits | None, count: int
+    ) -> Generator[Bits | None, Bits | memoryview, Bits | memoryview]:
+        """All turns of the tree.
+
+        Args:
+            walk: of this party.
+            role: of this party.
+            message: at the server, what stands before the first opening; at the client, what came behind it.
+            top: at the server, what its share of the carry is added to for its last turn.
+            count: ReLUs.
+
+        Returns:
+            At the server, the client's answer; at the client, the server's share of the sign.
+        """
+        size, levels = -(-count // 8), len(self.carry.levels)
+        peers: dict[int, Bits] = {}
+        mine: dict[int, Bits] = {}
+
+        def ahead() -> None:
+            """Go up as far as the peer's openings take this party, and open the level after."""
+            while (level := walk.level) < levels:
+                if level not in mine:
+                    mine[level] = walk.open()
+                if level not in peers:
+                    return
+                walk.close(peers[level])
+
+        def take(received: Bits, opened: list[int]) -> Bits:
+            for level in opened:
+                planes_in = self.carry.opened(level)
+                peers[level] = received[: planes_in * size].reshape(planes_in, size)
+                received = received[planes_in * size :]
+            ahead()
+            return received
+
+        if role == "server":
+            ahead()
+        for number, opened in enumerate(self._openings):
+            last = number == len(self._openings) - 1
+            if role == ("client" if number % 2 else "server"):
+                parts = [mine[level].reshape(-1) for level in opened]
+                if number == 0:
+                    parts.insert(0, message)
+                if last and top is not None:
+                    parts.append(walk.carry ^ top)
+                yield np.concatenate(parts)
+            else:
+                received = message if number == 0 else np.frombuffer((yield from _received()), np.uint8)
+                message = take(received, opened)
+        return message if role == "client" else (yield from _received())
+
+
+def _received() -> Generator[Bits | None, Bits | memoryview, Bits | memoryview]:
+    """What the peer sent."""
+    return (yield None)
+
+
+def _exchange(message: Bits) -> Generator[Bits | None, Bits | memoryview, Bits | memoryview]:
+    """Send, then receive."""
+    yield message
+    return (yield None)
+
+
+_STAY = np.zeros(2, np.uint64)
+
+
+def _hashed(labels: Words, context: Context, tweak: str, delta: Words = _STAY) -> Words:
+    """The hashes of labels (columns, n, 2), moved by ``delta``, each column under a key of its own."""
+    return engine().hash_columns(labels, context.keys(len(labels), tweak), delta)
+
+
+def _flat(pads: Pads) -> list[Words]:
+    return [half for halves in pads for half in halves]
+
+
+def _pack(values: Sequence[Words], widths: Sequence[int]) -> Bits:
+    return pack(zip(values, widths, strict=True))

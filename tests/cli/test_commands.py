@@ -1,0 +1,313 @@
+"""The command line as its users and their scripts see it."""
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+from support.command_line import answer, call
+from typer.main import get_command
+
+from deepreshape.cli import app
+from deepreshape.cli.console import NOTHING_KEPT, stoppable
+from deepreshape.models import architecture, build
+from deepreshape.models.saved import Manifest, save
+
+ROOT = Path(__file__).parents[2]
+
+
+def commands() -> dict[str, Any]:
+    """Every command by its full name, those of groups too."""
+    found: dict[str, Any] = {}
+    left = [*get_command(app).commands.items()]  # pyright: ignore[reportAttributeAccessIssue]
+    while left:
+        name, command = left.pop()
+        if inner := getattr(command, "commands", None):
+            left += [(f"{name} {part}", leaf) for part, leaf in inner.items()]
+        else:
+            found[name] = command
+    return found
+
+
+COMMANDS = commands()
+
+
+def test_an_interrupt_that_became_another_error_is_still_one(capsys: pytest.CaptureFixture[str]):
+    def work() -> None:
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt:
+            raise TypeError("could not determine the shape") from None
+
+    def fail() -> None:
+        raise TypeError("of its own")
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(typer.Exit) as ended:
+            stoppable(work, NOTHING_KEPT)
+        with pytest.raises(TypeError, match="of its own"):
+            stoppable(fail)
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert ended.value.exit_code == 130
+    assert "nothing was kept" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", sorted(COMMANDS))
+def test_every_command_has_help_and_stands_in_the_docs(name: str):
+    command = COMMANDS[name]
+    assert command.help
+    for parameter in command.params:
+        assert parameter.help, f"{name} {parameter.name}"
+    assert f"deepreshape {name}" in (ROOT / "docs" / "commands.md").read_text()
+    assert any("--json" in parameter.opts for parameter in command.params)
+
+
+def test_help_runs():
+    assert isinstance(app, typer.Typer)
+    done = subprocess.run([sys.executable, "-m", "deepreshape", "--help"], capture_output=True, text=True, check=True)
+    assert all(name.split()[0] in done.stdout for name in COMMANDS)
+
+
+def test_count_prints_the_fixed_shape():
+    counted = answer("count", "resnet18", "--input", "3x32x32", "--classes", "100")
+    assert list(counted) == [
+        "relus",
+        "relus_without_stem",
+        "maxpool_comparisons",
+        "macs",
+        "params",
+        "squares",
+        "signs",
+        "stages",
+        "unknown",
+    ]
+    assert (counted["relus"], counted["relus_without_stem"], counted["unknown"]) == (557_056, 491_520, [])
+    stages = {stage["name"]: stage for stage in counted["stages"]}
+    assert stages["stage4"]["relus"] == 32_768
+    assert set(stages["stage4"]) == {"name", "relus", "squares", "macs", "params"}
+
+
+def test_count_takes_the_users_own_network(tmp_path: Path):
+    (tmp_path / "mine.py").write_text(
+        "from torch import nn\n"
+        "def net():\n    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.MaxPool2d(2), nn.GELU())\n"
+        "number = lambda: 3\n"
+    )
+    counted = answer("count", "mine:net", "--input", "3x8x8", cwd=tmp_path)
+    assert (counted["relus"], counted["maxpool_comparisons"]) == (144, 108)
+    assert counted["unknown"] == [{"operator": "aten.gelu", "elements": 36}]
+    assert "'mine:number' gives a int, not a torch module" in call("count", "mine:number", cwd=tmp_path).err
+    assert "'nowhere:net' does not give a network" in call("count", "nowhere:net", cwd=tmp_path).err
+
+
+def test_design_prints_the_fixed_shape():
+    found = answer("design", "--phi", "2,2,2,2", "--order", "3,2,4,1", "--fix", "alpha=2", "--base", "32")["solutions"]
+    assert [solution["name"] for solution in found] == [
+        "hrn-2x5x2x-m32", "hrn-2x5x3x-m32", "hrn-2x6x2x-m32", "hrn-2x7x2x-m32",
+    ]  # fmt: skip
+    assert found[0]["multipliers"] == [2, 5, 2]
+    assert set(found[0]) == {"name", "multipliers", "relus", "macs", "params"}
+    assert answer("design", "--block", "bottleneck", "--phi", "3,4,6,3")["solutions"]
+    assert answer("design", "--strides", "2,2,2,2")["solutions"][0]["name"].endswith("x")
+
+
+def test_train_and_eval_agree(tmp_path: Path):
+    quick = ("--set", "epochs=1", "--threads", "1")
+    whole = answer("train", "resnet18-m4", "--out", str(tmp_path / "whole"), *quick)
+    counted = answer("count", str(tmp_path / "whole"))
+    assert counted["relus"] == whole["relus"] == 2_176
+    from_whole = ("--init", str(tmp_path / "whole"), "--teacher", str(tmp_path / "whole"))
+    small = answer("train", "resnet18-m4", "--budget", "600", *from_whole, "--out", str(tmp_path / "small"), *quick)
+    assert small["relus"] == 448
+    assert small["command"].startswith("deepreshape train resnet18-m4 --data digits --seed 0 --budget 600 --init whole")
+    read = answer("eval", str(tmp_path / "small"), "--data", "digits")
+    assert read == {"top1": small["top1"], "relus": 448, "n": 360}
+
+
+def test_linearize_prints_the_fixed_shape(tmp_path: Path):
+    quick = ("--set", "epochs=1", "--set", "search_epochs=1", "--set", "batch=256", "--threads", "1")
+    out = tmp_path / "small"
+    made = answer("linearize", "zoo:digits", "--method", "taylor", "--budget", "120", "--out", str(out), *quick)
+    top1s = ["top1_before", "top1_searched", "top1_validation"]
+    assert list(made) == ["relus", "budget", "granularity", *top1s, "warning", "record"]
+    assert (made["relus"], made["budget"], made["granularity"]) == (120, 120, "pixel")
+    assert made["record"]["settings"]["search_epochs"] == 1
+    assert made["record"]["recipe"]["epochs"] == 1
+    assert sorted(path.name for path in out.iterdir()) == ["manifest.json", "masks.svg", "model.safetensors"]
+    assert answer("count", str(out))["relus"] == answer("eval", str(out))["relus"] == 120
+    priced = ("--granularity", "channel", "--price", "server-garbler")
+    again = answer("linearize", str(out), "--method", "taylor", "--budget", "60", "--out", str(tmp_path / "b"), *priced,
+                   "--set", "epochs=1", "--threads", "1")  # fmt: skip
+    assert (again["relus"], again["granularity"]) == (60, "channel")
+    assert again["record"]["price"] < again["record"]["price_before"]
+
+
+def test_a_network_with_quadratics_is_saved_with_its_picture(tmp_path: Path):
+    answer("train", "resnet9-m2-strided", "--out", str(tmp_path / "whole"), "--set", "epochs=1", "--threads", "1")
+    words = (
+        "--method",
+        "autorep",
+        "--budget",
+        "100",
+        "--set",
+        "polynomial=true",
+        "--set",
+        "epochs=1",
+        "--set",
+        "lr=0.01",
+    )
+    made = answer("linearize", str(tmp_path / "whole"), *words, "--out", str(tmp_path / "a"), "--threads", "1")
+    assert made["relus"] == 100
+    assert (tmp_path / "a" / "masks.svg").read_text().startswith("<svg")
+    again = call("linearize", str(tmp_path / "a"), "--budget", "50", "--out", str(tmp_path / "b"))
+    assert (again.code, "the network has polynomials in place of ReLUs" in again.err) == (2, True)
+
+
+def test_a_model_of_the_zoo_teaches_and_starts_others(tmp_path: Path):
+    words = ("--init", "zoo:digits", "--teacher", "zoo:digits", "--set", "epochs=1", "--threads", "1")
+    row = answer("train", "resnet9-m4-strided", "--out", str(tmp_path / "a"), *words)
+    assert "--init zoo:digits --teacher zoo:digits" in row["command"]
+
+
+def test_eval_refuses_a_model_of_other_classes(tmp_path: Path):
+    model = build(architecture("resnet9-m2", (1, 8, 8), 7), seed=0)
+    save(model, tmp_path, Manifest(model.architecture))
+    done = call("eval", str(tmp_path), "--data", "digits")
+    assert (done.code, "is for 7 classes of (1, 8, 8), digits has 10 of (1, 8, 8)" in done.err) == (2, True)
+
+
+def test_linearize_under_torchrun(tmp_path: Path):
+    words = "--method snl --budget 100 --set epochs=1 --set search_epochs=1 --set batch=256 --threads 1 --json"
+    run = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0", "--standalone"]
+    command = [*run, "-m", "deepreshape", "linearize", "zoo:digits", "--out", str(tmp_path / "a"), *words.split()]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout)["relus"] == 100
+    assert answer("count", str(tmp_path / "a"))["relus"] == 100
+
+
+def test_sweep_prints_where_its_rows_are(tmp_path: Path):
+    words = "--networks zoo:digits --methods descent --budgets 50 --set tune.epochs=1 --threads 1"
+    made = answer("sweep", "--out", str(tmp_path / "s"), *words.split())
+    (row,) = (json.loads(line) for line in Path(made["results"]).read_text().splitlines())
+    assert (row["network"], row["method"], row["relus"]) == ("digits", "descent", 50)
+
+
+def test_criticality_orders_the_stages():
+    found = answer("criticality", "resnet20-m4-phi1.1.1", "--set", "epochs=1", "--threads", "1")
+    assert sorted(found["order"]) == [1, 2, 3]
+    assert min(stage["score"] for stage in found["stages"]) == 0
+
+
+def test_run_and_report(tmp_path: Path):
+    small = "--networks resnet18-m4,hrn-2x5x2x-m2 --baseline resnet18-m4 --budgets 600 --epochs 1 --threads 1"
+    made = answer("run", "--out", str(tmp_path / "one"), *small.split())
+    assert made["points"] == 4
+    assert "deepreshape run --data digits --baseline resnet18-m4" in (tmp_path / "one" / "report.html").read_text()
+    written = ("--out", str(tmp_path / "both.html"), "--svg", str(tmp_path / "a.svg"))
+    again = answer("report", str(tmp_path / "one"), *written)
+    assert again["points"] == 4
+    assert (tmp_path / "both.html").is_file()
+    assert (tmp_path / "a.svg").read_text().startswith("<svg")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("count", "resnet19"), "unknown network 'resnet19'; known are resnet9"),
+        (("count", "resnet18", "--input", "32"), "--input takes channels x height x width, such as 3x32x32, not '32'"),
+        (("count", "resnet18", "--input", "3x0x3"), "not '3x0x3'"),
+        (("design", "--phi", "2,a"), "--phi takes integers with commas between, not '2,a'"),
+        (("design", "--fix", "alpha"), "--fix takes name=value, not 'alpha'"),
+        (("design", "--fix", "alpha=5", "--fix", "alpha=6"), "--fix has two values for alpha: 5 and 6"),
+        (("design", "--fix", "alpha=two"), "--fix alpha takes an integer, not 'two'"),
+        (("design", "--block", "dense"), "--block is basic or bottleneck, not 'dense'"),
+        (("design", "--bounds", "2,3"), "no ReLU equalization: R4 > R1"),
+        (("run", "--out", "o", "--data", "mnist"), "unknown data set 'mnist'; known are digits"),
+        (("run", "--out", "o", "--budgets", "9000000"), "a budget of 9,000,000 ReLUs is larger than the baseline"),
+        (("run", "--out", "o", "--data", "cifar100"), "cifar100 is not there: no file data/cifar-100-python/train"),
+        (("run", "--out", "o", "--set", "speed=1"), "unknown setting 'speed'"),
+        (("train", "resnet18-m4", "--out", "o", "--budget", "7"), "no coarse plan reaches 7 ReLUs; the smallest has"),
+        (("train", "resnet18-m4", "--out", "o", "--teacher", "."), ". holds no saved model"),
+        (("eval", "."), ". holds no saved model: there is no manifest.json"),
+        (
+            ("eval", "resnet18"),
+            "resnet18 holds no saved model: there is no such folder; `train` makes one of a network by name",
+        ),
+        (("frobnicate",), "No such command 'frobnicate'; there are calibrate, convex, cost, count"),
+        (("count", "resnet18", "--classes", "abc"), "not 'abc'"),
+        (("train", "resnet18", "--budget", "0", "--out", "o"), "not '0'"),
+        (("count", "hrn-5x5x3x-m99999999"), "a stage would have 7,499,999,925 channels; up to 16,777,216 work"),
+        (("count", f"{ROOT}/tests/test_house.py:net"), "does not give a network: AttributeError"),
+        (("train", "resnet20", "--out", "o", "--set", "lr=-1"), "error: lr must be from 1e-09 to 100, not -1.0"),
+        (("cost", "resnet20", "--plot", "no/where.svg"), "no/where.svg cannot be written: its folder is missing"),
+        (
+            ("cost", "resnet20", "--protocol", "server-garbler", "--workers", "2"),
+            "--workers is for our runtime; server-garbler has a price as it was published",
+        ),
+        (
+            ("cost", "resnet20", "--protocol", "gc-full,server-garbler"),
+            "gc-full,server-garbler mixes our runtime with a published system; --link says over what to compare them",
+        ),
+        (("cost", "resnet20", "--protocol", "server-garbler", "--garbler", "client"), "--garbler is for our runtime"),
+        (("cost", "resnet20", "--slots"), "--slots divides a link's rate, and loopback has no limit"),
+        (("cost", "resnet20", "--storage", "1gb/1gb"), "--storage 1gb/1gb is for queries that wait; --arrivals says"),
+        (("search", "--max-seconds", "9", "--out", "o"), "--out o is for networks that are trained; --train says how"),
+        (("cost", "resnet20", "--protocol", "gc-sign:neg-pass"), "gc-sign takes no mode; its settings are window"),
+        (("calibrate", "--out", "no/profile.json"), "no/profile.json cannot be written: its folder is missing"),
+        (("search", "--max-seconds", "nan"), "a number above 0, not nan"),
+        (
+            ("search", "--max-seconds", "9", "--train", "1", "--out", "o", "--data", "digits"),
+            "digits needs --input 1x8x8",
+        ),
+        (("criticality", "resnet20", "--set", "holdout=false"), "holdout=false leaves no validation accuracy"),
+        (
+            ("sweep", "--networks", "resnet20", "--budgets", "99999", "--out", "o"),
+            "a budget of 99,999 ReLUs is more than any of these networks has: 11,776 at most",
+        ),
+        (("report", "."), ". holds no results: there is no results.jsonl"),
+        (("eval", "zoo:cats"), "there is no 'cats' in the zoo; it has cifar100-13k, cifar100-25k, digits"),
+        (("linearize", ".", "--budget", "9", "--out", "o"), ". holds no saved model"),
+        (
+            ("linearize", "mine.py:net", "--budget", "9", "--out", "o"),
+            "'mine.py:net' does not give a network: FileNotFoundError",
+        ),
+        (("linearize", "zoo:digits", "--budget", "900", "--out", "o"), "a budget of 900 ReLUs does not fit a network"),
+        (
+            ("linearize", "zoo:digits", "--budget", "9", "--out", "o", "--method", "best"),
+            "unknown method 'best'; known",
+        ),
+        (
+            ("linearize", "zoo:digits", "--budget", "9", "--out", "o", "--set", "speed=1"),
+            "unknown setting 'speed'; snl",
+        ),
+        (("linearize", "zoo:digits", "--budget", "9", "--out", "o", "--price", "free"), "unknown price profile 'free'"),
+        (("linearize", "zoo:digits", "--budget", "9", "--out", "o", "--granularity", "row"), "granularity='row'"),
+        (
+            ("linearize", "zoo:digits", "--budget", "9", "--out", "o", "--method", "coarse", "--granularity", "pixel"),
+            "coarse removal goes by layer, not by pixel",
+        ),
+        (
+            ("sweep", "--networks", "a", "--budgets", "9", "--out", "o", "--set", "lr=1"),
+            "--set takes whole.lr=1, tune.lr=1 or METHOD.lr=1",
+        ),
+        (("sweep", "--networks", "resnet19", "--budgets", "9", "--out", "o"), "unknown network 'resnet19'"),
+        (("train", "resnet9-m2", "--out", "o", "--init", "zoo:cats"), "there is no 'cats' in the zoo; it has cifar100"),
+        (("fetch", "digits"), "there is nothing to fetch for 'digits'"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+def test_wrong_input_is_one_clear_line(words: tuple[str, ...], message: str, tmp_path: Path, monkeypatch):
+    monkeypatch.delenv("DEEPRESHAPE_DATA", raising=False)
+    done = call(*words, cwd=tmp_path)
+    assert done.code == 2
+    assert done.err.startswith("error: ")
+    assert message in done.err
+    assert done.err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []

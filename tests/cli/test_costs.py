@@ -1,0 +1,52 @@
+from pathlib import Path
+
+import pytest
+from support.command_line import answer, call
+
+
+def test_cost_prints_the_fixed_shape_and_the_bytes_that_travel(tmp_path: Path):
+    made = answer("cost", "resnet18-m2", "--protocol", "gc-full", "--link", "wan", "--plot", str(tmp_path / "a.svg"))
+    assert {"seconds", "bytes", "rounds", "stored_bytes", "relu_share", "linear_share", "layers"} <= set(made)
+    assert made["exact"]
+    assert set(made["seconds"]) == set(made["bytes"]) == {"offline", "online", "total"}
+    sent = answer("private", "local", "--model", "resnet18-m2")
+    assert {phase: made["bytes"][phase] for phase in ("offline", "online")} == sent["bytes"]
+    assert made["rounds"] == sent["rounds"]
+    assert (tmp_path / "a.svg").read_text().startswith("<svg")
+
+
+def test_arrivals_are_answered():
+    words = ("--protocol", "server-garbler", "--arrivals", "2", "--storage", "16gb/10tb")
+    found = answer("cost", "resnet18", "--classes", "10", *words)["arrivals"]
+    assert found["stored_batches"] == 1
+    assert 2 < found["sustainable_an_hour"] < found["limit_an_hour"]
+
+
+def test_cost_prices_a_users_network_even_if_it_cannot_be_lowered(tmp_path: Path):
+    (tmp_path / "mine.py").write_text(
+        "from torch import nn\n"
+        "def net():\n    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.MaxPool2d(2), nn.GELU(),\n"
+        "        nn.Flatten(), nn.Linear(36, 10))\n"
+    )
+    made = answer("cost", "mine.py:net", "--input", "3x8x8", "--link", "lan,wan", cwd=tmp_path)["quotes"]
+    assert [quote["link"] for quote in made] == ["1000mbit/1000mbit/0.5ms", "100mbit/100mbit/50ms"]
+    assert made[0]["relus"] == 144 + 108
+    assert any("gelu" in note for note in made[0]["notes"])
+    assert any("cannot be lowered" in note for note in made[0]["notes"])
+    assert "say which callable makes the network, such as mine.py:net" in call("cost", "mine.py", cwd=tmp_path).err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--link", "dsl"), "unknown link 'dsl'; known are loopback"),
+        (("--protocol", "spdz"), "unknown protocol 'spdz'; known are gc-full"),
+        (("--garbler", "me"), "--garbler is server or client, not 'me'"),
+        (("--profile", "none.json"), "none.json is no profile"),
+        (("--storage", "16", "--arrivals", "5"), "--storage takes client/server in mb, gb or tb, such as 16gb/10tb"),
+    ],
+)
+def test_wrong_terms_are_refused(words: tuple[str, ...], message: str, tmp_path: Path):
+    done = call("cost", "resnet18-m2", *words, cwd=tmp_path)
+    assert done.code == 2
+    assert message in done.err

@@ -1,0 +1,105 @@
+"""Any torch module goes the whole way: reduced, saved, loaded, lowered."""
+
+import copy
+import logging
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from support import networks
+from support.few_digits import RECIPE, digits, trained
+from torch import nn
+
+from deepreshape.counting import count
+from deepreshape.models import Foreign, convert
+from deepreshape.models.saved import load, manifest_of, save
+from deepreshape.nn import PolynomialReLU
+from deepreshape.private.program import interpret
+from deepreshape.private.program.lower import lower
+from deepreshape.private.program.program import to_fixed
+from deepreshape.removal import METHODS, SNL, Taylor, linearize, tuning_recipe
+from deepreshape.removal.method import FOREIGN_LR
+
+DATA = digits()
+FINE = [name for name in METHODS if name not in ("coarse", "herpn")]
+
+
+class Mine(nn.Module):
+    """Functional ReLUs before and behind a linear layer, and a skip."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv1 = nn.Conv2d(1, 4, 3, padding=1)
+        self.conv2 = nn.Conv2d(4, 4, 3, 2, 1)
+        self.fc1 = nn.Linear(64, 12)
+        self.fc2 = nn.Linear(12, 10)
+
+    def forward(self, x):
+        x = torch.relu_(self.conv1(x))
+        x = torch.flatten(nn.functional.relu(self.conv2(x)), 1)
+        return self.fc2(self.fc1(x).relu())
+
+
+def mine() -> nn.Module:
+    torch.manual_seed(0)
+    return Mine()
+
+
+@pytest.mark.parametrize("name", FINE)
+def test_every_method_takes_any_module_and_leaves_it_as_it_was(name: str):
+    model = mine()
+    before = copy.deepcopy(model.state_dict())
+    reduced, record = linearize(model, METHODS[name](100), DATA, recipe=RECIPE)
+    assert count(reduced, DATA.shape).total.relus == record.relus == 100
+    assert record.relus_before == count(model, DATA.shape).total.relus == 256 + 64 + 12
+    assert all(torch.equal(before[key], tensor) for key, tensor in model.state_dict().items())
+    assert isinstance(reduced.architecture, Foreign)
+    assert min(record.top1_before, record.top1_searched, record.top1_validation) >= 0
+
+
+def test_what_comes_out_is_saved_loaded_and_lowered(tmp_path: Path):
+    reduced, record = linearize(mine(), SNL(100), DATA, recipe=RECIPE)
+    save(reduced, tmp_path)
+    again = load(tmp_path)
+    assert manifest_of(again).dataset == DATA.name
+    assert manifest_of(again).class_names == DATA.class_names
+    assert [step["kept"] for step in manifest_of(again).history] == [record.kept]
+    x = DATA.normalize(DATA.validation.images[:40])
+    assert torch.allclose(again(x), reduced(x), atol=1e-5)  # layouts in memory differ
+    program = lower(again, x.contiguous().numpy()).program
+    found = interpret.run(program, to_fixed(x.contiguous().numpy(), program.input_fraction)).reshape(len(x), -1)
+    assert program.relus == 100
+    wanted = again(x).detach().numpy()
+    assert (found.argmax(1) == wanted.argmax(1)).mean() > 0.95
+
+
+def test_coarse_removal_says_that_it_needs_stages():
+    with pytest.raises(ValueError, match="coarse removal needs a network of the package"):
+        linearize(mine(), METHODS["coarse"](100), DATA, recipe=RECIPE)
+
+
+def test_a_loss_of_more_than_was_asked_is_warned_of(caplog: pytest.LogCaptureFixture):
+    model, still = trained(), replace(RECIPE, lr=1e-9)
+    with caplog.at_level(logging.WARNING, "deepreshape"):
+        _, kept = linearize(model, Taylor(0, mismatch=0.0, max_drop=100), DATA, recipe=still)
+        assert not kept.warning
+        assert not caplog.records
+        _, record = linearize(model, Taylor(0, mismatch=0.0, max_drop=0.5, search_lr=1e-9), DATA, recipe=still)
+    assert record.top1_validation < record.top1_before - 0.5
+    assert record.warning.startswith(f"validation top-1 fell from {record.top1_before:.2f} to ")
+    assert [entry.message for entry in caplog.records] == [record.warning]
+
+
+def test_networks_trained_elsewhere_are_tuned_in_small_steps():
+    own = convert(mine(), DATA.shape)
+    assert tuning_recipe(own, DATA).lr == FOREIGN_LR < tuning_recipe(nn.Sequential(), DATA).lr
+
+
+def test_what_a_mask_would_replace_is_refused():
+    own = convert(networks.ReadAgain(1), DATA.shape)
+    site = own.architecture.sites()[0]
+    mask = torch.ones(site.channels, *site.size, dtype=torch.bool)
+    own.set_submodule(site.name, PolynomialReLU(mask, torch.zeros(site.channels, 3)))
+    with pytest.raises(ValueError, match=r"polynomials in place of ReLUs \(polynomial-relu at relu\)"):
+        linearize(own, SNL(100), DATA, recipe=RECIPE)

@@ -1,0 +1,76 @@
+"""Other layers in place of those that do not run privately."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from support.few_digits import RECIPE, digits, trained
+from torch import nn
+from torch.nn import functional as F  # noqa: N812
+
+from deepreshape.counting import count
+from deepreshape.models.saved import Manifest, load, save
+from deepreshape.removal import masks_of, substitute
+
+DATA = digits()
+
+
+class Smooth(nn.Module):
+    """GELU as a module at two places and as a function, SiLU, and max pools of both kinds."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv1 = nn.Conv2d(1, 4, 3, padding=1)
+        self.conv2 = nn.Conv2d(4, 4, 3, padding=1)
+        self.act = nn.GELU()
+        self.pool = nn.MaxPool2d(2)
+        self.fc = nn.Linear(16, 10)
+
+    def forward(self, x):
+        x = self.pool(self.act(self.conv1(x)))
+        x = F.max_pool2d(self.act(self.conv2(x)), 2)
+        return self.fc(F.silu(F.gelu(x)).flatten(1))
+
+
+def test_activations_become_relus_with_masks_and_pools_average(tmp_path: Path):
+    model = Smooth()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    network, record = substitute(
+        model, {"GELU": "ReLU", "SiLU": "ReLU", "MaxPool2d": "avg"}, DATA, recipe=RECIPE, seed=1
+    )
+    assert sorted(record.replaced.values()) == [("GELU", "ReLU")] * 2 + [("MaxPool2d", "AvgPool2d")] * 2 + [
+        ("SiLU", "ReLU")
+    ]
+    counted = count(network, DATA.shape)
+    assert counted.total.relus == 256 + 64 + 16 + 16
+    assert (counted.total.maxpool_comparisons, counted.unknown) == (0, {})
+    assert sum(mask.numel() for mask in masks_of(network, DATA.shape).values()) == counted.total.relus
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+    assert all(0 <= top1 <= 100 for top1 in (record.top1_before, record.top1_substituted, record.top1_after))
+    save(network, tmp_path, Manifest(network.architecture, history=(record.to_dict(),)))
+    x = DATA.normalize(DATA.validation.images)
+    assert torch.allclose(load(tmp_path)(x), network(x), atol=1e-5)
+
+
+def test_only_what_was_asked_for_is_replaced():
+    network, record = substitute(Smooth(), {"SiLU": "ReLU"}, DATA, recipe=RECIPE)
+    assert list(record.replaced.values()) == [("SiLU", "ReLU")]
+    assert count(network, DATA.shape).total.maxpool_comparisons
+
+
+@pytest.mark.parametrize(
+    ("layers", "message"),
+    [
+        ({"GELU": "avg"}, "cannot put 'avg' in place of 'GELU'; ReLU takes the place of ELU, GELU"),
+        ({"Softmax": "ReLU"}, "cannot put 'ReLU' in place of 'Softmax'"),
+        ({"Tanh": "ReLU"}, "the network has no Tanh to replace; its layers are Conv2d, GELU, Linear, MaxPool2d, SiLU"),
+    ],
+)
+def test_what_cannot_be_replaced_is_one_line(layers: dict, message: str):
+    with pytest.raises(ValueError, match=message):
+        substitute(Smooth(), layers, DATA, recipe=RECIPE)
+
+
+def test_a_network_by_name_goes_by_its_name():
+    with pytest.raises(ValueError, match="a network of this package has ReLUs already"):
+        substitute(trained(), {"GELU": "ReLU"}, DATA, recipe=RECIPE)

@@ -1,0 +1,21 @@
+import re
+
+from support.results import ROWS, row
+
+from deepreshape.report import render
+
+
+def test_the_report_needs_no_network_and_shows_every_point():
+    html = render(ROWS, baseline="base", settings="data: digits", command="deepreshape run --out there")
+    assert not re.search(r"(src|href)=\"(?!#)", html)
+    assert "@import" not in html
+    assert html.count("<svg") == 3
+    for expected in ("91.00 ± 1.41", "deepreshape run --out there", "data: digits", "deepreshape train hrn", "+5.50"):
+        assert expected in html
+    anchors = set(re.findall(r'href="#([^"]+)"', html))
+    assert anchors == set(re.findall(r'<tr id="([^"]+)"', html))
+
+
+def test_names_in_the_results_cannot_become_markup():
+    html = render([row("<script>alert(1)</script>", 10, 1.0)], baseline="x", settings="", command="")
+    assert "<script>" not in html
