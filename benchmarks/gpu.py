@@ -18,23 +18,25 @@ import copy
 import json
 import sys
 import time
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from deepreshape.counting import count
 from deepreshape.data import Dataset, Split
-from deepreshape.experiments.run import measured
+from deepreshape.experiments.points import measurements
 from deepreshape.models import architecture, build
-from deepreshape.models.saved import Manifest, fingerprint, load, save
+from deepreshape.models.saved import Manifest, load, save, weights_digest
 from deepreshape.pricing.calibrate import machine
 from deepreshape.removal import SNL, Taylor, linearize
-from deepreshape.training import Recipe, load_cache, teach, train
+from deepreshape.training import Progress, Recipe, teach, train
 from deepreshape.training.runs import RESULTS, claim, read_rows, write_rows
 
-TIMED_STEPS = 20
+TIMED_STEPS = 8
+"""From which a phase learns how long its epochs take."""
 SEARCH_SHARE = 0.15
 """Of a reduction's epochs, in the search."""
 RESERVE = 0.04
@@ -98,7 +100,7 @@ def tiny(phase: Phase) -> Phase:
 
 
 def tiny_data() -> Dataset:
-    """192 images of 100 classes, each class a colour of its own under noise: enough to see that all of it runs."""
+    """96 images of 100 classes, each class a colour of its own under noise: enough to see that all of it runs."""
     random = torch.Generator().manual_seed(0)
     colours = torch.randint(40, 216, (100, 3, 1, 1), generator=random)
 
@@ -108,43 +110,29 @@ def tiny_data() -> Dataset:
         return Split((colours[labels] + noise).to(torch.uint8), labels)
 
     names = tuple(f"class {number}" for number in range(100))
-    return Dataset("tiny", split(160), split(32), split(100), names, (0.5,) * 3, (0.25,) * 3)
+    return Dataset("tiny", split(64), split(32), split(50), names, (0.5,) * 3, (0.25,) * 3)
 
 
-class Timed(nn.Module):
-    """A hook that ends a run after some steps, and knows how long they took without the first."""
+class TimedError(Exception):
+    """Ends a run whose steps have been timed."""
 
-    gate_lr = 0.0
 
-    def __init__(self, device: torch.device) -> None:
-        super().__init__()
-        self.device = device
-        self.times = [self._now()]
+def seconds_a_step(network: nn.Module, data: Dataset, recipe: Recipe, teacher: nn.Module | None) -> float:
+    """The mean over the second half of :data:`TIMED_STEPS` steps, when caches are warm; the network is used up."""
+    device = next(network.parameters()).device
+    times: list[float] = []
 
-    def _now(self) -> float:
-        if self.device.type == "cuda":
+    def watch(progress: Progress) -> None:
+        if device.type == "cuda":
             torch.cuda.synchronize()
-        return time.monotonic()
+        times.append(time.monotonic())
+        if len(times) == TIMED_STEPS:
+            raise TimedError
 
-    def gates(self) -> list[nn.Parameter]:
-        return []
-
-    def before(self, step: int, steps: int) -> None:
-        pass
-
-    def penalty(self) -> Tensor | None:
-        return None
-
-    def after(self, step: int, steps: int, batch: Tensor, labels: Tensor) -> None:
-        self.times.append(self._now())
-
-    def over(self) -> bool:
-        return len(self.times) > TIMED_STEPS
-
-    def seconds_a_step(self) -> float:
-        """The mean over the second half of the steps that were done, when caches are warm."""
-        later = self.times[len(self.times) // 2 :]
-        return (later[-1] - later[0]) / max(1, len(later) - 1)
+    with suppress(TimedError):
+        train(network, data, recipe, seed=0, teacher=teacher, progress=watch)
+    later = times[len(times) // 2 :]
+    return (later[-1] - later[0]) / max(1, len(later) - 1)
 
 
 class Comparison:
@@ -189,7 +177,6 @@ class Comparison:
             left_over = self.end - time.monotonic()
             print(f"{phase.id}: left out, {left_over:.0f} s hold {epochs} of {phase.least} epochs", file=sys.stderr)
             return None
-        folder = self.out / "runs" / phase.id
         recipe = replace(self.recipe, epochs=epochs)
         if phase.start:
             search = max(1, round(epochs * SEARCH_SHARE))
@@ -197,9 +184,9 @@ class Comparison:
             method = SNL(**settings) if phase.method == "snl" else Taylor(**settings)
             recipe = replace(recipe, epochs=max(1, epochs - search), lr=recipe.lr / 5)
             epochs = search + recipe.epochs
-            network, _ = linearize(network, method, self.data, recipe=recipe, teacher=teacher, folder=folder)
+            network, _ = linearize(network, method, self.data, recipe=recipe, teacher=teacher)
         else:
-            train(network, self.data, recipe, seed=0, teacher=teacher, folder=folder)
+            train(network, self.data, recipe, seed=0, teacher=teacher)
         return self._row(phase, network, epochs, started)
 
     def _row(self, phase: Phase, network: nn.Module, epochs: int, started: float) -> dict[str, object]:
@@ -213,7 +200,7 @@ class Comparison:
             "plan": "pixels" if phase.method else "all ReLUs",
             "granularity": "pixel" if phase.method else "layer",
             "budget": phase.budget or None,
-            **measured(network.float(), self.data),
+            **measurements(network, self.data),
             "seed": 0,
             "epochs": epochs,
             "cpu_minutes": 0.0 if on_gpu else minutes,
@@ -240,28 +227,25 @@ class Comparison:
 
     def _seconds_an_epoch(self, network: nn.Module, teacher: nn.Module | None, *, reduces: bool) -> float:
         """Seconds of an epoch of a copy; a reduction's steps watch the gates too, which is counted as a fifth more."""
-        timer = Timed(self.device)
-        train(copy.deepcopy(network), self.data, replace(self.recipe, epochs=1), seed=0, teacher=teacher, hook=timer)
-        steps = -(-len(self.data.whole) // self.recipe.batch)
-        return timer.seconds_a_step() * steps * (1.2 if reduces else 1.0)
+        recipe = replace(self.recipe, epochs=-(-TIMED_STEPS * self.recipe.batch // len(self.data.whole)))
+        a_step = seconds_a_step(copy.deepcopy(network), self.data, recipe, teacher)
+        return a_step * -(-len(self.data.whole) // self.recipe.batch) * (1.2 if reduces else 1.0)
 
     def _fresh(self, network: str) -> nn.Module:
         made_for = architecture(network, self.data.shape, len(self.data.class_names))
         return build(made_for, seed=0).to(self.device)
 
     def _load(self, phase: str) -> nn.Module:
-        return load(self.out / "models" / phase)[0].float().to(self.device)
+        return load(self.out / "models" / phase).to(self.device)
 
     def _save(self, phase: Phase, network: nn.Module) -> None:
         of = network.architecture  # pyright: ignore[reportAttributeAccessIssue]
-        facts = Manifest(of, self.data.name, self.data.class_names, self.data.mean, self.data.std, (asdict(phase),))
-        save(network, self.out / "models" / phase.id, facts)
+        save(network, self.out / "models" / phase.id, Manifest.of(of, self.data, (asdict(phase),)), half=True)
 
     def _answers(self, phase: str) -> None:
         network = self._load(phase)
-        name = f"{phase} {fingerprint(network)}"
+        name = f"{phase} {weights_digest(network)}"
         teach(network, self.data, self.out / "teacher", views=WINDOWS, crop=self.recipe.crop, teacher=name)
-        load_cache(self.out / "teacher", self.data)
 
 
 def main() -> None:
@@ -269,7 +253,7 @@ def main() -> None:
     parser.add_argument("--deadline", type=float, required=True, help="seconds from the start")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--data-dir", type=Path)
-    parser.add_argument("--tiny", action="store_true", help="few channels, 192 images, two epochs")
+    parser.add_argument("--tiny", action="store_true", help="few channels, 96 images, two epochs")
     given = parser.parse_args()
     if given.deadline <= 0:
         parser.error(f"--deadline must be more than 0 seconds, not {given.deadline:g}")
@@ -277,11 +261,13 @@ def main() -> None:
     torch.set_float32_matmul_precision("high")
     recipe = Recipe(batch=768, lr=0.6, warmup=0.15, ema=0.999, holdout=False)
     data, phases = (tiny_data(), tuple(map(tiny, PHASES))) if given.tiny else (None, PHASES)
+    if given.tiny:
+        torch.set_num_threads(1)
     try:
         if data is None:
             data = Dataset.load("cifar100", given.data_dir)
         else:
-            recipe = replace(recipe, batch=64, lr=0.1, ema=0.0, precision="float32")
+            recipe = replace(recipe, batch=32, lr=0.1, ema=0.0, precision="float32")
         Comparison(data, phases, recipe, given.deadline, given.out).run()
     except ValueError as error:
         sys.exit(f"error: {error}")

@@ -48,7 +48,8 @@ def train(
         int | None, typer.Option(min=1, help="ReLU budget; all ReLUs without.", show_default=False)
     ] = None,
     teacher: Annotated[
-        str | None, typer.Option(help="Saved model that distils into this one.", show_default=False)
+        str | None,
+        typer.Option(help="Saved model that distils into this one, or a folder of `teach`.", show_default=False),
     ] = None,
     init: Annotated[str | None, typer.Option(help="Saved model to take weights from.", show_default=False)] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of weights and training.")] = 0,

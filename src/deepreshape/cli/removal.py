@@ -51,7 +51,10 @@ def linearize(
     data: SavedDataName = None,
     data_dir: DataDir = None,
     teacher: Annotated[
-        str | None, typer.Option(help="Saved model that distils into it; MODEL without.", show_default=False)
+        str | None,
+        typer.Option(
+            help="Saved model that distils into it, or a folder of `teach`; MODEL without.", show_default=False
+        ),
     ] = None,
     price: Annotated[
         str | None,
@@ -154,7 +157,9 @@ def sweep(
     seeds: Annotated[str, typer.Option(help="Everything is done once for each.")] = "0",
     data: DataName = "digits",
     data_dir: DataDir = None,
-    teacher: Annotated[str | None, typer.Option(help="Saved model that distils into all.", show_default=False)] = None,
+    teacher: Annotated[
+        str | None, typer.Option(help="Saved model that distils into all, or a folder of `teach`.", show_default=False)
+    ] = None,
     settings: Annotated[
         list[str] | None,
         typer.Option(

@@ -17,11 +17,29 @@ from deepreshape.models import build
 from deepreshape.models.saved import Manifest, load, manifest_of, save, weights_digest
 from deepreshape.models.zoo import called
 from deepreshape.removal import METHODS, Linearization, Method, Plan, Removal, apply
-from deepreshape.training import Progress, Recipe, accuracy, parallel, recipe_of, set_options, train
+from deepreshape.training import (
+    Progress,
+    Recipe,
+    accuracy,
+    is_cache,
+    load_cache,
+    parallel,
+    recipe_of,
+    set_options,
+    train,
+)
 from deepreshape.training.checkpoint import METRICS
 from deepreshape.training.runs import Result, claim
 
-__all__ = ["RemovalPoint", "TrainingPoint", "load_fitting", "removal_command", "see_fits"]
+__all__ = [
+    "RemovalPoint",
+    "TrainingPoint",
+    "load_fitting",
+    "load_teacher",
+    "measurements",
+    "removal_command",
+    "see_fits",
+]
 
 
 @dataclass(frozen=True)
@@ -35,7 +53,7 @@ class TrainingPoint:
         seed: of its weights and its training.
         recipe: of the training.
         init: saved model that gives the weights it starts from, if any.
-        teacher: saved model that distils into it, if any.
+        teacher: folder of a saved model that distils into it, or of its answers (``deepreshape teach``), if any.
     """
 
     network: str
@@ -59,7 +77,7 @@ class TrainingPoint:
     def result(self, data: Dataset, to: Path, folder: Path, progress: Callable[[Progress], None]) -> Result:
         """Train it, and save it with the metrics of its training."""
         recipe = self.recipe
-        teacher = load_fitting(self.teacher, data) if self.teacher else None
+        teacher = load_teacher(self.teacher, data) if self.teacher else None
         history: list[dict[str, Any]] = []
         if self.init:
             start = load_fitting(self.init, data)
@@ -79,7 +97,7 @@ class TrainingPoint:
             network=self.network,
             plan=str(self.plan),
             budget=self.budget,
-            **_measured(model, data),
+            **measurements(model, data),
             top1_validation=trained.top1_validation,
             seed=self.seed,
             epochs=recipe.epochs,
@@ -153,7 +171,7 @@ class RemovalPoint:
                 )
             source = load_fitting(source, data)
         if self.teacher:
-            teacher = load_fitting(self.teacher, data).to(parallel.device())
+            teacher = load_teacher(self.teacher, data).to(parallel.device())
         removing = Linearization(
             source.to(parallel.device()),
             self.method,
@@ -180,7 +198,7 @@ class RemovalPoint:
             plan=f"{record.method} {record.budget:,}",
             granularity=record.granularity,
             budget=record.budget,
-            **_measured(model, data),
+            **measurements(model, data),
             top1_validation=record.top1_validation,
             seed=self.seed,
             epochs=record.epochs,
@@ -204,7 +222,7 @@ def removal_command(source: Path | nn.Module, record: Removal, teacher: Path | N
     return " ".join([*words, "--out", to])
 
 
-def _measured(model: nn.Module, data: Dataset) -> dict[str, Any]:
+def measurements(model: nn.Module, data: Dataset) -> dict[str, Any]:
     """Counts, published prices, and accuracy on the test split, which is read here, of a network that is final."""
     counted = count(model, data.shape)
     return {
@@ -219,6 +237,15 @@ def _measured(model: nn.Module, data: Dataset) -> dict[str, Any]:
         "n": len(data.test),
         "data": data.name,
     }
+
+
+def load_teacher(folder: Path, data: Dataset) -> nn.Module:
+    """What distils into students: a saved model, or the answers of one that were stored before.
+
+    Raises:
+        ValueError: if it does not fit the data set.
+    """
+    return load_cache(folder, data) if is_cache(folder) else load_fitting(folder, data)
 
 
 def load_fitting(folder: Path, data: Dataset) -> nn.Module:

@@ -53,7 +53,7 @@ class Manifest:
         return cls(architecture, data.name, data.class_names, data.mean, data.std, history)
 
 
-def save(model: nn.Module, folder: Path | str, manifest: Manifest | None = None) -> None:
+def save(model: nn.Module, folder: Path | str, manifest: Manifest | None = None, *, half: bool = False) -> None:
     """Write ``model`` to ``folder``, which is created; the manifest is written last, so that a cut leaves no model.
 
     What stands at sites is written by its kind, its tensors with the weights.
@@ -62,9 +62,10 @@ def save(model: nn.Module, folder: Path | str, manifest: Manifest | None = None)
         model: a network of this package, such as ``linearize`` or ``build`` gives.
         folder: for the two files.
         manifest: what to write of it; what the model carries (:func:`manifest_of`) without one.
+        half: whether floats are rounded to 16 bits, for half the size; :func:`load` gives them as float32 again.
 
     Raises:
-        ValueError: if nothing says how the network is rebuilt.
+        ValueError: if nothing says how the network is rebuilt, or a weight is too large for 16 bits.
     """
     manifest = manifest or manifest_of(model)
     folder = Path(folder)
@@ -72,6 +73,8 @@ def save(model: nn.Module, folder: Path | str, manifest: Manifest | None = None)
     (folder / MANIFEST).unlink(missing_ok=True)
     # tensors that share memory, as tied weights do, are written for each of their names
     state = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in model.state_dict().items()}
+    if half:
+        state = {name: _rounded(name, tensor) for name, tensor in state.items()}
     save_file(state, folder / WEIGHTS)
     kinds = {name: module.kind for name, module in model.named_modules() if isinstance(module, Nonlinearity)}
     content = {
@@ -87,6 +90,15 @@ def save(model: nn.Module, folder: Path | str, manifest: Manifest | None = None)
         "history": manifest.history,
     }
     (folder / MANIFEST).write_text(json.dumps(content, indent=1) + "\n")
+
+
+def _rounded(name: str, tensor: torch.Tensor) -> torch.Tensor:
+    if not tensor.is_floating_point():
+        return tensor
+    rounded = tensor.half()
+    if not torch.equal(torch.isfinite(rounded), torch.isfinite(tensor)):
+        raise ValueError(f"{name} has a value of {tensor.abs().max():g}, too large for 16 bits; leave half out")
+    return rounded
 
 
 def load(folder: Path | str) -> nn.Module:
@@ -106,7 +118,10 @@ def load(folder: Path | str) -> nn.Module:
             raise ValueError(f"its format is {content['format']}, this version reads 1 and {FORMAT}")
         if _digest(folder / WEIGHTS) != content["digest"]:
             raise ValueError(f"{WEIGHTS} is not the file that was saved (its digest differs)")
-        state = load_file(folder / WEIGHTS)
+        state = {
+            name: tensor.float() if tensor.dtype == torch.float16 else tensor
+            for name, tensor in load_file(folder / WEIGHTS).items()
+        }
         content = _of_format_1(content, state) if content["format"] == 1 else content
         manifest = Manifest(
             from_dict(content["architecture"]),

@@ -23,6 +23,7 @@ from deepreshape.models.saved import note_step, weights_digest
 from deepreshape.nn import MaskedReLU, Nonlinearity, require_finite
 from deepreshape.removal.sites import Granularity, Masks, masks_of
 from deepreshape.training import (
+    CachedTeacher,
     Progress,
     Recipe,
     Trained,
@@ -236,7 +237,7 @@ class Linearization:
             )
         recipe = recipe or tuning_recipe(model, data)
         self.recipe = recipe if method.mismatch is None else replace(recipe, mismatch=method.mismatch)
-        self.teacher = copy.deepcopy(_converted(teacher, data) if teacher else model).eval()
+        self.teacher = copy.deepcopy(_teaching(teacher, data) if teacher else model).eval()
         if self.recipe.mismatch:
             _see_comparable(self.teacher, self.masks, data)
         self.prices = dict.fromkeys(self.masks, 1.0) | (relu_prices(self.before.layers, price) if price else {})
@@ -331,6 +332,10 @@ def tuning_recipe(model: nn.Module, data: Dataset) -> Recipe:
     if isinstance(getattr(model, "architecture", None), Foreign):
         return replace(usual, lr=FOREIGN_LR, smoothing=0.0)
     return usual
+
+
+def _teaching(teacher: nn.Module, data: Dataset) -> nn.Module:
+    return teacher if isinstance(teacher, CachedTeacher) else _converted(teacher, data)
 
 
 def _converted(model: nn.Module, data: Dataset) -> nn.Module:
