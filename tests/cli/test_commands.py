@@ -131,6 +131,21 @@ def test_train_and_eval_agree(tmp_path: Path):
     assert read == {"top1": small["top1"], "relus": 448, "n": 360}
 
 
+def test_stored_answers_teach_a_student(tmp_path: Path):
+    stored = answer("teach", "zoo:digits", "--views", "2", "--out", str(tmp_path / "answers"), "--threads", "1")
+    assert (stored["views"], stored["keep"], stored["images"]) == (2, 10, 1437)
+    quick = ("--set", "epochs=1", "--set", "batch=256", "--threads", "1")
+    small = answer("train", "resnet18-m2", "--teacher", str(tmp_path / "answers"), "--out", str(tmp_path / "s"), *quick)
+    assert "--teacher answers" in small["command"]
+    search = ("--set", "search_epochs=1", "--set", "mismatch=0")
+    whole = str(tmp_path / "s")
+    to = ("--budget", "100", "--method", "taylor", "--teacher", str(tmp_path / "answers"), "--out", str(tmp_path / "t"))
+    assert answer("linearize", whole, *to, *search, *quick)["relus"] == 100
+    wrong = call("train", "resnet18-m2", "--teacher", str(tmp_path / "answers"), "--out", str(tmp_path / "u"), "--set",
+                 "crop=2")  # fmt: skip
+    assert "saw crop=1, the recipe has crop=2" in wrong.err
+
+
 def test_linearize_prints_the_fixed_shape(tmp_path: Path):
     quick = ("--set", "epochs=1", "--set", "search_epochs=1", "--set", "batch=256", "--threads", "1")
     out = tmp_path / "small"

@@ -90,6 +90,28 @@ def test_a_damaged_model_is_refused_in_one_line(saved: Path, damage, message: st
     assert "\n" not in str(caught.value)
 
 
+def test_sixteen_bits_are_half_the_size_and_come_back_as_float32(saved: Path, tmp_path: Path):
+    whole = load(saved)
+    whole.set_submodule("stage1.0.act1", MaskedReLU(torch.ones(4, 8, 8, dtype=torch.bool)))
+    save(whole, tmp_path / "whole")
+    save(whole, tmp_path / "half", half=True)
+    sizes = [(tmp_path / name / "model.safetensors").stat().st_size for name in ("half", "whole")]
+    assert sizes[0] < 0.6 * sizes[1]
+    rounded = {name: value.half().float() if value.is_floating_point() else value for name, value in
+               whole.state_dict().items()}  # fmt: skip
+    again = load(tmp_path / "half").state_dict()
+    assert all(torch.equal(again[name], value) and again[name].dtype == value.dtype for name, value in rounded.items())
+
+
+def test_weights_past_sixteen_bits_are_refused(saved: Path, tmp_path: Path):
+    model = load(saved)
+    with torch.no_grad():
+        next(model.parameters()).view(-1)[0] = 1e5
+    with pytest.raises(ValueError, match=r"weight has a value of 100000, too large for 16 bits"):
+        save(model, tmp_path / "half", half=True)
+    assert not (tmp_path / "half" / "manifest.json").exists()
+
+
 def test_a_model_of_format_1_is_still_read(tmp_path: Path):
     model = load(Path(__file__).parent / "format1")
     carried = manifest_of(model)

@@ -54,8 +54,9 @@ def teach(
             bar.update(task, completed=done, total=total)
 
         stoppable(lambda: store(network, dataset, to, views=views, crop=crop, keep=keep, teacher=whose, progress=show))
+    kept = min(keep, len(dataset.class_names))
     size = sum(path.stat().st_size for path in to.iterdir())
-    values = {"out": str(to), "views": views, "images": len(dataset.whole), "keep": keep, "bytes": size}
+    values = {"out": str(to), "views": views, "images": len(dataset.whole), "keep": kept, "bytes": size}
     if as_json:
         print_json(values)
     else:
