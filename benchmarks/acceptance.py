@@ -4,10 +4,10 @@
     python benchmarks/acceptance.py run photos --work runs --seeds 0 1 --out benchmarks/results/acceptance.jsonl
 
 The photos are those of the first twenty classes of Tiny-ImageNet, 64x64; its official validation images of these
-classes are the test. ``images`` takes a folder with ``wnids.txt`` and archives of ``train/CLASS`` and ``val/CLASS``. The
-network is written down below as a user would bring it: a 7x7 stem, a max pool, in-place adds, one ReLU module used twice
-in a block. Removal is one call with its defaults. A run that was stopped goes on from its checkpoints; processor minutes
-add up over all parts of it.
+classes are the test. ``images`` takes a folder with ``wnids.txt`` and archives of ``train/CLASS`` and ``val/CLASS``.
+The network is written down below as a user would bring it: a 7x7 stem, a max pool, in-place adds, one ReLU module used
+twice in a block. Removal is one call with its defaults. A run that was stopped goes on from its checkpoints; processor
+minutes add up over all parts of it.
 """
 
 import argparse
