@@ -28,7 +28,7 @@ from deepreshape.training import accuracy
 
 CLASSES = 20
 SHARES = 0.25, 0.10
-FIRST = dr.Recipe(epochs=30, batch=64, optimizer="muon", lr=0.05, lr_other=0.2, crop=8)
+FIRST = dr.Recipe(epochs=20, batch=64, optimizer="muon", lr=0.05, lr_other=0.2, crop=8, grow=0.6)
 
 
 class Block(nn.Module):

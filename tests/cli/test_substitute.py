@@ -1,8 +1,10 @@
 """Networks of users on the command line: substituted, reduced, and never written over."""
 
+import json
 from pathlib import Path
 
 import pytest
+import yaml
 from test_cli import answer, call
 
 NETWORK = """
@@ -12,6 +14,12 @@ from torch import nn
 def net():
     torch.manual_seed(0)
     return nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.GELU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(64, 10))
+
+def wide():
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 7))
+
+def deep():
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten())
 """
 QUICK = ("--data", "digits", "--set", "epochs=1")
 
@@ -46,9 +54,40 @@ def test_code_goes_straight_to_linearize(there: Path):
     assert answer("count", "few", cwd=there)["relus"] == 64
 
 
+def test_code_goes_to_eval_and_sweep(there: Path):
+    (there / "mine.py").write_text(NETWORK.replace("GELU", "ReLU"))
+    assert 0 <= answer("eval", "mine.py:net", "--data", "digits", cwd=there)["top1"] <= 100
+    words = ("sweep", "--networks", "mine.py:net", "--data", "digits", "--methods", "taylor", "--budgets", "100,64")
+    quick = ("--set", "tune.epochs=1", "--out", "points")
+    assert answer(*words, *quick, cwd=there)["runs"] == 2
+    rows = [json.loads(line) for line in (there / "points" / "results.jsonl").read_text().splitlines()]
+    assert [(row["network"], row["relus"]) for row in rows] == [("net", 100), ("net", 64)]
+    assert rows[0]["command"].startswith("deepreshape linearize mine.py:net --method taylor --budget 100 --data digits")
+    assert yaml.safe_load((there / "points" / "config.yaml").read_text())["tune"]["lr"] == 0.02
+    before = (there / "points" / "results.jsonl").read_bytes()
+    assert answer(*words, *quick, cwd=there)["runs"] == 2  # it goes on, and nothing is left
+    assert (there / "points" / "results.jsonl").read_bytes() == before
+    mixed = (*words[:2], "mine.py:net,resnet20", *words[3:])
+    assert "sweep them one after the other" in call(*mixed, "--out", "mixed", cwd=there).err.replace("\n", " ")
+
+
+def test_a_data_set_says_shape_and_classes_and_gives_inputs(there: Path):
+    (there / "mine.py").write_text(NETWORK.replace("GELU", "ReLU").replace("MaxPool2d", "AvgPool2d"))
+    assert answer("count", "mine.py:net", "--data", "digits", cwd=there)["relus"] == 256
+    found = answer("cost", "mine.py:net", "--data", "digits", cwd=there)
+    assert (found["exact"], found["relus"], found["notes"]) == (True, 256, [])
+    message = call("count", "mine.py:net", "--data", "digits", "--input", "1x9x9", cwd=there).err
+    assert "--input 1x9x9 and --data digits, whose images are 1x8x8, both say the shape" in message.replace("\n", " ")
+    assert answer("count", "resnet20-m4", "--data", "digits", cwd=there)["relus"] == 2 * 64 * (7 + 6 // 2 + 6 / 4)
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
+        (("eval", "mine.py:net"), "does not say what it was trained on"),
+        (("eval", "resnet18"), "resnet18 is a name and no trained network"),
+        (("eval", "mine.py:wide", "--data", "digits"), "mine.py:wide gives 7 outputs, and digits has 10 classes"),
+        (("eval", "mine.py:deep", "--data", "digits"), "mine.py:deep fails on an image of digits, of shape (1, 8, 8)"),
         (("substitute", "mine.py:net", *QUICK, "--out", "x"), "give --activation relu, --max-pool avg, or both"),
         (("substitute", "mine.py:net", "--activation", "relu", "--out", "x"), "does not say what it was trained on"),
         (("substitute", "zoo:digits", "--activation", "relu", "--out", "x"), "has ReLUs already"),

@@ -43,6 +43,7 @@ def reader_left() -> NoReturn:
 out, err = Output(), Console(stderr=True)
 
 MODEL = "A network's name, a saved model's folder, zoo:NAME, package.module:callable or file.py:callable."
+TRAINED = "A saved model's folder, zoo:NAME, package.module:callable or file.py:callable."
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 DataName = Annotated[
@@ -57,6 +58,15 @@ DataName = Annotated[
 SavedDataName = Annotated[
     str | None,
     typer.Option("--data", help="Data set, as for `train`; the one it was trained on without.", show_default=False),
+]
+InputData = Annotated[
+    str | None,
+    typer.Option(
+        "--data",
+        help="Data set whose images are taken: a name, folder:PATH, folder:PATH:SIDE or file.py:callable; else a saved "
+        "model's own.",
+        show_default=False,
+    ),
 ]
 DataDir = Annotated[
     Path | None, typer.Option(help="Folder with the data sets; else DEEPRESHAPE_DATA, else ./data.", show_default=False)

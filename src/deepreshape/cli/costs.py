@@ -13,6 +13,7 @@ from deepreshape.cli.console import (
     MODEL,
     NOTHING_KEPT,
     DataDir,
+    InputData,
     Json,
     err,
     new_file,
@@ -27,6 +28,7 @@ from deepreshape.cli.console import (
 if TYPE_CHECKING:
     from deepreshape.cli.models import Network
     from deepreshape.cost import Profile, Quote
+    from deepreshape.data import Dataset
     from deepreshape.pricing.quote import Terms
     from deepreshape.private.program.program import Program
 
@@ -94,21 +96,22 @@ def cost(
             help="With --arrivals: storage of client/server for what lies ready; 16gb/10tb without.", show_default=False
         ),
     ] = None,
+    data: InputData = None,
     data_dir: DataDir = None,
     as_json: Json = False,
 ) -> None:
     """Say what one private inference costs, layer by layer, and where the time goes."""
-    from deepreshape.cli.models import find_network
+    from deepreshape.cli.models import shown_network
     from deepreshape.report.bars import bars
 
     terms = read_terms(protocol, link, garbler, slots, workers, profile)
     if plot:
         new_file(plot)
-    network = find_network(model, read_shape(input) if input else None, classes)
+    network, dataset = shown_network(model, read_shape(input) if input else None, classes, data, data_dir)
     if storage and arrivals is None:
         raise ValueError(f"--storage {storage} is for queries that wait; --arrivals says how many there are an hour")
     room = _storage(storage or "16gb/10tb")
-    quotes = _quotes(network, terms, data_dir)
+    quotes = _quotes(network, terms, dataset, data_dir)
     queues = [_queue(quote, arrivals, room) if arrivals else {} for quote in quotes]
     if plot:
         plot.write_text(bars(model, quotes))
@@ -212,7 +215,7 @@ def read_role(text: str) -> Literal["server", "client"]:
     raise ValueError(f"--garbler is server or client, not {text!r}")
 
 
-def _quotes(network: Network, terms: list[Terms], data_dir: Path | None) -> list[Quote]:
+def _quotes(network: Network, terms: list[Terms], data: Dataset | None, data_dir: Path | None) -> list[Quote]:
     from deepreshape.cli.models import find_inputs, lowered, random_inputs
     from deepreshape.counting import count
     from deepreshape.pricing.quote import quote_layers, quote_program
@@ -225,7 +228,7 @@ def _quotes(network: Network, terms: list[Terms], data_dir: Path | None) -> list
     if any(each.ours for each in terms):
         try:
             try:
-                inputs = find_inputs(network, data_dir=data_dir)
+                inputs = find_inputs(network, data_dir=data_dir, data=data)
             except ValueError as missing:
                 inputs = random_inputs(network.shape)
                 notes.append(f"formats rest on random inputs: {missing}")

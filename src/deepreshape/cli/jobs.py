@@ -12,6 +12,7 @@ from rich.box import SIMPLE
 from rich.table import Table
 
 from deepreshape.cli.console import (
+    TRAINED,
     DataDir,
     DataName,
     Json,
@@ -82,27 +83,21 @@ def train(
 
 @app.command("eval")
 def evaluate(
-    model: Annotated[str, typer.Argument(help="A saved model's folder, or zoo:NAME.")],
+    model: Annotated[str, typer.Argument(help=TRAINED)],
     data: SavedDataName = None,
     data_dir: DataDir = None,
     threads: Threads = 0,
     as_json: Json = False,
 ) -> None:
-    """Accuracy of a saved model on a data set's test split."""
+    """Accuracy of a trained network on a data set's test split."""
+    from deepreshape.cli.models import trained_network
     from deepreshape.counting import count as count_model
-    from deepreshape.experiments.points import see_fits
-    from deepreshape.models.saved import load, manifest_of
-    from deepreshape.models.zoo import folder_of
     from deepreshape.training import accuracy
 
-    set_threads(threads, data)
-    folder = folder_of(model)
-    loaded = load(folder)
-    dataset = read_data(data or manifest_of(loaded).dataset, data_dir)
-    see_fits(loaded, dataset, str(folder))
+    network, dataset = trained_network(model, data, data_dir, threads)
     values = {
-        "top1": accuracy(loaded, dataset, dataset.test),
-        "relus": count_model(loaded, dataset.shape).total.relus,
+        "top1": accuracy(network.built(), dataset, dataset.test),
+        "relus": count_model(network.module, dataset.shape).total.relus,
         "n": len(dataset.test),
     }
     if as_json:

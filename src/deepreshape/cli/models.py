@@ -15,9 +15,10 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from deepreshape.cli.console import read_data
+from deepreshape.cli.console import read_data, set_threads
 from deepreshape.convex.saved import is_fitted
 from deepreshape.convex.saved import load as load_fitted
+from deepreshape.experiments.points import see_fits
 from deepreshape.models import Architecture, architecture, build
 from deepreshape.models.saved import Manifest, load, manifest_of
 from deepreshape.models.zoo import folder_of
@@ -38,6 +39,8 @@ __all__ = [
     "made_by",
     "random_inputs",
     "read_samples",
+    "shown_network",
+    "trained_network",
 ]
 
 Shape = tuple[int, int, int]
@@ -108,6 +111,54 @@ def _network_of(model: str, shape: Shape | None, classes: int) -> Network:
         raise ValueError(f"{model} holds code; say which callable makes the network, such as {model}:net")
     named = architecture(model, shape or (3, 32, 32), classes)
     return Network(build(named, "meta"), named.input, named)
+
+
+def shown_network(
+    model: str, shape: Shape | None, classes: int, data: str | None, data_dir: Path | None
+) -> tuple[Network, Dataset | None]:
+    """The network meant by a word for inputs of a shape, or for those of a data set, and that data set.
+
+    Raises:
+        ValueError: if there is none, or both shape and data say what its inputs are.
+    """
+    if data is None:
+        return find_network(model, shape, classes), None
+    dataset = read_data(data, data_dir)
+    if shape and shape != dataset.shape:
+        raise ValueError(
+            f"--input {'x'.join(map(str, shape))} and --data {data}, whose images are "
+            f"{'x'.join(map(str, dataset.shape))}, both say the shape; leave --input out"
+        )
+    return find_network(model, dataset.shape, len(dataset.class_names)), dataset
+
+
+def trained_network(model: str, data: str | None, data_dir: Path | None, threads: int) -> tuple[Network, Dataset]:
+    """A network with weights, and the data set given or, of a saved one, its own.
+
+    Raises:
+        ValueError: if it has no weights, or takes other images or knows other classes than those of the data set.
+    """
+    network = find_network(model)
+    if network.architecture:
+        raise ValueError(f"{model} is a name and no trained network; `deepreshape train {model}` makes one")
+    word = data or (network.manifest.dataset if network.manifest else "")
+    if not word:
+        raise ValueError(f"{model} does not say what it was trained on; give its images, as --data folder:PATH")
+    set_threads(threads, word)
+    dataset = read_data(word, data_dir)
+    if network.manifest:
+        see_fits(network.module, dataset, str(folder_of(model)))
+        return network, dataset
+    try:
+        outputs = network.run(dataset.normalize(dataset.train.images[:1]).contiguous().numpy())
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        why = str(error).splitlines()[0]
+        raise ValueError(f"{model} fails on an image of {dataset.name}, of shape {dataset.shape}: {why}") from None
+    if outputs.shape[1] != len(dataset.class_names):
+        raise ValueError(
+            f"{model} gives {outputs.shape[1]} outputs, and {dataset.name} has {len(dataset.class_names)} classes"
+        )
+    return network, dataset
 
 
 @dataclass(frozen=True)

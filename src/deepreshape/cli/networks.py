@@ -11,6 +11,7 @@ from deepreshape.cli.console import (
     NOTHING_KEPT,
     DataDir,
     DataName,
+    InputData,
     Json,
     Settings,
     Threads,
@@ -48,14 +49,16 @@ def count(
         ),
     ] = None,
     classes: Annotated[int, typer.Option(min=1, help="Number of classes, where the name does not fix it.")] = 100,
+    data: InputData = None,
+    data_dir: DataDir = None,
     as_json: Json = False,
 ) -> None:
     """Count ReLUs, max-pool comparisons, MACs and parameters of a network."""
-    from deepreshape.cli.models import find_network
+    from deepreshape.cli.models import shown_network
     from deepreshape.counting import count as count_model
 
-    found = find_network(model, read_shape(input) if input else None, classes)
-    counted = count_model(found.module, found.shape).complete()
+    network, _ = shown_network(model, read_shape(input) if input else None, classes, data, data_dir)
+    counted = count_model(network.module, network.shape).complete()
     if as_json:
         print_json(_count_values(counted))
         return

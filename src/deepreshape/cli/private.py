@@ -14,6 +14,7 @@ from deepreshape.cli.console import (
     MODEL,
     NOTHING_KEPT,
     DataDir,
+    InputData,
     Json,
     bytes_bar,
     err,
@@ -74,17 +75,6 @@ RowOption = Annotated[str | None, typer.Option("--row", help=ROW, show_default=F
 MAX_LOSS = 0.2
 COMPARED = 8
 """Inputs on which `lower` compares the program with the network."""
-
-
-InputData = Annotated[
-    str | None,
-    typer.Option(
-        "--data",
-        help="Data set whose images are taken: a name, folder:PATH, folder:PATH:SIDE or file.py:callable; else a saved "
-        "model's own.",
-        show_default=False,
-    ),
-]
 
 
 @dataclass(frozen=True)

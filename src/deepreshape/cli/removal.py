@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from deepreshape.cli.console import (
+    TRAINED,
     DataDir,
     DataName,
     Json,
@@ -31,14 +32,18 @@ from deepreshape.cli.console import (
 )
 
 if TYPE_CHECKING:
+    from torch import nn
+
+    from deepreshape.data import Dataset
     from deepreshape.training import Progress as TrainingProgress
+    from deepreshape.training import Recipe
 
 app = typer.Typer()
 
 
 @app.command()
 def linearize(
-    model: Annotated[str, typer.Argument(help="A saved model's folder, or zoo:NAME.")],
+    model: Annotated[str, typer.Argument(help=TRAINED)],
     budget: Annotated[int, typer.Option(min=0, help="How many ReLUs are left; met exactly.")],
     to: Annotated[Path, typer.Option("--out", help="Folder for the model; a run that was cut there goes on.")],
     method: Annotated[
@@ -76,15 +81,14 @@ def linearize(
     as_json: Json = False,
 ) -> None:
     """Remove ReLUs from a trained network until exactly so many are left, and fine-tune it."""
-    from deepreshape.cli.models import find_network
+    from deepreshape.cli.models import trained_network
     from deepreshape.cost import PROFILES
     from deepreshape.counting import count
     from deepreshape.experiments.points import RemovalPoint
-    from deepreshape.models import Foreign, convert
+    from deepreshape.models import convert
     from deepreshape.models.saved import MANIFEST
     from deepreshape.models.zoo import folder_of
-    from deepreshape.removal import masks_of
-    from deepreshape.removal.method import FOREIGN_LR
+    from deepreshape.removal import masks_of, tuning_recipe
     from deepreshape.report import picture_of_masks
     from deepreshape.training import parallel
 
@@ -92,21 +96,12 @@ def linearize(
         raise ValueError(f"unknown price profile {price!r}; known are {', '.join(PROFILES)}")
     if (to / MANIFEST).is_file():
         raise ValueError(f"{to} holds a finished model; choose another folder for what comes out")
-    network = find_network(model)
-    if network.architecture:
-        raise ValueError(f"{model} is a name and no trained network; `deepreshape train {model}` makes one")
-    name = data or (network.manifest.dataset if network.manifest else "")
-    if not name:
-        raise ValueError(f"{model} does not say what it was trained on; give its images, as --data folder:PATH")
-    set_threads(threads, name)
-    dataset = read_data(name, data_dir)
+    network, dataset = trained_network(model, data, data_dir, threads)
     whole = convert(network.module.eval(), dataset.shape)
     source = folder_of(model) if network.manifest else whole
     pairs = read_pairs(settings, "--set")
     pairs |= {"granularity": granularity} if granularity else {}
-    if isinstance(whole.architecture, Foreign):
-        pairs = {"lr": str(FOREIGN_LR), "smoothing": "0"} | pairs
-    chosen, recipe = _settings(method, budget, name, pairs)
+    chosen, recipe = _settings(method, budget, tuning_recipe(whole, dataset), pairs)
     with parallel.joined(), progress_bar() as bar:
         task = bar.add_task("", total=None)
 
@@ -150,7 +145,9 @@ def linearize(
 
 @app.command()
 def sweep(
-    networks: Annotated[str, typer.Option(help="Names of networks, which are trained first, or saved models.")],
+    networks: Annotated[
+        str, typer.Option(help="Names of networks, which are trained first, saved models, or file.py:callable.")
+    ],
     budgets: Annotated[str, typer.Option(help="ReLU budgets.")],
     to: Annotated[Path, typer.Option("--out", help="The sweep's folder; a sweep that was cut there goes on.")],
     methods: Annotated[str, typer.Option(help="Methods of removal.")] = "coarse,snl",
@@ -172,7 +169,9 @@ def sweep(
     as_json: Json = False,
 ) -> None:
     """Remove ReLUs from many networks, by many methods, to many budgets; one row of results each."""
+    from deepreshape.cli.models import trained_network
     from deepreshape.experiments.sweep import Sweep
+    from deepreshape.models import convert
     from deepreshape.training import with_values
     from deepreshape.training.runs import RESULTS
 
@@ -184,18 +183,25 @@ def sweep(
         if not dot:
             raise ValueError(f"--set takes whole.{name}={value}, tune.{name}={value} or METHOD.{name}={value}")
         given.setdefault(of, {})[key] = value
+    dataset, words = read_data(data, data_dir), tuple(networks.split(","))
+    modules = {
+        word: convert(trained_network(word, data, data_dir, threads)[0].module.eval(), dataset.shape)
+        for word in words
+        if ":" in word and not word.startswith("zoo:")
+    }
     plan = Sweep(
         data,
-        tuple(networks.split(",")),
+        words,
         tuple(methods.split(",")),
         read_integers(budgets, "--budgets"),
         read_integers(seeds, "--seeds"),
         with_values(base, given.pop("whole")),
-        with_values(base, given.pop("tune")),
+        with_values(_usual_tuning(words, modules, dataset), given.pop("tune")),
         tuple((method, key, value) for method, pairs in given.items() for key, value in pairs.items()),
         teacher,
+        modules,
     )
-    rows = run_experiment(plan, read_data(data, data_dir), to)
+    rows = run_experiment(plan, dataset, to)
     if as_json:
         print_json({"results": str(to / RESULTS), "runs": len(rows)})
         return
@@ -205,7 +211,27 @@ def sweep(
     out.print(table)
 
 
-def _settings(method: str, budget: int, data: str, pairs: dict[str, str]) -> tuple[Any, Any]:
+def _usual_tuning(words: tuple[str, ...], modules: dict[str, nn.Module], data: Dataset) -> Recipe:
+    """How the networks of a sweep are fine-tuned by default, which is to be the same for all of them."""
+    from deepreshape.models import Foreign
+    from deepreshape.models.saved import MANIFEST, load
+    from deepreshape.models.zoo import folder_of
+    from deepreshape.removal import tuning_recipe
+
+    saved = [folder_of(word) for word in words if word not in modules and (folder_of(word) / MANIFEST).is_file()]
+    theirs = [*modules.values(), *map(load, saved)]
+    foreign = [model for model in theirs if isinstance(model.architecture, Foreign)]
+    if not foreign:
+        return read_recipe(data.name, None)
+    if len(foreign) < len(words):
+        raise ValueError(
+            f"--networks {','.join(words)}: networks of your own and those of this package are fine-tuned in other "
+            "ways; sweep them one after the other"
+        )
+    return tuning_recipe(foreign[0], data)
+
+
+def _settings(method: str, budget: int, usual: Recipe, pairs: dict[str, str]) -> tuple[Any, Any]:
     """The method and the recipe that some settings make, each of which belongs to one of them."""
     from dataclasses import fields
 
@@ -218,5 +244,4 @@ def _settings(method: str, budget: int, data: str, pairs: dict[str, str]) -> tup
     if unknown:
         raise ValueError(f"unknown setting {unknown!r}; {method} has {', '.join(sorted(own))}; see also the recipe's")
     chosen = configured(method, budget, {name: value for name, value in pairs.items() if name in own})
-    recipe = read_recipe(data, [f"{name}={value}" for name, value in pairs.items() if name not in own])
-    return chosen, recipe
+    return chosen, usual.with_values({name: value for name, value in pairs.items() if name not in own})

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from deepreshape.cli.console import (
+    TRAINED,
     DataDir,
     Json,
     SavedDataName,
@@ -15,9 +16,7 @@ from deepreshape.cli.console import (
     Threads,
     out,
     print_json,
-    read_data,
     read_pairs,
-    set_threads,
     stoppable,
 )
 
@@ -26,7 +25,7 @@ app = typer.Typer()
 
 @app.command()
 def substitute(
-    model: Annotated[str, typer.Argument(help="file.py:callable, package.module:callable, or a saved model of one.")],
+    model: Annotated[str, typer.Argument(help=TRAINED)],
     to: Annotated[Path, typer.Option("--out", help="Folder for the model.")],
     activation: Annotated[
         str | None, typer.Option(help="What takes the place of every other activation: relu.", show_default=False)
@@ -42,7 +41,7 @@ def substitute(
     as_json: Json = False,
 ) -> None:
     """Put ReLUs and average pools in place of what does not run privately, and fine-tune the network."""
-    from deepreshape.cli.models import find_network
+    from deepreshape.cli.models import trained_network
     from deepreshape.models import convert
     from deepreshape.models.saved import MANIFEST, save
     from deepreshape.removal import substitute as substitute_layers
@@ -55,12 +54,7 @@ def substitute(
         raise ValueError(
             f"--activation {activation} --max-pool {max_pool}: give --activation relu, --max-pool avg, or both"
         )
-    network = find_network(model)
-    name = data or (network.manifest.dataset if network.manifest else "")
-    if not name:
-        raise ValueError(f"{model} does not say what it was trained on; give its images, as --data folder:PATH")
-    set_threads(threads, name)
-    dataset = read_data(name, data_dir)
+    network, dataset = trained_network(model, data, data_dir, threads)
     whole = convert(network.module.eval(), dataset.shape)
     recipe = tuning_recipe(whole, dataset).with_values(dict(read_pairs(settings, "--set")))
     layers: dict[str, str] = {**dict.fromkeys(ACTIVATIONS, "ReLU")} if activation else {}

@@ -129,6 +129,7 @@ class RemovalPoint:
         recipe: of the fine-tuning.
         teacher: saved model that distils into it; the source without one.
         profile: name of the published price profile that ReLUs are weighed by.
+        word: what the command line calls a module; its class without.
     """
 
     network: str
@@ -138,6 +139,7 @@ class RemovalPoint:
     recipe: Recipe
     teacher: Path | None = None
     profile: str | None = None
+    word: str = ""
 
     @property
     def id(self) -> str:
@@ -203,14 +205,17 @@ class RemovalPoint:
             seed=self.seed,
             epochs=record.epochs,
             cpu_minutes=record.minutes,
-            command=removal_command(self.source, record, self.teacher, data, self.id),
+            command=removal_command(self.source, record, self.teacher, data, self.id, self.word),
         )
 
 
-def removal_command(source: Path | nn.Module, record: Removal, teacher: Path | None, data: Dataset, to: str) -> str:
+def removal_command(
+    source: Path | nn.Module, record: Removal, teacher: Path | None, data: Dataset, to: str, word: str = ""
+) -> str:
     """The command that does one removal alone, in a folder that holds the models it needs."""
-    name = called(source) if isinstance(source, Path) else type(source).__name__
+    name = called(source) if isinstance(source, Path) else word or type(source).__name__
     words = ["deepreshape", "linearize", name, "--method", record.method, "--budget", str(record.budget)]
+    words += [] if isinstance(source, Path) else ["--data", data.name]
     words += ["--teacher", called(teacher)] if teacher else []
     words += ["--seed", str(record.seed)]
     defaults = asdict(METHODS[record.method](record.budget))

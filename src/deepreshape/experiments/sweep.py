@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+
+from torch import nn
 
 from deepreshape.counting import count
 from deepreshape.data import Dataset
@@ -25,7 +27,7 @@ class Sweep(Experiment):
     """Settings of a sweep, all resolved.
 
     Attributes:
-        networks: each a name, trained here first, or a saved model (a folder, or ``zoo:NAME``).
+        networks: each a name, trained here first, a saved model (a folder, or ``zoo:NAME``), or a word of ``modules``.
         methods: names of methods.
         budgets: ReLU budgets; those above a network's count are left out for it.
         seeds: everything is done once for each.
@@ -33,6 +35,7 @@ class Sweep(Experiment):
         tune: of the fine-tuning after each removal.
         settings: of the methods, as (method, setting, value).
         teacher: a saved model that distils into all; without one, each network into its own reduced forms.
+        modules: trained networks by the words that stand for them; ``config.yaml`` has the words alone.
     """
 
     networks: tuple[str, ...]
@@ -43,6 +46,11 @@ class Sweep(Experiment):
     tune: Recipe
     settings: tuple[tuple[str, str, str], ...] = ()
     teacher: str | None = None
+    modules: Mapping[str, nn.Module] = field(default_factory=dict[str, nn.Module], compare=False)
+
+    def to_config(self) -> dict[str, Any]:
+        config = super().to_config() if not self.modules else replace(self, modules={}).to_config()
+        return {name: value for name, value in config.items() if name != "modules"}
 
     def points(self, data: Dataset, models: Path) -> Iterator[Point]:
         """Every point, each after the one it needs.
@@ -54,8 +62,9 @@ class Sweep(Experiment):
         teacher = folder_of(self.teacher) if self.teacher else None
         for seed in self.seeds:
             for network in self.networks:
-                relus, source = _relus(network, data), folder_of(network)
-                if not _is_saved(network):
+                relus = self._relus(network, data)
+                source = self.modules.get(network) or folder_of(network)
+                if network not in self.modules and not _is_saved(network):
                     whole = plan_of(architecture(network, data.shape, len(data.class_names)))
                     trained = TrainingPoint(network, whole, None, seed, self.recipe, teacher=teacher)
                     source = models / trained.id
@@ -65,7 +74,7 @@ class Sweep(Experiment):
                         given = {key: value for method, key, value in self.settings if method == name}
                         chosen = configured(name, budget, given)
                         if budget <= relus:
-                            yield RemovalPoint(_short(network), source, chosen, seed, self.tune, teacher)
+                            yield RemovalPoint(_short(network), source, chosen, seed, self.tune, teacher, word=network)
 
     def _check(self, data: Dataset) -> None:
         for name, key, value in self.settings:
@@ -75,12 +84,19 @@ class Sweep(Experiment):
         for name in short:
             if short.count(name) > 1:
                 raise ValueError(f"two of the networks are called {name!r}, as their results would be; rename one")
-        most = max(_relus(network, data) for network in self.networks)
+        most = max(self._relus(network, data) for network in self.networks)
         for budget in self.budgets:
             if budget > most:
                 raise ValueError(
                     f"a budget of {budget:,} ReLUs is more than any of these networks has: {most:,} at most"
                 )
+
+    def _relus(self, network: str, data: Dataset) -> int:
+        if network in self.modules:
+            return count(self.modules[network], data.shape).total.relus
+        if _is_saved(network):
+            return count(load_fitting(folder_of(network), data), data.shape).total.relus
+        return plan_of(architecture(network, data.shape, len(data.class_names))).relus
 
 
 def configured(name: str, budget: int, settings: dict[str, Any]) -> Method:
@@ -97,15 +113,9 @@ def configured(name: str, budget: int, settings: dict[str, Any]) -> Method:
 
 
 def _short(network: str) -> str:
-    """A network's name, of a saved one that of its folder."""
-    return network.removeprefix("zoo:").rstrip("/").rpartition("/")[2]
+    """A network's name, of a saved one that of its folder, of code that of the callable."""
+    return network.removeprefix("zoo:").rstrip("/").rpartition("/")[2].rpartition(":")[2]
 
 
 def _is_saved(network: str) -> bool:
     return (folder_of(network) / MANIFEST).is_file()
-
-
-def _relus(network: str, data: Dataset) -> int:
-    if _is_saved(network):
-        return count(load_fitting(folder_of(network), data), data.shape).total.relus
-    return plan_of(architecture(network, data.shape, len(data.class_names))).relus
