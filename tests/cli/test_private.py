@@ -255,6 +255,12 @@ def test_a_network_and_a_folder_of_your_own(tmp_path: Path):
     model, data = f"{tmp_path}/mine.py:net", f"folder:{tmp_path}/photos:8"
     ran = call("private", "local", "--model", model, "--data", data, "--json")
     assert (ran.code, json.loads(ran.out)["agree"]) == (0, True)
+    assert json.loads(ran.out)["answers"] in (["cat"], ["dog"])
+    wide = tmp_path / "wide.py"
+    wide.write_text((tmp_path / "mine.py").read_text().replace("72, 2", "72, 3"))
+    message = call("private", "local", "--model", f"{wide}:net", "--data", data).err.replace("\n", " ")
+    assert "gives 3 outputs, and" in message
+    assert "has 2 classes" in message
     lowered = call("private", "lower", model, "--data", data, "--out", str(tmp_path / "bundle"), "--json")
     assert lowered.code == 0
     facts = json.loads((tmp_path / "bundle" / "client.json").read_text())

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from test_cli import answer, call
+from support.command_line import answer, call
 
 NETWORK = """
 import torch
@@ -78,7 +78,9 @@ def test_a_data_set_says_shape_and_classes_and_gives_inputs(there: Path):
     assert (found["exact"], found["relus"], found["notes"]) == (True, 256, [])
     message = call("count", "mine.py:net", "--data", "digits", "--input", "1x9x9", cwd=there).err
     assert "--input 1x9x9 and --data digits, whose images are 1x8x8, both say the shape" in message.replace("\n", " ")
-    assert answer("count", "resnet20-m4", "--data", "digits", cwd=there)["relus"] == 2 * 64 * (7 + 6 // 2 + 6 / 4)
+    assert (
+        answer("count", "resnet20-m4", "--data", "digits", cwd=there)["relus"] == 4 * 64 * 7 + 8 * 16 * 6 + 16 * 4 * 6
+    )
 
 
 @pytest.mark.parametrize(

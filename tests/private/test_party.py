@@ -162,6 +162,33 @@ def test_a_batch_that_only_the_client_has_is_refused_and_destroyed(pair: Pair, t
         served.result()
 
 
+@pytest.mark.parametrize("where", ["client", "server"])
+def test_a_damaged_batch_is_left_and_the_next_one_used(pair: Pair, tmp_path: Path, where: str) -> None:
+    batches = []
+    for _ in range(2):
+        served = pair.served()
+        batches.append(pair.client.prepare().batch)
+        served.result()
+    folder = tmp_path / where / "fresh" / batches[0]
+    if where == "client":  # a chunk of a stream
+        damaged = max(folder.glob("*.stream"), key=lambda path: path.stat().st_size)
+        content = bytearray(damaged.read_bytes())
+        content[10] ^= 1
+        damaged.write_bytes(content)
+    else:  # what the batch is for
+        (folder / "manifest.json").write_bytes(b"{}")
+    served = pair.served(), pair.served()
+    x = random_inputs(PROGRAM, 1, 1)
+    answer = pair.client.infer(x[0])
+    assert np.array_equal(answer.output, plain.run(PROGRAM, x)[0])
+    (why,) = answer.lost
+    assert ("is damaged or missing" if where == "client" else f"the server has no batch {batches[0][:16]}") in why
+    with pytest.raises(ProtocolError):
+        served[0].result()
+    assert served[1].result() == 0
+    assert not [*(tmp_path / "client" / "fresh").iterdir()]
+
+
 def test_a_session_that_is_not_admitted_uses_nothing_up(pair: Pair) -> None:
     asked: list[tuple[Work, int]] = []
 

@@ -39,6 +39,7 @@ __all__ = [
     "made_by",
     "random_inputs",
     "read_samples",
+    "see_outputs",
     "shown_network",
     "trained_network",
 ]
@@ -149,6 +150,18 @@ def trained_network(model: str, data: str | None, data_dir: Path | None, threads
     if network.manifest:
         see_fits(network.module, dataset, str(folder_of(model)))
         return network, dataset
+    see_outputs(network, dataset, model)
+    return network, dataset
+
+
+def see_outputs(network: Network, dataset: Dataset, model: str) -> None:
+    """Refuse a network that does not take a data set's images, or gives not one output for each of its classes.
+
+    Args:
+        network: with weights.
+        dataset: the data set.
+        model: the word that meant the network, for the message.
+    """
     try:
         outputs = network.run(dataset.normalize(dataset.train.images[:1]).contiguous().numpy())
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
@@ -158,7 +171,6 @@ def trained_network(model: str, data: str | None, data_dir: Path | None, threads
         raise ValueError(
             f"{model} gives {outputs.shape[1]} outputs, and {dataset.name} has {len(dataset.class_names)} classes"
         )
-    return network, dataset
 
 
 @dataclass(frozen=True)

@@ -226,6 +226,8 @@ def local(
         report = stoppable(lambda: run_local(program, fixed, relu, progress=show, workers=workers), NOTHING_KEPT)
     found = program.decode(np.array(report.pop("outputs"), dtype=np.int64))[0]
     report["beside_float"] = compare(network, inputs.new[:images], found.reshape(images, -1))
+    if names := inputs.facts.get("class_names"):
+        report["answers"] = [names[place] for place in found.reshape(images, -1).argmax(1)]
     if network.fitted:
         report["predictions"] = predictions(found.reshape(images, -1), network.fitted.classes)
     if as_json:
@@ -251,6 +253,8 @@ def local(
         f"{_yes(report['same_class'])}; bytes sent equal bytes declared: {_yes(report['declared_bytes_match'])}"
     )
     _print_comparison(report["beside_float"])
+    if "answers" in report:
+        out.print(f"answers: {', '.join(report['answers'])}", highlight=False, markup=False)
     if network.fitted:
         out.print(f"predictions: {', '.join(map(str, report['predictions']))}", highlight=False)
         out.print(told_by(network.fitted), highlight=False)
@@ -449,6 +453,8 @@ def query(
     fixed = to_fixed(x, public.input_fraction)
     with bytes_bar("offline") as show:
         answer = stoppable(lambda: party.infer(fixed, progress=show), "no answer; a batch that it was using is spent")
+    for why in answer.lost:
+        _tell(f"another batch was used: {why}")
     sent = sum(moved.sent + moved.received for moved in answer.ledger.traffic.values())
     logits = public.decode(answer.output)[0].reshape(-1)
     seconds, sizes = {"online": answer.seconds}, {"online": sent}
@@ -472,7 +478,7 @@ def _lowered(
     model: str, samples: Path | None, data: str | None, data_dir: Path | None, count: int = 1, row: str | None = None
 ) -> tuple[Network, Lowered, Inputs]:
     """The network, lowered, and inputs of it."""
-    from deepreshape.cli.models import find_inputs, find_network, lowered, read_samples
+    from deepreshape.cli.models import find_inputs, find_network, lowered, read_samples, see_outputs
     from deepreshape.convex.saved import is_fitted
     from deepreshape.models.zoo import folder_of
 
@@ -494,6 +500,8 @@ def _lowered(
         except (RuntimeError, ValueError, TypeError) as error:
             why = str(error).splitlines()[0]
             raise ValueError(f"{model} fails on an input of {samples}, of shape {given.shape[1:]}: {why}") from None
+    if dataset:
+        see_outputs(network, dataset, model)
     inputs = find_inputs(network, given, data_dir, count, dataset)
     return network, lowered(network, inputs), inputs
 

@@ -71,11 +71,12 @@ class PreparedBatch(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """The output's integers, and the traffic and seconds of the session that gave them."""
+    """The output's integers, traffic and seconds of the session that gave them, and what other batches had wrong."""
 
     output: Integers
     ledger: Ledger
     seconds: float
+    lost: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -159,26 +160,40 @@ class Client:
     ) -> Answer:
         """Run one inference and use a batch up: this one, or the oldest there is, or one made for it now.
 
+        A batch that is damaged here, or that the server has no longer, is destroyed, and the next one is used.
+
         Args:
             x: the input, int64 of the program's input shape.
-            batch: its id.
+            batch: its id; no other is used then.
             progress: is told how far a batch is that is made now.
             observe: as :meth:`prepare` has it.
 
         Raises:
             ValueError: if the input does not fit the program; no batch is used up then.
-            LostBatchError: if the server has not the other half; this half is then destroyed.
+            LostBatchError: if the server has not the other half of ``batch``; this half is then destroyed.
             ProtocolError: if the session fails.
-            StoreError: if the batch is not in the store.
+            StoreError: if ``batch`` is not in the store, or is damaged.
         """
         client.check_input(self.plan, x)
-        start = time.perf_counter()
-        channel = self._connect()
+        if batch:
+            return self._infer(time.perf_counter(), self._connect(), batch, x, observe)
+        lost: list[str] = []
+        while True:
+            start, channel = time.perf_counter(), self._connect()
+            chosen = next(iter(self.store.fresh(_binding(self.plan, channel))), None)
+            last = chosen is None
+            if last:
+                (made,) = self._prepare(channel, 1, observe, progress)
+                start, chosen, channel = time.perf_counter(), made.batch, self._connect()
+            try:
+                return self._infer(start, channel, chosen, x, observe)._replace(lost=tuple(lost))
+            except (LostBatchError, StoreError) as error:
+                if last or chosen in self.store.fresh(_binding(self.plan, channel)):
+                    raise
+                lost.append(str(error))
+
+    def _infer(self, start: float, channel: TlsChannel, batch: str, x: Integers, observe: Observer | None) -> Answer:
         binding = _binding(self.plan, channel)
-        batch = batch or next(iter(self.store.fresh(binding)), None)
-        if batch is None:
-            (made,) = self._prepare(channel, 1, observe, progress)
-            batch, start, channel = made.batch, time.perf_counter(), self._connect()
         try:
             with client_session(channel, _to_query(self.plan, batch)):
                 channel.receive(Frame.READY, 1)  # the server has claimed its half
