@@ -39,8 +39,8 @@ BAR = 14
 Protocol = Annotated[
     str,
     typer.Option(
-        help="gc-full, gc-sign or gc-stochastic:drop=12 (our runtime), or a published system such as server-garbler; "
-        "several by commas."
+        help="How ReLUs are computed: gc-full, gc-sign, gc-stochastic:drop=12 or ot (our runtime; squares need no "
+        "word), or a published system such as server-garbler; several by commas."
     ),
 ]
 Links = Annotated[
@@ -111,18 +111,21 @@ def cost(
     if storage and arrivals is None:
         raise ValueError(f"--storage {storage} is for queries that wait; --arrivals says how many there are an hour")
     room = _storage(storage or "16gb/10tb")
-    quotes = _quotes(network, terms, dataset, data_dir)
+    quotes, compared = _quotes(network, terms, dataset, data_dir)
     queues = [_queue(quote, arrivals, room) if arrivals else {} for quote in quotes]
     if plot:
         plot.write_text(bars(model, quotes))
     if as_json:
         found = [{"network": model, **quote.to_dict(), **queue} for quote, queue in zip(quotes, queues, strict=True)]
-        print_json(found[0] if len(found) == 1 else {"quotes": found})
+        rows = {"compared": [_summary(quote) for quote in compared]}
+        print_json((found[0] if len(found) == 1 else {"quotes": found}) | rows)
         return
     for quote, queue in zip(quotes, queues, strict=True):
         _print_quote(model, quote)
         if queue:
             _print_queue(queue["arrivals"])
+    if compared:
+        _print_compared(compared)
 
 
 @app.command()
@@ -215,10 +218,15 @@ def read_role(text: str) -> Literal["server", "client"]:
     raise ValueError(f"--garbler is server or client, not {text!r}")
 
 
-def _quotes(network: Network, terms: list[Terms], data: Dataset | None, data_dir: Path | None) -> list[Quote]:
+def _quotes(
+    network: Network, terms: list[Terms], data: Dataset | None, data_dir: Path | None
+) -> tuple[list[Quote], list[Quote]]:
+    """A quote for each of ``terms``, and, over the first link of our runtime, one for each way to be nonlinear."""
     from deepreshape.cli.models import find_inputs, lowered, random_inputs
     from deepreshape.counting import count
+    from deepreshape.pricing.compare import compare
     from deepreshape.pricing.quote import quote_layers, quote_program
+    from deepreshape.private.parties.plan import Plan
     from deepreshape.private.program.ops import ProgramError
 
     counted = count(network.module, network.shape).complete()
@@ -233,14 +241,38 @@ def _quotes(network: Network, terms: list[Terms], data: Dataset | None, data_dir
                 inputs = random_inputs(network.shape)
                 notes.append(f"formats rest on random inputs: {missing}")
             program = lowered(network, inputs).program
+            if program.squares:
+                _ = Plan(program.public()).parameters  # squares of an untrained network may grow past all of them
         except ProgramError as error:
+            program = None
             notes.append(f"priced by its layers, as it cannot be lowered as it is: {error}")
-    return [
+    quotes = [
         quote_program(program, each, tuple(notes))
         if program and each.ours
         else quote_layers(layers, each, tuple(notes))
         for each in terms
     ]
+    return quotes, [quote for each in [each for each in terms if each.ours][:1] for quote in compare(layers, each)]
+
+
+def _summary(quote: Quote) -> dict[str, Any]:
+    facts = quote.to_dict()
+    return {name: facts[name] for name in ("protocol", "link", "relus", "squares", "seconds", "bytes", "rounds")}
+
+
+def _print_compared(quotes: list[Quote]) -> None:
+    table = new_table("way", "offline, s", "online, s", "offline, MB", "online, MB", "rounds")
+    for quote in quotes:
+        facts = _summary(quote)
+        seconds = (f"{facts['seconds'][phase]:.2f}" for phase in ("offline", "online"))
+        sizes = (f"{facts['bytes'][phase] / 1e6:,.1f}" for phase in ("offline", "online"))
+        table.add_row(quote.protocol, *seconds, *sizes, str(facts["rounds"]))
+    out.print(table)
+    out.print(
+        f"the same shape, by its layers, link {quotes[0].link}: ReLUs in three ways, and squares in their places, for "
+        "which a network must be trained (-herpn, or linearize --method herpn)",
+        highlight=False,
+    )
 
 
 def _storage(text: str) -> tuple[float, float]:
@@ -285,7 +317,9 @@ def _print_queue(queue: dict[str, Any]) -> None:
 
 def _print_quote(model: str, quote: Quote) -> None:
     facts = quote.to_dict()
-    table = new_table("layer", "ReLUs", "offline, s", "online, s", "KB", "█ off ▒ on")
+    counted = [name for name in ("relus", "squares") if facts[name]] or ["relus"]
+    named = {"relus": "ReLUs", "squares": "squares"}
+    table = new_table("layer", *(named[name] for name in counted), "offline, s", "online, s", "KB", "█ off ▒ on")
     table.columns[-1].justify = "left"
     longest = max(row["seconds"]["total"] for row in facts["layers"]) or 1.0
     for row in facts["layers"]:
@@ -295,7 +329,7 @@ def _print_quote(model: str, quote: Quote) -> None:
         )
         table.add_row(
             row["layer"],
-            thousands(row["relus"]),
+            *(thousands(row[name]) for name in counted),
             *(f"{seconds[phase]:.3f}" for phase in ("offline", "online")),
             f"{row['bytes']['total'] / 1000:,.1f}",
             marks,

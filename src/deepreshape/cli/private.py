@@ -233,17 +233,21 @@ def local(
     if as_json:
         print_json(report)
         return
-    table = new_table("layer", "ReLUs", "HE products", "offline, s", "online, s", "offline, KB", "online, KB")
+    counted = [name for name in ("relus", "squares") if report[name]] or ["relus"]
+    counted.append("he_products")
+    named = {"relus": "ReLUs", "squares": "squares", "he_products": "HE products"}
+    table = new_table(
+        "layer", *(named[name] for name in counted), "offline, s", "online, s", "offline, KB", "online, KB"
+    )
     for layer in report["layers"]:
         took = [f"{layer['seconds']['client'][phase]:.3f}" for phase in ("offline", "online")]
         sizes = [f"{layer['bytes'][phase] / 1000:,.1f}" for phase in ("offline", "online")]
-        table.add_row(layer["layer"], *map(thousands, (layer["relus"], layer["he_products"])), *took, *sizes)
+        table.add_row(layer["layer"], *(thousands(layer[name]) for name in counted), *took, *sizes)
     out.print(table)
     out.print(f"formats: {lowered}", highlight=False)
     seconds, sizes, memory = report["seconds"], report["bytes"], report["peak_rss_mib"]
     out.print(
-        f"{report['relus']:,} ReLUs by {how.relu}, the {relu.garbler} garbles; "
-        f"offline {seconds['offline']:.2f} s and {sizes['offline'] / 1e6:,.2f} MB, online "
+        f"{_nonlinear(report, relu)}; offline {seconds['offline']:.2f} s and {sizes['offline'] / 1e6:,.2f} MB, online "
         f"{seconds['online']:.2f} s and {sizes['online'] / 1e6:,.2f} MB in {report['rounds']} rounds; peak memory "
         f"{memory['client']:.0f} MiB at the client, {memory['server']:.0f} MiB at the server",
         highlight=False,
@@ -258,6 +262,19 @@ def local(
     if network.fitted:
         out.print(f"predictions: {', '.join(map(str, report['predictions']))}", highlight=False)
         out.print(told_by(network.fitted), highlight=False)
+
+
+def _nonlinear(report: dict[str, Any], relu: ReluConfig) -> str:
+    """What is not linear, and how it is computed."""
+    from deepreshape.private.program.relu_config import SETTINGS
+
+    parts: list[str] = []
+    if report["relus"] or not report["squares"]:
+        garbles = f", the {relu.garbler} garbles" if "garbler" in SETTINGS[relu.protocol] else ""
+        parts.append(f"{report['relus']:,} ReLUs by {relu}{garbles}")
+    if report["squares"]:
+        parts.append(f"{report['squares']:,} squares by {relu.cot} transfers, one round trip a layer")
+    return ", ".join(parts)
 
 
 @app.command()

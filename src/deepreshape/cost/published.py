@@ -111,7 +111,10 @@ def price_published(layers: Sequence[Layer], profile: Published, link: Link | No
             raise ValueError(f"the published systems have no price for {layer.name}: {layer.operator}")
     squares = sum(layer.squares for layer in layers if isinstance(layer, SquareLayer))
     if squares:
-        raise ValueError(f"the published systems price no squares, and the network has {squares:,}")
+        raise ValueError(
+            f"the published systems price no squares, and the network has {squares:,}; our runtime "
+            "does, whatever computes its ReLUs: gc-full, gc-sign or ot"
+        )
     linear = [layer for layer in layers if isinstance(layer, LinearLayer)]
     serial = sum(map(he_seconds, linear))
     together = max(map(he_seconds, linear), default=0.0) * LAYER_PARALLEL_SLOWDOWN if profile.layer_parallel else serial

@@ -12,7 +12,7 @@ from deepreshape.cost.report import CostReport
 __all__ = ["Quote"]
 
 LINEAR = ("he", "clear", "shares", "keys", "truncate")
-NONLINEAR = ("garble", "evaluate", "transfers")
+NONLINEAR = ("garble", "evaluate", "transfers", "transfer", "compare", "square")
 LITTLE = 0.05
 """Share of the time below which something is not worth removing."""
 
@@ -55,6 +55,11 @@ class Quote:
             (sum(row.relus for row in self.report.only(phase=phase).rows) for phase in ("offline", "online")), default=0
         )
 
+    @property
+    def squares(self) -> int:
+        """Squares that run."""
+        return sum(row.squares for row in self.online.rows)
+
     def share(self, kinds: tuple[str, ...]) -> float:
         """Share of the seconds that work of these kinds takes, sending its bytes included."""
         of = {row.layer for row in self.report.rows if row.kind in kinds}
@@ -90,6 +95,12 @@ class Quote:
                 f"Waiting takes {self.waiting_share:.0%} of the time on this link: {self.report.rounds} round trips; "
                 "remove whole layers of ReLUs rather than parts of them, and prepare ahead of queries."
             )
+        if self.squares and not self.relus:
+            return (
+                f"Linear layers take {linear:.0%} of the time and squares {relu:.0%}; squares cost "
+                f"{self.online.only(kind='square').bytes / self.squares:.1f} B each online: fewer or narrower "
+                "convolutions gain more than fewer squares."
+            )
         if not self.relus or relu < LITTLE:
             return (
                 f"Linear layers take {linear:.0%} of the time and ReLUs {relu:.0%}: removing ReLUs gains nearly "
@@ -122,7 +133,7 @@ class Quote:
 
     @property
     def _relu_layers(self) -> list[str]:
-        return list(dict.fromkeys(row.layer for row in self.report.rows if row.kind in ("garble", "evaluate")))
+        return list(dict.fromkeys(row.layer for row in self.report.rows if row.kind in NONLINEAR and row.relus))
 
     def to_dict(self) -> dict[str, Any]:
         """As ``deepreshape cost --json`` prints it."""
@@ -133,6 +144,7 @@ class Quote:
             "profile": self.profile,
             "exact": self.exact,
             "relus": self.relus,
+            "squares": self.squares,
             "seconds": _phases(self.seconds, self.online.seconds, 6),
             "bytes": _phases(self.report.bytes, self.online.bytes),
             "rounds": self.online.rounds,
@@ -152,6 +164,7 @@ class Quote:
         return {
             "layer": name,
             "relus": max(sum(row.relus for row in online.rows), sum(row.relus for row in own.rows) // 2),
+            "squares": sum(row.squares for row in online.rows),
             "macs": sum(row.macs for row in own.rows),
             "he_products": sum(row.he_products for row in own.rows),
             "seconds": _phases(own.seconds, online.seconds, 6),

@@ -13,8 +13,9 @@ from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from deepreshape.cost import Layer, LinearLayer, SquareLayer, UnpricedLayer
+from deepreshape.cost import Layer, LinearLayer, ReluLayer, SquareLayer, UnpricedLayer
 from deepreshape.private.arith.ring import Ring
+from deepreshape.private.arith.square import Squaring
 from deepreshape.private.crypto.he.packing import Convolution, Layout, joined, lay_out
 from deepreshape.private.crypto.he.parameters import Parameters, candidates
 from deepreshape.private.program.ops import Relu
@@ -22,8 +23,15 @@ from deepreshape.private.program.relu_config import GC_FULL, ReluConfig
 from deepreshape.private.protocols.base import Flight, Step
 from deepreshape.private.protocols.choose import relu_protocol
 from deepreshape.private.protocols.linear import TYPICAL_WEIGHT, EncryptedLayer, HeLinear
+from deepreshape.private.protocols.square import Squares, SquaringLayer
 from deepreshape.private.protocols.steps import Steps
+from deepreshape.private.protocols.transfers.transfer_ends import COTS
 from deepreshape.private.protocols.truncate import Truncation, TruncationLayer
+
+SQUARE_SHIFTS = 10, 11
+"""Bits dropped before and after a square, of 11-bit weights and 9 fraction bits at rest."""
+RELU_BITS, SQUARE_BITS = 30, 37
+"""Of the rings that ReLUs and such squares want."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +51,7 @@ class Outline:
     """
 
     layers: tuple[Layer, ...]
-    bits: int = 30
+    bits: int = RELU_BITS
     weight_bits: int = 11
     shift: int = 13
     relu: ReluConfig = GC_FULL
@@ -118,10 +126,11 @@ class Outline:
     def _flights(self, encrypted: Mapping[str, Step]) -> Iterator[Flight]:
         """Linear layers, truncations and rectifications, in order; those of one map go side by side."""
         names, taken = iter(self.linear), set[str]()
-        protocol, truncation = relu_protocol(self.relu), Truncation()
+        truncation = Truncation()
         before: LinearLayer | None = None
         at = ""
-        for layer in self.layers:
+        for layers in self._maps():
+            layer = layers[0]
             if isinstance(layer, LinearLayer):
                 if before and (before.out_channels, before.out_size) == (layer.in_channels, layer.in_size):
                     name, count = f"{at}.truncate", before.out_channels * math.prod(before.out_size)
@@ -129,21 +138,34 @@ class Outline:
                 before, at = layer, next(names)
                 yield (encrypted[at],)
                 continue
-            if isinstance(layer, SquareLayer):
-                raise ValueError(
-                    f"{self.relu} prices no squares, and {layer.name} has {layer.squares:,}; `deepreshape private fhe "
-                    "local` runs them"
-                )
             before = None
             name = _unique(layer.name, taken)
             taken.add(name)
-            flight: list[Step] = []
+            # as a program has them: ReLUs last, which may answer before they let the others go on
+            yield tuple(step for each in reversed(layers) for step in self._nonlinear(name, at, each))
+
+    def _maps(self) -> Iterator[list[Layer]]:
+        """Layers, ReLUs and squares of one map as one."""
+        together: list[Layer] = []
+        for layer in self.layers:
+            if not (isinstance(layer, SquareLayer) and together and together[-1].name == layer.name):
+                yield from [together] * bool(together)
+                together = []
+            together.append(layer)
+        yield together
+
+    def _nonlinear(self, name: str, at: str, layer: Layer) -> Iterator[Step]:
+        """The steps of ReLUs and truncations, or of squares, of a map behind layer ``at``."""
+        if isinstance(layer, SquareLayer):
+            count, squaring = layer.squares, Squaring(self.modulus, *SQUARE_SHIFTS)
+            squares = SquaringLayer(name, squaring, count, self.relu.batch, slice(None), count)
+            yield Step(name, Squares(COTS[self.relu.cot]), squares)
+        elif isinstance(layer, ReluLayer):
             if rest := layer.elements - layer.relus:
-                flight.append(Step(name, truncation, TruncationLayer(name, self.modulus, self.shift, rest)))
+                yield Step(name, Truncation(), TruncationLayer(name, self.modulus, self.shift, rest))
             if layer.relus:
-                op = Relu(name, (at,), self.shift)
-                flight.append(Step(name, protocol, protocol.layer(self.modulus, op, layer.relus)))
-            yield tuple(flight)
+                protocol, op = relu_protocol(self.relu), Relu(name, (at,), self.shift)
+                yield Step(name, protocol, protocol.layer(self.modulus, op, layer.relus))
 
 
 def _fan_in(layer: LinearLayer) -> int:
@@ -176,9 +198,10 @@ def square(layer: LinearLayer) -> tuple[tuple[int, int], int, int, int]:
     return (height, width), kernel, step, 0
 
 
-def outline(layers: Sequence[Layer], relu: ReluConfig = GC_FULL, bits: int = 30) -> Outline:
-    """The outline of these layers at typical formats."""
-    return Outline(tuple(layers), bits, relu=relu)
+def outline(layers: Sequence[Layer], relu: ReluConfig = GC_FULL, bits: int | None = None) -> Outline:
+    """The outline of these layers at typical formats, in a ring that suits them unless ``bits`` says which."""
+    squares = any(isinstance(layer, SquareLayer) for layer in layers)
+    return Outline(tuple(layers), bits or (SQUARE_BITS if squares else RELU_BITS), relu=relu)
 
 
 def _unique(name: str, taken: Container[str]) -> str:

@@ -46,7 +46,7 @@ class Terms:
         workers: the most processes of the server that share homomorphic work; as many as pay on the profile's machine
             without.
         profile: measured; the package's reference without.
-        bits: of the ring, for networks that are priced by their layers alone.
+        bits: of the ring, for networks that are priced by their layers alone; what suits ReLUs or squares without.
     """
 
     protocol: str = "gc-full"
@@ -55,7 +55,7 @@ class Terms:
     slots: bool = False
     workers: int | None = None
     profile: Profile | None = None
-    bits: int = 30
+    bits: int | None = None
 
     def __post_init__(self) -> None:
         if self.protocol.partition(":")[0] not in (*SETTINGS, *PROFILES):
@@ -80,8 +80,8 @@ def quote_layers(layers: Sequence[Layer], terms: Terms, notes: tuple[str, ...] =
     """Price a network by its layers: instantly, and for networks that cannot be lowered too.
 
     Raises:
-        ValueError: if there is nothing to price, there are squares, or a layer is too large for every known set of
-            parameters.
+        ValueError: if there is nothing to price, a published system has no price for a layer, or one is too large for
+            every known set of parameters.
     """
     if not terms.ours:
         published = PROFILES[terms.protocol]

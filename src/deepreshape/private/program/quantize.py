@@ -556,9 +556,12 @@ def _errors(
             case Square():
                 if isinstance(step, Squared):
                     nudged = np.abs(from_fixed(offsets[source], program.values[source].fraction))
-                    wrong = before + nudged + math.ldexp(1, op.before - program.values[source].fraction)
-                    most = formats.margin * formats.observed[source] + np.abs(step.shift)
-                    own = 2 * most * wrong + wrong**2 - before + 2 * unit
+                    alone = nudged + math.ldexp(1, op.before - program.values[source].fraction)
+                    size = formats.margin * formats.observed[source] + np.abs(step.shift)
+                    # neither the integers nor the real values exceed the limit
+                    most = 2 * formats.margin * formats.observed[op.name]
+                    before = np.minimum(2 * (size + alone) * before + before**2, most)
+                    own = 2 * size * alone + alone**2 + 2 * unit
             case Relu() | Truncate():
                 if op.shift:
                     raised = from_fixed(offsets[source], op.shift)
