@@ -453,6 +453,7 @@ _LINEAR_OR_DATA = frozenset(
     unfold unsqueeze upsample_bilinear2d upsample_nearest2d view zeros zeros_like
     """.split()  # noqa: SIM905 - a list of 90 quoted names is harder to read
 ) | {
+    "deepreshape.zeroed",
     "prim.device",
     "profiler._record_function_enter_new",
     "profiler._record_function_exit",

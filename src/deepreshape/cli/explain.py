@@ -112,6 +112,8 @@ def inspect(
         "in their place changes nothing there",
         highlight=False,
     )
+    if free:
+        out.print(f"remove them first: deepreshape linearize {model} --method dead --out FOLDER", highlight=False)
 
 
 def _maximize(model: str, network: Network, ascent: Ascent, *, as_json: bool) -> None:

@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from deepreshape.cli.console import (
+    NOTHING_KEPT,
     TRAINED,
     DataDir,
     DataName,
     Json,
     SavedDataName,
     Threads,
+    bytes_bar,
     err,
     into,
     new_table,
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from deepreshape.data import Dataset
+    from deepreshape.removal import Removal
     from deepreshape.training import Progress as TrainingProgress
     from deepreshape.training import Recipe
 
@@ -44,10 +47,18 @@ app = typer.Typer()
 @app.command()
 def linearize(
     model: Annotated[str, typer.Argument(help=TRAINED)],
-    budget: Annotated[int, typer.Option(min=0, help="How many ReLUs are left; met exactly.")],
     to: Annotated[Path, typer.Option("--out", help="Folder for the model; a run that was cut there goes on.")],
+    budget: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            help="How many ReLUs are left; met exactly. Not for dead, which removes all that are free.",
+            show_default=False,
+        ),
+    ] = None,
     method: Annotated[
-        str, typer.Option(help="snl, senet, taylor, autorep, descent, coarse or herpn (squares).")
+        str,
+        typer.Option(help="snl, senet, taylor, autorep, descent, coarse, herpn (squares) or dead (free ones)."),
     ] = "snl",
     granularity: Annotated[
         str | None,
@@ -83,15 +94,22 @@ def linearize(
     """Remove ReLUs from a trained network until exactly so many are left, and fine-tune it."""
     from deepreshape.cli.models import trained_network
     from deepreshape.cost import PROFILES
-    from deepreshape.counting import count
     from deepreshape.experiments.points import RemovalPoint
     from deepreshape.models import convert
     from deepreshape.models.saved import MANIFEST
     from deepreshape.models.zoo import folder_of
-    from deepreshape.removal import masks_of, tuning_recipe
-    from deepreshape.report import picture_of_masks
+    from deepreshape.removal import tuning_recipe
     from deepreshape.training import parallel
 
+    dead = method == "dead"
+    if dead:
+        given = {"--budget": budget, "--granularity": granularity, "--teacher": teacher, "--price": price}
+        given["--set"] = settings
+        unused = next((name for name, value in given.items() if value is not None), None)
+        if unused:
+            raise ValueError(f"{unused} does nothing for dead, which removes all free ReLUs and trains nothing")
+    elif budget is None:
+        raise ValueError(f"--budget is missing: how many ReLUs {method} leaves; only dead goes without")
     if price is not None and price not in PROFILES:
         raise ValueError(f"unknown price profile {price!r}; known are {', '.join(PROFILES)}")
     if (to / MANIFEST).is_file():
@@ -99,6 +117,10 @@ def linearize(
     network, dataset = trained_network(model, data, data_dir, threads)
     whole = convert(network.module.eval(), dataset.shape)
     source = folder_of(model) if network.manifest else whole
+    if dead:
+        small, record = _remove_free(whole, dataset, to)
+        _finish(to, whole, small, record, dataset.shape, as_json=as_json)
+        return
     pairs = read_pairs(settings, "--set")
     pairs |= {"granularity": granularity} if granularity else {}
     chosen, recipe = _settings(method, budget, tuning_recipe(whole, dataset), pairs)
@@ -114,7 +136,32 @@ def linearize(
         if parallel.rank():
             return
     shutil.rmtree(to / "run")
-    (to / "masks.svg").write_text(picture_of_masks(masks_of(whole, dataset.shape), masks_of(small, dataset.shape)))
+    _finish(to, whole, small, record, dataset.shape, as_json=as_json)
+
+
+def _remove_free(whole: nn.Module, data: Dataset, to: Path) -> tuple[nn.Module, Removal]:
+    """What ``--method dead`` does, and saves."""
+    from deepreshape.models.saved import save
+    from deepreshape.removal import remove_dead
+
+    with bytes_bar("images") as show:
+        small, record = stoppable(lambda: remove_dead(whole, data, show), NOTHING_KEPT)
+    save(small, to)
+    return small, record
+
+
+def _finish(
+    to: Path, whole: nn.Module, small: nn.Module, record: Removal, shape: tuple[int, int, int], *, as_json: bool
+) -> None:
+    """The picture of the masks, and what there is to say."""
+    from deepreshape.counting import count
+    from deepreshape.removal import masks_of
+    from deepreshape.report import picture_of_masks
+
+    before, after = (
+        {path.removesuffix(".relu"): mask for path, mask in masks_of(each, shape).items()} for each in (whole, small)
+    )
+    (to / "masks.svg").write_text(picture_of_masks(before, after))
     values = {
         "relus": record.relus,
         "budget": record.budget,
@@ -128,13 +175,14 @@ def linearize(
     if as_json:
         print_json(values)
         return
-    out.print(f"{record.relus_before:,} -> {record.relus:,} ReLUs by {method}, chosen by {record.granularity}")
+    out.print(f"{record.relus_before:,} -> {record.relus:,} ReLUs by {record.method}, chosen by {record.granularity}")
     top1 = (record.top1_before, record.top1_searched, record.top1_validation)
     if None not in top1:
-        before, searched, after = top1
-        out.print(f"validation top-1 {before:.2f} % before, {searched:.2f} % searched, {after:.2f} % fine-tuned")
+        started, searched, ended = top1
+        words = f"{searched:.2f} % searched, {ended:.2f} % fine-tuned" if record.epochs else f"{ended:.2f} % after"
+        out.print(f"validation top-1 {started:.2f} % before, {words}")
     out.print(f"saved in {to}; masks.svg there shows which stayed")
-    comparisons = count(small, dataset.shape).total.maxpool_comparisons if method == "herpn" else 0
+    comparisons = count(small, shape).total.maxpool_comparisons if record.method == "herpn" else 0
     if comparisons:
         out.print(
             f"its max pools stay, {comparisons:,} comparisons; an -avg name or `substitute` makes average pools of them"

@@ -17,7 +17,7 @@ from torch import nn
 from deepreshape.counting import count
 from deepreshape.design.coarse_steps import Cull, Reuse, Scale, Thin
 from deepreshape.models import Staged, build
-from deepreshape.nn import Nonlinearity
+from deepreshape.nn import Nonlinearity, Zeroed
 
 __all__ = ["FACTORS", "Plan", "Record", "Step", "apply", "candidates", "plan", "plan_of"]
 
@@ -161,10 +161,15 @@ def _carry_masks(model: nn.Module, built: nn.Module) -> None:
     modules = dict(built.named_modules())
     sizes = {site.name: (site.channels, *site.size) for site in built.architecture.sites()}  # pyright: ignore
     factors = dict(built.architecture.reduction.reused)  # pyright: ignore
+    seen: set[str] = set()
     for path, site in model.named_modules():
-        if not isinstance(site, Nonlinearity) or (path not in factors and isinstance(modules.get(path), nn.Identity)):
+        if not isinstance(site, Nonlinearity) or path.rpartition(".")[0] in seen:
             continue
-        if path in factors or path not in sizes or (site.mask is not None and tuple(site.mask.shape) != sizes[path]):
+        seen.add(path)
+        if path not in factors and isinstance(modules.get(path), nn.Identity):
+            continue
+        positions = site.keep if isinstance(site, Zeroed) else site.mask
+        if path in factors or path not in sizes or (positions is not None and tuple(positions.shape) != sizes[path]):
             raise ValueError(
                 f"the mask at {path} has no place in the new network, where that site is reused or of another size; "
                 "apply the plan before ReLUs are removed one by one"

@@ -2,7 +2,7 @@
 
 At a site stands ``torch.nn.ReLU`` (kept whole), ``torch.nn.Identity`` (removed), a :class:`Nonlinearity`
 (:class:`MaskedReLU`: kept at some positions; :class:`PolynomialReLU`: a polynomial at the others; :class:`HerPN`: a
-quadratic everywhere) or, with the
+quadratic everywhere; :class:`Zeroed`: a constant 0 at some positions around any of these) or, with the
 convolution before it, :class:`ReuseConv`. :func:`swap` puts other modules there for a while: :func:`faulty` a
 :class:`StochasticReLU`; a search for a mask has a :class:`GatedReLU`.
 """
@@ -16,6 +16,7 @@ from deepreshape.nn.polynomial import PolynomialReLU, polynomial_relu
 from deepreshape.nn.reuse import ReuseConv, ReuseForm, reuse_widths
 from deepreshape.nn.stochastic import Faults, StochasticReLU, faulty
 from deepreshape.nn.swap import swap
+from deepreshape.nn.zeroed import Zeroed
 
 __all__ = [
     "KINDS",
@@ -29,6 +30,7 @@ __all__ = [
     "ReuseConv",
     "ReuseForm",
     "StochasticReLU",
+    "Zeroed",
     "escape",
     "faulty",
     "masked_relu",

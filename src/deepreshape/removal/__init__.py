@@ -6,6 +6,7 @@ from deepreshape.design.coarse_steps import Cull, Reuse, Scale, Thin
 from deepreshape.design.plan import Plan, Record, apply, candidates, plan, plan_of
 from deepreshape.removal.autorep import AutoReP
 from deepreshape.removal.coarse import Coarse
+from deepreshape.removal.dead import remove_dead
 from deepreshape.removal.descent import Descent
 from deepreshape.removal.herpn import Herpn
 from deepreshape.removal.method import Linearization, Method, Removal, linearize, relu_prices, tuning_recipe
@@ -41,6 +42,7 @@ __all__ = [
     "plan",
     "plan_of",
     "relu_prices",
+    "remove_dead",
     "substitute",
     "tuning_recipe",
 ]

@@ -58,6 +58,6 @@ class Coarse(Method):
 
 def _cut(architecture: Staged, masks: Masks, budget: int, seed: int) -> Masks:
     last = {site.name for site in architecture.sites() if site.last}
-    order = sorted(masks, key=lambda path: path in last)
+    order = sorted(masks, key=lambda path: path.removesuffix(".relu") in last)  # a site with zeros has its ReLUs inside
     scores = {path: torch.full((masks[path].shape[0], 1, 1), float(order.index(path))) for path in masks}
     return keep_best(scores, masks, budget, seed)

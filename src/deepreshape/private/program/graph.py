@@ -43,6 +43,7 @@ __all__ = [
     "Squared",
     "Sum",
     "Traced",
+    "Zero",
     "simplify",
 ]
 
@@ -120,6 +121,15 @@ class Squared:
     mask: NDArray[np.bool_] | None = None
 
 
+@dataclass(frozen=True, eq=False)
+class Zero:
+    """The value where ``keep`` (C, H, W) is true, 0 elsewhere."""
+
+    name: str
+    inputs: tuple[str, ...]
+    keep: NDArray[np.bool_]
+
+
 @dataclass(frozen=True)
 class Flat:
     """(C, H, W) as one axis."""
@@ -156,7 +166,7 @@ class Join:
     inputs: tuple[str, ...]
 
 
-Layer = Conv | Dense | Sum | Pool | Rectify | Quadratic | Squared | Flat
+Layer = Conv | Dense | Sum | Pool | Rectify | Quadratic | Squared | Zero | Flat
 Traced = Layer | Affine | Part | Join
 """What a trace gives; :func:`simplify` leaves only the first kind."""
 
@@ -305,11 +315,12 @@ def _alone(affine: Affine, axes: int) -> Layer:
 
 @dataclass(frozen=True)
 class _Piece:
-    """One input of a join: a part of a value, perhaps convolved, perhaps rectified."""
+    """One input of a join: a part of a value, perhaps convolved, perhaps rectified, perhaps 0 in places."""
 
     part: Part
     conv: Conv | None
     relu: Rectify | None
+    zero: Zero | None
 
     @property
     def width(self) -> int:
@@ -320,7 +331,9 @@ class _Piece:
 def _piece(name: str, join: Join, layers: Sequence[Traced]) -> _Piece:
     by_name = {layer.name: layer for layer in layers}
     uses = _uses(layers)
-    layer, relu, conv = by_name.get(name), None, None
+    layer, relu, conv, zero = by_name.get(name), None, None, None
+    if isinstance(layer, Zero) and uses[layer.name] == 1:
+        zero, layer = layer, by_name.get(layer.inputs[0])
     if isinstance(layer, Rectify) and uses[layer.name] == 1:
         relu, layer = layer, by_name.get(layer.inputs[0])
     if isinstance(layer, Conv) and layer.groups == 1 and uses[layer.name] == 1:
@@ -330,11 +343,11 @@ def _piece(name: str, join: Join, layers: Sequence[Traced]) -> _Piece:
             f"{join.name}: joins {name}, which is no part of a split, convolved and rectified at most once; "
             "chained reuse and dense connections cannot be lowered"
         )
-    return _Piece(layer, conv, relu)
+    return _Piece(layer, conv, relu, zero)
 
 
 def _merged(join: Join, layers: Sequence[Traced], shapes: Shapes) -> list[Layer]:
-    """One convolution, and one ReLU if there is any, for the parts that a join puts behind one another."""
+    """One convolution, and a ReLU and zeros if there are any, for the parts that a join puts behind one another."""
     pieces = [_piece(name, join, layers) for name in join.inputs]
     sources = {piece.part.inputs[0] for piece in pieces}
     kinds = {(p.conv.weight.shape[2], p.conv.stride, p.conv.padding) for p in pieces if p.conv} or {(1, 1, 0)}
@@ -346,7 +359,7 @@ def _merged(join: Join, layers: Sequence[Traced], shapes: Shapes) -> list[Layer]
     outs = sum(piece.width for piece in pieces)
     weight = np.zeros((outs, shapes[source][0], kernel, kernel))
     bias = np.zeros(outs)
-    mask = np.zeros(shapes[join.name], np.bool_)
+    mask, keep = np.zeros(shapes[join.name], np.bool_), np.ones(shapes[join.name], np.bool_)
     start = 0
     for piece in pieces:
         rows = slice(start, start + piece.width)
@@ -357,6 +370,8 @@ def _merged(join: Join, layers: Sequence[Traced], shapes: Shapes) -> list[Layer]
             weight[rows, piece.part.start : piece.part.stop, padding, padding] = np.eye(piece.width)
         if piece.relu:
             mask[rows] = True if piece.relu.mask is None else piece.relu.mask
+        if piece.zero:
+            keep[rows] = piece.zero.keep
         start += piece.width
     name = join.name.rpartition(".")[0]
     if not name or any(layer.name == name for layer in layers):
@@ -364,11 +379,14 @@ def _merged(join: Join, layers: Sequence[Traced], shapes: Shapes) -> list[Layer]
     groups = _equal(pieces, shapes[source][0])
     if groups > 1:
         weight = np.concatenate([piece.conv.weight for piece in pieces if piece.conv])
-    conv = Conv(name, (source,), weight, bias, stride, padding, groups)
+    made: list[Layer] = [Conv(name, (source,), weight, bias, stride, padding, groups)]
     rectified = [piece.relu.name for piece in pieces if piece.relu]
-    if not rectified:
-        return [conv]
-    return [conv, Rectify(rectified[0], (name,), None if mask.all() else mask)]
+    if rectified:
+        made.append(Rectify(rectified[0], (name,), None if mask.all() else mask))
+    zeros = [piece.zero.name for piece in pieces if piece.zero]
+    if zeros:
+        made.append(Zero(zeros[0], (made[-1].name,), keep))
+    return made
 
 
 def _equal(pieces: Sequence[_Piece], channels: int) -> int:

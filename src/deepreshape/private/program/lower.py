@@ -40,6 +40,7 @@ from deepreshape.private.program.graph import (
     Squared,
     Sum,
     Traced,
+    Zero,
     simplify,
 )
 from deepreshape.private.program.ops import INPUT, ProgramError
@@ -397,6 +398,14 @@ def _masked_relu(trace: _Trace, node: fx.Node, path: str) -> str | None:
     return None
 
 
+def _zeroed(trace: _Trace, node: fx.Node, path: str) -> str | None:
+    if not trace.is_constant(node.args[1]):
+        return "where it is zero is computed, not the network's own"
+    keep = trace.constants[cast(fx.Node, node.args[1]).name].numpy().astype(np.bool_)
+    trace.append(Zero(path, (trace.value(node),), keep), node)
+    return None
+
+
 def _same(trace: _Trace, node: fx.Node, path: str) -> str | None:
     trace.same(node)
     return None
@@ -515,6 +524,7 @@ _HANDLERS: dict[str, _Handler] = {
     "deepreshape.herpn": _herpn,
     "deepreshape.masked_relu": _masked_relu,
     "deepreshape.polynomial_relu": _polynomial_relu,
+    "deepreshape.zeroed": _zeroed,
     "detach": _same,
     "dropout": _dropout,
     "flatten": _flatten,
@@ -590,5 +600,7 @@ def _apply(layer: Layer, inputs: list[Tensor]) -> Tensor:
             )
             square = (x + shift).square() + constant
             return square if layer.mask is None else torch.where(torch.as_tensor(layer.mask), x.relu(), square)
+        case Zero():
+            return torch.where(torch.as_tensor(layer.keep), x, torch.zeros((), dtype=x.dtype))
         case Flat():
             return x.flatten(1)

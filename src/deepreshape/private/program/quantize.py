@@ -32,12 +32,13 @@ from deepreshape.private.arith.bounds import largest_sum
 from deepreshape.private.arith.ring import Field, Ring
 from deepreshape.private.arith.square import Squaring
 from deepreshape.private.arith.truncation import ShareTruncation
-from deepreshape.private.program.graph import Conv, Dense, Flat, Layer, Pool, Quadratic, Rectify, Squared, Sum
+from deepreshape.private.program.graph import Conv, Dense, Flat, Layer, Pool, Quadratic, Rectify, Squared, Sum, Zero
 from deepreshape.private.program.ops import (
     INPUT,
     Add,
     Conv2d,
     Flatten,
+    Gather,
     Integers,
     Linear,
     Op,
@@ -264,7 +265,7 @@ class _Plan:
                 inputs = self._alike(layer)
             case Quadratic():
                 raise TypeError(f"{layer.name}: quadratics are to be carried as squares first")
-            case Rectify() | Squared() | Flat():
+            case Rectify() | Squared() | Zero() | Flat():
                 pass
         self._append(replace(layer, inputs=inputs), layer.name)
         self.image[layer.name] = self.image[inputs[0]] and not isinstance(layer, Flat)
@@ -483,6 +484,9 @@ def _emit(plan: _Plan, formats: _Formats, shape: Shape) -> tuple[Program, dict[s
                 raise TypeError(f"{name} was placed, and cannot be")
             case _Shift():
                 ops.append(Truncate(name, step.inputs, -gained))
+            case Zero():
+                places = np.arange(step.keep.size, dtype=np.int32).reshape(step.keep.shape)
+                ops.append(Gather(name, step.inputs, np.where(step.keep, places, np.int32(-1))))
             case Flat():
                 ops.append(Flatten(name, step.inputs))
                 offset = np.repeat(offsets[source], math.prod(values[source].shape[1:]))
@@ -548,7 +552,7 @@ def _errors(
                 before = np.sum([errors[name] for name in op.inputs], axis=0)
             case SumPool():
                 before = math.prod(op.kernel) * before
-            case Raise():
+            case Raise() | Gather():  # of a value's own places, or zero
                 pass
             case Flatten():
                 before = np.repeat(before, value.size // len(before))
