@@ -37,9 +37,9 @@ from numpy.typing import NDArray
 from torch import nn
 
 from deepreshape.engines.real import bound, expected
-from deepreshape.engines.spu.launch import Answer, Session, versions
+from deepreshape.engines.spu.launch import SpuContext, SpuOutput, spu_versions
 from deepreshape.engines.spu.party import CLIENT, FRACTION, PARTIES, SERVER
-from deepreshape.engines.spu.profile import Run
+from deepreshape.engines.spu.profile import PartyRun
 from deepreshape.models import architecture, build
 from deepreshape.models.saved import load, manifest_of
 from deepreshape.pricing.calibrate import machine
@@ -76,7 +76,7 @@ def main() -> None:
         "load_1min": here["load_1min"],
         "versions": {name: version(name) for name in ("deepreshape", "numpy", "cryptography", "tenseal")}
         | {"garbling": engine_name()}
-        | {f"spu's {name}": number for name, number in versions(options.spu_python).items()},
+        | {f"spu's {name}": number for name, number in spu_versions(options.spu_python).items()},
         "command": f"python benchmarks/engines.py --spu-python PYTHON --networks {' '.join(options.networks)} --model "
         f"{' '.join(path.name for path in options.model)} --relus {' '.join(map(str, options.relus))} "
         f"--most {options.most} --variants {' '.join(options.variants)} --rounds {options.rounds}",
@@ -149,7 +149,7 @@ def measure(case: Case, python: Path, rounds: int, ours: list[ReluConfig]) -> li
     x = from_fixed(case.x, case.program.input_fraction)
     own: dict[ReluConfig, list[dict[str, Any]]] = {relu: [] for relu in ours}
     with ExitStack() as stack:
-        sessions = {name: stack.enter_context(Session(case.program, name, python)) for name in PARTIES}
+        sessions = {name: stack.enter_context(SpuContext(case.program, name, python)) for name in PARTIES}
         answers = {name: [session.infer(x)] for name, session in sessions.items()}
         for _ in range(rounds):
             for relu, reports in own.items():
@@ -205,7 +205,9 @@ def relu_bytes(report: dict[str, Any]) -> float:
     return sum(size for is_relu, size in sizes if is_relu) / sum(size for _, size in sizes)
 
 
-def spu_row(protocol: str, answers: list[Answer], logs: list[list[Run]], output: NDArray[np.float64]) -> dict[str, Any]:
+def spu_row(
+    protocol: str, answers: list[SpuOutput], logs: list[list[PartyRun]], output: NDArray[np.float64]
+) -> dict[str, Any]:
     warm = [runs[1:] for runs in logs]
     revealed = 8 * output.size * (len(logs) - 1)  # the others' shares of the output; the log does not count them
     mine, everyone = warm[SERVER], [run for runs in warm for run in runs]
@@ -230,7 +232,7 @@ def spu_row(protocol: str, answers: list[Answer], logs: list[list[Run]], output:
     }
 
 
-def kernels(run: Run) -> dict[str, Any]:
+def kernels(run: PartyRun) -> dict[str, Any]:
     """The kernels above a hundredth of a run's time."""
     found = sorted(run.kernels.items(), key=lambda item: -item[1].seconds)
     return {name: kernel._asdict() for name, kernel in found if kernel.seconds > 0.01 * run.seconds}

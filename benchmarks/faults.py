@@ -24,7 +24,7 @@ from deepreshape.private.program.lower import lower
 from deepreshape.private.program.ops import Relu
 from deepreshape.private.program.program import to_fixed
 from deepreshape.private.program.relu_config import GC_FULL, ReluConfig
-from deepreshape.private.program.sign_bits import accuracy
+from deepreshape.private.program.sign_bits import program_accuracy
 from deepreshape.private.protocols.choose import Protocols
 from deepreshape.training import accuracy as real_accuracy
 
@@ -77,7 +77,7 @@ def main() -> None:
     left = [relu for relu in configs if str(relu) not in done]
     with ThreadPoolExecutor(options.threads) as threads:
         found = threads.map(
-            lambda one: accuracy(lowered.program, inputs, labels, protocols=Protocols(one), seed=seed), left
+            lambda one: program_accuracy(lowered.program, inputs, labels, protocols=Protocols(one), seed=seed), left
         )
         for relu, top1 in zip(left, found, strict=True):
             report["rows"].append({"relu": str(relu), "top1": round(top1, 2)})

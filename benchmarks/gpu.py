@@ -33,7 +33,7 @@ from deepreshape.models.saved import Manifest, load, save, weights_digest
 from deepreshape.pricing.calibrate import machine
 from deepreshape.removal import SNL, Taylor, linearize
 from deepreshape.training import Progress, Recipe, teach, train
-from deepreshape.training.runs import RESULTS, claim, read_rows, write_rows
+from deepreshape.training.runs import RESULTS, claim_folder, read_rows, write_rows
 
 TIMED_STEPS = 8
 """From which a phase learns how long its epochs take."""
@@ -147,7 +147,7 @@ class Comparison:
 
     def run(self) -> None:
         """All phases that have no row yet."""
-        claim(self.out, {"data": self.data.name, "phases": [asdict(phase) for phase in self.phases]})
+        claim_folder(self.out, {"data": self.data.name, "phases": [asdict(phase) for phase in self.phases]})
         results = self.out / RESULTS
         rows = read_rows(results) if results.is_file() else []
         done = {row["id"] for row in rows}

@@ -2,8 +2,8 @@
 
     python benchmarks/links.py --profile here.json --out benchmarks/results/links.jsonl
 
-The wait is injected into the transport itself (``private.wire.Link``), on this machine. Where network namespaces can be
-made, the system's own token bucket checks the rate independently; the delay is then still injected:
+The wait is injected into the transport itself (``transport.tls.EmulatedLink``), on this machine. Where network
+namespaces can be created, the system's token bucket checks the rate independently; the delay is then still injected:
 
     unshare -rn sh -c 'ip link set lo up && tc qdisc add dev lo root tbf rate 100mbit burst 256kb latency 400ms &&
         python benchmarks/links.py --shaped 100e6 --profile here.json'
@@ -43,7 +43,9 @@ def main() -> None:
     lines = []
     for name, link in links.items():
         rate = float("inf") if options.shaped else link.up / 8
-        report = run_local(program, to_fixed(inputs[:1], program.input_fraction), link=wire.Link(link.latency, rate))
+        report = run_local(
+            program, to_fixed(inputs[:1], program.input_fraction), link=wire.EmulatedLink(link.latency, rate)
+        )
         predicted = quote_program(program, Terms(link=link, profile=profile)).to_dict()["seconds"]
         row = {"network": options.network, "link": name, "as": str(link), "predicted_seconds": predicted}
         row |= {"measured_seconds": report["seconds"], "profile": profile.name, "machine": dict(profile.machine)}

@@ -12,7 +12,7 @@ from sklearn.datasets import load_iris
 from support.command_line import answer, call
 
 from deepreshape.cli.convex import read_row
-from deepreshape.convex.saved import load
+from deepreshape.convex.saved import load_fitted
 from deepreshape.convex.tables import read_table
 
 FLOWER = "5.1,3.5,1.4,0.2"
@@ -42,7 +42,7 @@ def test_a_private_row_takes_no_relu_and_one_round_and_is_the_float_result(iris:
 def test_rows_of_ones_own(iris: Path, tmp_path: Path):
     by_place = answer("private", "local", "--model", str(iris), "--row", FLOWER)
     assert by_place["predictions"] == ["setosa"]
-    names = load(iris).features
+    names = load_fitted(iris).features
     named = ",".join(f"{name}={value}" for name, value in zip(names, FLOWER.split(","), strict=True))
     assert read_row(named, names).tolist() == [[5.1, 3.5, 1.4, 0.2]]
     (tmp_path / "rows.csv").write_text("id," + ",".join(names) + f"\n7,{FLOWER}\n8,6.3,3.3,6.0,2.5\n")

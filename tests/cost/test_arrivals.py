@@ -5,34 +5,36 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deepreshape.cost import PROFILES, price_published
-from deepreshape.cost.arrivals import Service, simulate, sustainable
+from deepreshape.cost.arrivals import QueryService, simulate, sustainable
 from deepreshape.counting import count
 from deepreshape.models import architecture, build
 
 
 def test_rare_queries_wait_for_nothing_that_is_stored():
-    served = simulate(Service(100, 7, 3), 0.2, hours=500, seed=3)
+    served = simulate(QueryService(100, 7, 3), 0.2, hours=500, seed=3)
     assert served.queries > 50
     assert served.mean == pytest.approx(7, rel=0.02)
     assert served.ready == 1
 
 
 def test_without_storage_each_query_pays_for_its_batch():
-    served = simulate(Service(100, 7, 0), 0.2, hours=500, seed=3)
+    served = simulate(QueryService(100, 7, 0), 0.2, hours=500, seed=3)
     assert served.mean == pytest.approx(107, rel=0.02)
     assert served.ready == 0
 
 
 def test_without_offline_work_it_is_the_textbook_queue():
     # M/D/1: the mean wait is rho s / (2 (1 - rho))
-    served = simulate(Service(0, 60, 10**9), 30, hours=20_000, seed=1)
+    served = simulate(QueryService(0, 60, 10**9), 30, hours=20_000, seed=1)
     assert served.mean == pytest.approx(60 + 0.5 * 60 / (2 * 0.5), rel=0.03)
 
 
 @given(st.floats(1, 500), st.floats(0.1, 100), st.integers(0, 20), st.integers(0, 9))
 def test_more_storage_never_makes_anybody_wait_longer_and_all_are_served(offline, online, buffer, seed):
-    rate = 0.7 * Service(offline, online, 0).limit
-    less, more = (simulate(Service(offline, online, room), rate, hours=3000 / rate, seed=seed) for room in (0, buffer))
+    rate = 0.7 * QueryService(offline, online, 0).limit
+    less, more = (
+        simulate(QueryService(offline, online, room), rate, hours=3000 / rate, seed=seed) for room in (0, buffer)
+    )
     assert less.queries == more.queries
     assert more.mean <= less.mean * (1 + 1e-9)
     assert more.mean >= online * (1 - 1e-9)
@@ -40,14 +42,14 @@ def test_more_storage_never_makes_anybody_wait_longer_and_all_are_served(offline
 
 
 def test_the_sustainable_rate_lies_below_the_limit_and_grows_with_storage():
-    small, large = (sustainable(Service(100, 10, room), hours=200, seeds=3) for room in (0, 20))
-    assert 0 < small < large <= 1.1 * Service(100, 10, 0).limit
+    small, large = (sustainable(QueryService(100, 10, room), hours=200, seeds=3) for room in (0, 20))
+    assert 0 < small < large <= 1.1 * QueryService(100, 10, 0).limit
 
 
 def test_storage_is_that_of_the_party_that_fills_first():
-    assert Service.of(1, 1, (3, 10), (10, 100)).buffer == 3
-    assert Service.of(1, 1, (3, 60), (10, 100)).buffer == 1
-    assert Service.of(1, 1, (30, 10), (10, 100)).buffer == 0
+    assert QueryService.of(1, 1, (3, 10), (10, 100)).buffer == 3
+    assert QueryService.of(1, 1, (3, 60), (10, 100)).buffer == 1
+    assert QueryService.of(1, 1, (30, 10), (10, 100)).buffer == 0
 
 
 def test_the_studys_shape():
@@ -59,7 +61,7 @@ def test_the_studys_shape():
         report = price_published(layers, PROFILES[name])
         online = report.only(phase="online").seconds
         stored = report.stored_client, report.stored_server
-        service = Service.of(report.seconds - online, online, stored, (16e9, 10e12))
+        service = QueryService.of(report.seconds - online, online, stored, (16e9, 10e12))
         rates[name], buffers[name] = sustainable(service, seeds=5), service.buffer
     assert buffers == {"server-garbler": 1, "client-garbler+lphe+wsa": 8}
     assert 1.7 < rates["client-garbler+lphe+wsa"] / rates["server-garbler"] < 2.8  # the study: 2.24
@@ -67,4 +69,4 @@ def test_the_studys_shape():
 
 def test_no_query_at_all_is_an_error():
     with pytest.raises(ValueError, match="0 queries an hour: none arrives in 24 hours"):
-        simulate(Service(1, 1, 1), 0)
+        simulate(QueryService(1, 1, 1), 0)

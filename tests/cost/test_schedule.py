@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deepreshape.cost import LINKS, Link, Profile, Turn, read_link, schedule, split
+from deepreshape.cost import LINKS, Link, Profile, Turn, compute_schedule, read_link, split
 
 UNIT = Profile("unit", "2026-01-01", {}, {}, {"work": 1.0, "worker": 0.0, "tls.send": 0.0, "tls.receive": 0.0}, 0)
 SLOW = Link(8e3, 4e3, 0.5)  # a byte takes 1 ms up and 2 ms down
@@ -18,7 +18,7 @@ def turn(sender, nbytes=0, make=0.0, take=0.0, **more) -> Turn:
 
 
 def seconds(*turns: Turn, link: Link = SLOW, profile: Profile = UNIT, **options) -> float:
-    return schedule(turns, profile, link, **options).seconds
+    return compute_schedule(turns, profile, link, **options).seconds
 
 
 def test_a_message_is_made_then_sent_then_taken():
@@ -78,7 +78,7 @@ def test_what_is_done_aside_is_waited_for_at_the_end_only():
 )
 def test_rows_add_up_and_lie_between_the_bounds(turns):
     turns = [replace(each, layer=str(at % 3)) for at, each in enumerate(turns)]
-    report = schedule(turns, UNIT, SLOW)
+    report = compute_schedule(turns, UNIT, SLOW)
     work = sum(each.make["work"] + (each.take["work"] if each.nbytes else 0) for each in turns)
     up = sum(each.nbytes for each in turns if each.sender == "client")
     down = sum(each.nbytes for each in turns if each.sender == "server")
@@ -91,7 +91,7 @@ def test_rows_add_up_and_lie_between_the_bounds(turns):
 
 @given(st.lists(st.sampled_from(["client", "server"]), min_size=1))
 def test_rounds_are_the_clients_waits(senders):
-    report = schedule([turn(sender, 1) for sender in senders], UNIT, SLOW)
+    report = compute_schedule([turn(sender, 1) for sender in senders], UNIT, SLOW)
     assert report.rounds == "".join(sender[0] for sender in senders).count("cs")
 
 

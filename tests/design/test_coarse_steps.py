@@ -9,7 +9,7 @@ from torch import nn
 from deepreshape.counting import count
 from deepreshape.models import Reduction, ResNet, Staged, architecture, build
 from deepreshape.nn import ReuseForm
-from deepreshape.removal import Cull, Reuse, Scale, Thin, apply, candidates, plan, plan_of
+from deepreshape.removal import Cull, Reuse, Scale, Thin, apply, coarse_plans, plan, plan_of
 from deepreshape.removal.sites import put_masks
 
 LADDER = [
@@ -35,7 +35,7 @@ def test_deepreduce_budgets():
     small = plan_of(whole, Cull(1), Cull(4), Thin(), Scale(channels=2))
     assert small.relus == 49_152
     assert plan_of(small.architecture, Scale(resolution=2)).relus == 12_288
-    reshaped = [candidate.relus for candidate in candidates(whole, "reshape")][-5:]
+    reshaped = [candidate.relus for candidate in coarse_plans(whole, "reshape")][-5:]
     assert reshaped == [57_344, 28_672, 14_336, 7_168, 3_584]
 
 
@@ -53,21 +53,21 @@ networks = st.builds(
 
 @given(network=networks, shrink=st.sampled_from(["reuse", "reshape"]))
 def test_prediction_equals_count_for_every_plan(network: Staged, shrink):
-    for candidate in candidates(network, shrink):
+    for candidate in coarse_plans(network, shrink):
         assert count(build(candidate.architecture, "meta"), network.input).total.relus == candidate.relus
 
 
 @pytest.mark.parametrize("name", ["vgg16-m8", "resnet9-m8", "wideresnet22-8-m8"])
 def test_prediction_equals_count_in_other_families(name: str):
     whole = architecture(name)
-    for candidate in candidates(whole):
+    for candidate in coarse_plans(whole):
         assert count(build(candidate.architecture, "meta"), whole.input).total.relus == candidate.relus
 
 
 @given(budget=st.integers(1, 139_264))
 def test_a_plan_keeps_the_most_within_its_budget(budget: int):
     whole = architecture("resnet18-m16")
-    reachable = [candidate.relus for candidate in candidates(whole) if candidate.relus <= budget]
+    reachable = [candidate.relus for candidate in coarse_plans(whole) if candidate.relus <= budget]
     if reachable:
         assert plan(whole, budget).relus == max(reachable)
     else:
@@ -81,7 +81,7 @@ def test_a_budget_above_the_network_is_refused():
 
 
 def test_the_first_stage_is_culled_first_only_where_it_dominates():
-    first = [str(list(candidates(architecture(name)))[1]) for name in ("resnet18", "hrn-2x5x3x-m32", "hrn-5x5x3x")]
+    first = [str(list(coarse_plans(architecture(name)))[1]) for name in ("resnet18", "hrn-2x5x3x-m32", "hrn-5x5x3x")]
     assert first == ["cull S1+stem", "cull S1+stem", "thin"]
 
 

@@ -11,7 +11,7 @@ from support.command_line import answer, call
 
 from deepreshape.cost import LINKS
 from deepreshape.counting import count
-from deepreshape.design.search import PROXY, Limit, Proxy, Space, evaluate, front, search
+from deepreshape.design.search import PROXY, Limit, Proxy, Space, score_choice, search, undominated
 from deepreshape.models import build
 from deepreshape.pricing.quote import Terms, quote_layers
 
@@ -73,7 +73,7 @@ def test_the_search_keeps_its_limit_repeats_itself_and_gets_better():
     assert found
     assert all(candidate.seconds <= LIMIT.most for candidate in found)
     assert found == list(search(SPACE, PRICE, LIMIT, 120, proxy=WIDE, seed=1))
-    best = front(found, LIMIT)
+    best = undominated(found, LIMIT)
     assert best[0].score == max(candidate.score for candidate in found)
     assert best[0] in found[len(found) // 3 :]  # what comes after the random half builds on it
     assert [candidate.seconds for candidate in best] == sorted((c.seconds for c in best), reverse=True)
@@ -82,7 +82,7 @@ def test_the_search_keeps_its_limit_repeats_itself_and_gets_better():
 
 def test_what_has_no_such_plan_is_no_candidate():
     choice = SPACE.draw(lambda name, low, high: high)
-    assert evaluate(replace(choice, plan=99), SPACE, PRICE, WIDE) is None
+    assert score_choice(replace(choice, plan=99), SPACE, PRICE, WIDE) is None
 
 
 def test_nothing_is_proposed_that_the_proxy_was_not_fitted_on():

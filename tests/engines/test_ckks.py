@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from deepreshape.engines.ckks.circuit import compiled
-from deepreshape.engines.ckks.evaluate import Model
-from deepreshape.engines.ckks.local import run_local
-from deepreshape.engines.ckks.packing import Diagonals, Entries, Layout, convolution, diagonals, reduction
-from deepreshape.engines.ckks.parameters import LIMITS, Parameters, choose
-from deepreshape.engines.ckks.scheme import Evaluator, Holder, Scheme
+from deepreshape.engines.ckks.evaluate import EncodedCircuit
+from deepreshape.engines.ckks.local import run_encrypted
+from deepreshape.engines.ckks.packing import Diagonals, Entries, SlotLayout, convolution, diagonals, reduction
+from deepreshape.engines.ckks.parameters import LIMITS, CkksParameters, choose_modulus
+from deepreshape.engines.ckks.scheme import CkksEvaluator, Holder, Scheme
 from deepreshape.private.program.graph import Conv, Dense, Flat, Layer, Pool, Quadratic, Rectify, Sum
 from deepreshape.private.program.ops import INPUT, ProgramError
 
@@ -97,8 +97,8 @@ def applied(matrix: Diagonals, x: np.ndarray) -> np.ndarray:
     ],
 )
 def test_diagonals_are_the_convolution(ins: int, outs: int, side: int, stride: int, gap: int, kernel: int, groups: int):
-    whole = Layout.of(ins, side * gap, side * gap)
-    source = Layout(ins, side, side, gap, whole.rows, whole.columns)
+    whole = SlotLayout.of(ins, side * gap, side * gap)
+    source = SlotLayout(ins, side, side, gap, whole.rows, whole.columns)
     x, weight = RNG.normal(size=(ins, side, side)), RNG.normal(size=(outs, ins // groups, kernel, kernel))
     expected = convolved(x, weight, stride, kernel // 2, groups)
     target = source.strided(*expected.shape, stride)
@@ -112,7 +112,7 @@ def test_diagonals_are_the_convolution(ins: int, outs: int, side: int, stride: i
 
 
 def test_every_slot_of_a_dense_layer_is_an_output_or_zero():
-    source, weight = Layout.of(6, 4, 4), RNG.normal(size=(5, 96))
+    source, weight = SlotLayout.of(6, 4, 4), RNG.normal(size=(5, 96))
     x = RNG.normal(size=(6, 4, 4))
     rows, columns = np.indices(weight.shape)
     matrix = reduction(Entries(rows.ravel(), columns.ravel(), weight.ravel()), 5, source, 1024)
@@ -128,7 +128,7 @@ def test_a_circuit_gives_what_its_layers_give(images: int):
     layers, x = residual(), RNG.normal(size=(images, 3, 8, 8))
     circuit = compiled(layers, (3, 8, 8), images)
     assert (circuit.parameters.degree, circuit.parameters.levels, circuit.squares) == (8192, 5, 2)
-    answer = run_local(circuit, x)
+    answer = run_encrypted(circuit, x)
     expected = np.stack([computed(layers, image) for image in x])
     assert answer.outputs.shape == expected.shape
     assert np.abs(answer.outputs - expected).max() < 16 * circuit.parameters.expected_error
@@ -141,11 +141,11 @@ def test_only_an_answer_comes_back():
     circuit = compiled(layers, (3, 8, 8))
     plain = circuit.pack(x[None])
     scheme = Scheme(circuit.parameters)
-    holder, evaluator = Holder(scheme), Evaluator(scheme)
+    holder, evaluator = Holder(scheme), CkksEvaluator(scheme)
     for name, key in holder.evaluation_keys(circuit.rotation_steps):
         evaluator.add_key(name, key, circuit.rotation_steps)
     up = scheme.load_ciphertext(holder.encrypt(plain), circuit.parameters.levels)
-    slots = holder.decrypt(evaluator.saved(Model(circuit).evaluate(evaluator, up)))
+    slots = holder.decrypt(evaluator.saved(EncodedCircuit(circuit).evaluate(evaluator, up)))
     width = circuit.output.size
     assert np.allclose(slots.reshape(-1, width), slots[:width], atol=1e-2)
     assert np.allclose(slots[3:width], 0, atol=1e-2)
@@ -198,7 +198,7 @@ def test_a_deep_network_is_refused_with_what_would_fit():
 
 @pytest.mark.parametrize("squares", range(1, 12))
 def test_moduli_lie_within_both_security_tables(squares: int):
-    parameters = choose(2 * squares + 1, squares, 1024)
+    parameters = choose_modulus(2 * squares + 1, squares, 1024)
     assert sum(parameters.primes) <= LIMITS[parameters.degree]
     assert parameters.special >= parameters.bits
     assert {8192: min(218, 214), 16384: min(438, 430), 32768: min(881, 868)} == LIMITS
@@ -207,12 +207,12 @@ def test_moduli_lie_within_both_security_tables(squares: int):
 
 def test_a_map_too_large_for_a_ciphertext_is_refused():
     with pytest.raises(ValueError, match="a ciphertext holds 16,384 values, this network's largest map 32,768"):
-        choose(3, 1, 32768)
+        choose_modulus(3, 1, 32768)
 
 
 @pytest.fixture(scope="module")
 def parties() -> tuple[Scheme, Holder]:
-    scheme = Scheme(Parameters(8192, 30, 2, 46, 1))
+    scheme = Scheme(CkksParameters(8192, 30, 2, 46, 1))
     return scheme, Holder(scheme)
 
 
@@ -240,7 +240,7 @@ def test_bytes_that_are_no_ciphertext_are_refused(parties: tuple[Scheme, Holder]
 
 def test_keys_of_other_rotations_or_parameters_are_refused(parties: tuple[Scheme, Holder]):
     scheme, holder = parties
-    evaluator = Evaluator(scheme)
+    evaluator = CkksEvaluator(scheme)
     keys = dict(holder.evaluation_keys({1, 64}))
     with pytest.raises(ValueError, match="what was sent as rotate-1 is the key of another rotation"):
         evaluator.add_key("rotate-1", keys["rotate-64"], {1, 64})
@@ -248,7 +248,7 @@ def test_keys_of_other_rotations_or_parameters_are_refused(parties: tuple[Scheme
         evaluator.add_key("rotate-2", keys["rotate-1"], {1, 64})
     with pytest.raises(ValueError, match="cannot be read"):
         evaluator.add_key("rotate-1", keys["rotate-1"][:-10], {1, 64})
-    other = Holder(Scheme(Parameters(8192, 32, 2, 46, 1)))
+    other = Holder(Scheme(CkksParameters(8192, 32, 2, 46, 1)))
     with pytest.raises(ValueError, match="cannot be read"):
         evaluator.add_key("square", dict(other.evaluation_keys([]))["square"], {1, 64})
     evaluator.add_key("rotate-64", keys["rotate-64"], {1, 64})

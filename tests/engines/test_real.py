@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from programs import random_inputs, random_program
 
-from deepreshape.engines.real import Parameters, bound, evaluate, expected, parameters
+from deepreshape.engines.real import LinearParameters, bound, evaluate_program, expected, parameters
 from deepreshape.private.arith.ring import Ring
 from deepreshape.private.program import interpret as plain
 from deepreshape.private.program.ops import Conv2d, Flatten, Linear, ProgramError, Relu, Weights
@@ -47,9 +47,9 @@ class Numpy:
 def run(program: Program, x: Any, engine: Numpy) -> Any:
     weights = parameters(program)
     if engine.fraction is not None:
-        weights = {name: Parameters(*map(engine.held, own)) for name, own in weights.items()}
+        weights = {name: LinearParameters(*map(engine.held, own)) for name, own in weights.items()}
         x = engine.held(x)
-    return evaluate(program.public(), x, weights, engine)
+    return evaluate_program(program.public(), x, weights, engine)
 
 
 @settings(max_examples=60)
@@ -78,7 +78,7 @@ def test_a_mask_costs_only_the_relus_it_keeps() -> None:
     mask[0, 1, 1] = mask[1, 2, :] = True
     program = Program(Ring(16), mask.shape, 4, 100, (Relu("relu", ("input",), 0, mask),))
     x = np.arange(-9.0, 9.0).reshape(1, *mask.shape)
-    assert np.array_equal(evaluate(program, x, {}, Numpy(arrays=Counting)), np.where(mask, np.maximum(x, 0), x))
+    assert np.array_equal(evaluate_program(program, x, {}, Numpy(arrays=Counting)), np.where(mask, np.maximum(x, 0), x))
     assert rectified == [program.relus] == [4]
 
 

@@ -16,7 +16,7 @@ from programs import random_inputs, random_program
 
 from deepreshape.engines.real import bound
 from deepreshape.engines.spu import launch
-from deepreshape.engines.spu.launch import Session
+from deepreshape.engines.spu.launch import SpuContext
 from deepreshape.engines.spu.party import FRACTION, PARTIES, Party, Setting
 from deepreshape.private.program import interpret as plain
 from deepreshape.private.program.encoding import to_bytes
@@ -36,7 +36,7 @@ def test_outputs_are_within_the_bound_of_the_plain_program(protocol: str) -> Non
     program = random_program(SEED)
     inputs = random_inputs(program, 2, 1)
     expected = from_fixed(plain.run(program, inputs), program.values[program.outputs[0]].fraction)
-    with Session(program, protocol, SPU_PYTHON) as session:
+    with SpuContext(program, protocol, SPU_PYTHON) as session:
         answers = [session.infer(x) for x in from_fixed(inputs, program.input_fraction)]
         logs = session.close()
     found = np.stack([answer.output for answer in answers])
@@ -49,7 +49,7 @@ def test_outputs_are_within_the_bound_of_the_plain_program(protocol: str) -> Non
 @needs_spu
 def test_a_party_that_fails_is_quoted_and_ends_all() -> None:
     program = random_program(SEED)
-    with Session(program, "cheetah", SPU_PYTHON) as session:
+    with SpuContext(program, "cheetah", SPU_PYTHON) as session:
         with pytest.raises(RuntimeError, match=r"party 0 of cheetah failed: .* has shape \(7,\), the network takes"):
             session.infer(np.zeros(7))
         assert all(party.poll() is not None for party in session._running)
@@ -121,7 +121,7 @@ def test_weights_belong_to_the_server(tmp_path: Path) -> None:
 
 def test_an_interpreter_without_spu_is_named() -> None:
     with pytest.raises(ValueError, match="there is no interpreter nowhere"):
-        Session(random_program(SEED), "cheetah", Path("nowhere"))
+        SpuContext(random_program(SEED), "cheetah", Path("nowhere"))
     if not SPU_PYTHON.is_file() or SPU_PYTHON.resolve() != Path(sys.executable).resolve():
         with pytest.raises(RuntimeError, match="has no SPU"):
-            launch.versions(Path(sys.executable))
+            launch.spu_versions(Path(sys.executable))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from deepreshape.engines.spu.profile import Kernel, Run, parse
+from deepreshape.engines.spu.profile import Kernel, PartyRun, parse
 
 STAMP = "2026-01-01 00:00:00.000 [info] [api.cc:printProfilingData:172] "
 LINES = [
@@ -26,7 +26,7 @@ def log(*lines: str) -> str:
 
 def test_kernels_of_the_lowest_layer_are_read() -> None:
     (run,) = parse(log("CheetahDot uses 3@2 modulus", *LINES))
-    assert run == Run(
+    assert run == PartyRun(
         0.25,
         1600,
         31,

@@ -14,7 +14,7 @@ import pytest
 from deepreshape.cost import CostReport, Link, Quote
 from deepreshape.counting import count
 from deepreshape.experiments import live
-from deepreshape.experiments.live import explore, live_quote, serve
+from deepreshape.experiments.live import explore, live_quote, page_server
 from deepreshape.models import architecture, build
 from deepreshape.models.saved import Manifest, save
 from deepreshape.private.crypto.he.packing import cheapest
@@ -100,7 +100,7 @@ def test_wrong_settings_say_so(changes: dict[str, str], message: str):
 
 @pytest.fixture
 def port(job: Path) -> Iterator[int]:
-    with serve(0, summarize(finished(job)), [job]) as server:
+    with page_server(0, summarize(finished(job)), [job]) as server:
         thread = Thread(target=server.serve_forever)
         thread.start()
         yield server.server_address[1]

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deepreshape.counting import count
-from deepreshape.design.plan import candidates
+from deepreshape.design.plan import coarse_plans
 from deepreshape.models import ResNet, Staged, architecture, build
 
 NETWORKS = """
@@ -30,7 +30,7 @@ def test_layers_are_those_of_a_trace(name: str, side: int):
 @pytest.mark.parametrize("shrink", ["reuse", "reshape"])
 @pytest.mark.parametrize("name", ["vgg16-m8", "resnet9-m8-strided", "wideresnet22-8-m8"])
 def test_layers_of_other_families_after_every_plan(name: str, shrink):
-    for plan in candidates(architecture(name), shrink):
+    for plan in coarse_plans(architecture(name), shrink):
         agree(plan.architecture)
 
 
@@ -44,4 +44,4 @@ def test_layers_of_other_families_after_every_plan(name: str, shrink):
 def test_layers_are_those_of_a_trace_after_every_plan(phi, base, data, block):
     multipliers = tuple(data.draw(st.integers(1, 4)) for _ in phi[1:])
     whole = ResNet(tuple(phi), base, multipliers, (3, 16, 16), 7, block=block)
-    agree(data.draw(st.sampled_from(list(candidates(whole)))).architecture)
+    agree(data.draw(st.sampled_from(list(coarse_plans(whole)))).architecture)

@@ -8,7 +8,7 @@ import torch
 
 from deepreshape.counting import count
 from deepreshape.data import Dataset
-from deepreshape.engines.ckks.parameters import choose
+from deepreshape.engines.ckks.parameters import choose_modulus
 from deepreshape.models.saved import load, manifest_of
 from deepreshape.models.zoo import folder_of, names
 from deepreshape.private.program import interpret as plain
@@ -63,7 +63,7 @@ def test_a_network_of_squares_fits_under_ckks(name: str):
     layers = real_layers(model, manifest.architecture.input)
     squares = [layer for layer in layers if isinstance(layer, Quadratic)]
     # one after the other: no square of these networks stands beside another
-    parameters = choose(2 * len(squares) + 1, len(squares), 1 << 10)
+    parameters = choose_modulus(2 * len(squares) + 1, len(squares), 1 << 10)
     assert parameters.expected_error < 1e-3
 
 

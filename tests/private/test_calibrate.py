@@ -19,7 +19,7 @@ from deepreshape.private.program.encoding import digest, from_bytes, to_bytes
 from deepreshape.private.program.ops import Conv2d, Flatten, Linear, Relu, Weights
 from deepreshape.private.program.program import Program
 from deepreshape.private.program.relu_config import ReluConfig
-from deepreshape.private.program.sign_bits import accuracy, calibrate, windowed
+from deepreshape.private.program.sign_bits import calibrate, program_accuracy, windowed
 from deepreshape.private.protocols.choose import Protocols, relu_protocol
 
 CALIBRATED = ReluConfig("gc-stochastic", window=True)
@@ -103,7 +103,7 @@ def test_the_search_loses_no_more_than_it_may(modulus: Ring | Field, max_loss: f
     found = calibrate(program, inputs, labels, protocols=Protocols(CALIBRATED), max_loss=max_loss)
     assert found.exact == 100
     assert found.exact - found.found <= max_loss
-    assert accuracy(found.program, inputs, labels, protocols=Protocols(CALIBRATED)) == found.found
+    assert program_accuracy(found.program, inputs, labels, protocols=Protocols(CALIBRATED)) == found.found
     lows = [low for low, _ in windows(found.program)]
     assert min(lows) > 0
     if max_loss == 100 and isinstance(modulus, Ring):
@@ -126,7 +126,7 @@ def test_more_loss_allows_fewer_bytes_and_a_search_can_be_repeated() -> None:
 def test_the_exact_signs_lose_nothing() -> None:
     program = network(Ring(30))
     inputs, labels = data(program)
-    assert accuracy(program, inputs, labels) == 100
+    assert program_accuracy(program, inputs, labels) == 100
 
 
 def test_data_that_does_not_fit_is_refused() -> None:

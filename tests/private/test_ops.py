@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from programs import random_inputs, run_both, slow
 
-from deepreshape.engines.real import bound, evaluate, parameters
+from deepreshape.engines.real import bound, evaluate_program, parameters
 from deepreshape.private.arith.ring import Ring
 from deepreshape.private.parties.plan import Plan
 from deepreshape.private.program import interpret as plain
@@ -104,7 +104,7 @@ def test_every_reading_of_an_operation_agrees(op: Op):
     again = from_bytes(to_bytes(given))
     assert digest(again) == digest(given)
     assert np.array_equal(plain.run(again, x), integers)
-    real = evaluate(given, np.ldexp(x.astype(np.float64), -4), parameters(given), Numpy())
+    real = evaluate_program(given, np.ldexp(x.astype(np.float64), -4), parameters(given), Numpy())
     tolerance = bound(given, 60).reshape(-1, *[1] * (integers.ndim - 2))
     assert (np.abs(real - given.decode(integers)[0]) <= tolerance).all()
     run = run_both(given, x[0])

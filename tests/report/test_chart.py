@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from support.results import ROWS
 
 from deepreshape.report import picture
-from deepreshape.report.chart import Mark, lay_out, looks
+from deepreshape.report.chart import Mark, lay_out_chart, looks
 
 
 def test_the_picture_is_valid_svg():
@@ -17,7 +17,7 @@ def test_the_picture_is_valid_svg():
 @given(st.lists(st.tuples(st.floats(1, 1e9), st.floats(0, 100), st.floats(0, 5), st.sampled_from("abc")), min_size=1))
 def test_every_mark_lies_inside_its_chart(values):
     marks = [Mark(series, x, y, error, "", "") for x, y, error, series in values]
-    chart = lay_out("t", "x", marks, [(mark.x, mark.y) for mark in marks])
+    chart = lay_out_chart("t", "x", marks, [(mark.x, mark.y) for mark in marks])
     for placed in chart.marks:
         assert chart.left <= placed.x <= chart.right
         assert chart.top - 0.1 <= placed.high <= placed.y <= placed.low <= chart.bottom + 0.1
@@ -35,7 +35,7 @@ def test_no_two_series_look_the_same():
 
 def test_the_front_is_drawn_as_stairs():
     marks = [Mark("a", x, y, 0.0, "", "") for x, y in ((10, 50.0), (100, 60.0))]
-    chart = lay_out("", "", marks, [(10, 50.0), (100, 60.0)])
+    chart = lay_out_chart("", "", marks, [(10, 50.0), (100, 60.0)])
     (x1, y1), (x2, y2) = ((placed.x, placed.y) for placed in chart.marks)
     assert chart.front == f"{x1},{y1} {x2},{y1} {x2},{y2}"
     assert len(chart.legend) == 2

@@ -3,12 +3,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.results import ROWS, row
 
-from deepreshape.report import advantages, front, summarize, verdict
+from deepreshape.report import advantages, pareto_front, summarize, verdict
 
 
 @given(st.lists(st.tuples(st.integers(1, 20), st.integers(0, 20)), min_size=1, max_size=30))
 def test_the_front_is_what_nothing_beats(points: list[tuple[int, int]]):
-    best = front(points)
+    best = pareto_front(points)
     assert all(any(cost <= x and gain >= y for cost, gain in best) for x, y in points)
     assert all(
         not (other[0] <= point[0] and other[1] >= point[1] and other != point) for point in best for other in points

@@ -105,7 +105,7 @@ def test_only_the_first_process_writes(together: Path):
 def test_alone_nothing_changes():
     model = build(architecture("resnet20-m2-phi1.1.1", (1, 8, 8), 10), seed=0)
     before = dict(model.named_modules())
-    with parallel.shared_norms(model), parallel.joined():
+    with parallel.shared_norms(model), parallel.process_group():
         assert dict(model.named_modules()) == before
     assert (parallel.world(), parallel.rank()) == (1, 0)
     assert torch.equal(parallel.part(torch.arange(5)), torch.arange(5))

@@ -54,7 +54,7 @@ def fit(
 ) -> None:
     """Fit a two-layer gated ReLU network to its global optimum, and say how far from it the fit can be at most."""
     from deepreshape.convex.estimator import ConvexGatedReLU, ConvexGatedReLURegressor
-    from deepreshape.convex.saved import Fitted, save
+    from deepreshape.convex.saved import Fitted, save_fitted
     from deepreshape.convex.tables import read_table
 
     if not 0 < test_share < 1:
@@ -86,7 +86,7 @@ def fit(
     }
     source = {"data": data, "target": target, "test_share": test_share, "seed": seed}
     fitted = Fitted(model.gates_, model.weights_, model.offset_, table.features, table.classes, source, record)
-    save(fitted, to)
+    save_fitted(fitted, to)
     if as_json:
         print_json({"folder": str(to), **record})
         return
@@ -155,14 +155,14 @@ def inputs_of(fitted: Fitted, samples: Path | None, row: str | None, count: int)
     import numpy as np
 
     from deepreshape.cli.models import Inputs
-    from deepreshape.convex.tables import read_rows, read_table
+    from deepreshape.convex.tables import read_inputs, read_table
 
     def expanded(rows: NDArray[np.float64]) -> NDArray[np.float32]:
         return fitted.gates.expand(rows)[:, :, None, None].astype(np.float32)
 
     source, labels = fitted.source, None
     if samples:
-        known = new = read_rows(samples, fitted.features)
+        known = new = read_inputs(samples, fitted.features)
     else:
         table = read_table(source["data"], source["target"])
         if table.features != fitted.features:
@@ -195,7 +195,7 @@ def gated_input(gates: Path, path: Path | None, row: str | None) -> NDArray[np.f
     import numpy as np
 
     from deepreshape.convex.gates import Gates
-    from deepreshape.convex.tables import read_rows
+    from deepreshape.convex.tables import read_inputs
 
     try:
         known = json.loads(gates.read_text())
@@ -203,7 +203,7 @@ def gated_input(gates: Path, path: Path | None, row: str | None) -> NDArray[np.f
         made = Gates(*(np.array(known[name], dtype=np.float64) for name in ("mean", "scale", "directions")))
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{gates} holds no gates: {error}; `private lower` writes it beside the program") from None
-    rows = read_row(row, features) if row is not None else read_rows(path or Path(), features)
+    rows = read_row(row, features) if row is not None else read_inputs(path or Path(), features)
     if len(rows) != 1:
         raise ValueError(f"{path} holds {len(rows)} rows; a query is one")
     return made.expand(rows)[0, :, None, None]

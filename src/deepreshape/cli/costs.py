@@ -158,12 +158,12 @@ def ui(
     as_json: Json = False,
 ) -> None:
     """Show counts and prices of networks live, under sliders, in a browser on this machine."""
-    from deepreshape.experiments.live import serve
+    from deepreshape.experiments.live import page_server
     from deepreshape.report import summarize
     from deepreshape.training.runs import finished
 
     rows = [row for folder in folders or [] for row in finished(folder)]
-    with serve(port, summarize(rows), folders or []) as server:
+    with page_server(port, summarize(rows), folders or []) as server:
         address = f"http://127.0.0.1:{server.server_address[1]}/"
         if as_json:
             print_json({"address": address})
@@ -286,11 +286,11 @@ def _storage(text: str) -> tuple[float, float]:
 
 
 def _queue(quote: Quote, an_hour: float, room: tuple[float, float]) -> dict[str, Any]:
-    from deepreshape.cost import Service, simulate, sustainable
+    from deepreshape.cost import QueryService, simulate, sustainable
 
     online, report = quote.online.seconds, quote.report
     stored = report.stored_client, report.stored_server
-    service = Service.of(quote.seconds - online, online, stored, room)
+    service = QueryService.of(quote.seconds - online, online, stored, room)
     hours = max(24.0, 200 / an_hour)
     served = simulate(service, an_hour, hours=hours)
     return {

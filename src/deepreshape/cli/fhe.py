@@ -42,7 +42,7 @@ def local(
 
     from deepreshape.cli.models import compare, find_inputs, find_network, read_samples
     from deepreshape.engines.ckks.circuit import compiled
-    from deepreshape.engines.ckks.local import run_local
+    from deepreshape.engines.ckks.local import run_encrypted
     from deepreshape.private.program.lower import real_layers
 
     network = find_network(model)
@@ -60,7 +60,7 @@ def local(
     with progress_bar() as bar:
         task = bar.add_task("keys", total=None)
         answer = stoppable(
-            lambda: run_local(
+            lambda: run_encrypted(
                 circuit, chosen.astype(np.float64), keep=keep, progress=lambda what: bar.update(task, description=what)
             ),
             NOTHING_KEPT,

@@ -16,8 +16,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from deepreshape.cli.console import read_data, set_threads
-from deepreshape.convex.saved import is_fitted
-from deepreshape.convex.saved import load as load_fitted
+from deepreshape.convex.saved import is_fitted, load_fitted
 from deepreshape.experiments.points import see_fits
 from deepreshape.models import Architecture, architecture, build
 from deepreshape.models.saved import Manifest, load, manifest_of

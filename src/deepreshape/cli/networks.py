@@ -153,7 +153,7 @@ def criticality(
     as_json: Json = False,
 ) -> None:
     """Measure how much each stage's ReLUs matter (the DeepReDuce score), by training with one stage's ReLUs only."""
-    from deepreshape.design import measure
+    from deepreshape.design import measure_criticality
     from deepreshape.models import Staged, architecture, build
     from deepreshape.training import train
 
@@ -177,7 +177,7 @@ def criticality(
             assert done.top1_validation is not None  # noqa: S101 - the split is held out
             return done.top1_validation
 
-        found = stoppable(lambda: measure(whole, accuracy, read_integers(seeds, "--seeds")), NOTHING_KEPT)
+        found = stoppable(lambda: measure_criticality(whole, accuracy, read_integers(seeds, "--seeds")), NOTHING_KEPT)
     stages = [
         {
             "stage": at + 1,

@@ -124,7 +124,7 @@ def linearize(
     pairs = read_pairs(settings, "--set")
     pairs |= {"granularity": granularity} if granularity else {}
     chosen, recipe = _settings(method, budget, tuning_recipe(whole, dataset), pairs)
-    with parallel.joined(), progress_bar() as bar:
+    with parallel.process_group(), progress_bar() as bar:
         task = bar.add_task("", total=None)
 
         def show(phase: str, progress: TrainingProgress) -> None:

@@ -65,7 +65,7 @@ def search(
     as_json: Json = False,
 ) -> None:
     """Find the HybReNets that are likely most accurate within a cost; train the best of them."""
-    from deepreshape.design.search import COUNTS, PROXY, Limit, Proxy, Space, front
+    from deepreshape.design.search import COUNTS, PROXY, Limit, Proxy, Space, undominated
     from deepreshape.design.search import search as search_designs
     from deepreshape.pricing.quote import quote_layers
     from deepreshape.training.runs import RESULTS, read_rows
@@ -105,7 +105,7 @@ def search(
             f"no design keeps within {limit.most:g} {limit.unit} and within what the score was fitted on ({bounds}); "
             "allow more, or fit it to jobs of your own with --evidence"
         )
-    best = front(found, limit)
+    best = undominated(found, limit)
     rows = _train_best(best[:train], dataset, recipe, to) if dataset and recipe and to else []
     if as_json:
         facts = {"rank_correlation": proxy.correlation, "points": proxy.points, "score": proxy.name}

@@ -19,7 +19,7 @@ from deepreshape.convex.gates import Gates
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["Fitted", "is_fitted", "load", "save"]
+__all__ = ["Fitted", "is_fitted", "load_fitted", "save_fitted"]
 
 FORMAT = 1
 KIND = "gated"
@@ -83,7 +83,7 @@ def is_fitted(folder: Path) -> bool:
         return False
 
 
-def save(fitted: Fitted, folder: Path) -> None:
+def save_fitted(fitted: Fitted, folder: Path) -> None:
     """Write it to ``folder``, which is made; the manifest last, so that a cut leaves none."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / MANIFEST).unlink(missing_ok=True)
@@ -104,7 +104,7 @@ def save(fitted: Fitted, folder: Path) -> None:
     (folder / MANIFEST).write_text(json.dumps(content, indent=1) + "\n")
 
 
-def load(folder: Path) -> Fitted:
+def load_fitted(folder: Path) -> Fitted:
     """The gated network saved in ``folder``.
 
     Raises:

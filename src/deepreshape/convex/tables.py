@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["TABLES", "Table", "read_rows", "read_table"]
+__all__ = ["TABLES", "Table", "read_inputs", "read_table"]
 
 TABLES = ("breast_cancer", "diabetes", "digits", "iris", "wine")
 """Those that come with scikit-learn."""
@@ -76,7 +76,7 @@ def read_table(data: str, target: str | None = None) -> Table:
     return _table(str(path), rows, arrays["y"], features, arrays.get("target_names"))
 
 
-def read_rows(path: Path, features: tuple[str, ...]) -> NDArray[np.float64]:
+def read_inputs(path: Path, features: tuple[str, ...]) -> NDArray[np.float64]:
     """Rows of a fitted table without their target: .npy or .npz (``X``) in the order of ``features``, or .csv by name.
 
     Raises:

@@ -1,13 +1,13 @@
 """What private inference costs: one report type, published profiles, links. Plain data and arithmetic."""
 
-from deepreshape.cost.arrivals import Served, Service, simulate, sustainable
+from deepreshape.cost.arrivals import QueryService, Served, simulate, sustainable
 from deepreshape.cost.layers import Layer, LinearLayer, ReluLayer, SquareLayer, UnpricedLayer
 from deepreshape.cost.link import LINKS, Link, read_link, split
 from deepreshape.cost.profile import Profile, Work, reference
 from deepreshape.cost.published import PROFILES, Published, price_published, published_seconds
 from deepreshape.cost.quote import Quote
 from deepreshape.cost.report import Cost, CostReport, Phase
-from deepreshape.cost.schedule import Party, Turn, schedule
+from deepreshape.cost.schedule import Party, Turn, compute_schedule
 
 __all__ = [
     "LINKS",
@@ -21,19 +21,19 @@ __all__ = [
     "Phase",
     "Profile",
     "Published",
+    "QueryService",
     "Quote",
     "ReluLayer",
     "Served",
-    "Service",
     "SquareLayer",
     "Turn",
     "UnpricedLayer",
     "Work",
+    "compute_schedule",
     "price_published",
     "published_seconds",
     "read_link",
     "reference",
-    "schedule",
     "simulate",
     "split",
     "sustainable",

@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from random import Random
 from statistics import mean, quantiles
 
-__all__ = ["Served", "Service", "simulate", "sustainable"]
+__all__ = ["QueryService", "Served", "simulate", "sustainable"]
 
 HOUR = 3600.0
 
 
 @dataclass(frozen=True)
-class Service:
+class QueryService:
     """One query's work, and how many batches can lie ready.
 
     Attributes:
@@ -36,7 +36,7 @@ class Service:
         return HOUR / (self.offline + self.online)
 
     @classmethod
-    def of(cls, offline: float, online: float, stored: tuple[int, int], storage: tuple[float, float]) -> Service:
+    def of(cls, offline: float, online: float, stored: tuple[int, int], storage: tuple[float, float]) -> QueryService:
         """As many batches as fit: ``stored`` bytes of each at (client, server) into ``storage``."""
         fits = [int(room // need) for need, room in zip(stored, storage, strict=True) if need]
         return cls(offline, online, min(fits, default=0))
@@ -58,7 +58,7 @@ class Served:
     ready: float
 
 
-def simulate(service: Service, an_hour: float, *, hours: float = 24.0, seed: int = 0) -> Served:
+def simulate(service: QueryService, an_hour: float, *, hours: float = 24.0, seed: int = 0) -> Served:
     """Serve ``hours`` of random arrivals, from a full buffer on.
 
     Raises:
@@ -99,7 +99,7 @@ def simulate(service: Service, an_hour: float, *, hours: float = 24.0, seed: int
     return Served(len(answered), mean(answered), worst, ready / len(answered))
 
 
-def sustainable(service: Service, *, hours: float = 24.0, seeds: int = 10, patience: float = 2.0) -> float:
+def sustainable(service: QueryService, *, hours: float = 24.0, seeds: int = 10, patience: float = 2.0) -> float:
     """Queries an hour at which the mean time to an answer reaches ``patience`` times that of one query from scratch."""
     bound = patience * (service.offline + service.online)
     low, high = 0.0, 2 * service.limit

@@ -10,7 +10,7 @@ from deepreshape.cost.link import Link
 from deepreshape.cost.profile import Profile, Work
 from deepreshape.cost.report import Cost, CostReport, Phase
 
-__all__ = ["Party", "Turn", "schedule"]
+__all__ = ["Party", "Turn", "compute_schedule"]
 
 Party = Literal["client", "server"]
 
@@ -56,7 +56,7 @@ class _Clock:
     workers: int = 0
 
 
-def schedule(turns: Iterable[Turn], profile: Profile, link: Link, workers: int = 1) -> CostReport:
+def compute_schedule(turns: Iterable[Turn], profile: Profile, link: Link, workers: int = 1) -> CostReport:
     """When each turn ends, on the two parties' clocks.
 
     Args:

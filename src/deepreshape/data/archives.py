@@ -16,7 +16,7 @@ import torch
 from deepreshape.data.dataset import Dataset, Split
 from deepreshape.data.fetch import ARCHIVES
 
-__all__ = ["ARCHIVED", "data_folder", "load"]
+__all__ = ["ARCHIVED", "data_folder", "load_archive"]
 
 CIFAR_BYTES = 1 << 28
 """The official files have at most 155 MB."""
@@ -27,7 +27,7 @@ def data_folder(given: Path | None = None) -> Path:
     return given or Path(os.environ.get("DEEPRESHAPE_DATA", "data"))
 
 
-def load(name: str, folder: Path | None = None) -> Dataset:
+def load_archive(name: str, folder: Path | None = None) -> Dataset:
     """A data set of :data:`ARCHIVED`; :meth:`.Dataset.load` says the rest."""
     if name not in ARCHIVED:
         raise ValueError(f"unknown data set {name!r}; known are {', '.join(ARCHIVED)} and folder:PATH")

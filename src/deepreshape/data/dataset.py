@@ -98,10 +98,10 @@ class Dataset:
             ValueError: if there is no such data set, or its files are missing or broken; the message says what would
                 work.
         """
-        from deepreshape.data.archives import load
+        from deepreshape.data.archives import load_archive
         from deepreshape.data.folder import load_word
 
-        return load_word(name) if name.startswith("folder:") else load(name, folder)
+        return load_word(name) if name.startswith("folder:") else load_archive(name, folder)
 
     @staticmethod
     def from_folder(

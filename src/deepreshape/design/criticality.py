@@ -12,7 +12,7 @@ from statistics import mean, stdev
 
 from deepreshape.models import Reduction, Staged
 
-__all__ = ["Criticality", "measure", "only_stage"]
+__all__ = ["Criticality", "measure_criticality", "only_stage"]
 
 WEIGHT = 0.07
 """Exponent of the ReLU count in the score, as published."""
@@ -60,7 +60,9 @@ def only_stage(architecture: Staged, stage: int) -> Staged:
     return replace(architecture, reduction=Reduction(removed=gone))
 
 
-def measure(architecture: Staged, accuracy: Callable[[Staged, int], float], seeds: Sequence[int] = (0,)) -> Criticality:
+def measure_criticality(
+    architecture: Staged, accuracy: Callable[[Staged, int], float], seeds: Sequence[int] = (0,)
+) -> Criticality:
     """Criticality of every stage.
 
     Args:

@@ -19,7 +19,7 @@ from deepreshape.design.coarse_steps import Cull, Reuse, Scale, Thin
 from deepreshape.models import Staged, build
 from deepreshape.nn import Nonlinearity, Zeroed
 
-__all__ = ["FACTORS", "Plan", "Record", "Step", "apply", "candidates", "plan", "plan_of"]
+__all__ = ["FACTORS", "CoarsePlan", "Record", "Step", "apply", "coarse_plans", "plan", "plan_of"]
 
 Step = Callable[[Staged], Staged]
 
@@ -28,7 +28,7 @@ FACTORS = (2, 4, 8, 16)
 
 
 @dataclass(frozen=True)
-class Plan:
+class CoarsePlan:
     """A sequence of coarse steps and what it comes to.
 
     Attributes:
@@ -75,17 +75,17 @@ class Record:
         }
 
 
-def plan_of(architecture: Staged, *steps: Step) -> Plan:
+def plan_of(architecture: Staged, *steps: Step) -> CoarsePlan:
     """The plan of given steps.
 
     Raises:
         ValueError: if a step does not fit the network.
     """
     reduced = reduce(lambda before, step: step(before), steps, architecture)
-    return Plan(steps, reduced, reduced.relus)
+    return CoarsePlan(steps, reduced, reduced.relus)
 
 
-def candidates(architecture: Staged, shrink: Literal["reuse", "reshape"] = "reuse") -> Iterator[Plan]:
+def coarse_plans(architecture: Staged, shrink: Literal["reuse", "reshape"] = "reuse") -> Iterator[CoarsePlan]:
     """Every sequence that the pipeline allows, gentlest first.
 
     Args:
@@ -110,7 +110,7 @@ def candidates(architecture: Staged, shrink: Literal["reuse", "reshape"] = "reus
             continue
 
 
-def plan(architecture: Staged, budget: int, shrink: Literal["reuse", "reshape"] = "reuse") -> Plan:
+def plan(architecture: Staged, budget: int, shrink: Literal["reuse", "reshape"] = "reuse") -> CoarsePlan:
     """The sequence that keeps the most ReLUs within ``budget``.
 
     Raises:
@@ -119,7 +119,7 @@ def plan(architecture: Staged, budget: int, shrink: Literal["reuse", "reshape"] 
     everything = architecture.unreduced.relus
     if budget > everything:
         raise ValueError(f"a budget of {budget:,} ReLUs is larger than the network, which has {everything:,}")
-    found = list(candidates(architecture.unreduced, shrink))
+    found = list(coarse_plans(architecture.unreduced, shrink))
     fitting = [candidate for candidate in found if candidate.relus <= budget]
     if not fitting:
         least = min(candidate.relus for candidate in found)
@@ -127,7 +127,7 @@ def plan(architecture: Staged, budget: int, shrink: Literal["reuse", "reshape"] 
     return max(fitting, key=lambda candidate: candidate.relus)
 
 
-def apply(chosen: Plan, model: nn.Module, seed: int = 0) -> tuple[nn.Module, Record]:
+def apply(chosen: CoarsePlan, model: nn.Module, seed: int = 0) -> tuple[nn.Module, Record]:
     """A new network of the plan's architecture, with what ``model`` has wherever name and shape agree.
 
     Weights are carried over, and masks to sites that the plan leaves whole; a site that the plan empties needs none.

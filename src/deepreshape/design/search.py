@@ -18,10 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deepreshape.cost import Layer, LinearLayer, Quote
-from deepreshape.design.plan import Plan, candidates
+from deepreshape.design.plan import CoarsePlan, coarse_plans
 from deepreshape.models import ResNet
 
-__all__ = ["PROXY", "Candidate", "Choice", "Limit", "Price", "Proxy", "Space", "evaluate", "front", "search"]
+__all__ = ["PROXY", "Candidate", "Choice", "Limit", "Price", "Proxy", "Space", "score_choice", "search", "undominated"]
 
 Price = Callable[[Sequence[Layer], str], Quote]
 """What a network of these layers costs under a protocol; a ``ValueError`` says that it cannot be priced."""
@@ -184,7 +184,7 @@ class Candidate:
 
     choice: Choice
     network: str
-    plan: Plan
+    plan: CoarsePlan
     relus: int
     macs: int
     params: int
@@ -204,10 +204,10 @@ class Candidate:
         return values | {"plan": str(self.plan), "protocol": self.choice.protocol}
 
 
-def evaluate(choice: Choice, space: Space, price: Price, proxy: Proxy) -> Candidate | None:
+def score_choice(choice: Choice, space: Space, price: Price, proxy: Proxy) -> Candidate | None:
     """Price and score a choice; None if its design has no such plan, is unknown to the proxy or cannot be priced."""
     whole = ResNet(choice.phi, choice.base, choice.multipliers, space.input, space.classes)
-    plans = list(candidates(whole))
+    plans = list(coarse_plans(whole))
     if choice.plan >= len(plans) or not plans[choice.plan].relus:
         return None
     chosen = plans[choice.plan]
@@ -258,7 +258,7 @@ def search(
         if choice in seen:
             continue
         seen.add(choice)
-        candidate = evaluate(choice, space, price, proxy)
+        candidate = score_choice(choice, space, price, proxy)
         if candidate is None:
             continue
         priced += 1
@@ -267,7 +267,7 @@ def search(
             yield candidate
 
 
-def front(found: Sequence[Candidate], limit: Limit) -> list[Candidate]:
+def undominated(found: Sequence[Candidate], limit: Limit) -> list[Candidate]:
     """Candidates that no other beats in both cost and score, best score first."""
     best: list[Candidate] = []
     for candidate in sorted(found, key=lambda candidate: (candidate.cost(limit), -candidate.score)):

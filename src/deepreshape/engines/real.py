@@ -37,12 +37,12 @@ from deepreshape.private.program.ops import (
 )
 from deepreshape.private.program.program import Program
 
-__all__ = ["Arithmetic", "Parameters", "bound", "evaluate", "expected", "parameters"]
+__all__ = ["Arithmetic", "LinearParameters", "bound", "evaluate_program", "expected", "parameters"]
 
 Real = NDArray[np.float64]
 
 
-class Parameters(NamedTuple):
+class LinearParameters(NamedTuple):
     """Real weights and bias of one operation, in the program's shapes; arrays of the engine's kind."""
 
     weight: Any
@@ -67,19 +67,19 @@ class Arithmetic(Protocol):
         ...
 
 
-def parameters(program: Program) -> dict[str, Parameters]:
+def parameters(program: Program) -> dict[str, LinearParameters]:
     """What the program's weights stand for, float64, by operation name."""
-    found: dict[str, Parameters] = {}
+    found: dict[str, LinearParameters] = {}
     for op in program.ops:
         if isinstance(op, Conv2d | Linear | Square) and program.weights:
             own, fraction = program.weights[op.name], program.values[op.name].fraction
             shift = program.values[op.inputs[0]].fraction if isinstance(op, Square) else op.weight_fraction
             weight = np.ldexp(own.weight.astype(np.float64), -shift)
-            found[op.name] = Parameters(weight, np.ldexp(own.bias.astype(np.float64), -fraction))
+            found[op.name] = LinearParameters(weight, np.ldexp(own.bias.astype(np.float64), -fraction))
     return found
 
 
-def evaluate(program: Program, x: Any, weights: Mapping[str, Parameters], arithmetic: Arithmetic) -> Any:
+def evaluate_program(program: Program, x: Any, weights: Mapping[str, LinearParameters], arithmetic: Arithmetic) -> Any:
     """The program's real output for a batch of real inputs.
 
     Args:
@@ -175,7 +175,7 @@ def _errors(program: Program, fraction: int, power: int) -> Real:
 
 
 def _apply(
-    program: Program, op: Op, inputs: list[Any], weights: Mapping[str, Parameters], arithmetic: Arithmetic
+    program: Program, op: Op, inputs: list[Any], weights: Mapping[str, LinearParameters], arithmetic: Arithmetic
 ) -> Any:
     x, arrays = inputs[0], arithmetic.arrays
     match op:

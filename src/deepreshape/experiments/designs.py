@@ -10,7 +10,7 @@ from typing import Any
 from deepreshape.data import Dataset
 from deepreshape.experiments.experiment import Experiment
 from deepreshape.experiments.points import TrainingPoint
-from deepreshape.removal import Plan
+from deepreshape.removal import CoarsePlan
 from deepreshape.training import Recipe
 
 __all__ = ["Designs"]
@@ -25,7 +25,7 @@ class Designs(Experiment):
         recipe: of the training.
     """
 
-    plans: tuple[tuple[str, Plan], ...]
+    plans: tuple[tuple[str, CoarsePlan], ...]
     recipe: Recipe
 
     def points(self, data: Dataset, models: Path) -> Iterator[TrainingPoint]:

@@ -17,11 +17,11 @@ from deepreshape.counting import count
 from deepreshape.models import Architecture, ResNet, Staged
 from deepreshape.models.saved import load, manifest_of
 from deepreshape.pricing.quote import PROTOCOLS, Terms, quote_layers
-from deepreshape.removal import Plan, plan, plan_of
+from deepreshape.removal import CoarsePlan, plan, plan_of
 from deepreshape.report import Summary
 from deepreshape.report.explore import Priced, described, explorable, page
 
-__all__ = ["explore", "live_quote", "serve"]
+__all__ = ["explore", "live_quote", "page_server"]
 
 READ_S = 10.0
 """How long a reader may take to ask."""
@@ -125,7 +125,7 @@ def _check_settings(phi: tuple[int, ...], base: int, multipliers: tuple[int, ...
             raise ValueError(f"{what}: {value} is above {most}, the most that this page prices")
 
 
-def _within(whole: Staged, percent: int) -> Plan:
+def _within(whole: Staged, percent: int) -> CoarsePlan:
     return plan_of(whole) if percent >= 100 else plan(whole, whole.relus * percent // 100)
 
 
@@ -136,7 +136,7 @@ def _name(made: Staged) -> str:
         return str(made.phi)
 
 
-def serve(port: int, points: Sequence[Summary], folders: Sequence[Path]) -> ThreadingHTTPServer:
+def page_server(port: int, points: Sequence[Summary], folders: Sequence[Path]) -> ThreadingHTTPServer:
     """A server on loopback with the page; the caller runs and closes it.
 
     Raises:

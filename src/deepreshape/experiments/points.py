@@ -16,7 +16,7 @@ from deepreshape.data import Dataset
 from deepreshape.models import build
 from deepreshape.models.saved import Manifest, load, manifest_of, save, weights_digest
 from deepreshape.models.zoo import called
-from deepreshape.removal import METHODS, Linearization, Method, Plan, Removal, apply
+from deepreshape.removal import METHODS, CoarsePlan, Linearization, Method, Removal, apply
 from deepreshape.training import (
     Progress,
     Recipe,
@@ -29,7 +29,7 @@ from deepreshape.training import (
     train,
 )
 from deepreshape.training.checkpoint import METRICS
-from deepreshape.training.runs import Result, claim
+from deepreshape.training.runs import Result, claim_folder
 
 __all__ = [
     "RemovalPoint",
@@ -57,7 +57,7 @@ class TrainingPoint:
     """
 
     network: str
-    plan: Plan
+    plan: CoarsePlan
     budget: int | None
     seed: int
     recipe: Recipe
@@ -87,7 +87,7 @@ class TrainingPoint:
             model = build(self.plan.architecture, seed=self.seed)
         whose = {"network": self.network, "plan": str(self.plan), "seed": self.seed, "data": data.name}
         whose |= {"weights": weights_digest(model), "teacher": teacher and weights_digest(teacher)}
-        claim(folder, whose | {"recipe": asdict(recipe)})
+        claim_folder(folder, whose | {"recipe": asdict(recipe)})
         trained = train(model, data, recipe, seed=self.seed, teacher=teacher, folder=folder, progress=progress)
         step = {"method": "train", "recipe": asdict(recipe), "seed": self.seed}
         history.append(step | {"teacher": self.teacher and called(self.teacher)})

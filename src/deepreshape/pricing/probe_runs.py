@@ -15,7 +15,7 @@ from statistics import median
 
 import numpy as np
 
-from deepreshape.cost import LINKS, Profile, schedule
+from deepreshape.cost import LINKS, Profile, compute_schedule
 from deepreshape.pricing.work import SESSION, turns
 from deepreshape.private.arith.ring import Ring
 from deepreshape.private.parties.plan import Plan
@@ -137,14 +137,14 @@ def _probe(shape: tuple[int, int, int], relu: ReluConfig, profile: Profile, roun
 
     def predicted(without: tuple[str, ...]) -> Times:
         units = {name: 0.0 if name.endswith(without) else of for name, of in profile.units.items()}
-        report = schedule(taken, replace(profile, units=units), LINKS["loopback"], workers)
+        report = compute_schedule(taken, replace(profile, units=units), LINKS["loopback"], workers)
         online = report.only(phase="online")
         he, relus = (report.only(phase="offline", kind=kind).seconds for kind in ("he", "garble"))
         layers = sum(row.seconds for row in online.rows if row.layer != SESSION)
         clear = online.only(kind="clear").seconds
         return parts(report.seconds - online.seconds, he, relus, online.seconds, layers, clear)
 
-    setup = schedule(taken, profile, LINKS["loopback"]).only(phase="setup").seconds
+    setup = compute_schedule(taken, profile, LINKS["loopback"]).only(phase="setup").seconds
 
     def parts(offline: float, he: float, relus: float, online: float, layers: float, clear: float) -> Times:
         session = profile.units["session"]

@@ -13,9 +13,9 @@ from deepreshape.cost import (
     Link,
     Profile,
     Quote,
+    compute_schedule,
     price_published,
     reference,
-    schedule,
     split,
 )
 from deepreshape.pricing.estimate import outline
@@ -108,7 +108,7 @@ def _quote(steps: Steps, terms: Terms, notes: tuple[str, ...], *, exact: bool) -
         link = split(link.up + link.down, up, sum(turn.nbytes for turn in taken) - up, link.latency)
     products = sum(turn.counts.get("he_products", 0) for turn in taken)
     workers = worthwhile(products, terms.workers or int(profile.machine["cpus"]))
-    report = schedule(taken, profile, link, workers)
+    report = compute_schedule(taken, profile, link, workers)
     memory = tuple(profile.resident + nbytes for nbytes in working_set(steps))
     title = f"{profile.name}, {profile.date}, {profile.machine['cpu']}"
     return Quote(terms.protocol, terms.relu.garbler, link, title, report, exact, (memory[0], memory[1]), notes)

@@ -3,7 +3,7 @@ it.
 """
 
 from deepreshape.design.coarse_steps import Cull, Reuse, Scale, Thin
-from deepreshape.design.plan import Plan, Record, apply, candidates, plan, plan_of
+from deepreshape.design.plan import CoarsePlan, Record, apply, coarse_plans, plan, plan_of
 from deepreshape.removal.autorep import AutoReP
 from deepreshape.removal.coarse import Coarse
 from deepreshape.removal.dead import remove_dead
@@ -21,12 +21,12 @@ __all__ = [
     "SNL",
     "AutoReP",
     "Coarse",
+    "CoarsePlan",
     "Cull",
     "Descent",
     "Herpn",
     "Linearization",
     "Method",
-    "Plan",
     "Record",
     "Removal",
     "Reuse",
@@ -36,7 +36,7 @@ __all__ = [
     "Taylor",
     "Thin",
     "apply",
-    "candidates",
+    "coarse_plans",
     "linearize",
     "masks_of",
     "plan",

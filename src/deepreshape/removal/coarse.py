@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import nn
 
-from deepreshape.design.plan import apply, candidates
+from deepreshape.design.plan import apply, coarse_plans
 from deepreshape.models import Staged
 from deepreshape.removal.method import Method, Reduced, Task
 from deepreshape.removal.sites import Granularity, Masks, keep_best, masks_of, put_masks
@@ -43,7 +43,7 @@ class Coarse(Method):
                 "coarse removal needs a network of the package, which knows its stages; try another method"
             )
         device = next(network.parameters()).device
-        for plan in sorted(candidates(architecture, self.shrink), key=lambda plan: plan.relus):
+        for plan in sorted(coarse_plans(architecture, self.shrink), key=lambda plan: plan.relus):
             if plan.relus < self.budget:
                 continue
             try:

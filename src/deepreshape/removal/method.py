@@ -35,7 +35,7 @@ from deepreshape.training import (
     recipe_of,
     train,
 )
-from deepreshape.training.runs import claim
+from deepreshape.training.runs import claim_folder
 
 __all__ = [
     "Linearization",
@@ -247,7 +247,7 @@ class Linearization:
     ) -> tuple[nn.Module, Removal]:
         """Search and fine-tune; arguments, results and errors as :func:`linearize` has them."""
         if folder:
-            claim(folder, self._settings(), writes=parallel.rank() == 0)
+            claim_folder(folder, self._settings(), writes=parallel.rank() == 0)
 
         def told(phase: str) -> Callable[[Progress], None]:
             return lambda at: progress(phase, at) if progress else None

@@ -2,13 +2,13 @@
 
 from deepreshape.report.html import picture, render, verdict
 from deepreshape.report.masks import picture_of_masks
-from deepreshape.report.pareto import Advantage, Summary, advantages, front, summarize
+from deepreshape.report.pareto import Advantage, Summary, advantages, pareto_front, summarize
 
 __all__ = [
     "Advantage",
     "Summary",
     "advantages",
-    "front",
+    "pareto_front",
     "picture",
     "picture_of_masks",
     "render",

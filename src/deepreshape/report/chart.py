@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil, floor, log10
 
-__all__ = ["COLORS", "Chart", "Mark", "Placed", "Tick", "lay_out", "looks"]
+__all__ = ["COLORS", "Chart", "Mark", "Placed", "Tick", "lay_out_chart", "looks"]
 
 WIDTH, HEIGHT = 560, 380
 LEFT, RIGHT, TOP, BOTTOM = 52, 16, 16, 46
@@ -100,7 +100,7 @@ class Chart:
     bottom: int = HEIGHT - BOTTOM
 
 
-def lay_out(title: str, x_label: str, marks: Sequence[Mark], best: Sequence[tuple[float, float]]) -> Chart:
+def lay_out_chart(title: str, x_label: str, marks: Sequence[Mark], best: Sequence[tuple[float, float]]) -> Chart:
     """Place the marks: x on a logarithmic scale, y (percent) on a linear one."""
     low, high = log10(min(mark.x for mark in marks)) - 0.06, log10(max(mark.x for mark in marks)) + 0.06
     bottom = min(mark.y - mark.error for mark in marks)

@@ -10,8 +10,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from deepreshape.report.answers import PrivateAnswers
-from deepreshape.report.chart import Chart, Mark, lay_out
-from deepreshape.report.pareto import Advantage, Summary, advantages, front, summarize
+from deepreshape.report.chart import Chart, Mark, lay_out_chart
+from deepreshape.report.pareto import Advantage, Summary, advantages, pareto_front, summarize
 from deepreshape.training.runs import Result
 
 __all__ = ["environment", "picture", "render", "verdict"]
@@ -39,7 +39,7 @@ def render(
     points = summarize(results)
     profiles = list(points[0].priced)
     gains = advantages(points, baseline)
-    best = set(front([(point.relus, point.mean) for point in points]))
+    best = set(pareto_front([(point.relus, point.mean) for point in points]))
     charts = (
         _chart(points, "Accuracy against ReLUs", "ReLUs", [point.relus for point in points]),
         _chart(points, "Accuracy against multiply-adds", "MACs", [point.macs for point in points]),
@@ -111,7 +111,7 @@ def _chart(points: Sequence[Summary], title: str, label: str, costs: Sequence[fl
         for point, cost in zip(points, costs, strict=True)
         if cost > 0
     ]
-    return lay_out(title, label, marks, front([(mark.x, mark.y) for mark in marks]))
+    return lay_out_chart(title, label, marks, pareto_front([(mark.x, mark.y) for mark in marks]))
 
 
 def _anchor(point: Summary) -> str:

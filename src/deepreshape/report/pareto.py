@@ -9,7 +9,7 @@ from statistics import mean, stdev
 
 from deepreshape.training.runs import Result
 
-__all__ = ["Advantage", "Summary", "advantages", "front", "summarize"]
+__all__ = ["Advantage", "Summary", "advantages", "pareto_front", "summarize"]
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def summarize(results: Iterable[Result]) -> tuple[Summary, ...]:
     )
 
 
-def front(points: Sequence[tuple[float, float]]) -> tuple[tuple[float, float], ...]:
+def pareto_front(points: Sequence[tuple[float, float]]) -> tuple[tuple[float, float], ...]:
     """The (cost, accuracy) pairs that no other pair beats in both, by rising cost."""
     best: list[tuple[float, float]] = []
     for cost, gain in sorted(points, key=lambda pair: (pair[0], -pair[1])):

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from deepreshape.data import Dataset
 from deepreshape.data.augment import draw_moves
-from deepreshape.training.runs import RUN, claim
+from deepreshape.training.runs import RUN, claim_folder
 
 __all__ = ["CachedTeacher", "is_cache", "load_cache", "teach"]
 
@@ -111,7 +111,7 @@ def teach(
     whole, outputs = data.whole, len(data.class_names)
     keep = min(keep, outputs)
     settings = {"format": FORMAT, "teacher": teacher, "data": data.name, "images": _images_digest(data)}
-    claim(folder, settings | {"splits": _splits(data), "outputs": outputs, "crop": crop, "keep": keep})
+    claim_folder(folder, settings | {"splits": _splits(data), "outputs": outputs, "crop": crop, "keep": keep})
     model.eval()
     for view in range(views):
         if (folder / _file(view)).is_file():

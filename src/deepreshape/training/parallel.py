@@ -14,7 +14,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, distributed, nn
 
-__all__ = ["add_up", "add_up_gradients", "device", "joined", "part", "rank", "shared_norms", "world"]
+__all__ = ["add_up", "add_up_gradients", "device", "part", "process_group", "rank", "shared_norms", "world"]
 
 
 def world() -> int:
@@ -35,7 +35,7 @@ def device() -> torch.device:
 
 
 @contextmanager
-def joined() -> Generator[None]:
+def process_group() -> Generator[None]:
     """Join the processes that ``torchrun`` started with this one, if it did."""
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         yield

@@ -16,7 +16,7 @@ from typing import Any
 __all__ = [
     "Result",
     "append_row",
-    "claim",
+    "claim_folder",
     "finished",
     "read_rows",
     "refuse_others",
@@ -85,7 +85,7 @@ class Result:
             raise ValueError(f"a row of results is not complete: {str(error).partition('() ')[2]}") from None
 
 
-def claim(folder: Path, settings: Mapping[str, Any], *, writes: bool = True) -> None:
+def claim_folder(folder: Path, settings: Mapping[str, Any], *, writes: bool = True) -> None:
     """Make a folder of checkpoints that of a run with these settings, or see that it is.
 
     Args:

@@ -40,7 +40,7 @@ from deepreshape.private.errors import (
     TimeLimitError,
 )
 from deepreshape.private.transport.channel import Frame
-from deepreshape.private.transport.tls import HEADER, SLICE, Endpoint, Limits, Link, TlsChannel, listen
+from deepreshape.private.transport.tls import HEADER, SLICE, EmulatedLink, Endpoint, Limits, TlsChannel, listen
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,7 @@ def keys(tmp_path_factory: pytest.TempPathFactory) -> Keys:
     return Keys.make(tmp_path_factory.mktemp("keys"))
 
 
-def pair(keys: Keys, limits: Limits = PATIENT, link: Link | None = None) -> tuple[TlsChannel, TlsChannel]:
+def pair(keys: Keys, limits: Limits = PATIENT, link: EmulatedLink | None = None) -> tuple[TlsChannel, TlsChannel]:
     """Client and server end of one connection."""
     with listen("127.0.0.1", 0) as listening, ThreadPoolExecutor(1) as pool:
         served = pool.submit(lambda: Endpoint(keys.server, limits).accept(listening.accept()[0]))
@@ -247,7 +247,7 @@ def test_peer_that_aborts_is_named_and_says_no_more(keys: Keys) -> None:
 
 
 def test_abort_inside_a_frame_is_not_read_as_its_rest(keys: Keys, monkeypatch: pytest.MonkeyPatch) -> None:
-    client, server = pair(keys, link=Link(delay_s=0.0))
+    client, server = pair(keys, link=EmulatedLink(delay_s=0.0))
     pauses = iter([None] * 3)  # before the turn, the header and the first slice; interrupted before the second
 
     def interrupted(_: float) -> None:
@@ -375,7 +375,7 @@ def test_no_limit_is_infinite(value: float) -> None:
 def test_link_delays_turns_not_frames(keys: Keys, monkeypatch: pytest.MonkeyPatch) -> None:
     slept: list[float] = []
     monkeypatch.setattr(time, "sleep", slept.append)
-    client, server = pair(keys, link=Link(delay_s=50.0, bytes_per_s=1.0))
+    client, server = pair(keys, link=EmulatedLink(delay_s=50.0, bytes_per_s=1.0))
     for _ in range(2):
         client.send(Frame.TABLES, bytes(3000))
         client.send(Frame.LABELS, bytes(1000))

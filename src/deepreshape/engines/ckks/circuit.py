@@ -18,20 +18,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deepreshape.engines.ckks.packing import (
+    DenseReduction,
     Diagonals,
     Entries,
-    Layout,
-    Reduction,
+    SlotLayout,
     convolution,
     diagonals,
-    pool,
+    pool_sums,
     reduction,
 )
-from deepreshape.engines.ckks.parameters import Parameters, choose
+from deepreshape.engines.ckks.parameters import CkksParameters, choose_modulus
 from deepreshape.private.program.graph import Conv, Dense, Flat, Layer, Pool, Quadratic, Sum
 from deepreshape.private.program.ops import INPUT, ProgramError
 
-__all__ = ["Circuit", "Linear", "SquareStep", "Term", "compiled"]
+__all__ = ["LeveledCircuit", "LinearStep", "SquareStep", "Term", "compiled"]
 
 Real = NDArray[np.float64]
 Shape = tuple[int, ...]
@@ -42,11 +42,11 @@ class Term:
     """One summand of a linear step: ``source`` times a matrix, or times a vector (slots,)."""
 
     source: str
-    product: Diagonals | Reduction | Real
+    product: Diagonals | DenseReduction | Real
 
 
 @dataclass(frozen=True, eq=False)
-class Linear:
+class LinearStep:
     """The sum of ``terms`` at ``level``, plus ``bias`` (slots,) after rescaling to the level below."""
 
     name: str
@@ -67,7 +67,7 @@ class SquareStep:
 
 
 @dataclass(frozen=True, eq=False)
-class Circuit:
+class LeveledCircuit:
     """What a server computes on a ciphertext.
 
     Vectors have one slot for each ``batch`` slots of a ciphertext, which hold that value of ``batch`` images; rotations
@@ -79,10 +79,10 @@ class Circuit:
         shape: of the answer.
     """
 
-    parameters: Parameters
-    steps: tuple[Linear | SquareStep, ...]
-    layout: Layout
-    output: Layout
+    parameters: CkksParameters
+    steps: tuple[LinearStep | SquareStep, ...]
+    layout: SlotLayout
+    output: SlotLayout
     shape: Shape
     batch: int
 
@@ -129,15 +129,15 @@ class Circuit:
                 found["multiply"][step.level] += sum(isinstance(term.product, np.ndarray) for term in step.terms)
         return {operation: sorted(levels.items()) for operation, levels in found.items()}
 
-    def _linear(self) -> list[Linear]:
-        return [step for step in self.steps if isinstance(step, Linear)]
+    def _linear(self) -> list[LinearStep]:
+        return [step for step in self.steps if isinstance(step, LinearStep)]
 
-    def _matrices(self) -> list[tuple[Diagonals | Reduction, int]]:
+    def _matrices(self) -> list[tuple[Diagonals | DenseReduction, int]]:
         return [
             (term.product, step.level)
             for step in self._linear()
             for term in step.terms
-            if isinstance(term.product, Diagonals | Reduction)
+            if isinstance(term.product, Diagonals | DenseReduction)
         ]
 
 
@@ -156,7 +156,7 @@ class _Form:
     parts: tuple[_Part, ...]
     bias: Real
     shape: Shape
-    layout: Layout
+    layout: SlotLayout
 
     @property
     def plain(self) -> bool:
@@ -204,7 +204,7 @@ class _Builder:
         self.nodes[name] = _Node(form, depth, squares, constant)
 
 
-def compiled(layers: Sequence[Layer], shape: tuple[int, int, int], images: int = 1) -> Circuit:
+def compiled(layers: Sequence[Layer], shape: tuple[int, int, int], images: int = 1) -> LeveledCircuit:
     """The circuit of a network without ReLUs, and the smallest parameters that hold it.
 
     Args:
@@ -217,7 +217,7 @@ def compiled(layers: Sequence[Layer], shape: tuple[int, int, int], images: int =
         ValueError: if the network is too deep or too large for any parameters.
     """
     builder = _Builder(Counter(name for layer in layers for name in layer.inputs))
-    layout = Layout.of(*shape)
+    layout = SlotLayout.of(*shape)
     count = prod(shape)
     builder.forms[INPUT] = _Form((_Part(INPUT, np.ones(count)),), np.zeros(count), shape, layout)
     builder.nodes[INPUT] = _Node(builder.forms[INPUT], 0, 0)
@@ -256,7 +256,7 @@ def _form(builder: _Builder, layer: Layer) -> _Form:
             if (rows > 1 or columns > 1) and layer.stride[0] != layer.stride[1]:
                 raise ProgramError(f"{layer.name}: this engine pools with equal strides only")
             layout = source.layout.strided(*out, stride)
-            return _mapped(source, pool(shape, layer.kernel, layer.stride), out, np.zeros(prod(out)), layout)
+            return _mapped(source, pool_sums(shape, layer.kernel, layer.stride), out, np.zeros(prod(out)), layout)
         case Dense():
             source = builder.value(layer.inputs[0], rest=False)
             if len(source.parts) > 1:
@@ -265,7 +265,7 @@ def _form(builder: _Builder, layer: Layer) -> _Form:
             entries = _dense(layer.weight, part.entries)
             bias = layer.bias + layer.weight @ source.bias
             outs = len(layer.weight)
-            return _Form((_Part(part.source, entries),), bias, (outs,), Layout.of(1 << (outs - 1).bit_length()))
+            return _Form((_Part(part.source, entries),), bias, (outs,), SlotLayout.of(1 << (outs - 1).bit_length()))
         case Flat():
             source = builder.value(layer.inputs[0], rest=False)
             return _Form(source.parts, source.bias, (prod(source.shape),), source.layout)
@@ -301,7 +301,7 @@ def _squared(builder: _Builder, layer: Quadratic) -> _Form:
     return _Form((_Part(layer.name, sign),), np.zeros(len(sign)), source.shape, source.layout)
 
 
-def _mapped(source: _Form, entries: Entries, shape: Shape, bias: Real, layout: Layout) -> _Form:
+def _mapped(source: _Form, entries: Entries, shape: Shape, bias: Real, layout: SlotLayout) -> _Form:
     name, factor = source.factor
     entries = Entries(entries.outputs, entries.inputs, entries.weights * factor[entries.inputs])
     return _Form((_Part(name, entries),), bias, shape, layout)
@@ -332,26 +332,26 @@ def _map_shape(name: str, shape: Shape) -> tuple[int, int, int]:
     return shape[0], shape[1], shape[2]
 
 
-def _placed(builder: _Builder, answer: str, layout: Layout, images: int) -> Circuit:
+def _placed(builder: _Builder, answer: str, layout: SlotLayout, images: int) -> LeveledCircuit:
     nodes = {name: node for name, node in builder.nodes.items() if name != INPUT}
     levels = nodes[answer].depth
     sizes = [node.form.layout.size for node in nodes.values()] + [layout.size]
-    parameters = choose(levels, max(node.squares for node in nodes.values()), max(sizes))
+    parameters = choose_modulus(levels, max(node.squares for node in nodes.values()), max(sizes))
     batch = min(1 << (images - 1).bit_length(), parameters.slots // max(sizes))
-    slots, steps = parameters.slots // batch, list[Linear | SquareStep]()
+    slots, steps = parameters.slots // batch, list[LinearStep | SquareStep]()
     layouts = {INPUT: layout} | {name: node.form.layout for name, node in nodes.items()}
     for name, node in nodes.items():
         form, squared = node.form, node.constant is not None
         level = levels - node.depth + 1 + squared
         terms = tuple(Term(part.source, _product(part, layouts[part.source], form, slots)) for part in form.parts)
         linear = f"{name} (before its square)" if squared else name
-        steps.append(Linear(linear, terms, _vector(form.layout, form.bias, slots), level, squared))
+        steps.append(LinearStep(linear, terms, _vector(form.layout, form.bias, slots), level, squared))
         if node.constant is not None:
             steps.append(SquareStep(name, linear, _vector(form.layout, node.constant, slots), level - 1))
-    return Circuit(parameters, tuple(steps), layout, layouts[answer], nodes[answer].form.shape, batch)
+    return LeveledCircuit(parameters, tuple(steps), layout, layouts[answer], nodes[answer].form.shape, batch)
 
 
-def _product(part: _Part, source: Layout, form: _Form, slots: int) -> Diagonals | Reduction | Real:
+def _product(part: _Part, source: SlotLayout, form: _Form, slots: int) -> Diagonals | DenseReduction | Real:
     if isinstance(part.entries, np.ndarray):
         return _vector(form.layout, part.entries, slots)
     if len(form.shape) == 1:
@@ -359,7 +359,7 @@ def _product(part: _Part, source: Layout, form: _Form, slots: int) -> Diagonals 
     return diagonals(part.entries, source, form.layout, slots)
 
 
-def _vector(layout: Layout, values: Real, slots: int) -> Real:
+def _vector(layout: SlotLayout, values: Real, slots: int) -> Real:
     whole = np.zeros(layout.channels * layout.height * layout.width)
     whole[: len(values)] = values
     return layout.packed(whole.reshape(layout.channels, layout.height, layout.width), slots)

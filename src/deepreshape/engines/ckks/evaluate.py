@@ -9,20 +9,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deepreshape.engines.ckks.circuit import Circuit, Linear, SquareStep, Term
-from deepreshape.engines.ckks.packing import Diagonals, Reduction
-from deepreshape.engines.ckks.scheme import Cipher, Evaluator
+from deepreshape.engines.ckks.circuit import LeveledCircuit, LinearStep, SquareStep, Term
+from deepreshape.engines.ckks.packing import DenseReduction, Diagonals
+from deepreshape.engines.ckks.scheme import Cipher, CkksEvaluator
 from deepreshape.private.program.ops import INPUT
 
-__all__ = ["Model"]
+__all__ = ["EncodedCircuit"]
 
 Real = NDArray[np.float64]
 
 
-class Model:
+class EncodedCircuit:
     """A circuit with its encoded plaintexts: kept from the first evaluation on if ``keep``, encoded anew otherwise."""
 
-    def __init__(self, circuit: Circuit, *, keep: bool = False) -> None:
+    def __init__(self, circuit: LeveledCircuit, *, keep: bool = False) -> None:
         self.circuit = circuit
         self._keep = keep
         self._plain: dict[tuple[int, int], Any] = {}
@@ -33,22 +33,22 @@ class Model:
         degree = self.circuit.parameters.degree
         return sum(8 * degree * (level + 1) * count for level, count in self.circuit.work()["multiply"])
 
-    def evaluate(self, evaluator: Evaluator, x: Cipher, progress: Callable[[str], object] | None = None) -> Cipher:
+    def evaluate(self, evaluator: CkksEvaluator, x: Cipher, progress: Callable[[str], object] | None = None) -> Cipher:
         """The answer's ciphertext, at level 0. ``progress`` is called with the name of each step that is done."""
         values = {INPUT: x}
         for step in self.circuit.steps:
-            run = self._linear if isinstance(step, Linear) else self._square
+            run = self._linear if isinstance(step, LinearStep) else self._square
             values[step.name] = run(evaluator, step, values)  # pyright: ignore[reportArgumentType]
             if progress:
                 progress(step.name)
         return values[self.circuit.steps[-1].name]
 
-    def _square(self, evaluator: Evaluator, step: SquareStep, values: dict[str, Cipher]) -> Cipher:
+    def _square(self, evaluator: CkksEvaluator, step: SquareStep, values: dict[str, Cipher]) -> Cipher:
         squared = evaluator.rescale(evaluator.square(values[step.source]), evaluator.scheme.scale)
         evaluator.add_vector(squared, self._spread(step.constant))
         return squared
 
-    def _linear(self, evaluator: Evaluator, step: Linear, values: dict[str, Cipher]) -> Cipher:
+    def _linear(self, evaluator: CkksEvaluator, step: LinearStep, values: dict[str, Cipher]) -> Cipher:
         scheme = evaluator.scheme
         prime = scheme.primes[step.level]
         # so that a square that follows ends, rescaled, at exactly the scale of values at rest
@@ -61,16 +61,16 @@ class Model:
         evaluator.add_vector(result, self._spread(step.bias))
         return result
 
-    def _product(self, evaluator: Evaluator, term: Term, x: Cipher, scale: float) -> Cipher:
+    def _product(self, evaluator: CkksEvaluator, term: Term, x: Cipher, scale: float) -> Cipher:
         match term.product:
             case Diagonals() as matrix:
                 return self._diagonals(evaluator, matrix, x, scale)
-            case Reduction() as matrix:
+            case DenseReduction() as matrix:
                 return self._reduction(evaluator, matrix, x, scale)
             case vector:
                 return self._times(evaluator, x, vector, scale)
 
-    def _diagonals(self, evaluator: Evaluator, matrix: Diagonals, x: Cipher, scale: float) -> Cipher:
+    def _diagonals(self, evaluator: CkksEvaluator, matrix: Diagonals, x: Cipher, scale: float) -> Cipher:
         babies: dict[tuple[int, int], Cipher] = {}
         row = x
         for down in range(matrix.baby_rows):
@@ -91,7 +91,7 @@ class Model:
             raise ValueError("a layer whose weights are all zero")
         return self._rotate(evaluator, total, last) if last else total
 
-    def _reduction(self, evaluator: Evaluator, matrix: Reduction, x: Cipher, scale: float) -> Cipher:
+    def _reduction(self, evaluator: CkksEvaluator, matrix: DenseReduction, x: Cipher, scale: float) -> Cipher:
         total = self._times(evaluator, x, matrix.vectors[0], scale)
         for vector in matrix.vectors[1:]:
             x = self._rotate(evaluator, x, 1)
@@ -100,14 +100,14 @@ class Model:
             evaluator.add(total, self._rotate(evaluator, total, step))
         return total
 
-    def _rotate(self, evaluator: Evaluator, x: Cipher, step: int) -> Cipher:
+    def _rotate(self, evaluator: CkksEvaluator, x: Cipher, step: int) -> Cipher:
         return evaluator.rotate(x, step * self.circuit.batch)
 
     def _spread(self, vector: Real) -> Real:
         """Each value for all images."""
         return np.repeat(vector, self.circuit.batch)
 
-    def _times(self, evaluator: Evaluator, x: Cipher, vector: Real, scale: float) -> Cipher:
+    def _times(self, evaluator: CkksEvaluator, x: Cipher, vector: Real, scale: float) -> Cipher:
         key = id(vector), x.level
         plain = self._plain.get(key)
         if plain is None:
@@ -117,7 +117,7 @@ class Model:
         return evaluator.multiply(x, plain, scale)
 
 
-def _total(evaluator: Evaluator, products: Iterable[Cipher]) -> Cipher:
+def _total(evaluator: CkksEvaluator, products: Iterable[Cipher]) -> Cipher:
     """The sum of at least one product, in the first one's place."""
     rest = iter(products)
     total = next(rest)

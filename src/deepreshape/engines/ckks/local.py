@@ -19,11 +19,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deepreshape.engines.ckks.circuit import Circuit
-from deepreshape.engines.ckks.evaluate import Model
-from deepreshape.engines.ckks.scheme import Evaluator, Holder, Scheme
+from deepreshape.engines.ckks.circuit import LeveledCircuit
+from deepreshape.engines.ckks.evaluate import EncodedCircuit
+from deepreshape.engines.ckks.scheme import CkksEvaluator, Holder, Scheme
 
-__all__ = ["Answer", "run_local"]
+__all__ = ["DecryptedOutputs", "run_encrypted"]
 
 Real = NDArray[np.float64]
 _LENGTH = struct.Struct("<Q")
@@ -31,7 +31,7 @@ _LONGEST = 1 << 31
 
 
 @dataclass(frozen=True, eq=False)
-class Answer:
+class DecryptedOutputs:
     """Outputs (N, ...) of all images, and what they took.
 
     Attributes:
@@ -50,13 +50,13 @@ class ServerError(RuntimeError):
     """The server's process ended early; the message says why."""
 
 
-def run_local(
-    circuit: Circuit,
+def run_encrypted(
+    circuit: LeveledCircuit,
     images: Real,
     *,
     keep: bool = False,
     progress: Callable[[str], object] | None = None,
-) -> Answer:
+) -> DecryptedOutputs:
     """Answers, ``circuit.batch`` of them in a ciphertext.
 
     Args:
@@ -83,7 +83,9 @@ def run_local(
         os.waitpid(child, 0)
 
 
-def _ask(circuit: Circuit, images: Real, server: socket.socket, progress: Callable[[str], object]) -> Answer:
+def _ask(
+    circuit: LeveledCircuit, images: Real, server: socket.socket, progress: Callable[[str], object]
+) -> DecryptedOutputs:
     cpu = {"keys": 0.0, "encrypt": 0.0, "evaluate": 0.0, "decrypt": 0.0}
     sizes = {"keys": 0, "up": 0, "down": 0}
     since = time.process_time()
@@ -112,12 +114,12 @@ def _ask(circuit: Circuit, images: Real, server: socket.socket, progress: Callab
     loading, evaluating, memory = struct.unpack("<3d", _receive(server))
     cpu["keys"] += loading
     cpu["evaluate"] = evaluating
-    return Answer(np.concatenate(outputs), cpu, sizes, memory)
+    return DecryptedOutputs(np.concatenate(outputs), cpu, sizes, memory)
 
 
-def _serve(circuit: Circuit, client: socket.socket, keep: bool) -> None:
+def _serve(circuit: LeveledCircuit, client: socket.socket, keep: bool) -> None:
     scheme = Scheme(circuit.parameters)
-    evaluator, model = Evaluator(scheme), Model(circuit, keep=keep)
+    evaluator, model = CkksEvaluator(scheme), EncodedCircuit(circuit, keep=keep)
     since = time.process_time()
     while evaluator.missing(circuit.rotation_steps):
         name = _receive(client).decode()

@@ -21,14 +21,14 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Diagonals", "Entries", "Layout", "Reduction", "convolution", "diagonals", "pool", "reduction"]
+__all__ = ["DenseReduction", "Diagonals", "Entries", "SlotLayout", "convolution", "diagonals", "pool_sums", "reduction"]
 
 Real = NDArray[np.float64]
 Index = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class Layout:
+class SlotLayout:
     """Where the values of a map (channels, height, width) lie: ``gap`` x ``gap`` channels interleaved in a plane."""
 
     channels: int
@@ -39,7 +39,7 @@ class Layout:
     columns: int
 
     @classmethod
-    def of(cls, channels: int, height: int = 1, width: int = 1) -> Layout:
+    def of(cls, channels: int, height: int = 1, width: int = 1) -> SlotLayout:
         return cls(channels, height, width, 1, _power(height), _power(width))
 
     @property
@@ -55,9 +55,9 @@ class Layout:
         """Slots of one copy, a power of two."""
         return self.planes * self.plane
 
-    def strided(self, channels: int, height: int, width: int, stride: int) -> Layout:
+    def strided(self, channels: int, height: int, width: int, stride: int) -> SlotLayout:
         """The layout of a layer's output that keeps this one's planes."""
-        return Layout(channels, height, width, self.gap * stride, self.rows, self.columns)
+        return SlotLayout(channels, height, width, self.gap * stride, self.rows, self.columns)
 
     @cached_property
     def slots(self) -> Index:
@@ -115,7 +115,7 @@ def convolution(weight: Real, shape: tuple[int, int, int], stride: int, padding:
     return _joined(parts)
 
 
-def pool(shape: tuple[int, int, int], kernel: tuple[int, int], stride: tuple[int, int]) -> Entries:
+def pool_sums(shape: tuple[int, int, int], kernel: tuple[int, int], stride: tuple[int, int]) -> Entries:
     """Sums over windows of maps of ``shape``."""
     channels, height, width = shape
     rows, columns = (height - kernel[0]) // stride[0] + 1, (width - kernel[1]) // stride[1] + 1
@@ -173,7 +173,7 @@ class Diagonals:
         return frozenset(steps - {0})
 
 
-def diagonals(entries: Entries, source: Layout, target: Layout, slots: int) -> Diagonals:
+def diagonals(entries: Entries, source: SlotLayout, target: SlotLayout, slots: int) -> Diagonals:
     """The diagonals of a matrix, cut into babies and giants so that rotations are fewest.
 
     ``source`` is repeated in the input ciphertext, and ``target`` will be in the output.
@@ -207,7 +207,7 @@ def diagonals(entries: Entries, source: Layout, target: Layout, slots: int) -> D
 
 
 @dataclass(frozen=True, eq=False)
-class Reduction:
+class DenseReduction:
     """A dense layer to few outputs: ``width`` diagonals by rotations of one step, then sums by halving.
 
     Every slot of its result holds an output or zero: output i lies at all slots that are i modulo ``width``.
@@ -235,7 +235,7 @@ class Reduction:
         return frozenset({*self.halvings, *([1] if len(self.vectors) > 1 else [])})
 
 
-def reduction(entries: Entries, outputs: int, source: Layout, slots: int) -> Reduction:
+def reduction(entries: Entries, outputs: int, source: SlotLayout, slots: int) -> DenseReduction:
     """A dense layer from ``source`` to ``outputs`` values."""
     width = min(_power(outputs), source.size)
     if outputs > width:
@@ -244,7 +244,7 @@ def reduction(entries: Entries, outputs: int, source: Layout, slots: int) -> Red
     np.add.at(matrix, (entries.outputs, source.slots.ravel()[entries.inputs]), entries.weights)
     slot = np.arange(slots)
     vectors = tuple(matrix[slot % width, (slot + shift) % source.size] for shift in range(width))
-    return Reduction(slots, width, source.size, vectors)
+    return DenseReduction(slots, width, source.size, vectors)
 
 
 def _power(count: int) -> int:

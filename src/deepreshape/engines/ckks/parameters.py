@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-__all__ = ["LIMITS", "Parameters", "choose"]
+__all__ = ["LIMITS", "CkksParameters", "choose_modulus"]
 
 LIMITS = {8192: 214, 16384: 430, 32768: 868}
 """Bits of all primes at 128 bits of security, ternary secret, by ring degree: the smaller of the 2018 table of
@@ -17,7 +17,7 @@ LARGEST_ERROR = 2.0**-11
 
 
 @dataclass(frozen=True)
-class Parameters:
+class CkksParameters:
     """A CKKS modulus.
 
     Attributes:
@@ -68,7 +68,7 @@ class Parameters:
         return f"N = {self.degree}, {self.levels} levels of {self.bits} bits, {sum(self.primes)} bits in all"
 
 
-def choose(levels: int, squares: int, slots: int) -> Parameters:
+def choose_modulus(levels: int, squares: int, slots: int) -> CkksParameters:
     """The smallest degree whose modulus holds the circuit with a usable error, and in it the sizes with the least.
 
     Args:
@@ -93,11 +93,11 @@ def choose(levels: int, squares: int, slots: int) -> Parameters:
     )
 
 
-def _best(degree: int, levels: int, squares: int) -> Parameters | None:
-    candidates: list[Parameters] = []
+def _best(degree: int, levels: int, squares: int) -> CkksParameters | None:
+    candidates: list[CkksParameters] = []
     for bits in range(LEAST_BITS, MOST_BITS + 1):
         special = min(LARGEST_PRIME, LIMITS[degree] - levels * bits - bits - END_BITS)
         if special >= bits:
-            candidates.append(Parameters(degree, bits, levels, special, squares))
+            candidates.append(CkksParameters(degree, bits, levels, special, squares))
     best = min(candidates, key=lambda each: each.expected_error, default=None)
     return best if best is not None and best.expected_error <= LARGEST_ERROR else None

@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deepreshape.engines.ckks.parameters import Parameters
+from deepreshape.engines.ckks.parameters import CkksParameters
 from deepreshape.private.crypto.he.seal_container import load_into, saved_container, seal
 
-__all__ = ["Cipher", "Evaluator", "Holder", "Scheme"]
+__all__ = ["Cipher", "CkksEvaluator", "Holder", "Scheme"]
 
 Real = NDArray[np.float64]
 
@@ -41,7 +41,7 @@ class Cipher:
 class Scheme:
     """The library's context for one set of parameters; public."""
 
-    def __init__(self, parameters: Parameters) -> None:
+    def __init__(self, parameters: CkksParameters) -> None:
         """Raises ValueError if the library refuses the parameters."""
         self.parameters = parameters
         settings = seal.EncryptionParameters(seal.SCHEME_TYPE.CKKS)
@@ -144,7 +144,7 @@ class Holder:
         return np.array(self.scheme.encoder.decode_double(plain))
 
 
-class Evaluator:
+class CkksEvaluator:
     """The server: computes on ciphertexts with a client's evaluation keys."""
 
     def __init__(self, scheme: Scheme) -> None:

@@ -16,26 +16,26 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deepreshape.engines.spu.party import CLIENT, PARTIES, SERVER
-from deepreshape.engines.spu.profile import Run, parse
+from deepreshape.engines.spu.profile import PartyRun, parse
 from deepreshape.private.processes import SOURCE, safe_environment
 from deepreshape.private.program.encoding import to_bytes
 from deepreshape.private.program.program import Program
 
-__all__ = ["Answer", "Session", "versions"]
+__all__ = ["SpuContext", "SpuOutput", "spu_versions"]
 
 GRACE_S = 30
 """How long a party may take to end."""
 POLL_S = 0.5
 
 
-class Answer(NamedTuple):
+class SpuOutput(NamedTuple):
     """What one inference gave the client, and how long it took there."""
 
     output: NDArray[np.float64]
     seconds: float
 
 
-class Session:
+class SpuContext:
     """A context in which SPU's parties are up; the first inference in it also makes keys and correlations.
 
     Args:
@@ -95,7 +95,7 @@ class Session:
                 self._questions, self._answers = cast(IO[bytes], party.stdin), cast(IO[bytes], party.stdout)
         return self
 
-    def infer(self, x: NDArray[np.floating]) -> Answer:
+    def infer(self, x: NDArray[np.floating]) -> SpuOutput:
         """One inference on ``x``, real, of the program's input shape."""
         path = self._folder / f"input-{self._count}.npy"
         np.save(path, x)
@@ -111,9 +111,9 @@ class Session:
         if not line:
             raise RuntimeError(self._failure())
         answer = json.loads(line)
-        return Answer(np.array(answer["output"]), answer["seconds"])
+        return SpuOutput(np.array(answer["output"]), answer["seconds"])
 
-    def close(self) -> list[list[Run]]:
+    def close(self) -> list[list[PartyRun]]:
         """End the session: what each party logged, by rank and inference."""
         self._questions.close()
         for party in self._running:
@@ -141,7 +141,7 @@ class Session:
         return f"a party of {self._protocol} ended without a word; it may have run out of memory"
 
 
-def versions(python: Path) -> dict[str, str]:
+def spu_versions(python: Path) -> dict[str, str]:
     """Versions of what SPU's environment runs with.
 
     Raises:

@@ -31,7 +31,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deepreshape.engines.real import Parameters, evaluate, parameters
+from deepreshape.engines.real import LinearParameters, evaluate_program, parameters
 from deepreshape.private.program.encoding import from_bytes
 from deepreshape.private.program.ops import Conv2d, Linear, Shape, Square
 from deepreshape.private.program.program import Program
@@ -177,24 +177,24 @@ class _Jax:
         return x @ weight.T
 
 
-def _shapes(program: Program) -> dict[str, Parameters]:
-    shapes: dict[str, Parameters] = {}
+def _shapes(program: Program) -> dict[str, LinearParameters]:
+    shapes: dict[str, LinearParameters] = {}
     for op in program.ops:
         if isinstance(op, Conv2d | Linear | Square):
             shape: Shape = op.weight_shape(program.values[op.inputs[0]])
-            shapes[op.name] = Parameters(shape, shape[:1])
+            shapes[op.name] = LinearParameters(shape, shape[:1])
     return shapes
 
 
 def _compile(program: Program, lib: Any) -> Any:
     jax, frontend = import_module("jax"), import_module("spu.utils.frontend")
     shapes = _shapes(program)
-    names = ["input", *(f"{name}.{part}" for name in shapes for part in Parameters._fields)]
+    names = ["input", *(f"{name}.{part}" for name in shapes for part in LinearParameters._fields)]
     flat = [(1, *program.input_shape), *(shape for pair in shapes.values() for shape in pair)]
 
     def inference(x: Any, *given: Any) -> Any:
-        weights = {name: Parameters(*given[2 * at : 2 * at + 2]) for at, name in enumerate(shapes)}
-        return evaluate(program, x, weights, _Jax())
+        weights = {name: LinearParameters(*given[2 * at : 2 * at + 2]) for at, name in enumerate(shapes)}
+        return evaluate_program(program, x, weights, _Jax())
 
     def named(outputs: list[Any]) -> list[str]:
         return ["output"]

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-__all__ = ["RELU", "Kernel", "Run", "parse"]
+__all__ = ["RELU", "Kernel", "PartyRun", "parse"]
 
 _TOTAL = re.compile(r"\[Profiling\] SPU execution \S+ completed,.* total time ([\d.e+-]+)s")
 _SECTION = re.compile(r"\] (HLO|HAL|MPC) profiling: total time")
@@ -30,7 +30,7 @@ class Kernel(NamedTuple):
 
 
 @dataclass
-class Run:
+class PartyRun:
     """One run, as one party saw it.
 
     Attributes:
@@ -56,17 +56,17 @@ class Run:
         )
 
 
-def parse(log: str) -> list[Run]:
+def parse(log: str) -> list[PartyRun]:
     """The runs that a party's log tells of, in order.
 
     Raises:
         ValueError: if the log ends within a run's profile.
     """
-    runs: list[Run] = []
+    runs: list[PartyRun] = []
     section, complete = "", True
     for line in log.splitlines():
         if found := _TOTAL.search(line):
-            runs.append(Run(float(found[1])))
+            runs.append(PartyRun(float(found[1])))
             complete = False
         elif found := _SECTION.search(line):
             section = found[1]

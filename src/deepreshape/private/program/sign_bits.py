@@ -71,13 +71,13 @@ def calibrate(
     if len(inputs) != len(labels) or not len(inputs) or max_loss < 0:
         raise ValueError(f"{len(inputs)} inputs with {len(labels)} labels and {max_loss:g} points to lose: no search")
     relus = [op for op in program.ops if isinstance(op, Relu)]
-    exact, tried = accuracy(program, inputs, labels), 0
+    exact, tried = program_accuracy(program, inputs, labels), 0
 
     def afford(lows: Mapping[str, int]) -> float | None:
         """The accuracy, if it is not too low."""
         nonlocal tried
         tried += 1
-        found = accuracy(windowed(program, lows), inputs, labels, protocols=protocols, seed=seed)
+        found = program_accuracy(windowed(program, lows), inputs, labels, protocols=protocols, seed=seed)
         return found if exact - found <= max_loss else None
 
     def changes(trial: Mapping[str, int]) -> bool:
@@ -118,7 +118,7 @@ def windowed(program: Program, lows: Mapping[str, int]) -> Program:
     return replace(program, ops=tuple(window(op) if isinstance(op, Relu) else op for op in program.ops))
 
 
-def accuracy(
+def program_accuracy(
     program: Program,
     inputs: Integers,
     labels: NDArray[np.int64],

@@ -42,7 +42,7 @@ from deepreshape.private.program.program import Program
 from deepreshape.private.program.relu_config import GC_FULL, ReluConfig, Role
 from deepreshape.private.transport.certificates import Credentials, create_authority, issue
 from deepreshape.private.transport.ledger import Ledger
-from deepreshape.private.transport.tls import Endpoint, Limits, Link, listen
+from deepreshape.private.transport.tls import EmulatedLink, Endpoint, Limits, listen
 
 PATIENT = Limits(read_s=600, write_s=600, session_s=3600)
 POLL_S = 0.02
@@ -70,7 +70,7 @@ def run_local(
     inputs: Integers,
     relu: ReluConfig = GC_FULL,
     *,
-    link: Link | None = None,
+    link: EmulatedLink | None = None,
     limits: Limits = PATIENT,
     progress: Progress | None = None,
     workers: int | None = None,
@@ -188,7 +188,7 @@ def _act(role: Role, folder: Path, number: int) -> None:
     own = folder / role
     program = from_bytes((own / "program").read_bytes())
     plan = Plan(program.public(), ReluConfig.parse(settings["relu"]))
-    link = None if settings["link"] is None else Link(**settings["link"])
+    link = None if settings["link"] is None else EmulatedLink(**settings["link"])
     endpoint = Endpoint(Credentials.within(folder, role, "local"), Limits(**settings["limits"]), link)
     store = Store(own / "store")
     if role == "server":

@@ -27,7 +27,7 @@ from deepreshape.private.service.local_run import run_local
 from deepreshape.private.service.quotas import Caps
 from deepreshape.private.service.service import Service
 from deepreshape.private.transport.certificates import Credentials
-from deepreshape.private.transport.tls import Endpoint, Link, listen
+from deepreshape.private.transport.tls import EmulatedLink, Endpoint, listen
 
 __all__ = ["Client", "Prediction", "Server", "run_private"]
 
@@ -79,7 +79,7 @@ def run_private(
     image: Any,
     *,
     relu: str = "gc-full",
-    link: Link | None = None,
+    link: EmulatedLink | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Prediction:
     """Run a client and a server in two processes of this machine, over TLS, on one image.

@@ -80,7 +80,7 @@ class Limits:
 
 
 @dataclass(frozen=True)
-class Link:
+class EmulatedLink:
     """A slower link than the one there is, emulated by the sender: it waits before it sends.
 
     Attributes:
@@ -104,7 +104,7 @@ class TlsChannel:
     """
 
     def __init__(
-        self, sock: ssl.SSLSocket, identity: Identity, peer: Identity, limits: Limits, link: Link | None = None
+        self, sock: ssl.SSLSocket, identity: Identity, peer: Identity, limits: Limits, link: EmulatedLink | None = None
     ) -> None:
         self.ledger = Ledger()
         self.identity = identity
@@ -310,7 +310,9 @@ class Endpoint:
         CertificateError: if a file is missing or unusable, or others can read the key.
     """
 
-    def __init__(self, credentials: Credentials, limits: Limits | None = None, link: Link | None = None) -> None:
+    def __init__(
+        self, credentials: Credentials, limits: Limits | None = None, link: EmulatedLink | None = None
+    ) -> None:
         self.credentials = credentials
         self.identity = credentials.identity()
         self.limits = limits or Limits()
