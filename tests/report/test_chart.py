@@ -1,5 +1,6 @@
 from xml.etree import ElementTree
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from support.results import ROWS
@@ -23,6 +24,12 @@ def test_every_mark_lies_inside_its_chart(values):
         assert chart.top - 0.1 <= placed.high <= placed.y <= placed.low <= chart.bottom + 0.1
     assert len(chart.x_ticks) >= 2
     assert len(chart.y_ticks) >= 2
+
+
+@pytest.mark.parametrize(("error", "labels"), [(0.0, ["0", "0.2"]), (5e-324, ["-0.2", "0", "0.2"])])
+def test_marks_of_one_height_have_a_scale_too(error: float, labels: list[str]):
+    chart = lay_out_chart("t", "x", [Mark("a", 10.0, 0.0, error, "", "")], [])
+    assert [tick.label for tick in chart.y_ticks] == labels
 
 
 def test_no_two_series_look_the_same():

@@ -105,7 +105,7 @@ def lay_out_chart(title: str, x_label: str, marks: Sequence[Mark], best: Sequenc
     low, high = log10(min(mark.x for mark in marks)) - 0.06, log10(max(mark.x for mark in marks)) + 0.06
     bottom = min(mark.y - mark.error for mark in marks)
     top = max(mark.y + mark.error for mark in marks)
-    step = _step((top - bottom) or 1.0)
+    step = _step(top - bottom if top - bottom > 1e-6 else 1.0)
     bottom, top = floor(bottom / step) * step, ceil(top / step) * step
     top = top if top > bottom else bottom + step
 
