@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from deepreshape.models.architecture import Architecture, Reduction, Site
+from deepreshape.models.cells import CellNet
 from deepreshape.models.foreign import Foreign, convert
 from deepreshape.models.names import read_name
 from deepreshape.models.resnet import ResNet
@@ -22,6 +23,7 @@ __all__ = [
     "PRESETS",
     "VGG",
     "Architecture",
+    "CellNet",
     "Foreign",
     "Reduction",
     "ResNet",
@@ -35,7 +37,7 @@ __all__ = [
     "from_dict",
 ]
 
-STAGED: tuple[type[Staged], ...] = (ResNet9, ResNet, VGG, WideResNet)
+STAGED: tuple[type[Staged], ...] = (ResNet9, ResNet, VGG, WideResNet, CellNet)
 FAMILIES: dict[str, type[Staged] | type[Foreign]] = {family.family: family for family in (*STAGED, Foreign)}
 """Every family by the word for it in a manifest."""
 

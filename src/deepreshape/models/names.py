@@ -3,6 +3,8 @@
 A name is a preset, ``hrn-`` or ``stch-`` with its multipliers, and then any of ``-m16`` (base channels),
 ``-phi3.4.6.3`` (blocks a stage), ``-bottleneck``, ``-imagenet`` (7x7 stem), ``-avg`` (average pools), ``-strided``
 (strides for ResNet-9's pools), ``-herpn`` (quadratics for ReLUs), ``-r2`` (stem down-samples by two more).
+Networks of cells are ``sphynx-c5-l10-r0.5``: channels, cells, the two that halve the map; ``-g`` and a genotype's text
+gives them other cells.
 """
 
 from __future__ import annotations
@@ -11,6 +13,8 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
+
+from deepreshape.models.genotype import SPHYNX, Genotype
 
 if TYPE_CHECKING:
     from deepreshape.models.staged import Staged
@@ -32,6 +36,9 @@ FLAGS = {
 _SUFFIX = re.compile(
     r"-(?:m(?P<base>\d+)|phi(?P<phi>[\d.]+)|(?P<flag>bottleneck|imagenet|avg|strided|herpn)|r(?P<resolution>\d+))"
 )
+_CELLS = re.compile(
+    r"sphynx-c(?P<base>\d+)-l(?P<cells>\d+)-r(?P<first>\d+)\.(?P<second>\d+)(?:-g(?P<genotype>[A-Za-z0-9.]+))?(?=-|$)"
+)
 _SHAPED = re.compile(r"(?:hrn|stch)-(?P<multipliers>\d+x(?:\d+x)*)(?=-|$)")
 
 
@@ -42,21 +49,35 @@ def read_name(name: str, input: tuple[int, int, int], classes: int, families: Se
         ValueError: if no network has that name; the message lists those that do.
     """
     presets = {key: preset for family in families for key, preset in family.presets().items()}
-    shaped = _SHAPED.match(name)
+    shaped, cells = _SHAPED.match(name), _CELLS.match(name)
     preset = max((key for key in presets if name == key or name.startswith(f"{key}-")), key=len, default=None)
-    if shaped:
-        multipliers = tuple(int(part) for part in shaped["multipliers"].split("x") if part)
-        family = next(family for family in families if family.redesigned)
-        rest = name[shaped.end() :]
-    elif preset:
-        rest = name[len(preset) :]
-    else:
-        raise ValueError(f"unknown network {name!r}; known are {', '.join(presets)}, hrn-AxBxCx and stch-AxBxCx")
+    if not (shaped or cells or preset):
+        others = "hrn-AxBxCx, stch-AxBxCx and sphynx-cC-lL-rI.J"
+        raise ValueError(f"unknown network {name!r}; known are {', '.join(presets)}, {others}")
+    rest = name[len(preset) if preset else (shaped or cells).end() :]
     try:
-        start = _redesign(family, multipliers) if shaped else presets[preset or ""]
+        if shaped:
+            multipliers = tuple(int(part) for part in shaped["multipliers"].split("x") if part)
+            start = _redesign(_family(families, "redesign"), multipliers)
+        elif cells:
+            start = _of_cells(_family(families, "cells"), cells)
+        else:
+            start = presets[preset or ""]
         return replace(start, input=input, classes=classes, **_changes(name, rest, start))
     except ValueError as error:
         raise ValueError(str(error) if repr(name) in str(error) else f"{name!r}: {error}") from None
+
+
+def _family(families: Sequence[type[Staged]], scheme: str) -> type[Staged]:
+    return next(family for family in families if family.scheme == scheme)
+
+
+def _of_cells(family: type[Staged], word: re.Match[str]) -> Staged:
+    cells, first, second = (int(word[part]) for part in ("cells", "first", "second"))
+    if not first < second < cells:
+        raise ValueError(f"reductions rise and are cells, 0 to {cells - 1}, not {first} and {second}")
+    genotype = {"genotype": str(Genotype.parse(word["genotype"]))} if word["genotype"] else {}
+    return family((first, second - first, cells - second), int(word["base"]), (4, 4), **genotype)
 
 
 def _redesign(family: type[Staged], multipliers: tuple[int, ...]) -> Staged:
@@ -94,6 +115,8 @@ def name_of(architecture: Staged) -> str:
         ValueError: if it has no name, because its strides or its family's shape are not the usual ones.
     """
     bare = architecture.unreduced
+    if bare.scheme == "cells":
+        return _suffixed(*_cells_name(bare))
     shape = ("phi", "multipliers", "block", "strides")
     presets = bare.presets()
     name = next(
@@ -110,8 +133,21 @@ def name_of(architecture: Staged) -> str:
         kind = "stch" if len(set(bare.multipliers)) == 1 else "hrn"
         name = f"{kind}-" + "".join(f"{multiplier}x" for multiplier in bare.multipliers)
         start = _redesign(type(bare), bare.multipliers)
-        if not bare.redesigned or bare.strides != start.strides or not bare.multipliers:
+        if bare.scheme != "redesign" or bare.strides != start.strides or not bare.multipliers:
             raise ValueError(f"no name stands for {bare}")
+    return _suffixed(name, start, bare)
+
+
+def _cells_name(bare: Staged) -> tuple[str, Staged, Staged]:
+    first, second, rest = bare.phi
+    name = f"sphynx-c{bare.base}-l{first + second + rest}-r{first}.{first + second}"
+    genotype = getattr(bare, "genotype", SPHYNX)
+    start = type(bare)(bare.phi, bare.base, bare.multipliers)
+    return name if genotype == SPHYNX else f"{name}-g{genotype}", start, bare
+
+
+def _suffixed(name: str, start: Staged, bare: Staged) -> str:
+    """The name with what differs from where it starts."""
     if bare.base != start.base:
         name += f"-m{bare.base}"
     if bare.phi != start.phi:

@@ -34,7 +34,7 @@ class ResNet(Staged):
     """
 
     family: ClassVar[str] = "resnet"
-    redesigned: ClassVar[bool] = True
+    scheme: ClassVar[str] = "redesign"
 
     block: Literal["basic", "bottleneck"] = "basic"
     stem: Literal["3x3", "7x7"] = "3x3"

@@ -40,8 +40,10 @@ class Staged(ABC):
 
     family: ClassVar[str]
     pools: ClassVar[tuple[str, ...]] = ("max", "avg")
-    redesigned: ClassVar[bool] = False
-    """Whether names that begin with ``hrn-`` and ``stch-`` are of this family."""
+    scheme: ClassVar[str] = ""
+    """What names beside the presets are of this family: ``"redesign"`` for ``hrn-`` and ``stch-``, ``"cells"``."""
+    fewest: ClassVar[int] = 1
+    """Blocks that a stage has to have."""
 
     phi: tuple[int, ...]
     base: int
@@ -71,8 +73,8 @@ class Staged(ABC):
         if self.activation == "herpn" and self.reduction != Reduction():
             raise ValueError("a network of HerPNs has no ReLUs to remove or to reuse")
         for name in ("phi", "base", "multipliers", "input", "classes", "strides", "resolution"):
-            value = getattr(self, name)
-            if any(each < 1 for each in (value if isinstance(value, tuple) else (value,))):
+            value, least = getattr(self, name), self.fewest if name == "phi" else 1
+            if any(each < least for each in (value if isinstance(value, tuple) else (value,))):
                 raise ValueError(f"{name} must be positive, not {value}")
         if max(self.widths) > MOST_CHANNELS:
             raise ValueError(f"a stage would have {max(self.widths):,} channels; up to {MOST_CHANNELS:,} work")
