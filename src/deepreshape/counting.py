@@ -33,7 +33,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from deepreshape.cost.layers import Layer, LinearLayer, ReluLayer, SquareLayer, UnpricedLayer
+from deepreshape.cost.layers import Layer, LinearLayer, ReluLayer, SignLayer, SquareLayer, UnpricedLayer
 
 __all__ = ["Count", "Counts", "count"]
 
@@ -268,6 +268,9 @@ class _Trace(TorchDispatchMode):
         elif plain == "deepreshape.herpn":
             counts.squares = args[0].numel()
             self.layers.append(SquareLayer(path, counts.squares))
+        elif plain == "deepreshape.sign":
+            counts.signs = args[0].numel()
+            self.layers.append(SignLayer(path, counts.signs))
         elif plain in _MAX_POOLS:
             counts.maxpool_comparisons = _MAX_POOLS[plain](args, kwargs, out)
         elif self._scales_by_constant(plain, args):

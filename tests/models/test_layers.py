@@ -11,7 +11,8 @@ from deepreshape.models import ResNet, Staged, architecture, build
 NETWORKS = """
     resnet18 resnet20 hrn-5x5x3x-m4 resnet50-m4 resnet18-m4-r2 resnet18-m4-imagenet resnet9-m4 resnet9-m4-strided
     vgg16-m4 vgg16-m4-r2 wideresnet22-8-m4 wideresnet28-10-m4-r2 resnet18-m4-herpn resnet9-m4-avg-herpn vgg16-m4-herpn
-    wideresnet22-8-m4-herpn
+    wideresnet22-8-m4-herpn react18-m4 react18-m4-float react18-m4-signs-relus react18-m4-norelus-noshortcuts
+    reacta-m4 reacta-m4-r2-relus
 """.split()
 
 

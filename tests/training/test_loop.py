@@ -369,3 +369,19 @@ def test_inputs_of_squares_are_held_in_by_default(digits: Dataset, monkeypatch: 
     train(free, digits, replace(SHORT, escape=0.0), seed=5)
     assert len(seen) == steps
     assert not equal(weights(held), weights(free))
+
+
+def test_a_network_may_call_convolutions_with_few_arguments(digits: Dataset):
+    class Own(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.randn(2, 1, 3, 3))
+            self.head = torch.nn.Linear(2, 10)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.head(functional.conv2d(x, self.weight, None, 2).mean((2, 3)))
+
+    model = Own()
+    before = weights(model)
+    train(model, digits, replace(SHORT, epochs=1), seed=0)
+    assert not equal(before, weights(model))

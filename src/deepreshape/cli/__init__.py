@@ -12,7 +12,20 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
-from deepreshape.cli import convex, costs, explain, fhe, jobs, networks, private, removal, search, substitute, teach
+from deepreshape.cli import (
+    binarize,
+    convex,
+    costs,
+    explain,
+    fhe,
+    jobs,
+    networks,
+    private,
+    removal,
+    search,
+    substitute,
+    teach,
+)
 from deepreshape.cli.console import err, out
 from deepreshape.private.errors import PrivateError
 
@@ -40,7 +53,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Redesign convolutional networks for private inference: count, design, train, remove ReLUs, price, run.",
 )
-for commands in (networks.app, costs.app, search.app, jobs.app, teach.app, removal.app, substitute.app, explain.app):
+COMMANDS = (networks, costs, search, jobs, teach, removal, substitute, binarize, explain)
+for commands in (each.app for each in COMMANDS):
     app.registered_commands += commands.registered_commands
 app.add_typer(convex.app, name="convex")
 private.app.add_typer(fhe.app, name="fhe")

@@ -72,6 +72,9 @@ def count(
     table.add_row("total", *map(thousands, (total.relus, total.maxpool_comparisons, total.macs, total.params)))
     out.print(table)
     out.print(f"{counted.relus_without_stem:,} ReLUs without the stem's")
+    for what, others in (("squares", total.squares), ("signs", total.signs)):
+        if others:
+            out.print(f"{others:,} {what}")
     for name, elements in counted.unknown.items():
         out.print(f"[yellow]not counted:[/] {name}, {elements:,} elements; it is neither linear nor a ReLU")
 
@@ -212,7 +215,14 @@ def _count_values(counted: Count) -> dict[str, Any]:
         "squares": total.squares,
         "signs": total.signs,
         "stages": [
-            {"name": name, "relus": stage.relus, "squares": stage.squares, "macs": stage.macs, "params": stage.params}
+            {
+                "name": name,
+                "relus": stage.relus,
+                "squares": stage.squares,
+                "signs": stage.signs,
+                "macs": stage.macs,
+                "params": stage.params,
+            }
             for name, stage in counted.by_stage.items()
         ],
         "unknown": [{"operator": name, "elements": elements} for name, elements in counted.unknown.items()],

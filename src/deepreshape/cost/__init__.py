@@ -1,7 +1,7 @@
 """What private inference costs: one report type, published profiles, links. Plain data and arithmetic."""
 
 from deepreshape.cost.arrivals import QueryService, Served, simulate, sustainable
-from deepreshape.cost.layers import Layer, LinearLayer, ReluLayer, SquareLayer, UnpricedLayer
+from deepreshape.cost.layers import Layer, LinearLayer, ReluLayer, SignLayer, SquareLayer, UnpricedLayer
 from deepreshape.cost.link import LINKS, Link, read_link, split
 from deepreshape.cost.profile import Profile, Work, reference
 from deepreshape.cost.published import PROFILES, Published, price_published, published_seconds
@@ -25,6 +25,7 @@ __all__ = [
     "Quote",
     "ReluLayer",
     "Served",
+    "SignLayer",
     "SquareLayer",
     "Turn",
     "UnpricedLayer",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["Layer", "LinearLayer", "ReluLayer", "SquareLayer", "UnpricedLayer"]
+__all__ = ["Layer", "LinearLayer", "ReluLayer", "SignLayer", "SquareLayer", "UnpricedLayer"]
 
 
 @dataclass(frozen=True)
@@ -63,6 +63,19 @@ class SquareLayer:
 
 
 @dataclass(frozen=True)
+class SignLayer:
+    """One layer of signs.
+
+    Attributes:
+        name: path of the module it runs in.
+        signs: how many there are.
+    """
+
+    name: str
+    signs: int
+
+
+@dataclass(frozen=True)
 class UnpricedLayer:
     """Multiply-adds that no cost model has a price for.
 
@@ -77,4 +90,4 @@ class UnpricedLayer:
     macs: int
 
 
-Layer = LinearLayer | ReluLayer | SquareLayer | UnpricedLayer
+Layer = LinearLayer | ReluLayer | SquareLayer | SignLayer | UnpricedLayer

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from math import ceil, log2
 from typing import Literal
 
-from deepreshape.cost.layers import Layer, LinearLayer, ReluLayer, SquareLayer, UnpricedLayer
+from deepreshape.cost.layers import Layer, LinearLayer, ReluLayer, SignLayer, SquareLayer, UnpricedLayer
 from deepreshape.cost.link import Link, split
 from deepreshape.cost.report import Cost, CostReport
 
@@ -115,6 +115,9 @@ def price_published(layers: Sequence[Layer], profile: Published, link: Link | No
             f"the published systems price no squares, and the network has {squares:,}; our runtime "
             "does, whatever computes its ReLUs: gc-full, gc-sign or ot"
         )
+    signs = sum(layer.signs for layer in layers if isinstance(layer, SignLayer))
+    if signs:
+        raise ValueError(f"the published systems price no signs, and the network has {signs:,}; gc-full does")
     linear = [layer for layer in layers if isinstance(layer, LinearLayer)]
     serial = sum(map(he_seconds, linear))
     together = max(map(he_seconds, linear), default=0.0) * LAYER_PARALLEL_SLOWDOWN if profile.layer_parallel else serial
@@ -134,7 +137,7 @@ def price_published(layers: Sequence[Layer], profile: Published, link: Link | No
 
 def published_seconds(layers: Sequence[Layer]) -> dict[str, float]:
     """Seconds of one inference under each of :data:`PROFILES`, on its study's link; none if it cannot be priced."""
-    if any(isinstance(layer, SquareLayer | UnpricedLayer) for layer in layers):
+    if any(isinstance(layer, SquareLayer | SignLayer | UnpricedLayer) for layer in layers):
         return {}
     return {name: round(price_published(layers, profile).seconds, 3) for name, profile in PROFILES.items()}
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from deepreshape.counting import count
 from deepreshape.data import Dataset
-from deepreshape.nn import Nonlinearity
+from deepreshape.nn import MaskedReLU, Nonlinearity, PolynomialReLU
 
 __all__ = ["Firing", "firing", "see_modules"]
 
@@ -48,7 +48,7 @@ def firing(model: nn.Module, data: Dataset, progress: Callable[[int, int], objec
     Raises:
         ValueError: if a ReLU is computed outside of modules, so that it cannot be seen.
     """
-    see_modules(model, data.shape, nn.ReLU | Nonlinearity)
+    see_modules(model, data.shape, nn.ReLU | MaskedReLU | PolynomialReLU)
     before = {module: module.training for module in model.modules()}
     model.eval()
     sites = {

@@ -12,6 +12,7 @@ from deepreshape.models.architecture import Architecture, Reduction, Site
 from deepreshape.models.cells import CellNet
 from deepreshape.models.foreign import Foreign, convert
 from deepreshape.models.names import read_name
+from deepreshape.models.react import ReActNet
 from deepreshape.models.resnet import ResNet
 from deepreshape.models.resnet9 import ResNet9
 from deepreshape.models.staged import Staged
@@ -25,6 +26,7 @@ __all__ = [
     "Architecture",
     "CellNet",
     "Foreign",
+    "ReActNet",
     "Reduction",
     "ResNet",
     "ResNet9",
@@ -37,7 +39,7 @@ __all__ = [
     "from_dict",
 ]
 
-STAGED: tuple[type[Staged], ...] = (ResNet9, ResNet, VGG, WideResNet, CellNet)
+STAGED: tuple[type[Staged], ...] = (ResNet9, ResNet, VGG, WideResNet, CellNet, ReActNet)
 FAMILIES: dict[str, type[Staged] | type[Foreign]] = {family.family: family for family in (*STAGED, Foreign)}
 """Every family by the word for it in a manifest."""
 

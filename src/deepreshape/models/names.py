@@ -2,7 +2,9 @@
 
 A name is a preset, ``hrn-`` or ``stch-`` with its multipliers, and then any of ``-m16`` (base channels),
 ``-phi3.4.6.3`` (blocks a stage), ``-bottleneck``, ``-imagenet`` (7x7 stem), ``-avg`` (average pools), ``-strided``
-(strides for ResNet-9's pools), ``-herpn`` (quadratics for ReLUs), ``-r2`` (stem down-samples by two more).
+(strides for ResNet-9's pools), ``-herpn`` (quadratics for ReLUs), ``-r2`` (stem down-samples by two more); of binary
+networks, ``-float`` (no bit at all), ``-signs`` (real weights), ``-relus`` and ``-norelus`` (in place of RPReLUs),
+``-noshortcuts``.
 Networks of cells are ``sphynx-c5-l10-r0.5``: channels, cells, the two that halve the map; ``-g`` and a genotype's text
 gives them other cells.
 """
@@ -30,12 +32,15 @@ FLAGS = {
     "avg": ("pool", "avg"),
     "strided": ("pool", "conv"),
     "herpn": ("activation", "herpn"),
+    "float": ("binary", "none"),
+    "signs": ("binary", "activations"),
+    "relus": ("rprelu", "relu"),
+    "norelus": ("rprelu", "none"),
+    "noshortcuts": ("shortcut", "none"),
 }
 """Suffixes that set one field."""
 
-_SUFFIX = re.compile(
-    r"-(?:m(?P<base>\d+)|phi(?P<phi>[\d.]+)|(?P<flag>bottleneck|imagenet|avg|strided|herpn)|r(?P<resolution>\d+))"
-)
+_SUFFIX = re.compile(rf"-(?:m(?P<base>\d+)|phi(?P<phi>[\d.]+)|(?P<flag>{'|'.join(FLAGS)})|r(?P<resolution>\d+))")
 _CELLS = re.compile(
     r"sphynx-c(?P<base>\d+)-l(?P<cells>\d+)-r(?P<first>\d+)\.(?P<second>\d+)(?:-g(?P<genotype>[A-Za-z0-9.]+))?(?=-|$)"
 )
@@ -91,7 +96,7 @@ def _changes(name: str, rest: str, start: Staged) -> dict[str, Any]:
         if not suffix:
             raise ValueError(
                 f"cannot read {rest!r} in {name!r}; a suffix is -m16, -phi3.4.6.3, -bottleneck, -imagenet, -avg, "
-                "-strided, -herpn or -r2"
+                "-strided, -herpn or -r2, or of a binary network -float, -signs, -relus, -norelus or -noshortcuts"
             )
         rest = rest[suffix.end() :]
         if suffix["base"]:

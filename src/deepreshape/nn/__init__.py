@@ -2,11 +2,13 @@
 
 At a site stands ``torch.nn.ReLU`` (kept whole), ``torch.nn.Identity`` (removed), a :class:`Nonlinearity`
 (:class:`MaskedReLU`: kept at some positions; :class:`PolynomialReLU`: a polynomial at the others; :class:`HerPN`: a
-quadratic everywhere; :class:`Zeroed`: a constant 0 at some positions around any of these) or, with the
+quadratic everywhere; :class:`Zeroed`: a constant 0 at some positions around any of these;
+:class:`RPReLU`, :class:`RSign` and :class:`SignConv2d`: those of binary networks) or, with the
 convolution before it, :class:`ReuseConv`. :func:`swap` puts other modules there for a while: :func:`faulty` a
 :class:`StochasticReLU`; a search for a mask has a :class:`GatedReLU`.
 """
 
+from deepreshape.nn.binary import BinaryConv2d, RPReLU, RSign, ShiftedReLU, SignConv2d
 from deepreshape.nn.finite import require_finite
 from deepreshape.nn.gates import GatedReLU
 from deepreshape.nn.herpn import Escape, HerPN, escape
@@ -20,6 +22,7 @@ from deepreshape.nn.zeroed import Zeroed
 
 __all__ = [
     "KINDS",
+    "BinaryConv2d",
     "Escape",
     "Faults",
     "GatedReLU",
@@ -27,8 +30,12 @@ __all__ = [
     "MaskedReLU",
     "Nonlinearity",
     "PolynomialReLU",
+    "RPReLU",
+    "RSign",
     "ReuseConv",
     "ReuseForm",
+    "ShiftedReLU",
+    "SignConv2d",
     "StochasticReLU",
     "Zeroed",
     "escape",

@@ -5,6 +5,7 @@ it.
 from deepreshape.design.coarse_steps import Cull, Reuse, Scale, Thin
 from deepreshape.design.plan import CoarsePlan, Record, apply, coarse_plans, plan, plan_of
 from deepreshape.removal.autorep import AutoReP
+from deepreshape.removal.binarize import Binarization, binarize
 from deepreshape.removal.coarse import Coarse
 from deepreshape.removal.dead import remove_dead
 from deepreshape.removal.descent import Descent
@@ -20,6 +21,7 @@ __all__ = [
     "METHODS",
     "SNL",
     "AutoReP",
+    "Binarization",
     "Coarse",
     "CoarsePlan",
     "Cull",
@@ -36,6 +38,7 @@ __all__ = [
     "Taylor",
     "Thin",
     "apply",
+    "binarize",
     "coarse_plans",
     "linearize",
     "masks_of",

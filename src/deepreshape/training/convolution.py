@@ -100,7 +100,9 @@ class MatrixConvolutions(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        if func is torch.conv2d and self._worth and torch.is_autocast_enabled("cpu") and not kwargs:
+        # as modules call it; a network's own calls may leave arguments out, or give numbers for pairs
+        called = func is torch.conv2d and not kwargs and len(args) == 7 and isinstance(args[3], tuple)
+        if called and self._worth and torch.is_autocast_enabled("cpu"):
             x, weight, bias, stride, padding, dilation, groups = args
             if (
                 x.device.type == "cpu"
@@ -112,7 +114,7 @@ class MatrixConvolutions(TorchFunctionMode):
                 and x.shape[2] * x.shape[3] <= SMALL_MAP * stride[0] * stride[1]
             ):
                 return matrix_convolution(x, weight, stride, padding)
-        if func is torch.conv2d and not kwargs:
+        if called:
             x, weight, bias, stride, padding, dilation, groups = args
             if weight.shape[2:] == (1, 1) and weight.shape[1] < FEW_CHANNELS and padding == (0, 0) and max(stride) > 1:
                 return func(x[:, :, :: stride[0], :: stride[1]], weight, bias, (1, 1), padding, dilation, groups)

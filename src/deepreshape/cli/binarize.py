@@ -1,0 +1,102 @@
+"""The command that makes a binary network of a trained one: binarize."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from deepreshape.cli.console import (
+    TRAINED,
+    DataDir,
+    Json,
+    SavedDataName,
+    Settings,
+    Threads,
+    into,
+    out,
+    print_json,
+    progress_bar,
+    read_pairs,
+    stoppable,
+    thousands,
+)
+
+if TYPE_CHECKING:
+    from deepreshape.training import Progress
+
+app = typer.Typer()
+
+
+@app.command()
+def binarize(
+    model: Annotated[str, typer.Argument(help=TRAINED)],
+    to: Annotated[Path, typer.Option("--out", help="Folder for the model; a run that was cut there goes on.")],
+    layers: Annotated[
+        str | None,
+        typer.Option(help="Paths of the convolutions, with commas; all inner ones without.", show_default=False),
+    ] = None,
+    rprelu: Annotated[str, typer.Option(help="What stands where ReLUs stood: prelu (RPReLU), or none: ReLUs stay.")] = (
+        "prelu"
+    ),
+    data: SavedDataName = None,
+    data_dir: DataDir = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of both steps.")] = 0,
+    settings: Settings = None,
+    threads: Threads = 0,
+    as_json: Json = False,
+) -> None:
+    """Put signs and one-bit weights in a trained network, in two distilled steps."""
+    from deepreshape.cli.models import trained_network
+    from deepreshape.models.saved import MANIFEST, save
+    from deepreshape.removal.binarize import binarize as make_binary
+    from deepreshape.removal.binarize import binary_recipe
+
+    if (to / MANIFEST).is_file():
+        raise ValueError(f"{to} holds a finished model; choose another folder for what comes out")
+    network, dataset = trained_network(model, data, data_dir, threads)
+    recipe = binary_recipe(dataset.name).with_values(read_pairs(settings, "--set"))
+    with progress_bar() as bar:
+        task = bar.add_task("", total=None)
+
+        def show(step: str, progress: Progress) -> None:
+            bar.update(task, description=f"binarize: {step}")
+            into(bar, task)(progress)
+
+        binary, record = stoppable(
+            lambda: make_binary(
+                network.module,
+                dataset,
+                layers=layers.split(",") if layers else (),
+                rprelu=rprelu,  # pyright: ignore[reportArgumentType] - checked there
+                recipe=recipe,
+                seed=seed,
+                folder=to / "run",
+                progress=show,
+            )
+        )
+    save(binary, to)
+    shutil.rmtree(to / "run")
+    values = {
+        "signs": record.signs,
+        "relus": record.relus,
+        "top1_before": record.top1_before,
+        "top1_step1": record.top1_step1,
+        "top1_validation": record.top1_validation,
+        "record": record.to_dict(),
+    }
+    if as_json:
+        print_json(values)
+        return
+    out.print(
+        f"{thousands(record.signs)} signs in {len(record.layers)} layers, {thousands(record.relus)} ReLUs left of "
+        f"{thousands(record.relus_before)}"
+    )
+    if record.top1_before is not None:
+        out.print(
+            f"validation top-1 {record.top1_before:.2f} % before, {record.top1_step1:.2f} % with signs, "
+            f"{record.top1_validation:.2f} % with one-bit weights too"
+        )
+    out.print(f"saved in {to}", highlight=False)
