@@ -39,7 +39,7 @@ from programs import ONE_RELU, random_inputs  # noqa: E402
 from support.service import Served, served  # noqa: E402
 
 from deepreshape.private.errors import LostBatchError, PrivateError  # noqa: E402
-from deepreshape.private.parties.sessions import Client  # noqa: E402
+from deepreshape.private.parties.sessions import InferenceClient  # noqa: E402
 from deepreshape.private.program import interpret  # noqa: E402
 from deepreshape.private.service.quotas import Caps  # noqa: E402
 
@@ -76,7 +76,7 @@ def counts(server: Served) -> dict[str, Any]:
     }
 
 
-def ask(client: Client, run: Run, *, cut: bool = False) -> None:
+def ask(client: InferenceClient, run: Run, *, cut: bool = False) -> None:
     """One session that prepares and one that asks."""
     began = time.monotonic()
     try:
@@ -89,7 +89,7 @@ def ask(client: Client, run: Run, *, cut: bool = False) -> None:
     run.wrong += not np.array_equal(answer.output, EXPECTED)
 
 
-def ask_cut(client: Client, run: Run, seed: int) -> None:
+def ask_cut(client: InferenceClient, run: Run, seed: int) -> None:
     """The same over a line that is cut after a random number of bytes."""
     rng = random.Random(seed)  # noqa: S311
     run.cut += 1
@@ -118,7 +118,7 @@ def relay(listener: socket.socket, port: int, most: int, over: threading.Event) 
                     ended |= not data
 
 
-def use_up(client: Client) -> dict[str, int]:
+def use_up(client: InferenceClient) -> dict[str, int]:
     """Ask until the client holds no batch any more: how many were answered, and how many the server had not."""
     outcomes = {"answered": 0, "lost": 0}
     while any((client.store.folder / "fresh").iterdir()):
@@ -158,7 +158,7 @@ def kill_some(server: Served, page: int, every_s: float, over: Event) -> None:
                 os.kill(rng.choice(sessions), signal.SIGKILL)
 
 
-def all_ask(clients: list[Client], rounds: int, at_once: int, run: Run, *, cut: bool) -> float:
+def all_ask(clients: list[InferenceClient], rounds: int, at_once: int, run: Run, *, cut: bool) -> float:
     """Every client in turn; seconds in all."""
     began = time.monotonic()
     with ThreadPoolExecutor(at_once) as pool:
@@ -172,7 +172,7 @@ def all_ask(clients: list[Client], rounds: int, at_once: int, run: Run, *, cut: 
 
 
 def beside_strangers(
-    server: Served, page: int, clients: list[Client], given: argparse.Namespace, run: Run
+    server: Served, page: int, clients: list[InferenceClient], given: argparse.Namespace, run: Run
 ) -> dict[str, float]:
     """All clients once more, beside strangers and with faults; the strangers' number and rate."""
     context = multiprocessing.get_context("spawn")

@@ -223,9 +223,9 @@ def run_both(
         return client.online(runs[0], plan, materials[0], x)
 
     def act_as_server() -> None:
-        server.offline(runs[1], model, materials[1])
+        model.offline(runs[1], materials[1])
         stored[1] = materials[1].nbytes
-        server.online(runs[1], model, materials[1])
+        model.online(runs[1], materials[1])
 
     with ThreadPoolExecutor(2) as threads:
         theirs = threads.submit(act_as_server)

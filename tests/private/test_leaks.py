@@ -25,7 +25,7 @@ from deepreshape.private.arith.ring import Ring, Words
 from deepreshape.private.crypto.labels import Context
 from deepreshape.private.parties.plan import Plan
 from deepreshape.private.parties.server import Model
-from deepreshape.private.parties.sessions import Client, serve
+from deepreshape.private.parties.sessions import InferenceClient, serve
 from deepreshape.private.parties.store import Store
 from deepreshape.private.program.ops import Flatten, Linear, Relu, Weights
 from deepreshape.private.program.program import Program
@@ -107,8 +107,8 @@ def test_planted_secrets_are_in_no_text_and_no_file(
         if when == "relu":
             texts.extend(map(repr, our_objects()))
 
-    def party(endpoint: Endpoint, port: int) -> Client:
-        return Client(endpoint, "127.0.0.1", port, plan, stores["client"])
+    def party(endpoint: Endpoint, port: int) -> InferenceClient:
+        return InferenceClient(endpoint, "127.0.0.1", port, plan, stores["client"])
 
     def prepare(endpoint: Endpoint, port: int) -> bytes:
         made = party(endpoint, port).prepare(look)
@@ -162,7 +162,7 @@ def test_lengths_on_the_network_do_not_depend_on_inputs_or_weights(kind: str, tm
         model = Model(made, Plan(made.public()))
 
         def visit(endpoint: Endpoint, port: int, stores: Any = stores, x: Any = x, asked: str = kind) -> bytes:
-            client = Client(endpoint, "127.0.0.1", port, Plan(program.public()), stores["client"])
+            client = InferenceClient(endpoint, "127.0.0.1", port, Plan(program.public()), stores["client"])
             return client.infer(x).output.tobytes() if asked == "query" else client.prepare().batch.encode()
 
         def attend(channel: Any, stores: Any = stores, model: Model = model) -> bytes:

@@ -14,8 +14,15 @@ from hypothesis import strategies as st
 
 from deepreshape.private.arith.rng import Randomness
 from deepreshape.private.crypto.he.bfv import ClientKey, Responder
-from deepreshape.private.crypto.he.packing import Convolution, Layout, choose_parameters, joined, lay_out, split_groups
-from deepreshape.private.crypto.he.parameters import Parameters, candidates
+from deepreshape.private.crypto.he.packing import (
+    Convolution,
+    Layout,
+    choose_parameters,
+    lay_out,
+    merge_groups,
+    split_groups,
+)
+from deepreshape.private.crypto.he.parameters import Parameters, known_parameters
 from deepreshape.private.crypto.he.residues import uniform
 from deepreshape.private.crypto.he.responses import EncodedWeights, respond
 from deepreshape.private.errors import ProtocolError
@@ -349,7 +356,7 @@ def test_malformed_ciphertexts_reach_no_product():
     "layer", [Convolution(5, 6, 6, 7, 3, 2, 1), Convolution(40, 4, 4, 9), Convolution(3, 9, 5, 4, 3, 1, 1)]
 )
 def test_the_layout_is_the_cheapest_of_all(layer: Convolution):
-    parameters = next(iter(candidates(1 << 20)))
+    parameters = next(iter(known_parameters(1 << 20)))
     costs: list[int] = []
     for split, band_rows in product({1, layer.stride}, range(1, layer.output_shape[1] + 1)):
         probe = Layout(layer, parameters, split, band_rows, 1, 1)
@@ -373,12 +380,12 @@ def test_joined_groups_compute_what_the_groups_do(groups, channels, size, place)
     fan_in, outs = channels
     assume(min(size) + 2 * padding >= kernel)
     group = Convolution(fan_in, *size, outs, kernel, stride, padding, 4)
-    layer = joined(group, groups)
+    layer = merge_groups(group, groups)
     count = layer.copies
     assert count * layer.in_channels == groups * fan_in
     assert layer.weight_sum >= group.weight_sum
     if count < groups:
-        assert lay_out(layer, next(iter(candidates(1 << 20)))).declared.ciphertexts == (1, 1)
+        assert lay_out(layer, next(iter(known_parameters(1 << 20)))).declared.ciphertexts == (1, 1)
     rng = np.random.default_rng(groups)
     weights = rng.integers(-16, 17, (groups * outs, fan_in, kernel, kernel))
     x = rng.integers(0, 99, (groups, fan_in, *size))
@@ -390,7 +397,7 @@ def test_joined_groups_compute_what_the_groups_do(groups, channels, size, place)
 
 def test_a_norm_of_many_channels_takes_few_ciphertexts():
     """A convolution of 512 groups of one channel, which is what a batch norm before a ReLU becomes."""
-    layer = joined(Convolution(1, 8, 8, 1), 512)
+    layer = merge_groups(Convolution(1, 8, 8, 1), 512)
     assert (layer.in_channels, layer.copies) == (8, 64)
-    assert joined(Convolution(1, 4, 4, 1, 3, 1, 1), 512).copies == 32  # 16 x 16 blocks of 5 x 5, padding shared
-    assert joined(Convolution(64, 8, 8, 64), 2).copies == 2  # a group fills polynomials of its own
+    assert merge_groups(Convolution(1, 4, 4, 1, 3, 1, 1), 512).copies == 32  # 16 x 16 blocks of 5 x 5, padding shared
+    assert merge_groups(Convolution(64, 8, 8, 64), 2).copies == 2  # a group fills polynomials of its own

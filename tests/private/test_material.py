@@ -10,8 +10,10 @@ import pytest
 
 from deepreshape.private.errors import SpentError, StoreError
 from deepreshape.private.parties import preprocessing as material
+from deepreshape.private.parties.batch import Writer
+from deepreshape.private.parties.manifest import Binding
 from deepreshape.private.parties.preprocessing import AHEAD, InMemory, Reading, Sink, Writing
-from deepreshape.private.parties.store import Binding, Store, Writer
+from deepreshape.private.parties.store import Store
 from deepreshape.private.protocols.base import Prepared
 from deepreshape.private.transport.channel import Payload
 

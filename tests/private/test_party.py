@@ -24,7 +24,7 @@ from deepreshape.private.errors import (
 from deepreshape.private.parties import sessions as party
 from deepreshape.private.parties.plan import Plan
 from deepreshape.private.parties.server import Model
-from deepreshape.private.parties.sessions import Admit, Client, Work, serve
+from deepreshape.private.parties.sessions import Admit, InferenceClient, Work, serve
 from deepreshape.private.parties.store import Store
 from deepreshape.private.program import interpret as plain
 from deepreshape.private.program.encoding import digest
@@ -36,7 +36,7 @@ from deepreshape.private.transport.tls import Endpoint, listen
 
 @dataclass
 class Pair:
-    client: Client
+    client: InferenceClient
     endpoint: Endpoint
     door: socket.socket
     model: Model
@@ -56,7 +56,7 @@ def pair(tmp_path: Path) -> Iterator[Pair]:
     plan = Plan(PROGRAM)
     with listen("127.0.0.1", 0) as door, ThreadPoolExecutor(1) as threads:
         mine = Endpoint(issue(tmp_path, "client", "c"))
-        client = Client(mine, "127.0.0.1", door.getsockname()[1], plan, Store(tmp_path / "client"))
+        client = InferenceClient(mine, "127.0.0.1", door.getsockname()[1], plan, Store(tmp_path / "client"))
         theirs = Endpoint(issue(tmp_path, "server", "s"))
         yield Pair(client, theirs, door, Model(PROGRAM, plan), Store(tmp_path / "server"), threads)
 

@@ -76,8 +76,8 @@ def trace(program: Program, garbler: Role, relu: str = "gc-full") -> dict[str, o
     materials = InMemory(), InMemory()
 
     def serve() -> None:
-        server.offline(theirs, model, materials[1])
-        server.online(theirs, model, materials[1])
+        model.offline(theirs, materials[1])
+        model.online(theirs, materials[1])
 
     with ThreadPoolExecutor(1) as threads:
         served = threads.submit(serve)

@@ -203,11 +203,8 @@ def test_runs_that_share_a_homomorphic_key_share_nothing_else(garbler: Role) -> 
         assert client.offline(Run(ends[0], b"two", "client", Randomness()), plan, kept[1][0], key=key) is key
 
     def act_as_server() -> None:
-        responder = server.offline(Run(ends[1], b"one", "server", Randomness()), model, kept[0][1])
-        assert (
-            server.offline(Run(ends[1], b"two", "server", Randomness()), model, kept[1][1], responder=responder)
-            is responder
-        )
+        responder = model.offline(Run(ends[1], b"one", "server", Randomness()), kept[0][1])
+        assert model.offline(Run(ends[1], b"two", "server", Randomness()), kept[1][1], responder=responder) is responder
 
     with ThreadPoolExecutor(2) as threads:
         both = [threads.submit(act) for act in (act_as_client, act_as_server)]
@@ -224,7 +221,7 @@ def test_runs_that_share_a_homomorphic_key_share_nothing_else(garbler: Role) -> 
         for arrays in (head, *rest):
             garbling.put(plan.stream("garble", "relu"), Prepared(arrays))
         with ThreadPoolExecutor(1) as threads:
-            done = threads.submit(server.online, Run(ends[1], session, "server", Randomness()), model, theirs)
+            done = threads.submit(model.online, Run(ends[1], session, "server", Randomness()), theirs)
             output = client.online(Run(ends[0], session, "client", Randomness()), plan, mine, x[number])
             done.result()
         assert np.abs(output - plain.run(program, x[number][None])[0]).max() <= 1

@@ -25,8 +25,9 @@ from deepreshape.data import archives
 from deepreshape.models import architecture, build, saved
 from deepreshape.private.arith.ring import Field, Ring
 from deepreshape.private.errors import CertificateError, PrivateError, ProtocolError, StoreError
-from deepreshape.private.parties import store as stores
-from deepreshape.private.parties.store import Binding, Store
+from deepreshape.private.parties.manifest import Binding, read_manifest
+from deepreshape.private.parties.store import Store
+from deepreshape.private.parties.streams import Stream
 from deepreshape.private.program.encoding import from_bytes, to_bytes
 from deepreshape.private.program.ops import ProgramError
 from deepreshape.private.program.relu_config import ReluConfig
@@ -201,7 +202,7 @@ def _streams(folder: Path) -> Reader:
 
     def read(data: bytes) -> object:
         (batch / "s.stream").write_bytes(data)
-        return list(stores._Stream(batch, binding, key, "s").chunks())
+        return list(Stream(batch, binding, key, "s").chunks())
 
     return read
 
@@ -212,7 +213,7 @@ def _stream_seeds() -> list[bytes]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name) / ("cd" * 32)
         folder.mkdir()
-        stream = stores._Stream(folder, Binding("ab" * 32, WHO, {}), bytearray(32), "s")
+        stream = Stream(folder, Binding("ab" * 32, WHO, {}), bytearray(32), "s")
         for chunk, last in ((b"a" * 50, False), (b"b" * 5, False), (b"", True)):
             stream.append(memoryview(chunk), last=last)
         return [stream.path.read_bytes()]
@@ -322,7 +323,7 @@ TARGETS: dict[str, Target] = {
     ),
     "manifest of a batch": Target(
         lambda: [json.dumps(MANIFEST).encode()],
-        _file("manifest.json", lambda path: stores._read_manifest(path.parent)),
+        _file("manifest.json", lambda path: read_manifest(path.parent)),
         (StoreError,),
     ),
     "stream of a batch": Target(_stream_seeds, _streams, (StoreError,)),

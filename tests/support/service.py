@@ -17,7 +17,7 @@ from support.relay import PATIENT
 
 import deepreshape
 from deepreshape.private.parties.plan import Plan
-from deepreshape.private.parties.sessions import Client
+from deepreshape.private.parties.sessions import InferenceClient
 from deepreshape.private.parties.store import Store
 from deepreshape.private.program.encoding import to_bytes
 from deepreshape.private.program.program import Program
@@ -62,13 +62,13 @@ class Served:
     port: int
     page: int
 
-    def client(self, name: str = "c", store: str = "") -> Client:
+    def client(self, name: str = "c", store: str = "") -> InferenceClient:
         """One with a certificate, and a store of its own."""
         if not (self.folder / f"client-{name}.pem").exists():
             issue(self.folder, "client", name)
         endpoint = Endpoint(Credentials.within(self.folder, "client", name), PATIENT)
         plan = Plan(self.program.public())
-        return Client(endpoint, "127.0.0.1", self.port, plan, Store(self.folder / (store or f"store-{name}")))
+        return InferenceClient(endpoint, "127.0.0.1", self.port, plan, Store(self.folder / (store or f"store-{name}")))
 
     def line(self) -> str:
         """The next thing it tells."""

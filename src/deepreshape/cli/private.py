@@ -31,7 +31,7 @@ from deepreshape.cli.convex import GATES, ROW, gated_input, inputs_of, predictio
 if TYPE_CHECKING:
     from deepreshape.cli.models import Inputs, Network
     from deepreshape.private.parties.plan import Plan
-    from deepreshape.private.parties.sessions import Client
+    from deepreshape.private.parties.sessions import InferenceClient
     from deepreshape.private.program.program import Program
     from deepreshape.private.program.quantize import Lowered
     from deepreshape.private.program.relu_config import ReluConfig
@@ -161,15 +161,15 @@ class Party:
                 _tell(line)
         return endpoint
 
-    def client(self, how: Relus, pin: str | None) -> Client:
+    def client(self, how: Relus, pin: str | None) -> InferenceClient:
         """A client with all of it."""
-        from deepreshape.private.parties.sessions import Client
+        from deepreshape.private.parties.sessions import InferenceClient
         from deepreshape.private.parties.store import Store
 
         if not self.port:
             raise ValueError("--port 0 lets `serve` choose; a client needs the port that it chose")
         plan = how.plan(_program(self.program))
-        return Client(self.endpoint("client"), self.host, self.port, plan, Store(self.store), _pin(pin))
+        return InferenceClient(self.endpoint("client"), self.host, self.port, plan, Store(self.store), _pin(pin))
 
 
 @dataclass(frozen=True)

@@ -31,12 +31,13 @@ from deepreshape.private.arith.rng import Randomness
 from deepreshape.private.arith.square import Squaring
 from deepreshape.private.crypto.he.bfv import ClientKey, Responder, encode
 from deepreshape.private.crypto.he.packing import Convolution, lay_out
-from deepreshape.private.crypto.he.parameters import Parameters, candidates
+from deepreshape.private.crypto.he.parameters import Parameters, known_parameters
 from deepreshape.private.crypto.labels import Delta
 from deepreshape.private.crypto.ot.cot import CotReceiver, CotSender
 from deepreshape.private.crypto.ot.iknp import IKNP
+from deepreshape.private.parties.manifest import Binding
 from deepreshape.private.parties.preprocessing import Reading, Writing
-from deepreshape.private.parties.store import Binding, Store
+from deepreshape.private.parties.store import Store
 from deepreshape.private.program.integer_linear import on_shares
 from deepreshape.private.program.ops import Conv2d, Relu, Weights
 from deepreshape.private.program.relu_config import GC_FULL, ROLES, ReluConfig, Role
@@ -344,7 +345,7 @@ def _clear(rounds: int) -> Units:
 
 
 def _encryption(rounds: int) -> Units:
-    widest = {len(parameters.prime_bits): parameters for parameters in candidates(RING.order)}
+    widest = {len(parameters.prime_bits): parameters for parameters in known_parameters(RING.order)}
     units: Units = {}
     for primes, parameters in widest.items():
         units |= {f"he{primes}.{unit}": seconds for unit, seconds in _one_set(parameters, rounds).items()}

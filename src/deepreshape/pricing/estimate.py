@@ -16,8 +16,8 @@ from functools import cached_property
 from deepreshape.cost import Layer, LinearLayer, ReluLayer, SquareLayer, UnpricedLayer
 from deepreshape.private.arith.ring import Ring
 from deepreshape.private.arith.square import Squaring
-from deepreshape.private.crypto.he.packing import Convolution, Layout, joined, lay_out
-from deepreshape.private.crypto.he.parameters import Parameters, candidates
+from deepreshape.private.crypto.he.packing import Convolution, Layout, lay_out, merge_groups
+from deepreshape.private.crypto.he.parameters import Parameters, known_parameters
 from deepreshape.private.program.ops import Relu
 from deepreshape.private.program.relu_config import GC_FULL, ReluConfig
 from deepreshape.private.protocols.base import Flight, Step
@@ -69,7 +69,7 @@ class Outline:
             if isinstance(layer, UnpricedLayer):
                 raise ValueError(f"{self.relu} has no price for {layer.name}: {layer.operator}")
             if isinstance(layer, LinearLayer):
-                found[_unique(layer.name, found)] = layer, joined(self._convolution(layer), layer.groups)
+                found[_unique(layer.name, found)] = layer, merge_groups(self._convolution(layer), layer.groups)
         if not found:
             raise ValueError("the network has no convolution and no linear layer; there is nothing private to price")
         return found
@@ -91,7 +91,7 @@ class Outline:
         hardest = sorted(set(layers), key=lambda layer: layer.weight_sum, reverse=True)
         refusal = ""
         costs: dict[Parameters, int] = {}
-        for parameters in candidates(self.modulus.order):
+        for parameters in known_parameters(self.modulus.order):
             try:
                 each = {layer: lay_out(layer, parameters).cost for layer in hardest}
             except ValueError as error:

@@ -8,6 +8,7 @@ import secrets
 import stat
 from collections.abc import Callable
 from contextlib import suppress
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -103,3 +104,27 @@ def check_owned(folder: Path, complain: Callable[[str], Exception]) -> None:
 def printable(text: str) -> str:
     """``text`` without control characters: escape sequences from outside reach no terminal and no log."""
     return "".join(character if character.isprintable() else "\ufffd" for character in text)
+
+
+def write_new(path: Path, data: bytes | bytearray) -> None:
+    """A new file that only its owner reads, durably; its folder is not synchronised.
+
+    Raises:
+        OSError: if it is there, or cannot be written.
+    """
+    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb", buffering=0) as file:
+        write_all(file, data)
+        os.fsync(file.fileno())
+
+
+def write_all(file: FileIO, data: bytes | bytearray) -> None:
+    """An unbuffered file may take less than it is given, when the disk is nearly full."""
+    view = memoryview(data)
+    while view:
+        view = view[file.write(view) :]
+
+
+def sync_file(path: Path) -> None:
+    """Make what was written to a file durable."""
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())

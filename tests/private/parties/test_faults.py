@@ -16,7 +16,7 @@ from support.relay import INSIDE_TLS, PATIENT, Attack, Fault, Keys, Outcome, Rel
 from deepreshape.private.errors import LostBatchError, PrivateError
 from deepreshape.private.parties.plan import Plan
 from deepreshape.private.parties.server import Model
-from deepreshape.private.parties.sessions import Client, serve
+from deepreshape.private.parties.sessions import InferenceClient, serve
 from deepreshape.private.parties.store import Store
 from deepreshape.private.program import interpret as plain
 from deepreshape.private.program.relu_config import ReluConfig
@@ -43,7 +43,7 @@ class Pair:
         self.batch = min(self.fresh("client") & self.fresh("server") or self.fresh("client"), default="")
 
         def visit(endpoint: Endpoint, port: int) -> bytes:
-            client = Client(endpoint, "127.0.0.1", port, self.plan, self.stores["client"])
+            client = InferenceClient(endpoint, "127.0.0.1", port, self.plan, self.stores["client"])
             if kind == "prepare":
                 return client.prepare().batch.encode()
             return client.infer(X[0], self.batch).output.tobytes()

@@ -21,7 +21,7 @@ from programs import every_kind, random_inputs
 from deepreshape.private.program import interpret as plain
 from deepreshape.private.program.relu_config import ReluConfig
 from deepreshape.private.errors import PrivateError
-from deepreshape.private.parties.sessions import Client, serve
+from deepreshape.private.parties.sessions import InferenceClient, serve
 from deepreshape.private.errors import LostBatchError
 from deepreshape.private.parties.plan import Plan
 from deepreshape.private.parties.server import Model
@@ -36,7 +36,7 @@ X = random_inputs(program, 1, 1)
 door = listen("127.0.0.1", 0)
 mine, theirs = Endpoint(keys.client), Endpoint(keys.server)
 stores = {role: Store(folder / role) for role in ("client", "server")}
-party = Client(mine, "127.0.0.1", door.getsockname()[1], plan, stores["client"])
+party = InferenceClient(mine, "127.0.0.1", door.getsockname()[1], plan, stores["client"])
 model = Model(program, plan)
 start = {
     "server": lambda kind: serve(theirs.accept(door.accept()[0]), model, stores["server"]),

@@ -23,7 +23,10 @@ from hypothesis import strategies as st
 
 from deepreshape.private.errors import SpentError, StoreError
 from deepreshape.private.parties import store as store_module
-from deepreshape.private.parties.store import CHUNK_BYTES, Batch, Binding, Store
+from deepreshape.private.parties.batch import Batch
+from deepreshape.private.parties.manifest import Binding
+from deepreshape.private.parties.store import Store
+from deepreshape.private.parties.streams import CHUNK_BYTES
 
 BINDING = Binding("ab" * 32, "cd" * 32, {"bits": 32, "garbler": "server"})
 ONE, TWO = "1" * 64, "2" * 64
@@ -266,7 +269,8 @@ def test_memory_stays_bounded(store: Store) -> None:
 KILLED_CLAIM = """
 import os, signal, sys
 from pathlib import Path
-from deepreshape.private.parties.store import Binding, Store
+from deepreshape.private.parties.manifest import Binding
+from deepreshape.private.parties.store import Store
 from deepreshape.private.errors import StoreError
 
 root, session = Path(sys.argv[1]), "1" * 64
@@ -286,7 +290,7 @@ def child(folder, step):
         return wrapped
     import deepreshape.private.parties.store as module
     store = Store(folder)
-    module._write_all = dying(module._write_all)
+    module.write_all = dying(module.write_all)
     for name in ("open", "fsync", "rename", "unlink"):
         setattr(os, name, dying(getattr(os, name)))
     batch = store.claim(binding)
@@ -333,7 +337,8 @@ def test_kill_at_every_step_of_a_claim(tmp_path: Path) -> None:
 KILLED_WRITER = """
 import os, signal, sys
 from pathlib import Path
-from deepreshape.private.parties.store import Binding, Store
+from deepreshape.private.parties.manifest import Binding
+from deepreshape.private.parties.store import Store
 writer = Store(Path(sys.argv[1])).create(Binding("ab" * 32, "cd" * 32, {}), "1" * 64)
 writer.write("tables", b"secret" * 1000)
 print("written", flush=True)
@@ -423,7 +428,8 @@ def test_stuck_process_is_not_waited_for_without_end(store: Store, monkeypatch: 
 CLAIMER = """
 import sys
 from pathlib import Path
-from deepreshape.private.parties.store import Binding, Store
+from deepreshape.private.parties.manifest import Binding
+from deepreshape.private.parties.store import Store
 from deepreshape.private.errors import StoreError
 store = Store(Path(sys.argv[1]))
 binding = Binding("ab" * 32, "cd" * 32, {"bits": 32, "garbler": "server"})
@@ -497,7 +503,8 @@ def test_threads_race_for_one_batch(store: Store) -> None:
 FULL_DISK = """
 import resource, sys
 from pathlib import Path
-from deepreshape.private.parties.store import Binding, Store
+from deepreshape.private.parties.manifest import Binding
+from deepreshape.private.parties.store import Store
 from deepreshape.private.errors import StoreError
 store = Store(Path(sys.argv[1]))
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))

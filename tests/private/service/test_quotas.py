@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deepreshape.private.errors import CapError, SpentError, StoreError
-from deepreshape.private.parties.store import Binding, Store
+from deepreshape.private.parties.manifest import Binding
+from deepreshape.private.parties.store import Store
 from deepreshape.private.service.quotas import DAY_S, HOUR_S, Caps, Quotas
 
 ANN, BOB = "a" * 64, "b" * 64

@@ -25,11 +25,12 @@ from support.relay import PATIENT
 from support.service import Served, served
 
 from deepreshape.private.errors import ConnectionLostError, PeerAbortedError, ProtocolError, RefusedError
-from deepreshape.private.parties import store as store_module
+from deepreshape.private.parties import manifest as manifest_file
+from deepreshape.private.parties.manifest import Binding
 from deepreshape.private.parties.plan import Plan
 from deepreshape.private.parties.server import Model
-from deepreshape.private.parties.sessions import Client
-from deepreshape.private.parties.store import Binding, Store
+from deepreshape.private.parties.sessions import InferenceClient
+from deepreshape.private.parties.store import Store
 from deepreshape.private.program import interpret as plain
 from deepreshape.private.service.quotas import SHOWN, Caps
 from deepreshape.private.service.service import SPARE_DESCRIPTORS, STATUS_S, Service, _allow_descriptors, _Session
@@ -39,7 +40,7 @@ from deepreshape.private.transport.channel import Frame
 from deepreshape.private.transport.handshake import HELLO_BYTES
 from deepreshape.private.transport.tls import Endpoint, Limits, TlsChannel, listen
 
-Open = Callable[[Client], TlsChannel]
+Open = Callable[[InferenceClient], TlsChannel]
 X = random_inputs(ONE_RELU, 1, 1)
 EXPECTED = plain.run(ONE_RELU, X)[0]
 TURNED_AWAY = (PeerAbortedError, ConnectionLostError)
@@ -55,11 +56,11 @@ def until(holds: Callable[[], bool]) -> None:
 
 
 @pytest.fixture
-def open_session() -> Iterator[Callable[[Client], TlsChannel]]:
+def open_session() -> Iterator[Callable[[InferenceClient], TlsChannel]]:
     """A client connects and says nothing; its session is running at the server."""
     opened: list[TlsChannel] = []
 
-    def connect(client: Client) -> TlsChannel:
+    def connect(client: InferenceClient) -> TlsChannel:
         opened.append(client.endpoint.connect("127.0.0.1", client.port))
         return opened[-1]
 
@@ -418,8 +419,8 @@ def test_connections_make_the_front_read_no_manifests(tmp_path: Path, monkeypatc
         with store.create(Binding("cd" * 32, "a" * 64, {}), f"{number:064x}") as writer:
             writer.commit()
     read: list[Path] = []
-    before = store_module.read_json
-    monkeypatch.setattr(store_module, "read_json", lambda path, most: (read.append(path), before(path, most))[1])
+    before = manifest_file.read_json
+    monkeypatch.setattr(manifest_file, "read_json", lambda path, most: (read.append(path), before(path, most))[1])
     for _ in range(50):
         assert store.held() == {"a" * 64: 20}
     assert len(read) == 20

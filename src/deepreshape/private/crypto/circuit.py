@@ -35,7 +35,7 @@ class Gate(NamedTuple):
     out: int
 
 
-class Step(NamedTuple):
+class SlotGate(NamedTuple):
     """A gate once wires are slots and NOT is gone: ``out = (a ^ invert_a) op (b ^ invert_b)``; XOR inverts nothing."""
 
     op: Literal["and", "xor"]
@@ -53,7 +53,7 @@ class Schedule(NamedTuple):
     ``outputs`` are (slot, inverted): the wire's value is the slot's, flipped where inverted.
     """
 
-    steps: tuple[Step, ...]
+    steps: tuple[SlotGate, ...]
     slots: int
     outputs: tuple[tuple[int, bool], ...]
 
@@ -101,7 +101,7 @@ class Circuit:
         slot = {wire: wire for wire in range(self.width)}
         slots = self.width
         free = [wire for wire in slot if wire not in last_use]
-        steps: list[Step] = []
+        steps: list[SlotGate] = []
         for at, (gate, flip) in enumerate(zip(flat, flips, strict=True)):
             a, b = slot[gate.a], slot[gate.b]
             free += sorted({slot[wire] for wire in (gate.a, gate.b) if last_use[wire] == at})
@@ -111,7 +111,7 @@ class Circuit:
             slot[gate.out] = out = free.pop()
             if gate.out not in last_use:
                 free.append(out)
-            steps.append(Step("and" if gate.op == "and" else "xor", a, b, out, *flip))
+            steps.append(SlotGate("and" if gate.op == "and" else "xor", a, b, out, *flip))
         return Schedule(tuple(steps), slots, tuple((slot[wire], inverted) for wire, inverted in outputs))
 
     @cached_property

@@ -38,7 +38,7 @@ from deepreshape.private.transport.channel import Frame
 
 
 def offline(run: Run, plan: Plan, sink: Sink, *, key: ClientKey | None = None) -> ClientKey | None:
-    """Prepare one inference; the server calls :func:`deepreshape.private.parties.server.offline`.
+    """Prepare one inference; the server calls :meth:`deepreshape.private.parties.server.Model.offline`.
 
     Several may be prepared over one channel, under one homomorphic key: every ciphertext is fresh, and every response
     re-randomised and flooded anew. Nothing else may be shared: every Delta, and so the base transfers, are each run's.
@@ -128,7 +128,7 @@ class _Offline:
 
 
 def online(run: Run, plan: Plan, source: Source, x: Integers) -> Integers:
-    """Run one inference; the server calls :func:`deepreshape.private.parties.server.online`.
+    """Run one inference; the server calls :meth:`deepreshape.private.parties.server.Model.online`.
 
     Args:
         run: of the client, with the id of the offline phase.

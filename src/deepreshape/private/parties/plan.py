@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deepreshape.cost import Cost, CostReport
-from deepreshape.private.crypto.he.packing import Convolution, Layout, choose_parameters, joined, lay_out
+from deepreshape.private.crypto.he.packing import Convolution, Layout, choose_parameters, lay_out, merge_groups
 from deepreshape.private.crypto.he.parameters import Parameters
 from deepreshape.private.parties.preprocessing import Source
 from deepreshape.private.program.interpret import coins_of
@@ -64,7 +64,7 @@ class Plan:
                 shape = channels // op.groups, height, width, op.out_channels // op.groups
                 widths = op.weight_bits, op.sum_bits
                 group = Convolution(*shape, op.kernel, op.stride, op.padding, *widths)
-                found[op.name] = joined(group, op.groups)
+                found[op.name] = merge_groups(group, op.groups)
             elif isinstance(op, Linear):
                 inputs = self.program.values[op.inputs[0]].size
                 found[op.name] = Convolution.matrix(inputs, op.out_features, op.weight_bits, op.sum_bits)

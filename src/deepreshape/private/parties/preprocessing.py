@@ -16,7 +16,8 @@ from typing import Any, Protocol, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from deepreshape.private.parties.store import CHUNK_BYTES, Batch, Writer
+from deepreshape.private.parties.batch import Batch, Writer
+from deepreshape.private.parties.streams import CHUNK_BYTES
 from deepreshape.private.protocols.base import Prepared
 
 AHEAD = 2

@@ -54,58 +54,55 @@ class Model:
         """The plan's protocol, with what it needs of the weights."""
         return self._protocols[type(protocol)]
 
+    def offline(self, run: Run, sink: Sink, *, responder: Responder | None = None) -> Responder | None:
+        """Prepare one inference, as :func:`deepreshape.private.parties.client.offline` does, whose notes hold here.
 
-def offline(run: Run, model: Model, sink: Sink, *, responder: Responder | None = None) -> Responder | None:
-    """The counterpart of :func:`deepreshape.private.parties.client.offline`, whose notes hold here.
-
-    ``responder`` is what this function returned for an earlier run over this channel: it has the client's key.
-    """
-    for stage in model.plan.steps.offline:
-        protocol = model.serving(stage.protocol)
-        if isinstance(protocol, HeLinear) and responder is not None:
-            setup: Any = Workers(model.workers, responder)
-        else:
-            with run.channel.ledger.at(SETUP, "setup"):
-                setup = protocol.setup(run, stage.layers)
-        with setup if isinstance(setup, Workers) else nullcontext():
-            for flight in stage.flights:
-                steps = [(step.name, protocol.offline(run, setup, step.layer, None, None)) for step in flight]
-                streams = [model.plan.stream(step.stream, step.name) for step in flight]
-                side_by_side(run, "offline", steps, lambda number, kept, to=streams: sink.put(to[number], kept))
-        if isinstance(setup, Workers):
-            responder = setup.responder
-    return responder
-
-
-def online(run: Run, model: Model, source: Source) -> None:
-    """The counterpart of :func:`deepreshape.private.parties.client.online`, whose notes hold here."""
-    program, channel = model.program, run.channel
-    modulus, values = program.modulus, program.values
-    with channel.ledger.at(INPUT, "online"):
-        count = values[INPUT].size
-        received = modulus.unpack(channel.receive(Frame.SHARES, count * modulus.element_bytes), count)
-    shares = {INPUT: received.reshape(program.input_shape)}
-    for op in program.ops:
-        with channel.ledger.at(op.name, "online"):
-            if isinstance(op, Local):
-                shares[op.name] = op.on_share([shares[name] for name in op.inputs], modulus, server=True)
+        ``responder`` is what this method returned for an earlier run over this channel: it has the client's key.
+        """
+        for stage in self.plan.steps.offline:
+            protocol = self.serving(stage.protocol)
+            if isinstance(protocol, HeLinear) and responder is not None:
+                setup: Any = Workers(self.workers, responder)
             else:
-                shares[op.name] = _interactive(run, model, op, shares[op.inputs[0]], source)
-    with channel.ledger.at(OUTPUT, "online"):
-        for name in program.outputs:
-            channel.send(Frame.SHARES, modulus.pack(shares[name]))
+                with run.channel.ledger.at(SETUP, "setup"):
+                    setup = protocol.setup(run, stage.layers)
+            with setup if isinstance(setup, Workers) else nullcontext():
+                for flight in stage.flights:
+                    steps = [(step.name, protocol.offline(run, setup, step.layer, None, None)) for step in flight]
+                    streams = [self.plan.stream(step.stream, step.name) for step in flight]
+                    side_by_side(run, "offline", steps, lambda number, kept, to=streams: sink.put(to[number], kept))
+            if isinstance(setup, Workers):
+                responder = setup.responder
+        return responder
 
+    def online(self, run: Run, source: Source) -> None:
+        """Run one inference, as :func:`deepreshape.private.parties.client.online` does, whose notes hold here."""
+        program, channel = self.program, run.channel
+        modulus, values = program.modulus, program.values
+        with channel.ledger.at(INPUT, "online"):
+            count = values[INPUT].size
+            received = modulus.unpack(channel.receive(Frame.SHARES, count * modulus.element_bytes), count)
+        shares = {INPUT: received.reshape(program.input_shape)}
+        for op in program.ops:
+            with channel.ledger.at(op.name, "online"):
+                if isinstance(op, Local):
+                    shares[op.name] = op.on_share([shares[name] for name in op.inputs], modulus, server=True)
+                else:
+                    shares[op.name] = self._interactive(run, op, shares[op.inputs[0]], source)
+        with channel.ledger.at(OUTPUT, "online"):
+            for name in program.outputs:
+                channel.send(Frame.SHARES, modulus.pack(shares[name]))
 
-def _interactive(run: Run, model: Model, op: Op, share: Words, source: Source) -> Words:
-    """The share of an operation that takes steps with the client; where none computes it, it stays what it is."""
-    plan, value, flat = model.plan, model.program.values[op.name], share.reshape(-1)
-    flight = plan.by_operation.get(op.name, ())
-    steps: list[tuple[str, Online]] = []
-    for step in flight:
-        prepared = plan.prepared(step, "server", source)
-        steps.append((op.name, model.serving(step.protocol).online(run, step.layer, prepared, flat[step.reads])))
-    result = flat.copy() if plan.passed[op.name].size else np.empty(value.size, np.uint64)
-    for step, part in zip(flight, side_by_side(run, "online", steps), strict=True):
-        assert part is not None  # noqa: S101 - the server has a share of every result
-        result[step.writes] = part
-    return result.reshape(value.shape)
+    def _interactive(self, run: Run, op: Op, share: Words, source: Source) -> Words:
+        """The share of an operation that takes steps with the client; where none computes it, it stays what it is."""
+        plan, value, flat = self.plan, self.program.values[op.name], share.reshape(-1)
+        flight = plan.by_operation.get(op.name, ())
+        steps: list[tuple[str, Online]] = []
+        for step in flight:
+            prepared = plan.prepared(step, "server", source)
+            steps.append((op.name, self.serving(step.protocol).online(run, step.layer, prepared, flat[step.reads])))
+        result = flat.copy() if plan.passed[op.name].size else np.empty(value.size, np.uint64)
+        for step, part in zip(flight, side_by_side(run, "online", steps), strict=True):
+            assert part is not None  # noqa: S101 - the server has a share of every result
+            result[step.writes] = part
+        return result.reshape(value.shape)

@@ -23,11 +23,12 @@ from deepreshape.private.arith.ring import Words
 from deepreshape.private.arith.rng import Randomness
 from deepreshape.private.crypto.backend import prepare_aside
 from deepreshape.private.errors import ConfigurationMismatchError, LostBatchError, StoreError
-from deepreshape.private.parties import client, server
+from deepreshape.private.parties import client
+from deepreshape.private.parties.manifest import Binding
 from deepreshape.private.parties.plan import Plan
 from deepreshape.private.parties.preprocessing import Reading, Writing
 from deepreshape.private.parties.server import Model
-from deepreshape.private.parties.store import Binding, Store
+from deepreshape.private.parties.store import Store
 from deepreshape.private.program.encoding import digest
 from deepreshape.private.program.ops import Integers
 from deepreshape.private.program.relu_config import Role
@@ -80,7 +81,7 @@ class Answer(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Client:
+class InferenceClient:
     """A client that can reach one server.
 
     Args:
@@ -213,7 +214,7 @@ class Client:
 
 
 def serve(channel: Connection, model: Model, store: Store, admit: Admit | None = None) -> int:
-    """The server's side of one session: of :meth:`Client.prepare` if the client names no batch, else of ``infer``.
+    """The server's side of a session: :meth:`InferenceClient.prepare` if the client names no batch, else ``infer``.
 
     Args:
         channel: to a client whose certificate has been verified.
@@ -247,14 +248,14 @@ def serve(channel: Connection, model: Model, store: Store, admit: Admit | None =
             with store.claim(binding, batch) as claimed:
                 channel.send(Frame.READY, CLAIMED)
                 channel.receive(Frame.READY, 1)
-                server.online(_run(channel, bytes.fromhex(batch), "server"), model, Reading(claimed))
+                model.online(_run(channel, bytes.fromhex(batch), "server"), Reading(claimed))
             return 0
         responder, nbytes = None, 0
         for number in range(int(session.agreement.parameters[COUNT])):
             batch = _batch(session, number)
             with store.create(binding, batch.hex()) as writer:
                 with Writing(writer) as sink:
-                    responder = server.offline(_run(channel, batch, "server"), model, sink, responder=responder)
+                    responder = model.offline(_run(channel, batch, "server"), sink, responder=responder)
                 writer.complete()
                 channel.send(Frame.READY, STORED)
                 channel.receive(Frame.READY, 1)

@@ -32,7 +32,7 @@ from deepreshape.private.crypto.backend import engine
 from deepreshape.private.errors import ProtocolError
 from deepreshape.private.parties.plan import Plan
 from deepreshape.private.parties.server import Model
-from deepreshape.private.parties.sessions import Client, Progress, serve
+from deepreshape.private.parties.sessions import InferenceClient, Progress, serve
 from deepreshape.private.parties.store import Store
 from deepreshape.private.processes import command, safe_environment
 from deepreshape.private.program import interpret as plain
@@ -200,7 +200,7 @@ def _act(role: Role, folder: Path, number: int) -> None:
         while not (folder / READY).exists():  # what is timed is the protocol, not how long a process takes to start
             time.sleep(POLL_S)
         inputs = _array(own / "inputs", np.dtype(np.int64), (settings["count"], *program.input_shape))
-        report = _query(Client(endpoint, "127.0.0.1", number, plan, store), inputs, own)
+        report = _query(InferenceClient(endpoint, "127.0.0.1", number, plan, store), inputs, own)
     (own / "report").write_text(json.dumps(report._asdict()))
 
 
@@ -210,7 +210,7 @@ def _keeps(plan: Plan, count: int) -> bool:
     return count > 1 and each * sum(row.he_products for row in plan.declared().rows) <= KEPT_BYTES
 
 
-def _query(party: Client, inputs: Integers, folder: Path) -> Report:
+def _query(party: InferenceClient, inputs: Integers, folder: Path) -> Report:
     ledgers: list[Traffic] = []
     times: list[Times] = []
     seconds: list[dict[str, float]] = []

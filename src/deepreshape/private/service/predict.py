@@ -193,7 +193,7 @@ class Client:
         self._plan = Plan(known.program.public(), ReluConfig.parse(relu))
         endpoint = Endpoint(Credentials.within(Path(keys), "client", name))
         folder = Path(store) if store else Path(keys) / f"{name}-store"
-        self._party = sessions.Client(endpoint, *read_address(address), self._plan, Store(folder))
+        self._party = sessions.InferenceClient(endpoint, *read_address(address), self._plan, Store(folder))
 
     def prepare(self, n: int = 1, progress: Callable[[int, int], None] | None = None) -> list[str]:
         """Do the offline work of ``n`` predictions ahead of time; returns the ids of their batches.

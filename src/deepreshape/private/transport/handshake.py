@@ -127,7 +127,7 @@ class State(Enum):
     OPEN = "open"
 
 
-class Step(NamedTuple):
+class Transition(NamedTuple):
     """The one frame that may pass in a state, who sends it, and the state after it."""
 
     sender: Role
@@ -135,11 +135,11 @@ class Step(NamedTuple):
     then: State
 
 
-MACHINE: dict[State, Step] = {
-    State.START: Step("client", Frame.HELLO, State.PROPOSED),
-    State.PROPOSED: Step("server", Frame.HELLO, State.GREETED),
-    State.GREETED: Step("client", Frame.READY, State.CONFIRMED),
-    State.CONFIRMED: Step("server", Frame.READY, State.OPEN),
+MACHINE: dict[State, Transition] = {
+    State.START: Transition("client", Frame.HELLO, State.PROPOSED),
+    State.PROPOSED: Transition("server", Frame.HELLO, State.GREETED),
+    State.GREETED: Transition("client", Frame.READY, State.CONFIRMED),
+    State.CONFIRMED: Transition("server", Frame.READY, State.OPEN),
 }
 """An open session goes on by its program, in which every receive names the one frame and length that may come."""
 

@@ -175,7 +175,7 @@ def test_picks_are_equal(count: int) -> None:
 def test_parties_with_different_engines_agree(garbler: Role, fused: Role, monkeypatch: pytest.MonkeyPatch) -> None:
     program = random_program(3)
     x = random_inputs(program, 1, 3)
-    for role, party in (("client", client), ("server", server)):
+    for role, party in (("client", client), ("server", server.Model)):
         chosen = Fused(HERE[0], 2) if role == fused else Reference()
         for step in ("offline", "online"):
             monkeypatch.setattr(party, step, within(chosen, getattr(party, step)))

@@ -17,9 +17,9 @@ from deepreshape.private.crypto.he.parameters import (
     STATISTICAL_BITS,
     Parameters,
     ResponseFormat,
-    candidates,
+    known_parameters,
 )
-from deepreshape.private.crypto.he.residues import pack, packed_bytes, uniform, unpack
+from deepreshape.private.crypto.he.residues import pack_residues, residue_bytes, uniform, unpack_residues
 from deepreshape.private.crypto.he.seal_container import content_of, load_into, saved_container
 from deepreshape.private.errors import ProtocolError
 
@@ -62,7 +62,7 @@ def one_response(key, responder, positions, seed=0):
 @pytest.mark.parametrize("modulus", [2**20, 2**41, 2061584302081])
 def test_every_coefficient_and_the_budget_left(modulus):
     """All coefficients revealed, worst weights: exact, and SEAL's own budget agrees that a bit or more is left."""
-    for parameters in (p for p in candidates(modulus) if p.prime_bits[0] == 60):
+    for parameters in (p for p in known_parameters(modulus) if p.prime_bits[0] == 60):
         try:
             form = parameters.response_format(WEIGHT_SUM, REVEALED)
         except ValueError:
@@ -84,7 +84,7 @@ def test_formulas():
     assert REVEALED * noise <= 2 ** (form.flood_bits + 1 - STATISTICAL_BITS) < 2 * REVEALED * noise
     assert SMALL.fresh_bytes == 2 * 15 * 8192 // 2 + 64
     assert SPECIAL_BITS + sum(SMALL.prime_bits) <= 218
-    for parameters in candidates(2**37):
+    for parameters in known_parameters(2**37):
         assert parameters.degree == 8192
         assert all(
             p % (2 * 8192) == 1 and p.bit_length() == b
@@ -115,7 +115,7 @@ def test_only_what_is_asked_for_travels(session):
     key, responder = session
     positions = np.array([3, 5000, 8191])
     response, form, expected = one_response(key, responder, positions)
-    assert len(response) == packed_bytes(3, form.c0_bits) + packed_bytes(8192, form.c1_bits)
+    assert len(response) == residue_bytes(3, form.c0_bits) + residue_bytes(8192, form.c1_bits)
     assert (key.decrypt(response, form, positions).astype(object) == expected).all()
 
 
@@ -145,10 +145,10 @@ def test_wrong_lengths(session, change):
 
 def tampered(data: bytes, row: int, at: int, value: int) -> bytes:
     """A fresh ciphertext with one residue of one prime replaced."""
-    size = packed_bytes(8192, 60)
-    residues = unpack(data[row * size : (row + 1) * size], 8192, 60)
+    size = residue_bytes(8192, 60)
+    residues = unpack_residues(data[row * size : (row + 1) * size], 8192, 60)
     residues[at] = value
-    return data[: row * size] + pack(residues, 60) + data[(row + 1) * size :]
+    return data[: row * size] + pack_residues(residues, 60) + data[(row + 1) * size :]
 
 
 @pytest.mark.parametrize(("row", "at"), [(0, 0), (0, 8191), (1, 0), (1, 8191)])
@@ -170,7 +170,7 @@ def test_response_residue_not_below_its_prime(session, part, monkeypatch):
     (c0 if part == "c0" else c1)[-1] = SMALL.primes[0]
     monkeypatch.setattr(he, "load_into", lambda *_: pytest.fail("reached SEAL"))
     with pytest.raises(ProtocolError, match="not below its prime"):
-        key.decrypt(pack(c0, 60) + pack(c1, 60), form, np.arange(6))
+        key.decrypt(pack_residues(c0, 60) + pack_residues(c1, 60), form, np.arange(6))
 
 
 def test_keys_and_errors_are_what_the_bound_assumes():
@@ -239,9 +239,9 @@ def test_responses_are_fresh(session):
     form = SMALL.response_format(WEIGHT_SUM, REVEALED)
     positions = np.arange(500)
     a, b = (responder.respond(pairs, np.zeros(500, np.uint64), form, positions) for _ in range(2))
-    split = packed_bytes(500, form.c0_bits)
+    split = residue_bytes(500, form.c0_bits)
     for part, count, bits in ((slice(split), 500, form.c0_bits), (slice(split, None), 8192, form.c1_bits)):
-        same = unpack(a[part], count, bits) == unpack(b[part], count, bits)
+        same = unpack_residues(a[part], count, bits) == unpack_residues(b[part], count, bits)
         assert same.mean() < 0.01
 
 
@@ -291,7 +291,7 @@ def test_hostile_but_well_formed_peer(session):
     key, responder = session
     form = ResponseFormat(flood_bits=70, c0_bits=60, c1_bits=60)
     for residue in (0, SMALL.primes[0] - 1):
-        c0, c1 = (pack(np.full(count, residue, np.uint64), 60) for count in (6, 8192))
+        c0, c1 = (pack_residues(np.full(count, residue, np.uint64), 60) for count in (6, 8192))
         assert key.decrypt(c0 + c1, form, np.arange(6)).shape == (6,)
     nothing = bytes(SMALL.fresh_bytes)
     pairs = [(responder.receive(nothing), he.encode(SMALL, np.eye(1, 8192, dtype=int)[0]))]

@@ -13,12 +13,12 @@ from deepreshape.private.crypto.he.residues import (
     dropped_bits,
     flood,
     largest_error,
-    pack,
-    packed_bytes,
+    pack_residues,
+    residue_bytes,
     restore,
     ternary,
     uniform,
-    unpack,
+    unpack_residues,
 )
 
 PRIMES = (1152921504606830593, 1152921504606748673, 1152921504606683137)
@@ -31,9 +31,9 @@ def test_dropped_bits_stay_in_range():
     for bits in range(4, 61, 4):
         for sent in (values, values[:3]):  # an even and an odd count
             sent = sent >> dropped_bits(prime, bits)
-            packed = pack(sent, bits)
-            assert len(packed) == packed_bytes(len(sent), bits) == -(-len(sent) * bits // 8)
-            assert (unpack(packed, len(sent), bits) == sent).all()
+            packed = pack_residues(sent, bits)
+            assert len(packed) == residue_bytes(len(sent), bits) == -(-len(sent) * bits // 8)
+            assert (unpack_residues(packed, len(sent), bits) == sent).all()
         back = restore(values >> dropped_bits(prime, bits), prime, bits)
         assert int(back.max()) < prime
         assert max(abs(int(a) - int(b)) for a, b in zip(back, values, strict=True)) <= largest_error(prime, bits)

@@ -11,7 +11,7 @@ from deepreshape.private.crypto.backend import using
 from deepreshape.private.crypto.backend.numpy import Reference
 from deepreshape.private.crypto.labels import Delta, permute_bits
 from deepreshape.private.crypto.ot import silent
-from deepreshape.private.crypto.ot.lpn import LARGE, SMALL, Round, Size, random_set, schedule, security_bits
+from deepreshape.private.crypto.ot.lpn import LARGE, SMALL, Round, Size, cheapest_expansion, random_set, security_bits
 from deepreshape.private.crypto.ot.silent import SILENT, Silent
 from deepreshape.private.crypto.ot.softspoken import BITS
 from deepreshape.private.transport.memory import memory_pair
@@ -117,7 +117,7 @@ def test_rounds_of_the_real_sizes(count: int):
 
 def test_a_schedule_makes_what_is_asked_for_and_takes_the_fewest_bytes():
     for count in (0, 1, 5_000, 130_000, 150_000, 700_000, 2_000_000, 30_000_000):
-        plan = schedule(count, BITS)
+        plan = cheapest_expansion(count, BITS)
         left = plan.base
         for step in plan.rounds:
             assert 0 < step.trees <= step.size.trees
@@ -125,9 +125,9 @@ def test_a_schedule_makes_what_is_asked_for_and_takes_the_fewest_bytes():
             left += step.outputs - step.base
         assert left >= count
         assert 8 * plan.nbytes + BITS * plan.base <= BITS * count
-    bits = 8 * schedule(30_000_000, BITS).nbytes / 30_000_000
+    bits = 8 * cheapest_expansion(30_000_000, BITS).nbytes / 30_000_000
     assert bits < 0.8
-    assert 2 * (schedule(2_000_000, BITS).base * BITS // 8) < 520_000  # both directions, beside the rounds
+    assert 2 * (cheapest_expansion(2_000_000, BITS).base * BITS // 8) < 520_000  # both directions, beside the rounds
 
 
 def test_the_sizes_stand_up_to_guessing_a_core_and_halved_secrets_do_not():

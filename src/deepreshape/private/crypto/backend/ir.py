@@ -23,7 +23,7 @@ AES_SUFFIX = {1: "", 2: ".256", 4: ".512"}
 ROUNDS = 10
 
 
-class Value:
+class Operand:
     """A value in the function under construction: an operator emits its instruction.
 
     An integer operand stands for itself in every element. Adding to a pointer moves it on by words.
@@ -38,65 +38,66 @@ class Value:
         kind = self.raw.type
         return ir.Constant(kind, [value] * kind.count if isinstance(kind, ir.VectorType) else value)
 
-    def _emit(self, instruction: Any, other: Value | int) -> Value:
-        return Value(self.builder, instruction(self.raw, self.constant(other) if isinstance(other, int) else other.raw))
+    def _emit(self, instruction: Any, other: Operand | int) -> Operand:
+        operand = self.constant(other) if isinstance(other, int) else other.raw
+        return Operand(self.builder, instruction(self.raw, operand))
 
-    def __xor__(self, other: Value | int) -> Value:
+    def __xor__(self, other: Operand | int) -> Operand:
         return self._emit(self.builder.xor, other)
 
-    def __and__(self, other: Value | int) -> Value:
+    def __and__(self, other: Operand | int) -> Operand:
         return self._emit(self.builder.and_, other)
 
-    def __or__(self, other: Value | int) -> Value:
+    def __or__(self, other: Operand | int) -> Operand:
         return self._emit(self.builder.or_, other)
 
-    def __sub__(self, other: Value | int) -> Value:
+    def __sub__(self, other: Operand | int) -> Operand:
         return self._emit(self.builder.sub, other)
 
-    def __mul__(self, other: Value | int) -> Value:
+    def __mul__(self, other: Operand | int) -> Operand:
         return self._emit(self.builder.mul, other)
 
-    def __lshift__(self, other: Value | int) -> Value:
+    def __lshift__(self, other: Operand | int) -> Operand:
         return self._emit(self.builder.shl, other)
 
-    def __rshift__(self, other: Value | int) -> Value:
+    def __rshift__(self, other: Operand | int) -> Operand:
         return self._emit(self.builder.lshr, other)
 
-    def __lt__(self, other: Value | int) -> Value:
+    def __lt__(self, other: Operand | int) -> Operand:
         return self._emit(partial(self.builder.icmp_signed, "<"), other)
 
-    def __add__(self, other: Value | int) -> Value:
+    def __add__(self, other: Operand | int) -> Operand:
         if not isinstance(self.raw.type, ir.PointerType):
             return self._emit(self.builder.add, other)
         return self.moved(other, WORD)
 
-    def moved(self, by: Value | int, unit: Any) -> Value:
+    def moved(self, by: Operand | int, unit: Any) -> Operand:
         """A pointer, moved on by so many of what ``unit`` says."""
         index = ir.Constant(WORD, by) if isinstance(by, int) else by.raw
         base = self.builder.bitcast(self.raw, unit.as_pointer())
-        return Value(self.builder, self.builder.gep(base, [index]))
+        return Operand(self.builder, self.builder.gep(base, [index]))
 
-    def sign(self) -> Value:
+    def sign(self) -> Operand:
         """All ones in the elements that are negative, else zeros."""
         return self._emit(self.builder.ashr, 63)
 
-    def pointer(self) -> Value:
+    def pointer(self) -> Operand:
         """The place whose address a word is."""
-        return Value(self.builder, self.builder.inttoptr(self.raw, WORD.as_pointer()))
+        return Operand(self.builder, self.builder.inttoptr(self.raw, WORD.as_pointer()))
 
-    def widened(self) -> Value:
+    def widened(self) -> Operand:
         """A smaller number as a word."""
-        return Value(self.builder, self.builder.zext(self.raw, WORD))
+        return Operand(self.builder, self.builder.zext(self.raw, WORD))
 
-    def cast(self, kind: Any) -> Value:
+    def cast(self, kind: Any) -> Operand:
         """The same bits as another type."""
-        return Value(self.builder, self.builder.bitcast(self.raw, kind))
+        return Operand(self.builder, self.builder.bitcast(self.raw, kind))
 
-    def shuffle(self, places: Sequence[int], other: Value | None = None) -> Value:
+    def shuffle(self, places: Sequence[int], other: Operand | None = None) -> Operand:
         """The elements at these places; those of ``other`` are counted on from this one's."""
         rest = ir.Constant(self.raw.type, ir.Undefined) if other is None else other.raw
         mask = ir.Constant(ir.VectorType(HALF, len(places)), list(places))
-        return Value(self.builder, self.builder.shuffle_vector(self.raw, rest, mask))
+        return Operand(self.builder, self.builder.shuffle_vector(self.raw, rest, mask))
 
 
 class Code:
@@ -116,24 +117,24 @@ class Code:
         self.builder: Any = ir.IRBuilder(function.append_basic_block())
         self._module = module
         self._labels = ir.VectorType(WORD, 2 * lanes)
-        self._given = {name: Value(self.builder, raw) for name, raw in zip(kinds, function.args, strict=True)}
+        self._given = {name: Operand(self.builder, raw) for name, raw in zip(kinds, function.args, strict=True)}
 
-    def __getitem__(self, name: str) -> Value:
+    def __getitem__(self, name: str) -> Operand:
         return self._given[name]
 
-    def variable(self, kind: Any) -> Value:
+    def variable(self, kind: Any) -> Operand:
         """Room for one value, on the stack; the optimiser makes a register of it where it can."""
         with self.builder.goto_entry_block():
-            return Value(self.builder, self.builder.alloca(kind))
+            return Operand(self.builder, self.builder.alloca(kind))
 
     @contextmanager
-    def loop(self, start: Value | int, stop: Value | int, step: int = 1) -> Generator[Value]:
+    def loop(self, start: Operand | int, stop: Operand | int, step: int = 1) -> Generator[Operand]:
         """What is emitted inside runs for i = start, start + step, ... below stop."""
         b, before = self.builder, self.builder.block
         head, body, after = (b.append_basic_block() for _ in range(3))
         b.branch(head)
         b.position_at_end(head)
-        i = Value(b, b.phi(WORD))
+        i = Operand(b, b.phi(WORD))
         i.raw.add_incoming(i.constant(start) if isinstance(start, int) else start.raw, before)
         b.cbranch((i < stop).raw, body, after)
         b.position_at_end(body)
@@ -143,25 +144,25 @@ class Code:
         b.position_at_end(after)
 
     @contextmanager
-    def either(self, condition: Value) -> Generator[tuple[Any, Any]]:
+    def either(self, condition: Operand) -> Generator[tuple[Any, Any]]:
         """Two contexts: what is emitted in the first runs where ``condition`` holds, the second where it does not."""
         with self.builder.if_else(condition.raw) as branches:
             yield branches
 
-    def smaller(self, a: Value, b: int) -> Value:
+    def smaller(self, a: Operand, b: int) -> Operand:
         """The smaller of two words."""
-        return Value(self.builder, self.builder.select((a < b).raw, a.raw, a.constant(b)))
+        return Operand(self.builder, self.builder.select((a < b).raw, a.raw, a.constant(b)))
 
-    def load(self, pointer: Value, kind: Any = None) -> Value:
+    def load(self, pointer: Operand, kind: Any = None) -> Operand:
         """The labels at a pointer, or what ``kind`` says."""
         kind = kind or self._labels
-        return Value(self.builder, self.builder.load(pointer.cast(kind.as_pointer()).raw, align=1))
+        return Operand(self.builder, self.builder.load(pointer.cast(kind.as_pointer()).raw, align=1))
 
-    def store(self, value: Value, pointer: Value) -> None:
+    def store(self, value: Operand, pointer: Operand) -> None:
         """Write all of a value."""
         self.builder.store(value.raw, pointer.cast(value.raw.type.as_pointer()).raw, align=1)
 
-    def load_some(self, pointer: Value, present: Value) -> Value:
+    def load_some(self, pointer: Operand, present: Operand) -> Operand:
         """The labels that are ``present``; nothing behind them is touched."""
         if self.lanes == 1:
             return self.load(pointer)
@@ -169,7 +170,7 @@ class Code:
         where = [pointer.cast(kind.as_pointer()).raw, ir.Constant(HALF, 1), present.raw, ir.Constant(kind, None)]
         return self._call(f"llvm.masked.load.v{kind.count}i64.p0", kind, where)
 
-    def store_some(self, labels: Value, pointer: Value, present: Value) -> None:
+    def store_some(self, labels: Operand, pointer: Operand, present: Operand) -> None:
         """Write the labels that are ``present``; nothing behind them is touched."""
         if self.lanes == 1:
             self.store(labels, pointer)
@@ -178,38 +179,38 @@ class Code:
         where = [labels.raw, pointer.cast(kind.as_pointer()).raw, ir.Constant(HALF, 1), present.raw]
         self._call(f"llvm.masked.store.v{kind.count}i64.p0", ir.VoidType(), where)
 
-    def present(self, first: Value, count: Value) -> Value:
+    def present(self, first: Operand, count: Operand) -> Operand:
         """Which words belong to labels ``first``, ``first`` + 1, ... below ``count``."""
-        places = Value(self.builder, ir.Constant(self._labels, list(range(2 * self.lanes))))
+        places = Operand(self.builder, ir.Constant(self._labels, list(range(2 * self.lanes))))
         return places < self.fill((count - first) << 1)
 
-    def fill(self, word: Value) -> Value:
+    def fill(self, word: Operand) -> Operand:
         """One word in every word of a vector."""
         one = self.builder.insert_element(ir.Constant(PAIR, ir.Undefined), word.raw, ir.Constant(HALF, 0))
-        return Value(self.builder, one).shuffle([0] * (2 * self.lanes))
+        return Operand(self.builder, one).shuffle([0] * (2 * self.lanes))
 
-    def pair(self, word: Value) -> Value:
+    def pair(self, word: Operand) -> Operand:
         """One word in both words of a label."""
         return self.fill(word).shuffle([0, 1])
 
-    def repeat(self, pair: Value) -> Value:
+    def repeat(self, pair: Operand) -> Operand:
         """One label in every lane."""
         return pair.shuffle([0, 1] * self.lanes)
 
-    def sigma(self, labels: Value) -> Value:
+    def sigma(self, labels: Operand) -> Operand:
         """The orthomorphism (lo, hi) -> (lo ^ hi, lo)."""
         words = labels.raw.type.count
         swapped = labels.shuffle([i ^ 1 for i in range(words)])
         return (labels ^ swapped).shuffle([i + words * (i % 2) for i in range(words)], swapped)
 
-    def colour(self, labels: Value) -> Value:
+    def colour(self, labels: Operand) -> Operand:
         """All ones in both words of a label whose colour is one, else zeros."""
         return labels.shuffle([i & ~1 for i in range(2 * self.lanes)]).sign()
 
-    def expand(self, key: Value) -> list[Value]:
+    def expand(self, key: Operand) -> list[Operand]:
         """The AES-128 key schedule (FIPS 197, 5.2) of one key, a pair: 11 round keys, each in every lane."""
         four = ir.VectorType(HALF, 4)
-        zero = Value(self.builder, ir.Constant(four, None))
+        zero = Operand(self.builder, ir.Constant(four, None))
         keys, w, constant = [key], key.cast(four), 1
         for _ in range(ROUNDS):
             last = w.shuffle([3] * 4)
@@ -222,7 +223,7 @@ class Code:
             constant = constant << 1 ^ 0x11B * (constant >> 7)
         return [self.repeat(one) for one in keys]
 
-    def encrypt(self, blocks: Sequence[Value], keys: Sequence[list[Value]]) -> list[Value]:
+    def encrypt(self, blocks: Sequence[Operand], keys: Sequence[list[Operand]]) -> list[Operand]:
         """AES of each vector under its own round keys, side by side, so that their latencies overlap."""
         state = [block ^ expanded[0] for block, expanded in zip(blocks, keys, strict=True)]
         for number in range(1, ROUNDS + 1):
@@ -230,11 +231,11 @@ class Code:
             state = [self._aes(step, x, expanded[number]) for x, expanded in zip(state, keys, strict=True)]
         return state
 
-    def _aes(self, step: str, state: Value, key: Value) -> Value:
+    def _aes(self, step: str, state: Operand, key: Operand) -> Operand:
         kind = state.raw.type
         return self._call(f"llvm.x86.aesni.{step}{AES_SUFFIX[kind.count // 2]}", kind, [state.raw, key.raw])
 
-    def _call(self, name: str, result: Any, arguments: list[Any]) -> Value:
+    def _call(self, name: str, result: Any, arguments: list[Any]) -> Operand:
         known = self._module.globals.get(name)
         kind = ir.FunctionType(result, [argument.type for argument in arguments])
-        return Value(self.builder, self.builder.call(known or ir.Function(self._module, kind, name), arguments))
+        return Operand(self.builder, self.builder.call(known or ir.Function(self._module, kind, name), arguments))

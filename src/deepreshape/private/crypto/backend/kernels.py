@@ -11,7 +11,7 @@ from typing import NamedTuple
 from llvmlite import ir  # pyright: ignore[reportMissingTypeStubs]
 
 from deepreshape.private.crypto.backend import ot_kernels
-from deepreshape.private.crypto.backend.ir import EIGHT, OCTET, PAIR, WORD, Code, Value
+from deepreshape.private.crypto.backend.ir import EIGHT, OCTET, PAIR, WORD, Code, Operand
 
 BLOCK = 256
 """Instances whose rows of labels stay in cache together."""
@@ -23,17 +23,17 @@ XORS = 4
 """Vectors that one turn of the XOR loop takes."""
 
 
-class Gate(NamedTuple):
+class AndGate(NamedTuple):
     """An AND gate as its code sees it: pointers to rows, to its table rows and to its keys, and how many instances."""
 
-    a: Value
-    b: Value
-    out: Value
-    tables: list[Value]
-    keys: list[Value]
-    inverts: list[Value]
-    delta: Value
-    size: Value
+    a: Operand
+    b: Operand
+    out: Operand
+    tables: list[Operand]
+    keys: list[Operand]
+    inverts: list[Operand]
+    delta: Operand
+    size: Operand
 
 
 def module(name: str, lanes: int) -> str:
@@ -54,13 +54,13 @@ def _evaluate(code: Code) -> None:
     _walk(code, _evaluate_and)
 
 
-def _walk(code: Code, and_gate: Callable[[Code, Gate], None]) -> None:
+def _walk(code: Code, and_gate: Callable[[Code, AndGate], None]) -> None:
     """Instances ``first`` to ``last`` - 1 of ``count``, block by block: inputs to rows, all steps, rows to outputs.
 
     ``inputs`` are the addresses of the labels of each wire.
     """
 
-    def label(array: str, row: Value) -> Value:
+    def label(array: str, row: Operand) -> Operand:
         """The first label of the block, in an array of rows of ``count`` labels."""
         return code[array] + ((row * code["count"] + start) << 1)
 
@@ -84,7 +84,7 @@ def _walk(code: Code, and_gate: Callable[[Code, Gate], None]) -> None:
                     halves = [gate << 1, (gate << 1) + 1]
                     tables = [label("tables", half) for half in halves]
                     keys = [code["keys"] + (half << 1) for half in halves]
-                    and_gate(code, Gate(a, b, out, tables, keys, step[4:], code["delta"], size))
+                    and_gate(code, AndGate(a, b, out, tables, keys, step[4:], code["delta"], size))
         with code.loop(0, code["results"]) as result:
             slot = code.load(code["slots"] + result, WORD)
             source, target = code["rows"] + slot * STRIDE, label("outputs", result)
@@ -92,7 +92,7 @@ def _walk(code: Code, and_gate: Callable[[Code, Gate], None]) -> None:
                 code.store_some(code.load(source + (i << 1)), target + (i << 1), code.present(i, size))
 
 
-def _garble_and(code: Code, gate: Gate) -> None:
+def _garble_and(code: Code, gate: AndGate) -> None:
     key_a, key_b = (code.expand(code.load(key, PAIR)) for key in gate.keys)
     delta = code.repeat(code.load(gate.delta, PAIR))
     sigma_delta = code.sigma(delta)
@@ -113,7 +113,7 @@ def _garble_and(code: Code, gate: Gate) -> None:
         code.store(ha0 ^ a0 ^ hb0 ^ b0 ^ (tint_a & tint_b), gate.out + j)
 
 
-def _evaluate_and(code: Code, gate: Gate) -> None:
+def _evaluate_and(code: Code, gate: AndGate) -> None:
     keys = [code.expand(code.load(key, PAIR)) for key in gate.keys]
     with code.loop(0, gate.size, code.lanes) as i:
         j, present = i << 1, code.present(i, gate.size)
@@ -162,7 +162,7 @@ def _transpose(code: Code) -> None:
                 code.store(code.load(code["room"] + ((k << 3) + lane), WORD), code["rows"] + ((row << 1) + half))
 
 
-def _exchange(code: Code, rows: list[Value], distance: int, places: list[Value]) -> None:
+def _exchange(code: Code, rows: list[Operand], distance: int, places: list[Operand]) -> None:
     """Three of the six exchanges, on eight rows of the tiles that are ``distance`` apart; then write them."""
     for apart in (4, 2, 1):
         bits = apart * distance

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from llvmlite import ir  # pyright: ignore[reportMissingTypeStubs]
 
-from deepreshape.private.crypto.backend.ir import HALF, PAIR, WORD, Code, Value
+from deepreshape.private.crypto.backend.ir import HALF, PAIR, WORD, Code, Operand
 from deepreshape.private.crypto.backend.numpy import COLOUR, LOCALITY
 
 GROUP = 16
@@ -55,7 +55,7 @@ def _regrow(code: Code) -> None:
             lefts = _double(code, nodes, level, keys, clear)
             side = code.load(code["sides"] + (row + level), WORD)
             parent, everything = code.load(hole, WORD), code.load(total, PAIR)
-            count = Value(code.builder, ir.Constant(WORD, 1)) << level
+            count = Operand(code.builder, ir.Constant(WORD, 1)) << level
             at, other = parent + (count & side), parent + (count & (side ^ -1))
             # both children of the hole are the same wrong value; the sums hold it once, or twice
             wrong = code.load(nodes + (parent << 1), PAIR)
@@ -69,23 +69,23 @@ def _regrow(code: Code) -> None:
         code.store(leaf, nodes + (code.load(hole, WORD) << 1))
 
 
-def _cleared(code: Code, level: Value) -> Value:
+def _cleared(code: Code, level: Operand) -> Operand:
     """A mask that takes the colour off at the last level, and nothing above it."""
     last = (level + 1) < code["depth"]
     kind = _constant(code, -1, -1), _constant(code, ~COLOUR, -1)
-    return Value(code.builder, code.builder.select(last.raw, kind[0].raw, kind[1].raw))
+    return Operand(code.builder, code.builder.select(last.raw, kind[0].raw, kind[1].raw))
 
 
-def _double(code: Code, nodes: Value, level: Value, keys: list[Value], clear: Value) -> Value:
+def _double(code: Code, nodes: Operand, level: Operand, keys: list[Operand], clear: Operand) -> Operand:
     """Write the children of all nodes of a level; the sum of the left ones, colours and all."""
-    one = Value(code.builder, ir.Constant(WORD, 1))
+    one = Operand(code.builder, ir.Constant(WORD, 1))
     count, wide = one << level, clear.shuffle([0, 1] * code.lanes)
     pair_keys = [key.shuffle([0, 1]) for key in keys]
     sum_wide, sum_pair = code.variable(wide.raw.type), code.variable(PAIR)
     code.store(wide ^ wide, sum_wide)
     code.store(clear ^ clear, sum_pair)
 
-    def children(first: Value, vectors: int, lanes: int, keys: list[Value], clear: Value, total: Value) -> None:
+    def children(first: Operand, vectors: int, lanes: int, keys: list[Operand], clear: Operand, total: Operand) -> None:
         kind = clear.raw.type
         places = [(first + lanes * i) << 1 for i in range(vectors)]
         parents = [code.load(nodes + place, kind) for place in places]
@@ -113,8 +113,8 @@ def _gather(code: Code) -> None:
     """``count`` outputs, a multiple of GROUP, each with the sum of entries of ``table`` added; its mask is ``mask``."""
     keys = code.expand(code.load(code["key"], PAIR))
     words = 2 * code.lanes
-    lanes = Value(code.builder, ir.Constant(ir.VectorType(WORD, words), [i // 2 * (1 - i % 2) for i in range(words)]))
-    low = Value(code.builder, ir.Constant(ir.VectorType(WORD, words), [-1, 0] * code.lanes))
+    lanes = Operand(code.builder, ir.Constant(ir.VectorType(WORD, words), [i // 2 * (1 - i % 2) for i in range(words)]))
+    low = Operand(code.builder, ir.Constant(ir.VectorType(WORD, words), [-1, 0] * code.lanes))
     blocks = GROUP * LOCALITY // 4
     indices = code.variable(ir.ArrayType(WORD, 2 * blocks))
     mask = code.fill(code["mask"] | (code["mask"] << 32))
@@ -152,8 +152,8 @@ def _hash_columns(code: Code) -> None:
                 code.store_some(x ^ y, out + (place << 1), some)
 
 
-def _smaller(code: Code, a: Value, b: Value) -> Value:
-    return Value(code.builder, code.builder.select((a < b).raw, a.raw, b.raw))
+def _smaller(code: Code, a: Operand, b: Operand) -> Operand:
+    return Operand(code.builder, code.builder.select((a < b).raw, a.raw, b.raw))
 
 
 def _fold(code: Code) -> None:
@@ -174,7 +174,7 @@ def _fold(code: Code) -> None:
             for bit in range(SEEDS.bit_length() - 2, -1, -1):
                 kind = PAIR if 1 << bit < code.lanes else ir.VectorType(WORD, 2 * code.lanes)
                 total = code.variable(kind)
-                code.store(Value(code.builder, ir.Constant(kind, None)), total)
+                code.store(Operand(code.builder, ir.Constant(kind, None)), total)
                 with code.loop(0, 1 << bit, kind.count // 2) as i:
                     low, high = (room.moved(place << 1, WORD) for place in (i, i + (1 << bit)))
                     upper = code.load(high, kind)
@@ -205,7 +205,7 @@ def _pack(code: Code) -> None:
         full = end >> 6
         rest = (value >> 1) >> ((zero + 63) - begin)
         chosen = code.builder.select((full < 1).raw, joined.raw, rest.raw)
-        code.store(Value(code.builder, chosen), word)
+        code.store(Operand(code.builder, chosen), word)
         code.store(end & 63, filled)
         code.store(place + full, at)
     code.store(code.load(word, WORD), code["out"] + code.load(at, WORD))
@@ -220,13 +220,13 @@ def _unpack(code: Code) -> None:
         place = i * code["bits"]
         at, begin = place >> 6, place & 63
         following = code.builder.select((at < last).raw, (at + 1).raw, last.raw)
-        high = code.load(code["data"] + Value(code.builder, following), WORD)
+        high = code.load(code["data"] + Operand(code.builder, following), WORD)
         value = (code.load(code["data"] + at, WORD) >> begin) | ((high << 1) << ((zero + 63) - begin))
         code.store(value & mask, code["out"] + i)
 
 
-def _constant(code: Code, low: int, high: int) -> Value:
-    return Value(code.builder, ir.Constant(PAIR, [low, high]))
+def _constant(code: Code, low: int, high: int) -> Operand:
+    return Operand(code.builder, ir.Constant(PAIR, [low, high]))
 
 
 FUNCTIONS: dict[str, tuple[Callable[[Code], None], str, str]] = {

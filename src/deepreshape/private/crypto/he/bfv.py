@@ -81,12 +81,12 @@ from deepreshape.private.crypto.he.residues import (
     centred_binomial,
     dropped_bits,
     flood,
-    pack,
-    packed_bytes,
+    pack_residues,
+    residue_bytes,
     restore,
     signed_residues,
     ternary,
-    unpack,
+    unpack_residues,
     width,
 )
 from deepreshape.private.crypto.he.seal_container import (
@@ -134,7 +134,7 @@ class ClientKey:
         if not data.startswith(head) or data[end:-SEED_BYTES] != GENERATOR:
             raise RuntimeError(wrong_library("a seeded ciphertext of an unknown layout"))
         c0 = np.frombuffer(data, np.uint64, parameters.degree * count, len(head)).reshape(count, parameters.degree)
-        parts = [pack(row, width(prime)) for row, prime in zip(c0, parameters.primes, strict=True)]
+        parts = [pack_residues(row, width(prime)) for row, prime in zip(c0, parameters.primes, strict=True)]
         return b"".join([*parts, data[-SEED_BYTES:]])
 
     def decrypt(self, response: Buffer, form: ResponseFormat, positions: NDArray[np.intp]) -> Residues:
@@ -151,11 +151,11 @@ class ClientKey:
         parameters = self.parameters
         _check_length("response", response, parameters.response_bytes(form, len(positions)))
         prime = parameters.primes[0]
-        split = packed_bytes(len(positions), form.c0_bits)
+        split = residue_bytes(len(positions), form.c0_bits)
         data = np.zeros((2, parameters.degree), np.uint64)
         view = memoryview(response)
-        data[0, positions] = restore(unpack(view[:split], len(positions), form.c0_bits), prime, form.c0_bits)
-        data[1] = restore(unpack(view[split:], parameters.degree, form.c1_bits), prime, form.c1_bits)
+        data[0, positions] = restore(unpack_residues(view[:split], len(positions), form.c0_bits), prime, form.c0_bits)
+        data[1] = restore(unpack_residues(view[split:], parameters.degree, form.c1_bits), prime, form.c1_bits)
         return _ciphertext(parameters, data[:, None])
 
 
@@ -237,7 +237,7 @@ class Responder:
         c0, c1 = words.reshape(2, parameters.degree)
         prime = parameters.primes[0]
         sent = (c0[positions], form.c0_bits), (c1, form.c1_bits)
-        return b"".join(pack(values >> dropped_bits(prime, bits), bits) for values, bits in sent)
+        return b"".join(pack_residues(values >> dropped_bits(prime, bits), bits) for values, bits in sent)
 
 
 def _check_length(what: str, data: Buffer, expected: int) -> None:
@@ -289,8 +289,8 @@ def _fresh(parameters: Parameters, data: Buffer) -> Any:
     view, at = memoryview(data), 0
     rows: list[Residues] = []
     for prime in parameters.primes:
-        size = packed_bytes(parameters.degree, width(prime))
-        row = unpack(view[at : at + size], parameters.degree, width(prime))
+        size = residue_bytes(parameters.degree, width(prime))
+        row = unpack_residues(view[at : at + size], parameters.degree, width(prime))
         if int(row.max()) >= prime:
             raise ProtocolError(f"ciphertext holds a residue that is not below its prime {prime}")
         rows.append(row)

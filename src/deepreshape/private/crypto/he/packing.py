@@ -21,7 +21,8 @@ quarter. The search takes whichever is cheaper.
 bands use the same encoded weights.
 
 *Groups.* Each group of a grouped convolution is a layer of its own, or as many as fill one polynomial together are one
-layer with zeros between them (:func:`joined`): depthwise convolutions, and batch norms that no convolution absorbs.
+layer with zeros between them (:func:`merge_groups`): depthwise convolutions, and batch norms that no convolution
+absorbs.
 
 A matrix-vector product is the 1x1 convolution of a 1x1 image.
 """
@@ -38,7 +39,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deepreshape.private.arith.bounds import SUM_BITS
-from deepreshape.private.crypto.he.parameters import DEGREE, Parameters, ResponseFormat, candidates
+from deepreshape.private.crypto.he.parameters import DEGREE, Parameters, ResponseFormat, known_parameters
 from deepreshape.private.crypto.he.residues import Residues
 from deepreshape.private.transport.ledger import Phase
 
@@ -371,7 +372,7 @@ def choose_parameters(modulus: int, layers: Iterable[Convolution]) -> Parameters
     demands = list(layers)
     refusal = f"no parameters are known for a plaintext modulus of {modulus.bit_length()} bits"
     costs: dict[Parameters, int] = {}
-    for parameters in candidates(modulus):
+    for parameters in known_parameters(modulus):
         try:
             costs[parameters] = sum(layer.copies * lay_out(layer, parameters).cost for layer in demands)
         except ValueError as error:
@@ -381,7 +382,7 @@ def choose_parameters(modulus: int, layers: Iterable[Convolution]) -> Parameters
     return min(costs, key=costs.__getitem__)
 
 
-def joined(layer: Convolution, groups: int) -> Convolution:
+def merge_groups(layer: Convolution, groups: int) -> Convolution:
     """A grouped convolution as one of its copies: in as few of them as is cheap.
 
     A ciphertext costs the same however little is in it, and a group with few channels of a small map fills none. Groups
@@ -405,11 +406,11 @@ def joined(layer: Convolution, groups: int) -> Convolution:
 
 
 def split_groups(weights: NDArray[np.integer], layer: Convolution) -> NDArray[np.integer]:
-    """The weights of each of the copies that :func:`joined` makes of a convolution.
+    """The weights of each of the copies that :func:`merge_groups` makes of a convolution.
 
     Args:
         weights: (out, in / groups, kernel, kernel) of the whole convolution.
-        layer: what :func:`joined` returned.
+        layer: what :func:`merge_groups` returned.
 
     Returns:
         (copies, *layer.weight_shape).

@@ -9,7 +9,7 @@ import math
 from dataclasses import dataclass
 from functools import lru_cache
 
-from deepreshape.private.crypto.he.residues import largest_error, packed_bytes, width
+from deepreshape.private.crypto.he.residues import largest_error, residue_bytes, width
 from deepreshape.private.crypto.he.seal_container import SEED_BYTES, seal
 
 DEGREE = 8192
@@ -71,7 +71,7 @@ class Parameters:
     @property
     def fresh_bytes(self) -> int:
         """Length of a fresh ciphertext (or of the public key) on the wire: c0 and the seed of c1."""
-        return sum(packed_bytes(self.degree, width(prime)) for prime in self.primes) + SEED_BYTES
+        return sum(residue_bytes(self.degree, width(prime)) for prime in self.primes) + SEED_BYTES
 
     @property
     def encoded_bytes(self) -> int:
@@ -119,10 +119,10 @@ class Parameters:
 
     def response_bytes(self, form: ResponseFormat, revealed: int) -> int:
         """Length on the wire of one response that reveals that many coefficients."""
-        return packed_bytes(revealed, form.c0_bits) + packed_bytes(self.degree, form.c1_bits)
+        return residue_bytes(revealed, form.c0_bits) + residue_bytes(self.degree, form.c1_bits)
 
 
-def candidates(modulus: int) -> list[Parameters]:
+def known_parameters(modulus: int) -> list[Parameters]:
     """Parameters worth considering for a plaintext modulus, cheapest fresh ciphertext first."""
     return [Parameters(modulus, bits) for bits in _CHOICES if modulus < 2 ** min(bits)]
 

@@ -98,12 +98,12 @@ def restore(values: Residues, prime: int, bits: int) -> Residues:
     return np.minimum((values << shift) + np.uint64(largest_error(prime, bits)), np.uint64(prime - 1))
 
 
-def packed_bytes(count: int, bits: int) -> int:
+def residue_bytes(count: int, bits: int) -> int:
     """Length of ``count`` packed values."""
     return count * (bits // 8) + (-(-count // 2) if bits % 8 else 0)
 
 
-def pack(values: Residues, bits: int) -> bytes:
+def pack_residues(values: Residues, bits: int) -> bytes:
     """The low whole bytes of every value, then the half-byte above them, two to a byte."""
     whole = bits // 8
     octets = np.ascontiguousarray(values, "<u8").view(np.uint8).reshape(-1, 8)
@@ -115,8 +115,8 @@ def pack(values: Residues, bits: int) -> bytes:
     return low + (top[::2] | top[1::2] << 4).tobytes()
 
 
-def unpack(data: Buffer, count: int, bits: int) -> Residues:
-    """``count`` values from the bytes that :func:`pack` made of them."""
+def unpack_residues(data: Buffer, count: int, bits: int) -> Residues:
+    """``count`` values from the bytes that :func:`pack_residues` made of them."""
     whole = bits // 8
     octets = np.zeros((count, 8), np.uint8)
     found = np.frombuffer(data, np.uint8)

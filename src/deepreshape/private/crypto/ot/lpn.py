@@ -90,7 +90,7 @@ class Round:
 
 
 @dataclass(frozen=True)
-class Schedule:
+class Expansion:
     """How ``count`` transfers are made: ``base`` of another protocol, then ``rounds``, each from the one before."""
 
     count: int
@@ -103,7 +103,7 @@ class Schedule:
         return sum(step.nbytes for step in self.rounds)
 
 
-def schedule(count: int, base_bits: int, small: Size = SMALL, large: Size = LARGE) -> Schedule:
+def cheapest_expansion(count: int, base_bits: int, small: Size = SMALL, large: Size = LARGE) -> Expansion:
     """The schedule of the fewest bytes, where a transfer of the base costs ``base_bits`` bits."""
     most_small = -(-count // (small.outputs - small.secret - small.trees * small.depth)) + 1
     most_large = -(-count // (large.outputs - large.secret - large.trees * large.depth)) + 1
@@ -112,11 +112,11 @@ def schedule(count: int, base_bits: int, small: Size = SMALL, large: Size = LARG
     return min((_scheduled(count, chain) for chain in chains), key=lambda made: made.nbytes + made.base * base_bits / 8)
 
 
-def _scheduled(count: int, chain: tuple[Size, ...]) -> Schedule:
+def _scheduled(count: int, chain: tuple[Size, ...]) -> Expansion:
     """The last rounds make as much as they can; what they leave, and their bases, come from those before."""
     wanted, rounds = count, list[Round]()
     for size in reversed(chain):
         made = Round(size, min(size.trees, -(-wanted >> size.depth)))
         rounds.insert(0, made)
         wanted = max(0, wanted - made.outputs) + made.base
-    return Schedule(count, wanted, tuple(rounds))
+    return Expansion(count, wanted, tuple(rounds))

@@ -32,7 +32,7 @@ from deepreshape.private.arith.rng import Randomness
 from deepreshape.private.crypto.backend import engine
 from deepreshape.private.crypto.labels import PERMUTE_BIT, Context, Delta, permute_bits
 from deepreshape.private.crypto.ot.cot import Cot, CotReceiver, CotSender, End, correct, corrected
-from deepreshape.private.crypto.ot.lpn import LARGE, SMALL, Round, Schedule, Size, schedule
+from deepreshape.private.crypto.ot.lpn import LARGE, SMALL, Expansion, Round, Size, cheapest_expansion
 from deepreshape.private.crypto.ot.softspoken import BITS, SOFTSPOKEN
 from deepreshape.private.transport.channel import Channel, Frame
 
@@ -50,9 +50,9 @@ class Silent(Cot):
     small: Size = SMALL
     large: Size = LARGE
 
-    def schedule(self, count: int) -> Schedule:
+    def schedule(self, count: int) -> Expansion:
         """How ``count`` transfers are made."""
-        return schedule(count, BITS, self.small, self.large)
+        return cheapest_expansion(count, BITS, self.small, self.large)
 
     def sender(self, channel: Channel, session: bytes, delta: Delta, rng: Randomness) -> SilentSender:
         return SilentSender(self, SOFTSPOKEN.sender(channel, _base(session), delta, rng), session, rng)
@@ -100,7 +100,7 @@ class _Base:
 class _Stream(ABC):
     """The outputs of one reservation, made as they are asked for, some trees at a time."""
 
-    def __init__(self, plan: Schedule, keys: list[_Keys], base: Words) -> None:
+    def __init__(self, plan: Expansion, keys: list[_Keys], base: Words) -> None:
         self._plan = plan
         self._keys = keys
         self._pieces = self._outputs(base)
@@ -157,7 +157,7 @@ class _SentStream(_Stream):
     """At the sender: ``base`` has labels of permute bit zero. Sends the sums of all rounds."""
 
     def __init__(
-        self, channel: Channel, plan: Schedule, keys: list[_Keys], base: Words, delta: Delta, rng: Randomness
+        self, channel: Channel, plan: Expansion, keys: list[_Keys], base: Words, delta: Delta, rng: Randomness
     ) -> None:
         super().__init__(plan, keys, base)
         self._delta = delta.words
@@ -193,7 +193,7 @@ class _SentStream(_Stream):
 class _ReceivedStream(_Stream):
     """At the receiver, which gets those sums."""
 
-    def __init__(self, channel: Channel, plan: Schedule, keys: list[_Keys], base: Words) -> None:
+    def __init__(self, channel: Channel, plan: Expansion, keys: list[_Keys], base: Words) -> None:
         super().__init__(plan, keys, base)
         self._sums: list[Words] = []
         for step in plan.rounds:
@@ -215,7 +215,7 @@ class _Reserve:
         self._rounds = 0
         self._streams: list[_Stream] = []
 
-    def keys(self, plan: Schedule) -> list[_Keys]:
+    def keys(self, plan: Expansion) -> list[_Keys]:
         """For the next rounds."""
         first, self._rounds = self._rounds, self._rounds + len(plan.rounds)
         return [_Keys(self._session, number) for number in range(first, self._rounds)]
