@@ -22,6 +22,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deepreshape.private.errors import SpentError, StoreError
+from deepreshape.private.parties import batch, streams
 from deepreshape.private.parties import store as store_module
 from deepreshape.private.parties.batch import Batch
 from deepreshape.private.parties.manifest import Binding
@@ -527,19 +528,20 @@ def test_file_that_cannot_grow_leaves_nothing_half_written(tmp_path: Path) -> No
     assert contents(tmp_path) == set()
 
 
-@pytest.mark.parametrize("where", ["_write_all", "sync_folder", "_sync_file", "_write_new"])
+@pytest.mark.parametrize("where", ["write_all", "sync_folder", "sync_file", "write_new"])
 def test_any_failing_write_is_one_clear_line(store: Store, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(store_module, where, full)
+        for module in (store_module, batch, streams):
+            patch.setattr(module, where, full, raising=False)
         with pytest.raises(StoreError, match=r"^batch 1{16}: No space left on device; \d+ MiB are free in "):
             prepare(store)
     assert contents(store.folder) == set()
     prepare(store)
     with monkeypatch.context() as patch:
-        patch.setattr(store_module, "_write_all", full)
+        patch.setattr(store_module, "write_all", full)
         with pytest.raises(StoreError, match="No space left"):
             store.claim(BINDING)
     assert store.count(BINDING) == 1
