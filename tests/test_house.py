@@ -68,8 +68,6 @@ PRIVATE = {
 """The same inside ``private``."""
 
 
-
-
 def room(path: Path) -> str:
     return path.relative_to(SOURCE).parts[0].removesuffix(".py")
 
