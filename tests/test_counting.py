@@ -227,9 +227,11 @@ def test_a_convolution_used_twice_counts_its_work_twice_and_its_weights_once():
 
 
 def test_layers_are_those_of_one_input_of_a_batch():
-    net = nn.Sequential(nn.Conv2d(2, 3, 3), nn.ReLU(), HerPN(3), nn.Flatten(), nn.Linear(3 * 36, 2))
-    assert count(net, torch.zeros(5, 2, 8, 8)).layers == count(net, (2, 8, 8)).layers
-    assert count(net, torch.zeros(5, 2, 8, 8)).total.relus == 5 * 3 * 36
+    net = nn.Sequential(nn.Conv2d(2, 3, 3), nn.ReLU(), HerPN(3), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(27, 2))
+    many, one = count(net, torch.zeros(5, 2, 8, 8)), count(net, (2, 8, 8))
+    assert many.priced_layers == one.priced_layers
+    assert one.priced_layers[-1].relus == 27 * 3
+    assert (many.total.relus, many.total.maxpool_comparisons) == (5 * 3 * 36, 5 * 27 * 3)
 
 
 def test_what_does_not_depend_on_the_input_is_not_counted():

@@ -71,6 +71,7 @@ class Count:
         layers: linear and ReLU layers in the order they ran, for a cost model; of one input.
         stem_relus: ReLUs of the module called ``stem``; in networks of others, those that run before the first
             top-level module that has children.
+        inputs: how many there were in the batch.
     """
 
     by_module: dict[str, Counts]
@@ -78,6 +79,7 @@ class Count:
     unknown: dict[str, int]
     layers: tuple[Layer, ...]
     stem_relus: int
+    inputs: int = 1
 
     def complete(self) -> Count:
         """Return this count, if its totals miss nothing.
@@ -104,11 +106,8 @@ class Count:
     @property
     def priced_layers(self) -> tuple[Layer, ...]:
         """The layers for a price: behind them the comparisons of max pools, as ReLU layers."""
-        pools = (
-            ReluLayer(f"{path}.comparisons", counts.maxpool_comparisons, counts.maxpool_comparisons)
-            for path, counts in self.by_module.items()
-            if counts.maxpool_comparisons
-        )
+        each = {path: counts.maxpool_comparisons // self.inputs for path, counts in self.by_module.items()}
+        pools = (ReluLayer(f"{path}.comparisons", number, number) for path, number in each.items() if number)
         return (*self.layers, *pools)
 
     @property
@@ -153,7 +152,9 @@ def count(model: nn.Module, input: Tensor | Sequence[int]) -> Count:
         for module, mode in training.items():
             module.training = mode
     layers = tuple(_of_one(layer, len(input)) for layer in trace.layers)
-    return Count(trace.by_module, trace.by_operator, trace.unknown, layers, _stem_relus(model, trace.layers))
+    return Count(
+        trace.by_module, trace.by_operator, trace.unknown, layers, _stem_relus(model, trace.layers), len(input)
+    )
 
 
 def _of_one(layer: Layer, inputs: int) -> Layer:

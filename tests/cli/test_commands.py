@@ -129,6 +129,10 @@ def test_train_and_eval_agree(tmp_path: Path):
     assert small["command"].startswith("deepreshape train resnet18-m4 --data digits --seed 0 --budget 600 --init whole")
     read = answer("eval", str(tmp_path / "small"), "--data", "digits")
     assert read == {"top1": small["top1"], "relus": 448, "n": 360}
+    before = (tmp_path / "whole" / "manifest.json").read_bytes()
+    again = call("train", "resnet18-m4", "--out", str(tmp_path / "whole"), *quick)
+    assert (again.code, "holds a finished model; choose another folder" in again.err.replace("\n", " ")) == (2, True)
+    assert (tmp_path / "whole" / "manifest.json").read_bytes() == before
 
 
 def test_stored_answers_teach_a_student(tmp_path: Path):
@@ -251,10 +255,7 @@ def test_run_and_report(tmp_path: Path):
         (("train", "resnet18-m4", "--out", "o", "--budget", "7"), "no coarse plan reaches 7 ReLUs; the smallest has"),
         (("train", "resnet18-m4", "--out", "o", "--teacher", "."), ". holds no saved model"),
         (("eval", "."), ". holds no saved model: there is no manifest.json"),
-        (
-            ("eval", "resnet18"),
-            "resnet18 holds no saved model: there is no such folder; `train` makes one of a network by name",
-        ),
+        (("eval", "resnet18"), "resnet18 is a name and no trained network; `deepreshape train resnet18` makes one"),
         (("frobnicate",), "No such command 'frobnicate'; there are calibrate, convex, cost, count"),
         (("count", "resnet18", "--classes", "abc"), "not 'abc'"),
         (("train", "resnet18", "--budget", "0", "--out", "o"), "not '0'"),

@@ -81,6 +81,7 @@ def own(tmp_path: Path) -> Path:
     np.save(tmp_path / "x.npy", np.random.default_rng(0).normal(size=(260, 1, 6, 6)).astype(np.float32))
     np.save(tmp_path / "flat.npy", np.zeros((4, 6)))
     np.save(tmp_path / "zeros.npy", np.zeros((4, 1, 6, 6)))
+    np.save(tmp_path / "nan.npy", np.concatenate([np.ones(142), [np.nan, np.inf]]).reshape(4, 1, 6, 6))
     np.save(tmp_path / "bytes.npy", np.ones((4, 1, 6, 6), dtype=np.uint8))
     (tmp_path / "facts.json").write_text(json.dumps({"class_names": ["a", "b", "c"], "mean": [0.5], "std": [0.2]}))
     return tmp_path
@@ -113,6 +114,7 @@ def test_a_network_of_ones_own_runs_privately(own: Path):
         (("--model", "mine.py:net", "--samples", "flat.npy"), "flat.npy holds float64 (4, 6); inputs are real numbers"),
         (("--model", "mine.py:net", "--samples", "bytes.npy"), "bytes.npy holds uint8 (4, 1, 6, 6); inputs are real"),
         (("--model", "mine.py:net", "--samples", "zeros.npy"), "zeros.npy holds zeros only; formats are calibrated"),
+        (("--model", "mine.py:net", "--samples", "nan.npy"), "nan.npy holds 2 values that are NaN or infinite, of 144"),
         (("--model", "mine.py:net", "--samples", "x.npy", "--relu", "gc-stochastic"), "leaves out no bits and saves"),
         (("--model", "mine.py:net", "--samples", "x.npy", "--images", "5"), "5 inputs are wanted and there are 4 new"),
         (("--model", "zoo:digits", "--samples", "x.npy"), "fails on an input of x.npy, of shape (1, 6, 6): "),

@@ -112,7 +112,7 @@ def test_missing_data_says_where_it_was_looked_for(name: str, tmp_path: Path):
 
 
 def test_an_unknown_data_set_is_named():
-    with pytest.raises(ValueError, match="unknown data set 'mnist'; known are digits, cifar10"):
+    with pytest.raises(ValueError, match="unknown data set 'mnist'; known are digits, digits16, cifar10"):
         Dataset.load("mnist")
 
 

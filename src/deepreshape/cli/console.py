@@ -112,7 +112,7 @@ def set_threads(threads: int, data: str | None) -> None:
     """Use as many threads; without a number, torch decides, but one for the digits."""
     import torch
 
-    if threads or data == "digits":
+    if threads or data in ("digits", "digits16"):
         torch.set_num_threads(threads or 1)
 
 
@@ -180,6 +180,18 @@ def new_file(path: Path) -> None:
     """
     if path.is_dir() or not path.absolute().parent.is_dir():
         raise ValueError(f"{path} cannot be written: {'it is a folder' if path.is_dir() else 'its folder is missing'}")
+
+
+def new_model(folder: Path) -> None:
+    """See that no finished model would be written over; one that was cut off has its checkpoints beside it.
+
+    Raises:
+        ValueError: if there is one.
+    """
+    from deepreshape.models.saved import MANIFEST
+
+    if (folder / MANIFEST).is_file() and not (folder / "run").is_dir():
+        raise ValueError(f"{folder} holds a finished model; choose another folder for what comes out")
 
 
 def progress_bar() -> Progress:

@@ -21,6 +21,7 @@ from deepreshape.cli.console import (
     Threads,
     bytes_bar,
     into,
+    new_model,
     out,
     print_json,
     progress_bar,
@@ -64,6 +65,7 @@ def train(
     from deepreshape.models.zoo import folder_of
     from deepreshape.removal import plan, plan_of
 
+    new_model(to)
     set_threads(threads, data)
     recipe, dataset = read_recipe(data, settings), read_data(data, data_dir)
     start, taught_by = (folder_of(name) if name else None for name in (init, teacher))

@@ -19,6 +19,7 @@ from deepreshape.cli.console import (
     bytes_bar,
     err,
     into,
+    new_model,
     new_table,
     out,
     print_json,
@@ -96,7 +97,6 @@ def linearize(
     from deepreshape.cost import PROFILES
     from deepreshape.experiments.points import RemovalPoint
     from deepreshape.models import convert
-    from deepreshape.models.saved import MANIFEST
     from deepreshape.models.zoo import folder_of
     from deepreshape.removal import tuning_recipe
     from deepreshape.training import parallel
@@ -112,8 +112,7 @@ def linearize(
         raise ValueError(f"--budget is missing: how many ReLUs {method} leaves; only dead goes without")
     if price is not None and price not in PROFILES:
         raise ValueError(f"unknown price profile {price!r}; known are {', '.join(PROFILES)}")
-    if (to / MANIFEST).is_file():
-        raise ValueError(f"{to} holds a finished model; choose another folder for what comes out")
+    new_model(to)
     network, dataset = trained_network(model, data, data_dir, threads)
     whole = convert(network.module.eval(), dataset.shape)
     source = folder_of(model) if network.manifest else whole

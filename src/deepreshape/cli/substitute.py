@@ -14,6 +14,7 @@ from deepreshape.cli.console import (
     SavedDataName,
     Settings,
     Threads,
+    new_model,
     out,
     print_json,
     read_pairs,
@@ -43,13 +44,12 @@ def substitute(
     """Put ReLUs and average pools in place of what does not run privately, and fine-tune the network."""
     from deepreshape.cli.models import trained_network
     from deepreshape.models import convert
-    from deepreshape.models.saved import MANIFEST, save
+    from deepreshape.models.saved import save
     from deepreshape.removal import substitute as substitute_layers
     from deepreshape.removal import tuning_recipe
     from deepreshape.removal.substitute import ACTIVATIONS, POOLS
 
-    if (to / MANIFEST).is_file():
-        raise ValueError(f"{to} holds a finished model; choose another folder for what comes out")
+    new_model(to)
     if activation not in (None, "relu") or max_pool not in (None, "avg") or not (activation or max_pool):
         raise ValueError(
             f"--activation {activation} --max-pool {max_pool}: give --activation relu, --max-pool avg, or both"

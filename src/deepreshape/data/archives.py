@@ -55,16 +55,28 @@ def _split_off(
 
 def _digits(_: Path) -> Dataset:
     """scikit-learn's 1,797 handwritten digits of 8x8 pixels; every fifth is a test image."""
+    return _digits_of("digits", 1)
+
+
+def _digits16(_: Path) -> Dataset:
+    """The digits at 16x16 pixels, bilinear: maps that three stages may halve before one pixel is left."""
+    return _digits_of("digits16", 2)
+
+
+def _digits_of(name: str, scale: int) -> Dataset:
     try:
         from sklearn.datasets import load_digits
     except ImportError:
         raise ValueError("the digits come with scikit-learn: pip install 'deepreshape[digits]'") from None
     pixels, labels = load_digits(return_X_y=True)
-    images = (np.asarray(pixels).reshape(-1, 1, 8, 8) * (255 / 16)).round().astype(np.uint8)
+    images = torch.from_numpy(np.asarray(pixels).reshape(-1, 1, 8, 8) * (255 / 16))
+    if scale > 1:
+        images = torch.nn.functional.interpolate(images, scale_factor=scale, mode="bilinear", align_corners=False)
+    images = images.round().to(torch.uint8).numpy()
     labels = np.asarray(labels)
     test = np.arange(len(images)) % 5 == 0
     return _split_off(
-        "digits",
+        name,
         (images[~test], labels[~test]),
         (images[test], labels[test]),
         [str(digit) for digit in range(10)],
@@ -247,6 +259,7 @@ def _tinyimagenet(folder: Path) -> Dataset:
 
 ARCHIVED: dict[str, Callable[[Path], Dataset]] = {
     "digits": _digits,
+    "digits16": _digits16,
     "cifar10": _cifar10,
     "cifar100": _cifar100,
     "cifar100-coarse": _cifar100_coarse,

@@ -18,7 +18,7 @@ from torch import nn
 from deepreshape.cost import CostReport, Layer, ReluLayer
 from deepreshape.counting import count
 from deepreshape.data import Dataset
-from deepreshape.models import Foreign, convert
+from deepreshape.models import Staged, convert
 from deepreshape.models.saved import note_step, weights_digest
 from deepreshape.nn import MaskedReLU, Nonlinearity, require_finite
 from deepreshape.removal.sites import Granularity, Masks, masks_of
@@ -329,9 +329,9 @@ def tuning_recipe(model: nn.Module, data: Dataset) -> Recipe:
     as what teaches it is the network itself.
     """
     usual = recipe_of(data.name)
-    if isinstance(getattr(model, "architecture", None), Foreign):
-        return replace(usual, lr=FOREIGN_LR, smoothing=0.0)
-    return usual
+    if isinstance(getattr(model, "architecture", None), Staged):
+        return usual
+    return replace(usual, lr=FOREIGN_LR, smoothing=0.0)
 
 
 def _teaching(teacher: nn.Module, data: Dataset) -> nn.Module:
