@@ -23,7 +23,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,10 +32,25 @@ from deepreshape.private.arith.bounds import largest_sum
 from deepreshape.private.arith.ring import Field, Ring
 from deepreshape.private.arith.square import Squaring
 from deepreshape.private.arith.truncation import ShareTruncation
-from deepreshape.private.program.graph import Conv, Dense, Flat, Layer, Pool, Quadratic, Rectify, Squared, Sum, Zero
+from deepreshape.private.program.graph import (
+    Conv,
+    Dense,
+    Flat,
+    Layer,
+    Pick,
+    Pool,
+    PublicAffine,
+    Quadratic,
+    Rectify,
+    Squared,
+    Stack,
+    Sum,
+    Zero,
+)
 from deepreshape.private.program.ops import (
     INPUT,
     Add,
+    Concat,
     Conv2d,
     Flatten,
     Gather,
@@ -45,6 +60,7 @@ from deepreshape.private.program.ops import (
     ProgramError,
     Raise,
     Relu,
+    Rescale,
     Shape,
     Square,
     SumPool,
@@ -158,6 +174,7 @@ def quantize(
     modulus: Modulus | None = None,
     fraction: int | None = None,
     margin: float = MARGIN,
+    outputs: Sequence[str] = (),
 ) -> Lowered:
     """Choose formats and make the program.
 
@@ -169,6 +186,7 @@ def quantize(
             ``WEIGHT_BITS`` and ``ACTIVATION_BITS``.
         fraction: of values at rest; by default as many bits as weights and activations lose alike.
         margin: how many times larger than in ``ranges`` a value may become.
+        outputs: the layers whose values the client learns; the last one unless given.
 
     Raises:
         ProgramError: if the values do not fit, naming the layer, the bits needed, and what to do.
@@ -180,7 +198,7 @@ def quantize(
     plan = _Plan(layers, len(shape) == 3)
     observed = {name: ranges[origin] for name, origin in plan.origin.items()}
     formats = _choose(plan, observed, modulus, fraction, margin)
-    program, offsets = _emit(plan, formats, shape)
+    program, offsets = _emit(plan, formats, shape, tuple(outputs))
     added, errors = _errors(plan, formats, program, offsets)
     worst = replace(program, limits={}).bounds()
     room = (formats.modulus.order - 1) // 2
@@ -198,7 +216,8 @@ def quantize(
         )
         for name, value in program.values.items()
     )
-    return Lowered(program, margin, rows, errors[program.outputs[0]])
+    bounds = [_spread(errors[name], program.values[name].shape) for name in program.outputs]
+    return Lowered(program, margin, rows, program.joined(bounds))
 
 
 @dataclass(frozen=True)
@@ -265,11 +284,18 @@ class _Plan:
                 inputs = self._alike(layer)
             case Quadratic():
                 raise TypeError(f"{layer.name}: quadratics are to be carried as squares first")
+            case Pick() | Stack():
+                inputs = tuple(self._at_rest(name) for name in inputs)
+            case PublicAffine():
+                if _multiplies(layer):
+                    inputs = (self._at_rest(inputs[0]),)
             case Rectify() | Squared() | Zero() | Flat():
                 pass
         self._append(replace(layer, inputs=inputs), layer.name)
         self.image[layer.name] = self.image[inputs[0]] and not isinstance(layer, Flat)
-        if isinstance(layer, Conv | Dense):
+        if isinstance(layer, Pick):
+            self.image[layer.name] = layer.index.ndim == 3
+        if _multiplies(layer):
             self.group[layer.name] = layer.name
         elif not isinstance(layer, Rectify | Squared) and inputs[0] in self.group:
             self.group[layer.name] = self.find(inputs[0])
@@ -375,10 +401,11 @@ def _choose(
     # weights of one group share their fraction, so the one that needs the most bits decides for all
     wanted: dict[str, int] = {}
     for name, step in plan.steps.items():
-        if isinstance(step, Conv | Dense):
-            group, most = plan.find(name), float(np.abs(step.weight).max())
+        if _multiplies(step):
+            most = abs(step.factor) if isinstance(step, PublicAffine) else float(np.abs(step.weight).max())
+            group = plan.find(name)
             wanted[group] = max(wanted.get(group, 0), _fraction(WEIGHT_BITS, most))
-    if not wanted:
+    if not any(isinstance(step, Conv | Dense) for step in plan.steps.values()):
         raise ProgramError("the network has no convolution and no linear layer; there is nothing private to run")
     active = sorted(observed[name] for name in plan.origin if name not in plan.group and observed[name])
     ideal = _fraction(ACTIVATION_BITS, active[len(active) // 2]) if active else 0
@@ -424,7 +451,9 @@ def _choose(
     return replace(formats, groups={group: formats.rest + bits for group, bits in kept.items()})
 
 
-def _emit(plan: _Plan, formats: _Formats, shape: Shape) -> tuple[Program, dict[str, Integers]]:
+def _emit(
+    plan: _Plan, formats: _Formats, shape: Shape, outputs: tuple[str, ...]
+) -> tuple[Program, dict[str, Integers]]:
     """The program, and by how much each channel of its values is too large on purpose, for the sake of rounding."""
     rest = formats.rest
     fractions = {name: formats.groups[plan.find(name)] if name in plan.group else rest for name in plan.origin}
@@ -492,6 +521,14 @@ def _emit(plan: _Plan, formats: _Formats, shape: Shape) -> tuple[Program, dict[s
                 offset = np.repeat(offsets[source], math.prod(values[source].shape[1:]))
             case _Raise():
                 ops.append(Raise(name, step.inputs, gained))
+            case PublicAffine():
+                factor = int(to_fixed(np.array(step.factor), gained))
+                ops.append(Rescale(name, step.inputs, factor, gained, int(to_fixed(np.array(step.offset), fraction))))
+                offset = 0 * offsets[source] if gained else factor * offsets[source]
+            case Pick():
+                ops.append(Gather(name, step.inputs, step.index))
+            case Stack():
+                ops.append(Concat(name, step.inputs))
         values[name] = ops[-1].value(*(values[before] for before in step.inputs))
         offsets[name] = offset if offset.size else np.zeros(values[name].shape[0], np.int64)
         whole = _whole(readers.get(name, []), len(offsets[name]))
@@ -499,7 +536,7 @@ def _emit(plan: _Plan, formats: _Formats, shape: Shape) -> tuple[Program, dict[s
             nudge(name, whole.astype(np.int64) << (fraction - rest - 1))
     bound = formats.limit(INPUT, rest)
     limits = {op.name: formats.limit(op.name, fractions[op.name]) for op in ops}
-    program = Program(formats.modulus, shape, rest, bound, tuple(ops), weights, limits)
+    program = Program(formats.modulus, shape, rest, bound, tuple(ops), weights, limits, outputs)
     program.check()
     return program, offsets
 
@@ -548,11 +585,23 @@ def _errors(
                     most = formats.margin * formats.observed[source]
                     own = most * wrong + np.abs(bias - step.bias)
                     before = _through(np.abs(used).reshape(*used.shape[:2], -1).sum(2), before)
+            case Rescale():
+                if isinstance(step, PublicAffine):
+                    used = math.ldexp(op.factor, -op.fraction)
+                    most = formats.margin * formats.observed[source]
+                    wrong = abs(used - step.factor) * most + abs(math.ldexp(op.offset, -value.fraction) - step.offset)
+                    before, own = abs(used) * before, np.full(len(before), wrong)
+            case Gather():
+                before = op.rows(before, program.values[source])
+                own = 0.0 * before
+            case Concat():
+                before = np.concatenate([errors[name] for name in op.inputs])
+                own = 0.0 * before
             case Add():
                 before = np.sum([errors[name] for name in op.inputs], axis=0)
             case SumPool():
                 before = math.prod(op.kernel) * before
-            case Raise() | Gather():  # of a value's own places, or zero
+            case Raise():
                 pass
             case Flatten():
                 before = np.repeat(before, value.size // len(before))
@@ -568,15 +617,15 @@ def _errors(
                     own = 2 * size * alone + alone**2 + 2 * unit
             case Relu() | Truncate():
                 if op.shift:
-                    raised = from_fixed(offsets[source], op.shift)
+                    raised = np.abs(from_fixed(offsets[source], op.shift))
                     # without a circuit two parties round up or down, and one unit beside it over a field
                     most = 1 + raised + isinstance(program.modulus, Field)
                     own = unit * np.where(_whole([step], len(before)), np.maximum(raised, 1 - raised), most)
             case _:
                 raise TypeError(f"{op.name}: no error is known for {type(op).__name__}")
         added[op.name], errors[op.name] = own, before + own
-    (last,) = program.outputs
-    return added, errors | {last: errors[last] + from_fixed(offsets[last], program.values[last].fraction)}
+    at_end = {o: errors[o] + np.abs(from_fixed(offsets[o], program.values[o].fraction)) for o in program.outputs}
+    return added, errors | at_end
 
 
 def _through(weight: Real, error: Real) -> Real:
@@ -593,6 +642,16 @@ def _fraction(bits: int, largest: float) -> int:
 
 def _most(values: Real) -> float:
     return float(np.abs(values).max())
+
+
+def _multiplies(step: _Step) -> TypeGuard[Conv | Dense | PublicAffine]:
+    """Whether a layer gives its value more fraction bits."""
+    return isinstance(step, Conv | Dense) or (isinstance(step, PublicAffine) and abs(step.factor) != 1)
+
+
+def _spread(rows: Real, shape: Shape) -> Real:
+    """A number for each row of a value as one for each of its elements."""
+    return np.broadcast_to(rows.reshape(-1, *[1] * (len(shape) - 1)), shape)
 
 
 def _partly(step: _Step) -> bool:

@@ -30,6 +30,7 @@ from deepreshape.private.program.graph import (
     Dense,
     Flat,
     Layer,
+    Pick,
     Pool,
     Quadratic,
     Real,
@@ -221,11 +222,11 @@ def _identity(name: str, inputs: tuple[str, ...], channels: int, flat: bool) -> 
 def _is_flat(layer: Layer, layers: Sequence[Layer]) -> bool:
     """Whether a layer's value has one axis."""
     makers = {one.name: one for one in layers}
-    while not isinstance(layer, Conv | Dense | Flat):
+    while not isinstance(layer, Conv | Dense | Flat | Pick):
         if layer.inputs[0] == INPUT:
             return False
         layer = makers[layer.inputs[0]]
-    return isinstance(layer, Dense | Flat)
+    return isinstance(layer, Dense | Flat) or (isinstance(layer, Pick) and layer.index.ndim == 1)
 
 
 def _scaled(layer: Layer, scales: _Scales) -> Layer:
