@@ -509,26 +509,9 @@ def _emit(
                 before, after = formats.shifts(fractions[source])
                 weights[name] = Weights(to_fixed(step.shift, fractions[source]), to_fixed(step.constant, fraction))
                 ops.append(Square(name, step.inputs, before, after, 0 if step.mask is None else -gained, step.mask))
-            case Quadratic():
-                raise TypeError(f"{name} was placed, and cannot be")
-            case _Shift():
-                ops.append(Truncate(name, step.inputs, -gained))
-            case Zero():
-                places = np.arange(step.keep.size, dtype=np.int32).reshape(step.keep.shape)
-                ops.append(Gather(name, step.inputs, np.where(step.keep, places, np.int32(-1))))
-            case Flat():
-                ops.append(Flatten(name, step.inputs))
-                offset = np.repeat(offsets[source], math.prod(values[source].shape[1:]))
-            case _Raise():
-                ops.append(Raise(name, step.inputs, gained))
-            case PublicAffine():
-                factor = int(to_fixed(np.array(step.factor), gained))
-                ops.append(Rescale(name, step.inputs, factor, gained, int(to_fixed(np.array(step.offset), fraction))))
-                offset = 0 * offsets[source] if gained else factor * offsets[source]
-            case Pick():
-                ops.append(Gather(name, step.inputs, step.index))
-            case Stack():
-                ops.append(Concat(name, step.inputs))
+            case _:
+                ops.append(_passing(step, gained, fraction))
+                offset = _passed(step, offsets[source], gained, values[source].shape)
         values[name] = ops[-1].value(*(values[before] for before in step.inputs))
         offsets[name] = offset if offset.size else np.zeros(values[name].shape[0], np.int64)
         whole = _whole(readers.get(name, []), len(offsets[name]))
@@ -539,6 +522,42 @@ def _emit(
     program = Program(formats.modulus, shape, rest, bound, tuple(ops), weights, limits, outputs)
     program.check()
     return program, offsets
+
+
+def _passing(step: _Step, gained: int, fraction: int) -> Op:
+    """The operation of a step that takes one value or several as they are, or all by one public constant."""
+    match step:
+        case _Shift():
+            return Truncate(step.name, step.inputs, -gained)
+        case _Raise():
+            return Raise(step.name, step.inputs, gained)
+        case PublicAffine():
+            factor, shift = to_fixed(np.array(step.factor), gained), to_fixed(np.array(step.offset), fraction)
+            return Rescale(step.name, step.inputs, int(factor), gained, int(shift))
+        case Zero():
+            places = np.arange(step.keep.size, dtype=np.int32).reshape(step.keep.shape)
+            return Gather(step.name, step.inputs, np.where(step.keep, places, np.int32(-1)))
+        case Pick():
+            return Gather(step.name, step.inputs, step.index)
+        case Stack():
+            return Concat(step.name, step.inputs)
+        case Flat():
+            return Flatten(step.name, step.inputs)
+        case _:
+            raise TypeError(f"{step.name} was placed, and cannot be")
+
+
+def _passed(step: _Step, offset: Integers, gained: int, source: Shape) -> Integers:
+    """What a value is too large by on purpose behind such a step; empty where it is not."""
+    match step:
+        case PublicAffine() if not gained:
+            return int(step.factor) * offset
+        case Zero():
+            return offset
+        case Flat():
+            return np.repeat(offset, math.prod(source[1:]))
+        case _:
+            return np.zeros(0, np.int64)
 
 
 def _linear(step: Conv | Dense, weight: Integers, gained: int) -> Op:
