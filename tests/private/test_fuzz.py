@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from support.fuzz import TARGETS, Target, fuzz
 
-CASES = {"model's manifest": 60, "model's weights": 40, "queries": 60, "spent": 60}
+CASES = {"ckks circuit": 200, "ckks secret key": 60, "model's manifest": 60}
+CASES |= {"model's weights": 40, "queries": 60, "spent": 60}
 
 
 @pytest.mark.parametrize("name", TARGETS)

@@ -19,12 +19,19 @@ from typing import Any
 import numpy as np
 from programs import every_kind, random_program
 from support.cifar import python_2_pickle
+from support.ckks import INPUT_SHAPE, single
 from torch import nn
 
 from deepreshape.data import archives
+from deepreshape.engines.ckks import wire
+from deepreshape.engines.ckks.circuit import compiled
+from deepreshape.engines.ckks.keys import read_secret_key, write_secret_key
+from deepreshape.engines.ckks.parameters import CkksParameters
+from deepreshape.engines.ckks.remote import read_client
+from deepreshape.engines.ckks.scheme import CkksEvaluator, Holder, Scheme
 from deepreshape.models import architecture, build, saved
 from deepreshape.private.arith.ring import Field, Ring
-from deepreshape.private.errors import CertificateError, PrivateError, ProtocolError, StoreError
+from deepreshape.private.errors import CertificateError, LocalError, PrivateError, ProtocolError, StoreError
 from deepreshape.private.parties.manifest import Binding, read_manifest
 from deepreshape.private.parties.store import Store
 from deepreshape.private.parties.streams import Stream
@@ -296,6 +303,43 @@ def _credentials(path: Path) -> frozenset[str]:
     return Credentials(path, path, path.with_name("authority.pem")).revoked()
 
 
+SCHEME = Scheme(CkksParameters(8192, 24, 1, 32, 0))
+
+
+def _ckks_seeds() -> dict[str, bytes]:
+    holder = Holder(SCHEME)
+    fresh = wire.fresh(SCHEME, holder.encrypt(np.zeros(SCHEME.parameters.slots)))
+    lowest = CkksEvaluator(SCHEME).lower(wire.read_fresh(SCHEME, fresh), 0)
+    key = wire.key(SCHEME, "rotate-1", holder.evaluation_key("rotate-1"))
+    return {"fresh": fresh, "answer": wire.answer(SCHEME, lowest), "key": key}
+
+
+def _circuit_seeds() -> list[bytes]:
+    public = compiled(single(), INPUT_SHAPE).public
+    facts = {"class_names": ["a", "b", "c"], "mean": [0.5] * 3, "std": [0.2] * 3, "resize": "crop"}
+    return [json.dumps({"circuit": public.to_dict(), "facts": facts}).encode()]
+
+
+def _secret_keys(folder: Path) -> Reader:
+    public, path = compiled(single(), INPUT_SHAPE).public, folder / "me.key"
+
+    def read(data: bytes) -> object:
+        path.write_bytes(data)
+        path.chmod(0o600)
+        return read_secret_key(path, public)
+
+    return read
+
+
+def _secret_key_seeds() -> list[bytes]:
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as name:
+        path = Path(name) / "me.key"
+        write_secret_key(path, compiled(single(), INPUT_SHAPE).public)
+        return [path.read_bytes()]
+
+
 MANIFEST = {"program": "ab" * 32, "peer": WHO, "parameters": {"bits": 32, "relu": "gc-full"}, "streams": ["a", "b.c"]}
 GREETING = Greeting(WHO, "b0" * 32, Agreement("cd" * 32, {"bits": 32, "relu": "gc-full"}, "ef" * 32), "01" * 32)
 FRAMES = HEADER.pack(Frame.SHARES, 17, 0) + bytes(17) + HEADER.pack(Frame.READY, 0, 1)
@@ -342,4 +386,15 @@ TARGETS: dict[str, Target] = {
         _file("train", lambda path: archives._cifar_part(path, "cifar100", "fine_labels", 100)),
         (ValueError,),
     ),
+    "ckks ciphertext": Target(
+        lambda: [_ckks_seeds()["fresh"]], lambda _: lambda data: wire.read_fresh(SCHEME, data), (ValueError,)
+    ),
+    "ckks answer": Target(
+        lambda: [_ckks_seeds()["answer"]], lambda _: lambda data: wire.read_answer(SCHEME, data), (ValueError,)
+    ),
+    "ckks key": Target(
+        lambda: [_ckks_seeds()["key"]], lambda _: lambda data: wire.read_key(SCHEME, "rotate-1", data), (ValueError,)
+    ),
+    "ckks circuit": Target(_circuit_seeds, _file("client.json", read_client), (ValueError,)),
+    "ckks secret key": Target(_secret_key_seeds, _secret_keys, (LocalError,)),
 }

@@ -2,12 +2,38 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from deepreshape.cli.console import DataDir, Json, err, new_table, out, print_json, progress_bar, stoppable
-from deepreshape.cli.private import MODEL, NOTHING_KEPT, SamplesOption
+from deepreshape.cli.console import (
+    DataDir,
+    Json,
+    err,
+    new_table,
+    out,
+    print_json,
+    progress_bar,
+    stoppable,
+    with_groups,
+)
+from deepreshape.cli.private import (
+    MODEL,
+    NOTHING_KEPT,
+    InputData,
+    PinOption,
+    SamplesOption,
+    network_and_inputs,
+    read_pin,
+)
+
+if TYPE_CHECKING:
+    from deepreshape.cli.models import Network
+    from deepreshape.engines.ckks.circuit import LeveledCircuit
+    from deepreshape.private.transport.tls import Endpoint
 
 __all__ = ["app"]
 
@@ -18,45 +44,219 @@ UNPROTECTED = (
     "hand on what it decrypted"
 )
 
+ModelOption = Annotated[str, typer.Option(help=MODEL)]
+KeepOption = Annotated[bool, typer.Option("--keep", help="Keep encoded weights: faster from the second on.")]
+CircuitOption = Annotated[Path, typer.Option(help="client.json, which `private fhe lower` made.")]
+ImagesOption = Annotated[int, typer.Option(min=1, help="How many inputs; as many as fit share a ciphertext.")]
+
 app = typer.Typer(
     no_args_is_help=True, help="Run a network of squares (-herpn) under leveled CKKS: one ciphertext up, one down."
 )
 
 
-@app.callback()
-def fhe() -> None:
-    """Keep ``local`` a command of its own while it is the only one."""
+@dataclass(frozen=True)
+class End:
+    """Who a party is, and where the server listens."""
+
+    keys: Annotated[Path, typer.Option(help="Folder with authority.pem, and this party's certificate and key.")]
+    name: Annotated[str, typer.Option(help="Name in this party's certificate; else its role.", show_default=False)] = ""
+    host: Annotated[str, typer.Option(help="Address of the server.")] = "127.0.0.1"
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port of the server; 0 lets the server choose.")] = 7412
+
+    def endpoint(self, role: Any) -> Endpoint:
+        """Its certificate, loaded."""
+        from deepreshape.engines.ckks.remote import LIMITS
+        from deepreshape.private.transport.certificates import Credentials
+        from deepreshape.private.transport.tls import Endpoint
+
+        credentials = Credentials.within(self.keys, role, self.name or role)
+        endpoint = Endpoint(credentials, LIMITS)
+        if role == "client":  # a server's own process says it, every day
+            for line in credentials.warnings():
+                _tell(line)
+        return endpoint
+
+
+@dataclass(frozen=True)
+class Shelf:
+    """What a server keeps for its clients."""
+
+    store: Annotated[Path, typer.Option(help="Folder for clients' evaluation keys.")]
+    gigabytes_each: Annotated[
+        float, typer.Option("--max-key-gb-each", min=0.001, help="Evaluation keys of a client, in GB.")
+    ] = 4.0
+    gigabytes: Annotated[float, typer.Option("--max-key-gb", min=0.001, help="Evaluation keys in all, in GB.")] = 32.0
+    days: Annotated[int, typer.Option("--max-key-days", min=1, help="Days until unused keys are deleted.")] = 30
+    sessions: Annotated[int, typer.Option("--max-sessions", min=1, help="Sessions at once, in all.")] = 2
+
+
+@app.command()
+def lower(
+    model: Annotated[str, typer.Argument(help=MODEL)],
+    to: Annotated[Path, typer.Option("--out", help="Folder for client.json, which every client gets.")],
+    samples: SamplesOption = None,
+    images: ImagesOption = 1,
+    data: InputData = None,
+    data_dir: DataDir = None,
+    as_json: Json = False,
+) -> None:
+    """Fit a model into a ciphertext, say what it takes, and write what clients need to know; no weights."""
+    from deepreshape.engines.ckks.remote import write_client
+    from deepreshape.private.service.bundle import Facts
+
+    network, inputs = network_and_inputs(model, samples, data, data_dir, images)
+    circuit = _compiled(network, images)
+    ranges = _ranges(network, circuit, inputs.known)
+    path = write_client(to, circuit.public, Facts(**inputs.facts))
+    report = {"file": str(path), "digest": circuit.public.digest, **_takes(circuit), **ranges}
+    if as_json:
+        print_json(report)
+        return
+    _print_needs(circuit)
+    _print_ranges(ranges)
+    out.print(f"{path} is for every client; the server takes --model {model} --circuit {path}", highlight=False)
+
+
+@app.command()
+def keygen(
+    circuit: CircuitOption,
+    to: Annotated[Path, typer.Option("--out", help="File for the secret key; never hand it on.")],
+    as_json: Json = False,
+) -> None:
+    """Make a client's secret key for one circuit. Its evaluation keys are made as they are uploaded."""
+    from deepreshape.engines.ckks.exchange import upload_bytes
+    from deepreshape.engines.ckks.keys import write_secret_key
+    from deepreshape.engines.ckks.remote import read_client
+
+    public, _ = read_client(circuit)
+    write_secret_key(to, public)
+    size, count = upload_bytes(public), len(public.key_names)
+    if as_json:
+        print_json({"key": str(to), "circuit": public.digest, "upload_bytes": size, "keys": count})
+        return
+    out.print(
+        f"made {to} for {public.parameters}; the first `client` uploads {count} evaluation keys, {size / 1e6:,.0f} MB",
+        highlight=False,
+    )
+
+
+@app.command()
+@with_groups
+def server(
+    own: End,
+    shelf: Shelf,
+    model: ModelOption,
+    circuit: CircuitOption,
+    until: Annotated[int, typer.Option("--sessions", min=0, help="End after so many sessions; 0 never ends.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Serve a network to clients with a certificate of the same authority; Ctrl-C ends it."""
+    from deepreshape.cli.models import find_network
+    from deepreshape.engines.ckks.evaluate import EncodedCircuit
+    from deepreshape.engines.ckks.keys import KeyCaps, KeyShelf
+    from deepreshape.engines.ckks.remote import ServedModel, read_client
+    from deepreshape.private.parties.store import Store
+    from deepreshape.private.service.quotas import Caps
+    from deepreshape.private.service.service import Service
+    from deepreshape.private.transport.tls import listen
+
+    public, _ = read_client(circuit)
+    compiled = _compiled(find_network(model, public.input, prod(public.shape)), public.batch)
+    if compiled.public != public:
+        raise ValueError(f"{circuit} was made of another network than {model}; run `private fhe lower {model}` again")
+    caps = KeyCaps(int(shelf.gigabytes_each * 1e9), int(shelf.gigabytes * 1e9), shelf.days)
+    served = ServedModel(EncodedCircuit(compiled, keep=False), KeyShelf(shelf.store / "evaluation-keys", caps))
+    endpoint = own.endpoint("server")
+    with listen(own.host, own.port) as door:
+        service = Service(
+            door, endpoint, served, Store(shelf.store / "sessions"), Caps(sessions=shelf.sessions), notify=_tell
+        )
+        _tell(f"serving {compiled.squares} layers of squares on {own.host}:{door.getsockname()[1]}; {UNPROTECTED}")
+        service.run(until)
+    if as_json:
+        print_json(service.ended)
+
+
+@app.command()
+@with_groups
+def client(
+    own: End,
+    circuit: CircuitOption,
+    secret: Annotated[Path, typer.Option("--secret", help="Secret key file, which `private fhe keygen` made.")],
+    inputs: Annotated[
+        list[Path] | None,
+        typer.Argument(help="Images or .npy arrays of the network's input shape; none only uploads the keys."),
+    ] = None,
+    pin: PinOption = None,
+    forget: Annotated[bool, typer.Option("--forget", help="Have the server delete your keys, and end.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Ask for the classes of images without showing them; uploads evaluation keys that the server has not."""
+    from deepreshape.engines.ckks.exchange import upload_bytes
+    from deepreshape.engines.ckks.keys import read_secret_key
+    from deepreshape.engines.ckks.remote import Remote, read_client
+    from deepreshape.private.service.predict import Prediction
+
+    if not own.port:
+        raise ValueError("--port 0 lets the server choose; a client needs the port that it chose")
+    public, facts = read_client(circuit)
+    holder = read_secret_key(secret, public)
+    remote = Remote(own.endpoint("client"), own.host, own.port, public, read_pin(pin))
+    if forget:
+        stoppable(remote.forget, "the server may have deleted them")
+        out.print("the server has deleted your evaluation keys of this circuit")
+        return
+    images: list[Any] = []
+    for path in inputs or []:
+        x, done = facts.input_of(path, public.input)
+        images.append(x)
+        if done:
+            _tell(f"{path}: {done}")
+    _tell(f"up to {upload_bytes(public) / 1e6:,.0f} MB of evaluation keys are uploaded once; what is there stays")
+    with progress_bar() as bar:
+        task = bar.add_task("answers", total=None)
+
+        def show(done: int, total: int) -> None:
+            bar.update(task, description=f"keys: {done / 1e6:,.0f} of {total / 1e6:,.0f} MB")
+
+        replies = stoppable(lambda: remote.predict(holder, images, show), "keys that went up whole are kept there")
+    rows = [
+        Prediction.of(logits.ravel(), facts, seconds={}, bytes={}, agree=None, done="") for logits in replies.outputs
+    ]
+    if as_json:
+        ranked = [[{"class": name, "percent": round(100 * share)} for name, share in row.ranked] for row in rows]
+        print_json({"inputs": ranked, "bytes": replies.sent, "cpu_seconds": replies.cpu})
+        return
+    for path, row in zip(inputs or [], rows, strict=True):
+        name, share = row.ranked[0]
+        # rounded, as decryptions in full may tell the key; and the server's owner chose the name
+        out.print(f"{share:4.0%}  {name}  {path}", highlight=False, markup=False)
+    sent = replies.sent
+    out.print(f"{sent['keys'] / 1e6:,.1f} MB of keys, {sent['up'] / 1e6:,.2f} MB up, {sent['down'] / 1e6:,.2f} MB down")
 
 
 @app.command()
 def local(
-    model: Annotated[str, typer.Option(help=MODEL)],
+    model: ModelOption,
     samples: SamplesOption = None,
-    images: Annotated[int, typer.Option(min=1, help="How many inputs; as many as fit share a ciphertext.")] = 1,
-    keep: Annotated[bool, typer.Option("--keep", help="Keep encoded weights: faster from the second on.")] = False,
+    images: ImagesOption = 1,
+    keep: KeepOption = False,
+    data: InputData = None,
     data_dir: DataDir = None,
     as_json: Json = False,
 ) -> None:
     """Run both parties on this machine, the server in a process of its own that never has the secret key."""
     import numpy as np
 
-    from deepreshape.cli.models import compare, find_inputs, find_network, read_samples
-    from deepreshape.engines.ckks.circuit import compiled
+    from deepreshape.cli.models import compare
     from deepreshape.engines.ckks.local import run_encrypted
-    from deepreshape.private.program.lower import real_layers
 
-    network = find_network(model)
-    inputs = find_inputs(network, read_samples(samples) if samples else None, data_dir, images)
-    circuit = compiled(real_layers(network.built(), network.shape), network.shape, images)
-    parameters = circuit.parameters
-    largest = float(np.abs(network.run(inputs.known)).max())
-    if not largest < parameters.largest_answer / 2:
-        raise ValueError(
-            f"outputs reach {largest:.3g}; an answer is read up to {parameters.largest_answer:g}: scale the last layer"
-        )
-    if not as_json:
-        err.print(f"{parameters}; {len(circuit.rotation_steps) + 1} keys to upload once", highlight=False)
+    network, inputs = network_and_inputs(model, samples, data, data_dir, images)
+    circuit = _compiled(network, images)
     chosen = inputs.new[:images]
+    ranges = _ranges(network, circuit, np.concatenate([inputs.known, chosen]))
+    if not as_json:
+        _print_needs(circuit)
     with progress_bar() as bar:
         task = bar.add_task("keys", total=None)
         answer = stoppable(
@@ -71,15 +271,11 @@ def local(
             beside["same_class"] == images and beside["largest_difference"] <= PRECISION * beside["largest_output"]
         ),
         "max_error": beside["largest_difference"],
+        "largest_output": beside["largest_output"],
         "same_class": beside["same_class"],
         "inputs": images,
-        "squares": circuit.squares,
-        "levels": parameters.levels,
-        "degree": parameters.degree,
-        "modulus_bits": sum(parameters.primes),
-        "rotations": circuit.rotations,
-        "products": circuit.products,
-        "images_a_ciphertext": circuit.batch,
+        **_takes(circuit),
+        **ranges,
         "seconds": {name: round(value, 3) for name, value in answer.cpu_seconds.items()},
         "bytes": answer.bytes,
         "peak_rss_mib": round(answer.peak_rss_mib),
@@ -93,9 +289,7 @@ def local(
         table.add_row(name, f"{report['seconds'][name]:.2f}", size)
     out.print(table)
     out.print(
-        f"{images} inputs, {circuit.batch} to a ciphertext, which takes {circuit.rotations} rotations, "
-        f"{circuit.products:,} products and {circuit.squares} layers of squares; peak memory "
-        f"{answer.peak_rss_mib:,.0f} MiB at the server",
+        f"{images} inputs, {circuit.batch} to a ciphertext; peak memory {answer.peak_rss_mib:,.0f} MiB at the server",
         highlight=False,
     )
     out.print(
@@ -103,4 +297,68 @@ def local(
         f"{beside['largest_difference']:.2g}, outputs reach {beside['largest_output']:.3g}",
         highlight=False,
     )
+    _print_ranges(ranges)
     out.print(UNPROTECTED, highlight=False)
+
+
+def _compiled(network: Network, images: int) -> LeveledCircuit:
+    from deepreshape.engines.ckks.circuit import compiled
+    from deepreshape.private.program.lower import real_layers
+
+    return compiled(real_layers(network.built(), network.shape), network.shape, images)
+
+
+def _takes(circuit: LeveledCircuit) -> dict[str, Any]:
+    """What the report of every command has of a circuit."""
+    parameters = circuit.parameters
+    return {
+        "squares": circuit.squares,
+        "levels": parameters.levels,
+        "degree": parameters.degree,
+        "modulus_bits": sum(parameters.primes),
+        "rotations": circuit.rotations,
+        "products": circuit.products,
+        "images_a_ciphertext": circuit.batch,
+    }
+
+
+def _ranges(network: Network, circuit: LeveledCircuit, known: Any) -> dict[str, Any]:
+    """How near answers come to what can be read; only the answer has a limit under CKKS.
+
+    Raises:
+        ValueError: if one may lie beyond it.
+    """
+    import numpy as np
+
+    each, limit = np.abs(network.run(known)).max(axis=1), circuit.parameters.largest_answer
+    largest = float(each.max())
+    if not largest < limit / 2:
+        raise ValueError(
+            f"outputs reach {largest:.3g} on {len(known):,} known inputs; an answer is read up to {limit:g}, half of "
+            "which is kept free: scale the last layer"
+        )
+    return {"answer_limit": limit, "answer_largest": largest, "answers_looked_at": len(known)}
+
+
+def _print_needs(circuit: LeveledCircuit) -> None:
+    from deepreshape.engines.ckks.exchange import upload_bytes
+
+    size = upload_bytes(circuit.public) / 1e6
+    err.print(
+        f"{circuit.parameters}; {len(circuit.public.key_names)} keys of {size:,.0f} MB to upload once; "
+        f"{circuit.rotations} rotations, {circuit.products:,} products and {circuit.squares} layers of squares a "
+        f"ciphertext of {circuit.batch} images",
+        highlight=False,
+    )
+
+
+def _print_ranges(ranges: dict[str, Any]) -> None:
+    out.print(
+        f"answers reach {ranges['answer_largest']:.3g} of {ranges['answer_limit']:g} on "
+        f"{ranges['answers_looked_at']:,} known inputs; no one sees whether another input goes beyond",
+        highlight=False,
+    )
+
+
+def _tell(line: str) -> None:
+    err.print(line, highlight=False, markup=False, soft_wrap=True)

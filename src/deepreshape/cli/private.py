@@ -129,7 +129,7 @@ PinOption = Annotated[
 ]
 
 
-def _pin(fingerprint: str | None) -> str | None:
+def read_pin(fingerprint: str | None) -> str | None:
     """A fingerprint as certificates are compared by."""
     from deepreshape.private.transport.certificates import FINGERPRINT
 
@@ -169,7 +169,7 @@ class Party:
         if not self.port:
             raise ValueError("--port 0 lets `serve` choose; a client needs the port that it chose")
         plan = how.plan(_program(self.program))
-        return InferenceClient(self.endpoint("client"), self.host, self.port, plan, Store(self.store), _pin(pin))
+        return InferenceClient(self.endpoint("client"), self.host, self.port, plan, Store(self.store), read_pin(pin))
 
 
 @dataclass(frozen=True)
@@ -495,7 +495,7 @@ def _lowered(
     model: str, samples: Path | None, data: str | None, data_dir: Path | None, count: int = 1, row: str | None = None
 ) -> tuple[Network, Lowered, Inputs]:
     """The network, lowered, and inputs of it."""
-    from deepreshape.cli.models import find_inputs, find_network, lowered, read_samples, see_outputs
+    from deepreshape.cli.models import find_network, lowered
     from deepreshape.convex.saved import is_fitted
     from deepreshape.models.zoo import folder_of
 
@@ -506,6 +506,16 @@ def _lowered(
         return gated, lowered(gated, inputs), inputs
     if row is not None:
         raise ValueError(f"--row is for networks that `convex fit` made, which {model} is not")
+    network, inputs = network_and_inputs(model, samples, data, data_dir, count)
+    return network, lowered(network, inputs), inputs
+
+
+def network_and_inputs(
+    model: str, samples: Path | None, data: str | None, data_dir: Path | None, count: int
+) -> tuple[Network, Inputs]:
+    """A network of any kind, and inputs of it: samples, those of a data set, or of its own."""
+    from deepreshape.cli.models import find_inputs, find_network, read_samples, see_outputs
+
     if samples and data:
         raise ValueError(f"--samples {samples} and --data {data} both give inputs; leave one out")
     given, dataset = (read_samples(samples) if samples else None), (read_data(data, data_dir) if data else None)
@@ -520,7 +530,7 @@ def _lowered(
     if dataset:
         see_outputs(network, dataset, model)
     inputs = find_inputs(network, given, data_dir, count, dataset)
-    return network, lowered(network, inputs), inputs
+    return network, inputs
 
 
 def _print_comparison(beside: dict[str, Any]) -> None:

@@ -9,6 +9,7 @@ level of its own. A pool and the dense layer behind it are one matrix.
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -28,7 +29,8 @@ from deepreshape.engines.ckks.packing import (
     reduction,
 )
 from deepreshape.engines.ckks.parameters import CkksParameters, choose_modulus
-from deepreshape.private.program.graph import Conv, Dense, Flat, Layer, Pool, Quadratic, Sum
+from deepreshape.engines.ckks.public import PublicCircuit
+from deepreshape.private.program.graph import Conv, Dense, Flat, Layer, Pool, Quadratic, Rectify, Sum
 from deepreshape.private.program.ops import INPUT, ProgramError
 
 __all__ = ["LeveledCircuit", "LinearStep", "SquareStep", "Term", "compiled"]
@@ -70,38 +72,20 @@ class SquareStep:
 class LeveledCircuit:
     """What a server computes on a ciphertext.
 
-    Vectors have one slot for each ``batch`` slots of a ciphertext, which hold that value of ``batch`` images; rotations
-    are ``batch`` times as long.
-
-    Attributes:
-        layout: of the input, which the client repeats over all slots.
-        output: of the answer.
-        shape: of the answer.
+    Vectors have one slot for each ``public.batch`` slots of a ciphertext, which hold that value of as many images;
+    rotations are ``batch`` times as long.
     """
 
-    parameters: CkksParameters
+    public: PublicCircuit
     steps: tuple[LinearStep | SquareStep, ...]
-    layout: SlotLayout
-    output: SlotLayout
-    shape: Shape
-    batch: int
 
     @property
-    def rotation_steps(self) -> frozenset[int]:
-        """Rotations that need a key, in slots of a ciphertext."""
-        return frozenset(self.batch * step for product, _ in self._matrices() for step in product.steps)
+    def parameters(self) -> CkksParameters:
+        return self.public.parameters
 
-    def pack(self, images: Real) -> Real:
-        """What the client encrypts: (slots,) of images (N, C, H, W), at most ``batch`` of them."""
-        copies = [self.layout.packed(image, self.parameters.slots // self.batch) for image in images]
-        copies += [np.zeros_like(copies[0])] * (self.batch - len(copies))
-        return np.stack(copies, axis=1).ravel()
-
-    def unpack(self, slots: Real, count: int) -> Real:
-        """The answers of ``count`` images, (count, ...), from decrypted slots."""
-        by_image = slots.reshape(-1, self.batch).T[:count]
-        size = prod(self.shape)
-        return np.stack([self.output.unpacked(one).ravel()[:size].reshape(self.shape) for one in by_image])
+    @property
+    def batch(self) -> int:
+        return self.public.batch
 
     @property
     def rotations(self) -> int:
@@ -133,12 +117,41 @@ class LeveledCircuit:
         return [step for step in self.steps if isinstance(step, LinearStep)]
 
     def _matrices(self) -> list[tuple[Diagonals | DenseReduction, int]]:
-        return [
-            (term.product, step.level)
-            for step in self._linear()
-            for term in step.terms
-            if isinstance(term.product, Diagonals | DenseReduction)
-        ]
+        return _matrices(self.steps)
+
+
+def _matrices(steps: Sequence[LinearStep | SquareStep]) -> list[tuple[Diagonals | DenseReduction, int]]:
+    return [
+        (term.product, step.level)
+        for step in steps
+        if isinstance(step, LinearStep)
+        for term in step.terms
+        if isinstance(term.product, Diagonals | DenseReduction)
+    ]
+
+
+def _digest(steps: Sequence[LinearStep | SquareStep]) -> str:
+    """SHA-256 over all that is computed, weights included."""
+    found = hashlib.sha256()
+
+    def see(word: str, *vectors: Real) -> None:
+        found.update(f"{word}\n".encode())
+        for vector in vectors:
+            found.update(np.ascontiguousarray(vector, "<f8").tobytes())
+
+    for step in steps:
+        see(f"{type(step).__name__} {step.level}", step.constant if isinstance(step, SquareStep) else step.bias)
+        for term in step.terms if isinstance(step, LinearStep) else ():
+            match term.product:
+                case Diagonals() as matrix:
+                    for giant, terms in matrix.giants:
+                        for baby, vector in terms:
+                            see(f"{term.source} {giant} {baby}", vector)
+                case DenseReduction() as matrix:
+                    see(f"{term.source} {matrix.width}", *matrix.vectors)
+                case vector:
+                    see(term.source, vector)
+    return found.hexdigest()
 
 
 @dataclass(frozen=True, eq=False)
@@ -278,10 +291,16 @@ def _form(builder: _Builder, layer: Layer) -> _Form:
             return _Form(parts, bias, forms[0].shape, forms[0].layout)
         case Quadratic():
             return _squared(builder, layer)
+        case Rectify():
+            raise ProgramError(
+                f"{layer.name}: ReLUs, and max pools, which are made of them, are not computed under CKKS, which knows "
+                "linear layers and squares; `deepreshape linearize MODEL --method herpn --budget 0` makes squares of "
+                "ReLUs, an -avg name or `substitute` average pools"
+            )
         case _:
             raise ProgramError(
                 f"{layer.name}: a {type(layer).__name__} is not computed under CKKS, which knows linear layers and "
-                "squares; train a network of quadratics, such as resnet20-herpn"
+                "squares"
             )
 
 
@@ -348,7 +367,10 @@ def _placed(builder: _Builder, answer: str, layout: SlotLayout, images: int) -> 
         steps.append(LinearStep(linear, terms, _vector(form.layout, form.bias, slots), level, squared))
         if node.constant is not None:
             steps.append(SquareStep(name, linear, _vector(form.layout, node.constant, slots), level - 1))
-    return LeveledCircuit(parameters, tuple(steps), layout, layouts[answer], nodes[answer].form.shape, batch)
+    rotations = frozenset(batch * step for product, _ in _matrices(steps) for step in product.steps)
+    shape = nodes[answer].form.shape
+    public = PublicCircuit(parameters, batch, tuple(sorted(rotations)), layout, layouts[answer], shape, _digest(steps))
+    return LeveledCircuit(public, tuple(steps))
 
 
 def _product(part: _Part, source: SlotLayout, form: _Form, slots: int) -> Diagonals | DenseReduction | Real:

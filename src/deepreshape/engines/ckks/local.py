@@ -14,20 +14,19 @@ import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from deepreshape.engines.ckks.circuit import LeveledCircuit
 from deepreshape.engines.ckks.evaluate import EncodedCircuit
-from deepreshape.engines.ckks.scheme import CkksEvaluator, Holder, Scheme
+from deepreshape.engines.ckks.exchange import NoKeys, Requester, answer_requests
+from deepreshape.engines.ckks.scheme import Cipher, CkksEvaluator, Holder, Scheme
+from deepreshape.private.transport.channel import Frame, Payload
 
 __all__ = ["DecryptedOutputs", "run_encrypted"]
 
 Real = NDArray[np.float64]
-_LENGTH = struct.Struct("<Q")
-_LONGEST = 1 << 31
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,7 +61,7 @@ def run_encrypted(
     Args:
         circuit: of a network.
         images: real, (N, C, H, W).
-        keep: encoded plaintexts between ciphertexts, for :attr:`Model.kept_bytes` of memory.
+        keep: encoded plaintexts between ciphertexts, for :attr:`EncodedCircuit.kept_bytes` of memory.
         progress: is told what is going on.
 
     Raises:
@@ -86,49 +85,68 @@ def run_encrypted(
 def _ask(
     circuit: LeveledCircuit, images: Real, server: socket.socket, progress: Callable[[str], object]
 ) -> DecryptedOutputs:
-    cpu = {"keys": 0.0, "encrypt": 0.0, "evaluate": 0.0, "decrypt": 0.0}
-    sizes = {"keys": 0, "up": 0, "down": 0}
+    line, batch = _Line(server), circuit.batch
     since = time.process_time()
-    holder = Holder(Scheme(circuit.parameters))
-    for name, key in holder.evaluation_keys(circuit.rotation_steps):
-        progress(f"key {name}")
-        _send(server, name.encode())
-        _send(server, key)
-        sizes["keys"] += len(key)
-    cpu["keys"] = time.process_time() - since
+    requester = Requester(line, circuit.public, Holder(Scheme(circuit.parameters)))
+    requester.cpu["keys"] = time.process_time() - since
+    groups = [images[start : start + batch] for start in range(0, len(images), batch)]
+    line.send(Frame.READY, struct.pack("<I", len(groups)))
+    requester.upload(lambda done, total: progress(f"keys: {done / 1e6:,.0f} of {total / 1e6:,.0f} MB"))
     outputs: list[Real] = []
-    for start in range(0, len(images), circuit.batch):
-        some = images[start : start + circuit.batch]
-        since = time.process_time()
-        up = holder.encrypt(circuit.pack(some))
-        cpu["encrypt"] += time.process_time() - since
-        _send(server, up)
-        progress(f"image {start + 1} of {len(images)}")
-        down = _receive(server)
-        since = time.process_time()
-        outputs.append(circuit.unpack(holder.decrypt(down), len(some)))
-        cpu["decrypt"] += time.process_time() - since
-        sizes["up"] += len(up)
-        sizes["down"] += len(down)
-    server.shutdown(socket.SHUT_WR)
-    loading, evaluating, memory = struct.unpack("<3d", _receive(server))
-    cpu["keys"] += loading
-    cpu["evaluate"] = evaluating
-    return DecryptedOutputs(np.concatenate(outputs), cpu, sizes, memory)
+    for number, answers in enumerate(requester.ask(groups), 1):
+        outputs.append(answers)
+        progress(f"ciphertext {number} of {len(groups)}")
+    loading, evaluating, memory = struct.unpack("<3d", line.receive(Frame.READY, 24))
+    cpu = requester.cpu
+    seconds = {
+        "keys": cpu["keys"] + loading,
+        "encrypt": cpu["encrypt"],
+        "evaluate": evaluating,
+        "decrypt": cpu["decrypt"],
+    }
+    return DecryptedOutputs(np.concatenate(outputs), seconds, dict(requester.sent), memory)
 
 
 def _serve(circuit: LeveledCircuit, client: socket.socket, keep: bool) -> None:
-    scheme = Scheme(circuit.parameters)
-    evaluator, model = CkksEvaluator(scheme), EncodedCircuit(circuit, keep=keep)
+    line, model = _Line(client), _Timed(circuit, keep=keep)
     since = time.process_time()
-    while evaluator.missing(circuit.rotation_steps):
-        name = _receive(client).decode()
-        evaluator.add_key(name, _receive(client), circuit.rotation_steps)
-    loading, since = time.process_time() - since, time.process_time()
-    while (up := _receive(client, ends=True)) is not None:
-        _send(client, evaluator.saved(model.evaluate(evaluator, scheme.load_ciphertext(up, circuit.parameters.levels))))
+    (count,) = struct.unpack("<I", line.receive(Frame.READY, 4))
+    answer_requests(line, model, NoKeys(), count)
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    _send(client, struct.pack("<3d", loading, time.process_time() - since, memory))
+    line.send(Frame.READY, struct.pack("<3d", time.process_time() - since - model.seconds, model.seconds, memory))
+
+
+class _Timed(EncodedCircuit):
+    """Knows how long it computed."""
+
+    seconds = 0.0
+
+    def evaluate(self, evaluator: CkksEvaluator, x: Cipher, progress: Callable[[str], object] | None = None) -> Cipher:
+        since = time.process_time()
+        try:
+            return super().evaluate(evaluator, x, progress)
+        finally:
+            self.seconds += time.process_time() - since
+
+
+class _Line:
+    """Bytes of known length through a socket."""
+
+    def __init__(self, end: socket.socket) -> None:
+        self._end = end
+
+    def send(self, kind: Frame, payload: Payload) -> None:
+        self._end.sendall(payload)
+
+    def receive(self, kind: Frame, nbytes: int) -> memoryview:
+        view = memoryview(bytearray(nbytes))
+        done = 0
+        while done < nbytes:
+            got = self._end.recv_into(view[done:])
+            if not got:
+                raise EOFError("the peer hung up")
+            done += got
+        return view
 
 
 def _exit_after(work: Callable[[], None]) -> None:
@@ -141,30 +159,3 @@ def _exit_after(work: Callable[[], None]) -> None:
         traceback.print_exc()
     finally:
         os._exit(code)
-
-
-def _send(to: socket.socket, data: bytes) -> None:
-    to.sendall(_LENGTH.pack(len(data)))
-    to.sendall(data)
-
-
-def _receive(source: socket.socket, *, ends: bool = False) -> Any:
-    head = _exactly(source, _LENGTH.size, ends=ends)
-    if head is None:
-        return None
-    (length,) = _LENGTH.unpack(head)
-    if length > _LONGEST:
-        raise ConnectionError(f"a message of {length:,} bytes")
-    return _exactly(source, length, ends=False)
-
-
-def _exactly(source: socket.socket, count: int, *, ends: bool) -> bytes | None:
-    data = bytearray()
-    while len(data) < count:
-        part = source.recv(min(count - len(data), 1 << 20))
-        if not part:
-            if ends and not data:
-                return None
-            raise EOFError("the peer hung up")
-        data += part
-    return bytes(data)

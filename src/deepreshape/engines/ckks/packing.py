@@ -1,6 +1,6 @@
 """Maps in slots, and linear layers as rotations and products of diagonals.
 
-*Layout.* Channels of a map (C, H, W) interleave k x k into one plane after k-fold striding, so that a strided layer
+*SlotLayout.* Channels of a map (C, H, W) interleave k x k into one plane after k-fold striding, so that a strided layer
 moves no value of the planes it keeps (multiplexed packing: Lee et al., ICML 2022). A plane has a pitch of powers of
 two; a ciphertext repeats the planes until its slots are full, so that rotations are modulo the layout's size.
 

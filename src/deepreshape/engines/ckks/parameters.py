@@ -34,6 +34,17 @@ class CkksParameters:
     special: int
     squares: int
 
+    def check(self) -> None:
+        """Refuse what is outside the tables, as a stranger's file may be.
+
+        Raises:
+            ValueError: if the modulus is not secure, or not one that this package chooses.
+        """
+        if self.degree not in LIMITS or sum(self.primes) > LIMITS[self.degree]:
+            raise ValueError(f"{self} is not within the tables of moduli that are secure at 128 bits")
+        if not (LEAST_BITS <= self.bits <= MOST_BITS and self.bits <= self.special <= LARGEST_PRIME):
+            raise ValueError(f"{self} has primes of other sizes than this package chooses")
+
     @property
     def slots(self) -> int:
         return self.degree // 2

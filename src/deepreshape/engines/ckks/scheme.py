@@ -1,28 +1,30 @@
-"""CKKS by Microsoft SEAL (``private/crypto/he/seal_container.py``): the only module of this engine that sees it.
+"""CKKS by Microsoft SEAL (``private/crypto/he/seal_container.py``): contexts, keys and the operations on ciphertexts.
 
-*What comes from a peer.* A server gets evaluation keys and a ciphertext, a client a ciphertext. Their lengths are
-compared with what the parameters allow before a byte is kept. The library then checks every residue against its prime
-while it loads (``load``, never ``unsafe_load``); since its parser is not ours, a server loads a client's bytes in a
-process that serves this client alone.
+What travels, and how a peer's bytes become an object of the library, is :mod:`.wire`'s.
 """
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from deepreshape.engines.ckks.parameters import CkksParameters
-from deepreshape.private.crypto.he.seal_container import load_into, saved_container, seal
+from deepreshape.private.crypto.he.seal_container import check_library, saved_container, seal
 
-__all__ = ["Cipher", "CkksEvaluator", "Holder", "Scheme"]
+__all__ = ["SQUARE", "Cipher", "CkksEvaluator", "Holder", "Scheme", "rotation_name"]
 
 Real = NDArray[np.float64]
 
-SLACK = 1 << 12
-"""Bytes of headers beside the residues of a saved object."""
+SQUARE = "square"
+"""Name of the key for squares."""
+
+
+def rotation_name(step: int) -> str:
+    """Name of the key for rotations by ``step`` slots."""
+    return f"rotate-{step}"
 
 
 class Cipher:
@@ -42,7 +44,8 @@ class Scheme:
     """The library's context for one set of parameters; public."""
 
     def __init__(self, parameters: CkksParameters) -> None:
-        """Raises ValueError if the library refuses the parameters."""
+        """Raises ValueError if the library refuses the parameters, ImportError if it is not the tested one."""
+        check_library()
         self.parameters = parameters
         settings = seal.EncryptionParameters(seal.SCHEME_TYPE.CKKS)
         settings.set_poly_modulus_degree(parameters.degree)
@@ -51,7 +54,8 @@ class Scheme:
         self.context = seal.SEALContext(settings, True, seal.SEC_LEVEL_TYPE.TC128)
         if not self.context.parameters_set():
             raise ValueError(f"{parameters} is refused: {self.context.parameters_error_message()}")
-        self.primes = [prime.value() for prime in modulus][:-1]
+        self.all_primes = tuple(prime.value() for prime in modulus)
+        self.primes = self.all_primes[:-1]
         self.encoder = seal.CKKSEncoder(self.context)
         at, identities = self.context.first_context_data(), list[Any]()
         for _ in range(parameters.levels + 1):
@@ -73,73 +77,48 @@ class Scheme:
         """The Galois element of a rotation to the left by ``step`` slots."""
         return pow(3, step, 2 * self.parameters.degree)
 
-    def ciphertext_bytes(self, primes: int) -> int:
-        """The most that a saved ciphertext of two parts takes."""
-        return 16 * self.parameters.degree * primes + SLACK
-
-    def key_bytes(self) -> int:
-        """The most that one saved key takes: a ciphertext of all primes for each prime that is not special."""
-        primes = len(self.parameters.primes)
-        # headers for every Galois element that is absent, of which there are N
-        return (primes - 1) * self.ciphertext_bytes(primes) + 16 * self.parameters.degree
-
-    def load_ciphertext(self, data: bytes, level: int) -> Cipher:
-        """A peer's ciphertext at ``level``.
-
-        Raises:
-            ValueError: if it is none.
-        """
-        cipher = seal.Ciphertext()
-        self.load(cipher, data, self.ciphertext_bytes(level + 1), "a ciphertext")
-        if cipher.size() != 2 or list(cipher.parms_id()) != list(self.identities[level]) or not cipher.is_ntt_form():
-            raise ValueError(f"not a ciphertext of two parts at level {level}")
-        return Cipher(cipher, level)
-
-    def load(self, target: Any, data: bytes, most: int, what: str) -> None:
-        """A peer's bytes into an object of the library.
-
-        Raises:
-            ValueError: if they are more than ``most`` or are not ``what``.
-        """
-        if len(data) > most:
-            raise ValueError(f"{what} of {len(data):,} bytes; at most {most:,} can be one")
-        try:
-            load_into(target, self.context, data)
-        except (RuntimeError, ValueError) as error:
-            raise ValueError(f"{what} cannot be read: {error}") from error
-
 
 class Holder:
-    """The client: holds the secret key, makes evaluation keys, encrypts and decrypts."""
+    """The client: holds the secret key, makes evaluation keys, encrypts and decrypts.
 
-    def __init__(self, scheme: Scheme) -> None:
+    Args:
+        scheme: of the circuit.
+        secret: the library's secret key; a new one without.
+    """
+
+    def __init__(self, scheme: Scheme, secret: Any = None) -> None:
         self.scheme = scheme
-        self._generator = seal.KeyGenerator(scheme.context)
-        secret = self._generator.secret_key()
-        self._encryptor = seal.Encryptor(scheme.context, secret)
-        self._decryptor = seal.Decryptor(scheme.context, secret)
+        known = (secret,) if secret is not None else ()
+        self._generator = seal.KeyGenerator(scheme.context, *known)
+        self._secret = self._generator.secret_key()
+        self._encryptor = seal.Encryptor(scheme.context, self._secret)
+        self._decryptor = seal.Decryptor(scheme.context, self._secret)
 
     def __repr__(self) -> str:
         return f"Holder({self.scheme.parameters})"
 
-    def evaluation_keys(self, steps: Iterable[int]) -> Generator[tuple[str, bytes]]:
-        """By name, the key for squares and one a rotation, seeded: half the bytes."""
-        yield "square", saved_container(self._generator.create_relin_keys())
-        for step in sorted(steps):
-            yield f"rotate-{step}", saved_container(self._generator.create_galois_keys([self.scheme.element(step)]))
+    def saved_secret(self) -> bytes:
+        """The library's container of the secret key."""
+        return saved_container(self._secret)
+
+    def evaluation_key(self, name: str) -> bytes:
+        """The library's container of the key of a name, fresh, with a seed for its second halves."""
+        if name == SQUARE:
+            return saved_container(self._generator.create_relin_keys())
+        step = int(name.removeprefix("rotate-"))
+        return saved_container(self._generator.create_galois_keys([self.scheme.element(step)]))
 
     def encrypt(self, values: Real) -> bytes:
-        """One ciphertext, (slots,), at the top, seeded."""
-        top = self.scheme.parameters.levels
-        plain = self.scheme.encode(values, top, self.scheme.scale)
+        """The library's container of (slots,) values, encrypted at the top, with a seed for its second half."""
+        plain = self.scheme.encode(values, self.scheme.parameters.levels, self.scheme.scale)
         return saved_container(self._encryptor.encrypt_symmetric(plain))
 
-    def decrypt(self, data: bytes, level: int = 0) -> Real:
-        """The values of a peer's ciphertext, (slots,).
+    def decrypt(self, cipher: Cipher) -> Real:
+        """The values of a ciphertext, (slots,).
 
-        Whoever sees them together with the ciphertext can learn the secret key: they are for the client alone.
+        Whoever sees them beside the ciphertext can learn the secret key: they are for the client alone.
         """
-        cipher, plain = self.scheme.load_ciphertext(data, level), seal.Plaintext()
+        plain = seal.Plaintext()
         self._decryptor.decrypt(cipher.raw, plain)
         return np.array(self.scheme.encoder.decode_double(plain))
 
@@ -150,38 +129,19 @@ class CkksEvaluator:
     def __init__(self, scheme: Scheme) -> None:
         self.scheme = scheme
         self._evaluator = seal.Evaluator(scheme.context)
-        self._rotations: dict[int, Any] = {}
-        self._relinearize: Any = None
+        self._keys: dict[str, Any] = {}
 
-    def add_key(self, name: str, data: bytes, steps: Iterable[int]) -> None:
-        """A key that a client sent under a name that :meth:`Holder.evaluation_keys` gives.
+    def add_key(self, name: str, key: Any) -> None:
+        """A key of the library, from :func:`~deepreshape.engines.ckks.wire.read_key`."""
+        self._keys[name] = key
 
-        Raises:
-            ValueError: if no key of that name is needed or the bytes are not that key.
-        """
-        most = self.scheme.key_bytes()
-        if name == "square":
-            keys = seal.RelinKeys()
-            self.scheme.load(keys, data, most, "the key for squares")
-            self._relinearize = keys
-            return
-        step = int(name.removeprefix("rotate-")) if name.removeprefix("rotate-").isdecimal() else -1
-        if step not in steps or name != f"rotate-{step}":
-            raise ValueError(f"no key {name[:40]!r} is needed")
-        keys = seal.GaloisKeys()
-        self.scheme.load(keys, data, most, f"the key {name}")
-        if not keys.has_key(self.scheme.element(step)):
-            raise ValueError(f"what was sent as {name} is the key of another rotation")
-        self._rotations[step] = keys
-
-    def missing(self, steps: Iterable[int]) -> tuple[str, ...]:
-        absent = [] if self._relinearize else ["square"]
-        return (*absent, *(f"rotate-{step}" for step in sorted(steps) if step not in self._rotations))
+    def missing(self, names: Iterable[str]) -> tuple[str, ...]:
+        return tuple(name for name in names if name not in self._keys)
 
     def rotate(self, x: Cipher, step: int) -> Cipher:
         """To the left by ``step`` slots."""
         out = seal.Ciphertext()
-        self._evaluator.rotate_vector(x.raw, step, self._rotations[step], out)
+        self._evaluator.rotate_vector(x.raw, step, self._keys[rotation_name(step)], out)
         return Cipher(out, x.level)
 
     def lower(self, x: Cipher, level: int) -> Cipher:
@@ -217,8 +177,5 @@ class CkksEvaluator:
         """Not yet rescaled."""
         out = seal.Ciphertext()
         self._evaluator.square(x.raw, out)
-        self._evaluator.relinearize_inplace(out, self._relinearize)
+        self._evaluator.relinearize_inplace(out, self._keys[SQUARE])
         return Cipher(out, x.level)
-
-    def saved(self, x: Cipher) -> bytes:
-        return saved_container(x.raw)

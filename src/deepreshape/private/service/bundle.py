@@ -193,12 +193,15 @@ class UnsafeTextError(ValueError):
 
 
 def _facts(given: Mapping[str, Any], program: Program) -> Facts:
+    return facts_of(given, program.input_shape[0], program.output_size)
+
+
+def facts_of(given: Mapping[str, Any], channels: int, classes: int) -> Facts:
     """The facts in ``given``, which the other party supplies: held to types, sizes and plain characters.
 
     Raises:
         ValueError: if they are not as they should be.
     """
-    channels, classes = program.input_shape[0], program.output_size
     names = tuple(given.get("class_names", ()))
     for name in names:
         if not isinstance(name, str) or len(name) > NAME_LENGTH or printable(name) != name:

@@ -33,12 +33,12 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from deepreshape.private.crypto.backend import engine
 from deepreshape.private.errors import CapError, PrivateError, ProtocolError, StoreError
 from deepreshape.private.parties.server import Model
-from deepreshape.private.parties.sessions import Work, serve
+from deepreshape.private.parties.sessions import Admit, Work, serve
 from deepreshape.private.parties.store import Store
 from deepreshape.private.service import status
 from deepreshape.private.service.quotas import SHOWN, Caps, Outcome, Quotas
@@ -80,13 +80,25 @@ class _Session:
     report: bytearray = field(default_factory=bytearray)
 
 
+class Serving(Protocol):
+    """What can be served that keeps its clients' files itself."""
+
+    def serve(self, channel: TlsChannel, admit: Admit) -> None:
+        """The server's side of one session, in a process of its own.
+
+        Raises:
+            PrivateError: if the session fails.
+        """
+        ...
+
+
 class Service:
     """A server.
 
     Args:
         listener: listens; from :func:`~deepreshape.private.transport.tls.listen`. The service closes it.
         endpoint: with the server's certificate.
-        model: what is served.
+        model: what is served: a program between two parties, or anything else with a way to serve.
         store: the server's own.
         caps: how much a client may have.
         status_listener: listens on loopback for readers of the status, or None. The service closes it.
@@ -102,7 +114,7 @@ class Service:
         self,
         listener: socket.socket,
         endpoint: Endpoint,
-        model: Model,
+        model: Model | Serving,
         store: Store,
         caps: Caps | None = None,
         *,
@@ -340,8 +352,8 @@ class Service:
         self.quotas.close_session(
             session.peer.fingerprint, session.work, outcome, count=session.count, **report["traffic"]
         )
-        done = "answered a query" if session.work == "query" else f"prepared batches: {session.count}"
-        self._notify(f"{_name(session.peer)}: {session.refusal or report['error'] or done}")
+        outcomes = {"query": "answered a query", "prepare": f"prepared batches: {session.count}", None: "done"}
+        self._notify(f"{_name(session.peer)}: {session.refusal or report['error'] or outcomes[session.work]}")
 
     def _end_sessions(self) -> None:
         """Tell all to end, and kill those that do not."""
@@ -441,7 +453,7 @@ class Service:
             os.close(end)
 
 
-def _run_session(pipe: socket.socket, channel: TlsChannel, model: Model, store: Store) -> None:
+def _run_session(pipe: socket.socket, channel: TlsChannel, model: Model | Serving, store: Store) -> None:
     """What a session's process does: the session, and a report of it on its line to the front."""
     began, error = time.monotonic(), ""
 
@@ -452,7 +464,7 @@ def _run_session(pipe: socket.socket, channel: TlsChannel, model: Model, store: 
 
     with pipe:
         try:
-            serve(channel, model, store, admit)
+            serve(channel, model, store, admit) if isinstance(model, Model) else model.serve(channel, admit)
         except SystemExit:
             error = ENDING
         except PrivateError as reason:
