@@ -254,7 +254,7 @@ CLAIMS: tuple[Claim, ...] = (
         "ResNet-18 with 50,000 ReLUs on CIFAR-100",
         "73.75 % (read)",
         "accuracy",
-        why="2,000 epochs of search and 200 of training on a GPU; docs/linearize.md has what our epochs give",
+        why="2,000 epochs of search and 200 of training on a GPU; docs/removal.md has what our epochs give",
     ),
 )
 

@@ -10,10 +10,12 @@ from typing import Any
 import pytest
 import typer
 from support.command_line import answer, call
+from typer.core import TyperOption
 from typer.main import get_command
 
 from deepreshape.cli import app
 from deepreshape.cli.console import NOTHING_KEPT, stoppable
+from deepreshape.cli.panels import MANY, PANELS
 from deepreshape.models import architecture, build
 from deepreshape.models.saved import Manifest, save
 
@@ -67,6 +69,18 @@ def test_every_command_has_help_and_stands_in_the_docs(name: str):
         assert parameter.help, f"{name} {parameter.name}"
     assert f"deepreshape {name}" in (ROOT / "docs" / "commands.md").read_text()
     assert any("--json" in parameter.opts for parameter in command.params)
+
+
+@pytest.mark.parametrize("name", sorted(COMMANDS))
+def test_the_options_of_a_command_with_many_stand_under_headings(name: str):
+    options = [param for param in COMMANDS[name].params if isinstance(param, TyperOption)]
+    bare = [option.name for option in options if not option.rich_help_panel]
+    assert bare == [] or len(options) <= MANY
+
+
+def test_every_heading_names_options_that_are_there():
+    there = {param.name for command in COMMANDS.values() for param in command.params}
+    assert {name for names in PANELS.values() for name in names.split()} <= there
 
 
 def test_help_runs():

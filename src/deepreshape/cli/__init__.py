@@ -27,6 +27,7 @@ from deepreshape.cli import (
     teach,
 )
 from deepreshape.cli.console import err, out
+from deepreshape.cli.panels import PanelCommand
 from deepreshape.private.errors import PrivateError
 
 __all__ = ["app", "main"]
@@ -59,6 +60,9 @@ for commands in (each.app for each in COMMANDS):
 app.add_typer(convex.app, name="convex")
 private.app.add_typer(fhe.app, name="fhe")
 app.add_typer(private.app, name="private")
+for group in (app, convex.app, private.app, fhe.app):
+    for command in group.registered_commands:
+        command.cls = PanelCommand
 
 
 @app.callback()
