@@ -14,8 +14,7 @@ from typer.core import TyperOption
 from typer.main import get_command
 
 from deepreshape.cli import app
-from deepreshape.cli.console import NOTHING_KEPT, stoppable
-from deepreshape.cli.panels import MANY, PANELS
+from deepreshape.cli.console import MANY, NOTHING_KEPT, PANELS, stoppable
 from deepreshape.models import architecture, build
 from deepreshape.models.saved import Manifest, save
 

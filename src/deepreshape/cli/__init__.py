@@ -26,8 +26,7 @@ from deepreshape.cli import (
     substitute,
     teach,
 )
-from deepreshape.cli.console import err, out
-from deepreshape.cli.panels import PanelCommand
+from deepreshape.cli.console import PanelCommand, err, out
 from deepreshape.private.errors import PrivateError
 
 __all__ = ["app", "main"]
