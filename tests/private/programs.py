@@ -107,6 +107,29 @@ ONE_RELU = Program(Ring(16), (2, 3), 4, 99, (Flatten("f", ("input",)), Relu("r",
 """A ReLU layer and nothing else: a run takes a tenth of a second."""
 
 
+ONE_SQUARE = Program(
+    Ring(20),
+    (2, 3),
+    4,
+    99,
+    (Flatten("f", ("input",)), Square("s", ("f",), 0, 2)),
+    {"s": Weights(np.array([5, -6, 7, 0, 1, -90]), np.array([1, -2, 300, 0, 5, 6]))},
+)
+"""A layer of squares and nothing else."""
+
+
+def squares_and_relus() -> Program:
+    """A linear layer, and squares and ReLUs behind it in one operation."""
+    rng = np.random.default_rng(6)
+    mask = np.array([True, False, True, False])
+    ops = (Flatten("flat", ("input",)), Linear("fc", ("flat",), 4, 3, 3), Square("square", ("fc",), 3, 3, 2, mask))
+    weights = {
+        "fc": Weights(rng.integers(-8, 9, (4, 6)), rng.integers(-99, 100, 4)),
+        "square": Weights(rng.integers(-9, 10, 4), rng.integers(-99, 100, 4)),
+    }
+    return Program(Ring(26), (2, 3), 4, 99, ops, weights)
+
+
 def every_kind() -> Program:
     """The smallest program whose run has frames of every kind: a linear layer, and a ReLU with a mask."""
     rng = np.random.default_rng(5)

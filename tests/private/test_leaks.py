@@ -27,7 +27,7 @@ from deepreshape.private.parties.plan import Plan
 from deepreshape.private.parties.server import Model
 from deepreshape.private.parties.sessions import InferenceClient, serve
 from deepreshape.private.parties.store import Store
-from deepreshape.private.program.ops import Flatten, Linear, Relu, Weights
+from deepreshape.private.program.ops import Flatten, Linear, Relu, Square, Weights
 from deepreshape.private.program.program import Program
 from deepreshape.private.program.relu_config import ReluConfig, Role
 from deepreshape.private.protocols.base import ReluProtocol
@@ -35,6 +35,8 @@ from deepreshape.private.transport.tls import Endpoint
 
 INPUT = np.array([[1234567891, -1987654321, 1357924681], [1122334455, -1029384756, 1470258369]])
 BIAS = np.array([123456789012, -987654321098, 135792468013, 246801357924])
+SHIFT = np.array([-135797531864, 246813579753, -112233445566, 198765432123])
+CONSTANT = np.array([-314159265358, 271828182845, -161803398874, 141421356237])
 
 
 def planted_program() -> Program:
@@ -43,16 +45,18 @@ def planted_program() -> Program:
     ops = (
         Flatten("flat", ("input",)),
         Linear("fc", ("flat",), 4, 3, 3),
+        Square("square", ("fc",), 38, 0),
         Relu("relu", ("fc",), 3, np.array([True, False, True, True])),
     )
-    return Program(Ring(44), (2, 3), 4, 1 << 31, ops, {"fc": Weights(rng.integers(-8, 9, (4, 6)), BIAS)})
+    weights = {"fc": Weights(rng.integers(-8, 9, (4, 6)), BIAS), "square": Weights(SHIFT, CONSTANT)}
+    return Program(Ring(44), (2, 3), 40, 1 << 31, ops, weights, outputs=("relu",))
 
 
 class Watch:
     """Knows the secrets of a run, and looks for them in whatever form they would be written."""
 
     def __init__(self, keys: Keys) -> None:
-        self.numbers: set[int] = {*map(int, INPUT.reshape(-1)), *map(int, BIAS)}
+        self.numbers: set[int] = {*map(int, [*INPUT.reshape(-1), *BIAS, *SHIFT, *CONSTANT])}
         self.octets: set[bytes] = set()
         for credentials in (keys.client, keys.server):
             lines = credentials.key.read_text().splitlines()

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from programs import every_kind, grouped, random_inputs
+from programs import ONE_SQUARE, every_kind, grouped, random_inputs, squares_and_relus
 
 from deepreshape.private.arith.ring import Ring
 from deepreshape.private.arith.rng import Randomness
@@ -99,7 +99,9 @@ def traces() -> dict[str, object]:
         for role in roles
     }
     words = ("ot", "ot:tree", "ot:drop=2,neg-pass,cot=iknp")
-    return garbled | {f"{name}, {relu}": trace(PROGRAMS[name], "server", relu) for name in PROGRAMS for relu in words}
+    transferred = {f"{name}, {relu}": trace(PROGRAMS[name], "server", relu) for name in PROGRAMS for relu in words}
+    squares = {"squares, silent": trace(ONE_SQUARE, "server"), "squares, iknp": trace(ONE_SQUARE, "server", words[-1])}
+    return garbled | transferred | squares | {"squares and ReLUs": trace(squares_and_relus(), "server")}
 
 
 def test_the_wire_is_as_it_was() -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from programs import every_kind, random_program
+from programs import every_kind, random_program, squares_and_relus
 from support.cifar import python_2_pickle
 from support.ckks import INPUT_SHAPE, single
 from torch import nn
@@ -358,7 +358,9 @@ TARGETS: dict[str, Target] = {
         (ProtocolError, ValueError),
     ),
     "program": Target(
-        lambda: [to_bytes(every_kind()), to_bytes(random_program(5).public())], lambda _: from_bytes, (ProgramError,)
+        lambda: [to_bytes(made) for made in (every_kind(), squares_and_relus(), random_program(5).public())],
+        lambda _: from_bytes,
+        (ProgramError,),
     ),
     "relu word": Target(
         lambda: [b"gc-stochastic:drop=12,neg-pass", b"gc-sign:window"],
