@@ -14,7 +14,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).parents[1] / folder) for folder in ("tests", "tests/private")]
+sys.path[:0] = [str(Path(__file__).parents[1] / folder) for folder in ("tests",)]
 
 from support.fuzz import TARGETS, fuzz  # noqa: E402
 

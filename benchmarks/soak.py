@@ -32,10 +32,10 @@ from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import Any
 
-sys.path[:0] = [str(Path(__file__).parents[1] / folder) for folder in ("tests", "tests/private")]
+sys.path[:0] = [str(Path(__file__).parents[1] / folder) for folder in ("tests",)]
 
 import numpy as np  # noqa: E402
-from programs import ONE_RELU, random_inputs  # noqa: E402
+from support.programs import ONE_RELU, random_inputs  # noqa: E402
 from support.service import Served, served  # noqa: E402
 
 from deepreshape.private.errors import LostBatchError, PrivateError  # noqa: E402

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from programs import random_inputs, random_program
+from support.programs import random_inputs, random_program
 
 from deepreshape.engines.real import LinearParameters, bound, evaluate_program, expected, parameters
 from deepreshape.private.arith.ring import Ring

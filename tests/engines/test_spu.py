@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from programs import random_inputs, random_program
+from support.programs import random_inputs, random_program
 
 from deepreshape.engines.real import bound
 from deepreshape.engines.spu import launch

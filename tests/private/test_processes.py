@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from programs import random_inputs, random_program
+from support.programs import random_inputs, random_program
 
 from deepreshape.private.crypto.he.bfv import ClientKey, Responder
 from deepreshape.private.crypto.he.packing import Convolution, Layout

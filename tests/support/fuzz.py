@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from programs import every_kind, random_program, squares_and_relus
 from support.cifar import python_2_pickle
 from support.ckks import INPUT_SHAPE, single
+from support.programs import every_kind, random_program, squares_and_relus
 from torch import nn
 
 from deepreshape.data import archives

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from programs import ONE_RELU
+from support.programs import ONE_RELU
 from support.relay import PATIENT
 
 import deepreshape

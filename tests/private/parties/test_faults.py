@@ -10,7 +10,7 @@ from typing import Literal, get_args
 
 import numpy as np
 import pytest
-from programs import ONE_RELU, ONE_SQUARE, random_inputs
+from support.programs import ONE_RELU, ONE_SQUARE, random_inputs
 from support.relay import INSIDE_TLS, PATIENT, Attack, Fault, Keys, Outcome, Relay, Talk, converse, judge_by
 
 from deepreshape.private.errors import LostBatchError, PrivateError

@@ -16,7 +16,7 @@ import os, signal, sys
 from pathlib import Path
 
 from support.relay import Keys
-from programs import every_kind, random_inputs, squares_and_relus
+from support.programs import every_kind, random_inputs, squares_and_relus
 
 from deepreshape.private.program import interpret as plain
 from deepreshape.private.program.relu_config import ReluConfig
@@ -138,7 +138,7 @@ for kind, victim, first, stride in (
 
 @pytest.mark.parametrize("relu", ["gc-full", "ot:tree", "squares"])
 def test_kill_at_every_frame(relu: str, tmp_path: Path) -> None:
-    folders = [Path(deepreshape.__file__).parents[1], *(Path(__file__).parents[up] for up in (1, 2))]
+    folders = [Path(deepreshape.__file__).parents[1], Path(__file__).parents[2]]
     path = os.pathsep.join([*map(str, folders), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT, str(tmp_path), relu],

@@ -8,7 +8,7 @@ from typing import Any, final
 
 import numpy as np
 import pytest
-from programs import run_both
+from support.programs import run_both
 
 from deepreshape.private.arith.ring import Ring, Words
 from deepreshape.private.arith.rng import Randomness

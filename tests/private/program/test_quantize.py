@@ -1,115 +1,184 @@
-"""Networks of squares and mixed ones as integer programs: close to the network, run alike by two parties, refused."""
+"""Formats, integers and error bounds, against real arithmetic on layers made by hand."""
 
-from __future__ import annotations
+from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
-from programs import run_both
-from torch import nn
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from deepreshape.models import architecture, build
-from deepreshape.nn import HerPN, PolynomialReLU
-from deepreshape.private.arith.ring import CIRCA_PRIME, Field, Ring
-from deepreshape.private.parties.plan import Plan
+from deepreshape.private.arith.ring import Field, Ring
 from deepreshape.private.program import interpret as plain
-from deepreshape.private.program.lower import lower
-from deepreshape.private.program.ops import Conv2d, ProgramError, Square
-from deepreshape.private.protocols.choose import Protocols
-
-SHAPE = (1, 8, 8)
-
-
-def settled(model: nn.Module, seed: int = 0) -> tuple[nn.Module, np.ndarray]:
-    """The network with the statistics of a batch, and the batch, so that evaluation is what training was."""
-    torch.manual_seed(seed)
-    x = torch.randn(24, *SHAPE)
-    model.train()
-    with torch.no_grad():
-        for _ in range(80):
-            model(x)
-    return model.eval(), x.numpy()
+from deepreshape.private.program.graph import Conv, Dense, Flat, Layer, Pool, Rectify, Sum
+from deepreshape.private.program.ops import INPUT, Conv2d, Linear, ProgramError, Raise, Relu, Truncate
+from deepreshape.private.program.program import from_fixed, to_fixed
+from deepreshape.private.program.quantize import LEAST_BITS, WEIGHT_BITS, quantize
 
 
-def squares_only() -> tuple[nn.Module, np.ndarray]:
-    return settled(build(architecture("resnet18-m2-herpn", SHAPE, 10), seed=1))
+def real(layers: list[Layer], x: np.ndarray) -> dict[str, np.ndarray]:
+    """Every value of 1x1 convolutions and the rest on a batch, in float64."""
+    values = {INPUT: x}
+    for layer in layers:
+        values[layer.name] = apply(layer, [values[name] for name in layer.inputs])
+    return values
 
 
-def mixed() -> tuple[nn.Module, np.ndarray]:
-    """A ResNet in which AutoReP's quadratics share channels with ReLUs, and one layer keeps all of its ReLUs."""
-    model, x = settled(build(architecture("resnet18-m2-phi1.1.1.1", SHAPE, 10), seed=1))
-    rng = np.random.default_rng(0)
-    for number, (name, module) in enumerate([*model.named_modules()]):
-        if isinstance(module, nn.ReLU) and not name.startswith("stage3"):
-            place = dict(model.named_modules())[name.rpartition(".")[0]]
-            shape = shapes_of(model, x)[name]
-            mask = torch.as_tensor(rng.random(shape) < 0.4)
-            square = torch.as_tensor(rng.uniform(0.05, 0.2, shape[0]))
-            coefficients = torch.stack([0.1 * square, 0.3 + square, square], 1).float()
-            setattr(place, name.rpartition(".")[2], PolynomialReLU(mask, coefficients))
-        assert number < 1000
-    return model.eval(), x
+def apply(layer: Layer, inputs: list[np.ndarray]) -> np.ndarray:
+    x = inputs[0]
+    match layer:
+        case Conv():
+            return np.einsum("oi,nihw->nohw", layer.weight[:, :, 0, 0], x) + layer.bias[:, None, None]
+        case Dense():
+            return x @ layer.weight.T + layer.bias
+        case Sum():
+            return np.sum(inputs, axis=0)
+        case Pool():
+            return x.sum((2, 3), keepdims=True)
+        case Rectify():
+            return np.maximum(x, 0) if layer.mask is None else np.where(layer.mask, np.maximum(x, 0), x)
+        case Flat():
+            return x.reshape(len(x), -1)
 
 
-def shapes_of(model: nn.Module, x: np.ndarray) -> dict[str, tuple[int, ...]]:
-    shapes: dict[str, tuple[int, ...]] = {}
-    hooks = [
-        module.register_forward_hook(lambda _, given, out, name=name: shapes.update({name: tuple(out.shape[1:])}))
-        for name, module in model.named_modules()
-        if isinstance(module, nn.ReLU | PolynomialReLU)
+def ranges(values: dict[str, np.ndarray]) -> dict[str, float]:
+    return {name: float(np.abs(value).max()) for name, value in values.items()}
+
+
+def residual(seed: int) -> list[Layer]:
+    """A block with an identity shortcut, a linear block behind it, a pool and a head: every kind of step."""
+    rng = np.random.default_rng(seed)
+
+    def conv(name: str, source: str) -> Conv:
+        return Conv(name, (source,), rng.normal(size=(3, 3, 1, 1)), rng.normal(size=3))
+
+    mask = rng.random((3, 2, 2)) < 0.5
+    mask[0], mask[1, 0, 0] = True, False
+    return [
+        conv("stem", INPUT),
+        Rectify("act", ("stem",)),
+        conv("conv1", "act"),
+        Sum("add", ("conv1", "act")),
+        Rectify("masked", ("add",), mask),
+        conv("conv2", "masked"),
+        conv("conv3", "conv2"),
+        Pool("pool", ("conv3",), (2, 2), (2, 2)),
+        Flat("flat", ("pool",)),
+        Dense("head", ("flat",), rng.normal(size=(4, 3)), rng.normal(size=4)),
     ]
-    with torch.no_grad():
-        model(torch.as_tensor(x[:1]))
-    for hook in hooks:
-        hook.remove()
-    return shapes
 
 
-@pytest.mark.parametrize("make", [squares_only, mixed], ids=["squares", "mixed"])
-def test_two_parties_run_a_network_with_squares_as_it_is(make):
-    model, x = make()
-    lowered = lower(model, x)
-    program = lowered.program
-    with torch.no_grad():
-        wanted = model(torch.as_tensor(x)).double().numpy()
-    fine = lower(model, x, fraction=15)
-    (got,) = fine.program.decode(plain.run(fine.program, fine.program.encode(x)))
-    assert np.abs(got - wanted).max() < 0.05 * np.abs(wanted).max()
-    for made in (lowered, fine):
-        (got,) = made.program.decode(plain.run(made.program, made.program.encode(x)))
-        assert np.abs(got - wanted).max() <= made.error.max() < np.inf
-    run = run_both(program, program.encode(x[0]), batch=4096)
-    replayed = plain.run(program, program.encode(x[:1]), client=run.client_shares, protocols=Protocols())
-    assert np.array_equal(run.output, replayed[0])
-    assert sum(row.squares for row in Plan(program.public()).declared().only(phase="online").rows) == program.squares
-    assert bool(program.relus) == (make is mixed)
+@given(st.integers(0, 1000), st.sampled_from([None, 4, 16]), st.sampled_from([None, Ring(60), Field((1 << 61) - 1)]))
+@settings(max_examples=12, deadline=None, derandomize=True)
+def test_integers_stay_within_the_bounds_of_every_value(seed: int, fraction: int | None, modulus: Ring | Field | None):
+    layers = residual(seed)
+    x = np.random.default_rng(seed + 1).normal(size=(20, 3, 2, 2))
+    wanted = real(layers, x)
+    lowered = quantize(layers, (3, 2, 2), ranges(wanted), fraction=fraction, modulus=modulus)
+    program, seen = lowered.program, {}
+    plain.run(program, to_fixed(x, program.input_fraction), observe=lambda name, value: seen.update({name: value}))
+    rows = {form.name: form for form in lowered.formats}
+    assert list(rows) == list(program.values)
+    by_name = {layer.name: layer for layer in layers}
+    half = 0.5**program.input_fraction / 2
+    for name, integers in seen.items():
+        got = from_fixed(integers, rows[name].fraction)
+        assert np.abs(integers).max() <= rows[name].limit
+        # what a ReLU is about to round is up to half a unit at rest too large on purpose
+        spare = half if name in ("stem", "conv1", "add") else 0
+        if name in wanted:
+            assert np.abs(got - wanted[name]).max() <= rows[name].error + spare
+        if name in by_name and name != "add":
+            before = [from_fixed(seen[source], rows[source].fraction) for source in program_inputs(program, name)]
+            spare = half if name in ("stem", "act", "conv1", "masked") else 0
+            assert np.abs(got - apply(by_name[name], before)).max() <= rows[name].added + spare
+    result = from_fixed(seen["head"], rows["head"].fraction)
+    assert (np.abs(result - wanted["head"]) <= lowered.error).all()
 
 
-def test_identity_shortcuts_and_negative_squares_take_no_layer_of_their_own_and_no_public_sign():
-    model, x = squares_only()
-    signs = [module.scale for module in model.modules() if isinstance(module, HerPN)]
-    programs = []
-    for scale in (1.0, -1.0):
-        with torch.no_grad():
-            for each in signs:
-                each[0] = scale * each[0].abs()
-        lowered = lower(model, x, modulus=Ring(48), fraction=8)
-        assert sum(isinstance(op, Conv2d) for op in lowered.program.ops) == sum(
-            isinstance(module, nn.Conv2d) for module in model.modules()
-        )
-        programs.append(lowered.program)
-    one, other = ([op for op in program.ops if isinstance(op, Square)] for program in programs)
-    assert [(op.name, op.mask) for op in one] == [(op.name, op.mask) for op in other]
+def program_inputs(program, name: str) -> tuple[str, ...]:
+    return next(op.inputs for op in program.ops if op.name == name)
 
 
-def test_what_cannot_be_squared_is_refused_by_name():
-    model, x = squares_only()
-    with pytest.raises(ProgramError, match=r"squares are computed over a ring, not .*; use Ring\(bits\)"):
-        lower(model, x, modulus=Field(CIRCA_PRIME))
-    with pytest.raises(ProgramError, match=r"Ring\(bits=16\) leaves .*use Ring"):
-        lower(model, x, modulus=Ring(16))
-    with torch.no_grad():
-        site = next(module for module in model.modules() if isinstance(module, HerPN))
-        site.scale[1] = 0
-    with pytest.raises(ProgramError, match=r"stem.act: channel 1 has no square"):
-        lower(model, x)
+def test_accumulators_that_are_added_share_a_fraction_and_a_shortcut_is_raised_exactly():
+    layers = residual(3)
+    x = np.random.default_rng(4).normal(size=(20, 3, 2, 2))
+    program = quantize(layers, (3, 2, 2), ranges(real(layers, x))).program
+    ops = {op.name: op for op in program.ops}
+    assert ops["add"].inputs == ("conv1", "add.raise1")
+    gained = program.values["conv1"].fraction - program.input_fraction
+    assert ops["add.raise1"] == Raise("add.raise1", ("act",), gained)
+    assert program.values["conv1"] == program.values["add.raise1"]
+    # every linear layer reads values at rest, and what no ReLU shifts back is truncated
+    rest = program.input_fraction
+    for op in program.ops:
+        if op.name in program.weights:
+            assert program.values[op.inputs[0]].fraction == rest
+    assert [name for name, op in ops.items() if isinstance(op, Truncate)] == ["conv2.truncate", "flat.truncate"]
+
+
+def test_a_shift_behind_a_relu_rounds_to_the_nearest():
+    layers: list[Layer] = [
+        Dense("scale", (INPUT,), np.array([[0.7]]), np.zeros(1)),
+        Rectify("act", ("scale",)),
+        Dense("head", ("act",), np.ones((1, 1)), np.zeros(1)),
+    ]
+    x = np.linspace(-1, 1, 999)[:, None]
+    program = quantize(layers, (1,), ranges(real(layers, x)), fraction=4).program
+    seen = {}
+    plain.run(program, to_fixed(x, 4), observe=lambda name, value: seen.update({name: value}))
+    weight = int(program.weights["scale"].weight[0, 0])
+    shift = next(op.shift for op in program.ops if isinstance(op, Relu))
+    exact = np.maximum(seen[INPUT] * weight, 0) / (1 << shift)
+    assert np.abs(seen["act"] - exact).max() <= 0.5
+    assert np.abs((seen["act"] - exact).mean()) < 0.05
+
+
+def test_a_narrow_modulus_takes_bits_from_weights_and_activations_alike_until_too_few_are_left():
+    layers = residual(5)
+    seen = ranges(real(layers, np.random.default_rng(6).normal(size=(20, 3, 2, 2))))
+    roomy = quantize(layers, (3, 2, 2), seen).program
+    assert isinstance(roomy.modulus, Ring)
+    less = quantize(layers, (3, 2, 2), seen, modulus=Ring(roomy.modulus.bits - 4)).program
+    lost = roomy.input_fraction - less.input_fraction
+    widest = {name: op.weight_bits for op in less.ops if (name := op.name) in less.weights and "raise" not in name}
+    assert 1 <= lost <= 2
+    assert min(widest.values()) >= WEIGHT_BITS - 2 - 1
+    with pytest.raises(
+        ProgramError, match=rf"^[a-z0-9]+: values reach .*Ring\(bits=14\).*use Ring\({roomy.modulus.bits}"
+    ):
+        quantize(layers, (3, 2, 2), seen, modulus=Ring(14))
+    assert LEAST_BITS > 2
+
+
+def test_sums_of_weights_are_declared_as_the_next_power_of_two():
+    layers = residual(5)
+    seen = ranges(real(layers, np.random.default_rng(6).normal(size=(20, 3, 2, 2))))
+    program = quantize(layers, (3, 2, 2), seen).program
+    for op in program.ops:
+        if isinstance(op, Conv2d | Linear):
+            own = program.weights[op.name].weight
+            total = int(np.abs(own.reshape(len(own), -1)).sum(1).max())
+            assert total <= 1 << op.sum_bits < 2 * total
+
+
+def test_what_only_calibration_promises_is_said():
+    layers = residual(7)
+    seen = ranges(real(layers, np.random.default_rng(8).normal(size=(20, 3, 2, 2))))
+    tight = quantize(layers, (3, 2, 2), seen)
+    assert tight.calibrated
+    assert f"from {tight.calibrated[0]} on, are bounded by calibration only" in str(tight)
+    wide = quantize(layers, (3, 2, 2), seen, modulus=Ring(60))
+    assert not wide.calibrated
+    assert "no input can overflow" in str(wide)
+    replace(wide.program, limits={}).check()
+
+
+def test_bad_arguments_are_named():
+    with pytest.raises(ValueError, match=r"margin of 0\.5"):
+        quantize(residual(0), (3, 2, 2), {}, margin=0.5)
+    with pytest.raises(ValueError, match="41 fraction bits"):
+        quantize(residual(0), (3, 2, 2), {}, fraction=41)
+    with pytest.raises(ProgramError, match="nothing private to run"):
+        quantize([Rectify("act", (INPUT,))], (3, 2, 2), {INPUT: 1.0, "act": 1.0})
+    with pytest.raises(ValueError, match="not finite"):
+        to_fixed(np.array([np.nan]), 3)

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from programs import run_both, slow
+from support.programs import run_both, slow
 from support.two_parties import fixed, in_parallel
 
 from deepreshape.private.arith.ring import CIRCA_PRIME, Field, Ring, Words

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from programs import random_inputs, random_program
+from support.programs import random_inputs, random_program
 
 from deepreshape.private.arith.ring import Ring
 from deepreshape.private.errors import ProtocolError

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from programs import ONE_RELU, every_kind, random_inputs
+from support.programs import ONE_RELU, every_kind, random_inputs
 from support.relay import PATIENT
 from support.service import Served, served
 

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from programs import random_inputs, random_program, run_both
 from support.circuits import evaluate_plain
+from support.programs import random_inputs, random_program, run_both
 
 from deepreshape.private.arith.ring import DELPHI_PRIME, PRIME_32, Field, Modulus, Ring, Words
 from deepreshape.private.arith.rng import Randomness

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from sessions import ROLES, Session, names
+from support.sessions import ROLES, Session, names
 from support.stochastic import fault_probability, stochastic_relu
 
 from deepreshape.private.arith.drelu import MODES, Mode, Window, Wrap

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from programs import grouped, random_inputs, random_program, run_both
+from support.programs import check_declared, grouped, random_inputs, random_program, run_both
 
 from deepreshape.private.arith.ring import CIRCA_PRIME, Field, Ring
 from deepreshape.private.arith.rng import Randomness
@@ -19,33 +19,12 @@ from deepreshape.private.parties.preprocessing import InMemory
 from deepreshape.private.program import interpret as plain
 from deepreshape.private.program.ops import Conv2d, Linear, ProgramError, Raise, Relu, Truncate, Weights
 from deepreshape.private.program.program import Program
-from deepreshape.private.program.relu_config import GC_FULL, ReluConfig, Role
+from deepreshape.private.program.relu_config import ReluConfig, Role
 from deepreshape.private.protocols.base import Prepared, Run
 from deepreshape.private.protocols.choose import Protocols
-from deepreshape.private.transport.ledger import Ledger
 from deepreshape.private.transport.memory import memory_pair
 
 few = settings(max_examples=4, deadline=None, derandomize=True)
-
-
-def check_declared(
-    program: Program, garbler: Role, ends: tuple[Ledger, Ledger], stored: tuple[int, int], relu: ReluConfig = GC_FULL
-) -> None:
-    """Every byte and wait of both ledgers is declared, and nothing else is."""
-    report = Plan(program.public(), replace(relu, garbler=garbler, batch=7)).declared()
-    places = {(row.layer, row.phase) for row in report.rows}
-    mine, theirs = ends
-    assert set(mine.traffic) | set(theirs.traffic) <= places
-    for layer, phase in places:
-        rows = report.only(layer=layer, phase=phase).rows
-        up, down = sum(row.bytes_up for row in rows), sum(row.bytes_down for row in rows)
-        waits = sum(row.rounds for row in rows)
-        counted = mine.traffic.get((layer, phase))
-        other = theirs.traffic.get((layer, phase))
-        assert (up, down, waits) == ((counted.sent, counted.received, counted.rounds) if counted else (0, 0, 0))
-        assert (up, down) == ((other.received, other.sent) if other else (0, 0))
-    assert (report.stored_client, report.stored_server) == stored
-    assert sum(row.relus for row in report.only(phase="online").rows) == program.relus
 
 
 @pytest.mark.parametrize("garbler", ["server", "client"])

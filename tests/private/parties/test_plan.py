@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from programs import random_inputs, run_both
-from test_twoparty import check_declared
+from support.programs import check_declared, random_inputs, run_both
 
 from deepreshape.private.arith.ring import Ring
 from deepreshape.private.parties.plan import Plan

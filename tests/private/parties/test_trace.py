@@ -1,6 +1,6 @@
 """The bytes on the wire are under a baseline, ``tests/traces/wire.json``: a change of it is a change of the protocol.
 
-An intended change is written by ``python tests/private/test_trace.py`` and reviewed as the difference that it makes.
+An intended change is written by ``python tests/private/parties/test_trace.py`` and reviewed as the difference it makes.
 What travels is recorded at the client's end of a channel in memory; random streams and the session are fixed here, and
 nowhere else. The library for homomorphic encryption draws from the system, so runs with ciphertexts have no digest.
 """
@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from programs import ONE_SQUARE, every_kind, grouped, random_inputs, squares_and_relus
+from support.programs import ONE_SQUARE, every_kind, grouped, random_inputs, squares_and_relus
 
 from deepreshape.private.arith.ring import Ring
 from deepreshape.private.arith.rng import Randomness
@@ -29,7 +29,7 @@ from deepreshape.private.protocols.base import Run
 from deepreshape.private.transport.channel import Frame, Payload, as_bytes
 from deepreshape.private.transport.memory import MemoryChannel, memory_pair
 
-BASELINE = Path(__file__).parents[1] / "traces" / "wire.json"
+BASELINE = Path(__file__).parents[2] / "traces" / "wire.json"
 MASK = np.arange(24).reshape(2, 3, 4) % 3 > 0
 PROGRAMS = {
     "every kind": every_kind(),

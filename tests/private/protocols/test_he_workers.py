@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from programs import random_inputs, random_program, run_both
-from test_linear import plain as product
-from test_linear import random_case
+from support.convolutions import exact_product, random_case
+from support.programs import random_inputs, random_program, run_both
 
 from deepreshape.private.crypto.he.bfv import ClientKey, Responder
 from deepreshape.private.crypto.he.packing import Convolution, Layout
@@ -49,7 +48,7 @@ def test_together_they_answer_as_one_would(key: ClientKey, count: int) -> None:
             for response, (channels, rows) in zip(responses, layout.slices(), strict=True):
                 found = key.decrypt(response, layout.form, layout.positions(channels, rows))
                 opened[channels, rows] += found.reshape(opened[channels, rows].shape)
-            assert np.array_equal(opened % 2**37, product(layout.layer, weights, mask, 2**37))
+            assert np.array_equal(opened % 2**37, exact_product(layout.layer, weights, mask, 2**37))
 
 
 def test_no_two_draw_the_same_masks(key: ClientKey) -> None:

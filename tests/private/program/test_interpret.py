@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from programs import random_inputs, random_program, slow
+from support.programs import random_inputs, random_program, slow
 
 from deepreshape.private.arith.ring import DELPHI_PRIME, Field, Ring
 from deepreshape.private.arith.rng import Randomness

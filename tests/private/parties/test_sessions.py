@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from programs import ONE_RELU as PROGRAM
-from programs import random_inputs
+from support.programs import ONE_RELU as PROGRAM
+from support.programs import random_inputs
 
 from deepreshape.private.errors import (
     ConfigurationMismatchError,

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from programs import random_program
+from support.programs import random_program
 
 from deepreshape.cost import LINKS, Profile, compute_schedule, reference
 from deepreshape.counting import count

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from programs import random_program
+from support.programs import random_program
 
 from deepreshape.private.arith.ring import CIRCA_PRIME, Field, Ring
 from deepreshape.private.program.encoding import LENGTH, MAGIC, digest, from_bytes, to_bytes

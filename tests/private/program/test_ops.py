@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
-from programs import random_inputs, run_both, slow
+from support.programs import random_inputs, run_both, slow
 
 from deepreshape.engines.real import bound, evaluate_program, parameters
 from deepreshape.private.arith.ring import Ring

@@ -255,3 +255,23 @@ def run_both(
         output = threads.submit(act_as_client).result()
         theirs.result()
     return Run(output, shares, ends[0].ledger, ends[1].ledger, (stored[0], stored[1]))
+
+
+def check_declared(
+    program: Program, garbler: Role, ends: tuple[Ledger, Ledger], stored: tuple[int, int], relu: ReluConfig = GC_FULL
+) -> None:
+    """Every byte and wait of both ledgers is declared, and nothing else is."""
+    report = Plan(program.public(), replace(relu, garbler=garbler, batch=7)).declared()
+    places = {(row.layer, row.phase) for row in report.rows}
+    mine, theirs = ends
+    assert set(mine.traffic) | set(theirs.traffic) <= places
+    for layer, phase in places:
+        rows = report.only(layer=layer, phase=phase).rows
+        up, down = sum(row.bytes_up for row in rows), sum(row.bytes_down for row in rows)
+        waits = sum(row.rounds for row in rows)
+        counted = mine.traffic.get((layer, phase))
+        other = theirs.traffic.get((layer, phase))
+        assert (up, down, waits) == ((counted.sent, counted.received, counted.rounds) if counted else (0, 0, 0))
+        assert (up, down) == ((other.received, other.sent) if other else (0, 0))
+    assert (report.stored_client, report.stored_server) == stored
+    assert sum(row.relus for row in report.only(phase="online").rows) == program.relus

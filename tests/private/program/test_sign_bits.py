@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from programs import random_inputs, random_program
+from support.programs import random_inputs, random_program
 
 from deepreshape.private.arith.drelu import Window
 from deepreshape.private.arith.ring import DELPHI_PRIME, Field, Ring

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sessions import (
+from support.sessions import (
     ROLES,
     SESSION,
     Session,

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 from cryptography.hazmat.primitives.ciphers import algorithms
-from programs import every_kind, random_inputs, random_program, run_both
+from support.programs import every_kind, random_inputs, random_program, run_both
 from support.relay import PATIENT, Attack, Fault, Keys, Outcome, Relay, Talk, converse
 
 from deepreshape.private.arith import rng as streams

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from support.convolutions import exact_product, random_case
 
 from deepreshape.private.arith.rng import Randomness
 from deepreshape.private.crypto.he.bfv import ClientKey, Responder
@@ -23,7 +24,6 @@ from deepreshape.private.crypto.he.packing import (
     split_groups,
 )
 from deepreshape.private.crypto.he.parameters import Parameters, known_parameters
-from deepreshape.private.crypto.he.residues import uniform
 from deepreshape.private.crypto.he.responses import EncodedWeights, respond
 from deepreshape.private.errors import ProtocolError
 from deepreshape.private.protocols.linear import (
@@ -39,25 +39,6 @@ from deepreshape.private.transport.memory import memory_pair
 RANDOM = Randomness()
 PRIME = 2061584302081
 MODULI = [2**37, 2**41, PRIME]
-
-
-def plain(layer: Convolution, weights, mask, modulus):
-    """W r mod t in Python integers, tap by tap."""
-    p, s, k = layer.padding, layer.stride, layer.kernel
-    padded = np.pad(mask.astype(object), ((0, 0), (p, p), (p, p)))
-    _, rows, columns = layer.output_shape
-    total = np.zeros(layer.output_shape, object)
-    for a in range(k):
-        for b in range(k):
-            seen = padded[:, a : a + (rows - 1) * s + 1 : s, b : b + (columns - 1) * s + 1 : s]
-            total = total + np.tensordot(weights[:, :, a, b].astype(object), seen, axes=1)
-    return total % modulus
-
-
-def random_case(layer: Convolution, modulus: int, seed: int = 0):
-    mask = uniform(RANDOM, int(np.prod(layer.input_shape)), modulus).reshape(layer.input_shape)
-    top = 2**layer.weight_bits
-    return np.random.default_rng(seed).integers(-top, top + 1, layer.weight_shape), mask
 
 
 def run(layout: Layout, weights, mask, rng=RANDOM):
@@ -84,7 +65,7 @@ def check(layout: Layout, seed: int = 0):
     assert int(mine.max()) < modulus
     assert int(theirs.max()) < modulus
     opened = (mine.astype(object) + theirs.astype(object)) % modulus
-    assert (opened == plain(layer, weights, mask, modulus)).all()
+    assert (opened == exact_product(layer, weights, mask, modulus)).all()
 
     out, back = layout.declared.traffic["offline"]
     row = here["layer", "offline"]
@@ -193,7 +174,7 @@ def test_the_worst_weights_that_the_bounds_allow_decrypt(case, modulus, byte):
     layout = lay_out(layer, choose_parameters(modulus, [layer]))
     mine, theirs, _, _ = run(layout, weights, mask, Constant(byte))
     opened = (mine.astype(object) + theirs.astype(object)) % modulus
-    assert (opened == plain(layer, weights, mask, modulus)).all()
+    assert (opened == exact_product(layer, weights, mask, modulus)).all()
 
 
 def test_a_wide_layout_that_cannot_be_flooded_hides_no_narrower_one():
@@ -254,7 +235,7 @@ def test_kept_encodings_answer_the_same():
     responder = Responder(layout.parameters, key.public_key())
     kept = EncodedWeights(layout, weights, keep=True)
     sent = [key.encrypt(polynomial) for polynomial in layout.polynomials(mask)]
-    expected = plain(layer, weights, mask, 2**37)
+    expected = exact_product(layer, weights, mask, 2**37)
     for _ in range(2):
         responses, share = respond(responder, kept, sent)
         opened = np.zeros(layer.output_shape, np.uint64)
@@ -300,7 +281,7 @@ def test_share_of_zero():
     weights, mask = random_case(layer, 2**37)
     mine, theirs, _, _ = run(layout, weights, mask, Zeros())
     assert not theirs.any()
-    assert (mine.astype(object) == plain(layer, weights, mask, 2**37)).all()
+    assert (mine.astype(object) == exact_product(layer, weights, mask, 2**37)).all()
 
 
 @pytest.mark.parametrize(
@@ -389,9 +370,9 @@ def test_joined_groups_compute_what_the_groups_do(groups, channels, size, place)
     rng = np.random.default_rng(groups)
     weights = rng.integers(-16, 17, (groups * outs, fan_in, kernel, kernel))
     x = rng.integers(0, 99, (groups, fan_in, *size))
-    apart = [plain(group, own, part, 2**20) for own, part in zip(np.split(weights, groups), x, strict=True)]
+    apart = [exact_product(group, own, part, 2**20) for own, part in zip(np.split(weights, groups), x, strict=True)]
     parts = zip(split_groups(weights, layer), x.reshape(count, *layer.input_shape), strict=True)
-    together = [plain(layer, own, part, 2**20) for own, part in parts]
+    together = [exact_product(layer, own, part, 2**20) for own, part in parts]
     assert np.array_equal(np.concatenate(apart), np.concatenate(together))
 
 
