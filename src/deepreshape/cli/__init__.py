@@ -14,6 +14,7 @@ from rich.markup import escape
 
 from deepreshape.cli import (
     binarize,
+    cells,
     convex,
     costs,
     explain,
@@ -56,6 +57,7 @@ app = typer.Typer(
 COMMANDS = (networks, costs, search, jobs, teach, removal, substitute, binarize, explain)
 for commands in (each.app for each in COMMANDS):
     app.registered_commands += commands.registered_commands
+app.add_typer(cells.app, name="cells")
 app.add_typer(convex.app, name="convex")
 private.app.add_typer(fhe.app, name="fhe")
 app.add_typer(private.app, name="private")

@@ -8,8 +8,9 @@ of which private inference has to truncate.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar, Literal, final
 
 import torch
@@ -17,19 +18,18 @@ from torch import Tensor, nn
 
 from deepreshape.cost.layers import Layer, LinearLayer
 from deepreshape.models.architecture import Site
-from deepreshape.models.genotype import OPERATORS, SPHYNX, CellEdge, Genotype
+from deepreshape.models.genotype import NODES, OPERATORS, SPHYNX, CellEdge, Genotype
 from deepreshape.models.parts import LayerList, Map, activation, shrink
 from deepreshape.models.staged import Staged
 
-__all__ = ["CellNet"]
+__all__ = ["CellNet", "CellNetwork", "CellPlace", "Node", "cell_operator"]
 
-GROWTH = 4
 STEM = 3
 """Times the channels of a cell: what the stem gives."""
 
 
 @dataclass(frozen=True)
-class _Cell:
+class CellPlace:
     """Where a cell stands: its number, stage, width, and whether it and the one before halve the map."""
 
     number: int
@@ -61,14 +61,14 @@ class CellNet(Staged):
     def presets(cls) -> Mapping[str, CellNet]:
         return {}
 
-    def cells(self) -> Iterator[_Cell]:
+    def cells(self) -> Iterator[CellPlace]:
         """All cells, front to back.
 
         Raises:
             ValueError: if a reduction meets a map with an odd side.
         """
-        if len(self.phi) != 3 or self.multipliers != (GROWTH, GROWTH) or self.strides != (1, 2, 2):
-            raise ValueError(f"a network of cells has two reductions, each to four times the channels: {self}")
+        if len(self.phi) != 3 or self.strides != (1, 2, 2):
+            raise ValueError(f"a network of cells has two reductions: {self}")
         number, halved, size = 0, self.stem == "7x7", self.stem_size
         for stage, (count, width) in enumerate(zip(self.phi, self.widths, strict=True), start=1):
             for first in (place == 0 for place in range(count)):
@@ -80,7 +80,7 @@ class CellNet(Staged):
                             "another input size or an earlier reduction works"
                         )
                     size = size[0] // 2, size[1] // 2
-                yield _Cell(number, stage, width, halves, halved)
+                yield CellPlace(number, stage, width, halves, halved)
                 number, halved = number + 1, halves
             if not count and stage > 1:
                 raise ValueError(f"reductions have to rise, and cell {number} would be both")
@@ -112,7 +112,7 @@ class CellNet(Staged):
         return tuple(listed.layers)
 
     def build(self) -> nn.Module:
-        return _CellNet(self)
+        return CellNetwork(self)
 
 
 class _Layers(LayerList):
@@ -130,7 +130,7 @@ class _Layers(LayerList):
         self.activation("stem.act2", before)
         return before, self.conv("stem.conv3.0", before, made_for.base, 3, 2)
 
-    def cell(self, cell: _Cell, edges: tuple[CellEdge, ...], before: Map, last: Map) -> Map:
+    def cell(self, cell: CellPlace, edges: tuple[CellEdge, ...], before: Map, last: Map) -> Map:
         """One cell; gives the map after it."""
         path, width = f"cell{cell.number}", cell.width
         if cell.after_halving:
@@ -143,7 +143,7 @@ class _Layers(LayerList):
                 values.append(values[edge.source])
             stride = 2 if cell.halves and edge.source < 2 else 1
             values[-1] = self.operator(f"{path}.edges.{number}", edge.operator, values[edge.source], width, stride)
-        mixed = self.conv(f"{path}.mix.0", (4 * width, values[-1][1]), width, 1, 1)
+        mixed = self.conv(f"{path}.mix.0", (NODES * width, values[-1][1]), width, 1, 1)
         self.activation(f"{path}.act", mixed)
         return mixed
 
@@ -197,7 +197,8 @@ def _conv(ins: int, width: int, kernel: int, stride: int = 1, dilation: int = 1,
     return [conv, nn.BatchNorm2d(width, affine=affine)]
 
 
-def _operator(letter: str, width: int, stride: int) -> nn.Module:
+def cell_operator(letter: str, width: int, stride: int) -> nn.Module:
+    """An operator of :data:`~.genotype.OPERATORS` on maps of ``width`` channels."""
     name = OPERATORS[letter]
     if name == "skip":
         return _Halving(width, width, affine=True) if stride == 2 else nn.Identity()
@@ -210,37 +211,43 @@ def _operator(letter: str, width: int, stride: int) -> nn.Module:
     return nn.Sequential(*_conv(width, width, kernel, stride, 2))
 
 
+Node = Sequence[tuple[int, nn.Module]]
+"""The operators that are summed to a node, each with the number of its input."""
+
+
 class _CellModule(nn.Module):
     """Maps the outputs of the two cells before to its own, (N, width, h, w)."""
 
-    def __init__(self, made_for: CellNet, cell: _Cell, edges: tuple[CellEdge, ...], before: int, last: int) -> None:
+    def __init__(self, architecture: CellNet, cell: CellPlace, nodes: Sequence[Node], before: int, last: int) -> None:
         super().__init__()
         width = cell.width
-        self.sources = tuple(edge.source for edge in edges)
-        self.before = (
-            _Halving(before, width, affine=False)
-            if cell.after_halving
-            else nn.Sequential(*_conv(before, width, 1, affine=False))
-        )
+        self.sources = [[source for source, _ in node] for node in nodes]
+        if cell.after_halving:
+            self.before = _Halving(before, width, affine=False)
+        else:
+            self.before = nn.Sequential(*_conv(before, width, 1, affine=False))
         self.last = nn.Sequential(*_conv(last, width, 1, affine=False))
-        self.edges = nn.ModuleList(
-            _operator(edge.operator, width, 2 if cell.halves and edge.source < 2 else 1) for edge in edges
-        )
-        self.mix = nn.Sequential(*_conv(4 * width, width, 1, affine=False))
-        self.act = activation(made_for, f"cell{cell.number}.act", width)
+        self.edges = nn.ModuleList(module for node in nodes for _, module in node)
+        self.mix = nn.Sequential(*_conv(NODES * width, width, 1, affine=False))
+        self.act = activation(architecture, f"cell{cell.number}.act", width)
 
     def forward(self, before: Tensor, last: Tensor) -> Tensor:
-        values = [self.before(before), self.last(last)]
-        for node in range(len(self.sources) // 2):
-            one, other = (self.edges[place](values[self.sources[place]]) for place in (2 * node, 2 * node + 1))
-            values.append(one + other)
+        values, edges = [self.before(before), self.last(last)], iter(self.edges)
+        for sources in self.sources:
+            first, *others = [next(edges)(values[source]) for source in sources]
+            values.append(sum(others, first))
         return self.act(self.mix(torch.cat(values[2:], dim=1)))
 
 
-class _CellNet(nn.Module):
-    """Maps a batch (N, channels, height, width) to logits (N, classes)."""
+class CellNetwork(nn.Module):
+    """Maps a batch (N, channels, height, width) to logits (N, classes).
 
-    def __init__(self, architecture: CellNet) -> None:
+    Args:
+        architecture: of it.
+        nodes: of each cell; those of the architecture's genotype without.
+    """
+
+    def __init__(self, architecture: CellNet, nodes: Callable[[CellPlace], Sequence[Node]] | None = None) -> None:
         super().__init__()
         self.architecture = architecture
         base, step = architecture.base, architecture.resolution
@@ -255,11 +262,10 @@ class _CellNet(nn.Module):
             self.stem.act2 = activation(architecture, "stem.act2", base)
             self.stem.conv3 = nn.Sequential(*_conv(base, base, 3, 2))
             before = last = base
-        edges = Genotype.parse(architecture.genotype)
+        nodes = nodes or partial(_nodes, Genotype.parse(architecture.genotype))
         self.count = 0
         for cell in architecture.cells():
-            module = _CellModule(architecture, cell, edges.reduction if cell.halves else edges.normal, before, last)
-            self.add_module(f"cell{cell.number}", module)
+            self.add_module(f"cell{cell.number}", _CellModule(architecture, cell, nodes(cell), before, last))
             before, last = last, cell.width
             self.count += 1
         self.head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(last, architecture.classes))
@@ -273,3 +279,12 @@ class _CellNet(nn.Module):
         for number in range(self.count):
             before, last = last, self.get_submodule(f"cell{number}")(before, last)
         return self.head(last)
+
+
+def _nodes(genotype: Genotype, cell: CellPlace) -> Sequence[Node]:
+    edges = genotype.reduction if cell.halves else genotype.normal
+    operators = [
+        (edge.source, cell_operator(edge.operator, cell.width, 2 if cell.halves and edge.source < 2 else 1))
+        for edge in edges
+    ]
+    return [operators[first : first + 2] for first in range(0, len(operators), 2)]

@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass
 from typing import Self
 
-__all__ = ["OPERATORS", "SPHYNX", "CellEdge", "Genotype"]
+__all__ = ["NODES", "OPERATORS", "SPHYNX", "CellEdge", "Genotype"]
 
 OPERATORS = {
     "s": "skip",

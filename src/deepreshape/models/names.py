@@ -26,6 +26,9 @@ __all__ = ["name_of", "read_name"]
 REDESIGN_BASE, REDESIGN_BLOCKS = 16, 2
 """What ``hrn-`` and ``stch-`` names start from: ResNet-18's stages at the papers' m = 16."""
 
+CELL_GROWTH = 4, 4
+"""Times the channels at either reduction of a network of cells."""
+
 FLAGS = {
     "bottleneck": ("block", "bottleneck"),
     "imagenet": ("stem", "7x7"),
@@ -82,7 +85,7 @@ def _of_cells(family: type[Staged], word: re.Match[str]) -> Staged:
     if not first < second < cells:
         raise ValueError(f"reductions rise and are cells, 0 to {cells - 1}, not {first} and {second}")
     genotype = {"genotype": str(Genotype.parse(word["genotype"]))} if word["genotype"] else {}
-    return family((first, second - first, cells - second), int(word["base"]), (4, 4), **genotype)
+    return family((first, second - first, cells - second), int(word["base"]), CELL_GROWTH, **genotype)
 
 
 def _redesign(family: type[Staged], multipliers: tuple[int, ...]) -> Staged:
@@ -144,6 +147,8 @@ def name_of(architecture: Staged) -> str:
 
 
 def _cells_name(bare: Staged) -> tuple[str, Staged, Staged]:
+    if bare.multipliers != CELL_GROWTH or bare.strides != (1, 2, 2):
+        raise ValueError(f"no name stands for {bare}")
     first, second, rest = bare.phi
     name = f"sphynx-c{bare.base}-l{first + second + rest}-r{first}.{first + second}"
     genotype = getattr(bare, "genotype", SPHYNX)
