@@ -177,17 +177,17 @@ def _separate_operators() -> Generator[None]:
 def _stem_relus(model: nn.Module, layers: Sequence[Layer]) -> int:
     children = dict(model.named_children())
     containers = {name for name, child in children.items() if [*child.children()]}
-    found = 0
+    total = 0
     for layer in layers:
         top = layer.name.partition(".")[0]
         relus = layer.relus if isinstance(layer, ReluLayer) else 0
         if "stem" in children:
-            found += relus if top == "stem" else 0
+            total += relus if top == "stem" else 0
         elif top in containers:
-            return found
+            return total
         else:
-            found += relus
-    return found if "stem" in children else 0
+            total += relus
+    return total if "stem" in children else 0
 
 
 class _Trace(TorchDispatchMode):
@@ -204,9 +204,9 @@ class _Trace(TorchDispatchMode):
         """Tensors that depend on the input, and the shape that each had before its leading axes became one."""
         seen: set[int] = set()
         for path, module in model.named_modules():
-            own = [parameter for parameter in module.parameters(recurse=False) if id(parameter) not in seen]
-            seen.update(id(parameter) for parameter in own)
-            self.by_module[path] = Counts(params=sum(parameter.numel() for parameter in own))
+            fresh = [parameter for parameter in module.parameters(recurse=False) if id(parameter) not in seen]
+            seen.update(id(parameter) for parameter in fresh)
+            self.by_module[path] = Counts(params=sum(parameter.numel() for parameter in fresh))
         self._path = [""]
 
     @contextmanager

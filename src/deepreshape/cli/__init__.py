@@ -85,34 +85,34 @@ def main() -> None:
     try:
         sys.exit(app(standalone_mode=False) or 0)
     except (ValueError, OSError, PrivateError) as error:
-        said = str(error)
+        line = str(error)
     except ModuleNotFoundError as error:
         extra = EXTRAS.get((error.name or "").partition(".")[0])
         if extra is None:
             raise
-        said = f"this needs {error.name}, which is not installed: pip install 'deepreshape[{extra}]'"
+        line = f"this needs {error.name}, which is not installed: pip install 'deepreshape[{extra}]'"
     except Exception as error:
         if type(error).__name__ == "SafetensorError":  # a full disk, for one; not imported for every command
-            said = str(error)
+            line = str(error)
         elif hasattr(error, "format_message"):  # a wrong word; typer has its classes from elsewhere since 0.20
-            said = _explained(error)
+            line = _explained(error)
         else:
             raise
-    if said:  # without any words, help was shown
-        err.print(f"[bold red]error:[/] {escape(' '.join(said.split()))}", highlight=False, soft_wrap=True)
+    if line:  # without any words, help was shown
+        err.print(f"[bold red]error:[/] {escape(' '.join(line.split()))}", highlight=False, soft_wrap=True)
     sys.exit(2)
 
 
 def _explained(error: Any) -> str:
     """What typer has against a word, with the word, or what would have been one."""
-    said = error.format_message().rstrip(".")
+    message = error.format_message().rstrip(".")
     removed = getattr(error, "option_name", None)
     if removed in REMOVED:
         return f"{removed} is now part of a word; write {REMOVED[removed]}"
     options = getattr(getattr(error, "param", None), "opts", ())
     given = [word for name, word in pairwise(sys.argv) if name in options]
     if given:
-        return f"{said}, not {given[-1]!r}"
+        return f"{message}, not {given[-1]!r}"
     context = getattr(error, "ctx", None)
     known = getattr(context and context.command, "commands", {})
-    return f"{said}; there are {', '.join(sorted(known))}" if said and known else said
+    return f"{message}; there are {', '.join(sorted(known))}" if message and known else message

@@ -163,8 +163,8 @@ def with_groups(command: Callable[..., None]) -> Callable[..., None]:
     for name, parameter in inspect.signature(command).parameters.items():
         if name in groups:
             types = get_type_hints(groups[name], include_extras=True)
-            own = inspect.signature(groups[name]).parameters
-            shown += [own[part].replace(annotation=types[part], kind=parameter.KEYWORD_ONLY) for part in own]
+            grouped = inspect.signature(groups[name]).parameters
+            shown += [grouped[part].replace(annotation=types[part], kind=parameter.KEYWORD_ONLY) for part in grouped]
         else:
             shown.append(parameter.replace(annotation=hints[name], kind=parameter.KEYWORD_ONLY))
 
@@ -294,15 +294,15 @@ def thousands(value: int) -> str:
 
 def read_pairs(texts: list[str] | None, option: str) -> dict[str, str]:
     """Splits each ``name=value``; no name may come twice."""
-    found: dict[str, str] = {}
+    pairs: dict[str, str] = {}
     for text in texts or []:
         name, equals, value = text.partition("=")
         if not equals or not name or not value:
             raise ValueError(f"{option} takes name=value, not {text!r}")
-        if name in found:
-            raise ValueError(f"{option} has two values for {name}: {found[name]} and {value}")
-        found[name] = value
-    return found
+        if name in pairs:
+            raise ValueError(f"{option} has two values for {name}: {pairs[name]} and {value}")
+        pairs[name] = value
+    return pairs
 
 
 def read_integers(text: str, option: str, length: int | None = None) -> tuple[int, ...]:

@@ -117,8 +117,8 @@ def _error(model: Any, table: Table, places: NDArray[np.intp]) -> float:
     """Share of wrong classes, or mean squared error."""
     import numpy as np
 
-    found = model.predict(table.rows[places])
-    wrong = found != table.target[places] if table.classes else np.square(found - table.target[places])
+    predicted = model.predict(table.rows[places])
+    wrong = predicted != table.target[places] if table.classes else np.square(predicted - table.target[places])
     return float(wrong.mean())
 
 
@@ -200,13 +200,13 @@ def gated_input(gates: Path, path: Path | None, row: str | None) -> NDArray[np.f
     try:
         known = json.loads(gates.read_text())
         features = tuple(map(str, known["features"]))
-        made = Gates(*(np.array(known[name], dtype=np.float64) for name in ("mean", "scale", "directions")))
+        fitted_gates = Gates(*(np.array(known[name], dtype=np.float64) for name in ("mean", "scale", "directions")))
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{gates} holds no gates: {error}; `private lower` writes it beside the program") from None
     rows = read_row(row, features) if row is not None else read_inputs(path or Path(), features)
     if len(rows) != 1:
         raise ValueError(f"{path} holds {len(rows)} rows; a query is one")
-    return made.expand(rows)[0, :, None, None]
+    return fitted_gates.expand(rows)[0, :, None, None]
 
 
 def predictions(outputs: NDArray[np.float64], classes: tuple[str, ...]) -> list[Any]:

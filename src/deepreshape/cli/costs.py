@@ -116,9 +116,9 @@ def cost(
     if plot:
         plot.write_text(bars(model, quotes))
     if as_json:
-        found = [{"network": model, **quote.to_dict(), **queue} for quote, queue in zip(quotes, queues, strict=True)]
+        values = [{"network": model, **quote.to_dict(), **queue} for quote, queue in zip(quotes, queues, strict=True)]
         rows = {"compared": [_summary(quote) for quote in compared]}
-        print_json((found[0] if len(found) == 1 else {"quotes": found}) | rows)
+        print_json((values[0] if len(values) == 1 else {"quotes": values}) | rows)
         return
     for quote, queue in zip(quotes, queues, strict=True):
         _print_quote(model, quote)
@@ -139,14 +139,16 @@ def calibrate(
     from deepreshape.pricing.calibrate import measure
 
     new_file(to)
-    made = stoppable(
+    profile = stoppable(
         lambda: measure(name, rounds, lambda step: err.print(f"timing {step}", highlight=False)), NOTHING_KEPT
     )
-    to.write_text(made.to_json())
+    to.write_text(profile.to_json())
     if as_json:
-        print_json({"profile": str(to), "name": made.name, "units": dict(made.units)})
+        print_json({"profile": str(to), "name": profile.name, "units": dict(profile.units)})
         return
-    out.print(f"wrote {to}: {made.machine['cpu']}, {made.machine['cpus']} cores, load {made.machine['load_1min']}")
+    out.print(
+        f"wrote {to}: {profile.machine['cpu']}, {profile.machine['cpus']} cores, load {profile.machine['load_1min']}"
+    )
 
 
 @app.command()
@@ -183,12 +185,12 @@ def read_terms(
     from deepreshape.pricing.quote import Terms
 
     measured: Profile | None = Profile.read(profile) if profile else None
-    found = [
+    terms = [
         Terms(name, read_role(garbler or "server"), at, slots, workers, measured)
         for name in read_protocols(protocols)
         for at in ([read_link(text) for text in links.split(",")] if links else [None])
     ]
-    if not any(each.ours for each in found):
+    if not any(each.ours for each in terms):
         for option, given in (
             ("--garbler", garbler),
             ("--slots", slots),
@@ -197,13 +199,13 @@ def read_terms(
         ):
             if given:
                 raise ValueError(f"{option} is for our runtime; {protocols} has a price as it was published")
-    if links is None and len({each.ours for each in found}) > 1:
+    if links is None and len({each.ours for each in terms}) > 1:
         raise ValueError(
             f"{protocols} mixes our runtime with a published system; --link says over what to compare them"
         )
-    if slots and all(each.link is None or not isfinite(each.link.up + each.link.down) for each in found):
+    if slots and all(each.link is None or not isfinite(each.link.up + each.link.down) for each in terms):
         raise ValueError(f"--slots divides a link's rate, and {links or 'loopback'} has no limit; give another --link")
-    return found
+    return terms
 
 
 def read_protocols(text: str) -> tuple[str, ...]:
@@ -278,10 +280,10 @@ def _print_compared(quotes: list[Quote]) -> None:
 def _storage(text: str) -> tuple[float, float]:
     """Reads client/server, in units of 1,000."""
     units = {"mb": 1e6, "gb": 1e9, "tb": 1e12}
-    found = [re.fullmatch(r"(\d+(?:\.\d+)?)(mb|gb|tb)", part) for part in text.lower().split("/")]
-    if len(found) != 2 or not all(found):
+    sizes = [re.fullmatch(r"(\d+(?:\.\d+)?)(mb|gb|tb)", part) for part in text.lower().split("/")]
+    if len(sizes) != 2 or not all(sizes):
         raise ValueError(f"--storage takes client/server in mb, gb or tb, such as 16gb/10tb, not {text!r}")
-    client, server = (float(part[1]) * units[part[2]] for part in found if part)
+    client, server = (float(part[1]) * units[part[2]] for part in sizes if part)
     return client, server
 
 

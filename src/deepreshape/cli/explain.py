@@ -93,10 +93,10 @@ def inspect(
     data = Dataset.load(network.manifest.dataset, data_dir)
     set_threads(threads, data.name)
     with bytes_bar("images") as show:
-        found = stoppable(lambda: firing(network.module, data, show), NOTHING_KEPT)
+        firings = stoppable(lambda: firing(network.module, data, show), NOTHING_KEPT)
     rows = [
         {"name": path, "kept": int(site.kept.sum()), "never": int(site.never.sum()), "always": int(site.always.sum())}
-        for path, site in found.items()
+        for path, site in firings.items()
     ]
     free = sum(row["never"] + row["always"] for row in rows)
     if as_json:
@@ -143,14 +143,14 @@ def _maximize(model: str, network: Network, ascent: Ascent, *, as_json: bool) ->
     )
     if ascent.page:
         pixels = {
-            mode: ((found.inputs * std + mean) * 255).round().clamp(0, 255).byte() for mode, found in maxima.items()
+            mode: ((images.inputs * std + mean) * 255).round().clamp(0, 255).byte() for mode, images in maxima.items()
         }
         command = f"deepreshape inspect {model} --maximize {layer}:{unit} --mode {ascent.mode} --slope {ascent.slope:g}"
         command += f" --starts {ascent.starts} --seed {ascent.seed} --out {ascent.page.name}"
         ascent.page.write_text(page_of_maxima(f"{model}: unit {unit} of {layer}", maxima, pixels, command))
     rows = [
-        {"mode": mode, "moved": found.moved, "mean": float(found.values.mean()), "best": float(found.values.max())}
-        for mode, found in maxima.items()
+        {"mode": mode, "moved": images.moved, "mean": float(images.values.mean()), "best": float(images.values.max())}
+        for mode, images in maxima.items()
     ]
     if as_json:
         print_json({"layer": layer, "unit": int(unit), "slope": ascent.slope, "starts": ascent.starts, "modes": rows})

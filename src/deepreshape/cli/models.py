@@ -103,10 +103,10 @@ def _network_of(model: str, shape: Shape | None, classes: int) -> Network:
         manifest = manifest_of(saved)
         return Network(saved, shape or manifest.architecture.input, manifest=manifest)
     if ":" in model:
-        made = made_by(model, "a network")
-        if not isinstance(made, nn.Module):
-            raise ValueError(f"{model!r} gives a {type(made).__name__}, not a torch module")
-        return Network(made, shape or (3, 32, 32))
+        module = made_by(model, "a network")
+        if not isinstance(module, nn.Module):
+            raise ValueError(f"{model!r} gives a {type(module).__name__}, not a torch module")
+        return Network(module, shape or (3, 32, 32))
     if model.endswith(".py") and Path(model).is_file():
         raise ValueError(f"{model} holds code; say which callable makes the network, such as {model}:net")
     named = architecture(model, shape or (3, 32, 32), classes)
@@ -212,10 +212,10 @@ def find_inputs(
     Raises:
         ValueError: if there are none, or fewer: formats of a network that has weights may not rest on random inputs.
     """
-    found = _found_inputs(network, samples, data_dir, count, data)
-    if len(found.new) < count:
-        raise ValueError(f"{count:,} inputs are wanted and there are {len(found.new):,} new ones")
-    return found
+    inputs = _found_inputs(network, samples, data_dir, count, data)
+    if len(inputs.new) < count:
+        raise ValueError(f"{count:,} inputs are wanted and there are {len(inputs.new):,} new ones")
+    return inputs
 
 
 def _found_inputs(
@@ -261,20 +261,20 @@ def read_samples(path: Path) -> Images:
         ValueError: if it holds something else.
     """
     try:
-        found = np.load(path, allow_pickle=False)
+        samples = np.load(path, allow_pickle=False)
     except (ValueError, EOFError):
         raise ValueError(f"{path} is no array of numbers that NumPy saved (.npy)") from None
-    if not isinstance(found, np.ndarray) or found.ndim != 4 or found.dtype.kind != "f" or not len(found):
-        kind = f"{found.dtype} {found.shape}" if isinstance(found, np.ndarray) else "several arrays"
+    if not isinstance(samples, np.ndarray) or samples.ndim != 4 or samples.dtype.kind != "f" or not len(samples):
+        kind = f"{samples.dtype} {samples.shape}" if isinstance(samples, np.ndarray) else "several arrays"
         raise ValueError(
             f"{path} holds {kind}; inputs are real numbers, as the network sees them, of shape (N, channels, height, "
             "width)"
         )
-    if wrong := int((~np.isfinite(found)).sum()):
-        raise ValueError(f"{path} holds {wrong:,} values that are NaN or infinite, of {found.size:,}")
-    if not found.any():
+    if wrong := int((~np.isfinite(samples)).sum()):
+        raise ValueError(f"{path} holds {wrong:,} values that are NaN or infinite, of {samples.size:,}")
+    if not samples.any():
         raise ValueError(f"{path} holds zeros only; formats are calibrated on inputs like those that will come")
-    return found.astype(np.float32)
+    return samples.astype(np.float32)
 
 
 def lowered(network: Network, inputs: Inputs) -> Lowered:

@@ -118,7 +118,7 @@ def design(
     )
     pairs = read_pairs(fix, "--fix").items()
     fixed = {name: read_integers(value, f"--fix {name}", 1)[0] for name, value in pairs}
-    found = equalize(start, read_integers(order, "--order") if order else None, fixed=fixed, bounds=(low, high))
+    designs = equalize(start, read_integers(order, "--order") if order else None, fixed=fixed, bounds=(low, high))
 
     def name(design: Staged) -> str:
         try:
@@ -134,7 +134,7 @@ def design(
             "macs": item.macs,
             "params": item.params,
         }
-        for item in found
+        for item in designs
     ]
     if as_json:
         print_json({"solutions": solutions})
@@ -180,19 +180,21 @@ def criticality(
             assert done.top1_validation is not None  # noqa: S101 - the split is held out
             return done.top1_validation
 
-        found = stoppable(lambda: measure_criticality(whole, accuracy, read_integers(seeds, "--seeds")), NOTHING_KEPT)
+        measured = stoppable(
+            lambda: measure_criticality(whole, accuracy, read_integers(seeds, "--seeds")), NOTHING_KEPT
+        )
     stages = [
         {
             "stage": at + 1,
-            "score": found.mean[at],
-            "spread": found.spread[at],
-            "relus": found.relus[at],
-            "top1_validation": [tops[at] for tops in found.accuracies],
+            "score": measured.mean[at],
+            "spread": measured.spread[at],
+            "relus": measured.relus[at],
+            "top1_validation": [tops[at] for tops in measured.accuracies],
         }
-        for at in range(len(found.relus))
+        for at in range(len(measured.relus))
     ]
     if as_json:
-        print_json({"order": list(found.order), "stages": stages})
+        print_json({"order": list(measured.order), "stages": stages})
         return
     table = new_table("stage", "score", "spread", "ReLUs", "validation top-1, %")
     for stage in stages:
@@ -201,7 +203,7 @@ def criticality(
             f"S{stage['stage']}", f"{stage['score']:.2f}", f"{stage['spread']:.2f}", thousands(stage["relus"]), tops
         )
     out.print(table)
-    out.print("order, most critical first: " + ",".join(map(str, found.order)))
+    out.print("order, most critical first: " + ",".join(map(str, measured.order)))
 
 
 def _count_values(counted: Count) -> dict[str, Any]:

@@ -224,12 +224,12 @@ def local(
     fixed = to_fixed(inputs.new[:images], program.input_fraction)
     with bytes_bar("offline") as show:
         report = stoppable(lambda: run_local(program, fixed, relu, progress=show, workers=workers), NOTHING_KEPT)
-    found = program.decode(np.array(report.pop("outputs"), dtype=np.int64))[0]
-    report["beside_float"] = compare(network, inputs.new[:images], found.reshape(images, -1))
+    logits = program.decode(np.array(report.pop("outputs"), dtype=np.int64))[0]
+    report["beside_float"] = compare(network, inputs.new[:images], logits.reshape(images, -1))
     if names := inputs.facts.get("class_names"):
-        report["answers"] = [names[place] for place in found.reshape(images, -1).argmax(1)]
+        report["answers"] = [names[place] for place in logits.reshape(images, -1).argmax(1)]
     if network.fitted:
-        report["predictions"] = predictions(found.reshape(images, -1), network.fitted.classes)
+        report["predictions"] = predictions(logits.reshape(images, -1), network.fitted.classes)
     if as_json:
         print_json(report)
         return
@@ -293,17 +293,19 @@ def keygen(
         create_authority(to)
         server.append(("server", "server"))
     wanted: list[tuple[Role, str]] = [*server, *(("client", name) for name in client or ["client"])]
-    made = {name: issue(to, role, name).identity().fingerprint for role, name in wanted}
+    fingerprints = {name: issue(to, role, name).identity().fingerprint for role, name in wanted}
     if as_json:
-        print_json({"folder": str(to), "fingerprints": made})
+        print_json({"folder": str(to), "fingerprints": fingerprints})
     else:
         out.print(
-            f"made {', '.join(made)} in {to}; give each its own .pem and .key, and authority.pem to all",
+            f"made {', '.join(fingerprints)} in {to}; give each its own .pem and .key, and authority.pem to all",
             soft_wrap=True,
             highlight=False,
         )
-        if "server" in made:
-            out.print(f"clients accept this server only with --pin {made['server']}", soft_wrap=True, highlight=False)
+        if "server" in fingerprints:
+            out.print(
+                f"clients accept this server only with --pin {fingerprints['server']}", soft_wrap=True, highlight=False
+            )
 
 
 @app.command()
@@ -481,12 +483,12 @@ def query(
         else:
             out.print(f"{logits.item():.6g}; online {answer.seconds:.2f} s, {sent / 1e6:,.2f} MB", highlight=False)
         return
-    found = Prediction.of(logits, facts, seconds=seconds, bytes=sizes, agree=None, done=done)
+    prediction = Prediction.of(logits, facts, seconds=seconds, bytes=sizes, agree=None, done=done)
     if as_json:
-        ranked = [{"class": name, "probability": share} for name, share in found.ranked]
+        ranked = [{"class": name, "probability": share} for name, share in prediction.ranked]
         print_json({"classes": ranked, "seconds": seconds, "bytes": sizes, "converted": done})
         return
-    for name, share in found.ranked:
+    for name, share in prediction.ranked:
         out.print(f"{share:7.2%}  {name}", highlight=False, markup=False)  # the server's owner chose the name
     out.print(f"online {answer.seconds:.2f} s, {sent / 1e6:,.2f} MB", highlight=False)
 

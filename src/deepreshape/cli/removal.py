@@ -285,10 +285,12 @@ def _settings(method: str, budget: int, usual: Recipe, pairs: dict[str, str]) ->
     from deepreshape.experiments.sweep import configured
     from deepreshape.training import Recipe
 
-    own = {field.name for field in fields(configured(method, budget, {}))}
+    of_method = {field.name for field in fields(configured(method, budget, {}))}
     of_recipe = {field.name for field in fields(Recipe)}
-    unknown = next((name for name in pairs if name not in own | of_recipe), None)
+    unknown = next((name for name in pairs if name not in of_method | of_recipe), None)
     if unknown:
-        raise ValueError(f"unknown setting {unknown!r}; {method} has {', '.join(sorted(own))}; see also the recipe's")
-    chosen = configured(method, budget, {name: value for name, value in pairs.items() if name in own})
-    return chosen, usual.with_values({name: value for name, value in pairs.items() if name not in own})
+        raise ValueError(
+            f"unknown setting {unknown!r}; {method} has {', '.join(sorted(of_method))}; see also the recipe's"
+        )
+    chosen = configured(method, budget, {name: value for name, value in pairs.items() if name in of_method})
+    return chosen, usual.with_values({name: value for name, value in pairs.items() if name not in of_method})

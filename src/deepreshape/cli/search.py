@@ -86,7 +86,7 @@ def search(
     proxy = Proxy.fit([row for folder in evidence for row in read_rows(folder / RESULTS)]) if evidence else PROXY
     space = Space(read_shape(input), classes, read_protocols(protocol), stages)
     dataset, recipe = (_fitting_data(data, data_dir, space), read_recipe(data, settings)) if train else (None, None)
-    found = stoppable(
+    candidates = stoppable(
         lambda: list(
             search_designs(
                 space,
@@ -99,13 +99,13 @@ def search(
         ),
         NOTHING_KEPT,
     )
-    if not found:
+    if not candidates:
         bounds = ", ".join(f"{low:,} to {high:,} {of}" for (low, high), of in zip(proxy.fitted, COUNTS, strict=True))
         raise ValueError(
             f"no design keeps within {limit.most:g} {limit.unit} and within what the score was fitted on ({bounds}); "
             "allow more, or fit it to jobs of your own with --evidence"
         )
-    best = undominated(found, limit)
+    best = undominated(candidates, limit)
     rows = _train_best(best[:train], dataset, recipe, to) if dataset and recipe and to else []
     if as_json:
         facts = {"rank_correlation": proxy.correlation, "points": proxy.points, "score": proxy.name}
@@ -114,7 +114,7 @@ def search(
             {
                 "proxy": facts,
                 "front": [each.to_dict() for each in best],
-                "tried": len(found),
+                "tried": len(candidates),
                 "trained": [row.to_row() for row in rows],
             }
         )

@@ -82,7 +82,7 @@ class _Gated(BaseEstimator):
         if empty.all():
             raise ValueError(f"none of the {self.n_gates} gates is open for any row; more n_gates would help")
         patterns, first, share = patterns[:, ~empty], first[~empty], share[~empty]
-        found = solve(
+        solution = solve(
             standard,
             patterns.astype(np.float64),
             y - self.offset_,
@@ -91,22 +91,22 @@ class _Gated(BaseEstimator):
             tol=float(self.tol),
             max_iter=self.max_iter,
         )
-        if found.gap > self.tol and self.max_iter:
+        if solution.gap > self.tol and self.max_iter:
             warnings.warn(
-                f"the gap is {found.gap:.2g} after {self.max_iter} steps and tol is {self.tol:g}; more max_iter, or a "
-                "larger tol",
+                f"the gap is {solution.gap:.2g} after {self.max_iter} steps and tol is {self.tol:g}; more max_iter, or "
+                "a larger tol",
                 ConvergenceWarning,
                 stacklevel=3,
             )
-        used = np.flatnonzero(found.eta)
+        used = np.flatnonzero(solution.eta)
         self.gates_ = Gates(mean, scale, whole.directions[first[used]])
-        self.eta_ = found.eta[used]
-        self.weights_ = found.weights[used]
-        self.objectives_ = found.objectives
-        self.objective_, self.ntk_objective_ = found.objectives[-1], found.objectives[0]
-        self.gap_ = found.gap
+        self.eta_ = solution.eta[used]
+        self.weights_ = solution.weights[used]
+        self.objectives_ = solution.objectives
+        self.objective_, self.ntk_objective_ = solution.objectives[-1], solution.objectives[0]
+        self.gap_ = solution.gap
         self.active_gates_ = len(used)
-        self.n_iter_ = len(found.objectives) - 1
+        self.n_iter_ = len(solution.objectives) - 1
 
     def _outputs(self, rows: Any) -> NDArray[np.float64]:
         """(N, outputs)."""
@@ -174,13 +174,13 @@ class ConvexGatedReLU(ClassifierMixin, _Gated):
 
     def decision_function(self, X: Any) -> NDArray[np.float64]:  # noqa: N803
         """Outputs: (N,) of two classes, above 0 for the second; (N, classes) of more."""
-        found = self._outputs(X)
-        return found[:, 0] if found.shape[1] == 1 else found
+        outputs = self._outputs(X)
+        return outputs[:, 0] if outputs.shape[1] == 1 else outputs
 
     def predict(self, X: Any) -> NDArray[Any]:  # noqa: N803
         """Classes, (N,)."""
-        found = self.decision_function(X)
-        return self.classes_[(found > 0).astype(int) if found.ndim == 1 else found.argmax(1)]
+        scores = self.decision_function(X)
+        return self.classes_[(scores > 0).astype(int) if scores.ndim == 1 else scores.argmax(1)]
 
 
 class ConvexGatedReLURegressor(RegressorMixin, _Gated):

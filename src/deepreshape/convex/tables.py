@@ -101,15 +101,15 @@ def _known(name: str, target: str | None) -> Table:
         raise ValueError(f"{name} comes with scikit-learn: pip install scikit-learn") from None
     if target is not None:
         raise ValueError(f"--target {target} names a column of a .csv; {name} has its own target")
-    found: Any = getattr(datasets, f"load_{name}")()
-    names = getattr(found, "target_names", None)
-    return _table(name, found.data, found.target, list(found.feature_names), names)
+    loaded: Any = getattr(datasets, f"load_{name}")()
+    names = getattr(loaded, "target_names", None)
+    return _table(name, loaded.data, loaded.target, list(loaded.feature_names), names)
 
 
 def _arrays(path: Path) -> dict[str, NDArray[Any]]:
     try:
-        found = np.load(path, allow_pickle=False)
-        return {"X": found} if isinstance(found, np.ndarray) else {name: found[name] for name in found.files}
+        arrays = np.load(path, allow_pickle=False)
+        return {"X": arrays} if isinstance(arrays, np.ndarray) else {name: arrays[name] for name in arrays.files}
     except (ValueError, EOFError, OSError) as error:
         raise ValueError(f"{path} is no file of arrays that NumPy saved: {error}") from None
 

@@ -75,13 +75,13 @@ def read_link(text: str) -> Link:
     if text in LINKS:
         return LINKS[text]
     *rates, trip = text.lower().split("/")
-    found = [_read(rate, _UNITS) for rate in rates]
+    values = [_read(rate, _UNITS) for rate in rates]
     seconds = _read(trip, _TIMES)
-    if len(found) not in (1, 2) or not all(found) or seconds is None:
+    if len(values) not in (1, 2) or not all(values) or seconds is None:
         raise ValueError(
             f"unknown link {text!r}; known are {', '.join(LINKS)}, and up/down/round trip such as 20mbit/100mbit/40ms"
         )
-    return Link(found[0] or inf, found[-1] or inf, seconds / 2)
+    return Link(values[0] or inf, values[-1] or inf, seconds / 2)
 
 
 def _read(text: str, units: dict[str, float]) -> float | None:

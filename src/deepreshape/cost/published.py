@@ -120,11 +120,11 @@ def price_published(layers: Sequence[Layer], profile: Published, link: Link | No
         raise ValueError(f"the published systems price no signs, and the network has {signs:,}; gc-full does")
     linear = [layer for layer in layers if isinstance(layer, LinearLayer)]
     serial = sum(map(he_seconds, linear))
-    together = max(map(he_seconds, linear), default=0.0) * LAYER_PARALLEL_SLOWDOWN if profile.layer_parallel else serial
+    parallel = max(map(he_seconds, linear), default=0.0) * LAYER_PARALLEL_SLOWDOWN if profile.layer_parallel else serial
     rows = [Cost("keys", "offline", "he", seconds=KEY_SECONDS, bytes_up=KEY_BYTES + BASE_OT_BYTES, rounds=1)]
     for layer in layers:
         if isinstance(layer, LinearLayer):
-            rows += _linear(layer, together / serial if serial else 0.0)
+            rows += _linear(layer, parallel / serial if serial else 0.0)
         elif isinstance(layer, ReluLayer):
             rows += _relu(layer, profile)
     first = next(iter(linear), None)

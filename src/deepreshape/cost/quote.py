@@ -159,17 +159,19 @@ class Quote:
         }
 
     def _layer(self, name: str) -> Mapping[str, Any]:
-        own = self.report.only(layer=name)
-        online = own.only(phase="online")
+        costs = self.report.only(layer=name)
+        online = costs.only(phase="online")
         return {
             "layer": name,
-            "relus": max(sum(row.relus for row in online.rows), sum(row.relus for row in own.rows) // 2),
+            "relus": max(sum(row.relus for row in online.rows), sum(row.relus for row in costs.rows) // 2),
             "squares": sum(row.squares for row in online.rows),
-            "macs": sum(row.macs for row in own.rows),
-            "he_products": sum(row.he_products for row in own.rows),
-            "seconds": _phases(own.seconds, online.seconds, 6),
-            "bytes": _phases(own.bytes, online.bytes),
-            "kinds": {kind: round(own.only(kind=kind).seconds, 6) for kind in dict.fromkeys(r.kind for r in own.rows)},
+            "macs": sum(row.macs for row in costs.rows),
+            "he_products": sum(row.he_products for row in costs.rows),
+            "seconds": _phases(costs.seconds, online.seconds, 6),
+            "bytes": _phases(costs.bytes, online.bytes),
+            "kinds": {
+                kind: round(costs.only(kind=kind).seconds, 6) for kind in dict.fromkeys(r.kind for r in costs.rows)
+            },
         }
 
 

@@ -133,13 +133,13 @@ def fetch(
             failures.append(f"{address}: {error}")
             continue
         with path.open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
-        if found == archive.sha256:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        if digest == archive.sha256:
             _unpack(path, archive, folder)
             path.unlink()
             return target
         path.unlink()
-        failures.append(f"{address}: its SHA-256 is {found[:12]}..., not {archive.sha256[:12]}...")
+        failures.append(f"{address}: its SHA-256 is {digest[:12]}..., not {archive.sha256[:12]}...")
     raise ValueError(
         f"could not fetch {name} ({'; '.join(failures)}); put {archive.name}, unpacked, in {folder} by other means or "
         "give another address with --mirror"

@@ -99,18 +99,18 @@ def as_tensor(image: Any) -> Tensor:
         ValueError: if it is something else.
     """
     if isinstance(image, Tensor):
-        found = image
+        tensor = image
     else:
         if hasattr(image, "convert") and image.mode not in ("L", "RGB"):
             image = image.convert("L" if image.mode in GREY else "RGB")
         array = np.array(image)
-        found = torch.from_numpy(array[:, :, None] if array.ndim == 2 else array).movedim(-1, 0)
-    if found.dim() != 3 or not (found.dtype == torch.uint8 or found.is_floating_point()):
+        tensor = torch.from_numpy(array[:, :, None] if array.ndim == 2 else array).movedim(-1, 0)
+    if tensor.dim() != 3 or not (tensor.dtype == torch.uint8 or tensor.is_floating_point()):
         raise ValueError(
             f"an image is a PIL image, an array (H, W, C) or a tensor (C, H, W), of uint8 or floats; this is "
-            f"{type(image).__name__} of {found.dtype}, shape {tuple(found.shape)}"
+            f"{type(image).__name__} of {tensor.dtype}, shape {tuple(tensor.shape)}"
         )
-    return found if found.dtype == torch.uint8 else found.float()
+    return tensor if tensor.dtype == torch.uint8 else tensor.float()
 
 
 def _files(root: Path) -> tuple[dict[str, list[str]], list[str]]:
@@ -125,22 +125,22 @@ def _files(root: Path) -> tuple[dict[str, list[str]], list[str]]:
     if present["train"]:
         if present["validation"] and not present["test"]:
             present = {"train": present["train"], "validation": None, "test": present["validation"]}
-        found = {part: list(_images(where, root)) for part, where in present.items() if where}
+        files = {part: list(_images(where, root)) for part, where in present.items() if where}
     else:
-        found = {"train": list(_images(root, root))}
-    names = sorted({_class_of(file) for file in found["train"]})
+        files = {"train": list(_images(root, root))}
+    names = sorted({_class_of(file) for file in files["train"]})
     if len(names) < 2:
         raise ValueError(
             f"{root} holds images of {len(names)} classes; it is to hold a folder of images for each of two or more, "
             "such as cat/1.jpg and dog/1.jpg"
         )
-    strange = {_class_of(file) for split in found.values() for file in split} - set(names)
+    strange = {_class_of(file) for split in files.values() for file in split} - set(names)
     if strange:
         raise ValueError(f"{root} has no training images of {', '.join(sorted(strange))}, which another split has")
-    missing = [part for part in SHARES if part not in found]
+    missing = [part for part in SHARES if part not in files]
     if missing:
-        found = _written(root, found, missing)
-    return {part: found[part] for part in PARTS}, names
+        files = _written(root, files, missing)
+    return {part: files[part] for part in PARTS}, names
 
 
 def _images(where: Path, root: Path) -> Iterator[str]:
@@ -155,7 +155,7 @@ def _class_of(file: str) -> str:
     return parts[1] if parts[0] in words and len(parts) > 2 else parts[0]
 
 
-def _written(root: Path, found: dict[str, list[str]], missing: list[str]) -> dict[str, list[str]]:
+def _written(root: Path, files: dict[str, list[str]], missing: list[str]) -> dict[str, list[str]]:
     """The splits as ``splits.json`` has them; made now, and written there if the folder takes it."""
     path = root / SPLITS
     if path.is_file():
@@ -166,7 +166,7 @@ def _written(root: Path, found: dict[str, list[str]], missing: list[str]) -> dic
                 f"{path} does not hold the splits train, validation and test; remove it to make them anew"
             ) from None
         here, there = (
-            {file for split in found.values() for file in split},
+            {file for split in files.values() for file in split},
             {file for split in splits.values() for file in split},
         )
         if here != there:
@@ -175,16 +175,16 @@ def _written(root: Path, found: dict[str, list[str]], missing: list[str]) -> dic
                 f"{min(here ^ there)}; remove it to make the splits anew"
             )
         return splits
-    splits = _split(root, found, missing)
+    splits = _split(root, files, missing)
     with suppress(OSError):  # a folder that cannot be written to gives the same splits every time all the same
         path.write_text(json.dumps(splits, indent=0) + "\n")
     return splits
 
 
-def _split(root: Path, found: dict[str, list[str]], missing: list[str]) -> dict[str, list[str]]:
+def _split(root: Path, present: dict[str, list[str]], missing: list[str]) -> dict[str, list[str]]:
     """Take a share of every class from train, in the order of a digest of each file's name."""
     classes: dict[str, list[str]] = {}
-    for file in found["train"]:
+    for file in present["train"]:
         classes.setdefault(_class_of(file), []).append(file)
     taken: dict[str, list[str]] = {part: [] for part in missing}
     for name, files in classes.items():
@@ -194,8 +194,8 @@ def _split(root: Path, found: dict[str, list[str]], missing: list[str]) -> dict[
         for part in missing:
             taken[part] += [next(order) for _ in range(max(1, int(SHARES[part] * len(files))))]
     gone = {file for split in taken.values() for file in split}
-    kept = [file for file in found["train"] if file not in gone]
-    return found | {part: sorted(split) for part, split in taken.items()} | {"train": kept}
+    kept = [file for file in present["train"] if file not in gone]
+    return present | {part: sorted(split) for part, split in taken.items()} | {"train": kept}
 
 
 def _mode(root: Path, files: list[str], names: list[str], side: int | None) -> str:

@@ -90,8 +90,8 @@ class _Items:
         labels = _labels(items)
         if labels is None:
             labels = [_pair(items[place])[1] for place in range(len(items))]
-        found = torch.as_tensor([int(label) for label in labels], dtype=torch.int64)
-        return _Items(ReadImages(len(items), read, lambda place: f"item {place} of {part}"), found, _names(items))
+        labels_ = torch.as_tensor([int(label) for label in labels], dtype=torch.int64)
+        return _Items(ReadImages(len(items), read, lambda place: f"item {place} of {part}"), labels_, _names(items))
 
     def split(self, places: Tensor) -> Split:
         places = places.sort().values
@@ -119,8 +119,8 @@ def _labels(items: Any) -> Any:
     if isinstance(columns, list):
         key = next((key for key in LABEL_KEYS if key in columns), None)
         return items[key] if key else None
-    found = getattr(items, "targets", None)
-    return found if isinstance(found, Sequence | Tensor) and len(found) == len(items) else None
+    targets = getattr(items, "targets", None)
+    return targets if isinstance(targets, Sequence | Tensor) and len(targets) == len(items) else None
 
 
 def _names(items: Any) -> tuple[str, ...]:

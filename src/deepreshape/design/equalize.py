@@ -100,13 +100,13 @@ def equalize(
     order = _checked_order(order, stages)
     box = _box(stages, bounds, fixed or {})
     chain = inequalities(coefficients(architecture), order)
-    found = list(_solutions(chain, box, minimal=True))
-    if not found and fixed:
-        found = list(_solutions(chain[:-1], box))
-    if not found:
+    solutions = list(_solutions(chain, box, minimal=True))
+    if not solutions and fixed:
+        solutions = list(_solutions(chain[:-1], box))
+    if not solutions:
         raise ValueError(_conflict(chain[:-1] if fixed else chain, box))
     designs: list[Design] = []
-    for values in found:
+    for values in solutions:
         design = replace(architecture.unreduced, multipliers=values)
         total = count(build(design, "meta"), design.input).total
         designs.append(Design(design, total.relus, total.macs, total.params))

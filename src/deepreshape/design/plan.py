@@ -119,11 +119,11 @@ def plan(architecture: Staged, budget: int, shrink: Literal["reuse", "reshape"] 
     everything = architecture.unreduced.relus
     if budget > everything:
         raise ValueError(f"a budget of {budget:,} ReLUs is larger than the network, which has {everything:,}")
-    found = list(coarse_plans(architecture.unreduced, shrink))
-    fitting = [candidate for candidate in found if candidate.relus <= budget]
+    plans = list(coarse_plans(architecture.unreduced, shrink))
+    fitting = [candidate for candidate in plans if candidate.relus <= budget]
     if not fitting:
-        least = min(candidate.relus for candidate in found)
-        raise ValueError(f"no coarse plan reaches {budget:,} ReLUs; the smallest has {least:,}")
+        fewest = min(candidate.relus for candidate in plans)
+        raise ValueError(f"no coarse plan reaches {budget:,} ReLUs; the smallest has {fewest:,}")
     return max(fitting, key=lambda candidate: candidate.relus)
 
 

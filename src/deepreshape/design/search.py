@@ -88,8 +88,10 @@ class Proxy:
         tops = np.array([row["top1"] for row in rows])
         unseen = np.empty(len(rows))
         for name in names:
-            own = np.array([row["network"] == name for row in rows])
-            unseen[own] = features[own] @ np.linalg.lstsq(features[~own], tops[~own], rcond=None)[0]
+            of_network = np.array([row["network"] == name for row in rows])
+            unseen[of_network] = (
+                features[of_network] @ np.linalg.lstsq(features[~of_network], tops[~of_network], rcond=None)[0]
+            )
         weights = np.linalg.lstsq(features, tops, rcond=None)[0]
         relus, macs, params = (round(float(weight), 3) for weight in weights[1:])
         fitted = tuple((min(row[key] for row in rows), max(row[key] for row in rows)) for key in COUNTS)
@@ -211,8 +213,8 @@ def score_choice(choice: Choice, space: Space, price: Price, proxy: Proxy) -> Ca
     if choice.plan >= len(plans) or not plans[choice.plan].relus:
         return None
     chosen = plans[choice.plan]
-    own = chosen.architecture.layers()
-    linear = [layer for layer in own if isinstance(layer, LinearLayer)]
+    layers = chosen.architecture.layers()
+    linear = [layer for layer in layers if isinstance(layer, LinearLayer)]
     # a batch norm behind every convolution, a bias behind the last layer
     params = sum(
         prod(layer.kernel) * layer.in_channels * layer.out_channels + 2 * layer.out_channels for layer in linear
@@ -222,7 +224,7 @@ def score_choice(choice: Choice, space: Space, price: Price, proxy: Proxy) -> Ca
     if not proxy.knows(chosen.relus, macs, params):
         return None
     try:
-        quote = price(own, choice.protocol)
+        quote = price(layers, choice.protocol)
     except ValueError:  # a layer too large for every known set of parameters
         return None
     score = proxy.score(chosen.relus, macs, params)
@@ -267,10 +269,10 @@ def search(
             yield candidate
 
 
-def undominated(found: Sequence[Candidate], limit: Limit) -> list[Candidate]:
+def undominated(candidates: Sequence[Candidate], limit: Limit) -> list[Candidate]:
     """Candidates that no other beats in both cost and score, best score first."""
     best: list[Candidate] = []
-    for candidate in sorted(found, key=lambda candidate: (candidate.cost(limit), -candidate.score)):
+    for candidate in sorted(candidates, key=lambda candidate: (candidate.cost(limit), -candidate.score)):
         if not best or candidate.score > best[-1].score:
             best.append(candidate)
     return best[::-1]

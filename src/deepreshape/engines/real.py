@@ -69,14 +69,14 @@ class Arithmetic(Protocol):
 
 def parameters(program: Program) -> dict[str, LinearParameters]:
     """What the program's weights stand for, float64, by operation name."""
-    found: dict[str, LinearParameters] = {}
+    values: dict[str, LinearParameters] = {}
     for op in program.ops:
         if isinstance(op, Conv2d | Linear | Square) and program.weights:
-            own, fraction = program.weights[op.name], program.values[op.name].fraction
+            linear, fraction = program.weights[op.name], program.values[op.name].fraction
             shift = program.values[op.inputs[0]].fraction if isinstance(op, Square) else op.weight_fraction
-            weight = np.ldexp(own.weight.astype(np.float64), -shift)
-            found[op.name] = LinearParameters(weight, np.ldexp(own.bias.astype(np.float64), -fraction))
-    return found
+            weight = np.ldexp(linear.weight.astype(np.float64), -shift)
+            values[op.name] = LinearParameters(weight, np.ldexp(linear.bias.astype(np.float64), -fraction))
+    return values
 
 
 def evaluate_program(program: Program, x: Any, weights: Mapping[str, LinearParameters], arithmetic: Arithmetic) -> Any:
@@ -140,11 +140,11 @@ def _errors(program: Program, fraction: int, power: int) -> Real:
         match op:
             case Conv2d() | Linear():
                 groups = op.groups if isinstance(op, Conv2d) else 1
-                own = np.abs(weights[op.name].weight)
-                own = own.reshape(groups, len(own) // groups, own.shape[1], -1)
+                weight = np.abs(weights[op.name].weight)
+                weight = weight.reshape(groups, len(weight) // groups, weight.shape[1], -1)
                 lost = unit * (op.weight_fraction > fraction)
-                spread = (((own + lost) ** power).sum(3) * error.reshape(groups, 1, -1)).sum(2).reshape(-1)
-                held = (lost * sizes[op.inputs[0]]) ** power * own[0, 0].size
+                spread = (((weight + lost) ** power).sum(3) * error.reshape(groups, 1, -1)).sum(2).reshape(-1)
+                held = (lost * sizes[op.inputs[0]]) ** power * weight[0, 0].size
                 errors[op.name] = spread + held + unit**power * (1 + (value.fraction > fraction))
             case Add():
                 errors[op.name] = reduce(add, (errors[name] for name in op.inputs))
@@ -180,13 +180,13 @@ def _apply(
     x, arrays = inputs[0], arithmetic.arrays
     match op:
         case Conv2d():
-            own = weights[op.name]
-            pairs = zip(arrays.split(x, op.groups, 1), arrays.split(own.weight, op.groups), strict=True)
+            linear = weights[op.name]
+            pairs = zip(arrays.split(x, op.groups, 1), arrays.split(linear.weight, op.groups), strict=True)
             parts = [arithmetic.convolve(part, weight, op.stride, op.padding) for part, weight in pairs]
-            return arrays.concatenate(parts, 1) + own.bias[:, None, None]
+            return arrays.concatenate(parts, 1) + linear.bias[:, None, None]
         case Linear():
-            own = weights[op.name]
-            return arithmetic.multiply(x, own.weight) + own.bias
+            linear = weights[op.name]
+            return arithmetic.multiply(x, linear.weight) + linear.bias
         case Add():
             return reduce(add, inputs)
         case SumPool():

@@ -55,8 +55,8 @@ def answer_privately(
     report = run_local(program, inputs, progress=progress)
     logits = program.decode(np.array(report["outputs"], dtype=np.int64))[0]
     answered: list[AnsweredImage] = []
-    for image, found, label in zip(images, logits, data.test.labels[:count].tolist(), strict=True):
-        answer = Prediction.of(found.reshape(-1), bundle.facts, seconds={}, bytes={}, agree=None)
+    for image, output, label in zip(images, logits, data.test.labels[:count].tolist(), strict=True):
+        answer = Prediction.of(output.reshape(-1), bundle.facts, seconds={}, bytes={}, agree=None)
         answered.append(AnsweredImage(png_of(_pixels(image)), answer.name, answer.probability, data.class_names[label]))
     answers = PrivateAnswers(
         f"{best.network}: {best.plan}",

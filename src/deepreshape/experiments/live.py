@@ -33,13 +33,13 @@ def explore(points: Sequence[Summary], folders: Sequence[Path]) -> dict[str, Any
 
     A point whose model is in none of the folders is left out.
     """
-    found: list[tuple[Summary, Priced]] = []
+    pairs: list[tuple[Summary, Priced]] = []
     for point in points:
         saved = [folder / "models" / point.results[0].id for folder in folders]
         model = next((path for path in saved if (path / "manifest.json").is_file()), None)
         if model:
-            found.append((point, _priced(model, point)))
-    return explorable([point for point, _ in found], [priced for _, priced in found])
+            pairs.append((point, _priced(model, point)))
+    return explorable([point for point, _ in pairs], [priced for _, priced in pairs])
 
 
 def _priced(folder: Path, point: Summary) -> Priced:
@@ -59,19 +59,21 @@ def _priced(folder: Path, point: Summary) -> Priced:
 
 
 def quotes(
-    own: Sequence[Layer], names: Sequence[str] = SHOWN, protocols: Sequence[str] = PROTOCOLS
+    layers: Sequence[Layer], names: Sequence[str] = SHOWN, protocols: Sequence[str] = PROTOCOLS
 ) -> dict[str, Quote]:
     """Every protocol on every link."""
     return {
-        f"{protocol}, {name}": quote_layers(own, Terms(protocol, link=read_link(name)))
+        f"{protocol}, {name}": quote_layers(layers, Terms(protocol, link=read_link(name)))
         for protocol in protocols
         for name in names
     }
 
 
-def _sites(made: Architecture, kept: Mapping[str, int]) -> tuple[tuple[str, int, int], ...]:
+def _sites(architecture: Architecture, kept: Mapping[str, int]) -> tuple[tuple[str, int, int], ...]:
     """What is left of every site, masks included."""
-    return tuple((site.name, kept.get(site.name, made.relus_at(site)), site.relus) for site in made.sites())
+    return tuple(
+        (site.name, kept.get(site.name, architecture.relus_at(site)), site.relus) for site in architecture.sites()
+    )
 
 
 def live_quote(words: Mapping[str, str]) -> dict[str, Any]:
@@ -94,13 +96,13 @@ def live_quote(words: Mapping[str, str]) -> dict[str, Any]:
     _check_settings(phi, base, multipliers, (channels, height, width))
     whole = ResNet(phi, base, multipliers, (channels, height, width))
     chosen = _within(whole, percent)
-    own = chosen.architecture.layers()
-    point = Priced(quotes(own, [words["wire"]], [words["kind"]]), _sites(chosen.architecture, {}), {})
+    layers = chosen.architecture.layers()
+    point = Priced(quotes(layers, [words["wire"]], [words["kind"]]), _sites(chosen.architecture, {}), {})
     return {
         "network": _name(whole),
         "plan": str(chosen),
         "relus": chosen.relus,
-        "macs": sum(getattr(layer, "macs", 0) for layer in own),
+        "macs": sum(getattr(layer, "macs", 0) for layer in layers),
         "top1": None,
         **described(point),
     }
@@ -129,11 +131,11 @@ def _within(whole: Staged, percent: int) -> CoarsePlan:
     return plan_of(whole) if percent >= 100 else plan(whole, whole.relus * percent // 100)
 
 
-def _name(made: Staged) -> str:
+def _name(architecture: Staged) -> str:
     try:
-        return made.name
+        return architecture.name
     except ValueError:  # a single stage has no multipliers to be named by
-        return str(made.phi)
+        return str(architecture.phi)
 
 
 def page_server(port: int, points: Sequence[Summary], folders: Sequence[Path]) -> ThreadingHTTPServer:

@@ -82,12 +82,12 @@ def firing(model: nn.Module, data: Dataset, progress: Callable[[int, int], objec
             handle.remove()
         for module, mode in before.items():
             module.training = mode
-    found: dict[str, Firing] = {}
+    firings: dict[str, Firing] = {}
     for path, fired in above.items():
         mask = getattr(sites[path], "mask", None)
         kept = torch.ones_like(fired) if mask is None else mask.to(fired.device)
-        found[path] = Firing(kept.cpu(), (kept & ~fired).cpu(), (kept & fired & ~below[path]).cpu())
-    return found
+        firings[path] = Firing(kept.cpu(), (kept & ~fired).cpu(), (kept & fired & ~below[path]).cpu())
+    return firings
 
 
 def see_modules(model: nn.Module, input: Sequence[int], kinds: type[nn.Module] | UnionType) -> None:

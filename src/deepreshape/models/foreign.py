@@ -166,7 +166,10 @@ class Foreign:
                 int(values["classes"]),
                 tuple(Call(*call) for call in values["calls"]),
                 dict(values["modules"]),
-                {path: (shape, str(dtype), bool(own)) for path, (shape, dtype, own) in values["tensors"].items()},
+                {
+                    path: (shape, str(dtype), bool(parameter))
+                    for path, (shape, dtype, parameter) in values["tensors"].items()
+                },
                 tuple(_site(name, place, channels, size) for name, place, channels, size in values["places"]),
             )
             for call in network.calls:

@@ -135,22 +135,22 @@ class ReActNet(Staged):
         return 0 if self.rprelu == "none" else site.relus
 
     def layers(self) -> tuple[Layer, ...]:
-        found = LayerList(self)
-        at = found.conv("stem.0", (self.input[0], self.input[1:]), self.stem_width, 3, self.resolution)
+        layers = LayerList(self)
+        at = layers.conv("stem.0", (self.input[0], self.input[1:]), self.stem_width, 3, self.resolution)
         for unit in self.units():
             before, width = (unit.channels, unit.size), unit.width // unit.copies
             if self.binary != "none":
-                found.layers.append(SignLayer(f"{unit.name}.sign", prod((unit.channels, *unit.size))))
+                layers.layers.append(SignLayer(f"{unit.name}.sign", prod((unit.channels, *unit.size))))
             for copy in range(unit.copies):
-                _, size = found.conv(f"{unit.name}.convs.{copy}", before, width, unit.kernel, unit.stride)
+                _, size = layers.conv(f"{unit.name}.convs.{copy}", before, width, unit.kernel, unit.stride)
             if self.shortcut == "real" and _widens(unit):
-                found.conv(f"{unit.name}.shortcut.1", (unit.channels, size), unit.width, 1, 1)
+                layers.conv(f"{unit.name}.shortcut.1", (unit.channels, size), unit.width, 1, 1)
             at = unit.width, size
             if self.rprelu != "none":
                 elements = prod((unit.width, *size))
-                found.layers.append(ReluLayer(f"{unit.name}.{self.rectifier}", elements, elements))
-        found.linear("head.2", at[0], self.classes)
-        return tuple(found.layers)
+                layers.layers.append(ReluLayer(f"{unit.name}.{self.rectifier}", elements, elements))
+        layers.linear("head.2", at[0], self.classes)
+        return tuple(layers.layers)
 
     def build(self) -> nn.Module:
         return _ReActNet(self)

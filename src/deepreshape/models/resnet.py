@@ -79,21 +79,21 @@ class ResNet(Staged):
         return tuple(sites)
 
     def layers(self) -> tuple[Layer, ...]:
-        found = LayerList(self)
+        layers = LayerList(self)
         image = self.input[0], self.input[1:]
-        at = found.conv("stem.conv.0", image, self.base, 7 if self.stem == "7x7" else 3, self.stem_stride)
-        found.activation("stem.act", at)
+        at = layers.conv("stem.conv.0", image, self.base, 7 if self.stem == "7x7" else 3, self.stem_stride)
+        layers.activation("stem.act", at)
         at = (at[0], shrink(at[1], 2)) if self.stem == "7x7" else at
         for path, _, width, down in self.blocks():
             start, chain = at, [*self.chain(width, down)]
             for index, (kernel, wide, stride) in enumerate(chain, start=1):
                 site = f"{path}.act{index}"
-                at = found.conv_norm(f"{path}.conv{index}", site, at, wide, kernel, stride)
+                at = layers.conv_norm(f"{path}.conv{index}", site, at, wide, kernel, stride)
                 if index == len(chain) and (down != 1 or start[0] != wide):
-                    found.conv(f"{path}.shortcut.0", start, wide, 1, down)
-                found.activation(site, at)
-        found.linear("head.2", at[0], self.classes)
-        return tuple(found.layers)
+                    layers.conv(f"{path}.shortcut.0", start, wide, 1, down)
+                layers.activation(site, at)
+        layers.linear("head.2", at[0], self.classes)
+        return tuple(layers.layers)
 
     def build(self) -> nn.Module:
         return _ResNet(self)

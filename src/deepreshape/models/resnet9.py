@@ -46,22 +46,22 @@ class ResNet9(Staged):
         return tuple(sites)
 
     def layers(self) -> tuple[Layer, ...]:
-        found = LayerList(self)
-        at = found.conv("stem.conv.0", (self.input[0], self.input[1:]), self.base, 3, self.resolution)
-        found.activation("stem.act", at)
+        layers = LayerList(self)
+        at = layers.conv("stem.conv.0", (self.input[0], self.input[1:]), self.base, 3, self.resolution)
+        layers.activation("stem.act", at)
         for stage, width in enumerate(self.widths[1:], start=2):
             shrinks = min(at[1]) > 1
             strided = shrinks and self.pool == "conv"
-            at = found.conv(f"stage{stage}.conv.0", at, width, 4 if strided else 3, 2 if strided else 1)
+            at = layers.conv(f"stage{stage}.conv.0", at, width, 4 if strided else 3, 2 if strided else 1)
             at = (width, (at[1][0] // 2, at[1][1] // 2)) if shrinks and not strided else at
-            found.activation(f"stage{stage}.act", at)
+            layers.activation(f"stage{stage}.act", at)
             if stage in RESIDUAL_STAGES:
                 for part in ("1", "2"):
                     site = f"stage{stage}.pair.act{part}"
-                    at = found.conv_norm(f"stage{stage}.pair.conv{part}", site, at, width, 3)
-                    found.activation(site, at)
-        found.linear("head.2", at[0], self.classes)
-        return tuple(found.layers)
+                    at = layers.conv_norm(f"stage{stage}.pair.conv{part}", site, at, width, 3)
+                    layers.activation(site, at)
+        layers.linear("head.2", at[0], self.classes)
+        return tuple(layers.layers)
 
     def build(self) -> nn.Module:
         return _ResNet9(self)

@@ -73,8 +73,8 @@ class Staged(ABC):
         if self.activation == "herpn" and self.reduction != Reduction():
             raise ValueError("a network of HerPNs has no ReLUs to remove or to reuse")
         for name in ("phi", "base", "multipliers", "input", "classes", "strides", "resolution"):
-            value, least = getattr(self, name), self.fewest if name == "phi" else 1
-            if any(each < least for each in (value if isinstance(value, tuple) else (value,))):
+            value, smallest = getattr(self, name), self.fewest if name == "phi" else 1
+            if any(each < smallest for each in (value if isinstance(value, tuple) else (value,))):
                 raise ValueError(f"{name} must be positive, not {value}")
         if max(self.widths) > MOST_CHANNELS:
             raise ValueError(f"a stage would have {max(self.widths):,} channels; up to {MOST_CHANNELS:,} work")

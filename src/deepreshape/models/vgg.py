@@ -39,16 +39,16 @@ class VGG(Staged):
         return tuple(sites)
 
     def layers(self) -> tuple[Layer, ...]:
-        found, at = LayerList(self), (self.input[0], self.input[1:])
+        layers, at = LayerList(self), (self.input[0], self.input[1:])
         for stage, (convs, width) in enumerate(zip(self.phi, self.widths, strict=True), start=1):
             for conv in range(convs):
                 path = f"stage{stage}.{conv}"
                 stride = self.resolution if (stage, conv) == (1, 0) else 1
-                at = found.conv_norm(f"{path}.conv", f"{path}.act", at, width, 3, stride)
-                found.activation(f"{path}.act", at)
+                at = layers.conv_norm(f"{path}.conv", f"{path}.act", at, width, 3, stride)
+                layers.activation(f"{path}.act", at)
             at = (at[0], (at[1][0] // 2, at[1][1] // 2)) if min(at[1]) > 1 else at
-        found.linear("head.2", at[0], self.classes)
-        return tuple(found.layers)
+        layers.linear("head.2", at[0], self.classes)
+        return tuple(layers.layers)
 
     def build(self) -> nn.Module:
         return _VGG(self)

@@ -45,18 +45,18 @@ class WideResNet(Staged):
         return tuple(sites)
 
     def layers(self) -> tuple[Layer, ...]:
-        found = LayerList(self)
-        at = found.conv("stem", (self.input[0], self.input[1:]), STEM_WIDTH, 3, self.resolution)
+        layers = LayerList(self)
+        at = layers.conv("stem", (self.input[0], self.input[1:]), STEM_WIDTH, 3, self.resolution)
         for path, _, width, stride in self.blocks():
-            found.activation(f"{path}.act1", at)
+            layers.activation(f"{path}.act1", at)
             if stride != 1 or at[0] != width:
-                found.conv(f"{path}.shortcut", at, width, 1, stride)
-            at = found.conv(f"{path}.conv1", at, width, 3, stride)
-            found.activation(f"{path}.act2", at)
-            at = found.conv(f"{path}.conv2", at, width, 3, 1)
-        found.activation("head.act", at)
-        found.linear("head.linear", at[0], self.classes)
-        return tuple(found.layers)
+                layers.conv(f"{path}.shortcut", at, width, 1, stride)
+            at = layers.conv(f"{path}.conv1", at, width, 3, stride)
+            layers.activation(f"{path}.act2", at)
+            at = layers.conv(f"{path}.conv2", at, width, 3, 1)
+        layers.activation("head.act", at)
+        layers.linear("head.linear", at[0], self.classes)
+        return tuple(layers.layers)
 
     def build(self) -> nn.Module:
         return _WideResNet(self)

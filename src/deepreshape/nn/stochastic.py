@@ -79,8 +79,8 @@ class StochasticReLU(nn.Module):
         exact = x.clamp(min=0)
         with torch.no_grad():
             wrong = torch.where(self.positive(x), x, 0) - exact
-        found = exact + wrong
-        return found if self.mask is None else torch.where(self.mask, found, x)
+        values = exact + wrong
+        return values if self.mask is None else torch.where(self.mask, values, x)
 
     def positive(self, x: Tensor) -> Tensor:
         """Whether each element counts as positive this time; bool."""

@@ -110,7 +110,7 @@ def _wire(rounds: int) -> Units:
                     channel.receive(Frame.TABLES, piece.nbytes)
                 return time.thread_time() - begin
 
-        found: list[tuple[float, float, float]] = []
+        measured: list[tuple[float, float, float]] = []
         for _ in range(rounds):
             served = threads.submit(serve)
             begin = time.perf_counter()
@@ -121,8 +121,8 @@ def _wire(rounds: int) -> Units:
                 for _ in range(count):
                     channel.send(Frame.TABLES, piece)
                 sent = time.thread_time() - begin
-            found.append((greeted, sent / count / piece.nbytes, served.result() / count / piece.nbytes))
-    session, send, receive = least(found)
+            measured.append((greeted, sent / count / piece.nbytes, served.result() / count / piece.nbytes))
+    session, send, receive = least(measured)
     return {"session": session, "tls.send": send, "tls.receive": receive}
 
 
@@ -135,12 +135,12 @@ def _store(rounds: int) -> Units:
         def once(streams: int, pieces: int, size: int) -> tuple[float, ...]:
             """Seconds to create, write, commit, claim, and read and destroy a batch."""
             session = os.urandom(32).hex()
-            made = [Prepared({"tables": np.zeros(size, np.uint8)}) for _ in range(streams * pieces)]
+            batches = [Prepared({"tables": np.zeros(size, np.uint8)}) for _ in range(streams * pieces)]
             marks = [time.perf_counter()]
             with store.create(binding, session) as writer:
                 marks.append(time.perf_counter())
                 with Writing(writer) as sink:
-                    for number, prepared in enumerate(made):
+                    for number, prepared in enumerate(batches):
                         sink.put(f"{number % streams}.x", prepared)
                 marks.append(time.perf_counter())
                 writer.commit()
@@ -275,8 +275,8 @@ def _run(protocol: Protocol[Any, Any], layer: Any) -> dict[tuple[str, str], floa
 
     def online(role: Role) -> Step:
         def step(channel: Channel) -> None:
-            own = theirs if role == "server" else None
-            for _ in protocol.online(Run(channel, id, role, Randomness()), layer, iter(kept[role]), own):
+            answer = theirs if role == "server" else None
+            for _ in protocol.online(Run(channel, id, role, Randomness()), layer, iter(kept[role]), answer):
                 pass
 
         return step

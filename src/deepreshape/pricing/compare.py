@@ -27,8 +27,8 @@ def compare(layers: Sequence[Layer], terms: Terms) -> list[Quote]:
     quotes: list[Quote] = []
     for way in WAYS:
         word = "gc-full" if way == "squares" else way
-        found = quote_layers(list(_alike(layers, squares=way == "squares")), replace(terms, protocol=word))
-        quotes.append(replace(found, protocol=way))
+        quote = quote_layers(list(_alike(layers, squares=way == "squares")), replace(terms, protocol=word))
+        quotes.append(replace(quote, protocol=way))
     return quotes
 
 

@@ -64,15 +64,15 @@ class Outline:
     @cached_property
     def linear(self) -> dict[str, tuple[LinearLayer, Convolution]]:
         """Every linear layer, and how the homomorphic encryption sees it: one of its copies."""
-        found: dict[str, tuple[LinearLayer, Convolution]] = {}
+        lowered: dict[str, tuple[LinearLayer, Convolution]] = {}
         for layer in self.layers:
             if isinstance(layer, UnpricedLayer):
                 raise ValueError(f"{self.relu} has no price for {layer.name}: {layer.operator}")
             if isinstance(layer, LinearLayer):
-                found[_unique(layer.name, found)] = layer, merge_groups(self._convolution(layer), layer.groups)
-        if not found:
+                lowered[_unique(layer.name, lowered)] = layer, merge_groups(self._convolution(layer), layer.groups)
+        if not lowered:
             raise ValueError("the network has no convolution and no linear layer; there is nothing private to price")
-        return found
+        return lowered
 
     def _convolution(self, layer: LinearLayer) -> Convolution:
         """One group of the layer, as the homomorphic encryption would see it."""
@@ -146,13 +146,13 @@ class Outline:
 
     def _maps(self) -> Iterator[list[Layer]]:
         """Layers, ReLUs and squares of one map as one."""
-        together: list[Layer] = []
+        group: list[Layer] = []
         for layer in self.layers:
-            if not (isinstance(layer, SquareLayer) and together and together[-1].name == layer.name):
-                yield from [together] * bool(together)
-                together = []
-            together.append(layer)
-        yield together
+            if not (isinstance(layer, SquareLayer) and group and group[-1].name == layer.name):
+                yield from [group] * bool(group)
+                group = []
+            group.append(layer)
+        yield group
 
     def _nonlinear(self, name: str, at: str, layer: Layer) -> Iterator[Step]:
         """The steps of ReLUs and truncations, or of squares, of a map behind layer ``at``."""

@@ -68,12 +68,12 @@ def adjusted(profile: Profile, rounds: int) -> Profile:
     ran: list[_Run] = []
     for kind, names, garbler in kinds:
         configs = [replace(ReluConfig.parse(name), garbler=garbler) for name in names]
-        own = [_probe(shape, relu, bare, rounds) for shape in (FEW, MANY) for relu in configs]
-        ran += own
+        probes = [_probe(shape, relu, bare, rounds) for shape in (FEW, MANY) for relu in configs]
+        ran += probes
         for phase in ("offline", "online"):
-            rows = [(run.depth, run.part(phase, ".relu"), run.predicted[phase]) for run in own]
+            rows = [(run.depth, run.part(phase, ".relu"), run.predicted[phase]) for run in probes]
             constants[f"{kind}.{phase}"], factors[f"{kind}.{phase}.relu"], factors[f"{kind}.{phase}"] = _fitted(
-                rows, [run.measured[phase] for run in own]
+                rows, [run.measured[phase] for run in probes]
             )
     wide = _probe(WIDE, GC_FULL, bare, rounds)
     every = (*ran, wide)
@@ -99,9 +99,9 @@ def adjusted(profile: Profile, rounds: int) -> Profile:
         return 1.0
 
     units = {name: seconds * factor(name) for name, seconds in units.items()} | constants
-    found = replace(profile, units=units, factors={name: round(value, 3) for name, value in factors.items()})
-    shared = _probe(WIDE, GC_FULL, found, rounds, workers=2)
-    return replace(found, units={**units, "worker": max(shared.measured["he"] - shared.predicted["he"], 0.0)})
+    changed = replace(profile, units=units, factors={name: round(value, 3) for name, value in factors.items()})
+    shared = _probe(WIDE, GC_FULL, changed, rounds, workers=2)
+    return replace(changed, units={**units, "worker": max(shared.measured["he"] - shared.predicted["he"], 0.0)})
 
 
 def _fitted(rows: Sequence[tuple[float, float, float]], measured: list[float]) -> tuple[float, float, float]:
@@ -155,15 +155,15 @@ def _probe(shape: tuple[int, int, int], relu: ReluConfig, profile: Profile, roun
     x = np.random.default_rng(1).integers(-255, 256, (1, *probe.input_shape))
     runs: list[Times] = []
     for _ in range(rounds):
-        found = run_local(probe, x, relu, workers=workers)
-        took = {row["layer"]: row["seconds"]["client"] for row in found["layers"]}
+        local = run_local(probe, x, relu, workers=workers)
+        took = {row["layer"]: row["seconds"]["client"] for row in local["layers"]}
         # nothing runs beside a product in the clear, and the client waits for it in the layer behind
-        clear = sum(row["seconds"]["server"]["online"] for row in found["layers"] if row["layer"].startswith("conv"))
+        clear = sum(row["seconds"]["server"]["online"] for row in local["layers"] if row["layer"].startswith("conv"))
         he, relus = (
             sum(seconds["offline"] for name, seconds in took.items() if name.startswith(kind))
             for kind in ("conv", "act")
         )
         layers = sum(seconds["online"] for seconds in took.values())
-        runs.append(parts(found["seconds"]["offline"], he, relus, found["seconds"]["online"], layers, clear))
+        runs.append(parts(local["seconds"]["offline"], he, relus, local["seconds"]["online"], layers, clear))
     measured = {name: median(run[name] for run in runs) for name in runs[0]}
     return _Run(shape[2], predicted(()), measured, predicted)

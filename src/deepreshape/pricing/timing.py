@@ -85,12 +85,12 @@ def both(client: Step, server: Step) -> tuple[float, float]:
 def fastest(work: Callable[[], Any], rounds: int) -> float:
     """Least seconds over the rounds, after one that does not count: other load can only lengthen a round."""
     work()
-    found: list[float] = []
+    seconds: list[float] = []
     for _ in range(rounds):
         begin = time.perf_counter()
         work()
-        found.append(time.perf_counter() - begin)
-    return min(found)
+        seconds.append(time.perf_counter() - begin)
+    return min(seconds)
 
 
 def least(rows: Sequence[Sequence[float]]) -> list[float]:

@@ -129,9 +129,9 @@ class GateSearch(MaskSearch):
 
     def layer(self, path: str) -> GatedReLU:
         """The gates at a site."""
-        found = self.network.get_submodule(path)
-        assert isinstance(found, GatedReLU)  # noqa: S101 - put there by the search
-        return found
+        module = self.network.get_submodule(path)
+        assert isinstance(module, GatedReLU)  # noqa: S101 - put there by the search
+        return module
 
     def gates(self) -> list[nn.Parameter]:
         return [self.layer(path).gate for path in self.where]
@@ -150,9 +150,9 @@ class ChosenMasks(MaskSearch):
 
     def layer(self, path: str) -> MaskedReLU:
         """The masked ReLU at a site."""
-        found = self.network.get_submodule(path)
-        assert isinstance(found, MaskedReLU)  # noqa: S101 - put there above
-        return found
+        module = self.network.get_submodule(path)
+        assert isinstance(module, MaskedReLU)  # noqa: S101 - put there above
+        return module
 
     def masks(self) -> Masks:
         return {path: self.layer(path).mask for path in self.where}

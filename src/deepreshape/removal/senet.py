@@ -84,12 +84,13 @@ class _Search(ChosenMasks):
         now, last = (rounds_done(at, steps, self.method.rounds) for at in (step + 1, step))
         # the last round is left to train with the masks it has
         if now > last and step + 1 < steps:
-            found = {path: self.layer(path).get_buffer("difference") for path in self.where}
+            differences = {path: self.layer(path).get_buffer("difference") for path in self.where}
             scores = {
-                path: total.sum_to_size(unit_shape(total, self.method.granularity)) for path, total in found.items()
+                path: total.sum_to_size(unit_shape(total, self.method.granularity))
+                for path, total in differences.items()
             }
             self.choose(_by_layer(scores, self.where, self.budgets, self.seed))
-            for total in found.values():
+            for total in differences.values():
                 total.zero_()
 
 
@@ -122,14 +123,16 @@ def sensitivities(network: nn.Module, task: Task, density: float) -> dict[str, f
     saliency = {path: _saliency(layers) for path, layers in before.items()}
     everything = torch.cat([*saliency.values()])
     floor = everything.sort(descending=True).values[max(0, round(density * len(everything)) - 1)]
-    return {path: 1 - float((own >= floor).float().mean()) if len(own) else 1.0 for path, own in saliency.items()}
+    return {
+        path: 1 - float((values >= floor).float().mean()) if len(values) else 1.0 for path, values in saliency.items()
+    }
 
 
 def _saliency(layers: list[nn.Module]) -> Tensor:
     """|w dL/dw| of the weights of these layers, without their biases."""
     weights = [weight for layer in layers for weight in layer.parameters() if weight.dim() > 1]
-    found = [(weight * weight.grad).abs().flatten() for weight in weights if weight.grad is not None]
-    return torch.cat([torch.zeros(0), *(part.cpu().detach() for part in found)])
+    products = [(weight * weight.grad).abs().flatten() for weight in weights if weight.grad is not None]
+    return torch.cat([torch.zeros(0), *(part.cpu().detach() for part in products)])
 
 
 def layer_budgets(matter: Mapping[str, float], masks: Masks, budget: int) -> dict[str, int]:

@@ -33,13 +33,13 @@ def masks_of(model: nn.Module, input: Sequence[int]) -> Masks:
     Raises:
         ValueError: if a ReLU is computed in another way, so that no mask can be put there.
     """
-    found: Masks = {}
+    masks: Masks = {}
 
     def look(path: str, module: nn.Module, output: Tensor) -> None:
-        if path in found:
+        if path in masks:
             raise ValueError(f"the ReLU {path} runs twice in one pass; models.convert gives each call its own module")
         mask = module.mask if isinstance(module, Nonlinearity) else None
-        found[path] = torch.ones(output.shape[1:], dtype=torch.bool) if mask is None else mask.cpu().clone()
+        masks[path] = torch.ones(output.shape[1:], dtype=torch.bool) if mask is None else mask.cpu().clone()
 
     handles = [
         module.register_forward_hook(lambda *got, at=path: look(at, got[0], got[2]))
@@ -51,13 +51,13 @@ def masks_of(model: nn.Module, input: Sequence[int]) -> Masks:
     finally:
         for handle in handles:
             handle.remove()
-    seen = sum(int(mask.sum()) for mask in found.values())
+    seen = sum(int(mask.sum()) for mask in masks.values())
     if seen != total:
         raise ValueError(
             f"{total - seen:,} of the model's {total:,} ReLUs are not computed by a torch.nn.ReLU module: "
             "models.convert makes modules of ReLU calls, and substitute makes ReLUs of other activations"
         )
-    return found
+    return masks
 
 
 def put_masks(model: nn.Module, masks: Masks) -> nn.Module:
@@ -107,9 +107,9 @@ def keep_best(
         (whole if whole_units else cut)[order[int((filled <= budget).sum())]] = True
     kept: Masks = {}
     lengths = [prod(score.shape) for score in scores.values()]
-    for (path, score), own, part in zip(scores.items(), whole.split(lengths), cut.split(lengths), strict=True):
+    for (path, score), chosen, part in zip(scores.items(), whole.split(lengths), cut.split(lengths), strict=True):
         mask = masks[path].cpu()
-        kept[path] = own.view(score.shape) & mask
+        kept[path] = chosen.view(score.shape) & mask
         if part.any():
             candidates = (part.view(score.shape) & mask).flatten()
             kept[path] |= (candidates & (candidates.cumsum(0) <= left)).view_as(mask)

@@ -54,9 +54,9 @@ def bars(network: str, quotes: Sequence[Quote]) -> str:
 
 def _panel(network: str, quote: Quote, y: float) -> Panel:
     rows = [
-        (name, own.seconds - own.only(phase="online").seconds, own.only(phase="online").seconds)
+        (name, costs.seconds - costs.only(phase="online").seconds, costs.only(phase="online").seconds)
         for name in quote.report.layers
-        for own in [quote.report.only(layer=name)]
+        for costs in [quote.report.only(layer=name)]
     ]
     if len(rows) > MOST:
         shown = set(sorted((row[1] + row[2] for row in rows), reverse=True)[: MOST - 1])

@@ -125,8 +125,8 @@ def lay_out_chart(title: str, x_label: str, marks: Sequence[Mark], best: Sequenc
     )
     lines: list[tuple[str, str]] = []
     for name in names:
-        own = sorted((mark.x, mark.y) for mark in marks if mark.series == name)
-        lines.append((look[name][0], " ".join(f"{across(x)},{down(y)}" for x, y in own)))
+        places = sorted((mark.x, mark.y) for mark in marks if mark.series == name)
+        lines.append((look[name][0], " ".join(f"{across(x)},{down(y)}" for x, y in places)))
     values = [bottom + step * count for count in range(round((top - bottom) / step) + 1)]
     return Chart(
         title,

@@ -56,12 +56,12 @@ def explorable(points: Sequence[Summary], priced: Sequence[Priced]) -> dict[str,
     }
 
 
-def described(own: Priced) -> dict[str, Any]:
+def described(priced: Priced) -> dict[str, Any]:
     """A point's prices, sites and settings."""
     return {
-        "priced": {name: _price(quote) for name, quote in own.quotes.items()},
-        "sites": [list(site) for site in own.sites],
-        "settings": dict(own.settings),
+        "priced": {name: _price(quote) for name, quote in priced.quotes.items()},
+        "sites": [list(site) for site in priced.sites],
+        "settings": dict(priced.settings),
     }
 
 

@@ -37,14 +37,14 @@ def page_of_maxima(title: str, maxima: Mapping[str, Maximum], pixels: Mapping[st
     ascents = [
         _Ascent(
             mode,
-            found.moved,
-            float(found.values.mean()),
-            float(found.values.max()),
+            images.moved,
+            float(images.values.mean()),
+            float(images.values.max()),
             tuple(
                 (png_of(image.permute(1, 2, 0).tolist()), float(value))
-                for image, value in zip(pixels[mode], found.values, strict=True)
+                for image, value in zip(pixels[mode], images.values, strict=True)
             ),
         )
-        for mode, found in maxima.items()
+        for mode, images in maxima.items()
     ]
     return environment().get_template("maxima.html.j2").render(title=title, ascents=ascents, command=command)

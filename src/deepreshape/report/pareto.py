@@ -103,7 +103,7 @@ def advantages(points: Sequence[Summary], baseline: str) -> tuple[Advantage, ...
         points: all of them.
         baseline: a network, with whose points of the same method a point is compared; or one "network, method".
     """
-    found: list[Advantage] = []
+    ahead: list[Advantage] = []
     for point in points:
         _, by, method = point.network.partition(", ")
         peer = f"{baseline}, {method}" if by and ", " not in baseline else baseline
@@ -118,5 +118,5 @@ def advantages(points: Sequence[Summary], baseline: str) -> tuple[Advantage, ...
         spread = None
         if all(value is not None for value, weight in spreads if weight):
             spread = sum((weight * (value or 0.0)) ** 2 for value, weight in spreads) ** 0.5
-        found.append(Advantage(point, low.mean + share * (high.mean - low.mean), spread))
-    return tuple(found)
+        ahead.append(Advantage(point, low.mean + share * (high.mean - low.mean), spread))
+    return tuple(ahead)

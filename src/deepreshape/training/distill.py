@@ -59,8 +59,8 @@ def mismatch_loss(student: Mapping[str, Tensor], teacher: Mapping[str, Tensor]) 
     """
     for name, maps in student.items():
         if maps.shape[2:] != teacher[name].shape[2:]:
-            own, other = tuple(maps.shape[2:]), tuple(teacher[name].shape[2:])
-            raise ValueError(f"maps of {name} are {own}, the teacher's {other}; mismatch=0 compares none")
+            size, other = tuple(maps.shape[2:]), tuple(teacher[name].shape[2:])
+            raise ValueError(f"maps of {name} are {size}, the teacher's {other}; mismatch=0 compares none")
 
     def attention(maps: Tensor) -> Tensor:
         return normalize(maps.float().square().mean(1).reshape(len(maps), -1), dim=1)

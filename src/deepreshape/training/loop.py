@@ -70,10 +70,10 @@ def accuracy(
         for images, labels in split.batches(batch):
             yield model(data.normalize(images.to(device))), labels.to(device)
 
-    found = objective.metric(outputs())
+    metric = objective.metric(outputs())
     for module, was in training.items():
         module.training = was
-    return found
+    return metric
 
 
 def train(
@@ -266,10 +266,10 @@ class TrainingRun:
             now = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
             self.model.load_state_dict(self.average)
         with self._faults():
-            found = accuracy(self.model, self.data, self.data.validation, objective=self.objective)
+            metric = accuracy(self.model, self.data, self.data.validation, objective=self.objective)
         if now:
             self.model.load_state_dict(now)
-        return found
+        return metric
 
     def _slope(self) -> AbstractContextManager[None]:
         """The recipe's slope in the backward pass of ReLUs that are off."""

@@ -102,16 +102,16 @@ class LeveledCircuit:
 
     def work(self) -> dict[str, list[tuple[int, int]]]:
         """By operation (rotate, multiply, square): (level, how often)."""
-        found: dict[str, Counter[int]] = {"rotate": Counter(), "multiply": Counter(), "square": Counter()}
+        counts: dict[str, Counter[int]] = {"rotate": Counter(), "multiply": Counter(), "square": Counter()}
         for product, level in self._matrices():
-            found["rotate"][level] += product.rotations
-            found["multiply"][level] += product.products
+            counts["rotate"][level] += product.rotations
+            counts["multiply"][level] += product.products
         for step in self.steps:
             if isinstance(step, SquareStep):
-                found["square"][step.level] += 1
+                counts["square"][step.level] += 1
             else:
-                found["multiply"][step.level] += sum(isinstance(term.product, np.ndarray) for term in step.terms)
-        return {operation: sorted(levels.items()) for operation, levels in found.items()}
+                counts["multiply"][step.level] += sum(isinstance(term.product, np.ndarray) for term in step.terms)
+        return {operation: sorted(levels.items()) for operation, levels in counts.items()}
 
     def _linear(self) -> list[LinearStep]:
         return [step for step in self.steps if isinstance(step, LinearStep)]
@@ -132,12 +132,12 @@ def _matrices(steps: Sequence[LinearStep | SquareStep]) -> list[tuple[Diagonals 
 
 def _digest(steps: Sequence[LinearStep | SquareStep]) -> str:
     """SHA-256 over all that is computed, weights included."""
-    found = hashlib.sha256()
+    digest = hashlib.sha256()
 
     def see(word: str, *vectors: Real) -> None:
-        found.update(f"{word}\n".encode())
+        digest.update(f"{word}\n".encode())
         for vector in vectors:
-            found.update(np.ascontiguousarray(vector, "<f8").tobytes())
+            digest.update(np.ascontiguousarray(vector, "<f8").tobytes())
 
     for step in steps:
         see(f"{type(step).__name__} {step.level}", step.constant if isinstance(step, SquareStep) else step.bias)
@@ -151,7 +151,7 @@ def _digest(steps: Sequence[LinearStep | SquareStep]) -> str:
                     see(f"{term.source} {matrix.width}", *matrix.vectors)
                 case vector:
                     see(term.source, vector)
-    return found.hexdigest()
+    return digest.hexdigest()
 
 
 @dataclass(frozen=True, eq=False)

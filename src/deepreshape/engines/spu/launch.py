@@ -62,10 +62,10 @@ class SpuContext:
         hosts = ",".join(f"127.0.0.1:{port}" for port in _free_ports(len(ranks)))
         variables = {**safe_environment(), "PYTHONPATH": str(SOURCE)}
         for rank in ranks:
-            own = self._program if rank == SERVER else self._program.public()
+            part = self._program if rank == SERVER else self._program.public()
             path = self._folder / f"program-{rank}"
             path.touch(mode=0o600)
-            path.write_bytes(to_bytes(own))
+            path.write_bytes(to_bytes(part))
             # Python before 3.11 knows no safe path; the current folder, which it searches first, is the run's own
             command = [
                 str(self._python.absolute()),
@@ -77,7 +77,7 @@ class SpuContext:
                 hosts,
             ]
             command += ["--protocol", self._protocol, "--program", str(path), "--log", str(self._log(rank))]
-            said = self._stack.enter_context((self._folder / f"said-{rank}").open("w"))
+            log = self._stack.enter_context((self._folder / f"said-{rank}").open("w"))
             pipe = subprocess.PIPE if rank == CLIENT else subprocess.DEVNULL
             # without buffers, what select says of a pipe is all there is to know of it
             party = subprocess.Popen(  # noqa: S603
@@ -87,7 +87,7 @@ class SpuContext:
                 env=variables,
                 stdin=pipe,
                 stdout=pipe,
-                stderr=said,
+                stderr=log,
                 start_new_session=True,
             )
             self._running.append(self._stack.enter_context(party))
@@ -136,8 +136,8 @@ class SpuContext:
             party.kill()
             party.wait()
         for rank in range(len(self._running)):
-            if said := (self._folder / f"said-{rank}").read_text().strip():
-                return f"party {rank} of {self._protocol} failed: {said.splitlines()[-1]}"
+            if text := (self._folder / f"said-{rank}").read_text().strip():
+                return f"party {rank} of {self._protocol} failed: {text.splitlines()[-1]}"
         return f"a party of {self._protocol} ended without a word; it may have run out of memory"
 
 

@@ -47,12 +47,12 @@ class PartyRun:
     @property
     def relu(self) -> Kernel:
         """All that went into ReLUs. The rest is linear layers, their truncations, and moving values about."""
-        own = [kernel for name, kernel in self.kernels.items() if name in RELU]
+        kernels = [kernel for name, kernel in self.kernels.items() if name in RELU]
         return Kernel(
-            sum(kernel.calls for kernel in own),
-            sum(kernel.seconds for kernel in own),
-            sum(kernel.sent for kernel in own),
-            sum(kernel.sends for kernel in own),
+            sum(kernel.calls for kernel in kernels),
+            sum(kernel.seconds for kernel in kernels),
+            sum(kernel.sent for kernel in kernels),
+            sum(kernel.sends for kernel in kernels),
         )
 
 
@@ -65,15 +65,15 @@ def parse(log: str) -> list[PartyRun]:
     runs: list[PartyRun] = []
     section, complete = "", True
     for line in log.splitlines():
-        if found := _TOTAL.search(line):
-            runs.append(PartyRun(float(found[1])))
+        if match := _TOTAL.search(line):
+            runs.append(PartyRun(float(match[1])))
             complete = False
-        elif found := _SECTION.search(line):
-            section = found[1]
-        elif (found := _KERNEL.search(line)) and section == "MPC":
-            runs[-1].kernels[found[1]] = Kernel(int(found[2]), float(found[3]), int(found[4]), int(found[5]))
-        elif found := _LINK.search(line):
-            runs[-1].sent, runs[-1].sends, complete = int(found[1]), int(found[2]), True
+        elif match := _SECTION.search(line):
+            section = match[1]
+        elif (match := _KERNEL.search(line)) and section == "MPC":
+            runs[-1].kernels[match[1]] = Kernel(int(match[2]), float(match[3]), int(match[4]), int(match[5]))
+        elif match := _LINK.search(line):
+            runs[-1].sent, runs[-1].sends, complete = int(match[1]), int(match[2]), True
     if not complete:
         raise ValueError(f"the log ends within the profile of run {len(runs)}")
     return runs
