@@ -7,45 +7,45 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deepreshape.cost import LINKS, Link, Profile, Turn, compute_schedule, read_link, split
+from deepreshape.cost import LINKS, Link, Profile, Segment, compute_schedule, read_link, split
 
 UNIT = Profile("unit", "2026-01-01", {}, {}, {"work": 1.0, "worker": 0.0, "tls.send": 0.0, "tls.receive": 0.0}, 0)
 SLOW = Link(8e3, 4e3, 0.5)  # a byte takes 1 ms up and 2 ms down
 
 
-def turn(sender, nbytes=0, make=0.0, take=0.0, **more) -> Turn:
-    return Turn("a", "offline", "x", sender, nbytes, {"work": make}, {"work": take}, **more)
+def segment(sender, nbytes=0, make=0.0, take=0.0, **more) -> Segment:
+    return Segment("a", "offline", "x", sender, nbytes, {"work": make}, {"work": take}, **more)
 
 
-def seconds(*turns: Turn, link: Link = SLOW, profile: Profile = UNIT, **options) -> float:
-    return compute_schedule(turns, profile, link, **options).seconds
+def seconds(*segments: Segment, link: Link = SLOW, profile: Profile = UNIT, **options) -> float:
+    return compute_schedule(segments, profile, link, **options).seconds
 
 
 def test_a_message_is_made_then_sent_then_taken():
-    assert seconds(turn("client", 1000, 3, 4)) == pytest.approx(3 + 1 + 0.5 + 4)
-    assert seconds(turn("server", 1000, 3, 4)) == pytest.approx(3 + 2 + 0.5 + 4)
+    assert seconds(segment("client", 1000, 3, 4)) == pytest.approx(3 + 1 + 0.5 + 4)
+    assert seconds(segment("server", 1000, 3, 4)) == pytest.approx(3 + 2 + 0.5 + 4)
 
 
 def test_pieces_overlap_and_the_slowest_of_the_three_decides():
-    assert seconds(turn("client", 1000, 10, 1, pieces=1000)) == pytest.approx(10 + 1 + 0.5, rel=0.01)
-    assert seconds(turn("client", 1000, 1, 10, pieces=1000)) == pytest.approx(0.5 + 1 + 10, rel=0.01)
-    assert seconds(turn("client", 1000, 0, 0, pieces=1000)) == pytest.approx(1 + 0.5, rel=0.01)
+    assert seconds(segment("client", 1000, 10, 1, pieces=1000)) == pytest.approx(10 + 1 + 0.5, rel=0.01)
+    assert seconds(segment("client", 1000, 1, 10, pieces=1000)) == pytest.approx(0.5 + 1 + 10, rel=0.01)
+    assert seconds(segment("client", 1000, 0, 0, pieces=1000)) == pytest.approx(1 + 0.5, rel=0.01)
 
 
 def test_one_turn_pays_the_latency_once():
     far = Link(inf, inf, 1.0)
-    assert seconds(*[turn("client", 1)] * 5, link=far) == pytest.approx(1)
-    assert seconds(*[turn("client", 1), turn("server", 1)] * 5, link=far) == pytest.approx(10)
-    assert seconds(turn("client", make=1, trips=2.5), link=far) == pytest.approx(5 + 1)
+    assert seconds(*[segment("client", 1)] * 5, link=far) == pytest.approx(1)
+    assert seconds(*[segment("client", 1), segment("server", 1)] * 5, link=far) == pytest.approx(10)
+    assert seconds(segment("client", make=1, trips=2.5), link=far) == pytest.approx(5 + 1)
 
 
 def test_parties_work_at_the_same_time_unless_one_waits():
-    assert seconds(turn("client", make=5), turn("server", make=3)) == 5
-    assert seconds(turn("client", 1, make=5), turn("server", make=3), link=Link(inf, inf)) == 8
+    assert seconds(segment("client", make=5), segment("server", make=3)) == 5
+    assert seconds(segment("client", 1, make=5), segment("server", make=3), link=Link(inf, inf)) == 8
 
 
 def test_parallel_turns_are_shared_among_workers_as_far_as_they_have_parts():
-    alike = [turn("server", make=2, parallel=6) for _ in range(3)]
+    alike = [segment("server", make=2, parallel=6) for _ in range(3)]
     assert seconds(*alike) == 6
     assert seconds(*alike, workers=3) == pytest.approx(2)
     assert seconds(*alike, workers=4) == pytest.approx(2)  # one worker has two of the six parts
@@ -55,18 +55,18 @@ def test_parallel_turns_are_shared_among_workers_as_far_as_they_have_parts():
 
 
 def test_what_is_done_aside_is_waited_for_at_the_end_only():
-    kept = turn("server", 1, aside={"work": 5})
+    kept = segment("server", 1, aside={"work": 5})
     fast = Link(inf, inf)
     assert seconds(kept, link=fast) == 0
-    assert seconds(kept, turn("client", make=3), link=fast) == 3
-    assert seconds(kept, turn("client", make=3), turn("client", make=1, settles=True), link=fast) == 6
-    assert seconds(kept, turn("server", make=1, settles=True), link=fast) == 1
+    assert seconds(kept, segment("client", make=3), link=fast) == 3
+    assert seconds(kept, segment("client", make=3), segment("client", make=1, settles=True), link=fast) == 6
+    assert seconds(kept, segment("server", make=1, settles=True), link=fast) == 1
 
 
 @given(
     st.lists(
         st.builds(
-            turn,
+            segment,
             st.sampled_from(["client", "server"]),
             st.integers(0, 5000),
             st.floats(0, 3),
@@ -76,22 +76,22 @@ def test_what_is_done_aside_is_waited_for_at_the_end_only():
         min_size=1,
     )
 )
-def test_rows_add_up_and_lie_between_the_bounds(turns):
-    turns = [replace(each, layer=str(at % 3)) for at, each in enumerate(turns)]
-    report = compute_schedule(turns, UNIT, SLOW)
-    work = sum(each.make["work"] + (each.take["work"] if each.nbytes else 0) for each in turns)
-    up = sum(each.nbytes for each in turns if each.sender == "client")
-    down = sum(each.nbytes for each in turns if each.sender == "server")
+def test_rows_add_up_and_lie_between_the_bounds(segments):
+    segments = [replace(each, layer=str(at % 3)) for at, each in enumerate(segments)]
+    report = compute_schedule(segments, UNIT, SLOW)
+    work = sum(each.make["work"] + (each.take["work"] if each.nbytes else 0) for each in segments)
+    up = sum(each.nbytes for each in segments if each.sender == "client")
+    down = sum(each.nbytes for each in segments if each.sender == "server")
     assert (sum(row.bytes_up for row in report.rows), sum(row.bytes_down for row in report.rows)) == (up, down)
     assert sum(report.only(layer=name).seconds for name in report.layers) == pytest.approx(report.seconds)
-    messages = sum(each.nbytes > 0 for each in turns)
+    messages = sum(each.nbytes > 0 for each in segments)
     assert report.seconds <= work + SLOW.seconds(up, down) + messages * SLOW.latency + 1e-6
     assert report.seconds >= max(SLOW.seconds(up, 0), SLOW.seconds(0, down)) - 1e-6
 
 
 @given(st.lists(st.sampled_from(["client", "server"]), min_size=1))
 def test_rounds_are_the_clients_waits(senders):
-    report = compute_schedule([turn(sender, 1) for sender in senders], UNIT, SLOW)
+    report = compute_schedule([segment(sender, 1) for sender in senders], UNIT, SLOW)
     assert report.rounds == "".join(sender[0] for sender in senders).count("cs")
 
 

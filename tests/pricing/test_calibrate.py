@@ -30,7 +30,7 @@ def test_one_party_works_at_a_time(monkeypatch):
         work(10)
         channel.send(Frame.SHARES, b"b")
 
-    assert stopwatch.both(client, server) == (3, 10)
+    assert stopwatch.run_parties(client, server) == (3, 10)
 
 
 def test_a_line_through_two_sizes_gives_the_batch_and_the_instance():

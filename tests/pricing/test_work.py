@@ -15,7 +15,7 @@ from deepreshape.cost import LINKS, Profile, compute_schedule, reference
 from deepreshape.counting import count
 from deepreshape.models import architecture, build
 from deepreshape.pricing.estimate import outline
-from deepreshape.pricing.work import SESSION, turns
+from deepreshape.pricing.work import SESSION, segments
 from deepreshape.private.parties.plan import Plan
 from deepreshape.private.program.lower import lower
 from deepreshape.private.program.relu_config import ReluConfig
@@ -29,7 +29,7 @@ CONFIGS = ("gc-full", "gc-sign", "gc-stochastic:drop=2,neg-pass")
 @given(st.integers(0, 99), st.booleans(), st.sampled_from(["server", "client"]), st.sampled_from(CONFIGS))
 def test_turns_hold_all_that_is_declared_and_nothing_else(seed, prime, garbler, relu):
     plan = Plan(random_program(seed, prime=prime).public(), replace(ReluConfig.parse(relu), garbler=garbler, batch=7))
-    report = compute_schedule(turns(plan.steps), ANY, LINKS["wan"])
+    report = compute_schedule(segments(plan.steps), ANY, LINKS["wan"])
     rows = [replace(row, seconds=0.0) for row in report.rows if row.layer != SESSION]
     assert sorted(rows, key=str) == sorted(plan.declared().rows, key=str)
     assert all(row.seconds >= 0 for row in report.rows)
@@ -43,7 +43,7 @@ def test_every_unit_of_work_is_measured(garbler, relu):
     thinned = [replace(layer, relus=layer.relus // 2) if hasattr(layer, "relus") else layer for layer in layers]
     steps = outline(thinned, replace(ReluConfig.parse(relu), garbler=garbler)).steps
     assert any(step.protocol.kinds[0] == "truncate" for step in steps)
-    assert compute_schedule(turns(steps), reference(), LINKS["lan"]).seconds > 0
+    assert compute_schedule(segments(steps), reference(), LINKS["lan"]).seconds > 0
 
 
 @pytest.mark.parametrize("network", ["resnet18-m4", "resnet20-m8-phi1.1.1", "hrn-2x5x2x-m4"])
@@ -55,7 +55,7 @@ def test_an_outline_comes_near_the_exact_plan(network, relu):
     chosen = ReluConfig.parse(relu)
     exact = Plan(program.public(), relu=chosen).declared()
     found = outline(count(model, shape.input).layers, bits=program.modulus.bits, relu=chosen)
-    report = compute_schedule(turns(found.steps), ANY, LINKS["lan"])
+    report = compute_schedule(segments(found.steps), ANY, LINKS["lan"])
     assert report.only(phase="online").rounds == exact.only(phase="online").rounds
     assert report.rounds == exact.rounds
     assert report.bytes == pytest.approx(exact.bytes, rel=0.05)
@@ -78,7 +78,7 @@ TRANSFERS = ("ot", "ot:tree", "ot:window,neg-pass", "ot:cot=softspoken", "ot:tre
 @given(seed=st.integers(0, 99), prime=st.booleans())
 def test_turns_without_garbling_hold_all_that_is_declared(relu, seed, prime):
     plan = Plan(random_program(seed, prime=prime).public(), replace(ReluConfig.parse(relu), batch=7))
-    report = compute_schedule(turns(plan.steps), ANY, LINKS["wan"])
+    report = compute_schedule(segments(plan.steps), ANY, LINKS["wan"])
     rows = [replace(row, seconds=0.0) for row in report.rows if row.layer != SESSION]
     assert sorted(rows, key=str) == sorted(plan.declared().rows, key=str)
 
@@ -87,6 +87,6 @@ def test_turns_without_garbling_hold_all_that_is_declared(relu, seed, prime):
 def test_every_unit_without_garbling_is_measured(relu):
     shape = architecture("resnet18-m4", (3, 16, 16), 10)
     steps = outline(count(build(shape, "meta"), shape.input).layers, ReluConfig.parse(relu)).steps
-    report = compute_schedule(turns(steps), reference(), LINKS["lan"])
+    report = compute_schedule(segments(steps), reference(), LINKS["lan"])
     assert report.only(kind="transfer").seconds > 0
     assert report.only(kind="compare").seconds > 0

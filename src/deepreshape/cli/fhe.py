@@ -143,7 +143,7 @@ def keygen(
 @app.command()
 @with_groups
 def server(
-    own: End,
+    options: End,
     shelf: Shelf,
     model: ModelOption,
     circuit: CircuitOption,
@@ -166,12 +166,12 @@ def server(
         raise ValueError(f"{circuit} was made of another network than {model}; run `private fhe lower {model}` again")
     caps = KeyCaps(int(shelf.gigabytes_each * 1e9), int(shelf.gigabytes * 1e9), shelf.days)
     served = ServedModel(EncodedCircuit(compiled, keep=False), KeyShelf(shelf.store / "evaluation-keys", caps))
-    endpoint = own.endpoint("server")
-    with listen(own.host, own.port) as door:
+    endpoint = options.endpoint("server")
+    with listen(options.host, options.port) as door:
         service = Service(
             door, endpoint, served, Store(shelf.store / "sessions"), Caps(sessions=shelf.sessions), notify=_tell
         )
-        _tell(f"serving {compiled.squares} layers of squares on {own.host}:{door.getsockname()[1]}; {UNPROTECTED}")
+        _tell(f"serving {compiled.squares} layers of squares on {options.host}:{door.getsockname()[1]}; {UNPROTECTED}")
         service.run(until)
     if as_json:
         print_json(service.ended)
@@ -180,7 +180,7 @@ def server(
 @app.command()
 @with_groups
 def client(
-    own: End,
+    options: End,
     circuit: CircuitOption,
     secret: Annotated[Path, typer.Option("--secret", help="Secret key file, which `private fhe keygen` made.")],
     inputs: Annotated[
@@ -197,11 +197,11 @@ def client(
     from deepreshape.engines.ckks.remote import Remote, read_client
     from deepreshape.private.service.predict import Prediction
 
-    if not own.port:
+    if not options.port:
         raise ValueError("--port 0 lets the server choose; a client needs the port that it chose")
     public, facts = read_client(circuit)
     holder = read_secret_key(secret, public)
-    remote = Remote(own.endpoint("client"), own.host, own.port, public, read_pin(pin))
+    remote = Remote(options.endpoint("client"), options.host, options.port, public, read_pin(pin))
     if forget:
         stoppable(remote.forget, "the server may have deleted them")
         out.print("the server has deleted your evaluation keys of this circuit")

@@ -341,10 +341,10 @@ def lower(
         raise ValueError(f"--relu {relu} has no windows to choose; gc-stochastic:window has, with neg-pass or without")
     network, lowered, inputs = _lowered(model, samples, data, data_dir)
     told = read_facts(facts, lowered.program) if facts else Facts(**inputs.facts)
-    program, found = lowered.program, None
+    program, calibrated = lowered.program, None
     if max_loss is not None:
-        found = stoppable(lambda: _windows(lowered, inputs, max_loss, given), NOTHING_KEPT)
-        program = found.program
+        calibrated = stoppable(lambda: _windows(lowered, inputs, max_loss, given), NOTHING_KEPT)
+        program = calibrated.program
     tried = inputs.known[:COMPARED]
     outputs = program.decode(plain.run(program, program.encode(tried)))[0]
     beside = compare(network, tried, outputs.reshape(len(tried), -1))
@@ -356,29 +356,29 @@ def lower(
     if as_json:
         report = {"folder": str(to), "digest": digest(program), "relus": program.relus, "windows": windows}
         report["beside_float"] = beside
-        if found:
-            kept = {"top1_exact": found.exact, "top1_calibrated": found.found}
-            report |= {"images": len(inputs.validation)} | (kept if known else {"same_class_percent": found.found})
+        if calibrated:
+            kept = {"top1_exact": calibrated.exact, "top1_calibrated": calibrated.found}
+            report |= {"images": len(inputs.validation)} | (kept if known else {"same_class_percent": calibrated.found})
         print_json(report)
     else:
         out.print(f"{lowered}", highlight=False)
         _print_comparison(beside)
         bits = [high - low for low, high in windows.values()]
         out.print(f"sign tests need {min(bits, default=0)} to {max(bits, default=0)} bits", highlight=False)
-        if found:
-            images = f"on {len(inputs.validation):,} validation images, {found.found:.2f} % with them and "
-            said = f"{images}{found.exact:.2f} % with exact signs"
+        if calibrated:
+            images = f"on {len(inputs.validation):,} validation images, {calibrated.found:.2f} % with them and "
+            text = f"{images}{calibrated.exact:.2f} % with exact signs"
             if not known:
-                said = f"{found.found:.2f} % of {len(inputs.validation):,} samples keep the class of exact signs"
-                said += "; no labels were given, and formats are calibrated on these samples too"
-            out.print(f"{said}; {found.tried} settings tried", highlight=False)
+                text = f"{calibrated.found:.2f} % of {len(inputs.validation):,} samples keep the class of exact signs"
+                text += "; no labels were given, and formats are calibrated on these samples too"
+            out.print(f"{text}; {calibrated.tried} settings tried", highlight=False)
         out.print(f"{to / SERVER_PROGRAM} is the server's secret; the client gets {CLIENT_PROGRAM} and {FACTS}")
 
 
 @app.command()
 @with_groups
 def serve(
-    own: Party,
+    options: Party,
     how: Relus,
     most: Most,
     workers: WorkersOption = None,
@@ -396,17 +396,17 @@ def serve(
     from deepreshape.private.service.service import Service
     from deepreshape.private.transport.tls import listen
 
-    program = _program(own.program)
+    program = _program(options.program)
     if not program.weights:
-        raise ValueError(f"{own.program} has no weights: it is a client's part; `serve` takes server.program")
+        raise ValueError(f"{options.program} has no weights: it is a client's part; `serve` takes server.program")
     model = Model(program, how.plan(program), workers=workers)
-    endpoint, store = own.endpoint("server"), Store(own.store)
-    with listen(own.host, own.port) as door, ExitStack() as stack:
+    endpoint, store = options.endpoint("server"), Store(options.store)
+    with listen(options.host, options.port) as door, ExitStack() as stack:
         page = None if status_port is None else stack.enter_context(listen("127.0.0.1", status_port))
         service = Service(door, endpoint, model, store, Caps(**asdict(most)), status_listener=page, notify=_tell)
         if page:
             _tell(f"status on http://127.0.0.1:{page.getsockname()[1]}/status")
-        _tell(f"serving {program.relus:,} ReLUs on {own.host}:{door.getsockname()[1]}")
+        _tell(f"serving {program.relus:,} ReLUs on {options.host}:{door.getsockname()[1]}")
         service.run(until)
     if as_json:
         print_json(service.ended)
@@ -415,21 +415,21 @@ def serve(
 @app.command()
 @with_groups
 def prepare(
-    own: Party,
+    options: Party,
     how: Relus,
     pin: PinOption = None,
     count: Annotated[int, typer.Option(min=1, help="Batches to make; each serves one query.")] = 1,
     as_json: Json = False,
 ) -> None:
     """Do the offline work of queries ahead of time."""
-    party = own.client(how, pin)
+    party = options.client(how, pin)
     batches: list[str] = []
     started = time.perf_counter()
 
     def work() -> None:
         with bytes_bar("offline") as show:
-            for made in party.prepare_several(count, show):
-                batches.append(made.batch)
+            for batch in party.prepare_several(count, show):
+                batches.append(batch.batch)
                 err.print(f"{len(batches)}/{count} batches", highlight=False)
 
     stoppable(work, "the batches counted above are kept")
@@ -440,7 +440,7 @@ def prepare(
 @app.command()
 @with_groups
 def query(
-    own: Party,
+    options: Party,
     how: Relus,
     input: Annotated[
         Path | None,
@@ -455,11 +455,11 @@ def query(
     from deepreshape.private.service.bundle import FACTS, Facts, read_facts
     from deepreshape.private.service.predict import Prediction
 
-    party = own.client(how, pin)
+    party = options.client(how, pin)
     public = party.plan.program
     if (input is None) == (row is None):
         raise ValueError(f"query takes one input, as a file or as --row, not {'neither' if input is None else 'two'}")
-    given, gates = own.program.with_name(FACTS), own.program.with_name(GATES)
+    given, gates = options.program.with_name(FACTS), options.program.with_name(GATES)
     facts = read_facts(given, public) if given.is_file() else Facts()
     if gates.is_file():
         x, done = gated_input(gates, input, row), ""

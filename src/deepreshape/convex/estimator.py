@@ -50,11 +50,11 @@ class _Gated(BaseEstimator):
             "max_iter": (Integral, 0, "a whole number of at least 0"),
             "subsample": (Integral, 2, "a whole number of at least 2"),
         }
-        for name, (kind, least, words) in wanted.items():
+        for name, (kind, smallest, words) in wanted.items():
             value = getattr(self, name)
             if name == "subsample" and value is None:
                 continue
-            fits = isinstance(value, kind) and value >= least and np.isfinite(float(value))
+            fits = isinstance(value, kind) and value >= smallest and np.isfinite(float(value))
             if not fits or (kind is Real and value == 0):
                 raise ValueError(f"{name} is {words}, not {value!r}")
 

@@ -7,7 +7,7 @@ from deepreshape.cost.profile import Profile, Work, reference
 from deepreshape.cost.published import PROFILES, Published, price_published, published_seconds
 from deepreshape.cost.quote import Quote
 from deepreshape.cost.report import Cost, CostReport, Phase
-from deepreshape.cost.schedule import Party, Turn, compute_schedule
+from deepreshape.cost.schedule import Party, Segment, compute_schedule
 
 __all__ = [
     "LINKS",
@@ -24,10 +24,10 @@ __all__ = [
     "QueryService",
     "Quote",
     "ReluLayer",
+    "Segment",
     "Served",
     "SignLayer",
     "SquareLayer",
-    "Turn",
     "UnpricedLayer",
     "Work",
     "compute_schedule",

@@ -1,4 +1,4 @@
-"""From what two parties do, turn by turn, to seconds: two clocks and a link between them."""
+"""From what two parties do, segment by segment, to seconds: two clocks and a link between them."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from deepreshape.cost.link import Link
 from deepreshape.cost.profile import Profile, Work
 from deepreshape.cost.report import Cost, CostReport, Phase
 
-__all__ = ["Party", "Turn", "compute_schedule"]
+__all__ = ["Party", "Segment", "compute_schedule"]
 
 Party = Literal["client", "server"]
 
 
 @dataclass(frozen=True)
-class Turn:
+class Segment:
     """A message, the work that makes it and the work that takes it; or, with no bytes, work of one party alone.
 
     Attributes:
@@ -56,14 +56,14 @@ class _Clock:
     workers: int = 0
 
 
-def compute_schedule(turns: Iterable[Turn], profile: Profile, link: Link, workers: int = 1) -> CostReport:
-    """When each turn ends, on the two parties' clocks.
+def compute_schedule(segments: Iterable[Segment], profile: Profile, link: Link, workers: int = 1) -> CostReport:
+    """When each segment ends, on the two parties' clocks.
 
     Args:
-        turns: in the order in which they are taken.
+        segments: in the order in which they are taken.
         profile: of the machines; both parties have the same.
         link: between them.
-        workers: processes of the sender that share the turns that are ``parallel``.
+        workers: processes of the sender that share the segments that are ``parallel``.
 
     Returns:
         A row for each layer, phase and kind, whose seconds are by how much it moved the end. They add up to the whole.
@@ -71,24 +71,24 @@ def compute_schedule(turns: Iterable[Turn], profile: Profile, link: Link, worker
     clocks: dict[Party, _Clock] = {"client": _Clock(), "server": _Clock()}
     rows: dict[tuple[str, Phase, str], Cost] = {}
     last: Party = "server"
-    for turn in turns:
+    for segment in segments:
         before = _end(clocks)
-        if turn.trips:
+        if segment.trips:
             for clock in clocks.values():
-                clock.free = before + 2 * turn.trips * link.latency
-        _advance(clocks, turn, profile, link, workers)
-        key = turn.layer, turn.phase, turn.kind
+                clock.free = before + 2 * segment.trips * link.latency
+        _advance(clocks, segment, profile, link, workers)
+        key = segment.layer, segment.phase, segment.kind
         row = rows.get(key, Cost(*key))
-        up, down = (turn.nbytes, 0) if turn.sender == "client" else (0, turn.nbytes)
-        waited = turn.nbytes > 0 and last == "client" and turn.sender == "server"
-        last = turn.sender if turn.nbytes else last
+        up, down = (segment.nbytes, 0) if segment.sender == "client" else (0, segment.nbytes)
+        waited = segment.nbytes > 0 and last == "client" and segment.sender == "server"
+        last = segment.sender if segment.nbytes else last
         rows[key] = replace(
             row,
             seconds=row.seconds + _end(clocks) - before,
             bytes_up=row.bytes_up + up,
             bytes_down=row.bytes_down + down,
             rounds=row.rounds + waited,
-            **{name: getattr(row, name) + count for name, count in turn.counts.items()},
+            **{name: getattr(row, name) + count for name, count in segment.counts.items()},
         )
     return CostReport.of(rows.values())
 
@@ -97,29 +97,29 @@ def _end(clocks: Mapping[Party, _Clock]) -> float:
     return max(clock.free for clock in clocks.values())
 
 
-def _advance(clocks: Mapping[Party, _Clock], turn: Turn, profile: Profile, link: Link, workers: int) -> None:
-    sender = clocks[turn.sender]
-    receiver = clocks["server" if turn.sender == "client" else "client"]
-    if turn.settles:
+def _advance(clocks: Mapping[Party, _Clock], segment: Segment, profile: Profile, link: Link, workers: int) -> None:
+    sender = clocks[segment.sender]
+    receiver = clocks["server" if segment.sender == "client" else "client"]
+    if segment.settles:
         sender.free = max(sender.free, sender.aside)
-    if workers > 1 and turn.parallel > 1 and not sender.workers:
+    if workers > 1 and segment.parallel > 1 and not sender.workers:
         sender.workers = workers
         sender.free += (workers - 1) * profile.units["worker"]
     # the worker with most parts decides
-    share = -(-turn.parallel // min(workers, turn.parallel)) / turn.parallel
-    make, take, aside = (profile.seconds(work) / turn.pieces for work in (turn.make, turn.take, turn.aside))
-    if not turn.nbytes:
-        sender.free += share * make * turn.pieces
+    share = -(-segment.parallel // min(workers, segment.parallel)) / segment.parallel
+    make, take, aside = (profile.seconds(work) / segment.pieces for work in (segment.make, segment.take, segment.aside))
+    if not segment.nbytes:
+        sender.free += share * make * segment.pieces
         return
     carry = max(
-        8 * turn.nbytes / (link.up if turn.sender == "client" else link.down),
-        turn.nbytes * profile.units["tls.send"],
-        turn.nbytes * profile.units["tls.receive"],
+        8 * segment.nbytes / (link.up if segment.sender == "client" else link.down),
+        segment.nbytes * profile.units["tls.send"],
+        segment.nbytes * profile.units["tls.receive"],
     )
-    for piece in range(turn.pieces):
+    for piece in range(segment.pieces):
         sender.free += share * make
         if piece:  # a pipe holds little: the next piece goes when the receiver is done with the last
             sender.free = max(sender.free, receiver.free - link.latency)
-        sender.free += carry / turn.pieces
+        sender.free += carry / segment.pieces
         receiver.free = max(receiver.free, sender.free + link.latency) + take
         receiver.aside = max(receiver.aside, receiver.free) + aside

@@ -60,14 +60,14 @@ class ReadImages:
         at = torch.arange(len(self))[place]
         places = at.reshape(-1)
         if self._kept is None:
-            found = torch.empty(len(places), *self.shape[1:], dtype=self._dtype)
-            self._into(found, range(len(places)), places.tolist())
+            images = torch.empty(len(places), *self.shape[1:], dtype=self._dtype)
+            self._into(images, range(len(places)), places.tolist())
         else:
             missing = places[~self._has[places]].unique().tolist()
             self._into(self._kept, missing, missing)
             self._has[missing] = True
-            found = self._kept[places]
-        return found if at.dim() else found[0]
+            images = self._kept[places]
+        return images if at.dim() else images[0]
 
     def _into(self, store: Tensor, rows: Sequence[int], places: Sequence[int]) -> None:
         def read(row: int, place: int) -> None:
@@ -126,9 +126,9 @@ class Chained:
         places = at.reshape(-1)
         early = places < len(self.first)
         parts = self.first[places[early]], self.second[places[~early] - len(self.first)]
-        found = parts[0].new_empty(len(places), *self.shape[1:])
-        found[early], found[~early] = parts
-        return found if at.dim() else found[0]
+        images = parts[0].new_empty(len(places), *self.shape[1:])
+        images[early], images[~early] = parts
+        return images if at.dim() else images[0]
 
 
 def statistics(images: Images) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -189,9 +189,9 @@ class Network(nn.Module):
             kind = _layer_class(str(facts["class"]))
             arguments = {key: _filled(value, {}) for key, value in facts["arguments"].items()}
             _place(self, path, kind(**arguments))
-        for path, (shape, dtype, own) in architecture.tensors.items():
+        for path, (shape, dtype, parameter) in architecture.tensors.items():
             tensor = torch.zeros(tuple(shape), dtype=_dtype(dtype))
-            _place(self, path, nn.Parameter(tensor, tensor.is_floating_point()) if own else tensor)
+            _place(self, path, nn.Parameter(tensor, tensor.is_floating_point()) if parameter else tensor)
         self._free = _last_uses(architecture.calls)
 
     def forward(self, x: Tensor) -> Tensor:

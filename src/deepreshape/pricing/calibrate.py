@@ -24,7 +24,7 @@ import numpy as np
 
 from deepreshape.cost import Profile
 from deepreshape.pricing.probe_runs import adjusted
-from deepreshape.pricing.timing import Step, both, fastest, least
+from deepreshape.pricing.timing import Step, fastest, minima, run_parties
 from deepreshape.private.arith.drelu import Window
 from deepreshape.private.arith.ring import Ring
 from deepreshape.private.arith.rng import Randomness
@@ -122,7 +122,7 @@ def _wire(rounds: int) -> Units:
                     channel.send(Frame.TABLES, piece)
                 sent = time.thread_time() - begin
             measured.append((greeted, sent / count / piece.nbytes, served.result() / count / piece.nbytes))
-    session, send, receive = least(measured)
+    session, send, receive = minima(measured)
     return {"session": session, "tls.send": send, "tls.receive": receive}
 
 
@@ -155,7 +155,8 @@ def _store(rounds: int) -> Units:
             return tuple(after - before for before, after in pairwise(marks))
 
         small, many, large = (
-            least([once(*sizes) for _ in range(rounds)]) for sizes in ((1, 1, 64), (65, 1, 64), (1, count, PIECE_BYTES))
+            minima([once(*sizes) for _ in range(rounds)])
+            for sizes in ((1, 1, 64), (65, 1, 64), (1, count, PIECE_BYTES))
         )
     nbytes = count * PIECE_BYTES
     return {
@@ -172,7 +173,7 @@ def _store(rounds: int) -> Units:
 
 def _transfers(rounds: int) -> Units:
     count = 1 << 19
-    send_base, receive_base, choose, give = least([_transfer(count) for _ in range(rounds)])
+    send_base, receive_base, choose, give = minima([_transfer(count) for _ in range(rounds)])
     return {
         "ot.base.send": send_base,
         "ot.base.receive": receive_base,
@@ -187,11 +188,11 @@ def _transfer(count: int) -> tuple[float, ...]:
     choices = rng.bytes(count) & np.uint8(1)
     receiver: list[CotReceiver] = []
     sender: list[CotSender] = []
-    base = both(
+    base = run_parties(
         lambda channel: receiver.append(IKNP.receiver(channel, session, rng)),
         lambda channel: sender.append(IKNP.sender(channel, session, Delta(Randomness()), Randomness())),
     )
-    extended = both(
+    extended = run_parties(
         lambda channel: receiver[0].chosen(channel, choices), lambda channel: sender[0].chosen(channel, count)
     )
     return *base, *extended
@@ -204,7 +205,7 @@ def _relus(rounds: int) -> Units:
 
     def timed(protocol: GarbledRelu, layer: GarbledLayer) -> dict[str, float]:
         rows = [_relu(protocol, layer, transfers) for _ in range(rounds)]
-        return dict(zip(("garble", "take", "label", "evaluate"), least(rows), strict=True))
+        return dict(zip(("garble", "take", "label", "evaluate"), minima(rows), strict=True))
 
     for garbler in ROLES:
         full, sign = ReluGc(ReluConfig(garbler=garbler)), ReluSign(ReluConfig("gc-stochastic", garbler=garbler))
@@ -281,8 +282,8 @@ def _run(protocol: Protocol[Any, Any], layer: Any) -> dict[tuple[str, str], floa
 
         return step
 
-    both(set_up("client"), set_up("server"))
-    first, second = both(offline("client"), offline("server")), both(online("client"), online("server"))
+    run_parties(set_up("client"), set_up("server"))
+    first, second = run_parties(offline("client"), offline("server")), run_parties(online("client"), online("server"))
     return {
         ("offline", "client"): first[0],
         ("offline", "server"): first[1],
@@ -330,13 +331,13 @@ def _clear(rounds: int) -> Units:
     seconds: list[float] = []
     for channels, side in ((16, 32), (256, 8), (512, 2)):
         op = Conv2d("calibration", ("input",), channels, 3, 8, 8, 1, 1)
-        own = Weights(rng.integers(-99, 100, (channels, channels, 3, 3), np.int64), np.zeros(channels, np.int64))
+        weights = Weights(rng.integers(-99, 100, (channels, channels, 3, 3), np.int64), np.zeros(channels, np.int64))
         share = RING.random((channels, side, side), Randomness())
-        seconds.append(fastest(lambda op=op, own=own, x=share: on_shares(op, own, x, RING), 5 * rounds))
+        seconds.append(fastest(lambda op=op, weights=weights, x=share: on_shares(op, weights, x, RING), 5 * rounds))
         patches = channels * 9 * side * side
-        equations.append([patches * channels, patches, own.weight.size])
-    found = np.linalg.solve(np.array(equations), np.array(seconds))
-    mac, patch, weight = map(float, np.maximum(found, 0.0))  # a small one may drown in noise
+        equations.append([patches * channels, patches, weights.weight.size])
+    times = np.linalg.solve(np.array(equations), np.array(seconds))
+    mac, patch, weight = map(float, np.maximum(times, 0.0))  # a small one may drown in noise
     values = RING.random(1 << 18, Randomness())
     element = fastest(
         lambda: RING.unpack(memoryview(bytearray(RING.pack(RING.sub(values, values)))), values.size), rounds

@@ -16,7 +16,7 @@ from statistics import median
 import numpy as np
 
 from deepreshape.cost import LINKS, Profile, compute_schedule
-from deepreshape.pricing.work import SESSION, turns
+from deepreshape.pricing.work import SESSION, segments
 from deepreshape.private.arith.ring import Ring
 from deepreshape.private.parties.plan import Plan
 from deepreshape.private.program.ops import INPUT, Conv2d, Op, Relu, Weights
@@ -133,7 +133,7 @@ class _Run:
 
 def _probe(shape: tuple[int, int, int], relu: ReluConfig, profile: Profile, rounds: int, workers: int = 1) -> _Run:
     probe = program(*shape)
-    taken = list(turns(Plan(probe.public(), relu).steps))
+    taken = list(segments(Plan(probe.public(), relu).steps))
 
     def predicted(without: tuple[str, ...]) -> Times:
         units = {name: 0.0 if name.endswith(without) else of for name, of in profile.units.items()}

@@ -19,7 +19,7 @@ from deepreshape.cost import (
     split,
 )
 from deepreshape.pricing.estimate import outline
-from deepreshape.pricing.work import turns, working_set
+from deepreshape.pricing.work import segments, working_set
 from deepreshape.private.parties.plan import Plan
 from deepreshape.private.program.program import Program
 from deepreshape.private.program.relu_config import SETTINGS, ReluConfig, Role
@@ -102,11 +102,11 @@ def quote_program(program: Program, terms: Terms, notes: tuple[str, ...] = ()) -
 
 def _quote(steps: Steps, terms: Terms, notes: tuple[str, ...], *, exact: bool) -> Quote:
     profile, link = terms.profile or reference(), terms.link or LINKS["loopback"]
-    taken = list(turns(steps))
+    taken = list(segments(steps))
     if terms.slots and isfinite(link.up + link.down):
-        up = sum(turn.nbytes for turn in taken if turn.sender == "client")
-        link = split(link.up + link.down, up, sum(turn.nbytes for turn in taken) - up, link.latency)
-    products = sum(turn.counts.get("he_products", 0) for turn in taken)
+        up = sum(segment.nbytes for segment in taken if segment.sender == "client")
+        link = split(link.up + link.down, up, sum(segment.nbytes for segment in taken) - up, link.latency)
+    products = sum(segment.counts.get("he_products", 0) for segment in taken)
     workers = worthwhile(products, terms.workers or int(profile.machine["cpus"]))
     report = compute_schedule(taken, profile, link, workers)
     memory = tuple(profile.resident + nbytes for nbytes in working_set(steps))

@@ -72,7 +72,7 @@ class _Timed:
             self._since = self._baton.take()
 
 
-def both(client: Step, server: Step) -> tuple[float, float]:
+def run_parties(client: Step, server: Step) -> tuple[float, float]:
     """Seconds that (client, server) worked, in one run of a step that both take part in."""
     baton = _Baton()
     ends = [_Timed(end, baton) for end in memory_pair()]
@@ -93,6 +93,6 @@ def fastest(work: Callable[[], Any], rounds: int) -> float:
     return min(seconds)
 
 
-def least(rows: Sequence[Sequence[float]]) -> list[float]:
+def minima(rows: Sequence[Sequence[float]]) -> list[float]:
     """Of each column."""
     return [min(values) for values in zip(*rows, strict=True)]

@@ -49,9 +49,9 @@ def explorable(points: Sequence[Summary], priced: Sequence[Priced]) -> dict[str,
                 "spread": point.spread,
                 "seeds": len(point.top1),
                 "commands": [result.command for result in point.results],
-                **described(own),
+                **described(shown),
             }
-            for point, own in zip(points, priced, strict=True)
+            for point, shown in zip(points, priced, strict=True)
         ],
     }
 

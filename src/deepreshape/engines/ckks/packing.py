@@ -112,7 +112,7 @@ def convolution(weight: Real, shape: tuple[int, int, int], stride: int, padding:
                     values[inside],
                 )
             )
-    return _joined(parts)
+    return _concatenated(parts)
 
 
 def pool_sums(shape: tuple[int, int, int], kernel: tuple[int, int], stride: tuple[int, int]) -> Entries:
@@ -126,7 +126,7 @@ def pool_sums(shape: tuple[int, int, int], kernel: tuple[int, int], stride: tupl
     return Entries((channel * rows + row) * columns + column, inputs, np.ones(len(inputs)))
 
 
-def _joined(parts: Iterable[Entries]) -> Entries:
+def _concatenated(parts: Iterable[Entries]) -> Entries:
     parts = list(parts)
     return Entries(
         np.concatenate([part.outputs for part in parts]),
