@@ -8,6 +8,7 @@ def test_cost_prints_the_fixed_shape_and_the_bytes_that_travel(tmp_path: Path):
     made = answer("cost", "resnet18-m2", "--protocol", "gc-full", "--link", "wan", "--plot", str(tmp_path / "a.svg"))
     assert {"seconds", "bytes", "rounds", "stored_bytes", "relu_share", "linear_share", "layers"} <= set(made)
     assert made["exact"]
+    assert {"session", "store"} <= set(made["layers"][0]["kinds"])
     assert set(made["seconds"]) == set(made["bytes"]) == {"offline", "online", "total"}
     sent = answer("private", "local", "--model", "resnet18-m2")
     assert {phase: made["bytes"][phase] for phase in ("offline", "online")} == sent["bytes"]
