@@ -10,6 +10,7 @@ from deepreshape.models import PRESETS, Reduction, ResNet, architecture, from_di
 NAMES = """
     hrn-5x5x3x hrn-2x5x3x-m32 resnet18 resnet18-m16 stch-4x4x4x wideresnet28-10 vgg16-avg resnet50-imagenet
     resnet9-m32-strided hrn-4x6x3x-phi3.4.6.3 stch-4x4x4x-m8-bottleneck resnet18-m32-r2 resnet9-m32
+    resnet20-m8-w16.6.17.6.17.9.16.26.23.28.24.29.29.78.66.93.97.112.128-herpn
     resnet18-m16-herpn resnet9-m16-avg-herpn vgg16-m8-herpn wideresnet22-8-herpn
 """.split()
 
@@ -49,7 +50,9 @@ def test_every_resnet_has_a_name_that_gives_it_back(phi, data, base, block, stem
     [
         ("resnet19", "unknown network 'resnet19'; known are resnet9"),
         ("hrn-5x5x", None),
-        ("resnet18-w3", "cannot read '-w3' in 'resnet18-w3'"),
+        ("resnet18-x3", "cannot read '-x3' in 'resnet18-x3'"),
+        ("resnet18-w3", "it has 17 convolutions, which need as many positive widths, not"),
+        ("vgg16-w3.4", "a vgg has no widths by layer, so -w does not fit"),
         ("resnet18-phi1.2", "4 stages|2 stages need 1 multipliers"),
         ("hrn-0x5x3x", "'hrn-0x5x3x': multipliers must be positive"),
         ("vgg16-bottleneck", "'vgg16-bottleneck': a vgg has no kinds of block, so -bottleneck does not fit"),

@@ -1,10 +1,10 @@
 """The names networks go by, both ways: ``resnet18-m16``, ``hrn-5x5x3x``, ``stch-4x4x4x``.
 
 A name is a preset, ``hrn-`` or ``stch-`` with its multipliers, and then any of ``-m16`` (base channels),
-``-phi3.4.6.3`` (blocks a stage), ``-bottleneck``, ``-imagenet`` (7x7 stem), ``-avg`` (average pools), ``-strided``
-(strides for ResNet-9's pools), ``-herpn`` (quadratics for ReLUs), ``-r2`` (stem down-samples by two more); of binary
-networks, ``-float`` (no bit at all), ``-signs`` (real weights), ``-relus`` and ``-norelus`` (in place of RPReLUs),
-``-noshortcuts``.
+``-phi3.4.6.3`` (blocks a stage), ``-w16.8.16...`` (a width for each convolution), ``-bottleneck``, ``-imagenet`` (7x7
+stem), ``-avg`` (average pools), ``-strided`` (strides for ResNet-9's pools), ``-herpn`` (quadratics for ReLUs), ``-r2``
+(stem down-samples by two more); of binary networks, ``-float`` (no bit at all), ``-signs`` (real weights), ``-relus``
+and ``-norelus`` (in place of RPReLUs), ``-noshortcuts``.
 Networks of cells are ``sphynx-c5-l10-r0.5``: channels, cells, the two that halve the map; ``-g`` and a genotype's text
 gives them other cells.
 """
@@ -43,7 +43,10 @@ FLAGS = {
 }
 """Suffixes that set one field."""
 
-_SUFFIX = re.compile(rf"-(?:m(?P<base>\d+)|phi(?P<phi>[\d.]+)|(?P<flag>{'|'.join(FLAGS)})|r(?P<resolution>\d+))")
+_SUFFIX = re.compile(
+    r"-(?:m(?P<base>\d+)|phi(?P<phi>[\d.]+)|w(?P<widths>\d+(?:\.\d+)*)|"
+    rf"(?P<flag>{'|'.join(FLAGS)})|r(?P<resolution>\d+))"
+)
 _CELLS = re.compile(
     r"sphynx-c(?P<base>\d+)-l(?P<cells>\d+)-r(?P<first>\d+)\.(?P<second>\d+)(?:-g(?P<genotype>[A-Za-z0-9.]+))?(?=-|$)"
 )
@@ -98,14 +101,18 @@ def _changes(name: str, rest: str, start: Staged) -> dict[str, Any]:
         suffix = _SUFFIX.match(rest)
         if not suffix:
             raise ValueError(
-                f"cannot read {rest!r} in {name!r}; a suffix is -m16, -phi3.4.6.3, -bottleneck, -imagenet, -avg, "
-                "-strided, -herpn or -r2, or of a binary network -float, -signs, -relus, -norelus or -noshortcuts"
+                f"cannot read {rest!r} in {name!r}; a suffix is -m16, -phi3.4.6.3, -w16.8.., -bottleneck, -imagenet, "
+                "-avg, -strided, -herpn or -r2, or of a binary network -float, -signs, -relus, -norelus or -noshortcuts"
             )
         rest = rest[suffix.end() :]
         if suffix["base"]:
             changes["base"] = int(suffix["base"])
         elif suffix["phi"]:
             changes["phi"] = tuple(int(part) for part in suffix["phi"].split(".") if part)
+        elif suffix["widths"]:
+            if not hasattr(start, "layer_widths"):
+                raise ValueError(f"a {start.family} has no widths by layer, so -w does not fit")
+            changes["layer_widths"] = tuple(int(part) for part in suffix["widths"].split("."))
         elif suffix["resolution"]:
             changes["resolution"] = int(suffix["resolution"])
         else:
@@ -162,6 +169,8 @@ def _suffixed(name: str, start: Staged, bare: Staged) -> str:
         name += f"-m{bare.base}"
     if bare.phi != start.phi:
         name += "-phi" + ".".join(map(str, bare.phi))
+    if widths := getattr(bare, "layer_widths", ()):
+        name += "-w" + ".".join(map(str, widths))
     for flag, (field, value) in FLAGS.items():
         if getattr(bare, field, None) == value != getattr(start, field, None):
             name += f"-{flag}"

@@ -10,7 +10,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal, final
 
+import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from deepreshape.cost.layers import Layer
 from deepreshape.models.architecture import Site
@@ -23,6 +25,28 @@ EXPANSION = 4
 """Output width of a bottleneck block over its inner width."""
 
 
+@dataclass(frozen=True)
+class ResidualBlock:
+    """A block of a ResNet.
+
+    Attributes:
+        path: of its module.
+        stage: 1 and up.
+        chain: (kernel, width, stride) of its convolutions.
+        stride: of its shortcut.
+        channels, out_channels: that it takes and gives.
+        projects: whether its shortcut is a 1x1 convolution.
+    """
+
+    path: str
+    stage: int
+    chain: tuple[tuple[int, int, int], ...]
+    stride: int
+    channels: int
+    out_channels: int
+    projects: bool
+
+
 @final
 @dataclass(frozen=True)
 class ResNet(Staged):
@@ -31,6 +55,9 @@ class ResNet(Staged):
     Attributes:
         block: kind of residual block; a bottleneck's output is four times its width.
         stem: ``"3x3"`` (CIFAR, TinyImageNet: 3x3, stride 1) or ``"7x7"`` (ImageNet: 7x7, stride 2, pool).
+        layer_widths: output channels of each convolution, the stem's first, then block by block; empty for those of
+            the stages. Where a block's last convolution is wider than its identity shortcut, zeros are added to the
+            shortcut; where it is narrower, the shortcut's other channels pass by the block, and its ReLU.
     """
 
     family: ClassVar[str] = "resnet"
@@ -38,6 +65,25 @@ class ResNet(Staged):
 
     block: Literal["basic", "bottleneck"] = "basic"
     stem: Literal["3x3", "7x7"] = "3x3"
+    layer_widths: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        Staged.__post_init__(self)
+        convolutions = 1 + sum(self.phi) * self.depth
+        if self.layer_widths and (len(self.layer_widths) != convolutions or min(self.layer_widths) < 1):
+            raise ValueError(
+                f"it has {convolutions} convolutions, which need as many positive widths, not {self.layer_widths}"
+            )
+
+    @property
+    def depth(self) -> int:
+        """Convolutions of a block."""
+        return 3 if self.block == "bottleneck" else 2
+
+    @property
+    def stem_width(self) -> int:
+        """Channels of the stem."""
+        return self.layer_widths[0] if self.layer_widths else self.base
 
     @classmethod
     def presets(cls) -> Mapping[str, ResNet]:
@@ -54,44 +100,58 @@ class ResNet(Staged):
         """Down-sampling of the stem's convolution."""
         return self.resolution * (2 if self.stem == "7x7" else 1)
 
-    def chain(self, width: int, stride: int) -> Iterator[tuple[int, int, int]]:
-        """(kernel, width, stride) of the convolutions of a block."""
+    def _chain(self, number: int, width: int, stride: int) -> list[tuple[int, int, int]]:
+        """(kernel, width, stride) of the convolutions of a block, by its number among all."""
         if self.block == "bottleneck":
-            yield from ((1, width, 1), (3, width, stride), (1, EXPANSION * width, 1))
+            usual = [(1, width, 1), (3, width, stride), (1, EXPANSION * width, 1)]
         else:
-            yield from ((3, width, stride), (3, width, 1))
+            usual = [(3, width, stride), (3, width, 1)]
+        if not self.layer_widths:
+            return usual
+        first = 1 + number * self.depth
+        given = self.layer_widths[first : first + self.depth]
+        return [(kernel, wide, step) for (kernel, _, step), wide in zip(usual, given, strict=True)]
 
-    def blocks(self) -> Iterator[tuple[str, int, int, int]]:
-        """(path, stage, width, stride) of every residual block."""
+    def blocks(self) -> Iterator[ResidualBlock]:
+        """All residual blocks, front to back."""
+        number, channels = 0, self.stem_width
+        expansion = EXPANSION if self.block == "bottleneck" else 1
         for stage, (blocks, width, stride) in enumerate(zip(self.phi, self.widths, self.strides, strict=True), start=1):
             for block in range(blocks):
-                yield f"stage{stage}.{block}", stage, width, stride if block == 0 else 1
+                chain = self._chain(number, width, stride if block == 0 else 1)
+                down = stride if block == 0 else 1
+                usual_in = self.base if number == 0 else expansion * self.widths[stage - 1 - (block == 0)]
+                projects = down != 1 or usual_in != expansion * width
+                wide = chain[-1][1]
+                out = wide if projects else max(wide, channels)
+                yield ResidualBlock(f"stage{stage}.{block}", stage, tuple(chain), down, channels, out, projects)
+                number, channels = number + 1, out
 
     def sites(self) -> tuple[Site, ...]:
         size = shrink(self.input[1:], self.stem_stride)
-        sites = [Site("stem.act", 0, 1, True, self.base, size, reusable=False)]
+        sites = [Site("stem.act", 0, 1, True, self.stem_width, size, reusable=False)]
         size = shrink(size, 2) if self.stem == "7x7" else size
-        for path, stage, width, down in self.blocks():
-            chain = [*self.chain(width, down)]
-            for index, (_, wide, stride) in enumerate(chain, start=1):
-                size = shrink(size, stride)
-                sites.append(Site(f"{path}.act{index}", stage, index, index == len(chain), wide, size))
+        for block in self.blocks():
+            for index, (_, wide, stride) in enumerate(block.chain, start=1):
+                size, last = shrink(size, stride), index == len(block.chain)
+                sites.append(Site(f"{block.path}.act{index}", block.stage, index, last, wide, size))
         return tuple(sites)
 
     def layers(self) -> tuple[Layer, ...]:
         layers = LayerList(self)
         image = self.input[0], self.input[1:]
-        at = layers.conv("stem.conv.0", image, self.base, 7 if self.stem == "7x7" else 3, self.stem_stride)
+        at = layers.conv("stem.conv.0", image, self.stem_width, 7 if self.stem == "7x7" else 3, self.stem_stride)
         layers.activation("stem.act", at)
         at = (at[0], shrink(at[1], 2)) if self.stem == "7x7" else at
-        for path, _, width, down in self.blocks():
-            start, chain = at, [*self.chain(width, down)]
-            for index, (kernel, wide, stride) in enumerate(chain, start=1):
-                site = f"{path}.act{index}"
-                at = layers.conv_norm(f"{path}.conv{index}", site, at, wide, kernel, stride)
-                if index == len(chain) and (down != 1 or start[0] != wide):
-                    layers.conv(f"{path}.shortcut.0", start, wide, 1, down)
+        for block in self.blocks():
+            start = at
+            for index, (kernel, wide, stride) in enumerate(block.chain, start=1):
+                site = f"{block.path}.act{index}"
+                at = layers.conv_norm(f"{block.path}.conv{index}", site, at, wide, kernel, stride)
+                if index == len(block.chain) and block.projects:
+                    layers.conv(f"{block.path}.shortcut.0", start, wide, 1, block.stride)
                 layers.activation(site, at)
+            at = block.out_channels, at[1]
         layers.linear("head.2", at[0], self.classes)
         return tuple(layers.layers)
 
@@ -102,27 +162,30 @@ class ResNet(Staged):
 class _Block(nn.Module):
     """One residual block; the convolutions are a chain whose last activation follows the add."""
 
-    def __init__(self, architecture: ResNet, path: str, in_channels: int, width: int, stride: int) -> None:
+    def __init__(self, architecture: ResNet, block: ResidualBlock) -> None:
         super().__init__()
-        chain = [*architecture.chain(width, stride)]
-        self.depth, channels = len(chain), in_channels
-        for index, (kernel, wide, step) in enumerate(chain, start=1):
-            site = f"{path}.act{index}"
+        self.depth, self.width, channels = len(block.chain), block.chain[-1][1], block.channels
+        for index, (kernel, wide, step) in enumerate(block.chain, start=1):
+            site = f"{block.path}.act{index}"
             self.add_module(f"conv{index}", conv_norm(architecture.reduction, site, channels, wide, kernel, step))
             self.add_module(f"act{index}", activation(architecture, site, wide))
             channels = wide
         self.shortcut: nn.Module = nn.Identity()
-        if stride != 1 or in_channels != channels:
-            self.shortcut = conv_norm(architecture.reduction, None, in_channels, channels, 1, stride)
+        if block.projects:
+            self.shortcut = conv_norm(architecture.reduction, None, block.channels, channels, 1, block.stride)
 
     def forward(self, x: Tensor) -> Tensor:
         out = x
-        for index in range(1, self.depth + 1):
-            out = self.get_submodule(f"conv{index}")(out)
-            if index == self.depth:
-                out = out + self.shortcut(x)
-            out = self.get_submodule(f"act{index}")(out)
-        return out
+        for index in range(1, self.depth):
+            out = self.get_submodule(f"act{index}")(self.get_submodule(f"conv{index}")(out))
+        out, short = self.get_submodule(f"conv{self.depth}")(out), self.shortcut(x)
+        act = self.get_submodule(f"act{self.depth}")
+        more = short.shape[1] - self.width
+        if more < 0:
+            short = pad(short, (0, 0, 0, 0, 0, -more))
+        if more <= 0:
+            return act(out + short)
+        return torch.cat([act(out + short[:, : self.width]), short[:, self.width :]], dim=1)
 
 
 class _ResNet(nn.Sequential):
@@ -131,20 +194,18 @@ class _ResNet(nn.Sequential):
     def __init__(self, architecture: ResNet) -> None:
         super().__init__()
         self.architecture = architecture
-        large, reduction = architecture.stem == "7x7", architecture.reduction
+        large, reduction, channels = architecture.stem == "7x7", architecture.reduction, architecture.stem_width
         self.stem = nn.Sequential()
         self.stem.conv = conv_norm(
-            reduction, None, architecture.input[0], architecture.base, 7 if large else 3, architecture.stem_stride
+            reduction, None, architecture.input[0], channels, 7 if large else 3, architecture.stem_stride
         )
-        self.stem.act = activation(architecture, "stem.act", architecture.base)
+        self.stem.act = activation(architecture, "stem.act", channels)
         if large:
             self.stem.pool = pool(architecture.pool, 3, 2, 1)
-        channels = architecture.base
-        expansion = EXPANSION if architecture.block == "bottleneck" else 1
-        for path, _, width, stride in architecture.blocks():
-            name, _, block = path.partition(".")
-            if block == "0":
+        for block in architecture.blocks():
+            name, _, number = block.path.partition(".")
+            if number == "0":
                 self.add_module(name, nn.Sequential())
-            self.get_submodule(name).append(_Block(architecture, path, channels, width, stride))  # pyright: ignore[reportCallIssue]
-            channels = expansion * width
+            self.get_submodule(name).append(_Block(architecture, block))  # pyright: ignore[reportCallIssue]
+            channels = block.out_channels
         self.head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, architecture.classes))

@@ -143,7 +143,9 @@ class Staged(ABC):
         if unknown:
             raise ValueError(f"unknown fields of a {cls.family}: {', '.join(sorted(unknown))}")
         try:
-            for name in ("phi", "multipliers", "input", "strides"):
+            for name in ("phi", "multipliers", "input", "strides", "layer_widths"):
+                if name == "layer_widths" and name not in given:
+                    continue
                 given[name] = tuple(int(value) for value in given[name])
             given["reduction"] = Reduction.from_dict(given["reduction"])
             return cls(**given)
