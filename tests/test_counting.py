@@ -349,3 +349,14 @@ def test_published_systems_price_no_squares():
     with pytest.raises(ValueError, match="price no squares, and the network has 47,104"):
         price_published(layers, next(iter(PROFILES.values())))
     assert published_seconds(layers) == {}
+
+
+def test_a_count_prints_as_a_line_and_one_for_each_stage():
+    net = nn.Sequential(nn.Conv2d(1, 2, 1, bias=False), nn.ReLU(), nn.MaxPool2d(2), nn.GELU(), nn.Identity())
+    assert str(count(net, (1, 4, 4))) == (
+        "32 ReLUs, 24 max-pool comparisons, 32 MACs, 2 parameters\n"
+        "  0: 0 ReLUs, 32 MACs, 2 parameters\n"
+        "  1: 32 ReLUs, 0 MACs, 0 parameters\n"
+        "  2: 0 ReLUs, 24 max-pool comparisons, 0 MACs, 0 parameters\n"
+        "  not counted: aten.gelu (8 elements)"
+    )

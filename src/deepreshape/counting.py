@@ -59,6 +59,11 @@ class Counts:
             self.signs + other.signs,
         )
 
+    def __str__(self) -> str:
+        rare = {"squares": self.squares, "signs": self.signs, "max-pool comparisons": self.maxpool_comparisons}
+        also = "".join(f", {number:,} {name}" for name, number in rare.items() if number)
+        return f"{self.relus:,} ReLUs{also}, {self.macs:,} MACs, {self.params:,} parameters"
+
 
 @dataclass(frozen=True)
 class Count:
@@ -80,6 +85,11 @@ class Count:
     layers: tuple[Layer, ...]
     stem_relus: int
     inputs: int = 1
+
+    def __str__(self) -> str:
+        stages = "".join(f"\n  {name}: {counts}" for name, counts in self.by_stage.items() if counts != Counts())
+        unknown = "".join(f"\n  not counted: {name} ({number:,} elements)" for name, number in self.unknown.items())
+        return f"{self.total}{stages}{unknown}"
 
     def complete(self) -> Count:
         """Return this count, if its totals miss nothing.
