@@ -234,6 +234,15 @@ def test_every_attack_in_the_security_page_names_a_test_that_is_there():
         assert f"def {test}(" in path.read_text(), f"{file}::{test}"
 
 
+def test_the_parts_that_the_security_page_names_are_there():
+    parts = (ROOT / "SECURITY.md").read_text().partition("## What each part rests on")[2].partition("| parameter |")[0]
+    named = re.findall(r"`((?:\w+/)+\w+(?:\.py)?)`", parts)
+    assert len(named) > 12
+    assert [
+        name for name in named if not (SOURCE / "private" / name).exists() and name != "src/deepreshape/private"
+    ] == []
+
+
 FULL = 14
 """The most files that a room may have beside its ``__init__``."""
 LONG, MANY = 80, 8

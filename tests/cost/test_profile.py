@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import pytest
@@ -19,3 +20,12 @@ def test_a_profile_comes_back_from_its_file(tmp_path: Path):
     (tmp_path / "q.json").write_text("[]")
     with pytest.raises(ValueError, match=r"q\.json is no profile .*; `deepreshape calibrate --out"):
         Profile.read(tmp_path / "q.json")
+
+
+@pytest.mark.parametrize("value", ["NaN", "Infinity", "-1", '"1"', "true", "null"])
+def test_a_unit_that_is_no_time_is_refused_when_the_file_is_read(value: str, tmp_path: Path):
+    content = json.loads(reference().to_json())
+    content["units"]["x"] = "HERE"
+    (tmp_path / "p.json").write_text(json.dumps(content).replace('"HERE"', value))
+    with pytest.raises(ValueError, match=r"p\.json is no profile \(x: .* is no number of seconds or bytes\)"):
+        Profile.read(tmp_path / "p.json")

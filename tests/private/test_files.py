@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from deepreshape.private.files import check_owned, parse_json, printable, read_at_most, replace_file
+from deepreshape.private.files import check_owned, parse_json, printable, read_arrays, read_at_most, replace_file
 
 
 def test_a_replaced_file_has_the_mode_that_was_asked_for_and_not_the_old_one(tmp_path: Path) -> None:
@@ -65,6 +66,21 @@ def test_a_folder_that_others_can_write_to_is_refused(mode: int, tmp_path: Path)
         check_owned(tmp_path, ValueError)
     tmp_path.chmod(0o755)
     check_owned(tmp_path, ValueError)
+
+
+def test_what_holds_no_arrays_is_refused_by_one_class(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", np.zeros(3))
+    np.savez(tmp_path / "b.npz", x=np.zeros(3))
+    assert np.array_equal(read_arrays(tmp_path / "a.npy"), np.zeros(3))
+    whole = (tmp_path / "a.npy").read_bytes(), (tmp_path / "b.npz").read_bytes()
+    assert list(read_arrays(tmp_path / "b.npz")) == ["x"]
+    for damaged in (b"", whole[0][:20], whole[0].replace(b"}", b" "), whole[1][:-30], whole[1].replace(b"}", b" ")):
+        (tmp_path / "c.npy").write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"c\.npy is no array of numbers that NumPy saved"):
+            read_arrays(tmp_path / "c.npy")
+    np.save(tmp_path / "d.npy", np.array([None]), allow_pickle=True)
+    with pytest.raises(ValueError, match=r"d\.npy is no array of numbers"):
+        read_arrays(tmp_path / "d.npy")
 
 
 def test_no_escape_sequence_is_left() -> None:

@@ -9,6 +9,11 @@ from support.fuzz import TARGETS, Target, fuzz
 
 CASES = {"ckks circuit": 200, "ckks secret key": 60, "model's manifest": 60}
 CASES |= {"model's weights": 40, "queries": 60, "spent": 60}
+CASES |= dict.fromkeys((name for name in TARGETS if "transfers" in name), 15)
+CASES |= dict.fromkeys(
+    ("gates", "table", "table of arrays", "rows", "rows of an array", "samples", "cost profile"), 100
+)
+CASES |= dict.fromkeys((name for name in TARGETS if "gated" in name or "own" in name or "splits" in name), 60)
 
 
 @pytest.mark.parametrize("name", TARGETS)

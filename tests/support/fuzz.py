@@ -7,29 +7,45 @@ a case that takes longer than ``SLOW_S``.
 from __future__ import annotations
 
 import json
+import pickle
 import random
+import ssl
+import tempfile
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import asdict
+from io import BytesIO
 from pathlib import Path
-from typing import Any
+from urllib.parse import parse_qsl
 
 import numpy as np
+import torch
 from support.cifar import python_2_pickle
 from support.ckks import INPUT_SHAPE, single
+from support.fuzz_peers import PEERS
+from support.mutate import Reader, Target, mutated
 from support.programs import every_kind, random_program, squares_and_relus
 from torch import nn
 
+from deepreshape.cli import convex as convex_commands
+from deepreshape.cli.models import read_samples
+from deepreshape.convex import saved as gated
+from deepreshape.convex import tables
+from deepreshape.convex.gates import Gates
+from deepreshape.cost.profile import Profile, reference
 from deepreshape.data import archives
+from deepreshape.data import folder as pictures
 from deepreshape.engines.ckks import wire
 from deepreshape.engines.ckks.circuit import compiled
 from deepreshape.engines.ckks.keys import read_secret_key, write_secret_key
 from deepreshape.engines.ckks.parameters import CkksParameters
 from deepreshape.engines.ckks.remote import read_client
 from deepreshape.engines.ckks.scheme import CkksEvaluator, Holder, Scheme
-from deepreshape.models import architecture, build, saved
+from deepreshape.experiments import answers
+from deepreshape.experiments.live import live_quote
+from deepreshape.models import architecture, build, convert, saved
 from deepreshape.private.arith.ring import Field, Ring
 from deepreshape.private.errors import CertificateError, LocalError, PrivateError, ProtocolError, StoreError
 from deepreshape.private.parties.manifest import Binding, read_manifest
@@ -50,91 +66,6 @@ SLOW_S = 5.0
 """A case that a reader needs longer for is a fault, on a machine that does other work too."""
 WHO = "a1" * 32
 ALICE, BOB = Identity("client", "alice", WHO), Identity("server", "bob", "b0" * 32)
-NASTY: list[Any] = [
-    None,
-    True,
-    -1,
-    0,
-    2**31,
-    2**63,
-    2**200,
-    1e308,
-    "",
-    "\x1b[2J",
-    "a" * 300,
-    [],
-    {},
-    [[], []],
-    {"a": 1},
-]
-"""Values that a field of JSON is replaced by."""
-
-Reader = Callable[[bytes], object]
-
-
-@dataclass(frozen=True)
-class Target:
-    """A reader.
-
-    Attributes:
-        seeds: inputs that it takes, which are mutated.
-        open: given an empty folder, makes the reader.
-        refusals: the classes that it documents.
-    """
-
-    seeds: Callable[[], list[bytes]]
-    open: Callable[[Path], Reader]
-    refusals: tuple[type[Exception], ...]
-
-
-def mutated(seed: bytes, rng: random.Random) -> bytes:
-    """One to four changes of an input: of its bytes, or of the JSON that it holds."""
-    data = seed
-    for _ in range(rng.randint(1, 4)):
-        data = (_changed_json if rng.random() < 0.5 else _changed_bytes)(data, rng)
-    return data
-
-
-def _changed_bytes(data: bytes, rng: random.Random) -> bytes:
-    at, length = rng.randrange(len(data) + 1), rng.choice([1, 1, 2, 4, 8, 64])
-    fresh = rng.choice([bytes(length), b"\xff" * length, rng.randbytes(length), data[at : at + length] * 2])
-    match rng.randrange(5):
-        case 0:
-            return data[:at]
-        case 1:
-            return data[:at] + fresh + data[at:]
-        case 2:
-            return data[:at] + data[at + length :]
-        case 3 if at < len(data):
-            return data[:at] + bytes([data[at] ^ 1 << rng.randrange(8)]) + data[at + 1 :]
-        case _:
-            return data[:at] + fresh + data[at + length :]
-
-
-def _changed_json(data: bytes, rng: random.Random) -> bytes:
-    """Another value somewhere in the JSON text that ``data`` is or, after a length of eight bytes, holds."""
-    start = data.find(b"{")
-    length = int.from_bytes(data[start - 8 : start], "little") if start >= 8 else len(data)
-    text = data[start : start + length] if start >= 0 else b""
-    try:
-        content = json.loads(text)
-    except (ValueError, RecursionError):
-        return _changed_bytes(data, rng)
-    places = list(_places(content))
-    if not places:
-        return data
-    owner, key = rng.choice(places)
-    owner[key] = json.loads(json.dumps(rng.choice([*NASTY, owner])))
-    new = json.dumps(content, sort_keys=True, separators=(",", ":")).encode()
-    head = data[: start - 8] + len(new).to_bytes(8, "little") if start >= 8 else data[:start]
-    return head + new + data[start + length :]
-
-
-def _places(value: Any) -> Iterator[tuple[Any, Any]]:
-    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    for key, inner in list(items):
-        yield value, key
-        yield from _places(inner)
 
 
 def fuzz(name: str, folder: Path, cases: int, seed: int = 0) -> Counter[str]:
@@ -215,8 +146,6 @@ def _streams(folder: Path) -> Reader:
 
 
 def _stream_seeds() -> list[bytes]:
-    import tempfile
-
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name) / ("cd" * 32)
         folder.mkdir()
@@ -243,17 +172,19 @@ def _facts_seeds() -> list[bytes]:
     return [json.dumps(facts).encode()]
 
 
-def _model(part: str) -> Callable[[Path], Reader]:
+def _saved(save: Callable[[Path], None], load: Callable[[Path], object], part: str) -> Target:
+    """A folder that ``save`` writes and ``load`` reads, of which one file is mutated."""
+
     def make(folder: Path) -> Reader:
-        _save(folder)
+        save(folder)
+        return _file(part, lambda path: load(path.parent))(folder)
 
-        def read(data: bytes) -> object:
-            (folder / part).write_bytes(data)
-            return saved.load(folder)
+    def seeds() -> list[bytes]:
+        with tempfile.TemporaryDirectory() as name:
+            save(Path(name))
+            return [(Path(name) / part).read_bytes()]
 
-        return read
-
-    return make
+    return Target(seeds, make, (ValueError,))
 
 
 def _save(folder: Path) -> None:
@@ -262,37 +193,56 @@ def _save(folder: Path) -> None:
     saved.save(model, folder, saved.Manifest(made, "digits", tuple("0123456789"), (0.5,), (0.2,)))
 
 
-def _model_seeds(part: str) -> Callable[[], list[bytes]]:
-    def seeds() -> list[bytes]:
-        import tempfile
-
-        with tempfile.TemporaryDirectory() as name:
-            _save(Path(name))
-            return [(Path(name) / part).read_bytes()]
-
-    return seeds
+def _save_foreign(folder: Path) -> None:
+    torch.manual_seed(0)
+    model = convert(nn.Sequential(nn.Conv2d(1, 2, 3, 2), nn.ReLU(), nn.Flatten(), nn.Linear(18, 3)), (1, 8, 8))
+    saved.save(model, folder, saved.Manifest(model.architecture))
 
 
-def _npy_seeds() -> list[bytes]:
-    from io import BytesIO
+def _save_gated(folder: Path) -> None:
+    gates = Gates(np.zeros(2), np.ones(2), np.ones((3, 3)))
+    gated.save_fitted(gated.Fitted(gates, np.ones((3, 3, 1)), np.zeros(1), ("a", "b"), ("no", "yes"), {}, {}), folder)
 
+
+def _table_seeds() -> list[bytes]:
+    return [b"a,b,kind\n1,2.5,x\n3,4e2,y\n5,6,x\n", b"a,kind\n1,0.5\n2,0.25\n"]
+
+
+def _gates_seeds() -> list[bytes]:
+    content = {"features": ["a", "b"], "mean": [0, 0], "scale": [1, 1], "directions": [[1, 0, 1], [0, 1, 1]]}
+    return [json.dumps(content).encode()]
+
+
+def _splits(folder: Path) -> Reader:
+    kept = {"train": ["a/1.png"], "validation": ["a/2.png"], "test": ["a/3.png"]}
+    return _file("splits.json", lambda path: pictures._written(path.parent, kept, []))(folder)
+
+
+def _answers_seeds() -> list[bytes]:
+    image = answers.AnsweredImage("data:image/png;base64,AA", "cat", 0.5, "dog")
+    made = answers.PrivateAnswers("net", 100, (image,), {"online": 1.0}, {"online": 5}, True)
+    return [json.dumps(asdict(made)).encode()]
+
+
+def _array_seeds(array: np.ndarray) -> list[bytes]:
     file = BytesIO()
-    np.save(file, np.zeros((1, 3, 3), np.float32))
+    np.save(file, array)
+    return [file.getvalue()]
+
+
+def _arrays_seeds() -> list[bytes]:
+    file = BytesIO()
+    np.savez(file, X=np.eye(3), y=np.array([0, 1, 1]))
     return [file.getvalue()]
 
 
 def _cifar_seeds() -> list[bytes]:
-    import pickle
-
     pixels = np.zeros((2, 3072), np.uint8)
     ours = [pickle.dumps({"data": pixels, "fine_labels": [1, 2]}, protocol=protocol) for protocol in (2, 4)]
     return [*ours, python_2_pickle(pixels, [1, 2])]
 
 
 def _certificate_seeds() -> list[bytes]:
-    import ssl
-    import tempfile
-
     with tempfile.TemporaryDirectory() as name:
         certificates.create_authority(Path(name))
         made = certificates.issue(Path(name), "client", "alice")
@@ -380,9 +330,51 @@ TARGETS: dict[str, Target] = {
     "client facts": Target(
         _facts_seeds, _file("client.json", lambda path: bundle.read_facts(path, random_program(3))), (ValueError,)
     ),
-    "input array": Target(_npy_seeds, _file("x.npy", bundle._opened), (ValueError,)),
-    "model's manifest": Target(_model_seeds("manifest.json"), _model("manifest.json"), (ValueError,)),
-    "model's weights": Target(_model_seeds("model.safetensors"), _model("model.safetensors"), (ValueError,)),
+    "input array": Target(
+        lambda: _array_seeds(np.zeros((1, 3, 3), np.float32)), _file("x.npy", bundle._opened), (ValueError,)
+    ),
+    "model's manifest": _saved(_save, saved.load, "manifest.json"),
+    "model's weights": _saved(_save, saved.load, "model.safetensors"),
+    "manifest of a network of the user's own": _saved(_save_foreign, saved.load, "manifest.json"),
+    "gated network's manifest": _saved(_save_gated, gated.load_fitted, "manifest.json"),
+    "gated network's weights": _saved(_save_gated, gated.load_fitted, "gates.safetensors"),
+    "gates": Target(
+        _gates_seeds,
+        _file("client.gates", lambda path: convex_commands.gated_input(path, None, "1,2")),
+        (ValueError,),
+    ),
+    "table": Target(_table_seeds, _file("t.csv", lambda path: tables.read_table(str(path), "kind")), (ValueError,)),
+    "table of arrays": Target(_arrays_seeds, _file("t.npz", lambda path: tables.read_table(str(path))), (ValueError,)),
+    "rows": Target(
+        lambda: [b"a,b\n1,2\n"], _file("r.csv", lambda path: tables.read_inputs(path, ("a", "b"))), (ValueError,)
+    ),
+    "rows of an array": Target(
+        lambda: _array_seeds(np.zeros((1, 2))),
+        _file("r.npy", lambda path: tables.read_inputs(path, ("a", "b"))),
+        (ValueError,),
+    ),
+    "samples": Target(
+        lambda: _array_seeds(np.ones((2, 1, 3, 3), np.float32)), _file("x.npy", read_samples), (ValueError,)
+    ),
+    "cost profile": Target(
+        lambda: [reference().to_json().encode()], _file("profile.json", Profile.read), (ValueError,)
+    ),
+    "settings of the ui page": Target(
+        lambda: [b"phi=1,1,1,1&base=4&alpha=2&beta=2&gamma=2&budget=50&input=3x32x32&wire=lan&kind=gc-full"],
+        lambda _: lambda data: live_quote(dict(parse_qsl(data.decode("latin1")))),
+        (ValueError,),
+    ),
+    "name of a network": Target(
+        lambda: [b"hrn-5x5x3x-m2-phi1.1.1.1", b"resnet9-m4", b"wideresnet22-8"],
+        lambda _: lambda data: architecture(data.decode("latin1"), (3, 32, 32), 10),
+        (ValueError,),
+    ),
+    "splits of a folder": Target(
+        lambda: [b'{"train":["a/1.png"],"validation":["a/2.png"],"test":["a/3.png"]}'], _splits, (ValueError,)
+    ),
+    "private answers": Target(
+        _answers_seeds, _file(answers.ANSWERS, lambda path: answers.read_answers(path.parent)), (ValueError,)
+    ),
     "cifar": Target(
         _cifar_seeds,
         _file("train", lambda path: archives._cifar_part(path, "cifar100", "fine_labels", 100)),
@@ -399,4 +391,5 @@ TARGETS: dict[str, Target] = {
     ),
     "ckks circuit": Target(_circuit_seeds, _file("client.json", read_client), (ValueError,)),
     "ckks secret key": Target(_secret_key_seeds, _secret_keys, (LocalError,)),
+    **PEERS,
 }

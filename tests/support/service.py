@@ -33,7 +33,7 @@ from deepreshape.private.transport.certificates import Credentials
 from deepreshape.private.parties.plan import Plan
 from deepreshape.private.program.encoding import from_bytes
 from deepreshape.private.parties.server import Model
-from deepreshape.private.service.service import Service
+from deepreshape.private.service import service as front
 from deepreshape.private.parties.store import Store
 from deepreshape.private.transport.tls import Endpoint, Limits, listen
 
@@ -42,7 +42,8 @@ program = from_bytes((folder / "program").read_bytes())
 endpoint = Endpoint(Credentials.within(folder, "server", "s"), Limits(**settings["limits"]))
 door, page = listen("127.0.0.1", 0), listen("127.0.0.1", 0)
 tell = lambda line: print(line, flush=True)
-service = Service(
+front.GRACE_S = settings["grace_s"] or front.GRACE_S
+service = front.Service(
     door, endpoint, Model(program, Plan(program.public())), Store(folder / "server"), Caps(**settings["caps"]),
     status_listener=page, notify=tell,
 )
@@ -87,14 +88,21 @@ class Served:
 
 @contextmanager
 def served(
-    folder: Path, caps: Caps | None = None, limits: Limits = PATIENT, program: Program = ONE_RELU
+    folder: Path,
+    caps: Caps | None = None,
+    limits: Limits = PATIENT,
+    program: Program = ONE_RELU,
+    grace_s: float | None = None,
 ) -> Iterator[Served]:
-    """Run one in ``folder``; the second in the same folder has the same keys and store."""
+    """Run one in ``folder``; the second in the same folder has the same keys and store.
+
+    ``grace_s`` is how long a session may outlive its limit, if not as long as the service says.
+    """
     if not (folder / "authority.pem").exists():
         create_authority(folder)
         issue(folder, "server", "s")
     (folder / "program").write_bytes(to_bytes(program))
-    settings = json.dumps({"caps": asdict(caps or Caps()), "limits": asdict(limits)})
+    settings = json.dumps({"caps": asdict(caps or Caps()), "limits": asdict(limits), "grace_s": grace_s})
     path = os.pathsep.join([str(Path(deepreshape.__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
     with subprocess.Popen(
         [sys.executable, "-c", SCRIPT, str(folder), settings],

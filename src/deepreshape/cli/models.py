@@ -260,10 +260,9 @@ def read_samples(path: Path) -> Images:
     Raises:
         ValueError: if it holds something else.
     """
-    try:
-        samples = np.load(path, allow_pickle=False)
-    except (ValueError, EOFError):
-        raise ValueError(f"{path} is no array of numbers that NumPy saved (.npy)") from None
+    from deepreshape.private.files import read_arrays
+
+    samples = read_arrays(path)
     if not isinstance(samples, np.ndarray) or samples.ndim != 4 or samples.dtype.kind != "f" or not len(samples):
         kind = f"{samples.dtype} {samples.shape}" if isinstance(samples, np.ndarray) else "several arrays"
         raise ValueError(

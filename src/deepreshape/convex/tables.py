@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from deepreshape.private.files import read_arrays
+
 __all__ = ["TABLES", "Table", "read_inputs", "read_table"]
 
 TABLES = ("breast_cancer", "diabetes", "digits", "iris", "wine")
@@ -107,11 +109,8 @@ def _known(name: str, target: str | None) -> Table:
 
 
 def _arrays(path: Path) -> dict[str, NDArray[Any]]:
-    try:
-        arrays = np.load(path, allow_pickle=False)
-        return {"X": arrays} if isinstance(arrays, np.ndarray) else {name: arrays[name] for name in arrays.files}
-    except (ValueError, EOFError, OSError) as error:
-        raise ValueError(f"{path} is no file of arrays that NumPy saved: {error}") from None
+    arrays = read_arrays(path)
+    return {"X": arrays} if isinstance(arrays, np.ndarray) else arrays
 
 
 def _lines(path: Path) -> tuple[list[str], list[list[str]]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cache
@@ -36,6 +37,12 @@ class Profile:
     units: Mapping[str, float]
     resident: int
     factors: Mapping[str, float] = field(default_factory=dict[str, float])
+
+    def __post_init__(self) -> None:
+        numbers = {**self.units, "resident": self.resident, **self.factors}
+        for kind, value in numbers.items():
+            if type(value) not in (int, float) or not 0 <= value < math.inf:
+                raise ValueError(f"{kind}: {value!r} is no number of seconds or bytes")
 
     def seconds(self, work: Work) -> float:
         """Of this much work, one thing after the other.

@@ -91,13 +91,14 @@ def live_quote(words: Mapping[str, str]) -> dict[str, Any]:
         channels, height, width = (int(part) for part in words["input"].split("x"))
         multipliers = tuple(int(words[name]) for name in ("alpha", "beta", "gamma")[: len(phi) - 1])
         base, percent = int(words["base"]), int(words["budget"])
+        wire, kind = words["wire"], words["kind"]
     except (KeyError, ValueError) as error:
         raise ValueError(f"cannot read the settings: {error}") from None
     _check_settings(phi, base, multipliers, (channels, height, width))
     whole = ResNet(phi, base, multipliers, (channels, height, width))
     chosen = _within(whole, percent)
     layers = chosen.architecture.layers()
-    point = Priced(quotes(layers, [words["wire"]], [words["kind"]]), _sites(chosen.architecture, {}), {})
+    point = Priced(quotes(layers, [wire], [kind]), _sites(chosen.architecture, {}), {})
     return {
         "network": _name(whole),
         "plan": str(chosen),

@@ -101,6 +101,10 @@ def _rounded(name: str, tensor: torch.Tensor) -> torch.Tensor:
     return rounded
 
 
+FAULTS = (LookupError, TypeError, AttributeError, ArithmeticError, OSError, ValueError, RuntimeError, SafetensorError)
+"""What a manifest that fits no architecture makes the builders raise."""
+
+
 def load(folder: Path | str) -> nn.Module:
     """The model saved in ``folder``, in evaluation mode; it carries its manifest (:func:`manifest_of`).
 
@@ -141,7 +145,7 @@ def load(folder: Path | str) -> nn.Module:
             model.set_submodule(name, rebuild(kind, tensors))
         model.load_state_dict(state, assign=True)
         _attach(model, manifest)
-    except (KeyError, TypeError, AttributeError, OSError, ValueError, RuntimeError, SafetensorError) as error:
+    except FAULTS as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(f"the saved model in {folder} is broken: {reason}") from error
     return model.eval()

@@ -12,6 +12,9 @@ from io import FileIO
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 
 def replace_file(path: Path, data: bytes, mode: int = 0o600) -> None:
     """Put ``data`` at ``path``, durably and in one step; what stood there before, and its mode, are gone.
@@ -128,3 +131,18 @@ def sync_file(path: Path) -> None:
     """Make what was written to a file durable."""
     with open(path, "rb") as file:
         os.fsync(file.fileno())
+
+
+def read_arrays(path: Path) -> NDArray[Any] | dict[str, NDArray[Any]]:
+    """The array of a .npy file, or those of a .npz file by name.
+
+    Raises:
+        OSError: if the file cannot be read.
+        ValueError: if it holds anything else; pickles are never opened.
+    """
+    with path.open("rb") as file:
+        try:
+            found = np.load(file, allow_pickle=False)
+            return found if isinstance(found, np.ndarray) else {name: found[name] for name in found.files}
+        except Exception:  # NumPy's reader raises errors of many classes: tokenize.TokenError, zlib.error, BadZipFile
+            raise ValueError(f"{path} is no array of numbers that NumPy saved (.npy, .npz)") from None

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from support.key_updates import library, send_key_updates
 from support.programs import ONE_RELU, every_kind, random_inputs
 from support.relay import PATIENT
 from support.service import Served, served
@@ -394,6 +395,19 @@ def test_a_session_that_does_not_come_back_is_killed_at_its_limit(open_session: 
         os.kill(process, signal.SIGSTOP)  # it answers to nothing
         assert server.line().endswith("it took over 1 s (session_s), and was killed")
         assert not alive(process)
+
+
+def test_key_updates_without_end_hold_no_session_past_its_limit(tmp_path: Path) -> None:
+    tls = library()
+    if tls is None:
+        pytest.skip("the TLS library of this Python is not a file of its own")
+    limits = replace(PATIENT, session_s=0.5)
+    with served(tmp_path, limits=limits, grace_s=0.2) as server, ThreadPoolExecutor(1) as threads:
+        client = server.client("eve")
+        sending = threads.submit(send_key_updates, tls, client.endpoint.credentials, server.port, 200_000)
+        assert server.line().endswith("it took over 0.5 s (session_s), and was killed")
+        sending.result()
+        until(lambda: status(server)["running"] == 0)
 
 
 def test_what_a_killed_session_was_writing_is_swept(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from deepreshape.private.files import printable, read_json, replace_file
+from deepreshape.private.files import printable, read_arrays, read_json, replace_file
 from deepreshape.private.program.encoding import from_bytes, to_bytes
 from deepreshape.private.program.ops import ProgramError
 from deepreshape.private.program.program import Program
@@ -226,12 +226,7 @@ def _opened(path: Path) -> Any:
         ValueError: if it is neither.
     """
     if path.suffix == ".npy":
-        try:
-            return np.load(path, allow_pickle=False)
-        except OSError:
-            raise
-        except Exception:  # NumPy's reader of headers raises errors of many classes, tokenize.TokenError among them
-            raise ValueError(f"{path} is no array of numbers that NumPy saved (.npy)") from None
+        return read_arrays(path)
     try:
         from PIL import Image
     except ImportError:
