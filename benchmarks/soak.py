@@ -38,7 +38,7 @@ import numpy as np  # noqa: E402
 from support.programs import ONE_RELU, random_inputs  # noqa: E402
 from support.service import Served, served  # noqa: E402
 
-from deepreshape.private.errors import LostBatchError, PrivateError  # noqa: E402
+from deepreshape.private.errors import PrivateError  # noqa: E402
 from deepreshape.private.parties.sessions import InferenceClient  # noqa: E402
 from deepreshape.private.program import interpret  # noqa: E402
 from deepreshape.private.service.quotas import Caps  # noqa: E402
@@ -118,16 +118,17 @@ def relay(listener: socket.socket, port: int, most: int, over: threading.Event) 
                     ended |= not data
 
 
-def use_up(client: InferenceClient) -> dict[str, int]:
-    """Ask until the client holds no batch any more: how many were answered, and how many the server had not."""
-    outcomes = {"answered": 0, "lost": 0}
-    while any((client.store.folder / "fresh").iterdir()):
-        try:
-            right = np.array_equal(client.infer(X[0]).output, EXPECTED)
-            outcomes["answered"] += right
-        except LostBatchError:
-            outcomes["lost"] += 1
-    return outcomes
+def halves(folder: Path) -> set[str]:
+    """The batches that a store holds, by their ids."""
+    return {path.name for path in (folder / "fresh").iterdir()}
+
+
+def use_up(client: InferenceClient) -> int:
+    """Ask until the client holds no batch any more; how many answers were right."""
+    right = 0
+    while halves(client.store.folder):
+        right += np.array_equal(client.infer(X[0]).output, EXPECTED)
+    return right
 
 
 def crowd(port: int, rate: int, over: Event, count: Any) -> None:
@@ -208,8 +209,8 @@ def soak(server: Served, given: argparse.Namespace) -> dict[str, Any]:
     all_ask(clients, given.sessions // 2, given.at_once, alone, cut=False)
     strangers = beside_strangers(server, page, clients, given, beside)
     time.sleep(12)  # the last strangers' time for a handshake
-    held = counts(server)["fresh"]
-    used = [use_up(client) for client in clients]
+    held = halves(server.folder / "server"), set[str]().union(*(halves(client.store.folder) for client in clients))
+    used = sum(use_up(client) for client in clients)
     time.sleep(1.5)
     after = counts(server)
     alive = server.process.poll() is None
@@ -231,10 +232,11 @@ def soak(server: Served, given: argparse.Namespace) -> dict[str, Any]:
             "killed": sum("status -9" in line for line in lines),
             "unforeseen": sum("unforeseen" in line for line in lines),
         },
-        "held_at_the_end": {
-            "by_the_server": held,
-            "answered": sum(each["answered"] for each in used),
-            "only_at_the_client": sum(each["lost"] for each in used),
+        "halves_at_the_end": {
+            "at_both": len(held[0] & held[1]),
+            "only_at_the_server": len(held[0] - held[1]),
+            "only_at_a_client": len(held[1] - held[0]),
+            "right_answers_from_them": used,
         },
         "median_s": dict(zip(("alone", "beside"), medians, strict=True)),
     }

@@ -1,5 +1,7 @@
 """The carry tree: right for all small words and many wide ones, and what either party sees is uniform."""
 
+from typing import Literal
+
 import numpy as np
 import pytest
 from support.two_parties import fixed
@@ -36,7 +38,13 @@ class Coins:
         return np.empty((0, -(-self.count // 8)), np.uint8)
 
 
-def run(tree: Tree, a: Words, b: Words, own: Coins, other: Coins, seen_by: str = "") -> tuple[Words, list[Bits]]:
+Repeated = Literal["", "pad", "triple"]
+"""What is used for two messages: a plane of a hash for two rows, a triple for two ANDs."""
+
+
+def run(
+    tree: Tree, a: Words, b: Words, own: Coins, other: Coins, seen_by: str = "", repeated: Repeated = ""
+) -> tuple[Words, list[Bits]]:
     """The carry, and all planes that the client or the server sees.
 
     Pads and triples are ideal: ``own`` makes what the watching party knows of them, ``other`` the rest.
@@ -58,6 +66,12 @@ def run(tree: Tree, a: Words, b: Words, own: Coins, other: Coins, seen_by: str =
         triples[watching].append(share[0])
         triples[1 - watching].append(share[1])
     client_triples, server_triples = (np.concatenate(part) if part else own.known(0) for part in triples)
+    if repeated == "pad":
+        for pads in (zero, one, own_pads):
+            pads[1] = pads[0]
+    if repeated == "triple":
+        for part in (client_triples, server_triples):
+            part[3:6] = part[:3]
     sent, server_shares = tree.send(b_planes, zero, one)
     server = Walk(tree, server_shares, server_triples, False)
     client = Walk(tree, tree.receive(a_planes, sent, own_pads), client_triples, True)
@@ -98,20 +112,62 @@ def test_bits_of_an_exact_sign_of_37_bits():
     assert sum(2 * tree.opened(level) for level in range(5)) == 92
 
 
-@pytest.mark.parametrize("carry_in", [False, True])
-@pytest.mark.parametrize(("bits", "party"), [(1, "client"), (2, "client"), (3, "client"), (3, "server"), (4, "server")])
-def test_what_either_party_sees_is_uniform(bits: int, party: str, carry_in: bool):
-    tree = Tree(bits, carry_in)
+def views(tree: Tree, a: int, b: int, party: str, repeated: Repeated = "") -> list[int]:
+    """How often a party sees each of all views, over all that it does not know."""
     hidden = sum(1 + width for width in tree.ands) + (len(tree.row_bits) if party == "client" else 0)
+    words = [np.full(1 << hidden, word, U) for word in (a, b)]
+    coins = Coins(1 << hidden, hidden), Coins(1 << hidden, hidden)
+    _, seen = run(tree, *words, *coins, party, repeated)
+    planes_seen = [plane for part in seen for plane in part]
+    view = np.zeros(1 << hidden, U)
+    for at, plane in enumerate(planes_seen):
+        view |= unpacked(plane, 1 << hidden) << U(at)
+    return np.bincount(view.astype(np.int64), minlength=1 << len(planes_seen)).tolist()
+
+
+@pytest.mark.parametrize("carry_in", [False, True])
+@pytest.mark.parametrize(
+    ("bits", "party"), [(1, "client"), (2, "client"), (3, "client"), (4, "client"), (3, "server"), (4, "server")]
+)
+def test_what_either_party_sees_is_uniform(bits: int, party: str, carry_in: bool):
     for a in range(1 << bits):
         for b in range(1 << bits):
-            coins = Coins(1 << hidden, hidden)
-            words = [np.full(1 << hidden, word, U) for word in (a, b)]
-            _, seen = run(tree, *words, Coins(1 << hidden, hidden), coins, party)
-            view, at = np.zeros(1 << hidden, U), 0
-            for part in seen:
-                for plane in part:
-                    view |= unpacked(plane, 1 << hidden) << U(at)
-                    at += 1
-            counts = np.bincount(view.astype(np.int64), minlength=1 << at)
-            assert len(set(counts.tolist())) == 1
+            assert len(set(views(Tree(bits, carry_in), a, b, party))) == 1
+
+
+@pytest.mark.parametrize("party", ["client", "server"])
+def test_what_either_party_sees_is_uniform_over_two_levels(party: str):
+    for a, b in ((0, 0), (0, 21), (10, 21), (21, 10), (31, 31)):
+        assert len(set(views(Tree(5), a, b, party))) == 1
+
+
+@pytest.mark.parametrize(
+    ("bits", "party", "repeated"), [(2, "client", "pad"), (5, "client", "triple"), (5, "server", "triple")]
+)
+def test_a_pad_or_a_triple_that_is_used_twice_would_show_the_others_word(bits: int, party: str, repeated: Repeated):
+    known = 0 if party == "client" else 21 % (1 << bits)
+    words = [(known, other) if party == "client" else (other, known) for other in range(1 << bits)]
+    seen = [views(Tree(bits), a, b, party, repeated) for a, b in words]
+    assert any(other != seen[0] for other in seen[1:])
+
+
+@pytest.mark.parametrize("carry_in", [False, True])
+def test_a_pair_is_what_two_single_bits_and_an_and_would_be(carry_in: bool):
+    """The formulas of the module, against generate and propagate as they are defined."""
+    cases = np.arange(1 << 12, dtype=U)
+    bits = [cases >> U(at) & U(1) for at in range(12)]
+    a, b, pads = bits[0] | bits[1] << U(1), bits[2] | bits[3] << U(1), bits[4:]
+    for first in (0, 2):  # the lowest pair, and one above it, which has a p
+        tree = Tree(first + 2, carry_in)
+        rows = tree.row_bits
+        a_planes, b_planes = planes(a << U(first), first + 2), planes(b << U(first), first + 2)
+        zero = np.stack([planes(pads[(3 * at + first) % 8], 1)[0] for at in range(len(rows))])
+        one = np.stack([planes(pads[(3 * at + 1) % 8], 1)[0] for at in range(len(rows))])
+        sent, server = tree.send(b_planes, zero, one)
+        client = tree.receive(a_planes, sent, zero ^ ((zero ^ one) & a_planes[rows]))
+        (ours, through), (theirs, other) = server[-1], client[-1]
+        total = a + b + U(carry_in and not first)
+        np.testing.assert_array_equal(unpacked(ours ^ theirs, 1 << 12), total >> U(2))
+        assert (through is None) == (other is None) == (not first)
+        if through is not None and other is not None:
+            np.testing.assert_array_equal(unpacked(through ^ other, 1 << 12), (a ^ b) == U(3))
