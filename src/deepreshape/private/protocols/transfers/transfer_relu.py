@@ -280,22 +280,22 @@ class TreeRelu(TransferRelu):
         return [*self.mux.server_widths, *[1] * (2 * len(self.carry.row_bits) + self.carry.triple_planes)]
 
     def client_carry(self, word: Words, labels: Words, back: Words, delta: Delta, context: Context) -> Bits:
-        own = self._row_planes(labels, context)
+        own = self._row_planes(labels, context, _STAY)
         triples = self._triples(labels[self.bits + self.mux.transfers :], back[1:], delta, context, (ANDS, ANDS_BACK))
         return np.concatenate([own, triples]).reshape(-1)
 
     def server_carry(
         self, masked: Words, labels: Words, delta: Delta, back: Words, context: Context, rng: Randomness
     ) -> Bits:
-        zero, one = self._row_planes(labels, context), self._row_planes(labels ^ delta.words, context)
+        zero, one = (self._row_planes(labels, context, move) for move in (_STAY, delta.words))
         swapped = (zero ^ one) & planes(masked, self.bits)[self.carry.row_bits]
         rest = labels[self.bits + self.mux.transfers :]
         triples = self._triples(back[1:], rest, delta, context, (ANDS_BACK, ANDS))
         return np.concatenate([zero ^ swapped, one ^ swapped, triples]).reshape(-1)
 
-    def _row_planes(self, labels: Words, context: Context) -> Bits:
-        """Planes of the hashes of the choices' labels, one for each row."""
-        hashed = _hashed(labels[: self.bits], context, CHOICES)
+    def _row_planes(self, labels: Words, context: Context, move: Words) -> Bits:
+        """Planes of the hashes of the choices' labels, moved by ``move``, one for each row."""
+        hashed = _hashed(labels[: self.bits], context, CHOICES, move)
         found = [hash_planes(column, 3) for column in hashed]
         used = [0] * self.bits
         rows: list[Bits] = []
@@ -307,8 +307,12 @@ class TreeRelu(TransferRelu):
     def _triples(self, received: Words, sent: Words, delta: Delta, context: Context, tweaks: tuple[str, str]) -> Bits:
         choices = [np.packbits(column, bitorder="little") for column in permute_bits(received)]
         own, zero, one = (
-            [hash_planes(column, 2) for column in _hashed(side, context, tweak)]
-            for side, tweak in ((received, tweaks[0]), (sent, tweaks[1]), (sent ^ delta.words, tweaks[1]))
+            [hash_planes(column, 2) for column in _hashed(side, context, tweak, move)]
+            for side, tweak, move in (
+                (received, tweaks[0], _STAY),
+                (sent, tweaks[1], _STAY),
+                (sent, tweaks[1], delta.words),
+            )
         )
         return self.carry.triples(choices, own, zero, one).reshape(self.carry.triple_planes, -(-sent.shape[1] // 8))
 
