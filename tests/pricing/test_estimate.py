@@ -1,7 +1,6 @@
 """Prices by layers: the convolutions that they rest on are those of the network and of the exact plan."""
 
 from dataclasses import replace
-from math import prod
 
 import numpy as np
 import pytest
@@ -16,6 +15,7 @@ from deepreshape.pricing.quote import Terms, quote_layers, quote_program
 from deepreshape.private.crypto.he.packing import Convolution
 from deepreshape.private.parties.plan import Plan
 from deepreshape.private.program.lower import lower
+from deepreshape.private.program.lowering.geometry import SquareForm
 
 
 def lenet() -> nn.Module:
@@ -75,64 +75,55 @@ SHAPES = [
 ]
 
 
-@pytest.mark.parametrize(("module", "shape"), SHAPES, ids=str)
-def test_the_square_convolution_gives_what_the_layer_gives(module: nn.Module, shape: tuple[int, ...]):
-    module = module.double()
-    torch.nn.init.zeros_(module.bias)  # pyright: ignore[reportArgumentType]
-    (layer,) = count(module, shape).layers
-    assert isinstance(layer, LinearLayer)
-    size, kernel, stride, padding = square(layer)
-    x = torch.randn(1, *shape, dtype=torch.float64)
-    wanted = module(x)
-    # the same by the square convolution alone: its weights are those of the layer, with zeros between and around
-    weight = module.weight.detach()  # pyright: ignore[reportCallIssue]
-    if len(shape) == 2:
-        x, wanted, weight = x[:, :, None], wanted[:, :, None], weight[:, :, None]
-    before = list(layer.padding)
-    if layer.transposed:
-        (down, across), (rows, columns) = layer.stride, x.shape[2:]
-        spaced = x.new_zeros(1, x.shape[1], (rows - 1) * down + 1, (columns - 1) * across + 1)
-        spaced[:, :, ::down, ::across] = x
-        x = spaced
-        weight = torch.cat([part.transpose(0, 1) for part in weight.chunk(layer.groups)]).flip(2, 3)
-        before = [(k - 1) * d - p for k, d, p in zip(layer.kernel, layer.dilation, before, strict=True)]
-    whole = weight.new_zeros(*weight.shape[:2], kernel, kernel)
-    whole[:, :, : (weight.shape[2] - 1) * layer.dilation[0] + 1 : layer.dilation[0],
-          : (weight.shape[3] - 1) * layer.dilation[1] + 1 : layer.dilation[1]] = weight  # fmt: skip
-    if not padding:
-        # whoever pads before does so at the given sides, and behind as far as the square kernel reaches
-        room = [side - has - low for side, has, low in zip(size, x.shape[2:], before, strict=True)]
-        x = nn.functional.pad(x, (before[1], room[1], before[0], room[0]))
-    assert tuple(x.shape[2:]) == size
-    given = nn.functional.conv2d(x, whole, None, stride, padding, 1, layer.groups)
-    assert torch.allclose(given, wanted)
-    convolution = Convolution(1, *size, 1, kernel, stride, padding)
-    assert convolution.output_shape[1:] == layer.out_size == tuple(wanted.shape[2:])
+class Line(nn.Module):
+    """A module on one axis, of a map with one row."""
+
+    def __init__(self, module: nn.Module):
+        super().__init__()
+        self.module = module
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.module(x.squeeze(2))
 
 
 @pytest.mark.parametrize(("module", "shape"), SHAPES, ids=str)
-def test_a_layer_of_any_shape_has_a_price(module: nn.Module, shape: tuple[int, ...]):
-    counted = count(module.float(), shape)
-    quote = quote_layers(counted.layers, Terms())
-    assert sum(row.macs for row in quote.report.rows) >= counted.total.macs
+def test_a_layer_of_any_shape_has_the_price_of_the_exact_plan(module: nn.Module, shape: tuple[int, ...]):
+    net, size = (module, shape) if len(shape) == 3 else (Line(module), (shape[0], 1, shape[1]))
+    inputs = np.random.default_rng(0).standard_normal((4, *size)).astype(np.float32)
+    program = lower(net, inputs).program
+    (exact,) = Plan(program.public()).convolutions.values()
+    counted = count(net, size)
     (convolution,) = [each for _, each in outline(counted.layers).linear.values()]
-    assert convolution.copies * prod(convolution.output_shape) == prod(module(torch.zeros(1, *shape)).shape)
+    assert geometry(convolution) == geometry(exact)
+    quotes = quote_layers(counted.layers, Terms()), quote_program(program, Terms())
+    one, other = (sum(row.macs for row in quote.report.rows) for quote in quotes)
+    assert one == other >= counted.total.macs
 
 
-def test_two_strides_become_their_divisor():
-    layer = LinearLayer("a", 1, 1, (1, 1), 1, (9, 9), (3, 2), 6, (3, 5))
-    assert square(layer) == ((7, 6), 1, 1, 0)
+def test_two_strides_become_their_divisor_and_one_output_has_none():
+    layer = LinearLayer("a", 1, 1, (1, 1), 1, (9, 9), (3, 2), 6, (4, 6))
+    assert square(layer) == SquareForm(1, 2, 0, (0, 0), (5, 4), (2, 3), (9, 7))
+    layer = LinearLayer("a", 1, 1, (3, 3), 1, (4, 9), (1, 4), 36, (5, 2))
+    assert square(layer).stride == 2
 
 
 class OnMap(nn.Module):
     """A linear layer over the channels of a map, which it has last."""
 
-    def __init__(self):
+    def __init__(self, channels: int = 64, outputs: int = 256):
         super().__init__()
-        self.linear = nn.Linear(64, 256)
+        self.linear = nn.Linear(channels, outputs)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.linear(x.permute(0, 2, 3, 1))
+
+
+def test_a_linear_layer_on_a_map_has_the_geometry_of_the_exact_plan():
+    net = nn.Sequential(OnMap(4, 6), nn.Flatten(), nn.Linear(6 * 25, 3))
+    inputs = np.random.default_rng(0).standard_normal((4, 4, 5, 5)).astype(np.float32)
+    exact = [geometry(each) for each in Plan(lower(net, inputs).program.public()).convolutions.values()]
+    layers = count(net, (4, 5, 5)).layers
+    assert [geometry(each) for _, each in outline(layers).linear.values()] == exact
 
 
 @pytest.mark.parametrize("net", [OnMap(), OnMap().requires_grad_(False)])

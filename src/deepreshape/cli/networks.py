@@ -1,7 +1,10 @@
-"""Commands about networks: count, design, criticality."""
+"""Commands about networks: count, check, design, criticality."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -34,6 +37,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from deepreshape.counting import Count
+    from deepreshape.private.program.lowering.trace import Problem
 
 app = typer.Typer()
 
@@ -77,6 +81,49 @@ def count(
             out.print(f"{others:,} {what}")
     for name, elements in counted.unknown.items():
         out.print(f"[yellow]not counted:[/] {name}, {elements:,} elements; it is neither linear nor a ReLU")
+
+
+@app.command()
+def check(
+    model: Annotated[str, typer.Argument(help=MODEL)],
+    input: Annotated[
+        str | None,
+        typer.Option(
+            help="Shape of one input: channels x height x width; a saved model's own or 3x32x32 without.",
+            show_default=False,
+        ),
+    ] = None,
+    classes: Annotated[int, typer.Option(min=1, help="Number of classes, where the name does not fix it.")] = 100,
+    data: InputData = None,
+    data_dir: DataDir = None,
+    link: Annotated[str, typer.Option(help="Links that it is priced on, as `cost` takes them.")] = "lan,wan",
+    as_json: Json = False,
+) -> None:
+    """Say whether a network can run privately, before any training: what is in the way, and what would do instead."""
+    from deepreshape.cli.models import shown_network
+    from deepreshape.counting import count as count_model
+    from deepreshape.private.program.lower import problems
+
+    network, _ = shown_network(model, read_shape(input) if input else None, classes, data, data_dir)
+    found = problems(network.built(), network.shape)
+    counted = None
+    with suppress(ValueError if found else ()):  # what does not run at all is a problem that was found
+        counted = count_model(network.module, network.shape)
+    prices = _prices(counted, link.split(",")) if counted and not found else []
+    if as_json:
+        print_json(
+            {
+                "runs_privately": not found,
+                "problems": [asdict(problem) for problem in found],
+                "input": list(network.shape),
+                "prices": prices,
+                **(_count_values(counted) if counted else {}),
+            }
+        )
+    else:
+        _print_check(model, network.shape, found, counted, prices)
+    if found:
+        raise typer.Exit(2)
 
 
 @app.command()
@@ -204,6 +251,41 @@ def criticality(
         )
     out.print(table)
     out.print("order, most critical first: " + ",".join(map(str, measured.order)))
+
+
+def _prices(counted: Count, links: list[str]) -> list[dict[str, Any]]:
+    """What one inference costs over each link by gc-full, from the layers alone."""
+    from deepreshape.cost import read_link
+    from deepreshape.pricing.quote import Terms, quote_layers
+
+    quotes = [(name, quote_layers(counted.priced_layers, Terms(link=read_link(name)))) for name in links]
+    return [
+        {"link": name, "protocol": quote.protocol, "seconds": quote.seconds, "bytes": quote.report.bytes}
+        for name, quote in quotes
+    ]
+
+
+def _print_check(
+    model: str, shape: tuple[int, ...], found: Sequence[Problem], counted: Count | None, prices: list[dict[str, Any]]
+) -> None:
+    name = f"{model}, input {'x'.join(map(str, shape))}"
+    if found:
+        out.print(f"{name}, does not run privately as it is:", highlight=False)
+        for problem in found:
+            out.print(f"  {problem}", highlight=False, markup=False)
+    else:
+        out.print(f"{name}, runs privately", highlight=False)
+    if counted:
+        total = counted.total
+        kinds = {"ReLUs": total.relus, "max-pool comparisons": total.maxpool_comparisons, "squares": total.squares}
+        parts = ", ".join(f"{number:,} {kind}" for kind, number in kinds.items() if number or kind == "ReLUs")
+        out.print(f"{parts}; {total.macs:,} multiply-adds, {total.params:,} parameters", highlight=False)
+    for price in prices:
+        out.print(
+            f"about {price['seconds']:,.2f} s and {price['bytes'] / 1e6:,.1f} MB on link {price['link']} by "
+            f"{price['protocol']}, from its layers; `deepreshape cost` says more",
+            highlight=False,
+        )
 
 
 def _count_values(counted: Count) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from deepreshape.private.arith.ring import Ring
 from deepreshape.private.arith.square import Squaring
 from deepreshape.private.crypto.he.packing import Convolution, Layout, lay_out, merge_groups
 from deepreshape.private.crypto.he.parameters import Parameters, known_parameters
+from deepreshape.private.program.lowering.geometry import SquareForm, Window, square_form, transposed_form
 from deepreshape.private.program.ops import Relu
 from deepreshape.private.program.relu_config import GC_FULL, ReluConfig
 from deepreshape.private.protocols.base import Flight, Step
@@ -77,11 +78,13 @@ class Outline:
     def _convolution(self, layer: LinearLayer) -> Convolution:
         """One group of the layer, as the homomorphic encryption would see it."""
         channels, outputs = layer.in_channels // layer.groups, layer.out_channels // layer.groups
-        size, kernel, stride, padding = square(layer)
-        typical = math.ceil(self.weight_bits + math.log2(channels * kernel**2 * TYPICAL_WEIGHT))
-        return Convolution(
-            channels, *size, outputs, kernel, stride, padding, self.weight_bits, max(typical, self.weight_bits)
-        )
+        if layer.transposed:
+            outputs *= math.prod(layer.stride)
+        form = square(layer)
+        typical = math.ceil(self.weight_bits + math.log2(channels * form.side**2 * TYPICAL_WEIGHT))
+        widths = self.weight_bits, max(typical, self.weight_bits)
+        size = form.padded or layer.in_size
+        return Convolution(channels, *size, outputs, form.side, form.stride, form.padding, *widths)
 
     @cached_property
     def parameters(self) -> Parameters:
@@ -170,32 +173,16 @@ class Outline:
 
 def _fan_in(layer: LinearLayer) -> int:
     """Multiply-adds of one output, zeros in a square kernel included."""
-    return layer.in_channels // layer.groups * square(layer)[1] ** 2
+    return layer.in_channels // layer.groups * square(layer).side ** 2
 
 
-def square(layer: LinearLayer) -> tuple[tuple[int, int], int, int, int]:
-    """Size of the map, side of the kernel, stride and padding of the square, undilated convolution that gives the same.
-
-    A dilated kernel has zeros between its taps. A kernel that is not square, or a padding that differs between sides or
-    is as wide as the kernel, becomes a square kernel with zeros on a map that was padded before; two strides become
-    their greatest common divisor. A transposed convolution is one of stride 1 on a map with zeros between its pixels.
-    """
-    axes = range(2)
-    spread = [layer.dilation[at] * (layer.kernel[at] - 1) + 1 for at in axes]
-    size, stride, padding = layer.in_size, layer.stride, layer.padding
+def square(layer: LinearLayer) -> SquareForm:
+    """The square convolution that a layer is computed by."""
+    rows, columns = (layer.dilation[at] * (layer.kernel[at] - 1) + 1 for at in range(2))
     if layer.transposed:
-        rows, columns = ((size[at] - 1) * stride[at] + 1 for at in axes)
-        above, beside = (spread[at] - 1 - padding[at] for at in axes)
-        size, stride, padding = (rows, columns), (1, 1), (above, beside)
-    kernel = max(spread)
-    # an output_padding pads on one side
-    whole = all((size[at] + 2 * padding[at] - spread[at]) // stride[at] + 1 == layer.out_size[at] for at in axes)
-    if whole and len({*spread}) == len({*stride}) == len({*padding}) == 1 and 0 <= padding[0] < kernel:
-        return size, kernel, stride[0], padding[0]
-    # the stride along an axis with one output says nothing
-    step = math.gcd(*(stride[at] for at in axes if layer.out_size[at] > 1)) or 1
-    height, width = ((layer.out_size[at] - 1) * stride[at] + kernel for at in axes)
-    return (height, width), kernel, step, 0
+        phases = transposed_form(layer.in_size, layer.out_size, (rows, columns), layer.stride, layer.padding)
+        return square_form(layer.in_size, phases)
+    return square_form(layer.in_size, Window((rows, columns), layer.stride, layer.padding, layer.padding))
 
 
 def outline(layers: Sequence[Layer], relu: ReluConfig = GC_FULL, bits: int | None = None) -> Outline:

@@ -8,8 +8,8 @@ channels, whose pixels are then put in their places (Shi et al., arXiv:1609.0700
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import gcd, prod
-from typing import Any, NamedTuple, cast
+from math import prod
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from torch import Tensor, fx
 
 from deepreshape.nn.herpn import quadratic
 from deepreshape.private.program.graph import Affine, Conv, Dense, Pick, Quadratic, Sum
+from deepreshape.private.program.lowering.geometry import Window, square_form, transposed_form
 from deepreshape.private.program.lowering.trace import Handler, Trace, UnsupportedOperatorError
 
 __all__ = ["ARITHMETIC", "expanded", "negated", "reshaped", "scaled"]
@@ -68,40 +69,21 @@ def expanded(trace: Trace, name: str, source: str, shape: Sequence[int]) -> str:
     return trace.append(Pick(trace.unique(name), (source,), np.ascontiguousarray(index)), shape)
 
 
-class _Geometry(NamedTuple):
-    """Of a convolution over (rows, columns): stride, padding before and after, and dilation."""
-
-    stride: tuple[int, int]
-    before: tuple[int, int]
-    after: tuple[int, int]
-    dilation: tuple[int, int] = (1, 1)
-
-
-def convolve(trace: Trace, path: str, source: str, weight: Real, bias: Real, geometry: _Geometry, groups: int) -> str:
-    """Any convolution over two axes, with weights (out, in / groups, rows, columns)."""
-    weight = _undilated(weight, geometry.dilation)
-    sides, kernel = trace.shapes[source][1:], weight.shape[2:]
-    padded = [n + b + a for n, b, a in zip(sides, geometry.before, geometry.after, strict=True)]
-    wanted = [(n - k) // s + 1 for n, k, s in zip(padded, kernel, geometry.stride, strict=True)]
-    # what is strided in one direction more than in the other is computed at the finer stride
-    strides = [s for s, n in zip(geometry.stride, wanted, strict=True) if n > 1] or [1]
-    stride = gcd(*strides)
-    size = [(n - 1) * (s // stride if n > 1 else 1) + 1 for n, s in zip(wanted, geometry.stride, strict=True)]
-    placed = _square(sides, kernel, geometry.before, size, stride)
-    shape = (len(weight), *size)
-    name = path if size == wanted else trace.unique(f"{path}.finer")
-    if placed is None:
-        ends = [(n - 1) * stride + max(kernel) - b for n, b in zip(size, geometry.before, strict=True)]
-        source = _window(trace, f"{path}.pad", source, [-b for b in geometry.before], ends)
-        placed = max(kernel), 0, (0, 0)
-    side, padding, (down, right) = placed
-    square = np.zeros((*weight.shape[:2], side, side))
-    square[:, :, down : down + kernel[0], right : right + kernel[1]] = weight
-    trace.append(Conv(name, (source,), square, bias, stride, padding, groups), shape)
-    if size == wanted:
+def convolve(trace: Trace, path: str, source: str, weight: Real, bias: Real, window: Window, groups: int) -> str:
+    """Any convolution over two axes, with undilated weights (out, in / groups, rows, columns)."""
+    form = square_form(trace.shapes[source][1:], window)
+    shape = (len(weight), *form.size)
+    name = path if form.steps == (1, 1) else trace.unique(f"{path}.finer")
+    if form.padded:
+        ends = [n - b for n, b in zip(form.padded, window.before, strict=True)]
+        source = _window(trace, f"{path}.pad", source, [-b for b in window.before], ends)
+    (down, right), (rows, columns) = form.place, window.kernel
+    square = np.zeros((*weight.shape[:2], form.side, form.side))
+    square[:, :, down : down + rows, right : right + columns] = weight
+    trace.append(Conv(name, (source,), square, bias, form.stride, form.padding, groups), shape)
+    if form.steps == (1, 1):
         return name
-    steps = [s // stride if n > 1 else 1 for n, s in zip(wanted, geometry.stride, strict=True)]
-    index = np.ascontiguousarray(whole(shape)[:, :: steps[0], :: steps[1]])
+    index = np.ascontiguousarray(whole(shape)[:, :: form.steps[0], :: form.steps[1]])
     return trace.append(Pick(path, (name,), index), index.shape)
 
 
@@ -111,20 +93,6 @@ def _undilated(weight: Real, dilation: tuple[int, int]) -> Real:
     wide = np.zeros((outs, channels, rows, columns))
     wide[:, :, :: dilation[0], :: dilation[1]] = weight
     return wide
-
-
-def _square(
-    sides: Sequence[int], kernel: Sequence[int], before: Sequence[int], size: Sequence[int], stride: int
-) -> tuple[int, int, tuple[int, int]] | None:
-    """Side, padding and where the weights are put in a square kernel that does the same; None if there is none."""
-    for side in range(max(kernel), max(kernel) + 2):
-        for padding in range(side):
-            put = [padding - b for b in before]
-            inside = all(0 <= p <= side - k for p, k in zip(put, kernel, strict=True))
-            fits = [(n + 2 * padding - side) // stride + 1 for n in sides] == [*size]
-            if inside and fits and min(n + 2 * padding - side for n in sides) >= 0:
-                return side, padding, (put[0], put[1])
-    return None
 
 
 def _window(trace: Trace, name: str, source: str, starts: Sequence[int], ends: Sequence[int]) -> str:
@@ -171,8 +139,9 @@ def _conv(trace: Trace, node: fx.Node, path: str) -> None:
         real, steps, spread = real[:, :, None], (1, *steps), (1, *spread)
         before, after = (0, *before), (0, *after)
     shift = np.zeros(len(real)) if bias is None else trace.constant(bias).numpy()
-    geometry = _Geometry(*(cast(tuple[int, int], pair) for pair in (steps, before, after, spread)))
-    _give(trace, node, path, axes, lambda name: convolve(trace, name, source, real, shift, geometry, int(groups)))
+    real = _undilated(real, cast(tuple[int, int], spread))
+    window = Window(*(cast(tuple[int, int], tuple(pair)) for pair in (real.shape[2:], steps, before, after)))
+    _give(trace, node, path, axes, lambda name: convolve(trace, name, source, real, shift, window, int(groups)))
 
 
 def _give(trace: Trace, node: fx.Node, path: str, axes: int, make: Any) -> None:
@@ -192,7 +161,9 @@ def _conv_transpose(trace: Trace, node: fx.Node, path: str) -> None:
     if axes == 1:
         real, steps, crop, spread, size = real[:, :, None], (1, *steps), (0, *crop), (1, *spread), (1, *size)
     real = _undilated(real, cast(tuple[int, int], spread))
-    taps = [-(-k // s) for k, s in zip(real.shape[2:], steps, strict=True)]
+    pairs = size, real.shape[2:], steps, crop
+    window = transposed_form(trace.shapes[source][1:], *(cast(tuple[int, int], tuple(pair)) for pair in pairs))
+    taps = window.kernel
     # weights (in, out / groups, s j + r): tap j of phase r
     grown = np.zeros((*real.shape[:2], *(t * s for t, s in zip(taps, steps, strict=True))))
     grown[:, :, : real.shape[2], : real.shape[3]] = real
@@ -200,11 +171,7 @@ def _conv_transpose(trace: Trace, node: fx.Node, path: str) -> None:
     phases = phases.transpose(0, 2, 4, 6, 1, 3, 5)[..., ::-1, ::-1]
     weights = phases.reshape(groups * real.shape[1] * prod(steps), -1, *taps)
     shift = np.zeros(len(weights)) if bias is None else np.repeat(trace.constant(bias).numpy(), prod(steps))
-    last = [(n - 1 + c) // s for n, c, s in zip(size, crop, steps, strict=True)]
-    sides = trace.shapes[source][1:]
-    after = tuple(end + 1 - n for end, n in zip(last, sides, strict=True))
-    geometry = _Geometry((1, 1), (taps[0] - 1, taps[1] - 1), cast(tuple[int, int], after))
-    plane = convolve(trace, trace.unique(f"{path}.phases"), source, weights, shift, geometry, int(groups))
+    plane = convolve(trace, trace.unique(f"{path}.phases"), source, weights, shift, window, int(groups))
     rows, columns = (np.arange(n) + c for n, c in zip(size, crop, strict=True))
     channel = np.arange(groups * real.shape[1])[:, None, None]
     of = (channel * steps[0] + rows[:, None] % steps[0]) * steps[1] + columns % steps[1]
@@ -226,9 +193,10 @@ def _dense(trace: Trace, path: str, source: str, weight: Real, bias: Real) -> st
     if len(shape) == 1:
         return trace.append(Dense(path, (source,), weight, bias), (len(weight),))
     first = permuted(trace, f"{path}.channels", source, (len(shape) - 1, *range(len(shape) - 1)))
-    plane = reshaped(trace, f"{path}.map", first, (shape[-1], 1, prod(shape[:-1])))
+    sides = shape[:-1] if len(shape) == 3 else (1, prod(shape[:-1]))
+    plane = reshaped(trace, f"{path}.map", first, (shape[-1], *sides))
     name = trace.unique(f"{path}.conv")
-    trace.append(Conv(name, (plane,), weight[:, :, None, None], bias), (len(weight), 1, prod(shape[:-1])))
+    trace.append(Conv(name, (plane,), weight[:, :, None, None], bias), (len(weight), *sides))
     index = np.ascontiguousarray(np.moveaxis(whole((len(weight), *shape[:-1])), 0, -1))
     return trace.append(Pick(path, (name,), index), index.shape)
 
