@@ -40,7 +40,7 @@ def test_a_network_is_substituted_then_reduced_and_nothing_is_written_over(there
     assert "relus holds a finished model" in call(*words, cwd=there).err
     reduced = answer(*fewer, "--out", "fewer", cwd=there)
     assert reduced["relus"] == 100
-    assert reduced["record"]["recipe"]["lr"] == 0.02
+    assert reduced["record"]["recipe"]["lr"] == 0.05
     assert all(0 <= reduced[top1] <= 100 for top1 in ("top1_before", "top1_searched", "top1_validation"))
     assert answer("count", "fewer", cwd=there)["relus"] == 100
 
@@ -63,7 +63,7 @@ def test_code_goes_to_eval_and_sweep(there: Path):
     rows = [json.loads(line) for line in (there / "points" / "results.jsonl").read_text().splitlines()]
     assert [(row["network"], row["relus"]) for row in rows] == [("net", 100), ("net", 64)]
     assert rows[0]["command"].startswith("deepreshape linearize mine.py:net --method taylor --budget 100 --data digits")
-    assert yaml.safe_load((there / "points" / "config.yaml").read_text())["tune"]["lr"] == 0.02
+    assert yaml.safe_load((there / "points" / "config.yaml").read_text())["tune"]["lr"] == 0.05
     before = (there / "points" / "results.jsonl").read_bytes()
     assert answer(*words, *quick, cwd=there)["runs"] == 2  # it goes on, and nothing is left
     assert (there / "points" / "results.jsonl").read_bytes() == before

@@ -12,6 +12,7 @@ from support.few_digits import RECIPE, digits, trained
 from torch import nn
 
 from deepreshape.counting import count
+from deepreshape.data import Split
 from deepreshape.models import Foreign, convert
 from deepreshape.models.saved import load, manifest_of, save
 from deepreshape.nn import PolynomialReLU
@@ -92,8 +93,15 @@ def test_a_loss_of_more_than_was_asked_is_warned_of(caplog: pytest.LogCaptureFix
 
 
 def test_networks_trained_elsewhere_are_tuned_in_small_steps():
-    own = convert(mine(), DATA.shape)
-    assert tuning_recipe(own, DATA).lr == FOREIGN_LR < tuning_recipe(nn.Sequential(), DATA).lr
+    usual = tuning_recipe(trained(), DATA)
+    for own in (mine(), convert(mine(), DATA.shape)):
+        recipe = tuning_recipe(own, DATA)
+        assert recipe.lr == FOREIGN_LR < usual.lr
+        assert recipe.smoothing == 0 < usual.smoothing
+        assert recipe.batch == 32 < usual.batch
+    for images, batch in ((13_000, 256), (9_000, 128), (100, 32)):
+        train = Split(torch.zeros(images, 1, 8, 8), torch.zeros(images, dtype=torch.int64))
+        assert tuning_recipe(mine(), replace(DATA, name="many", train=train)).batch == batch
 
 
 def test_what_a_mask_would_replace_is_refused():

@@ -49,8 +49,11 @@ __all__ = [
     "tuning_recipe",
 ]
 
-FOREIGN_LR = 0.02
+FOREIGN_LR = 0.05
 """Peak learning rate of the fine-tuning of networks that were trained elsewhere."""
+STEPS = 50
+"""About how many steps an epoch of that fine-tuning has: a small data set takes small batches."""
+BATCHES = (256, 128, 64, 32)
 
 Price = Callable[[Sequence[Layer]], CostReport]
 """A price profile: what a network of these layers costs."""
@@ -325,13 +328,15 @@ class Linearization:
 def tuning_recipe(model: nn.Module, data: Dataset) -> Recipe:
     """How a network is fine-tuned by default: a network of the package as its data set's networks are trained.
 
-    One that was trained elsewhere takes smaller steps, as the usual peak rate is for fresh weights, and no smoothing,
-    as what teaches it is the network itself.
+    One that was trained elsewhere, whose recipe nobody knows, takes smaller steps, as the usual peak rate is for fresh
+    weights; no smoothing, as what teaches it is the network itself; and batches so small that an epoch has some fifty
+    steps. ``docs/linearize.md`` has what each of these gives; frozen batch norms gave less.
     """
     usual = recipe_of(data.name)
     if isinstance(getattr(model, "architecture", None), Staged):
         return usual
-    return replace(usual, lr=FOREIGN_LR, smoothing=0.0)
+    batch = next((size for size in BATCHES if len(data.train) >= STEPS * size), BATCHES[-1])
+    return replace(usual, lr=FOREIGN_LR, smoothing=0.0, batch=min(batch, usual.batch))
 
 
 def _teaching(teacher: nn.Module, data: Dataset) -> nn.Module:
