@@ -18,7 +18,7 @@ from deepreshape.private.arith.ring import Ring
 from deepreshape.private.arith.square import Squaring
 from deepreshape.private.crypto.he.packing import Convolution, Layout, lay_out, merge_groups
 from deepreshape.private.crypto.he.parameters import Parameters, known_parameters
-from deepreshape.private.program.lowering.geometry import SquareForm, Window, square_form, transposed_form
+from deepreshape.private.program.lowering.geometry import Placement, SquareForm, square_form, transposed_form
 from deepreshape.private.program.ops import Relu
 from deepreshape.private.program.relu_config import GC_FULL, ReluConfig
 from deepreshape.private.protocols.base import Flight, Step
@@ -182,7 +182,7 @@ def square(layer: LinearLayer) -> SquareForm:
     if layer.transposed:
         phases = transposed_form(layer.in_size, layer.out_size, (rows, columns), layer.stride, layer.padding)
         return square_form(layer.in_size, phases)
-    return square_form(layer.in_size, Window((rows, columns), layer.stride, layer.padding, layer.padding))
+    return square_form(layer.in_size, Placement((rows, columns), layer.stride, layer.padding, layer.padding))
 
 
 def outline(layers: Sequence[Layer], relu: ReluConfig = GC_FULL, bits: int | None = None) -> Outline:

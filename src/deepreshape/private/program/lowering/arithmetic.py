@@ -18,7 +18,7 @@ from torch import Tensor, fx
 
 from deepreshape.nn.herpn import quadratic
 from deepreshape.private.program.graph import Affine, Conv, Dense, Pick, Quadratic, Sum
-from deepreshape.private.program.lowering.geometry import Window, square_form, transposed_form
+from deepreshape.private.program.lowering.geometry import Placement, square_form, transposed_form
 from deepreshape.private.program.lowering.trace import Handler, Trace, UnsupportedOperatorError
 
 __all__ = ["ARITHMETIC", "expanded", "negated", "reshaped", "scaled"]
@@ -69,7 +69,7 @@ def expanded(trace: Trace, name: str, source: str, shape: Sequence[int]) -> str:
     return trace.append(Pick(trace.unique(name), (source,), np.ascontiguousarray(index)), shape)
 
 
-def convolve(trace: Trace, path: str, source: str, weight: Real, bias: Real, window: Window, groups: int) -> str:
+def convolve(trace: Trace, path: str, source: str, weight: Real, bias: Real, window: Placement, groups: int) -> str:
     """Any convolution over two axes, with undilated weights (out, in / groups, rows, columns)."""
     form = square_form(trace.shapes[source][1:], window)
     shape = (len(weight), *form.size)
@@ -140,7 +140,7 @@ def _conv(trace: Trace, node: fx.Node, path: str) -> None:
         before, after = (0, *before), (0, *after)
     shift = np.zeros(len(real)) if bias is None else trace.constant(bias).numpy()
     real = _undilated(real, cast(tuple[int, int], spread))
-    window = Window(*(cast(tuple[int, int], tuple(pair)) for pair in (real.shape[2:], steps, before, after)))
+    window = Placement(*(cast(tuple[int, int], tuple(pair)) for pair in (real.shape[2:], steps, before, after)))
     _give(trace, node, path, axes, lambda name: convolve(trace, name, source, real, shift, window, int(groups)))
 
 

@@ -13,12 +13,12 @@ from collections.abc import Sequence
 from math import gcd
 from typing import NamedTuple
 
-__all__ = ["SquareForm", "Window", "square_form", "transposed_form"]
+__all__ = ["Placement", "SquareForm", "square_form", "transposed_form"]
 
 Pair = tuple[int, int]
 
 
-class Window(NamedTuple):
+class Placement(NamedTuple):
     """Of a convolution over (rows, columns): taps without dilation, stride, and padding before and after."""
 
     kernel: Pair
@@ -47,18 +47,18 @@ class SquareForm(NamedTuple):
     padded: Pair | None
 
 
-def square_form(sides: Sequence[int], window: Window) -> SquareForm:
+def square_form(sides: Sequence[int], taps: Placement) -> SquareForm:
     """The square form of a convolution on a map of (rows, columns)."""
-    kernel, axes = window.kernel, range(2)
-    whole = [sides[at] + window.before[at] + window.after[at] for at in axes]
-    wanted = [(whole[at] - kernel[at]) // window.stride[at] + 1 for at in axes]
+    kernel, axes = taps.kernel, range(2)
+    whole = [sides[at] + taps.before[at] + taps.after[at] for at in axes]
+    wanted = [(whole[at] - kernel[at]) // taps.stride[at] + 1 for at in axes]
     # the stride along an axis with one output says nothing
-    stride = gcd(*(window.stride[at] for at in axes if wanted[at] > 1)) or 1
-    down, across = (window.stride[at] // stride if wanted[at] > 1 else 1 for at in axes)
+    stride = gcd(*(taps.stride[at] for at in axes if wanted[at] > 1)) or 1
+    down, across = (taps.stride[at] // stride if wanted[at] > 1 else 1 for at in axes)
     size = (wanted[0] - 1) * down + 1, (wanted[1] - 1) * across + 1
     for side in range(max(kernel), max(kernel) + 2):
         for padding in range(side):
-            put = padding - window.before[0], padding - window.before[1]
+            put = padding - taps.before[0], padding - taps.before[1]
             inside = all(0 <= put[at] <= side - kernel[at] for at in axes)
             room = [sides[at] + 2 * padding - side for at in axes]
             if inside and min(room) >= 0 and all(room[at] // stride + 1 == size[at] for at in axes):
@@ -68,7 +68,7 @@ def square_form(sides: Sequence[int], window: Window) -> SquareForm:
     return SquareForm(side, stride, 0, (0, 0), size, (down, across), padded)
 
 
-def transposed_form(sides: Sequence[int], size: Sequence[int], kernel: Pair, stride: Pair, padding: Pair) -> Window:
+def transposed_form(sides: Sequence[int], size: Sequence[int], kernel: Pair, stride: Pair, padding: Pair) -> Placement:
     """The convolution of stride 1 that gives all stride[0] * stride[1] phases of a transposed one.
 
     Args:
@@ -80,4 +80,4 @@ def transposed_form(sides: Sequence[int], size: Sequence[int], kernel: Pair, str
     """
     rows, columns = (-(-kernel[at] // stride[at]) for at in range(2))
     below, beside = ((size[at] - 1 + padding[at]) // stride[at] + 1 - sides[at] for at in range(2))
-    return Window((rows, columns), (1, 1), (rows - 1, columns - 1), (below, beside))
+    return Placement((rows, columns), (1, 1), (rows - 1, columns - 1), (below, beside))
