@@ -89,10 +89,10 @@ def write_images(source: Path, to: Path) -> None:
                     place.write_bytes(members.extractfile(member).read())  # pyright: ignore[reportOptionalMemberAccess]
 
 
-def first_training(data: dr.Dataset, seed: int, folder: Path) -> tuple[nn.Module, float]:
+def first_training(data: dr.Dataset, seed: int, base: int, folder: Path) -> tuple[nn.Module, float]:
     """The network with all its ReLUs, and the processor minutes of its training."""
     torch.manual_seed(seed)
-    network = ResNet18(len(data.class_names))
+    network = ResNet18(len(data.class_names), base)
     weights, record = folder / "whole.safetensors", folder / "whole.json"
     if not record.is_file():
         trained = dr.train(network, data, FIRST, seed=seed, folder=folder / "first")
@@ -102,12 +102,12 @@ def first_training(data: dr.Dataset, seed: int, folder: Path) -> tuple[nn.Module
     return network.eval(), json.loads(record.read_text())["cpu_minutes"]
 
 
-def rows(photos: Path, work: Path, seeds: list[int]) -> Iterator[dict[str, object]]:
+def rows(photos: Path, work: Path, seeds: list[int], base: int) -> Iterator[dict[str, object]]:
     """One result for each seed and budget."""
     data = dr.Dataset.from_folder(photos)
     for seed in seeds:
-        folder = work / f"seed{seed}"
-        network, minutes = first_training(data, seed, folder)
+        folder = work / f"m{base}-seed{seed}"
+        network, minutes = first_training(data, seed, base, folder)
         top1 = accuracy(network, data, data.test)
         relus = dr.count(network, data.shape).total.relus
         for share in SHARES:
@@ -116,7 +116,7 @@ def rows(photos: Path, work: Path, seeds: list[int]) -> Iterator[dict[str, objec
             reduced, removal = dr.linearize(network, Taylor(budget), data, seed=seed, folder=folder / str(budget))
             after = accuracy(reduced, data, data.test)
             yield {
-                "network": "resnet18-7x7-maxpool",
+                "network": f"resnet18-7x7-maxpool-m{base}",
                 "classes": len(data.class_names),
                 "train_images": len(data.train),
                 "test_images": len(data.test),
@@ -148,13 +148,14 @@ def main() -> None:
     run.add_argument("photos", type=Path)
     run.add_argument("--work", type=Path, required=True)
     run.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
+    run.add_argument("--base", type=int, default=64, help="channels of the first stage; torchvision's are 64")
     run.add_argument("--out", type=Path, required=True)
     given = parser.parse_args()
     if given.command == "images":
         write_images(given.source, given.out)
         return
     given.out.unlink(missing_ok=True)
-    for row in rows(given.photos, given.work, given.seeds):
+    for row in rows(given.photos, given.work, given.seeds, given.base):
         with given.out.open("a") as results:
             results.write(json.dumps(row) + "\n")
         print(f"seed {row['seed']}: {row['relus']:,} ReLUs, test top-1 {row['top1_test_before']} -> {row['top1_test']}")
