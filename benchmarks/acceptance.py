@@ -96,7 +96,7 @@ def first_training(data: dr.Dataset, seed: int, base: int, folder: Path) -> tupl
     weights, record = folder / "whole.safetensors", folder / "whole.json"
     if not record.is_file():
         trained = dr.train(network, data, FIRST, seed=seed, folder=folder / "first")
-        save_file(network.state_dict(), weights)
+        save_file({name: tensor.contiguous() for name, tensor in network.state_dict().items()}, weights)
         record.write_text(json.dumps({"cpu_minutes": round(trained.seconds / 60, 2)}))
     network.load_state_dict(load_file(weights))
     return network.eval(), json.loads(record.read_text())["cpu_minutes"]
