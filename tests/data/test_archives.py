@@ -111,8 +111,25 @@ def test_missing_data_says_where_it_was_looked_for(name: str, tmp_path: Path):
         Dataset.load(name, tmp_path)
 
 
+def test_digit_sums_are_pairs_of_the_digits_of_a_split():
+    digits, sums = Dataset.load("digits"), Dataset.load("digit-sums")
+    assert [len(split) for split in (sums.train, sums.validation, sums.test)] == [3000, 1000, 2000]
+    assert (sums.shape, len(sums.class_names)) == ((1, 16, 16), 19)
+    known = {
+        image.numpy().tobytes(): int(label)
+        for image, label in zip(digits.test.images[:], digits.test.labels, strict=True)
+    }
+    for image, label in zip(sums.test.images[:50], sums.test.labels[:50], strict=True):
+        found = []
+        for half in (image[:, :, :8], image[:, :, 8:]):
+            windows = (half[:, above : above + 8].contiguous() for above in range(9))
+            found.append(next(known[w.numpy().tobytes()] for w in windows if w.numpy().tobytes() in known))
+        assert sum(found) == label
+    assert torch.equal(sums.train.images[:], Dataset.load("digit-sums").train.images[:])
+
+
 def test_an_unknown_data_set_is_named():
-    with pytest.raises(ValueError, match="unknown data set 'mnist'; known are digits, digits16, cifar10"):
+    with pytest.raises(ValueError, match="unknown data set 'mnist'; known are digits, digit-sums, cifar10"):
         Dataset.load("mnist")
 
 

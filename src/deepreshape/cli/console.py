@@ -51,7 +51,7 @@ DataName = Annotated[
     str,
     typer.Option(
         "--data",
-        help="digits, cifar10, cifar100, cifar100-coarse (20 superclasses), tinyimagenet, folder:PATH (a folder of "
+        help="digits, digit-sums (pairs of them, the class is their sum), cifar10, cifar100, cifar100-coarse (20 superclasses), tinyimagenet, folder:PATH (a folder of "
         "images for each class; folder:PATH:64 crops them to 64x64), or file.py:callable "
         "that gives a deepreshape.Dataset.",
     ),
@@ -151,7 +151,7 @@ def set_threads(threads: int, data: str | None) -> None:
     """Use as many threads; without a number, torch decides, but one for the digits."""
     import torch
 
-    if threads or data in ("digits", "digits16"):
+    if threads or data in ("digits", "digit-sums"):
         torch.set_num_threads(threads or 1)
 
 

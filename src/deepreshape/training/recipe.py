@@ -155,7 +155,9 @@ def set_options(values: Mapping[str, Any], usual: Mapping[str, Any], of: str = "
 
 RECIPES: dict[str, Recipe] = {
     "digits": Recipe(epochs=10, batch=64, lr=0.1, crop=1, flip=False, precision="float32"),
-    "digits16": Recipe(epochs=10, batch=64, lr=0.1, crop=2, flip=False, precision="float32"),
+    "digit-sums": Recipe(
+        epochs=10, batch=64, optimizer="muon", lr=0.05, lr_other=0.2, crop=1, flip=False, precision="float32"
+    ),
     "cifar10": Recipe(epochs=20),
     "cifar100": Recipe(epochs=20),
     "cifar100-coarse": Recipe(epochs=20),
