@@ -330,7 +330,7 @@ def tuning_recipe(model: nn.Module, data: Dataset) -> Recipe:
 
     One that was trained elsewhere, whose recipe nobody knows, takes smaller steps, as the usual peak rate is for fresh
     weights; no smoothing, as what teaches it is the network itself; and batches so small that an epoch has some fifty
-    steps. ``docs/linearize.md`` has what each of these gives; frozen batch norms gave less.
+    steps. ``docs/removal.md`` has what each of these gives; frozen batch norms gave less.
     """
     usual = recipe_of(data.name)
     if isinstance(getattr(model, "architecture", None), Staged):
