@@ -52,8 +52,8 @@ DataName = Annotated[
     typer.Option(
         "--data",
         help="digits, digit-sums (pairs of them, the class is their sum), cifar10, cifar100, cifar100-coarse "
-        "(20 superclasses), tinyimagenet, folder:PATH (a folder of images for each class; folder:PATH:64 crops them to 64x64), or file.py:callable "
-        "that gives a deepreshape.Dataset.",
+        "(20 superclasses), tinyimagenet, folder:PATH (a folder of images for each class; folder:PATH:64 crops them to "
+        "64x64), or file.py:callable that gives a deepreshape.Dataset.",
     ),
 ]
 SavedDataName = Annotated[
