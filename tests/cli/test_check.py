@@ -29,9 +29,9 @@ def three():
     return Three()
 
 def nan():
-    made = net()
-    made[0].weight.data[0] = float("nan")
-    return made
+    broken = net()
+    broken[0].weight.data[0] = float("nan")
+    return broken
 """
 
 
@@ -42,11 +42,11 @@ def there(tmp_path: Path) -> Path:
 
 
 def test_a_network_that_runs_has_counts_and_prices(there: Path):
-    found = answer("check", "mine.py:net", "--input", "3x64x64", cwd=there)
-    assert (found["runs_privately"], found["problems"], found["input"]) == (True, [], [3, 64, 64])
-    assert (found["relus"], found["macs"]) == (4 * 64 * 64, 4 * 27 * 64 * 64 + 40960)
-    assert [price["link"] for price in found["prices"]] == ["lan", "wan"]
-    assert 0 < found["prices"][0]["seconds"] < found["prices"][1]["seconds"]
+    answered = answer("check", "mine.py:net", "--input", "3x64x64", cwd=there)
+    assert (answered["runs_privately"], answered["problems"], answered["input"]) == (True, [], [3, 64, 64])
+    assert (answered["relus"], answered["macs"]) == (4 * 64 * 64, 4 * 27 * 64 * 64 + 40960)
+    assert [price["link"] for price in answered["prices"]] == ["lan", "wan"]
+    assert 0 < answered["prices"][0]["seconds"] < answered["prices"][1]["seconds"]
     printed = call("check", "mine.py:net", "--input", "3x64x64", "--link", "lan", cwd=there)
     assert printed.code == 0
     assert "mine.py:net, input 3x64x64, runs privately" in printed.out
@@ -56,14 +56,14 @@ def test_a_network_that_runs_has_counts_and_prices(there: Path):
 def test_every_problem_is_listed_with_its_layer_and_the_exit_code_is_2(there: Path):
     done = call("check", "mine.py:three", "--json", cwd=there)
     assert done.code == 2
-    found = json.loads(done.out)
-    assert found["runs_privately"] is False
-    assert [problem["layer"] for problem in found["problems"][:2]] == ["norm", "act"]
+    answered = json.loads(done.out)
+    assert answered["runs_privately"] is False
+    assert [problem["layer"] for problem in answered["problems"][:2]] == ["norm", "act"]
     assert {"norm", "gelu", "sigmoid"} <= {
-        word for problem in found["problems"] for word in problem["operator"].split("_")
+        word for problem in answered["problems"] for word in problem["operator"].split("_")
     }
-    assert "substitute --activation relu" in found["problems"][1]["instead"]
-    assert found["prices"] == []
+    assert "substitute --activation relu" in answered["problems"][1]["instead"]
+    assert answered["prices"] == []
     printed = call("check", "mine.py:three", cwd=there)
     assert printed.code == 2
     assert "does not run privately as it is:" in printed.out
@@ -71,11 +71,11 @@ def test_every_problem_is_listed_with_its_layer_and_the_exit_code_is_2(there: Pa
 
 def test_lower_refuses_with_the_same_words(there: Path):
     np.save(there / "x.npy", np.ones((4, 3, 32, 32)))
-    found = json.loads(call("check", "mine.py:three", "--json", cwd=there).out)["problems"]
+    answered = json.loads(call("check", "mine.py:three", "--json", cwd=there).out)["problems"]
     refused = call("private", "lower", "mine.py:three", "--samples", "x.npy", "--out", "p", cwd=there)
     assert refused.code == 2
-    assert len(found) > 2
-    assert all(f"{problem['layer']}: {problem['reason']}" in refused.err for problem in found)
+    assert len(answered) > 2
+    assert all(f"{problem['layer']}: {problem['reason']}" in refused.err for problem in answered)
     assert not (there / "p").exists()
 
 

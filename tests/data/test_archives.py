@@ -120,11 +120,11 @@ def test_digit_sums_are_pairs_of_the_digits_of_a_split():
         for image, label in zip(digits.test.images[:], digits.test.labels, strict=True)
     }
     for image, label in zip(sums.test.images[:50], sums.test.labels[:50], strict=True):
-        found = []
+        values = []
         for half in (image[:, :, :8], image[:, :, 8:]):
             windows = (half[:, above : above + 8].contiguous() for above in range(9))
-            found.append(next(known[w.numpy().tobytes()] for w in windows if w.numpy().tobytes() in known))
-        assert sum(found) == label
+            values.append(next(known[w.numpy().tobytes()] for w in windows if w.numpy().tobytes() in known))
+        assert sum(values) == label
     assert torch.equal(sums.train.images[:], Dataset.load("digit-sums").train.images[:])
 
 

@@ -105,24 +105,24 @@ def check(
     from deepreshape.private.program.lower import problems
 
     network, _ = shown_network(model, read_shape(input) if input else None, classes, data, data_dir)
-    found = problems(network.built(), network.shape)
+    obstacles = problems(network.built(), network.shape)
     counted = None
-    with suppress(ValueError if found else ()):  # what does not run at all is a problem that was found
+    with suppress(ValueError if obstacles else ()):  # what does not run at all is a problem that was found
         counted = count_model(network.module, network.shape)
-    prices = _prices(counted, link.split(",")) if counted and not found else []
+    prices = _prices(counted, link.split(",")) if counted and not obstacles else []
     if as_json:
         print_json(
             {
-                "runs_privately": not found,
-                "problems": [asdict(problem) for problem in found],
+                "runs_privately": not obstacles,
+                "problems": [asdict(problem) for problem in obstacles],
                 "input": list(network.shape),
                 "prices": prices,
                 **(_count_values(counted) if counted else {}),
             }
         )
     else:
-        _print_check(model, network.shape, found, counted, prices)
-    if found:
+        _print_check(model, network.shape, obstacles, counted, prices)
+    if obstacles:
         raise typer.Exit(2)
 
 
@@ -266,12 +266,16 @@ def _prices(counted: Count, links: list[str]) -> list[dict[str, Any]]:
 
 
 def _print_check(
-    model: str, shape: tuple[int, ...], found: Sequence[Problem], counted: Count | None, prices: list[dict[str, Any]]
+    model: str,
+    shape: tuple[int, ...],
+    obstacles: Sequence[Problem],
+    counted: Count | None,
+    prices: list[dict[str, Any]],
 ) -> None:
     name = f"{model}, input {'x'.join(map(str, shape))}"
-    if found:
+    if obstacles:
         out.print(f"{name}, does not run privately as it is:", highlight=False)
-        for problem in found:
+        for problem in obstacles:
             out.print(f"  {problem}", highlight=False, markup=False)
     else:
         out.print(f"{name}, runs privately", highlight=False)
