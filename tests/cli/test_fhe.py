@@ -78,6 +78,33 @@ def test_local_reports_what_the_issue_fixes(folder: Path):
     assert "to upload once" in " ".join(said.err.split())
 
 
+def test_cost_says_before_what_local_counts_after(folder: Path):
+    net = ("mine.py:net", "--input", "1x8x8", "--protocol", "fhe")
+    priced = answer("cost", *net, "--link", "wan,loopback", cwd=folder)
+    count = str(priced["images_a_ciphertext"])
+    ran = answer("private", "fhe", "local", "--model", "mine.py:net", *SAMPLES, "--images", count, cwd=folder)
+    for name in ("levels", "degree", "squares", "rotations", "products", "images_a_ciphertext", "bytes"):
+        assert priced[name] == ran[name]
+    assert 0 < priced["seconds"]["kept"] < priced["seconds"]["first"]
+    assert priced["links"]["wan"]["keys"] > priced["links"]["loopback"]["keys"] == 0
+    said = call("cost", *net, cwd=folder)
+    assert "no statistical protection" in " ".join(said.out.split())
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        ("resnet18-m4-herpn", "17 squares in a row .* too deep"),
+        ("resnet20-phi1.1.1", "stem.act: a ReLU .* herpn --budget 0"),
+        ("stch-2x-phi1.1-herpn --slots", "--slots is not for fhe"),
+    ],
+)
+def test_what_has_no_price_under_ckks_is_one_line(words: str, line: str):
+    done = call("cost", *words.split(), "--protocol", "fhe")
+    assert done.code == 2
+    assert re.search(line, " ".join(done.err.split()))
+
+
 @pytest.fixture
 def port(folder: Path) -> Iterator[int]:
     """Of a server on a free port."""
@@ -124,9 +151,9 @@ def test_client_and_server(folder: Path, port: int):
             "local --model mine.py:deep --samples x.npy",
             r"13 squares in a row .* too deep .* where 11 fit",
         ),
-        ("local --model mine.py:pooled --samples x.npy", "max.pool"),
+        ("local --model mine.py:pooled --samples x.npy", "average pools of max pools|max_pool"),
         ("local --model mine.py:large --samples x.npy", "outputs reach .* scale the last layer"),
-        ("local --model zoo:digits", "ReLUs"),
+        ("local --model zoo:digits", "a ReLU is not"),
         ("keygen --circuit public/client.json --out me.key", "me.key: exists and is not overwritten"),
         ("keygen --circuit mine.py --out new.key", "not what `private fhe lower` makes for clients"),
         (

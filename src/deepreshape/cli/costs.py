@@ -24,6 +24,7 @@ from deepreshape.cli.console import (
     stoppable,
     thousands,
 )
+from deepreshape.cli.fhe import price_of, print_price
 
 if TYPE_CHECKING:
     from deepreshape.cli.models import Network
@@ -40,7 +41,7 @@ Protocol = Annotated[
     str,
     typer.Option(
         help="How ReLUs are computed: gc-full, gc-sign, gc-stochastic:drop=12 or ot (our runtime; squares need no "
-        "word), or a published system such as server-garbler; several by commas."
+        "word), or a published system such as server-garbler; several by commas. Or fhe: squares under CKKS alone."
     ),
 ]
 Links = Annotated[
@@ -104,6 +105,15 @@ def cost(
     from deepreshape.cli.models import shown_network
     from deepreshape.report.bars import bars
 
+    if protocol == "fhe":
+        others = {"--garbler": garbler, "--slots": slots, "--workers": workers, "--profile": profile, "--plot": plot}
+        others |= {"--arrivals": arrivals, "--storage": storage}
+        for option in (option for option, given in others.items() if given):
+            raise ValueError(f"{option} is not for fhe, which is priced by counts and one model of the library's times")
+        network, _ = shown_network(model, read_shape(input) if input else None, classes, data, data_dir)
+        report = {"network": model, **price_of(network, link)}
+        print_json(report) if as_json else print_price(report)
+        return
     terms = read_terms(protocol, link, garbler, slots, workers, profile)
     if plot:
         new_file(plot)

@@ -35,10 +35,12 @@ if TYPE_CHECKING:
     from deepreshape.engines.ckks.circuit import LeveledCircuit
     from deepreshape.private.transport.tls import Endpoint
 
-__all__ = ["app"]
+__all__ = ["app", "price_of", "print_price"]
 
 PRECISION = 1e-3
 """Error, of the range of a network's outputs, beyond which an answer does not count as the network's."""
+FULL = 1 << 14
+"""More images than a ciphertext holds."""
 UNPROTECTED = (
     "the server's weights have no statistical protection here: an answer's noise depends on them; a client must not "
     "hand on what it decrypted"
@@ -298,6 +300,52 @@ def local(
         highlight=False,
     )
     _print_ranges(ranges)
+    out.print(UNPROTECTED, highlight=False)
+
+
+def price_of(network: Network, links: str | None) -> dict[str, Any]:
+    """What ``cost --protocol fhe`` reports of a network, of as many images in a ciphertext as fit.
+
+    Raises:
+        ValueError: if it does not fit under CKKS; says what would.
+    """
+    from deepreshape.cost import read_link
+    from deepreshape.engines.ckks.price import price_circuit
+
+    circuit = _compiled(network, FULL)
+    price = price_circuit(circuit)
+    at = {name: read_link(name) for name in (links or "loopback").split(",")}
+    return {
+        "protocol": "fhe",
+        **_takes(circuit),
+        "keys": len(circuit.public.key_names),
+        "bytes": {"keys": price.keys, "up": price.up, "down": price.down},
+        "seconds": {"keys": price.setup_seconds, "first": price.seconds, "kept": price.seconds_kept},
+        "memory": {"keys": price.memory, "kept": price.kept_memory},
+        "links": {
+            name: {"keys": link.seconds(price.keys, 0), "query": link.seconds(price.up, price.down, 1)}
+            for name, link in at.items()
+        },
+    }
+
+
+def print_price(report: dict[str, Any]) -> None:
+    """For people."""
+    sizes, seconds, memory = report["bytes"], report["seconds"], report["memory"]
+    table = new_table("", "seconds of a core", "MB sent")
+    table.add_row(f"{report['keys']} evaluation keys, once", f"{seconds['keys']:,.1f}", f"{sizes['keys'] / 1e6:,.0f}")
+    query = f"{sizes['up'] / 1e6:,.2f} up, {sizes['down'] / 1e6:,.2f} down"
+    table.add_row(f"a ciphertext of {report['images_a_ciphertext']} images", f"{seconds['first']:,.1f}", query)
+    table.add_row("the same with weights kept encoded", f"{seconds['kept']:,.1f}", query)
+    out.print(table)
+    out.print(
+        f"{report['levels']} levels, N = {report['degree']:,}, {report['rotations']} rotations, {report['products']:,} "
+        f"products, {report['squares']} layers of squares; the server holds {memory['keys'] / 1e9:,.2f} GB of keys a "
+        f"client at work, and {memory['kept'] / 1e9:,.2f} GB of weights if they are kept",
+        highlight=False,
+    )
+    for name, link in report["links"].items():
+        out.print(f"link {name}: keys {link['keys']:,.1f} s once, a query {link['query']:,.2f} s more", highlight=False)
     out.print(UNPROTECTED, highlight=False)
 
 

@@ -229,6 +229,7 @@ def compiled(layers: Sequence[Layer], shape: tuple[int, int, int], images: int =
         ProgramError: if a layer is none that this engine computes, naming it.
         ValueError: if the network is too deep or too large for any parameters.
     """
+    _see_depth(layers)
     builder = _Builder(Counter(name for layer in layers for name in layer.inputs))
     layout = SlotLayout.of(*shape)
     count = prod(shape)
@@ -241,6 +242,16 @@ def compiled(layers: Sequence[Layer], shape: tuple[int, int, int], images: int =
         raise ProgramError(f"{last}: the answer of a network under CKKS comes from a linear layer")
     builder.value(last, rest=True)
     return _placed(builder, last, layout, images)
+
+
+def _see_depth(layers: Sequence[Layer]) -> None:
+    """Refuse a network that is too deep before its matrices are laid out, which takes gigabytes of large ones."""
+    squares = {INPUT: 0}
+    for layer in layers:
+        squares[layer.name] = max(squares[name] for name in layer.inputs) + isinstance(layer, Quadratic)
+    deepest = squares[layers[-1].name]
+    if deepest:
+        choose_modulus(2 * deepest + 1, deepest, 1)
 
 
 def _form(builder: _Builder, layer: Layer) -> _Form:
@@ -291,16 +302,12 @@ def _form(builder: _Builder, layer: Layer) -> _Form:
             return _Form(parts, bias, forms[0].shape, forms[0].layout)
         case Quadratic():
             return _squared(builder, layer)
-        case Rectify():
-            raise ProgramError(
-                f"{layer.name}: ReLUs, and max pools, which are made of them, are not computed under CKKS, which knows "
-                "linear layers and squares; `deepreshape linearize MODEL --method herpn --budget 0` makes squares of "
-                "ReLUs, an -avg name or `substitute` average pools"
-            )
         case _:
+            what = "a ReLU" if isinstance(layer, Rectify) else f"a {type(layer).__name__}"
             raise ProgramError(
-                f"{layer.name}: a {type(layer).__name__} is not computed under CKKS, which knows linear layers and "
-                "squares"
+                f"{layer.name}: {what} is not computed under CKKS, which knows linear layers and squares; `deepreshape "
+                "linearize MODEL --method herpn --budget 0` makes squares of ReLUs, and `substitute`, or an -avg name, "
+                "average pools of max pools"
             )
 
 
