@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from deepreshape.cli.models import Inputs, Network
     from deepreshape.private.parties.plan import Plan
     from deepreshape.private.parties.sessions import InferenceClient
+    from deepreshape.private.program.headroom import Headroom
     from deepreshape.private.program.program import Program
     from deepreshape.private.program.quantize import Lowered
     from deepreshape.private.program.relu_config import ReluConfig
@@ -75,6 +76,8 @@ RowOption = Annotated[str | None, typer.Option("--row", help=ROW, show_default=F
 MAX_LOSS = 0.2
 COMPARED = 8
 """Inputs on which `lower` compares the program with the network."""
+LOOKED = 256
+"""Validation inputs on which `lower` looks at the limits of squares."""
 
 
 @dataclass(frozen=True)
@@ -332,6 +335,7 @@ def lower(
     from deepreshape.cli.models import compare
     from deepreshape.private.program import interpret as plain
     from deepreshape.private.program.encoding import digest
+    from deepreshape.private.program.headroom import square_headroom
     from deepreshape.private.program.ops import Relu
     from deepreshape.private.program.relu_config import ReluConfig
     from deepreshape.private.service.bundle import CLIENT_PROGRAM, FACTS, SERVER_PROGRAM, Bundle, Facts, read_facts
@@ -353,9 +357,12 @@ def lower(
         write_gates(network.fitted, to)
     known = inputs.labels is not None
     windows = {op.name: [op.low, op.high] for op in program.ops if isinstance(op, Relu)}
+    looked = inputs.validation[:LOOKED] if len(inputs.validation) else tried
+    near = square_headroom(program, program.encode(looked)) if program.squares else {}
     if as_json:
         report = {"folder": str(to), "digest": digest(program), "relus": program.relus, "windows": windows}
         report["beside_float"] = beside
+        report["headroom"] = {name: asdict(room) for name, room in near.items()}
         if calibrated:
             kept = {"top1_exact": calibrated.exact, "top1_calibrated": calibrated.found}
             report |= {"images": len(inputs.validation)} | (kept if known else {"same_class_percent": calibrated.found})
@@ -363,6 +370,8 @@ def lower(
     else:
         out.print(f"{lowered}", highlight=False)
         _print_comparison(beside)
+        if near:
+            _print_headroom(near, len(looked))
         bits = [high - low for low, high in windows.values()]
         out.print(f"sign tests need {min(bits, default=0)} to {max(bits, default=0)} bits", highlight=False)
         if calibrated:
@@ -533,6 +542,15 @@ def network_and_inputs(
         see_outputs(network, dataset, model)
     inputs = find_inputs(network, given, data_dir, count, dataset)
     return network, inputs
+
+
+def _print_headroom(near: dict[str, Headroom], count: int) -> None:
+    name, room = max(near.items(), key=lambda pair: (pair[1].share, pair[1].largest / pair[1].limit))
+    out.print(
+        f"squares: {room.share:.1%} of {count} validation inputs come above half of the limit of {name}, the nearest "
+        f"({room.largest:.3g} of {room.limit:.3g}); beyond a limit an answer is wrong and neither party sees it",
+        highlight=False,
+    )
 
 
 def _print_comparison(beside: dict[str, Any]) -> None:
