@@ -57,7 +57,7 @@ class Herpn(Method):
             network.eval()(task.data.normalize(task.data.train.images[:IMAGES].to(device)))
         shape: Any = getattr(network, "architecture", None)
         if isinstance(shape, Staged):
-            network.architecture = replace(shape, activation="herpn")  # pyright: ignore[reportAttributeAccessIssue]
+            network.architecture = replace(shape, activation="herpn")  # pyright: ignore[reportArgumentType]
             network.__dict__.pop("manifest", None)  # it says what the network was before
         return Reduced(network)
 

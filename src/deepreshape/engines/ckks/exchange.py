@@ -7,7 +7,7 @@ pair of sockets on one machine (:mod:`.local`) and inside a TLS session (:mod:`.
 from __future__ import annotations
 
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from typing import Protocol
 
@@ -19,6 +19,7 @@ from deepreshape.engines.ckks.evaluate import EncodedCircuit
 from deepreshape.engines.ckks.public import PublicCircuit
 from deepreshape.engines.ckks.scheme import CkksEvaluator, Holder, Scheme
 from deepreshape.private.errors import ProtocolError
+from deepreshape.private.parties.sessions import Work
 from deepreshape.private.transport.channel import Frame, Payload
 
 __all__ = ["KeysHeld", "Line", "NoKeys", "Requester", "answer_requests", "upload_bytes"]
@@ -68,7 +69,7 @@ class Requester:
 
     def __init__(self, line: Line, public: PublicCircuit, holder: Holder) -> None:
         self.line, self.public, self.holder = line, public, holder
-        self.cpu: Counter[str] = Counter()
+        self.cpu: defaultdict[str, float] = defaultdict(float)
         self.sent: Counter[str] = Counter({"keys": 0, "up": 0, "down": 0})
 
     def upload(self, progress: Callable[[int, int], object] | None = None) -> None:
@@ -117,7 +118,7 @@ class Requester:
 
 
 def answer_requests(
-    line: Line, model: EncodedCircuit, keys: KeysHeld, count: int, admit: Callable[[str], object] | None = None
+    line: Line, model: EncodedCircuit, keys: KeysHeld, count: int, admit: Callable[[Work], object] | None = None
 ) -> None:
     """The server's side: take the keys that are missing, and answer ``count`` ciphertexts.
 

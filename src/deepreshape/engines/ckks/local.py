@@ -22,7 +22,7 @@ from deepreshape.engines.ckks.circuit import LeveledCircuit
 from deepreshape.engines.ckks.evaluate import EncodedCircuit
 from deepreshape.engines.ckks.exchange import NoKeys, Requester, answer_requests
 from deepreshape.engines.ckks.scheme import Cipher, CkksEvaluator, Holder, Scheme
-from deepreshape.private.transport.channel import Frame, Payload
+from deepreshape.private.transport.channel import Frame, Payload, as_bytes
 
 __all__ = ["DecryptedOutputs", "run_encrypted"]
 
@@ -136,7 +136,7 @@ class _Line:
         self._end = end
 
     def send(self, kind: Frame, payload: Payload) -> None:
-        self._end.sendall(payload)
+        self._end.sendall(as_bytes(payload))
 
     def receive(self, kind: Frame, nbytes: int) -> memoryview:
         view = memoryview(bytearray(nbytes))

@@ -59,7 +59,7 @@ def read_client(path: Path) -> tuple[PublicCircuit, Facts]:
     """
     try:
         values: Any = read_json(path, FILE_BYTES)
-        if not isinstance(values, dict) or set(values) != {"circuit", "facts"}:
+        if sorted(values) != ["circuit", "facts"]:
             raise ValueError("it has not the fields circuit and facts")
         public = PublicCircuit.from_dict(values["circuit"])
         return public, facts_of(values["facts"], public.input[0], prod(public.shape))

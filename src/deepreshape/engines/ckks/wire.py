@@ -112,7 +112,8 @@ def key(scheme: Scheme, name: str, saved: bytes) -> bytes:
     content, (before, after) = memoryview(content_of(saved)), _around(scheme, name)
     head = _key_head(scheme)
     size = len(head) + 8 * scheme.parameters.degree * len(scheme.all_primes) + len(GENERATOR) + SEED_BYTES
-    if not (content[: len(before)] == before and content[len(before) + len(scheme.primes) * size :] == after):
+    end = len(before) + len(scheme.primes) * size
+    if bytes(content[: len(before)]) != before or bytes(content[end:]) != after:
         raise RuntimeError(wrong_library("a key of an unknown layout"))
     at = range(len(before), len(content) - len(after), size)
     return b"".join(_first_half(scheme, content[start : start + size], head, scheme.all_primes) for start in at)
@@ -171,7 +172,7 @@ def _first_half(scheme: Scheme, content: Buffer, head: bytes, primes: Sequence[i
     """Packed residues and the seed of a saved ciphertext; everything around them must be what we would write."""
     words, view = scheme.parameters.degree * len(primes), memoryview(content)
     end = len(head) + 8 * words
-    if view[: len(head)] != head or view[end:-SEED_BYTES] != GENERATOR:
+    if bytes(view[: len(head)]) != head or bytes(view[end:-SEED_BYTES]) != GENERATOR:
         raise RuntimeError(wrong_library("a seeded ciphertext of an unknown layout"))
     rows = np.frombuffer(view, np.uint64, words, len(head)).reshape(len(primes), -1)
     packed = pack((row, prime.bit_length()) for row, prime in zip(rows, primes, strict=True))
