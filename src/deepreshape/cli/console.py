@@ -91,7 +91,7 @@ PANELS = {
     "Data": "data data_dir images row samples subsample target test_share",
     "Training": "epochs gates keep lam reduced_epochs seed seeds settings threads tol views",
     "Removal": "budget budgets granularity method methods price",
-    "Search": "evidence max_bytes max_seconds train trials",
+    "Search": "evidence iterations like max_bytes max_minutes max_seconds resource train trials",
     "Protocol": "cot garbler max_loss protocol relu slots workers",
     "Link and machines": "arrivals link profile storage",
     "Parties": "count host keys name pin port program store",

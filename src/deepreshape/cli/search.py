@@ -1,9 +1,9 @@
-"""The command that designs under a cost: search."""
+"""The commands that design under a cost: search, adjust."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,10 +15,13 @@ from deepreshape.cli.console import (
     DataName,
     Json,
     Settings,
+    into,
     new_table,
     out,
     print_json,
+    progress_bar,
     read_data,
+    read_pairs,
     read_recipe,
     read_shape,
     run_experiment,
@@ -26,10 +29,12 @@ from deepreshape.cli.console import (
     thousands,
 )
 from deepreshape.cli.costs import Garbler, Links, ProfileFile, Protocol, read_protocols, read_terms
+from deepreshape.cost import LinearLayer
 
 if TYPE_CHECKING:
     from deepreshape.data import Dataset
     from deepreshape.design.search import Candidate, Space
+    from deepreshape.models import ResNet
     from deepreshape.training import Recipe
     from deepreshape.training.runs import Result
 
@@ -154,3 +159,123 @@ def _train_best(best: list[Candidate], data: Dataset, recipe: Recipe, to: Path) 
     from deepreshape.experiments.designs import Designs
 
     return run_experiment(Designs(data.name, tuple((each.network, each.plan) for each in best), recipe), data, to)
+
+
+@app.command()
+def adjust(
+    network: Annotated[str, typer.Argument(help="A ResNet's name, or a saved one's folder, whose widths are changed.")],
+    to: Annotated[Path, typer.Option("--out", help="Folder for its steps; an adjustment that was cut there goes on.")],
+    data: DataName = "digits",
+    data_dir: DataDir = None,
+    resource: Annotated[str, typer.Option(help="What is kept: macs, params, relus, seconds or bytes.")] = "macs",
+    link: Links = None,
+    protocol: Protocol = "gc-full",
+    iterations: Annotated[int, typer.Option(min=1, help="How often widths are changed.")] = 5,
+    max_minutes: Annotated[
+        float | None, typer.Option(min=0, help="No iteration begins later than this.", show_default=False)
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of everything random.")] = 0,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            help="A setting of the adjustment (gain, moves, rate, repeats, floor ...) or of each training's recipe.",
+            show_default=False,
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Move channels between a network's layers by measurement, at the same cost (Network Adjustment)."""
+    from dataclasses import fields
+
+    from deepreshape.counting import count
+    from deepreshape.design.adjust import Adjustment, layer_paths, layer_widths
+    from deepreshape.design.adjust import adjust as adjust_widths
+    from deepreshape.experiments.adjusting import measure_by_training
+    from deepreshape.models import architecture, build
+    from deepreshape.report.widths import picture_of_widths
+    from deepreshape.training import recipe_of, with_values
+
+    dataset = read_data(data, data_dir)
+    start = _adjustable(network, dataset)
+    pairs = read_pairs(settings, "--set")
+    known = {field.name for field in fields(Adjustment)}
+    chosen = with_values(Adjustment(iterations), {name: pairs.pop(name) for name in known & set(pairs)})
+    recipe = recipe_of(data).with_values(pairs)
+    (to / "run").mkdir(parents=True, exist_ok=True)
+    with progress_bar() as bar:
+        task = bar.add_task("iteration 0", total=None)
+        measure = measure_by_training(
+            dataset, recipe, rate=chosen.rate, seed=seed, folder=to / "run", progress=into(bar, task)
+        )
+        steps = stoppable(
+            lambda: adjust_widths(
+                start,
+                measure,
+                _resource(resource, protocol, link),
+                chosen,
+                folder=to,
+                max_seconds=60 * max_minutes if max_minutes is not None else math.inf,
+                report=lambda step: bar.update(task, description=f"iteration {step.iteration + 1}"),
+            )
+        )
+    networks = [architecture(step.network, dataset.shape, len(dataset.class_names)) for step in steps]
+    totals = [count(build(each, "meta"), dataset.shape).total for each in networks]
+    (to / "widths.svg").write_text(picture_of_widths(layer_paths(start), [layer_widths(each) for each in networks]))
+    rows = [
+        {**asdict(step), "macs": total.macs, "relus": total.relus} for step, total in zip(steps, totals, strict=True)
+    ]
+    if as_json:
+        print_json({"steps": rows, "resource": resource})
+        return
+    table = new_table("iteration", resource, "M MACs", "ReLUs", "validation loss", "most used", "least used")
+    for step, total in zip(steps, totals, strict=True):
+        order = sorted(step.utilisation, key=lambda path: -step.utilisation[path])
+        ends = [f"{path} {step.utilisation[path]:+.3f}" for path in (order[:1] + order[-1:])] if order else ["", ""]
+        numbers = f"{step.resource:,.4g}", f"{total.macs / 1e6:,.2f}", thousands(total.relus), f"{step.loss:.3f}"
+        table.add_row(str(step.iteration), *numbers, *ends)
+    out.print(table)
+    if flat := steps[0].flat:
+        out.print(f"flat, where a channel more costs no {resource}: {', '.join(flat)}", highlight=False)
+    out.print(f"widths over iterations: {to / 'widths.svg'}; to train the last:", highlight=False)
+    out.print(f"deepreshape train {steps[-1].network} --data {data} --out ...", highlight=False, soft_wrap=True)
+
+
+def _adjustable(network: str, data: Dataset) -> ResNet:
+    from deepreshape.cli.models import find_network
+    from deepreshape.models import ResNet, architecture
+
+    manifest = find_network(network).manifest
+    start = manifest.architecture if manifest else architecture(network, data.shape, len(data.class_names))
+    if not isinstance(start, ResNet):
+        raise ValueError(f"{network} is no ResNet, the only networks here that have widths by layer")
+    if start.input != data.shape or start.relus != start.unreduced.relus:
+        raise ValueError(f"{network} has fewer ReLUs than its layers or takes other images than {data.name}'s")
+    return start
+
+
+def _resource(name: str, protocol: str, link: str | None):
+    """The function of an architecture that ``--resource`` names."""
+    from deepreshape.counting import count
+    from deepreshape.models import build
+    from deepreshape.pricing.quote import quote_layers
+
+    if name in ("seconds", "bytes"):
+        terms, *more = read_terms(protocol, link, None, False, None, None)
+        if more:
+            raise ValueError(f"a resource is under one protocol and over one link, not {protocol} and {link}")
+
+        def priced(network: ResNet) -> float:
+            quote = quote_layers(network.layers(), terms)
+            return quote.seconds if name == "seconds" else float(quote.report.bytes)
+
+        return priced
+    if link or protocol != "gc-full":
+        raise ValueError(f"--resource {name} is not priced; --link and --protocol go with seconds and bytes")
+    if name == "relus":
+        return lambda network: float(network.relus)
+    if name == "macs":
+        return lambda network: float(sum(layer.macs for layer in network.layers() if isinstance(layer, LinearLayer)))
+    if name == "params":
+        return lambda network: float(count(build(network, "meta"), network.input).total.params)
+    raise ValueError(f"unknown resource {name!r}; known are macs, params, relus, seconds and bytes")

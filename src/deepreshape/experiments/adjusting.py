@@ -1,0 +1,105 @@
+"""What Network Adjustment asks of training: networks trained under channel dropout, and their validation loss."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from deepreshape.data import Dataset
+from deepreshape.design.adjust import Measure, layer_paths
+from deepreshape.models import ResNet, build
+from deepreshape.nn.channel_dropout import channel_dropout
+from deepreshape.training import Progress, Recipe, TrainingRun
+
+__all__ = ["measure_by_training"]
+
+EVAL_BATCH = 1000
+
+
+class _Growing:
+    """The hook of a training: a dropout rate that grows with the epochs and with the depth of the layer."""
+
+    gate_lr = 0.0
+
+    def __init__(self, paths: tuple[str, ...], rate: float, seed: int) -> None:
+        self.most = {path: rate * place / max(1, len(paths) - 1) for place, path in enumerate(paths)}
+        self.rates = dict.fromkeys(paths, 0.0)
+        self.generator, self.seed = torch.Generator(), seed
+
+    def gates(self) -> list[nn.Parameter]:
+        """None."""
+        return []
+
+    def before(self, step: int, steps: int) -> None:
+        """Noise follows from the number of the step, so that a run that was cut sees the same."""
+        self.generator.manual_seed((step + 1_000_003 * self.seed + 31) % 2**32)
+        self.rates.update((path, most * step / steps) for path, most in self.most.items())
+
+    def penalty(self) -> Tensor | None:
+        """Nothing."""
+
+    def after(self, step: int, steps: int, batch: Tensor, labels: Tensor) -> None:
+        """No noise where the network is judged."""
+        self.rates.update(dict.fromkeys(self.rates, 0.0))
+
+    def over(self) -> bool:
+        """Never before its time."""
+        return False
+
+
+def measure_by_training(
+    data: Dataset,
+    recipe: Recipe,
+    *,
+    rate: float,
+    seed: int = 0,
+    folder: Path | None = None,
+    progress: Callable[[Progress], None] | None = None,
+) -> Measure:
+    """How :func:`~deepreshape.design.adjust.adjust` measures an architecture: by training it from fresh weights.
+
+    Args:
+        data: its test split is not touched.
+        recipe: of each training; its validation split is held out.
+        rate: of channel dropout in training, at its end and in the last layer; it grows to that with both.
+        seed: of weights, training and noise.
+        folder: for checkpoints; a training that was cut there goes on.
+        progress: called after every step.
+
+    Raises:
+        ValueError: if the recipe trains on the validation split, whose loss decides.
+    """
+    if not recipe.holdout or not len(data.validation):
+        raise ValueError("widths are chosen by the validation loss: leave holdout on, and data with a validation split")
+
+    def measure(architecture: ResNet, iteration: int) -> tuple[float, Callable[[Mapping[str, float], int], float]]:
+        model = build(architecture, seed=seed)
+        growing = _Growing(layer_paths(architecture), rate, seed)
+        with channel_dropout(model, growing.rates, growing.generator):
+            run = TrainingRun(model, data, recipe, seed=seed, hook=growing)
+            run.complete(folder / f"iteration-{iteration}" if folder else None, progress)
+
+        def dropped(rates: Mapping[str, float], repeat: int) -> float:
+            generator = torch.Generator().manual_seed(7919 * seed + repeat)
+            with channel_dropout(model, rates, generator):
+                return validation_loss(model, data)
+
+        return validation_loss(model, data), dropped
+
+    return measure
+
+
+@torch.no_grad()
+def validation_loss(model: nn.Module, data: Dataset) -> float:
+    """Mean cross entropy on the validation split, in evaluation mode."""
+    model.eval()
+    device = next(model.parameters()).device
+    total = 0.0
+    for images, labels in data.validation.batches(EVAL_BATCH):
+        logits = model(data.normalize(images.to(device))).float()
+        total += float(cross_entropy(logits, labels.to(device), reduction="sum"))
+    return total / len(data.validation)
