@@ -60,7 +60,7 @@ app.add_typer(cells.app, name="cells")
 app.add_typer(convex.app, name="convex")
 private.app.add_typer(fhe.app, name="fhe")
 app.add_typer(private.app, name="private")
-for group in (app, convex.app, private.app, fhe.app):
+for group in (app, cells.app, convex.app, private.app, fhe.app):
     for command in group.registered_commands:
         command.cls = PanelCommand
 
