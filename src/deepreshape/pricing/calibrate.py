@@ -242,7 +242,7 @@ def _line(name: str, other: str, *points: tuple[int, int, float]) -> Units:
 
 def _relu(protocol: GarbledRelu, layer: GarbledLayer, transfers: Units) -> tuple[float, ...]:
     """Seconds of the garbler offline, evaluator offline, garbler online, evaluator online; transfers taken off."""
-    seconds = _run(protocol, layer)
+    seconds = party_seconds(protocol, layer)
     evaluator = OTHER[layer.garbler]
     count = layer.chosen * layer.count
     return (
@@ -253,8 +253,8 @@ def _relu(protocol: GarbledRelu, layer: GarbledLayer, transfers: Units) -> tuple
     )
 
 
-def _run(protocol: Protocol[Any, Any], layer: Any) -> dict[tuple[str, str], float]:
-    """Seconds that each role works in each phase of one layer."""
+def party_seconds(protocol: Protocol[Any, Any], layer: Any) -> dict[tuple[str, str], float]:
+    """Seconds that each role works in each phase of one layer, by (phase, role)."""
     id, rng = os.urandom(32), Randomness()
     share, mask, theirs = (layer.modulus.random(layer.count, rng) for _ in range(3))
     setups: dict[Role, Any] = {}
@@ -282,23 +282,19 @@ def _run(protocol: Protocol[Any, Any], layer: Any) -> dict[tuple[str, str], floa
 
         return step
 
-    run_parties(set_up("client"), set_up("server"))
-    first, second = run_parties(offline("client"), offline("server")), run_parties(online("client"), online("server"))
-    return {
-        ("offline", "client"): first[0],
-        ("offline", "server"): first[1],
-        ("online", "client"): second[0],
-        ("online", "server"): second[1],
-    }
+    steps = {"setup": set_up, "offline": offline, "online": online}
+    took = {phase: run_parties(step("client"), step("server")) for phase, step in steps.items()}
+    return {(phase, role): took[phase][at] for phase in took for at, role in enumerate(("client", "server"))}
 
 
 def _transfer_relus(rounds: int) -> Units:
     """A chain over all bits, by its transfers, whose making is in the offline time; a tree takes somewhat less."""
     protocol = ReluOt(ReluConfig("ot", carry="chain"))
     layer = protocol.layer(RING, Relu("calibration", ("input",), 11), 1 << 13)
-    rows = [_run(protocol, layer) for _ in range(rounds)]
+    rows = [party_seconds(protocol, layer) for _ in range(rounds)]
     transfers = layer.count * (layer.relu.transfers + layer.relu.back)
-    return {f"ot.{role}.{phase}": min(row[phase, role] for row in rows) / transfers for phase, role in rows[0]}
+    phases = [(phase, role) for phase, role in rows[0] if phase != "setup"]
+    return {f"ot.{role}.{phase}": min(row[phase, role] for row in rows) / transfers for phase, role in phases}
 
 
 def _squares(rounds: int) -> Units:
@@ -307,15 +303,19 @@ def _squares(rounds: int) -> Units:
     layer = SquaringLayer("calibration", Squaring(RING, 8, 10), count, count, slice(None), count)
     nothing = np.zeros(count, np.uint64)
     protocol = Squares(served={layer.name: Constants(nothing, nothing)})
-    rows = [_run(protocol, layer) for _ in range(rounds)]
+    rows = [party_seconds(protocol, layer) for _ in range(rounds)]
     counts = {"offline": count * (layer.squaring.product + 1), "online": count}
-    return {f"square.{role}.{phase}": min(row[phase, role] for row in rows) / counts[phase] for phase, role in rows[0]}
+    return {
+        f"square.{role}.{phase}": min(row[phase, role] for row in rows) / counts[phase]
+        for phase in counts
+        for role in ROLES
+    }
 
 
 def _truncations(rounds: int) -> Units:
     layer = TruncationLayer("calibration", RING, 11, 1 << 16)
     transfers = _transfers(rounds)
-    rows = [_run(Truncation(), layer) for _ in range(rounds)]
+    rows = [party_seconds(Truncation(), layer) for _ in range(rounds)]
     units: Units = {}
     for role, transfer in (("client", "ot.choose"), ("server", "ot.send")):
         taken = min(row["offline", role] for row in rows) - layer.count * transfers[transfer]

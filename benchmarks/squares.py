@@ -1,0 +1,114 @@
+"""Bytes and processor time of a square between two parties, beside those of a ReLU in three ways.
+
+    python benchmarks/squares.py [--quick] [--json]
+
+A row is one layer of one protocol, both parties in two threads of which one works at a time. ``bytes_offline`` and
+``bytes_online`` are those declared for a network of 188,416 values (ResNet-20 on 32 x 32), set-up included, over that
+many; tests hold what is declared against what is sent. ``cpu_us_offline`` (set-up included, base transfers not) and
+``cpu_us_online`` are the seconds of both parties over ``count`` values, medians over the rounds. Bits are those of the
+ring: squares at 31 with 7 bits dropped before and 10 after, ReLUs where each is at home.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from functools import partial
+from itertools import pairwise
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+from deepreshape.pricing.calibrate import machine, party_seconds
+from deepreshape.private.arith.ring import Ring
+from deepreshape.private.arith.square import Squaring
+from deepreshape.private.crypto.backend import engine, engine_name
+from deepreshape.private.program.ops import Relu
+from deepreshape.private.program.relu_config import ReluConfig
+from deepreshape.private.protocols.base import Protocol
+from deepreshape.private.protocols.choose import relu_protocol
+from deepreshape.private.protocols.square import Constants, Squares, SquaringLayer
+from deepreshape.private.protocols.transfers.transfer_ends import COTS
+
+VALUES = 188_416
+"""Of a ResNet-20 on 32 x 32 pixels."""
+SQUARES = [("silent", 31, 7, 10), ("silent", 32, 8, 10), ("silent", 37, 10, 11), ("iknp", 31, 7, 10)]
+RELUS = [("gc-full", 30, 13), ("gc-sign", 30, 13), ("ot", 30, 13), ("ot:tree", 37, 12)]
+Case = tuple[str, int, int, Callable[[int], tuple[Protocol[Any, Any], Any]]]
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="3 rounds instead of 11")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    options = parser.parse_args()
+    engine().prepare()
+    rounds = 3 if options.quick else 11
+    found = [row(*case, rounds) | {"engine": engine_name(), "machine": machine()} for case in cases()]
+    if options.json:
+        print(json.dumps(found, indent=1))
+        return
+    columns = [name for name in found[0] if name not in ("engine", "machine", "rounds", "count")]
+    print(" ".join(f"{name:>15}" for name in columns))
+    for each in found:
+        print(" ".join(f"{each[name]:>15}" for name in columns))
+
+
+def cases() -> list[Case]:
+    """Name, bits, how many values are timed at once, and what makes a layer of so many."""
+    squares: list[Case] = [
+        (f"square, {cot}", bits, 1 << 17, partial(square, cot, Squaring(Ring(bits), before, after)))
+        for cot, bits, before, after in SQUARES
+    ]
+    relus: list[Case] = [
+        (word, bits, 1 << (14 if word.startswith("gc") else 16), partial(relu, word, Ring(bits), shift))
+        for word, bits, shift in RELUS
+    ]
+    return squares + relus
+
+
+def square(cot: str, squaring: Squaring, count: int) -> tuple[Protocol[Any, Any], Any]:
+    """A layer of squares without constants."""
+    nothing = np.zeros(count, np.uint64)
+    layer = SquaringLayer("x", squaring, count, 8192, slice(None), count)
+    return Squares(COTS[cot], {"x": Constants(nothing, nothing)}), layer
+
+
+def relu(word: str, modulus: Ring, shift: int, count: int) -> tuple[Protocol[Any, Any], Any]:
+    """A layer of ReLUs."""
+    protocol = relu_protocol(ReluConfig.parse(word))
+    return protocol, protocol.layer(modulus, Relu("x", ("input",), shift), count)
+
+
+def row(name: str, bits: int, count: int, make: Callable[[int], tuple[Protocol[Any, Any], Any]], rounds: int) -> Any:
+    """One row."""
+    protocol, layer = make(VALUES)
+    declared, setup = protocol.declared(layer), protocol.setup_declared([layer])
+    online = [message for segment in declared.online for message in segment]
+    senders = [message.sender for message in online] + ["server"]  # what the client waits for next
+    waits = sum(pair == ("client", "server") for pair in pairwise(senders))
+    took = [party_seconds(*make(count)) for _ in range(rounds + 1)][1:]
+    base = min(sum(party_seconds(*make(16))["setup", role] for role in ("client", "server")) for _ in range(rounds))
+
+    def cpu(*phases: str) -> list[float]:
+        return [sum(seconds for (phase, _), seconds in one.items() if phase in phases) for one in took]
+
+    offline = [max(seconds - base, 0.0) for seconds in cpu("setup", "offline")]
+    return {
+        "protocol": name,
+        "bits": bits,
+        "bytes_offline": round((sum(declared.traffic["offline"]) + sum(one.nbytes for one in setup)) / VALUES, 2),
+        "bytes_online": round(sum(declared.traffic["online"]) / VALUES, 2),
+        "rounds_online": waits,
+        "cpu_us_offline": round(1e6 * median(offline) / count, 3),
+        "cpu_us_online": round(1e6 * median(cpu("online")) / count, 4),
+        "count": count,
+        "rounds": rounds,
+    }
+
+
+if __name__ == "__main__":
+    main()
