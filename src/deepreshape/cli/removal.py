@@ -59,7 +59,7 @@ def linearize(
     ] = None,
     method: Annotated[
         str,
-        typer.Option(help="snl, senet, taylor, autorep, descent, coarse, herpn (squares) or dead (free ones)."),
+        typer.Option(help="snl, senet, taylor, autorep, descent, spatial, coarse, herpn (squares) or dead (free)."),
     ] = "snl",
     granularity: Annotated[
         str | None,

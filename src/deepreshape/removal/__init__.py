@@ -14,6 +14,7 @@ from deepreshape.removal.method import Linearization, Method, Removal, linearize
 from deepreshape.removal.senet import SENet
 from deepreshape.removal.sites import masks_of
 from deepreshape.removal.snl import SNL
+from deepreshape.removal.spatial import Spatial
 from deepreshape.removal.substitute import Substitution, substitute
 from deepreshape.removal.taylor import Taylor
 
@@ -34,6 +35,7 @@ __all__ = [
     "Reuse",
     "SENet",
     "Scale",
+    "Spatial",
     "Substitution",
     "Taylor",
     "Thin",
@@ -51,6 +53,6 @@ __all__ = [
 ]
 
 METHODS: dict[str, type[Method]] = {
-    method.__name__.lower(): method for method in (SNL, SENet, Taylor, AutoReP, Descent, Coarse, Herpn)
+    method.__name__.lower(): method for method in (SNL, SENet, Taylor, AutoReP, Descent, Spatial, Coarse, Herpn)
 }
 """Every method by its name on the command line."""

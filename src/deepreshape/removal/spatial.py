@@ -1,0 +1,134 @@
+"""Semi-structured activation sparsity (Grimaldi et al., ICCV Workshops 2023): the same positions for all channels.
+
+One map of random scores at the input's size is pooled to the size of every site, where the positions of lowest score
+lose the ReLUs of all their channels: as many at every site, a share that grows over the search. At every step another
+map is drawn; the one under which a batch's loss was least is kept, its masks are put at the budget, and the network
+trains on with them. As published, that is a choice by the loss of single batches, which is mostly noise; ``choice``
+can take the best of some maps on the validation split in its place, or the first one, which nothing chose: whether the
+others beat it is the question to ask of them.
+
+A position that is removed passes its values on, as everywhere here. Under homomorphic encryption positions cost
+nothing: a masked position saves the ReLUs, not the multiply-adds before them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import adaptive_avg_pool2d, cross_entropy
+
+from deepreshape.removal.mask_search import ChosenMasks, SearchMethod, weighed
+from deepreshape.removal.method import Reduced, Task
+from deepreshape.removal.sites import Granularity, Masks, keep_best
+from deepreshape.training import check_ranges
+from deepreshape.training.parallel import add_up
+
+__all__ = ["Spatial"]
+
+JUDGED = 1000
+"""The most images of the validation split that a map is judged on."""
+
+
+@dataclass(frozen=True)
+class Spatial(SearchMethod):
+    """Settings of spatial masks.
+
+    Attributes:
+        choice: of the map: ``"best"`` by the loss of a training batch, of ``maps`` by the ``"validation"`` loss, or
+            the ``"first"``.
+        begin, end: shares of the search between which ReLUs are removed and maps are drawn.
+        maps: how many are judged on the validation split.
+    """
+
+    granularity: Granularity = "position"
+    choice: Literal["best", "validation", "first"] = "best"
+    begin: float = 0.1
+    end: float = 0.5
+    maps: int = 16
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_ranges(self, begin=(0, 1), end=(0, 1), maps=(1, 10_000))
+        if self.granularity != "position":
+            raise ValueError(f"spatial masks are by position, not by {self.granularity}; leave granularity out")
+        if self.begin >= self.end:
+            raise ValueError(f"begin={self.begin} has to be before end={self.end}")
+
+    def reduce(self, network: nn.Module, task: Task) -> Reduced:
+        return self.find(_Search(self, network, task), task)
+
+
+class _Search(ChosenMasks):
+    """Which map was best, and its loss, are buffers."""
+
+    best: Tensor
+    least: Tensor
+
+    def __init__(self, method: Spatial, network: nn.Module, task: Task) -> None:
+        super().__init__(network, task, task.masks)
+        self.method, self.task = method, task
+        self.total = sum(int(mask.sum()) for mask in task.masks.values())
+        self.whole = {path: mask.clone() for path, mask in task.masks.items()}
+        self.register_buffer("best", torch.tensor(0))
+        self.register_buffer("least", torch.tensor(float("inf"), dtype=torch.float64))
+
+    def before(self, step: int, steps: int) -> None:
+        begin, end = self._ends(steps)
+        if begin <= step < end:
+            left = 1 - (step + 1 - begin) / (end - begin)
+            budget = self.method.budget + round((self.total - self.method.budget) * left**2)
+            number = 0 if self.method.choice == "first" else step - begin
+            self.choose(self._drawn(number, budget))
+
+    @torch.no_grad()
+    def after(self, step: int, steps: int, batch: Tensor, labels: Tensor) -> None:
+        begin, end = self._ends(steps)
+        if self.method.choice == "best" and begin <= step < end:
+            loss = add_up(self._loss(batch, labels, "sum").double())
+            if loss < self.least:
+                self.least.copy_(loss)
+                self.best.fill_(step - begin)
+        if step == end - 1:
+            if self.method.choice == "validation":
+                self._judge()
+            self.choose(self._drawn(int(self.best), self.method.budget))
+
+    def _ends(self, steps: int) -> tuple[int, int]:
+        begin = min(steps - 1, round(self.method.begin * steps))
+        return begin, max(begin + 1, round(self.method.end * steps))
+
+    def _drawn(self, number: int, budget: int) -> Masks:
+        """The masks that a map leaves, exactly ``budget`` ReLUs: the same share of the positions at each site."""
+        generator = torch.Generator().manual_seed((number + 1_000_003 * self.seed) % 2**32)
+        drawn = torch.rand((1, 1, *self.task.data.shape[1:]), generator=generator)
+        scores = {path: _ranked(drawn, mask) for path, mask in self.whole.items()}
+        return keep_best(weighed(scores, self.prices), self.whole, budget, self.seed)
+
+    def _judge(self) -> None:
+        split, data, device = self.task.data.validation, self.task.data, next(self.network.parameters()).device
+        images = data.normalize(split.images[:JUDGED].to(device))
+        labels = split.labels[:JUDGED].to(device)
+        losses = []
+        for number in range(self.method.maps):
+            self.choose(self._drawn(number, self.method.budget))
+            losses.append(float(self._loss(images, labels, "mean")))
+        self.best.fill_(losses.index(min(losses)))
+
+    def _loss(self, images: Tensor, labels: Tensor, reduction: str) -> Tensor:
+        self.network.eval()
+        loss = cross_entropy(self.network(images).float(), labels, reduction=reduction)
+        self.network.train()
+        return loss
+
+
+def _ranked(drawn: Tensor, mask: Tensor) -> Tensor:
+    """By position, its place among those of the site, from 0 to 1: float32, (1, H, W), or (1,) for a vector."""
+    if mask.dim() == 1:
+        return torch.ones(1)
+    # pooled by adaptive windows, so that sizes need not divide the input's
+    pooled = adaptive_avg_pool2d(drawn, mask.shape[1:]).flatten()
+    places = pooled.argsort(stable=True).argsort(stable=True)
+    return ((places + 1) / len(places)).view(1, *mask.shape[1:])
