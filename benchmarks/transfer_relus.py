@@ -107,17 +107,17 @@ def relu_row(name: str, relu: TransferRelu, ns_per_cot: float, rounds: int) -> d
     sign = relu.sign
     assert isinstance(sign, Window)
     total = [a + b + 2e-3 * ns_per_cot * transfers for a, b in zip(offline, online, strict=True)]
-    turns = relu.turns
+    messages = relu.messages
     return {
         "circuit": name,
         "bits": RING.bits,
         "window": sign.width,
         "transfers": transfers,
         "bytes_offline": sum(relu.offline_widths) / 8,
-        "bytes_online": sum(sum(widths) for _, widths in turns) / 8,
+        "bytes_online": sum(sum(widths) for _, widths in messages) / 8,
         "bytes_silent": round(transfers * marginal_bits() / 8, 2),
         "bytes_stored": (sum(relu.client_widths) + sum(relu.server_widths)) / 8,
-        "rounds_online": len(turns) // 2,
+        "rounds_online": len(messages) // 2,
         "cpu_us": round(median(total), 3),
         "cpu_us_spread": [round(min(total), 3), round(max(total), 3)],
         "cpu_online_us": round(median(online), 3),
@@ -139,7 +139,7 @@ def relu_seconds(relu: TransferRelu, number: int) -> tuple[float, float]:
     middle = time.thread_time()
     steps = {"client": relu.client_online(client_kept, BATCH), "server": relu.server_online(server_kept, server)}
     given = {role: next(step) for role, step in steps.items()}
-    for sender, _ in relu.turns:
+    for sender, _ in relu.messages:
         receiver = "client" if sender == "server" else "server"
         message = given[sender]
         assert message is not None

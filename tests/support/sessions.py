@@ -84,13 +84,13 @@ class Session:
     draws: tuple[Randomness, Randomness] = field(default_factory=lambda: (Randomness(), Randomness()))
 
     @classmethod
-    def start(cls, garbler: Role, *ends: Channel, products: bool = False) -> Session:
+    def start(cls, garbler: Role, *ends: Channel, mux: bool = False) -> Session:
         client, server = ends or memory_pair()
         kinds = (Garbler, Evaluator) if garbler == "client" else (Evaluator, Garbler)
         draws = fixed(1), fixed(2)
         engines = both(
-            lambda: kinds[0].start(run_of(client, "client", draws[0]), products=products),
-            lambda: kinds[1].start(run_of(server, "server", draws[1]), products=products),
+            lambda: kinds[0].start(run_of(client, "client", draws[0]), mux=mux),
+            lambda: kinds[1].start(run_of(server, "server", draws[1]), mux=mux),
         )
         return cls(client, server, engines, draws)
 

@@ -364,8 +364,10 @@ def lower(
         report["beside_float"] = beside
         report["headroom"] = {name: asdict(room) for name, room in near.items()}
         if calibrated:
-            kept = {"top1_exact": calibrated.exact, "top1_calibrated": calibrated.found}
-            report |= {"images": len(inputs.validation)} | (kept if known else {"same_class_percent": calibrated.found})
+            kept = {"top1_exact": calibrated.exact, "top1_calibrated": calibrated.reached}
+            report |= {"images": len(inputs.validation)} | (
+                kept if known else {"same_class_percent": calibrated.reached}
+            )
         print_json(report)
     else:
         out.print(f"{lowered}", highlight=False)
@@ -375,10 +377,10 @@ def lower(
         bits = [high - low for low, high in windows.values()]
         out.print(f"sign tests need {min(bits, default=0)} to {max(bits, default=0)} bits", highlight=False)
         if calibrated:
-            images = f"on {len(inputs.validation):,} validation images, {calibrated.found:.2f} % with them and "
+            images = f"on {len(inputs.validation):,} validation images, {calibrated.reached:.2f} % with them and "
             text = f"{images}{calibrated.exact:.2f} % with exact signs"
             if not known:
-                text = f"{calibrated.found:.2f} % of {len(inputs.validation):,} samples keep the class of exact signs"
+                text = f"{calibrated.reached:.2f} % of {len(inputs.validation):,} samples keep the class of exact signs"
                 text += "; no labels were given, and formats are calibrated on these samples too"
             out.print(f"{text}; {calibrated.tried} settings tried", highlight=False)
         out.print(f"{to / SERVER_PROGRAM} is the server's secret; the client gets {CLIENT_PROGRAM} and {FACTS}")

@@ -368,9 +368,9 @@ def _one_set(parameters: Parameters, rounds: int) -> Units:
     all_places = np.arange(parameters.degree // 2, dtype=np.intp)
     few, most, many = all_places[:64], all_places, 8
 
-    def respond(places: Any, products: int) -> bytes:
+    def respond(places: Any, mux: int) -> bytes:
         mask = np.zeros(len(places), np.uint64)
-        return responder.respond([(received, encoded)] * products, mask, layout.form, places)
+        return responder.respond([(received, encoded)] * mux, mask, layout.form, places)
 
     bare, one, wide = (
         fastest(lambda places=places, n=n: respond(places, n), rounds)

@@ -9,7 +9,7 @@ import pytest
 from support.two_parties import fixed
 
 from deepreshape.private.arith.ring import CIRCA_PRIME, DELPHI_PRIME, Field, Ring
-from deepreshape.private.crypto.labels import Context, Delta, blinds, hash_labels, pick
+from deepreshape.private.crypto.labels import Context, Delta, derive_blinds, hash_labels, pick
 
 
 def test_no_key_repeats_over_many_sessions_layers_and_batches() -> None:
@@ -59,4 +59,4 @@ def test_blinds_are_the_hash_below_the_modulus() -> None:
     labels, here = fixed(1).labels(100), Context(b"session", "layer", 0)
     hashes = [low | high << 64 for low, high in hash_labels(labels, here, "use").tolist()]
     for modulus in (Ring(2), Ring(37), Ring(63), Field(3), Field(CIRCA_PRIME), Field(DELPHI_PRIME), Field(2**63 - 25)):
-        assert blinds(labels, here, "use", modulus).tolist() == [value % modulus.order for value in hashes]
+        assert derive_blinds(labels, here, "use", modulus).tolist() == [value % modulus.order for value in hashes]

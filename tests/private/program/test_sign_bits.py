@@ -102,8 +102,8 @@ def test_the_search_loses_no_more_than_it_may(modulus: Ring | Field, max_loss: f
     inputs, labels = data(program)
     found = calibrate(program, inputs, labels, protocols=Protocols(CALIBRATED), max_loss=max_loss)
     assert found.exact == 100
-    assert found.exact - found.found <= max_loss
-    assert program_accuracy(found.program, inputs, labels, protocols=Protocols(CALIBRATED)) == found.found
+    assert found.exact - found.reached <= max_loss
+    assert program_accuracy(found.program, inputs, labels, protocols=Protocols(CALIBRATED)) == found.reached
     lows = [low for low, _ in windows(found.program)]
     assert min(lows) > 0
     if max_loss == 100 and isinstance(modulus, Ring):

@@ -27,10 +27,10 @@ from deepreshape.private.crypto.he.parameters import Parameters, known_parameter
 from deepreshape.private.crypto.he.responses import EncodedWeights, respond
 from deepreshape.private.errors import ProtocolError
 from deepreshape.private.protocols.linear import (
-    receive_mask,
+    receive_input,
     receive_public_key,
     receive_share,
-    send_mask,
+    send_input,
     send_public_key,
     send_responses,
 )
@@ -49,8 +49,8 @@ def run(layout: Layout, weights, mask, rng=RANDOM):
         send_public_key(here, key)
         responder = receive_public_key(there, layout.parameters, rng)
     with here.ledger.at("layer", "offline"), there.ledger.at("layer", "offline"):
-        send_mask(here, key, layout, mask)
-        received = receive_mask(there, layout)
+        send_input(here, key, layout, mask)
+        received = receive_input(there, layout)
         responses, theirs = respond(responder, EncodedWeights(layout, weights), received)
         send_responses(there, responses)
         mine = receive_share(here, key, layout)
@@ -309,7 +309,7 @@ def test_wrong_weights_and_masks():
     with pytest.raises(ValueError, match=r"sum to more than the 2\^4"):
         EncodedWeights(lay_out(summed, layout.parameters), np.full((1, 4, 1, 1), 5))
     with pytest.raises(ValueError, match=r"wants \(1, 4, 4\)"):
-        send_mask(memory_pair()[0], key, layout, np.zeros((1, 4, 5), np.uint64))
+        send_input(memory_pair()[0], key, layout, np.zeros((1, 4, 5), np.uint64))
 
 
 def test_too_wide_is_refused():

@@ -134,8 +134,8 @@ def client_views(root: int, *, reuse: bool = False) -> dict[tuple[int, ...], Cou
     ``reuse`` takes the second transfer's pads from the first's: what must not be done.
     """
     seen: dict[tuple[int, ...], Counter[int]] = {}
-    for pads in range(1 << 6):
-        first, second = (pads & 3, pads >> 2 & 3), (pads >> 4 & 1, pads >> 5 & 1)
+    for blinds in range(1 << 6):
+        first, second = (blinds & 3, blinds >> 2 & 3), (blinds >> 4 & 1, blinds >> 5 & 1)
         second = (first[0] & 1, first[1] & 1) if reuse else second
         bits = root & 1, root >> 1
         u = (first[1] - first[0]) % 4

@@ -9,7 +9,7 @@ import pytest
 
 from deepreshape.private.arith.ring import Field, Ring, Words
 from deepreshape.private.arith.rng import Randomness
-from deepreshape.private.crypto.labels import Context, blinds
+from deepreshape.private.crypto.labels import Context, derive_blinds
 from deepreshape.private.errors import ProtocolError
 from deepreshape.private.program.program import truncation_room
 from deepreshape.private.program.relu_config import Role
@@ -72,11 +72,11 @@ def test_every_share_of_every_value(modulus: Ring | Field, shift: int) -> None:
 def test_messages_look_uniform_to_the_peer_and_pads_are_fresh() -> None:
     layer = TruncationLayer("t", Ring(12), 4, 4096)
     labels = Randomness().labels(4096)
-    message, here = layer.division.message, Context(b"a", "t", 0)
-    found = blinds(labels, here, truncate.TWEAK, message)
+    message, here = layer.truncation.message, Context(b"a", "t", 0)
+    found = derive_blinds(labels, here, truncate.TWEAK, message)
     assert np.bincount(found.astype(np.int64), minlength=16).min() > 150  # 256 expected, deviation 16
     for elsewhere in (Context(b"b", "t", 0), Context(b"a", "u", 0)):
-        assert np.mean(blinds(labels, elsewhere, truncate.TWEAK, message) == found) < 0.2
+        assert np.mean(derive_blinds(labels, elsewhere, truncate.TWEAK, message) == found) < 0.2
 
 
 def test_a_layer_is_prepared_once_and_its_material_used_once() -> None:

@@ -124,10 +124,10 @@ class Squaring:
         share = self._client_share(root, product) >> np.uint64(self.after)
         return share, self._low_half(share)
 
-    def answer(self, share: Words, half: Bits, zero: Words, one: Words, mask: Words) -> tuple[Words, Words]:
+    def answer(self, share: Words, half: Bits, zero: Words, one: Words, blind: Words) -> tuple[Words, Words]:
         """The client's e and msg, of Y_client, n_client, R_0, R_1 and r."""
         message = _low(half.astype(np.uint64) + zero - one, self.message)
-        return message, _low(share - (zero << np.uint64(self.rest)) - mask, self.modulus.bits)
+        return message, _low(share - (zero << np.uint64(self.rest)) - blind, self.modulus.bits)
 
     def result(self, share: Words, half: Bits, known: Words, message: Words, answer: Words) -> Words:
         """The server's share of the result, of Y_server, n_server, Q_rho, e and msg."""

@@ -125,7 +125,7 @@ def hash_labels(labels: Words, context: Context, tweak: str) -> Words:
     return engine().hash(labels.reshape(-1, 2), context.keys(1, tweak)[0]).reshape(labels.shape)
 
 
-def blinds(labels: Words, context: Context, tweak: str, modulus: Modulus) -> Words:
+def derive_blinds(labels: Words, context: Context, tweak: str, modulus: Modulus) -> Words:
     """A blind below ``modulus`` for every label (n, 2): uint64 (n,). Context and tweak as of :func:`hash_labels`.
 
     Over a ring it is bits of the hash; over a field the hash's 128 bits reduced, within 2^-65 of uniform.

@@ -1,23 +1,23 @@
 """The client: owns the input, learns the output; the hybrid protocol of DELPHI (Mishra et al., USENIX Security 2020).
 
 Model: two semi-honest parties. Every value x of the program is shared, x = x_client + x_server. The client's share of
-every value is known offline: it is a mask that the client drew (of the input, and behind every ReLU and truncation), or
-what the homomorphic step returned (W r - s, ``linear.py``), or a sum of such shares. So all homomorphic work and all
+every value is known offline: it is a blind that the client drew (of the input, and behind every ReLU and truncation),
+or what the homomorphic step returned (W r - s, ``linear.py``), or a sum of such shares. So all homomorphic work and all
 garbling is done before any input exists, and additions, pooling and flattening cost no message at all.
 
-*Order of the offline phase.* Masks behind ReLUs do not depend on what is before them, so the masks of all linear layers
-travel at once, and the answers after them; only layers with nothing but additions between them wait for one another.
-Then come the transfers for truncation, and the ReLUs: oblivious transfers for as many layers as may lie in memory,
-then their circuits (``protocols/steps.py``). A party reads all of a flight before it answers, so that
-neither blocks the other, and waits once a flight and not once a layer.
+*Order of the offline phase.* Blinds behind ReLUs do not depend on what is before them, so the blinds of all linear
+layers travel at once, and the answers after them; only layers with nothing but additions between them wait for one
+another. Then come the transfers for truncation, and the ReLUs: oblivious transfers for as many layers as may lie in
+memory, then their circuits (``protocols/steps.py``). A party reads all of a flight before it answers, so that neither
+blocks the other, and waits once a flight and not once a layer.
 
 *The client learns* the output, and public facts: architecture, shapes, formats, bit widths and mask positions. Beside
-those it sees W r - s (uniform, s is fresh), garbled circuits that give values under the server's masks, and pads.
-*The server learns* that a query was made and when; it sees ciphertexts under the client's key, and values under
-fresh masks of the client's. Nothing a party sends depends in length or number on secrets.
+those it sees W r - s (uniform, s is fresh), garbled circuits that give values under the server's blinds, and other
+blinds. *The server learns* that a query was made and when; it sees ciphertexts under the client's key, and values under
+fresh blinds of the client's. Nothing a party sends depends in length or number on secrets.
 
 A party that deviates is not kept from harm it can do: a malicious client of this protocol family can extract the model.
-What a peer sends is checked for kind, length and range, and a failed check ends the run; its material is spent.
+What a peer sends is checked for kind, length and range, and a failed check ends the run; its batch is spent.
 """
 
 from __future__ import annotations
@@ -65,9 +65,9 @@ class _Offline:
 
     def prepare(self, key: ClientKey | None) -> ClientKey | None:
         plan, program = self.plan, self.plan.program
-        mask = self.modulus.random(program.input_shape, self.run.rng)
-        self.sink.put(plan.stream("mask", INPUT), Prepared({"mask": mask.copy()}))
-        self.shares[INPUT] = mask
+        blind = self.modulus.random(program.input_shape, self.run.rng)
+        self.sink.put(plan.stream("mask", INPUT), Prepared({"mask": blind.copy()}))
+        self.shares[INPUT] = blind
         self._settle()
         for stage in plan.steps.offline:
             setup: Any = key if isinstance(stage.protocol, HeLinear) else None
@@ -86,7 +86,7 @@ class _Offline:
         return key
 
     def _settle(self) -> None:
-        """Draw the masks, and derive the shares, that wait for nothing more from the server."""
+        """Draw the blinds, and derive the shares, that wait for nothing more from the server."""
         for op in self.plan.program.ops:
             if op.name in self.shares or self.plan.decided(op):
                 continue
@@ -146,8 +146,8 @@ def online(run: Run, plan: Plan, source: Source, x: Integers) -> Integers:
     check_input(plan, x)
     channel, program, modulus = run.channel, plan.program, plan.program.modulus
     with channel.ledger.at(INPUT, "online"):
-        mask = _only(source, plan.stream("mask", INPUT))["mask"]
-        channel.send(Frame.SHARES, modulus.pack(modulus.sub(modulus.encode(x), mask)))
+        blind = _only(source, plan.stream("mask", INPUT))["mask"]
+        channel.send(Frame.SHARES, modulus.pack(modulus.sub(modulus.encode(x), blind)))
     for flight in plan.steps.online:
         steps = [
             (step.name, step.protocol.online(run, step.layer, plan.prepared(step, "client", source), None))
@@ -158,9 +158,9 @@ def online(run: Run, plan: Plan, source: Source, x: Integers) -> Integers:
         results: list[Integers] = []
         for name in program.outputs:
             value = program.values[name]
-            theirs = modulus.unpack(channel.receive(Frame.SHARES, value.size * modulus.element_bytes), value.size)
-            mine = _only(source, plan.stream("share", name))["share"]
-            results.append(modulus.decode(modulus.add(mine, theirs.reshape(value.shape))))
+            received = modulus.unpack(channel.receive(Frame.SHARES, value.size * modulus.element_bytes), value.size)
+            share = _only(source, plan.stream("share", name))["share"]
+            results.append(modulus.decode(modulus.add(share, received.reshape(value.shape))))
         return program.joined(results)
 
 

@@ -57,18 +57,18 @@ class Plan:
     @cached_property
     def convolutions(self) -> dict[str, Convolution]:
         """Every linear operation as the homomorphic encryption sees it: one of its copies."""
-        found: dict[str, Convolution] = {}
+        convolutions: dict[str, Convolution] = {}
         for op in self.program.ops:
             if isinstance(op, Conv2d):
                 channels, height, width = self.program.values[op.inputs[0]].shape
                 shape = channels // op.groups, height, width, op.out_channels // op.groups
                 widths = op.weight_bits, op.sum_bits
                 group = Convolution(*shape, op.kernel, op.stride, op.padding, *widths)
-                found[op.name] = merge_groups(group, op.groups)
+                convolutions[op.name] = merge_groups(group, op.groups)
             elif isinstance(op, Linear):
                 inputs = self.program.values[op.inputs[0]].size
-                found[op.name] = Convolution.matrix(inputs, op.out_features, op.weight_bits, op.sum_bits)
-        return found
+                convolutions[op.name] = Convolution.matrix(inputs, op.out_features, op.weight_bits, op.sum_bits)
+        return convolutions
 
     @cached_property
     def parameters(self) -> Parameters | None:
@@ -204,13 +204,13 @@ class Plan:
         return {op.name: op for op in self.program.ops}
 
     def prepared(self, step: Step, role: Role, source: Source) -> Iterator[Prepared]:
-        """What a party has kept of a step, out of its offline material; nothing where it keeps nothing."""
+        """What a party has kept of a step, of its preprocessing; nothing where it keeps nothing."""
         if not step.declared.stored[role == "server"]:
             return iter(())
         return source.get(self.stream(step.stream, step.name))
 
     def stream(self, kind: str, name: str) -> str:
-        """The stream of offline material of one step: its operation's number and what it is for."""
+        """The stream of the preprocessing of one step: its operation's number and what it is for."""
         return f"{list(self.program.values).index(name)}.{kind}"
 
     def declared(self) -> CostReport:

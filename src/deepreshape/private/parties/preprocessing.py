@@ -61,7 +61,7 @@ class InMemory:
     def get(self, stream: str) -> Iterator[Prepared]:
         if stream not in self._streams:
             raise RuntimeError(
-                f"stream {stream!r} was read before or never made; offline material is for one inference"
+                f"stream {stream!r} was read before or never made; what is prepared serves one inference"
             )
         return iter(self._streams.pop(stream))
 

@@ -110,8 +110,8 @@ class InferenceClient:
             ProtocolError: if the session fails. Nothing is stored then, unless only its farewell was lost.
             StoreError: if the batch cannot be written.
         """
-        (made,) = self._prepare(self._connect(), 1, observe, progress)
-        return made
+        (prepared,) = self._prepare(self._connect(), 1, observe, progress)
+        return prepared
 
     def prepare_several(self, count: int, progress: Progress | None = None) -> Iterator[PreparedBatch]:
         """Make several batches, :data:`MOST` a session; each is stored by both parties when it is given.
@@ -135,7 +135,7 @@ class InferenceClient:
         if progress:
             total = self.plan.offline_bytes(count)
             channel.ledger.watch = lambda done: progress(done, total)
-        key, made = None, None
+        key, prepared = None, None
         prepare_aside()
         with client_session(channel, _to_prepare(self.plan, count)) as session:
             for number in range(count):
@@ -146,11 +146,11 @@ class InferenceClient:
                     channel.receive(Frame.READY, 1)
                     writer.commit()
                 channel.send(Frame.READY, STORED)
-                if made:
-                    yield made
-                made = PreparedBatch(batch.hex(), sink.nbytes, channel.ledger)  # the server may still be storing it
-        if made:
-            yield made
+                if prepared:
+                    yield prepared
+                prepared = PreparedBatch(batch.hex(), sink.nbytes, channel.ledger)  # the server may still be storing it
+        if prepared:
+            yield prepared
 
     def infer(
         self,
@@ -184,8 +184,8 @@ class InferenceClient:
             chosen = next(iter(self.store.fresh(_binding(self.plan, channel))), None)
             last = chosen is None
             if last:
-                (made,) = self._prepare(channel, 1, observe, progress)
-                start, chosen, channel = time.perf_counter(), made.batch, self._connect()
+                (prepared,) = self._prepare(channel, 1, observe, progress)
+                start, chosen, channel = time.perf_counter(), prepared.batch, self._connect()
             try:
                 return self._infer(start, channel, chosen, x, observe)._replace(lost=tuple(lost))
             except (LostBatchError, StoreError) as error:

@@ -114,13 +114,13 @@ class Store:
     def fresh(self, binding: Binding) -> tuple[str, ...]:
         """The batches that can be claimed for ``binding``, oldest first."""
         spent = self._spent()
-        found: list[tuple[float, str]] = []
+        batches: list[tuple[float, str]] = []
         for folder in (self.folder / "fresh").iterdir():
             with suppress(StoreError, OSError):  # one that is broken, or was claimed meanwhile, is not there
                 read_streams(folder, binding)
                 if folder.name not in spent and self._key(folder.name).exists():
-                    found.append((folder.stat().st_mtime, folder.name))
-        return tuple(session for _, session in sorted(found))
+                    batches.append((folder.stat().st_mtime, folder.name))
+        return tuple(session for _, session in sorted(batches))
 
     def count(self, binding: Binding) -> int:
         """How many batches can be claimed for ``binding``."""

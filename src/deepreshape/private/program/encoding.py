@@ -63,8 +63,8 @@ def to_bytes(program: Program) -> bytes:
         if isinstance(op, Gather):
             arrays.append(op.index.astype("<i4").tobytes())
         if op.name in program.weights:
-            own = program.weights[op.name]
-            packed = [_narrow(own.weight), _narrow(own.bias)]
+            secret = program.weights[op.name]
+            packed = [_narrow(secret.weight), _narrow(secret.bias)]
             weights[op.name] = [array.dtype.str for array in packed]
             arrays += [array.tobytes() for array in packed]
     modulus = program.modulus
@@ -169,14 +169,14 @@ class _Reader:
 
     def _array(self, name: str, kind: str, shape: Shape) -> Integers:
         dtype = np.dtype(kind)
-        found = np.frombuffer(self._take(math.prod(shape) * dtype.itemsize, name), dtype)
-        return found.astype(np.int64).reshape(shape)
+        array = np.frombuffer(self._take(math.prod(shape) * dtype.itemsize, name), dtype)
+        return array.astype(np.int64).reshape(shape)
 
     def _take(self, nbytes: int, name: str) -> memoryview:
         if nbytes > self._rest.nbytes:
             raise ProgramError(f"{name}: its arrays take {nbytes} more bytes, and {self._rest.nbytes} are there")
-        found, self._rest = self._rest[:nbytes], self._rest[nbytes:]
-        return found
+        taken, self._rest = self._rest[:nbytes], self._rest[nbytes:]
+        return taken
 
 
 def _narrow(array: Integers) -> NDArray[np.signedinteger[Any]]:
@@ -187,12 +187,15 @@ def _narrow(array: Integers) -> NDArray[np.signedinteger[Any]]:
 
 
 def _describe(op: Op) -> dict[str, object]:
-    found: dict[str, object] = {item.name: getattr(op, item.name) for item in fields(op)}
+    described: dict[str, object] = {item.name: getattr(op, item.name) for item in fields(op)}
     if isinstance(op, Relu | Square):
-        found["mask"] = op.mask is not None
+        described["mask"] = op.mask is not None
     if isinstance(op, Gather):
-        found["index"] = op.index.shape
-    return {"op": op.kind, **{name: list(cast(Shape, v)) if isinstance(v, tuple) else v for name, v in found.items()}}
+        described["index"] = op.index.shape
+    return {
+        "op": op.kind,
+        **{name: list(cast(Shape, v)) if isinstance(v, tuple) else v for name, v in described.items()},
+    }
 
 
 def _described(value: object) -> tuple[type[Op], dict[str, object]]:
@@ -237,17 +240,17 @@ def _field(cls: type[Op], item: str, value: object, what: str) -> object:
 
 
 def _modulus(value: object) -> Ring | Field:
-    found = _mapping(value, "the modulus")
+    fields = _mapping(value, "the modulus")
     try:
-        if set(found) == {"bits"}:
-            return Ring(_integer(found["bits"], "bits of the modulus"))
-        if set(found) == {"prime"}:
-            return Field(_integer(found["prime"], "prime of the modulus", 1 << 63))
+        if set(fields) == {"bits"}:
+            return Ring(_integer(fields["bits"], "bits of the modulus"))
+        if set(fields) == {"prime"}:
+            return Field(_integer(fields["prime"], "prime of the modulus", 1 << 63))
     except ProgramError:
         raise
     except ValueError as error:
         raise ProgramError(str(error)) from None
-    raise ProgramError(f"the modulus must have bits or a prime, it has {sorted(found)}")
+    raise ProgramError(f"the modulus must have bits or a prime, it has {sorted(fields)}")
 
 
 def _mapping(value: object, what: str) -> dict[str, object]:
@@ -257,10 +260,10 @@ def _mapping(value: object, what: str) -> dict[str, object]:
 
 
 def _record(value: object, what: str, names: set[str]) -> dict[str, object]:
-    found = _mapping(value, what)
-    if set(found) != names:
-        raise ProgramError(f"{what} must have the fields {sorted(names)}, it has {sorted(found)[:20]}")
-    return found
+    record = _mapping(value, what)
+    if set(record) != names:
+        raise ProgramError(f"{what} must have the fields {sorted(names)}, it has {sorted(record)[:20]}")
+    return record
 
 
 def _list(value: object, what: str) -> list[object]:

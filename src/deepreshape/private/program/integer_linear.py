@@ -21,12 +21,12 @@ Integers = NDArray[np.int64]
 EXACT_BITS = 53
 
 
-def products(op: Weighted, own: Weights, x: Integers) -> Iterator[tuple[int, Integers]]:
+def products(op: Weighted, weights: Weights, x: Integers) -> Iterator[tuple[int, Integers]]:
     """Parts of the operation's result without its bias: the result is the sum of part * 2^shift.
 
     Args:
         op: what to compute.
-        own: its weights; the bias is left out.
+        weights: its weights; the bias is left out.
         x: (N, *input shape), int64, above -2^63.
 
     Yields:
@@ -35,10 +35,10 @@ def products(op: Weighted, own: Weights, x: Integers) -> Iterator[tuple[int, Int
     Raises:
         ValueError: if the weights of one output add up to 2^52 or more.
     """
-    width = EXACT_BITS - own.reach.bit_length()
+    width = EXACT_BITS - weights.reach.bit_length()
     if width < 1:
-        raise ValueError(f"{op.name}: weights of one output add up to {own.reach}; 2^{EXACT_BITS - 1} is too much")
-    factors = own.weight.astype(np.float64)
+        raise ValueError(f"{op.name}: weights of one output add up to {weights.reach}; 2^{EXACT_BITS - 1} is too much")
+    factors = weights.weight.astype(np.float64)
     shift = 0
     while max(int(x.max()), -int(x.min())) >> width:
         yield shift, op.multiply(factors, (x & np.int64((1 << width) - 1)).astype(np.float64)).astype(np.int64)
@@ -46,25 +46,25 @@ def products(op: Weighted, own: Weights, x: Integers) -> Iterator[tuple[int, Int
     yield shift, op.multiply(factors, x.astype(np.float64)).astype(np.int64)
 
 
-def exactly(op: Weighted, own: Weights, x: Integers) -> Integers | NDArray[np.object_]:
+def exactly(op: Weighted, weights: Weights, x: Integers) -> Integers | NDArray[np.object_]:
     """The operation with its bias on (N, *input shape): int64 where everything fits, else Python's integers."""
-    reach = own.reach * int(np.abs(x).max()) + int(np.abs(own.bias).max())
-    bias = op.spread(own.bias)
+    reach = weights.reach * int(np.abs(x).max()) + int(np.abs(weights.bias).max())
+    bias = op.spread(weights.bias)
     if reach < 1 << 63:
         total = bias[None]
-        for shift, part in products(op, own, x):
+        for shift, part in products(op, weights, x):
             total = total + (part << np.int64(shift))  # whatever wraps on the way comes back: the sum fits
         return total
     wide = bias[None].astype(np.object_)
-    for shift, part in products(op, own, x):
+    for shift, part in products(op, weights, x):
         wide = wide + part.astype(np.object_) * (1 << shift)
     return wide
 
 
-def on_shares(op: Weighted, own: Weights, x: Words, modulus: Ring | Field) -> Words:
+def on_shares(op: Weighted, weights: Weights, x: Words, modulus: Ring | Field) -> Words:
     """The operation without its bias on one share (*input shape); uint64 of the output's shape."""
     total = np.zeros((), np.uint64)
-    for shift, part in products(op, own, x.view(np.int64)[None]):
+    for shift, part in products(op, weights, x.view(np.int64)[None]):
         if isinstance(modulus, Ring):
             residues = part.view(np.uint64) & np.uint64(modulus.order - 1)
         else:

@@ -100,7 +100,7 @@ class Op(ABC):
         """
 
     @abstractmethod
-    def worst(self, inputs: Sequence[int], own: Weights | None) -> int:
+    def worst(self, inputs: Sequence[int], weights: Weights | None) -> int:
         """The largest absolute value of the result, from those of the inputs.
 
         Raises:
@@ -108,10 +108,10 @@ class Op(ABC):
         """
 
     @abstractmethod
-    def interpret(self, inputs: Sequence[Integers], own: Weights | None, rounding: Rounding) -> Exact:
+    def interpret(self, inputs: Sequence[Integers], weights: Weights | None, rounding: Rounding) -> Exact:
         """The result for a batch of inputs, (N, *shape) each."""
 
-    def reach(self, bound: int, own: Weights | None) -> int:
+    def reach(self, bound: int, weights: Weights | None) -> int:
         """The largest absolute value that a protocol is given for inputs up to ``bound``."""
         return bound
 
@@ -155,16 +155,16 @@ class Weighted(Secret):
     def widths(self) -> tuple[int, int]:
         """The declared bits of a weight, and of the absolute weights of one output in sum."""
 
-    def worst(self, inputs: Sequence[int], own: Weights | None) -> int:
-        if own is None:
+    def worst(self, inputs: Sequence[int], weights: Weights | None) -> int:
+        if weights is None:
             raise ProgramError(f"{self.name}: bounds come from the weights, which a public program has not")
-        rows = np.abs(own.weight.reshape(len(own.weight), -1)).sum(1)
-        return max(int(row) * inputs[0] + abs(int(bias)) for row, bias in zip(rows, own.bias, strict=True))
+        rows = np.abs(weights.weight.reshape(len(weights.weight), -1)).sum(1)
+        return max(int(row) * inputs[0] + abs(int(bias)) for row, bias in zip(rows, weights.bias, strict=True))
 
-    def interpret(self, inputs: Sequence[Integers], own: Weights | None, rounding: Rounding) -> Exact:
-        if own is None:
+    def interpret(self, inputs: Sequence[Integers], weights: Weights | None, rounding: Rounding) -> Exact:
+        if weights is None:
             raise ProgramError(f"{self.name}: a public program has no weights to run with")
-        return exactly(self, own, inputs[0])
+        return exactly(self, weights, inputs[0])
 
 
 @dataclass(frozen=True)
@@ -265,10 +265,10 @@ class Add(Local):
         self.require(same, f"adds values that differ in shape or fraction: {[*map(tuple, sources)]}")
         return sources[0]
 
-    def worst(self, inputs: Sequence[int], own: Weights | None) -> int:
+    def worst(self, inputs: Sequence[int], weights: Weights | None) -> int:
         return sum(inputs)
 
-    def interpret(self, inputs: Sequence[Integers], own: Weights | None, rounding: Rounding) -> Exact:
+    def interpret(self, inputs: Sequence[Integers], weights: Weights | None, rounding: Rounding) -> Exact:
         total = _roomy(inputs[0], len(inputs))
         for addend in inputs[1:]:
             total = total + addend
@@ -300,10 +300,10 @@ class SumPool(Local):
         rows, columns = (left // stride + 1 for left, stride in zip(room, self.stride, strict=True))
         return Value((channels, rows, columns), source.fraction)
 
-    def worst(self, inputs: Sequence[int], own: Weights | None) -> int:
+    def worst(self, inputs: Sequence[int], weights: Weights | None) -> int:
         return math.prod(self.kernel) * inputs[0]
 
-    def interpret(self, inputs: Sequence[Integers], own: Weights | None, rounding: Rounding) -> Exact:
+    def interpret(self, inputs: Sequence[Integers], weights: Weights | None, rounding: Rounding) -> Exact:
         total = np.zeros((), np.int64)
         roomy = _roomy(inputs[0], self.kernel[0] * self.kernel[1])
         for rows, columns in windows(self.kernel, self.stride, *roomy.shape[2:]):
@@ -353,10 +353,10 @@ class Relu(Op):
         """How many elements are rectified."""
         return source.size if self.mask is None else int(np.count_nonzero(self.mask))
 
-    def worst(self, inputs: Sequence[int], own: Weights | None) -> int:
+    def worst(self, inputs: Sequence[int], weights: Weights | None) -> int:
         return (inputs[0] >> self.shift) + 1  # floor of a negative value, or one unit of rounding
 
-    def interpret(self, inputs: Sequence[Integers], own: Weights | None, rounding: Rounding) -> Exact:
+    def interpret(self, inputs: Sequence[Integers], weights: Weights | None, rounding: Rounding) -> Exact:
         x = inputs[0]
         kept = np.maximum(x, 0) if self.mask is None else np.where(self.mask, np.maximum(x, 0), x)
         return rounding.rounded(self, x, kept >> np.int64(self.shift))
@@ -414,16 +414,16 @@ class Square(Secret):
         except ValueError as error:
             raise ProgramError(f"{self.name}: {error}") from None
 
-    def reach(self, bound: int, own: Weights | None) -> int:
-        return bound + int(np.abs(self._secret(own).weight).max())
+    def reach(self, bound: int, weights: Weights | None) -> int:
+        return bound + int(np.abs(self._secret(weights).weight).max())
 
-    def worst(self, inputs: Sequence[int], own: Weights | None) -> int:
-        root = (self.reach(inputs[0], own) >> self.before) + 1
-        square = (root**2 >> self.after) + 1 + int(np.abs(self._secret(own).bias).max())
+    def worst(self, inputs: Sequence[int], weights: Weights | None) -> int:
+        root = (self.reach(inputs[0], weights) >> self.before) + 1
+        square = (root**2 >> self.after) + 1 + int(np.abs(self._secret(weights).bias).max())
         return max(square, (inputs[0] >> self.shift) + 1)
 
-    def interpret(self, inputs: Sequence[Integers], own: Weights | None, rounding: Rounding) -> Exact:
-        x, secret = inputs[0], self._secret(own)
+    def interpret(self, inputs: Sequence[Integers], weights: Weights | None, rounding: Rounding) -> Exact:
+        x, secret = inputs[0], self._secret(weights)
         shift, constant = (part.reshape(-1, *[1] * (x.ndim - 2)) for part in (secret.weight, secret.bias))
         moved = x + shift
         root = moved >> np.int64(self.before)
@@ -433,10 +433,10 @@ class Square(Secret):
         exact = np.where(self.mask, np.maximum(x, 0) >> np.int64(self.shift), exact)
         return rounding.rounded(self, np.where(self.mask, x, moved), exact) + np.where(self.mask, 0, constant)
 
-    def _secret(self, own: Weights | None) -> Weights:
-        if own is None:
+    def _secret(self, weights: Weights | None) -> Weights:
+        if weights is None:
             raise ProgramError(f"{self.name}: a public program has no constants to run with")
-        return own
+        return weights
 
 
 @dataclass(frozen=True)
@@ -454,10 +454,10 @@ class Truncate(Op):
         """Flat positions that are truncated: all, or none if nothing is dropped."""
         return np.arange(source.size if self.shift else 0)
 
-    def worst(self, inputs: Sequence[int], own: Weights | None) -> int:
+    def worst(self, inputs: Sequence[int], weights: Weights | None) -> int:
         return (inputs[0] >> self.shift) + 1
 
-    def interpret(self, inputs: Sequence[Integers], own: Weights | None, rounding: Rounding) -> Exact:
+    def interpret(self, inputs: Sequence[Integers], weights: Weights | None, rounding: Rounding) -> Exact:
         return rounding.rounded(self, inputs[0], inputs[0] >> np.int64(self.shift))
 
 
@@ -473,10 +473,10 @@ class Raise(Local):
         self.require(0 <= self.shift < 63, f"cannot add {self.shift} fraction bits")
         return Value(sources[0].shape, sources[0].fraction + self.shift)
 
-    def worst(self, inputs: Sequence[int], own: Weights | None) -> int:
+    def worst(self, inputs: Sequence[int], weights: Weights | None) -> int:
         return inputs[0] << self.shift
 
-    def interpret(self, inputs: Sequence[Integers], own: Weights | None, rounding: Rounding) -> Exact:
+    def interpret(self, inputs: Sequence[Integers], weights: Weights | None, rounding: Rounding) -> Exact:
         return _roomy(inputs[0], 1 << self.shift) * (1 << self.shift)
 
     def on_share(self, shares: Sequence[Words], modulus: Ring | Field, *, server: bool) -> Words:
@@ -501,10 +501,10 @@ class Rescale(Local):
         self.require(0 <= self.fraction <= 60, f"a factor of {self.fraction} fraction bits; use 0 to 60")
         return Value(sources[0].shape, sources[0].fraction + self.fraction)
 
-    def worst(self, inputs: Sequence[int], own: Weights | None) -> int:
+    def worst(self, inputs: Sequence[int], weights: Weights | None) -> int:
         return abs(self.factor) * inputs[0] + abs(self.offset)
 
-    def interpret(self, inputs: Sequence[Integers], own: Weights | None, rounding: Rounding) -> Exact:
+    def interpret(self, inputs: Sequence[Integers], weights: Weights | None, rounding: Rounding) -> Exact:
         return _roomy(inputs[0], abs(self.factor) + abs(self.offset)) * self.factor + self.offset
 
     def on_share(self, shares: Sequence[Words], modulus: Ring | Field, *, server: bool) -> Words:
@@ -521,10 +521,10 @@ class Flatten(Local):
     def value(self, *sources: Value) -> Value:
         return Value((sources[0].size,), sources[0].fraction)
 
-    def worst(self, inputs: Sequence[int], own: Weights | None) -> int:
+    def worst(self, inputs: Sequence[int], weights: Weights | None) -> int:
         return inputs[0]
 
-    def interpret(self, inputs: Sequence[Integers], own: Weights | None, rounding: Rounding) -> Exact:
+    def interpret(self, inputs: Sequence[Integers], weights: Weights | None, rounding: Rounding) -> Exact:
         return inputs[0].reshape(len(inputs[0]), -1)
 
     def on_share(self, shares: Sequence[Words], modulus: Ring | Field, *, server: bool) -> Words:
@@ -543,10 +543,10 @@ class Concat(Local):
         self.require(len(rest) == 1, f"joins values that differ in size or fraction: {[*map(tuple, sources)]}")
         return Value((sum(source.shape[0] for source in sources), *sources[0].shape[1:]), sources[0].fraction)
 
-    def worst(self, inputs: Sequence[int], own: Weights | None) -> int:
+    def worst(self, inputs: Sequence[int], weights: Weights | None) -> int:
         return max(inputs)
 
-    def interpret(self, inputs: Sequence[Integers], own: Weights | None, rounding: Rounding) -> Exact:
+    def interpret(self, inputs: Sequence[Integers], weights: Weights | None, rounding: Rounding) -> Exact:
         return np.concatenate(inputs, 1)
 
     def on_share(self, shares: Sequence[Words], modulus: Ring | Field, *, server: bool) -> Words:
@@ -576,10 +576,10 @@ class Gather(Local):
         each = np.repeat(of, source.size // len(of))[np.maximum(self.index, 0)]
         return np.where(self.index < 0, 0.0, each).reshape(len(self.index), -1).max(1)
 
-    def worst(self, inputs: Sequence[int], own: Weights | None) -> int:
+    def worst(self, inputs: Sequence[int], weights: Weights | None) -> int:
         return inputs[0]
 
-    def interpret(self, inputs: Sequence[Integers], own: Weights | None, rounding: Rounding) -> Exact:
+    def interpret(self, inputs: Sequence[Integers], weights: Weights | None, rounding: Rounding) -> Exact:
         return np.where(self.index < 0, 0, inputs[0].reshape(len(inputs[0]), -1)[:, self.index])
 
     def on_share(self, shares: Sequence[Words], modulus: Ring | Field, *, server: bool) -> Words:

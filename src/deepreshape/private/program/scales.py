@@ -272,5 +272,5 @@ def _biased(name: str, makers: dict[str, Layer], uses: Counter[str]) -> Conv | D
     if isinstance(layer, Conv | Dense):
         return layer
     if isinstance(layer, Sum):
-        return next((found for source in layer.inputs if (found := _biased(source, makers, uses))), None)
+        return next((source_bias for source in layer.inputs if (source_bias := _biased(source, makers, uses))), None)
     return None

@@ -36,13 +36,13 @@ class Calibrated:
     Attributes:
         program: with its windows, for ``gc-stochastic:window``.
         exact: accuracy on the validation data with exact signs, in percent.
-        found: accuracy with the windows.
+        reached: accuracy with the windows.
         tried: how many settings were evaluated.
     """
 
     program: Program
     exact: float
-    found: float
+    reached: float
     tried: int
 
 
@@ -77,28 +77,28 @@ def calibrate(
         """The accuracy, if it is not too low."""
         nonlocal tried
         tried += 1
-        found = program_accuracy(windowed(program, lows), inputs, labels, protocols=protocols, seed=seed)
-        return found if exact - found <= max_loss else None
+        reached = program_accuracy(windowed(program, lows), inputs, labels, protocols=protocols, seed=seed)
+        return reached if exact - reached <= max_loss else None
 
     def changes(trial: Mapping[str, int]) -> bool:
         """Whether these low bits are not what a window's bounds make of those there are."""
         return digest(windowed(program, trial)) != digest(windowed(program, lows))
 
-    lows, found = {op.name: 0 for op in relus}, exact
-    least, most = -max((op.shift for op in relus), default=0), program.modulus.bits
-    while least < most:  # the largest step above the shifts that can be afforded
-        above = (least + most + 1) // 2
+    lows, reached = {op.name: 0 for op in relus}, exact
+    lowest, highest = -max((op.shift for op in relus), default=0), program.modulus.bits
+    while lowest < highest:  # the largest step above the shifts that can be afforded
+        above = (lowest + highest + 1) // 2
         trial = {op.name: max(op.shift + above, 0) for op in relus}
-        kept = afford(trial)
-        if kept is None:
-            most = above - 1
+        affordable = afford(trial)
+        if affordable is None:
+            highest = above - 1
         else:
-            least, lows, found = above, trial, kept
+            lowest, lows, reached = above, trial, affordable
     for op in sorted(relus, key=lambda op: -len(op.positions(program.values[op.name])[0])):
         trial = lows | {op.name: lows[op.name] + 1}
-        while changes(trial) and (kept := afford(trial)) is not None:
-            lows, found, trial = trial, kept, trial | {op.name: trial[op.name] + 1}
-    return Calibrated(windowed(program, lows), exact, found, tried)
+        while changes(trial) and (affordable := afford(trial)) is not None:
+            lows, reached, trial = trial, affordable, trial | {op.name: trial[op.name] + 1}
+    return Calibrated(windowed(program, lows), exact, reached, tried)
 
 
 def windowed(program: Program, lows: Mapping[str, int]) -> Program:

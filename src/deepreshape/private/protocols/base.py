@@ -1,7 +1,7 @@
 """What a two-party protocol on shares promises. Each protocol is one file with one final subclass of :class:`Protocol`.
 
 Model: two semi-honest parties, a value x shared as x = x_client + x_server, of which x_client is known offline. After
-a step they share its result; the client's part is a mask that it chose offline, or what the protocol gave it.
+a step they share its result; the client's part is a blind that it chose offline, or what the protocol gave it.
 
 A protocol says what it sends (:meth:`Protocol.declared`), what it costs (:meth:`Protocol.work`), what the plain
 interpreter must do to agree with it bit for bit (:meth:`Protocol.replay`), and how the parties do it, offline and
@@ -9,7 +9,7 @@ online. Plans, prices and the order of both parties are made of these (``steps.p
 
     run = Run(channel, id, "client", Randomness())
     setup = protocol.setup(run, layers)
-    side_by_side(run, "offline", [(name, protocol.offline(run, setup, layer, share, mask))], keep)
+    side_by_side(run, "offline", [(name, protocol.offline(run, setup, layer, share, blind))], keep)
     side_by_side(run, "online", [(name, protocol.online(run, layer, prepared, None))])
 
 It owns no channel, no store, and no order of layers.
@@ -91,7 +91,7 @@ class Prepared:
         try:
             return self._left.pop()  # of two threads one gets them
         except IndexError:
-            raise RuntimeError("this offline material was used; it is for one inference, prepare another") from None
+            raise RuntimeError("this preprocessing was used; it serves one inference, prepare another") from None
 
 
 class Message(NamedTuple):
@@ -202,7 +202,7 @@ class Protocol(ABC, Generic[L, S]):
         """The work behind each message of :meth:`setup_declared`."""
 
     @abstractmethod
-    def offline(self, run: Run, setup: S, layer: L, share: Words | None, mask: Words | None) -> Offline:
+    def offline(self, run: Run, setup: S, layer: L, share: Words | None, blind: Words | None) -> Offline:
         """Prepare one layer.
 
         Args:
@@ -210,7 +210,7 @@ class Protocol(ABC, Generic[L, S]):
             setup: what :meth:`setup` gave.
             layer: what to prepare, once a run.
             share: the client's share of the input, uint64; None at the server.
-            mask: what shall be the client's share of the output, uniform, uint64; None where the protocol decides it.
+            blind: what shall be the client's share of the output, uniform, uint64; None where the protocol decides it.
         """
 
     @abstractmethod
@@ -295,7 +295,7 @@ class Step:
 
     @property
     def stream(self) -> str:
-        """What its offline material is called among that of its operation."""
+        """What its preprocessing is called among that of its operation."""
         return self.protocol.kinds[0]
 
 

@@ -1,10 +1,10 @@
 """Processes that answer homomorphic layers side by side, as the library holds Python's lock and threads share a core.
 
-The server splits the output tiles of a layer between itself and its workers. Each worker draws masks and floods of its
+The server splits the output tiles of a layer between itself and its workers. Each worker draws blinds and floods of its
 own, from the operating system's entropy. What it sends back stands in the same places and order as if the server had
 made it all, so nothing on the wire tells how many there were.
 
-Weights, masks and shares pass between the server's process and those that it started, through pipes that no other
+Weights, blinds and shares pass between the server's process and those that it started, through pipes that no other
 process holds, and never through a file. A worker ends when its pipe does: it outlives its server by one layer at most,
 however that ends. Workers are started afresh, not forked, since a fork would copy locks and streams of randomness.
 """
@@ -64,11 +64,11 @@ class Workers:
         """
         layout, count = weights.layout, len(self._others) + 1
         edges = [-(-layout.outputs * part // count) for part in range(count + 1)]
-        own, *rest = (range(*edge) for edge in pairwise(edges))
+        here, *rest = (range(*edge) for edge in pairwise(edges))
         busy = [(worker, tiles) for worker, tiles in zip(self._others, rest, strict=True) if tiles]
         for worker, tiles in busy:
             worker.begin(weights, ciphertexts, tiles)
-        parts = [respond_tiles(self.responder, layout, ciphertexts, own, map(weights.row, own))]
+        parts = [respond_tiles(self.responder, layout, ciphertexts, here, map(weights.row, here))]
         parts += [worker.finish(layout, tiles) for worker, tiles in busy]
         bands = zip(*(part for part, _ in parts), strict=True)
         responses = [response for band in bands for part in band for response in part]

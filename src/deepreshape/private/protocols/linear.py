@@ -133,18 +133,18 @@ class HeLinear(Protocol[EncryptedLayer, "ClientKey | Workers"]):
         return [Effort({f"{primes}.keys": 1, "he.start": 1}, {f"{primes}.receive": 1})]
 
     def offline(
-        self, run: Run, setup: ClientKey | Workers, layer: EncryptedLayer, share: Words | None, mask: Words | None
+        self, run: Run, setup: ClientKey | Workers, layer: EncryptedLayer, share: Words | None, blind: Words | None
     ) -> Offline:
-        """The client's part returns its share of the output, uint64 (outputs,); ``mask`` is not used."""
+        """The client's part returns its share of the output, uint64 (outputs,); ``blind`` is not used."""
         if isinstance(setup, ClientKey):
             assert share is not None  # noqa: S101 - the client's
             for part in share.reshape(-1, *layer.layout.layer.input_shape):
-                send_mask(run.channel, setup, layer.layout, part)
+                send_input(run.channel, setup, layer.layout, part)
             yield None
             parts = [receive_share(run.channel, setup, layer.layout) for _ in range(layer.copies)]
             return np.concatenate(parts).reshape(-1)
         weights = self.served[layer.name].encoded
-        received = [receive_mask(run.channel, layer.layout) for _ in weights]
+        received = [receive_input(run.channel, layer.layout) for _ in weights]
         yield None
         blinds: list[Words] = []
         for copy, ciphertexts in zip(weights, received, strict=True):
@@ -231,19 +231,21 @@ def receive_public_key(channel: Channel, parameters: Parameters, rng: Randomness
     return Responder(parameters, channel.receive(Frame.CIPHERTEXTS, parameters.fresh_bytes), rng)
 
 
-def send_mask(channel: Channel, key: ClientKey, layout: Layout, mask: Residues) -> None:
-    """Client: send the encrypted mask r of ``input_shape``, one frame a ciphertext.
+def send_input(channel: Channel, key: ClientKey, layout: Layout, share: Residues) -> None:
+    """Client: send its encrypted share r, of ``input_shape``, one frame a ciphertext.
 
     Raises:
-        ValueError: if the shape differs or a residue is not below t.
+        ValueError: if its shape differs or a residue is not below t.
     """
-    if mask.shape != layout.layer.input_shape or int(mask.max()) >= key.parameters.modulus:
-        raise ValueError(f"mask of shape {mask.shape}; the layer wants {layout.layer.input_shape}, below the modulus")
-    for polynomial in layout.polynomials(mask):
+    if share.shape != layout.layer.input_shape or int(share.max()) >= key.parameters.modulus:
+        raise ValueError(
+            f"a share of shape {share.shape}; the layer wants {layout.layer.input_shape}, below the modulus"
+        )
+    for polynomial in layout.polynomials(share):
         channel.send(Frame.CIPHERTEXTS, key.encrypt(polynomial))
 
 
-def receive_mask(channel: Channel, layout: Layout) -> list[memoryview]:
+def receive_input(channel: Channel, layout: Layout) -> list[memoryview]:
     """Server: the client's ciphertexts of one layer. It reads those of a whole flight before it answers the first."""
     count = layout.bands * layout.inputs
     return [channel.receive(Frame.CIPHERTEXTS, layout.parameters.fresh_bytes) for _ in range(count)]

@@ -6,8 +6,8 @@ linear layer. t and c are the server's: it adds t to its share before, and c to 
 and there is no homomorphic product. l1 = l - s1, k = l1 - 1, w = s1 + s2 as there.
 
 *The offline product* v + t = T_client u mod 2^k takes k transfers, in which the client chooses by the bits b_i of
-T_client (Gilboa, CRYPTO 1999). Transfer i has pads P0_i and P1_i of k - i bits, hashes of the labels. The server takes
-u = P1_0 - P0_0, so that its first correction is none, and sends for all others
+T_client (Gilboa, CRYPTO 1999). Transfer i has blinds P0_i and P1_i of k - i bits, hashes of the labels. The server
+takes u = P1_0 - P0_0, so that its first correction is none, and sends for all others
 
     m_i = u - P1_i + P0_i mod 2^(k - i).
 
@@ -18,14 +18,14 @@ The client has P of b_i, and so P0_i + b_i u = P_b + b_i m_i; v is their sum, ea
     online   server -> client   delta, k bits; d, 1 bit
              client -> server   e, w bits; msg, l bits
 
-*Security.* The pads hash labels of correlated transfers under a public key that belongs to (session, layer, batch, i)
-alone (``labels.py``). Of each pair the client knows one pad, and the other is pseudorandom to it: so is every m_i, and
-so is u, the difference of two pads of which it knows one; hence it sees nothing in delta = T_server - u mod 2^k. The
-server's pads P0_i and u are functions of its own labels, and the choices are masked. So u is uniform modulo 2^k given
-the client's view, and (u, t) are uniform given the server's inputs as v is: the conditions of ``arith/square.py``,
-which proves the rest, with Q_0 and Q_1 the pads of the transfer back, of which the server's choice rho is random. A
-second delta under one u, or a second answer under one r, would show a difference: what is kept is used once, the store
-marks it before the first online byte, and r is fixed before that byte.
+*Security.* The blinds hash labels of correlated transfers under a public key that belongs to (session, layer, batch, i)
+alone (``labels.py``). Of each pair the client knows one blind, and the other is pseudorandom to it: so is every m_i,
+and so is u, the difference of two blinds of which it knows one; hence it sees nothing in delta = T_server - u mod 2^k.
+The server's blinds P0_i and u are functions of its own labels, and the choices are masked. So u is uniform modulo 2^k
+given the client's view, and (u, t) are uniform given the server's inputs as v is: the conditions of
+``arith/square.py``, which proves the rest, with Q_0 and Q_1 the blinds of the transfer back, of which the server's
+choice rho is random. A second delta under one u, or a second answer under one r, would show a difference: what is kept
+is used once, the store marks it before the first online byte, and r is fixed before that byte.
 
 Outside its range the result is silently off (``arith/square.py``): :meth:`Squares.max_input` is what a program must
 promise, by calibration; neither party can see it happen.
@@ -129,8 +129,8 @@ class SquaringLayer:
     @property
     def client_widths(self) -> list[int]:
         """Bits of what the client keeps: T_client, v, Q_0, Q_1, r."""
-        own = self.squaring
-        return [own.first, own.product, own.message, own.message, own.modulus.bits]
+        constants = self.squaring
+        return [constants.first, constants.product, constants.message, constants.message, constants.modulus.bits]
 
     @property
     def server_widths(self) -> list[int]:
@@ -177,9 +177,11 @@ class Squares(Protocol[SquaringLayer, TransferEnds]):
     def serving(self, layers: Sequence[SquaringLayer], program: Program, *, keep: bool, workers: int) -> Squares:
         served: dict[str, Constants] = {}
         for layer in layers:
-            modulus, own = layer.squaring.modulus, program.weights[layer.name]
-            each = layer.elements // len(own.bias)
-            spread = (modulus.encode(np.repeat(part, each)[layer.places]) for part in (own.weight, own.bias))
+            modulus, constants = layer.squaring.modulus, program.weights[layer.name]
+            each = layer.elements // len(constants.bias)
+            spread = (
+                modulus.encode(np.repeat(part, each)[layer.places]) for part in (constants.weight, constants.bias)
+            )
             served[layer.name] = Constants(*spread)
         return Squares(self.cot, served)
 
@@ -197,13 +199,13 @@ class Squares(Protocol[SquaringLayer, TransferEnds]):
         return Reservation(self.cot, there, sum(layer.count for layer in layers))
 
     def offline(
-        self, run: Run, setup: TransferEnds, layer: SquaringLayer, share: Words | None, mask: Words | None
+        self, run: Run, setup: TransferEnds, layer: SquaringLayer, share: Words | None, blind: Words | None
     ) -> Offline:
         claim(setup.layers, layer.name)
-        if share is None or mask is None:
+        if share is None or blind is None:
             return (yield from _server_offline(run, setup, layer))
-        check_shares(layer.name, layer.squaring.modulus, layer.count, share=share, mask=mask)
-        return (yield from _client_offline(run, setup, layer, share, mask))
+        check_shares(layer.name, layer.squaring.modulus, layer.count, share=share, blind=blind)
+        return (yield from _client_offline(run, setup, layer, share, blind))
 
     def online(self, run: Run, layer: SquaringLayer, prepared: Iterator[Prepared], share: Words | None) -> Online:
         kept = [_taken(layer, prepared, number) for number in range(len(layer.sizes))]
@@ -248,36 +250,36 @@ class Squares(Protocol[SquaringLayer, TransferEnds]):
         return layer.squaring.limit
 
 
-def _pads(labels: Words, run: Run, layer: SquaringLayer, number: int, bit: int) -> Words:
-    """The pads of transfer ``bit`` of the product, of k - ``bit`` bits."""
+def _blinds(labels: Words, run: Run, layer: SquaringLayer, number: int, bit: int) -> Words:
+    """The blinds of transfer ``bit`` of the product, of k - ``bit`` bits."""
     hashed = hash_labels(labels, Context(run.id, layer.name, number), f"square {bit}")[:, 0]
     return hashed & np.uint64((1 << (layer.squaring.product - bit)) - 1)
 
 
 def _back(labels: Words, run: Run, layer: SquaringLayer, number: int) -> Words:
-    """The pads of the transfer back, Q, of w bits."""
+    """The blinds of the transfer back, Q, of w bits."""
     hashed = hash_labels(labels, Context(run.id, layer.name, number), WRAP)[:, 0]
     return hashed & np.uint64((1 << layer.squaring.message) - 1)
 
 
-def _client_offline(run: Run, setup: TransferEnds, layer: SquaringLayer, share: Words, mask: Words) -> Offline:
+def _client_offline(run: Run, setup: TransferEnds, layer: SquaringLayer, share: Words, blind: Words) -> Offline:
     squaring, delta = layer.squaring, setup.sender.delta.words
     product, low = squaring.product, np.uint64((1 << squaring.product) - 1)
-    roots, pads = squaring.client_root(share), np.zeros(layer.count, np.uint64)
+    roots, blinds = squaring.client_root(share), np.zeros(layer.count, np.uint64)
     for number, (span, size) in enumerate(zip(layer.spans, layer.sizes, strict=True)):
         choices = to_bits(roots[span], product)
         labels = setup.receiver.chosen(run.channel, choices.reshape(-1)).reshape(product, size, 2)
         for bit in range(product):
-            pads[span] += _pads(labels[bit], run, layer, number, bit) << np.uint64(bit)
+            blinds[span] += _blinds(labels[bit], run, layer, number, bit) << np.uint64(bit)
     yield None
     for number, (span, size) in enumerate(zip(layer.spans, layer.sizes, strict=True)):
         labels = setup.sender.random(run.channel, size)
         zero, one = (_back(either, run, layer, number) for either in (labels, labels ^ delta))
         received = run.channel.receive(Frame.ROWS, packed_bytes(layer.corrections, size))
-        part, root = pads[span], roots[span]
+        part, root = blinds[span], roots[span]
         for bit, correction in enumerate(unpack(received, layer.corrections, size), 1):
             part += (correction & -((root >> np.uint64(bit)) & np.uint64(1))) << np.uint64(bit)
-        fields = root, part & low, zero, one, mask[span]
+        fields = root, part & low, zero, one, blind[span]
         yield Prepared({"packed": pack(zip(fields, layer.client_widths, strict=True))})
 
 
@@ -288,7 +290,7 @@ def _server_offline(run: Run, setup: TransferEnds, layer: SquaringLayer) -> Offl
         labels = setup.sender.chosen(run.channel, product * size).reshape(product, size, 2)
         blind, part, corrections = np.zeros(size, np.uint64), np.zeros(size, np.uint64), list[Words]()
         for bit in range(product):
-            zero, one = (_pads(either, run, layer, number, bit) for either in (labels[bit], labels[bit] ^ delta))
+            zero, one = (_blinds(either, run, layer, number, bit) for either in (labels[bit], labels[bit] ^ delta))
             part -= zero << np.uint64(bit)
             if bit:
                 corrections.append((blind + zero - one) & (low >> np.uint64(bit)))
@@ -309,11 +311,11 @@ def _client_online(run: Run, layer: SquaringLayer, kept: Sequence[np.ndarray]) -
     for span, size, packed in zip(layer.spans, layer.sizes, kept, strict=True):
         received = run.channel.receive(Frame.ROWS, packed_bytes(layer.sent, size))
         delta, opened = unpack(received, layer.sent, size)
-        root, part, zero, one, mask = unpack(packed, layer.client_widths, size)
+        root, part, zero, one, blind = unpack(packed, layer.client_widths, size)
         coins[span] = product = squaring.client_product(root, part, delta)
         share, half = squaring.client_square(root, product)
         zero, one = np.where(opened, one, zero), np.where(opened, zero, one)
-        answers.append(pack(zip(squaring.answer(share, half, zero, one, mask), layer.answered, strict=True)))
+        answers.append(pack(zip(squaring.answer(share, half, zero, one, blind), layer.answered, strict=True)))
     yield None
     for answer in answers:
         run.channel.send(Frame.SHARES, answer)
@@ -324,12 +326,14 @@ def _client_online(run: Run, layer: SquaringLayer, kept: Sequence[np.ndarray]) -
     return None
 
 
-def _server_online(run: Run, layer: SquaringLayer, kept: Sequence[np.ndarray], share: Words, own: Constants) -> Online:
+def _server_online(
+    run: Run, layer: SquaringLayer, kept: Sequence[np.ndarray], share: Words, constants: Constants
+) -> Online:
     squaring, result = layer.squaring, np.empty(layer.count, np.uint64)
     states: list[tuple[Words, np.ndarray, Words]] = []
     for span, size, packed in zip(layer.spans, layer.sizes, kept, strict=True):
         blind, part, rho, known = unpack(packed, layer.server_widths, size)
-        root = squaring.server_root(squaring.modulus.add(share[span], own.shift[span]))
+        root = squaring.server_root(squaring.modulus.add(share[span], constants.shift[span]))
         squared, half = squaring.server_square(root, part)
         message = squaring.delta(root, blind), half ^ rho
         run.channel.send(Frame.ROWS, pack(zip(message, layer.sent, strict=True)))
@@ -338,12 +342,12 @@ def _server_online(run: Run, layer: SquaringLayer, kept: Sequence[np.ndarray], s
     for span, size, state in zip(layer.spans, layer.sizes, states, strict=True):
         received = run.channel.receive(Frame.SHARES, packed_bytes(layer.answered, size))
         result[span] = squaring.result(*state, *unpack(received, layer.answered, size))
-    return squaring.modulus.add(result, own.constant)
+    return squaring.modulus.add(result, constants.constant)
 
 
 def _taken(layer: SquaringLayer, prepared: Iterator[Prepared], number: int) -> np.ndarray:
     """What was kept of batch ``number``."""
     batch = next(prepared, None)
     if batch is None:
-        raise ValueError(f"layer {layer.name!r} has {len(layer.sizes)} batches; material for {number} was given")
+        raise ValueError(f"layer {layer.name!r} has {len(layer.sizes)} batches, and {number} were given")
     return batch.take()["packed"]

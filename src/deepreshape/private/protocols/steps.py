@@ -1,9 +1,9 @@
 """The one list of what an inference consists of, of which plan, price and both parties' order are made.
 
-*Offline.* Masks behind ReLUs do not depend on what is before them, so the steps of many layers go side by side: those
+*Offline.* Blinds behind ReLUs do not depend on what is before them, so the steps of many layers go side by side: those
 of one flight up to where they wait for the other party, then on from there. Linear layers come first, by the level at
-which the client knows their masks; then truncations, then ReLUs, as many in a flight as may wait in memory. *Online*
-the steps of one operation go side by side: a partly masked ReLU truncates and rectifies in one round trip.
+which the client knows its shares of them; then truncations, then ReLUs, as many in a flight as may wait in memory.
+*Online* the steps of one operation go side by side: a partly masked ReLU truncates and rectifies in one round trip.
 """
 
 from __future__ import annotations
@@ -125,25 +125,25 @@ class Steps:
 
 def _interleaved(flight: Flight, phase: Phase) -> Iterator[Booked]:
     """The messages of steps that go side by side: a segment of each, then the next of each."""
-    segments = [_segments(step, phase) for step in flight]
-    for turn in zip_longest(*segments, fillvalue=[]):
-        for segment in turn:
+    by_step = [_segments(step, phase) for step in flight]
+    for segment_of_each in zip_longest(*by_step, fillvalue=[]):
+        for segment in segment_of_each:
             yield from segment
 
 
 def _segments(step: Step, phase: Phase) -> list[list[Booked]]:
     kind = step.protocol.kinds[phase == "online"]
-    own: tuple[Segment, ...] = step.declared.online if phase == "online" else step.declared.offline
+    segments: tuple[Segment, ...] = step.declared.online if phase == "online" else step.declared.offline
     counts = dict(step.declared.counts.get(phase, {}))
     if phase == "offline":
         counts |= dict(zip(("stored_client", "stored_server"), step.declared.stored, strict=True))
-    messages = [message for segment in own for message in segment]
+    messages = [message for segment in segments for message in segment]
     booked = [
         Booked(step.name, phase, kind, message, effort, {} if number else counts)
         for number, (message, effort) in enumerate(zip(messages, step.protocol.work(step.layer)[phase], strict=True))
     ]
     cuts = iter(booked)
-    return [[next(cuts) for _ in segment] for segment in own]
+    return [[next(cuts) for _ in segment] for segment in segments]
 
 
 def _shares(layer: str, phase: Phase, message: Message, count: int) -> Booked:

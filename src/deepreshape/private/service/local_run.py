@@ -1,10 +1,10 @@
 """Both parties on this machine, in two processes, over the real wire: the quick look at what a program costs.
 
 The processes talk over loopback with TLS 1.3, under an authority and certificates made for this run and thrown away
-with it, and keep offline material in encrypted stores. The client's process is given the public program and the inputs,
-the server's the weights. This process plays neither party: it starts them, and compares what the client got with the
-plain interpreter, for which the client's process tells it its own shares of what depends on them (``plain.py``). That
-is for checks on one machine; parties who do not trust each other use ``party.py``.
+with it, and keep their preprocessing in encrypted stores. The client's process is given the public program and the
+inputs, the server's the weights. This process plays neither party: it starts them, and compares what the client got
+with the plain interpreter, for which the client's process tells it its own shares of what depends on them
+(``plain.py``). That is for checks on one machine; parties who do not trust each other use ``party.py``.
 """
 
 from __future__ import annotations
@@ -121,7 +121,7 @@ def run_local(
             (folder / role).mkdir(mode=0o700)
             (folder / role / "program").write_bytes(to_bytes(own))
         inputs.tofile(folder / "client" / "inputs")
-        _run_both(folder, listener, lambda done: progress and progress(done, len(inputs) * plan.offline_bytes()))
+        _run_processes(folder, listener, lambda done: progress and progress(done, len(inputs) * plan.offline_bytes()))
         outputs = _array(folder / "client" / "outputs", np.dtype(np.int64), floor.shape)
         shares = [_shares(folder, plan, number) for number in range(len(inputs))]
         reports = {role: Report(**json.loads((folder / role / "report").read_text())) for role in ("client", "server")}
@@ -138,7 +138,7 @@ def run_local(
     return compared | _costs(plan, reports)
 
 
-def _run_both(folder: Path, listener: socket.socket, progress: Callable[[int], object]) -> None:
+def _run_processes(folder: Path, listener: socket.socket, progress: Callable[[int], object]) -> None:
     """Start both processes and wait for them. The first that fails ends the other.
 
     ``progress`` is told what the client's process writes to its standard output: a count of bytes, again and again.
@@ -176,9 +176,9 @@ def _run_both(folder: Path, listener: socket.socket, progress: Callable[[int], o
 
 
 def _failure(folder: Path, role: str, code: int) -> str:
-    said = folder / role / "error"
-    if said.exists():
-        return f"the {role} failed: {said.read_text()}"
+    report = folder / role / "error"
+    if report.exists():
+        return f"the {role} failed: {report.read_text()}"
     return f"the {role}'s process ended with status {code}; if it was killed, it may have run out of memory"
 
 
@@ -246,14 +246,14 @@ def _serve(endpoint: Endpoint, model: Model, store: Store, descriptor: int, coun
     stored = 0
     with socket.socket(fileno=descriptor) as listener:
         for _ in range(count):
-            both: Traffic = {}
+            ends: Traffic = {}
             took: Times = {}
             for _ in ("offline", "online"):
                 channel = endpoint.accept(listener.accept()[0])
                 stored = max(stored, serve(channel, model, store))
-                both |= _traffic(channel.ledger)
+                ends |= _traffic(channel.ledger)
                 took |= _times(channel.ledger)
-            ledgers.append(both)
+            ledgers.append(ends)
             times.append(took)
     return Report(ledgers, times, [], stored, _peak_rss_mib())
 
@@ -273,10 +273,10 @@ def _costs(plan: Plan, reports: dict[str, Report]) -> dict[str, Any]:
     for row in declared.rows:
         up, down = traffic.get(f"{row.layer}|{row.phase}", [0, 0])
         traffic[f"{row.layer}|{row.phase}"] = [up + row.bytes_up, down + row.bytes_down]
-    wanted = {place: found for place, found in traffic.items() if any(found)}
-    backwards = {place: found[::-1] for place, found in wanted.items()}
-    matches = [found == wanted for found in reports["client"].ledgers]
-    matches += [found == backwards for found in reports["server"].ledgers]
+    wanted = {place: counts for place, counts in traffic.items() if any(counts)}
+    backwards = {place: counts[::-1] for place, counts in wanted.items()}
+    matches = [counts == wanted for counts in reports["client"].ledgers]
+    matches += [counts == backwards for counts in reports["server"].ledgers]
     seconds = reports["client"].seconds
     return {
         "relus": plan.program.relus,

@@ -224,9 +224,9 @@ def issue(folder: Path, role: Role, name: str, days: int = 365) -> Credentials:
         .add_extension(x509.SubjectAlternativeName([x509.UniformResourceIdentifier(f"{URI}{role}")]), critical=False)
         .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key()), critical=False)
     )
-    made = Credentials.within(folder, role, name)
-    _save(made.key, made.certificate, key, builder.sign(signer, None))
-    return made
+    credentials = Credentials.within(folder, role, name)
+    _save(credentials.key, credentials.certificate, key, builder.sign(signer, None))
+    return credentials
 
 
 def _subject(name: str) -> x509.Name:

@@ -231,18 +231,18 @@ class Greeting:
             canonical, value = False, None
         if not canonical or not isinstance(value, dict):
             raise ProtocolError("the peer's greeting is not canonical JSON")
-        found = cast(dict[str, object], value)
-        version = found.pop("version", None)
+        fields = cast(dict[str, object], value)
+        version = fields.pop("version", None)
         if type(version) is not int or version != VERSION:
             raise ConfigurationMismatchError(
                 {"version": f"version {VERSION} here, {_shown(version)} there; install the same deepreshape"}
             )
-        if set(found) != {"client", "server", "program", "parameters", "batch", "nonce"}:
-            raise ProtocolError(f"the peer's greeting has the fields {_shown(sorted(found))}")
+        if set(fields) != {"client", "server", "program", "parameters", "batch", "nonce"}:
+            raise ProtocolError(f"the peer's greeting has the fields {_shown(sorted(fields))}")
         try:
-            program, batch = cast(str, found["program"]), cast(str, found["batch"])
-            agreement = Agreement(program, cast(Parameters, found["parameters"]), batch)
-            return Greeting(_digest(found["client"]), _digest(found["server"]), agreement, _digest(found["nonce"]))
+            program, batch = cast(str, fields["program"]), cast(str, fields["batch"])
+            agreement = Agreement(program, cast(Parameters, fields["parameters"]), batch)
+            return Greeting(_digest(fields["client"]), _digest(fields["server"]), agreement, _digest(fields["nonce"]))
         except (ValueError, TypeError, AttributeError):
             raise ProtocolError("the peer's greeting has a field of the wrong form") from None
 
@@ -276,9 +276,11 @@ class _Talk:
     greetings: dict[Role, bytes] = field(default_factory=dict[Role, bytes])
 
     def __post_init__(self) -> None:
-        own, peer = self.connection.identity.role, self.connection.peer.role
-        if own != self.role or peer == self.role:
-            raise ProtocolError(f"certificates say {own} here and {peer} there, but this side acts as the {self.role}")
+        local, peer = self.connection.identity.role, self.connection.peer.role
+        if local != self.role or peer == self.role:
+            raise ProtocolError(
+                f"certificates say {local} here and {peer} there, but this side acts as the {self.role}"
+            )
 
     def agreed(self) -> Agreement:
         return cast(Agreement, self.agreement)  # a server has chosen by the time it answers

@@ -218,7 +218,7 @@ def test_material_is_used_once(session: Session) -> None:
         client_online(session.client, layer, SESSION, prepared[0])
     with pytest.raises(RuntimeError, match="was used"):
         server_online(session.server, layer, SESSION, prepared[1], zeros)
-    with pytest.raises(ValueError, match="no offline material"):
+    with pytest.raises(ValueError, match="nothing prepared was given"):
         client_online(session.client, layer, SESSION, [])
 
 
@@ -249,7 +249,7 @@ def test_missing_material_is_named() -> None:
     assert (len(client), len(server)) == (4, 1)
     with ThreadPoolExecutor(1) as pool:
         answer = pool.submit(server_online, session.server, layer, SESSION, server, zeros)
-        with pytest.raises(ValueError, match="layer 'r' has 3 batches; material for 2 was given"):
+        with pytest.raises(ValueError, match="layer 'r' has 3 batches, and 2 were given"):
             client_online(session.client, layer, SESSION, client[:-1])
         session.client.send(Frame.SHARES, bytes(5))
         answer.result()
@@ -312,7 +312,7 @@ def test_bad_arguments_are_refused(session: Session) -> None:
     client, engine = session.client, session.engines[0]
     with pytest.raises(ValueError, match=r"share of layer 'r' is uint64 of shape \(4,\)"):
         next(client_offline(client, layer, engine, np.zeros(4, np.uint64), good))
-    with pytest.raises(ValueError, match="mask of layer 'r' is int64"):
+    with pytest.raises(ValueError, match="blind of layer 'r' is int64"):
         next(client_offline(client, layer, engine, good, np.zeros(3, np.int64)))  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match="not in Field"):
         next(client_offline(client, layer, engine, good + np.uint64(7), good))

@@ -69,7 +69,7 @@ def transfers(layer: GarbledLayer) -> int:
 
 @pytest.fixture(scope="module", params=ROLES)
 def session(request: pytest.FixtureRequest) -> Session:
-    return Session.start(request.param, products=True)
+    return Session.start(request.param, mux=True)
 
 
 def layer_of(session: Session, sign: Sign, shift: int, count: int, batch: int = 8192) -> GarbledLayer:
@@ -145,7 +145,7 @@ def test_declared_bytes_and_rounds_are_those_of_the_ledger(
 
 @pytest.mark.parametrize("role", ROLES)
 def test_set_up_bytes(role: Role) -> None:
-    session = Session.start(role, products=True)
+    session = Session.start(role, mux=True)
     client, server = (end.ledger.traffic["", "setup"] for end in (session.client, session.server))
     layer = layer_of(session, SMALL[0], 0, 1)
     sent = protocol_of(layer).setup_declared([layer])
@@ -292,14 +292,14 @@ def test_material_survives_a_store_as_raw_bytes(session: Session) -> None:
 def test_a_session_without_transfers_for_products_is_refused() -> None:
     session, zeros = Session.start("server"), np.zeros(1, np.uint64)
     layer = layer_of(session, SMALL[0], 0, 1)
-    with pytest.raises(TypeError, match="products=True"):
+    with pytest.raises(TypeError, match="mux=True"):
         next(client_offline(session.client, layer, session.engines[0], zeros, zeros))
-    with pytest.raises(TypeError, match="products=True"):
+    with pytest.raises(TypeError, match="mux=True"):
         next(server_offline(session.server, layer, session.engines[1]))
 
 
 def test_rows_that_are_no_elements_are_refused() -> None:
-    session = Session.start("server", products=True)
+    session = Session.start("server", mux=True)
     layer, zeros = layer_of(session, Parity(Field(61)), 0, 5), np.zeros(5, np.uint64)
     client, server = session.offline(layer, zeros, zeros)
     real = Tap(session.server)

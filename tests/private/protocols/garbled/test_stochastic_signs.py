@@ -52,7 +52,7 @@ def test_drawn_shares_follow_the_formula(modulus: Ring | Field, mode: Mode) -> N
 def test_the_shares_of_two_parties_follow_the_formula(role: Role, modulus: Ring | Field, mode: Mode) -> None:
     count = 20_000
     sign = Window(modulus, 12, 37, mode) if isinstance(modulus, Ring) else Wrap(modulus, 12, mode)
-    session = Session.start(role, products=True)
+    session = Session.start(role, mux=True)
     for value in (1200, -1200, 2**28):
         layer = GarbledLayer(f"layer {next(names)}", modulus, 0, count, role, sign=sign)
         x, rng = np.full(count, value), Randomness()

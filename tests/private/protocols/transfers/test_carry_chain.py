@@ -31,10 +31,10 @@ def carries(chain: Chain, a: Words, b: Words) -> tuple[Words, Words]:
     rng, count = fixed(chain.bits), len(a)
     zero, one = ([rng.labels(count) for _ in range(chain.bits)] for _ in range(2))
     swaps, blind = rng.words(count) & U((1 << chain.bits) - 1), rng.words(count) & U(1)
-    rows = chain.garble(chain.server_pads(zero, one, swaps), b, blind, rng.words(count))
+    rows = chain.garble(chain.server_blinds(zero, one, swaps), b, blind, rng.words(count))
     for row, width in zip(rows, chain.row_widths, strict=True):
         assert width == 64 or int(row.max()) < 1 << width
-    got = chain.walk(rows, a, chain.client_pads(own_hashes(a, swaps, zero, one), a)) ^ blind
+    got = chain.walk(rows, a, chain.client_blinds(own_hashes(a, swaps, zero, one), a)) ^ blind
     return got, ((a + b + U(chain.carry_in)) >> U(chain.bits)) & U(1)
 
 
@@ -102,7 +102,7 @@ def views(chain: Chain, a: int, b: int, blind: int | None = None) -> np.ndarray:
     one = [(other, mine)[bit] for mine, other, bit in zip(own, others, chosen, strict=True)]
     blinds = take(1) if blind is None else np.full_like(coins, blind)
     lambdas = take(max(0, len(chain.digits) - 2)) << U(1)
-    rows = chain.garble(chain.server_pads(zero, one, swaps), np.full_like(coins, b), blinds, lambdas)
+    rows = chain.garble(chain.server_blinds(zero, one, swaps), np.full_like(coins, b), blinds, lambdas)
     seen, place = np.zeros_like(coins), 0
     for row, width in zip(rows, chain.row_widths, strict=True):
         seen |= row << U(place)
@@ -128,14 +128,14 @@ def test_what_the_client_sees_is_uniform_with_digits_of_several_widths(split: tu
 
 @pytest.mark.parametrize("split", [(2,)], indirect=True)
 def test_pads_that_share_their_bits_would_show_b(split: tuple[int, ...], monkeypatch: pytest.MonkeyPatch):
-    pads = Chain.server_pads
+    blinds = Chain.server_blinds
 
     def folded(self, zero, one, swaps):
         """As if every value took the same stretch of the hash."""
         ones = self.digits[0].ones
-        return pads(self, [(x & U(1)) * ones for x in zero], [(x & U(1)) * ones for x in one], swaps)
+        return blinds(self, [(x & U(1)) * ones for x in zero], [(x & U(1)) * ones for x in one], swaps)
 
-    monkeypatch.setattr(Chain, "server_pads", folded)
+    monkeypatch.setattr(Chain, "server_blinds", folded)
     seen = [views(Chain(2), 1, b).tolist() for b in range(4)]
     assert any(other != seen[0] for other in seen[1:])
 

@@ -37,7 +37,7 @@ def online(
     messages: list[np.ndarray] = []
     steps = {"client": client, "server": server}
     given = {role: next(step) for role, step in steps.items()}
-    for number, (sender, _) in enumerate(relu.turns):
+    for number, (sender, _) in enumerate(relu.messages):
         receiver = "client" if sender == "server" else "server"
         message = given[sender]
         assert message is not None
@@ -70,7 +70,7 @@ def wanted(relu: ChainRelu, x: np.ndarray, client: Words) -> np.ndarray:
     modulus, sign = relu.modulus, relu.sign
     server = modulus.sub(modulus.encode(x), client)
     positive = sign.positive(sign.client_word(client), sign.server_word(server))
-    return np.where(positive, relu.mux.division.rounded(x, client) if relu.shift else x, 0)
+    return np.where(positive, relu.mux.truncation.rounded(x, client) if relu.shift else x, 0)
 
 
 SMALL: list[Sign] = [
@@ -94,7 +94,7 @@ KINDS = [ChainRelu, TreeRelu]
 @pytest.mark.parametrize("sign", SMALL, ids=str)
 def test_every_value_and_share(sign: Sign, shift: int, kind: type[TransferRelu]):
     relu = kind(sign.modulus, shift, sign)
-    room = min(sign.max_input, relu.mux.division.max_input)
+    room = min(sign.max_input, relu.mux.truncation.max_input)
     values, shares = np.arange(-room, room + 1), np.arange(sign.modulus.order, dtype=U)
     x, client = (np.repeat(side.ravel(), 4) for side in np.meshgrid(values, shares))
     mask = sign.modulus.random(len(x), fixed(2))
@@ -117,7 +117,7 @@ WIDE: list[tuple[Sign, int]] = [
 
 def spread(relu: ChainRelu, count: int) -> np.ndarray:
     """Values in range: many near zero, the extremes, and powers of two beside which tests change their minds."""
-    room = min(relu.sign.max_input, relu.mux.division.max_input)
+    room = min(relu.sign.max_input, relu.mux.truncation.max_input)
     draws = np.random.default_rng(3)
     edges = [power + step for power in (0, 1 << relu.shift, room - 1) for step in (-1, 0, 1)]
     x = np.concatenate([edges, np.negative(edges), draws.integers(1 - room, room, count)])
@@ -136,7 +136,7 @@ def test_wide_values_bytes_and_what_is_kept(sign: Sign, shift: int, kind: type[T
     got = sign.modulus.decode(sign.modulus.add(run.output, mask))
     np.testing.assert_array_equal(got, wanted(relu, x, client))
     kept = [(run.client_kept, relu.client_widths), (run.server_kept, relu.server_widths)]
-    sent = [(message, widths) for message, (_, widths) in zip(run.messages, relu.turns, strict=True)]
+    sent = [(message, widths) for message, (_, widths) in zip(run.messages, relu.messages, strict=True)]
     for message, widths in [(run.offline, relu.offline_widths), *kept, *sent]:
         assert message.size == packed_bytes(widths, count)
     other = Run(relu, server, client, mask)  # other inputs, the same lengths
@@ -152,12 +152,12 @@ BYTES: list[tuple[TransferRelu, float, float, float, int]] = [
 ]
 
 
-@pytest.mark.parametrize(("relu", "offline", "online", "kept", "turns"), BYTES, ids=str)
-def test_bytes_of_a_relu(relu: TransferRelu, offline: float, online: float, kept: float, turns: int):
+@pytest.mark.parametrize(("relu", "offline", "online", "kept", "messages"), BYTES, ids=str)
+def test_bytes_of_a_relu(relu: TransferRelu, offline: float, online: float, kept: float, messages: int):
     assert sum(relu.offline_widths) / 8 == offline
-    assert sum(sum(widths) for _, widths in relu.turns) / 8 == online
+    assert sum(sum(widths) for _, widths in relu.messages) / 8 == online
     assert (sum(relu.client_widths) + sum(relu.server_widths)) / 8 == kept
-    assert len(relu.turns) == turns
+    assert len(relu.messages) == messages
 
 
 GOLDEN: dict[type[TransferRelu], str] = {ChainRelu: "776e63572da68785", TreeRelu: "d61276397df04d90"}
@@ -180,7 +180,7 @@ def test_both_engines_send_the_same_bytes_and_these(kind: type[TransferRelu]):
 @pytest.mark.parametrize("at", ["offline", "first", "last"])
 def test_what_is_no_element_is_refused(at: str, kind: type[TransferRelu]):
     relu, shares = kind(Field(31), 2, Parity(Field(31))), Field(31).random(8, fixed(1))
-    spoil = {"offline": -1, "first": 0, "last": len(relu.turns) - 1}[at]
+    spoil = {"offline": -1, "first": 0, "last": len(relu.messages) - 1}[at]
     with pytest.raises(ProtocolError, match=r"not an element of Field\(prime=31\)"):
         Run(relu, shares, shares, shares, spoil)
 
@@ -216,7 +216,7 @@ class Views:
         self.relu, self._patch = relu, monkeypatch
         self.table: dict[tuple[str, int, int], Words] = {}
         monkeypatch.setattr(transfer_relu, "_hashed", self._hashed)
-        monkeypatch.setattr(multiplexer, "blinds", self._blinds)
+        monkeypatch.setattr(multiplexer, "derive_blinds", self._blinds)
 
     def _hashed(self, labels: Words, context: Context, tweak: str, delta: Words | None = None) -> list[Words]:
         moved = labels if delta is None else labels ^ delta
@@ -243,7 +243,7 @@ class Views:
         sizes: dict[tuple[str, int], int] = {key: digit.length for key, digit in widths.items()}
         sizes |= {(multiplexer.KAPPA, 0): relu.modulus.bits}
         if relu.shift:
-            sizes |= {(multiplexer.HALF, 0): relu.mux.division.message.bits}
+            sizes |= {(multiplexer.HALF, 0): relu.mux.truncation.message.bits}
         halves = {key: digit.halves for key, digit in widths.items()}
         coins = Coins(sum(size * halves.get(key, 1) for key, size in sizes.items()) + 1)
         colours = [int(bit) & 1 for bit in rng.bytes(relu.transfers)]
@@ -258,12 +258,12 @@ class Views:
                 self.table[(tweak, 0, bit)] = np.full_like(coins.cases, int(rng.words(1)[0]) % 2)
         choice = coins(1) & U(not know_t)
         run = self._run(coins, x_client, x_server, np.zeros_like(coins.cases), np.array(colours, U), choice)
-        return self._counted(run.rows, relu.turns[0][1], len(coins.cases))
+        return self._counted(run.rows, relu.messages[0][1], len(coins.cases))
 
     def server(self, x_client: int, x_server: int, seed: int, corrected_kappa: bool = False) -> np.ndarray:
         """All of the client's two messages, over its choices, the pads that t did not choose, and r."""
         relu, rng = self.relu, fixed(seed)
-        group = relu.mux.division.message.bits if relu.shift else 0
+        group = relu.mux.truncation.message.bits if relu.shift else 0
         coins = Coins(relu.transfers + 2 * relu.modulus.bits + group)
         for column in range(relu.carry.bits):
             for bit in (0, 1):
@@ -301,7 +301,7 @@ class Views:
         (parts.rows, parts.answer), output = online(relu, *steps)
         output = relu.modulus.add(output, mask)
         x = relu.modulus.decode(relu.modulus.add(np.array([x_client], U), np.array([x_server], U)))
-        if abs(int(x[0])) <= min(relu.sign.max_input, relu.mux.division.max_input):
+        if abs(int(x[0])) <= min(relu.sign.max_input, relu.mux.truncation.max_input):
             assert set(relu.modulus.decode(output).tolist()) == set(wanted(relu, x, np.array([x_client], U)).tolist())
         return parts
 
@@ -371,6 +371,6 @@ def test_one_hash_for_both_messages_would_show_it(monkeypatch: pytest.MonkeyPatc
             return blinds(labels, context, tweak, modulus)
         return blinds(labels, context, multiplexer.BACK, modulus) & U(3)
 
-    monkeypatch.setattr(multiplexer, "blinds", shared)
+    monkeypatch.setattr(multiplexer, "derive_blinds", shared)
     seen = [views.server(x, 3, 1) for x in range(16)]
     assert any(other.tolist() != seen[0].tolist() for other in seen[1:])

@@ -63,11 +63,12 @@ class Engine(Protocol):
         """Correlated trees (half-tree: Guo et al., EUROCRYPT 2023) of 2^``depth`` leaves, depth at least 2.
 
         Below a root s are s and s ^ delta, below any other node p are H_key(p) on the left and p ^ H_key(p) on the
-        right, so every level sums to ``delta``; a leaf's colour is cleared. A leaf's number has its top level first.
+        right, so every level sums to ``delta``; a leaf's permute bit is cleared. A leaf's number has its top level
+        first.
 
         Args:
             roots: (trees, 2).
-            delta: (2,), of colour one.
+            delta: (2,), of permute bit one.
             depth: levels.
             key: (16,).
 
@@ -79,8 +80,8 @@ class Engine(Protocol):
     def regrow(self, sums: Words, sides: Bits, key: Keys) -> Words:
         """All leaves of such trees but one each, from the sum of one side of every level.
 
-        ``sums`` (trees, depth, 2), those of the last level of colour zero; ``sides`` (trees, depth), one for the right.
-        The leaf on the other sides is what it is at the peer plus delta, and of colour one.
+        ``sums`` (trees, depth, 2), those of the last level of permute bit zero; ``sides`` (trees, depth), one for the
+        right. The leaf on the other sides is what it is at the peer plus delta, and of permute bit one.
         """
         ...
 

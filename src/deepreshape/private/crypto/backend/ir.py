@@ -203,8 +203,8 @@ class Code:
         swapped = labels.shuffle([i ^ 1 for i in range(words)])
         return (labels ^ swapped).shuffle([i + words * (i % 2) for i in range(words)], swapped)
 
-    def colour(self, labels: Operand) -> Operand:
-        """All ones in both words of a label whose colour is one, else zeros."""
+    def permute_mask(self, labels: Operand) -> Operand:
+        """All ones in both words of a label whose permute bit is one, else zeros."""
         return labels.shuffle([i & ~1 for i in range(2 * self.lanes)]).sign()
 
     def expand(self, key: Operand) -> list[Operand]:

@@ -38,12 +38,12 @@ class AndGate(NamedTuple):
 
 def module(name: str, lanes: int) -> str:
     """The text of one of the functions, for vectors of so many labels."""
-    made = ir.Module()
+    module = ir.Module()
     emit, pointers, words = (FUNCTIONS | ot_kernels.FUNCTIONS)[name]
-    code = Code(made, name, pointers, words, lanes)
+    code = Code(module, name, pointers, words, lanes)
     emit(code)
     code.builder.ret_void()
-    return str(made)
+    return str(module)
 
 
 def _garble(code: Code) -> None:
@@ -100,17 +100,18 @@ def _garble_and(code: Code, gate: AndGate) -> None:
     with code.loop(0, gate.size, code.lanes) as i:
         j, present = i << 1, code.present(i, gate.size)
         a, b = code.load(gate.a + j), code.load(gate.b + j)
-        tint_a, tint_b = code.colour(a) & delta, code.colour(b) & delta
-        # what is hashed: of each side the label of colour 0, then that of colour 1
-        a0, b0 = code.sigma(a ^ tint_a), code.sigma(b ^ tint_b)
+        delta_a, delta_b = code.permute_mask(a) & delta, code.permute_mask(b) & delta
+        # what is hashed: of each side the label of permute bit 0, then that of permute bit 1
+        a0, b0 = code.sigma(a ^ delta_a), code.sigma(b ^ delta_b)
         a1, b1 = a0 ^ sigma_delta, b0 ^ sigma_delta
         ha0, ha1, hb0, hb1 = code.encrypt((a0, a1, b0, b1), (key_a, key_a, key_b, key_b))
-        tint_a, tint_b = tint_a ^ invert_a, tint_b ^ invert_b
-        # rows: H(a, 0) ^ H(a, 1) ^ colour(b) delta, and H(b, 0) ^ H(b, 1) ^ (the label of a = 0)
-        code.store_some(ha0 ^ ha1 ^ sigma_delta ^ tint_b, gate.tables[0] + j, present)
+        delta_a, delta_b = delta_a ^ invert_a, delta_b ^ invert_b
+        # rows: H(a, 0) ^ H(a, 1) ^ permute(b) delta, and H(b, 0) ^ H(b, 1) ^ (the label of a = 0)
+        code.store_some(ha0 ^ ha1 ^ sigma_delta ^ delta_b, gate.tables[0] + j, present)
         code.store_some(hb0 ^ hb1 ^ sigma_delta ^ a ^ invert_a, gate.tables[1] + j, present)
-        # whatever the colours, both halves reduce to the hash of the label of colour 0, but for the product
-        code.store(ha0 ^ a0 ^ hb0 ^ b0 ^ (tint_a & tint_b), gate.out + j)
+        # whatever the permute bits, both halves reduce to the hash of the label of permute bit 0, but for
+        # the product
+        code.store(ha0 ^ a0 ^ hb0 ^ b0 ^ (delta_a & delta_b), gate.out + j)
 
 
 def _evaluate_and(code: Code, gate: AndGate) -> None:
@@ -121,8 +122,8 @@ def _evaluate_and(code: Code, gate: AndGate) -> None:
         x, y = code.sigma(a), code.sigma(b)
         hx, hy = code.encrypt((x, y), keys)
         first, second = (code.load_some(table + j, present) for table in gate.tables)
-        product = (code.colour(a) & first) ^ (code.colour(b) & (second ^ a))
-        code.store(hx ^ x ^ hy ^ y ^ product, gate.out + j)
+        both_terms = (code.permute_mask(a) & first) ^ (code.permute_mask(b) & (second ^ a))
+        code.store(hx ^ x ^ hy ^ y ^ both_terms, gate.out + j)
 
 
 def _hash(code: Code) -> None:

@@ -12,7 +12,7 @@ from deepreshape.private.crypto.circuit import Circuit
 Keys = NDArray[np.uint8]
 """AES-128 keys, 16 bytes each."""
 
-COLOUR = 1 << 63
+PERMUTE_BIT = 1 << 63
 LOCALITY = 10
 """Entries of the table that one output of ``gather`` sums."""
 
@@ -32,14 +32,14 @@ class Reference:
         count = len(labels[0])
         rows = _rows(circuit, labels)
         tables = tables.reshape(circuit.and_gates, 2, 2 * count)
-        # whole rows of the offset: adding a (2,) array to a (n, 2) array one pair at a time is 20 times slower
+        # whole rows of Delta: adding a (2,) array to a (n, 2) array one pair at a time is 20 times slower
         deltas = np.tile(delta, count)
         sigma_delta = np.tile(np.array([delta[0] ^ delta[1], delta[0]]), count)
-        both_deltas = np.stack([sigma_delta, sigma_delta])
-        x = np.empty((2, 2, 2 * count), np.uint64)  # [side, colour]: what is hashed
+        paired_deltas = np.stack([sigma_delta, sigma_delta])
+        x = np.empty((2, 2, 2 * count), np.uint64)  # [side, permute bit]: what is hashed
         hashing = _Hashing(x)
         y = hashing.output
-        tint = np.empty((2, 2 * count), np.uint64)  # [side]: the offset where the side's false label has colour one
+        masked_delta = np.empty((2, 2 * count), np.uint64)  # [side]: Delta where the false label has permute bit 1
         plain = np.empty(2 * count, np.uint64)
         at = 0
         for step in circuit.schedule.steps:
@@ -48,27 +48,28 @@ class Reference:
                 np.bitwise_xor(a, b, out=out)
                 continue
             for side, label in enumerate((a, b)):
-                _spread_colour(label, tint[side])
-                np.bitwise_and(tint[side], deltas, out=tint[side])
-                np.bitwise_xor(label, tint[side], out=plain)
+                _spread_permute_bit(label, masked_delta[side])
+                np.bitwise_and(masked_delta[side], deltas, out=masked_delta[side])
+                np.bitwise_xor(label, masked_delta[side], out=plain)
                 _sigma(plain, x[side, 0])
                 np.bitwise_xor(x[side, 0], sigma_delta, out=x[side, 1])
                 hashing.run(side, keys[2 * at + side])
             if step.invert_a:
-                np.bitwise_xor(tint[0], deltas, out=tint[0])
+                np.bitwise_xor(masked_delta[0], deltas, out=masked_delta[0])
             if step.invert_b:
-                np.bitwise_xor(tint[1], deltas, out=tint[1])
+                np.bitwise_xor(masked_delta[1], deltas, out=masked_delta[1])
 
-            # rows: H(a, 0) ^ H(a, 1) ^ colour(b) delta, and H(b, 0) ^ H(b, 1) ^ (the label of a = 0)
+            # rows: H(a, 0) ^ H(a, 1) ^ permute(b) delta, and H(b, 0) ^ H(b, 1) ^ (the label of a = 0)
             table = tables[at]
             np.bitwise_xor(y[:, 0], y[:, 1], out=table)
-            np.bitwise_xor(table, both_deltas, out=table)
-            np.bitwise_xor(table[0], tint[1], out=table[0])
+            np.bitwise_xor(table, paired_deltas, out=table)
+            np.bitwise_xor(table[0], masked_delta[1], out=table[0])
             np.bitwise_xor(table[1], a, out=table[1])
             if step.invert_a:
                 np.bitwise_xor(table[1], deltas, out=table[1])
-            # whatever the colours, both halves reduce to the hash of the label of colour 0, but for this product
-            np.bitwise_and(tint[0], tint[1], out=plain)
+            # whatever the permute bits, both halves reduce to the hash of the label of permute bit 0, but for
+            # this product
+            np.bitwise_and(masked_delta[0], masked_delta[1], out=plain)
             np.bitwise_xor(y[0, 0], plain, out=out)
             np.bitwise_xor(out, x[0, 0], out=out)
             np.bitwise_xor(out, y[1, 0], out=out)
@@ -94,7 +95,7 @@ class Reference:
             for side, label in enumerate((a, b)):
                 _sigma(label, x[side, 0])
                 hashing.run(side, keys[2 * at + side])
-                _spread_colour(label, mask[side])
+                _spread_permute_bit(label, mask[side])
             np.bitwise_and(mask[0], tables[at, 0], out=mask[0])
             np.bitwise_xor(tables[at, 1], a, out=row)
             np.bitwise_and(mask[1], row, out=mask[1])
@@ -151,9 +152,9 @@ class Reference:
             nodes[tree, known] = nodes[tree, hole] = 0
             halves = np.bitwise_xor.reduce(nodes.reshape(trees, 2, -1, 2), axis=2)
             nodes[tree, known] = sums[:, level] ^ halves[tree, side]
-        nodes[:, :, 0] &= np.uint64(COLOUR - 1)
+        nodes[:, :, 0] &= np.uint64(PERMUTE_BIT - 1)
         nodes[tree, hole] = np.bitwise_xor.reduce(nodes, axis=1)
-        nodes[tree, hole, 0] |= np.uint64(COLOUR)
+        nodes[tree, hole, 0] |= np.uint64(PERMUTE_BIT)
         return nodes.reshape(-1, 2)
 
     def _children(self, nodes: Words, key: Keys, last: bool) -> Words:
@@ -161,7 +162,7 @@ class Reference:
         left = self.hash(nodes.reshape(-1, 2), key).reshape(nodes.shape)
         children = np.concatenate([left, left ^ nodes], axis=1)
         if last:
-            children[..., 0] &= np.uint64(COLOUR - 1)
+            children[..., 0] &= np.uint64(PERMUTE_BIT - 1)
         return children
 
     def gather(self, out: Words, table: Words, key: Keys, first: int) -> None:
@@ -237,7 +238,7 @@ def _sigma(label: Words, out: Words) -> None:
     out[1::2] = label[0::2]
 
 
-def _spread_colour(label: Words, out: Words) -> None:
-    """All ones in both words where the label's colour is one, else zeros."""
+def _spread_permute_bit(label: Words, out: Words) -> None:
+    """All ones in both words where the label's permute bit is one, else zeros."""
     np.right_shift(label.view(np.int64), 63, out=out.view(np.int64))  # contiguous, then one copy: the faster way
     out[1::2] = out[0::2]

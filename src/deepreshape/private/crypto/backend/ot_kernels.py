@@ -11,7 +11,7 @@ from collections.abc import Callable
 from llvmlite import ir  # pyright: ignore[reportMissingTypeStubs]
 
 from deepreshape.private.crypto.backend.ir import HALF, PAIR, WORD, Code, Operand
-from deepreshape.private.crypto.backend.numpy import COLOUR, LOCALITY
+from deepreshape.private.crypto.backend.numpy import LOCALITY, PERMUTE_BIT
 
 GROUP = 16
 """Outputs whose indices are drawn at once; they take 40 whole blocks."""
@@ -65,19 +65,19 @@ def _regrow(code: Code) -> None:
             code.store(child ^ child, nodes + (other << 1))
             code.store(everything ^ child, total)
             code.store(other, hole)
-        leaf = (code.load(total, PAIR) & _constant(code, ~COLOUR, -1)) | _constant(code, COLOUR, 0)
+        leaf = (code.load(total, PAIR) & _constant(code, ~PERMUTE_BIT, -1)) | _constant(code, PERMUTE_BIT, 0)
         code.store(leaf, nodes + (code.load(hole, WORD) << 1))
 
 
 def _cleared(code: Code, level: Operand) -> Operand:
-    """A mask that takes the colour off at the last level, and nothing above it."""
+    """A mask that clears the permute bit at the last level, and nothing above it."""
     last = (level + 1) < code["depth"]
-    kind = _constant(code, -1, -1), _constant(code, ~COLOUR, -1)
+    kind = _constant(code, -1, -1), _constant(code, ~PERMUTE_BIT, -1)
     return Operand(code.builder, code.builder.select(last.raw, kind[0].raw, kind[1].raw))
 
 
 def _double(code: Code, nodes: Operand, level: Operand, keys: list[Operand], clear: Operand) -> Operand:
-    """Write the children of all nodes of a level; the sum of the left ones, colours and all."""
+    """Write the children of all nodes of a level; the sum of the left ones, permute bits and all."""
     one = Operand(code.builder, ir.Constant(WORD, 1))
     count, wide = one << level, clear.shuffle([0, 1] * code.lanes)
     pair_keys = [key.shuffle([0, 1]) for key in keys]
@@ -199,12 +199,12 @@ def _pack(code: Code) -> None:
     with code.loop(0, code["count"]) as i:
         value = code.load(code["values"] + i, WORD) & mask
         begin, place = code.load(filled, WORD), code.load(at, WORD)
-        joined = code.load(word, WORD) | (value << begin)
-        code.store(joined, code["out"] + place)
+        merged = code.load(word, WORD) | (value << begin)
+        code.store(merged, code["out"] + place)
         end = begin + code["bits"]
         full = end >> 6
         rest = (value >> 1) >> ((zero + 63) - begin)
-        chosen = code.builder.select((full < 1).raw, joined.raw, rest.raw)
+        chosen = code.builder.select((full < 1).raw, merged.raw, rest.raw)
         code.store(Operand(code.builder, chosen), word)
         code.store(end & 63, filled)
         code.store(place + full, at)

@@ -12,10 +12,10 @@ the largest modulus for N (checked in :class:`Parameters`, and again by SEAL).
 *What the server returns.* With client ciphertexts ct_g, server plaintexts w_g, and the client's public key pk (a fresh
 encryption of zero), the server computes::
 
-    sum_g w_g ct_g  +  u pk  +  (f, e')  +  (scaled mask, 0)
+    sum_g w_g ct_g  +  u pk  +  (f, e')  +  (scaled blind, 0)
 
 with u uniform ternary, e' centred binomial in every coefficient, and in each coefficient that will be revealed a
-flood f uniform in [-2^b, 2^b) and a mask -s uniform modulo t. It then switches down to the first prime, drops low
+flood f uniform in [-2^b, 2^b) and a blind -s uniform modulo t. It then switches down to the first prime, drops low
 bits, and sends all of c1 but only the revealed coefficients of c0.
 
 *Why that hides the weights from the holder of the secret key* (circuit privacy by flooding, Gentry 2009). Its view is
@@ -32,7 +32,7 @@ weights exceeds), and 2 * 21 * N bounds e u + e' s of the re-randomisation. Shif
 2^(b+1) by at most V changes it by a statistical distance of at most V / 2^(b+1), so over the n coefficients that a
 layer reveals the flooded noise is within n V / 2^(b+1) <= 2^-40 of one that depends on nothing. (2) With the noise
 independent of u and e', c1 = (known to the client) + u p1 + e' is a ring-LWE sample with secret u, hence pseudorandom
-also to the client. (3) The message is masked: W r - s is uniform. The distance is for one layer of one inference; over
+also to the client. (3) The message is blinded: W r - s is uniform. The distance is for one layer of one inference; over
 many it adds up linearly.
 
 *Why it decrypts.* A coefficient decrypts while its noise stays below q / (2 t). Before the switch it is at most
@@ -43,7 +43,7 @@ and the low bits of c0 and c1 that do not travel worth errors of at most d0 and 
     (V + 2^b) / P  +  k (1 + N) / 2  +  d0  +  N d1
 
 or less, and :meth:`Parameters.response_format` keeps that below q / (4 t) for the one prime q that is left, so that a
-bit is to spare. V is an upper bound and not an estimate: no weights within the public bounds, no mask and no flood can
+bit is to spare. V is an upper bound and not an estimate: no weights within the public bounds, no blind and no flood can
 make a response decrypt wrongly. Weights beyond the bounds could, and would be flooded too little: the server refuses
 them when it loads the program, and again when it encodes them.
 
@@ -57,7 +57,7 @@ memory file (``seal_container.py``). Where the system has none, ciphertexts go t
 temporary folder, and plaintexts, which are secrets, through SEAL's text form instead (slow, but never on disk). The
 server's floods are added as a ciphertext, so there they pass through that folder too: it must be as private as the
 weights themselves. Secret keys never leave SEAL's objects. SEAL draws keys and the client's errors itself, from the
-operating system's entropy; masks, floods and re-randomisation are a stream of ``shares.py``, AES-256 under a seed of
+operating system's entropy; blinds, floods and re-randomisation are a stream of ``rng.py``, AES-256 under a seed of
 that entropy, so that what is said to be uniform above is pseudorandom.
 """
 
@@ -177,7 +177,7 @@ class Responder:
     Args:
         parameters: as agreed.
         public_key: the client's, as :meth:`ClientKey.public_key` wrote it.
-        rng: masks, floods and re-randomisation.
+        rng: blinds, floods and re-randomisation.
 
     Raises:
         ProtocolError: if the public key is malformed.
@@ -202,15 +202,15 @@ class Responder:
     def respond(
         self,
         pairs: Iterable[tuple[Any, Encoded]],
-        mask: Residues,
+        blind: Residues,
         form: ResponseFormat,
         positions: NDArray[np.intp],
     ) -> bytes:
-        """sum_g w_g ct_g + mask, flooded and re-randomised, as bytes for the client.
+        """sum_g w_g ct_g + blind, flooded and re-randomised, as bytes for the client.
 
         Args:
             pairs: ciphertexts from :meth:`receive` with plaintexts from :func:`encode`.
-            mask: (len(positions),) residues below t, uniform and fresh, to be added.
+            blind: (len(positions),) residues below t, uniform and fresh, to be added.
             form: from :meth:`Parameters.response_format`.
             positions: the coefficients to reveal.
         """
@@ -227,9 +227,9 @@ class Responder:
         noise[0][:, positions] = flood(rng, len(positions), form.flood_bits, parameters.primes)
         noise[1] = signed_residues(centred_binomial(rng, parameters.degree), parameters.primes)
         evaluator.add_inplace(total, _ciphertext(parameters, noise))
-        masks = np.zeros(parameters.degree, np.uint64)
-        masks[positions] = mask
-        evaluator.add_plain_inplace(total, _plaintext(parameters, masks))
+        blinds = np.zeros(parameters.degree, np.uint64)
+        blinds[positions] = blind
+        evaluator.add_plain_inplace(total, _plaintext(parameters, blinds))
         for _ in parameters.primes[1:]:
             evaluator.mod_switch_to_next_inplace(total)
 
@@ -317,11 +317,11 @@ def _ntt_plaintext(parameters: Parameters, signed: NDArray[np.int64]) -> Any:
 
 
 def _coefficients(parameters: Parameters, plain: Any) -> Residues:
-    found = np.zeros(parameters.degree, np.uint64)
+    values = np.zeros(parameters.degree, np.uint64)
     count = plain.coeff_count()
     if not seal_container.MEMORY_FILES:
-        found[:count] = [plain.data(i) for i in range(count)]
+        values[:count] = [plain.data(i) for i in range(count)]
     else:
         data = content_of(saved_container(plain))
-        found[:count] = np.frombuffer(data, np.uint64, count, len(data) - 8 * count)
-    return found
+        values[:count] = np.frombuffer(data, np.uint64, count, len(data) - 8 * count)
+    return values

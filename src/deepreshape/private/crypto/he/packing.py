@@ -276,13 +276,13 @@ class Layout:
         """``weight_shape`` weights as those of this form: (out_channels, channels, kernel, kernel) of the layout."""
         layer, count = self.layer, len(self.phases)
         shape = (layer.out_channels, layer.in_channels, count, count, self.kernel, self.kernel)
-        found = np.zeros(shape, weights.dtype)
+        taps = np.zeros(shape, weights.dtype)
         place = [divmod(a - layer.padding, self.split) for a in range(layer.kernel)]
         for a, (row, row_phase) in enumerate(place):
             for b, (column, column_phase) in enumerate(place):
                 at = self.phases.index(row_phase), self.phases.index(column_phase), row + self.pad, column + self.pad
-                found[:, :, *at] = weights[:, :, a, b]
-        return found.reshape(layer.out_channels, self.channels, self.kernel, self.kernel)
+                taps[:, :, *at] = weights[:, :, a, b]
+        return taps.reshape(layer.out_channels, self.channels, self.kernel, self.kernel)
 
     def slices(self) -> Iterator[tuple[slice, slice]]:
         """The output channels and rows that each response holds, in the order in which they are sent."""
@@ -311,10 +311,10 @@ def lay_out(layer: Convolution, parameters: Parameters) -> Layout:
     Raises:
         ValueError: if a single row does not fit a polynomial, or the noise budget suffices for no layout.
     """
-    found = cheapest(layer, parameters)
-    if isinstance(found, str):
-        raise ValueError(found)
-    return found
+    layout = cheapest(layer, parameters)
+    if isinstance(layout, str):
+        raise ValueError(layout)
+    return layout
 
 
 @lru_cache(maxsize=1024)
@@ -328,14 +328,14 @@ def cheapest(layer: Convolution, parameters: Parameters) -> Layout | str:
     for least, place, tiling in sorted(_tilings(layer, parameters)):
         if best and least >= best[0]:
             break
-        found = Layout(layer, parameters, *tiling)
+        layout = Layout(layer, parameters, *tiling)
         try:
-            cost = found.cost
+            cost = layout.cost
         except ValueError as error:
             refusal = max(refusal, (place, str(error)))
             continue
         if best is None or (cost, place) < best[:2]:
-            best = cost, place, found
+            best = cost, place, layout
     return best[2] if best else f"{layer}: {refusal[1]}"
 
 
@@ -417,8 +417,8 @@ def split_groups(weights: NDArray[np.integer], layer: Convolution) -> NDArray[np
     """
     _, fan_in, *kernel = weights.shape
     many = layer.in_channels // fan_in
-    own = weights.reshape(-1, many, layer.out_channels // many, fan_in, *kernel)
-    made = np.zeros((*own.shape[:3], many, *own.shape[3:]), weights.dtype)
+    grouped = weights.reshape(-1, many, layer.out_channels // many, fan_in, *kernel)
+    dense = np.zeros((*grouped.shape[:3], many, *grouped.shape[3:]), weights.dtype)
     for place in range(many):
-        made[:, place, :, place] = own[:, place]
-    return made.reshape(-1, *layer.weight_shape)
+        dense[:, place, :, place] = grouped[:, place]
+    return dense.reshape(-1, *layer.weight_shape)

@@ -23,21 +23,21 @@ def uniform(rng: Randomness, count: int, modulus: int) -> Residues:
     """``count`` residues, uniform modulo ``modulus`` (by rejection), of at most 63 bits."""
     bits = (modulus - 1).bit_length()
     keep = np.uint64((1 << bits) - 1)
-    found = np.zeros(0, np.uint64)
-    while len(found) < count:
-        words = np.frombuffer(rng.bytes(8 * (count - len(found))), np.uint64) & keep
-        found = np.concatenate([found, words[words < modulus]])
-    return found
+    residues = np.zeros(0, np.uint64)
+    while len(residues) < count:
+        words = np.frombuffer(rng.bytes(8 * (count - len(residues))), np.uint64) & keep
+        residues = np.concatenate([residues, words[words < modulus]])
+    return residues
 
 
 def ternary(rng: Randomness, count: int) -> NDArray[np.int64]:
     """``count`` integers, uniform in {-1, 0, 1}."""
     # 255 = 3 * 85, so a byte below 255 modulo 3 is uniform
-    found = np.zeros(0, np.uint8)
-    while len(found) < count:
-        draw = np.frombuffer(rng.bytes(count - len(found)), np.uint8)
-        found = np.concatenate([found, draw[draw < 255] % 3])
-    return found.astype(np.int64) - 1
+    digits = np.zeros(0, np.uint8)
+    while len(digits) < count:
+        draw = np.frombuffer(rng.bytes(count - len(digits)), np.uint8)
+        digits = np.concatenate([digits, draw[draw < 255] % 3])
+    return digits.astype(np.int64) - 1
 
 
 _ONES = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).sum(1, dtype=np.int8)
@@ -119,10 +119,10 @@ def unpack_residues(data: Buffer, count: int, bits: int) -> Residues:
     """``count`` values from the bytes that :func:`pack_residues` made of them."""
     whole = bits // 8
     octets = np.zeros((count, 8), np.uint8)
-    found = np.frombuffer(data, np.uint8)
-    octets[:, :whole] = found[: count * whole].reshape(count, whole)
+    packed = np.frombuffer(data, np.uint8)
+    octets[:, :whole] = packed[: count * whole].reshape(count, whole)
     if bits % 8:
-        top = found[count * whole :]
+        top = packed[count * whole :]
         octets[0::2, whole] = top & 15
         octets[1::2, whole] = top[: count // 2] >> 4
     return octets.view("<u8").reshape(-1).astype(np.uint64, copy=False)

@@ -102,13 +102,13 @@ def respond_tiles(
     channels, *image = layout.layer.output_shape
     first, last = tiles.start * layout.out_tile, min(tiles.stop * layout.out_tile, channels)
     share = uniform(responder.rng, (last - first) * math.prod(image), modulus).reshape(last - first, *image)
-    mask = (np.uint64(modulus) - share) % np.uint64(modulus)
+    blind = (np.uint64(modulus) - share) % np.uint64(modulus)
     slices = list(layout.slices())
     responses: list[list[bytes]] = [[] for _ in range(layout.bands)]
     for tile, row in zip(tiles, rows, strict=True):
-        for band, found in enumerate(responses):
+        for band, sent in enumerate(responses):
             places, lines = slices[band * layout.outputs + tile]
-            piece = np.ascontiguousarray(mask[places.start - first : places.stop - first, lines]).reshape(-1)
+            piece = np.ascontiguousarray(blind[places.start - first : places.stop - first, lines]).reshape(-1)
             pairs = zip(received[band * inputs : (band + 1) * inputs], row, strict=True)
-            found.append(responder.respond(pairs, piece, layout.form, layout.positions(places, lines)))
+            sent.append(responder.respond(pairs, piece, layout.form, layout.positions(places, lines)))
     return responses, share

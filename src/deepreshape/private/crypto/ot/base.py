@@ -65,8 +65,8 @@ def receive_base(channel: Channel, session: bytes, choices: Bits, rng: Randomnes
     keys: list[bytes] = []
     for i in range(BASE_TRANSFERS):
         secret = _scalar(rng)
-        own = crypto_scalarmult_ed25519_base_noclamp(secret)
-        reply = (own, crypto_core_ed25519_add(own, point))[int(choices[i])]
+        public = crypto_scalarmult_ed25519_base_noclamp(secret)
+        reply = (public, crypto_core_ed25519_add(public, point))[int(choices[i])]
         replies.append(reply)
         keys.append(_key(session, i, point, reply, crypto_scalarmult_ed25519_noclamp(secret, point)))
     channel.send(Frame.BASE_OT, b"".join(replies))

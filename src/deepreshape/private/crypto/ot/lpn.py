@@ -109,14 +109,16 @@ def cheapest_expansion(count: int, base_bits: int, small: Size = SMALL, large: S
     most_large = -(-count // (large.outputs - large.secret - large.trees * large.depth)) + 1
     chains = [(small,) * number for number in range(min(most_small, 8))]
     chains += [(small, *(large,) * number) for number in range(1, most_large + 1)]
-    return min((_scheduled(count, chain) for chain in chains), key=lambda made: made.nbytes + made.base * base_bits / 8)
+    return min(
+        (_scheduled(count, chain) for chain in chains), key=lambda round_: round_.nbytes + round_.base * base_bits / 8
+    )
 
 
 def _scheduled(count: int, chain: tuple[Size, ...]) -> Expansion:
     """The last rounds make as much as they can; what they leave, and their bases, come from those before."""
     wanted, rounds = count, list[Round]()
     for size in reversed(chain):
-        made = Round(size, min(size.trees, -(-wanted >> size.depth)))
-        rounds.insert(0, made)
-        wanted = max(0, wanted - made.outputs) + made.base
+        round_ = Round(size, min(size.trees, -(-wanted >> size.depth)))
+        rounds.insert(0, round_)
+        wanted = max(0, wanted - round_.outputs) + round_.base
     return Expansion(count, wanted, tuple(rounds))

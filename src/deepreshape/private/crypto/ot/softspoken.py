@@ -53,17 +53,17 @@ class SoftSpoken(Cot):
         choices = np.unpackbits(delta.words.view(np.uint8), bitorder="little")
         keys = receive_base(channel, session, choices, rng)
         sent = np.frombuffer(channel.receive(Frame.BASE_OT, TREE_BYTES), np.uint64).reshape(BASE_TRANSFERS, 2, 2)
-        pads = np.stack([_pad(key) for key in keys])
-        sums = np.where(choices[:, None], sent[:, 1], sent[:, 0]) ^ pads
+        blinds = np.stack([_blind(key) for key in keys])
+        sums = np.where(choices[:, None], sent[:, 1], sent[:, 0]) ^ blinds
         seeds = _punctured(sums.reshape(GROUPS, FIELD_BITS, 2), choices.reshape(GROUPS, FIELD_BITS), session)
         return SoftSpokenSender(delta, seeds, session)
 
     def receiver(self, channel: Channel, session: bytes, rng: Randomness) -> SoftSpokenReceiver:
         pairs = send_base(channel, session, rng)
         seeds, sums = _grown(rng.labels(GROUPS), session)
-        pads = np.array([[_pad(zero), _pad(one)] for zero, one in pairs])
+        blinds = np.array([[_blind(zero), _blind(one)] for zero, one in pairs])
         # whoever chooses by a bit of Delta learns the side that its path does not take
-        channel.send(Frame.BASE_OT, sums.reshape(BASE_TRANSFERS, 2, 2)[:, ::-1] ^ pads)
+        channel.send(Frame.BASE_OT, sums.reshape(BASE_TRANSFERS, 2, 2)[:, ::-1] ^ blinds)
         return SoftSpokenReceiver(seeds, session)
 
     @property
@@ -152,7 +152,7 @@ def _permuted(columns: Bits, permute: Bits) -> Words:
     return engine().transpose(columns)
 
 
-def _pad(key: bytes) -> Words:
+def _blind(key: bytes) -> Words:
     return np.frombuffer(key[:16], np.uint64)
 
 

@@ -4,8 +4,8 @@ What is the same for every garbled protocol. A garbler has words that it knows o
 no bytes: both parties derive the label in use from a seed, and the garbler sets the label of zero from it. A garbling
 server has one word that it knows online only, and sends the labels of its bits then. The evaluator's labels come by
 oblivious transfer, all of it offline. An evaluating server does not know its word by then, so it chooses the labels of
-random bits c; online it sends d = c ^ word, bit by bit, and gets a pad ^ d * offset for every bit, which turns the
-label of c into that of its own bit. d reveals nothing, as c is uniform, and the pad is used once.
+random bits c; online it sends d = c ^ word, bit by bit, and gets a blind ^ d * Delta for every bit, which turns the
+label of c into that of its own bit. d reveals nothing, as c is uniform, and the blind is used once.
 
 What a party keeps of a layer is a head, and then one :class:`Prepared` for each batch. A store keeps them in that order
 and hands them back in it, one at a time.
@@ -92,19 +92,19 @@ class GarbledLayer:
 class Garbler:
     """The garbling party of one run: its Delta, and its ends of the oblivious transfers.
 
-    ``transfers`` carry labels to the evaluator. Layers whose product is made outside the circuit (``relu_sign.py``)
-    choose by ``products``, the other way round.
+    ``transfers`` carry labels to the evaluator. Layers that multiplex outside the circuit (``relu_sign.py``)
+    choose by ``mux``, the other way round.
     """
 
     transfers: CotSender
-    products: CotReceiver | None = None
+    mux: CotReceiver | None = None
     layers: set[str] = field(default_factory=set[str], init=False)
 
     @classmethod
-    def start(cls, run: Run, *, products: bool) -> Garbler:
+    def start(cls, run: Run, *, mux: bool) -> Garbler:
         """Draw a Delta and run the base transfers; the peer calls :meth:`Evaluator.start`."""
         transfers = IKNP.sender(run.channel, run.id, Delta(run.rng), run.rng)
-        return cls(transfers, IKNP.receiver(run.channel, _back(run.id), run.rng) if products else None)
+        return cls(transfers, IKNP.receiver(run.channel, _back(run.id), run.rng) if mux else None)
 
 
 @dataclass(repr=False)
@@ -112,14 +112,14 @@ class Evaluator:
     """The evaluating party of one run: the other ends."""
 
     transfers: CotReceiver
-    products: CotSender | None = None
+    mux: CotSender | None = None
     layers: set[str] = field(default_factory=set[str], init=False)
 
     @classmethod
-    def start(cls, run: Run, *, products: bool) -> Evaluator:
+    def start(cls, run: Run, *, mux: bool) -> Evaluator:
         """Run the base transfers; the peer calls :meth:`Garbler.start`."""
         transfers = IKNP.receiver(run.channel, run.id, run.rng)
-        return cls(transfers, IKNP.sender(run.channel, _back(run.id), Delta(run.rng), run.rng) if products else None)
+        return cls(transfers, IKNP.sender(run.channel, _back(run.id), Delta(run.rng), run.rng) if mux else None)
 
 
 Party = Garbler | Evaluator
@@ -184,26 +184,28 @@ def send_circuits(
     shown_seed, hidden_seed = run.rng.seed(), run.rng.seed()
     shown, hidden = Randomness(shown_seed), Randomness(hidden_seed)
     run.channel.send(Frame.LABELS, shown_seed)
-    offset = garbler.transfers.delta
+    delta = garbler.transfers.delta
 
     def batches() -> Iterator[Words]:
         # one room for all batches: a channel is done with a payload when send returns
         room = np.empty(int(np.prod(table_shape(layer.circuit, max(layer.sizes)))), np.uint64)
         for number, (span, size) in enumerate(zip(layer.spans, layer.sizes, strict=True)):
-            mine = known[:, span]
+            garbler_bits = known[:, span]
             # the label of the garbler's own bit is the one that the peer derives too; the label of zero follows
-            own = pick(shown.labels(mine.size).reshape(*mine.shape, 2), offset.words, mine)
-            theirs = chosen[number].reshape(-1, size, 2)
+            drawn = shown.labels(garbler_bits.size).reshape(*garbler_bits.shape, 2)
+            garbler_labels = pick(drawn, delta.words, garbler_bits)
+            evaluator_labels = chosen[number].reshape(-1, size, 2)
             if layer.garbler == "server":
-                labels = [hidden.labels(layer.late * size).reshape(-1, size, 2), own, theirs]
+                labels = [hidden.labels(layer.late * size).reshape(-1, size, 2), garbler_labels, evaluator_labels]
             else:
-                labels = [own, theirs ^ hidden.labels(layer.chosen * size).reshape(theirs.shape)]
+                moved = hidden.labels(layer.chosen * size).reshape(evaluator_labels.shape)
+                labels = [garbler_labels, evaluator_labels ^ moved]
             context = layer.context(run.id, number)
-            tables, outputs = garble(layer.circuit, offset, labels, context, room)
+            tables, outputs = garble(layer.circuit, delta, labels, context, room)
             run.channel.send(Frame.TABLES, tables)
             yield outputs
 
-    return {"seed": np.frombuffer(bytearray(hidden_seed), np.uint8), "offset": offset.words.copy()}, batches()
+    return {"seed": np.frombuffer(bytearray(hidden_seed), np.uint8), "offset": delta.words.copy()}, batches()
 
 
 def receive_circuits(run: Run, layer: GarbledLayer, labels: list[Words]) -> tuple[Arrays, Iterator[Arrays]]:
@@ -224,7 +226,7 @@ def receive_circuits(run: Run, layer: GarbledLayer, labels: list[Words]) -> tupl
 
 
 def send_labels(run: Run, layer: GarbledLayer, head: Arrays, planes: Bits) -> None:
-    """Online, at the garbler: its hidden labels, moved by the offset where ``planes`` (bits, count) are one.
+    """Online, at the garbler: its hidden labels, moved by Delta where ``planes`` (bits, count) are one.
 
     Those are the bits of its late word, or what the evaluator sent as d.
     """
@@ -244,15 +246,15 @@ def evaluated(
     for number, size in enumerate(layer.sizes):
         batch = next(batches, None)
         if batch is None:
-            raise ValueError(f"layer {layer.name!r} has {len(layer.sizes)} batches; material for {number} was given")
+            raise ValueError(f"layer {layer.name!r} has {len(layer.sizes)} batches, and {number} were given")
         arrays = batch.take()
         online = layer.late or layer.chosen
         received = run.channel.receive(Frame.LABELS, LABEL_BYTES * online * size)
         sent = np.frombuffer(received, np.uint64).reshape(online, size, 2)
-        own = arrays["labels"].reshape(-1, size, 2)
+        stored = arrays["labels"].reshape(-1, size, 2)
         known = layer.circuit.width - layer.late - layer.chosen
         derived = shown.labels(known * size).reshape(known, size, 2)
-        labels = [sent, derived, own] if layer.garbler == "server" else [derived, own ^ sent]
+        labels = [sent, derived, stored] if layer.garbler == "server" else [derived, stored ^ sent]
         context = layer.context(run.id, number)
         yield arrays, evaluate(layer.circuit, arrays["tables"], labels, context)
 

@@ -1,7 +1,7 @@
 """What the garbled ReLU protocols share: set-up, roles, and what their messages cost.
 
 Model: semi-honest. Before: x = x_client + x_server, x_client known offline. After: shares of max(x, 0) / 2^shift,
-rounded, of which the client's is r, what it chose offline as its mask of the next linear layer; so that layer's
+rounded, of which the client's is r, what it chose offline as its share of the next linear layer; so that layer's
 homomorphic part does not wait for this one. ``relu_gc.py`` has the whole ReLU in a garbled circuit, ``relu_sign.py``
 only its sign; ``label_transfer.py`` is how labels get to the evaluator.
 """
@@ -56,9 +56,9 @@ class GarbledRelu(ReluProtocol[GarbledLayer, Party]):
 
     kinds = "garble", "evaluate"
     setup_kind = "transfers"
-    products: ClassVar[bool]
+    mux: ClassVar[bool]
     """Whether there are transfers from the garbler to the evaluator too."""
-    units: ClassVar[str]
+    work_names: ClassVar[str]
     """Under which name its work is measured."""
 
     def __str__(self) -> str:
@@ -66,30 +66,30 @@ class GarbledRelu(ReluProtocol[GarbledLayer, Party]):
 
     def setup(self, run: Run, layers: Sequence[GarbledLayer]) -> Party:
         kind = Garbler if self.config.garbler == run.role else Evaluator
-        return kind.start(run, products=self.products)
+        return kind.start(run, mux=self.mux)
 
     def setup_declared(self, layers: Sequence[GarbledLayer]) -> Segment:
         # each pair of base transfers is opened by its sender: the evaluator, and the garbler for products
         there, back = IKNP.setup_bytes
         garbler, evaluator = self.config.garbler, OTHER[self.config.garbler]
         first = Message(evaluator, there), Message(garbler, back)
-        return (*first, Message(garbler, there), Message(evaluator, back)) if self.products else first
+        return (*first, Message(garbler, there), Message(evaluator, back)) if self.mux else first
 
     def setup_work(self, layers: Sequence[GarbledLayer]) -> Sequence[Effort]:
-        return base_transfers(2 if self.products else 1)
+        return base_transfers(2 if self.mux else 1)
 
-    def offline(self, run: Run, setup: Party, layer: GarbledLayer, share: Words | None, mask: Words | None) -> Offline:
-        if share is None or mask is None:
+    def offline(self, run: Run, setup: Party, layer: GarbledLayer, share: Words | None, blind: Words | None) -> Offline:
+        if share is None or blind is None:
             if layer.garbler == "server":
                 yield from self.server_garbles(run, layer, garbler_of(setup, layer))
             else:
                 yield from self.server_evaluates(run, layer, evaluator_of(setup, layer))
             return
-        check_shares(layer.name, layer.modulus, layer.count, share=share, mask=mask)
+        check_shares(layer.name, layer.modulus, layer.count, share=share, blind=blind)
         if layer.garbler == "client":
-            yield from self.client_garbles(run, layer, garbler_of(setup, layer), share, mask)
+            yield from self.client_garbles(run, layer, garbler_of(setup, layer), share, blind)
         else:
-            yield from self.client_evaluates(run, layer, evaluator_of(setup, layer), share, mask)
+            yield from self.client_evaluates(run, layer, evaluator_of(setup, layer), share, blind)
 
     def online(self, run: Run, layer: GarbledLayer, prepared: Iterator[Prepared], share: Words | None) -> Online:
         yield from ()
@@ -102,7 +102,7 @@ class GarbledRelu(ReluProtocol[GarbledLayer, Party]):
             return self.server_online(run, layer, head, batches, share)
 
     @abstractmethod
-    def client_garbles(self, run: Run, layer: GarbledLayer, garbler: Garbler, share: Words, mask: Words) -> Offline:
+    def client_garbles(self, run: Run, layer: GarbledLayer, garbler: Garbler, share: Words, blind: Words) -> Offline:
         """Offline, at a client that garbles."""
 
     @abstractmethod
@@ -115,13 +115,13 @@ class GarbledRelu(ReluProtocol[GarbledLayer, Party]):
 
     @abstractmethod
     def client_evaluates(
-        self, run: Run, layer: GarbledLayer, evaluator: Evaluator, share: Words, mask: Words
+        self, run: Run, layer: GarbledLayer, evaluator: Evaluator, share: Words, blind: Words
     ) -> Offline:
         """Offline, at a client that evaluates."""
 
     @abstractmethod
     def client_online(self, run: Run, layer: GarbledLayer, head: Arrays, batches: Iterator[Prepared]) -> None:
-        """The client's online step. Its share of the output is the mask it gave offline."""
+        """The client's online step. Its share of the output is the blind it chose offline."""
 
     @abstractmethod
     def server_online(
@@ -147,7 +147,7 @@ class GarbledRelu(ReluProtocol[GarbledLayer, Party]):
         labels = LABEL_BYTES * layer.chosen * layer.count
         # a batch of tables is there three times: as made or received, sealed, and in the pipe
         circuits = 3 * TABLE_BYTES * layer.circuit.and_gates * min(layer.count, layer.batch)
-        transfers = layer.count * (layer.chosen + self.products)
+        transfers = layer.count * (layer.chosen + self.mux)
         return Declared(
             self.offline_messages(layer),
             # one round: what the server says first depends on nothing that it waits for
@@ -162,7 +162,7 @@ class GarbledRelu(ReluProtocol[GarbledLayer, Party]):
         )
 
     def work(self, layer: GarbledLayer) -> Mapping[Phase, Sequence[Effort]]:
-        name, pieces = f"{self.units}.{layer.garbler}", len(layer.spans)
+        name, pieces = f"{self.work_names}.{layer.garbler}", len(layer.spans)
         gates, transfers, stored = layer.circuit.and_gates, layer.chosen * layer.count, sum(self.stored(layer))
 
         def circuits(step: str, *, batches: bool = True) -> Work:
@@ -170,7 +170,7 @@ class GarbledRelu(ReluProtocol[GarbledLayer, Party]):
             work: dict[str, float] = {f"{name}.{step}": gates * layer.count}
             if batches:
                 work[f"{name}.{step}.gate"] = gates * pieces
-            if self.products:
+            if self.mux:
                 work[f"{name}.{step}.relu"] = layer.count
             return work
 
@@ -194,7 +194,7 @@ def _opened(prepared: Iterator[Prepared]) -> Generator[tuple[Arrays, Iterator[Pr
     """The layer's head, overwritten afterwards, and the batches still to come."""
     first = next(prepared, None)
     if first is None:
-        raise ValueError("no offline material was given; run the offline step of this layer first")
+        raise ValueError("nothing prepared was given; run the offline step of this layer first")
     head = first.take()
     try:
         yield head, prepared

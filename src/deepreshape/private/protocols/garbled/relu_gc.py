@@ -3,16 +3,16 @@
 The output is exact: (max(x, 0) >> shift) = r + y_server, where r is what the client chose offline.
 
 ``garbler="server"`` (DELPHI: Mishra et al., USENIX Security 2020). The paper feeds r into the circuit by oblivious
-transfer; here, as in its code, the garbler feeds in a mask m of its own, which halves the transfers:
+transfer; here, as in its code, the garbler feeds in a blind m of its own, which halves the transfers:
     offline  client -> server   oblivious transfers that choose the labels of x_client
-             server -> client   seed of the labels of the server's fresh mask m, tables, decode bits
+             server -> client   seed of the labels of the server's fresh blind m, tables, decode bits
     online   server -> client   labels of x_server
              client             evaluates, and learns (ReLU + m), which is uniform to it
              client -> server   ReLU + m - r; the server subtracts m
 
 ``garbler="client"`` (Garimella et al., ASPLOS 2023; the store lies with the server):
     offline  server -> client   oblivious transfers of labels for random bits
-             client -> server   seed of the labels of x_client and of the mask -r, tables, decode bits
+             client -> server   seed of the labels of x_client and of the blind -r, tables, decode bits
     online   server -> client   its corrections of those bits
              client -> server   the labels of x_server, masked
              server             evaluates, and learns ReLU - r, its share
@@ -55,8 +55,8 @@ from deepreshape.private.transport.channel import Frame
 class ReluGc(GarbledRelu):
     """See the module."""
 
-    products = False
-    units = "gc-full"
+    mux = False
+    work_names = "gc-full"
 
     def layer(self, modulus: Ring | Field, op: Relu, count: int) -> GarbledLayer:
         return GarbledLayer(op.name, modulus, op.shift, count, self.config.garbler, self.config.batch)
@@ -67,10 +67,10 @@ class ReluGc(GarbledRelu):
     def max_input(self, layer: GarbledLayer) -> int:
         return (layer.modulus.order - 1) // 2
 
-    def client_garbles(self, run: Run, layer: GarbledLayer, garbler: Garbler, share: Words, mask: Words) -> Offline:
+    def client_garbles(self, run: Run, layer: GarbledLayer, garbler: Garbler, share: Words, blind: Words) -> Offline:
         bits = layer.modulus.bits
         yield from _garble(
-            run, layer, garbler, np.concatenate([to_bits(share, bits), to_bits(layer.modulus.neg(mask), bits)]), {}
+            run, layer, garbler, np.concatenate([to_bits(share, bits), to_bits(layer.modulus.neg(blind), bits)]), {}
         )
 
     def server_evaluates(self, run: Run, layer: GarbledLayer, evaluator: Evaluator) -> Offline:
@@ -78,13 +78,13 @@ class ReluGc(GarbledRelu):
         yield from _receive(run, layer, evaluator, choices, {"choices": np.packbits(choices)})
 
     def server_garbles(self, run: Run, layer: GarbledLayer, garbler: Garbler) -> Offline:
-        mask = layer.modulus.random(layer.count, run.rng)
-        yield from _garble(run, layer, garbler, to_bits(mask, layer.modulus.bits), {"mask": mask})
+        blind = layer.modulus.random(layer.count, run.rng)
+        yield from _garble(run, layer, garbler, to_bits(blind, layer.modulus.bits), {"mask": blind})
 
     def client_evaluates(
-        self, run: Run, layer: GarbledLayer, evaluator: Evaluator, share: Words, mask: Words
+        self, run: Run, layer: GarbledLayer, evaluator: Evaluator, share: Words, blind: Words
     ) -> Offline:
-        yield from _receive(run, layer, evaluator, to_bits(share, layer.modulus.bits), {"mask": mask.copy()})
+        yield from _receive(run, layer, evaluator, to_bits(share, layer.modulus.bits), {"mask": blind.copy()})
 
     def client_online(self, run: Run, layer: GarbledLayer, head: Arrays, batches: Iterator[Prepared]) -> None:
         if layer.garbler == "client":

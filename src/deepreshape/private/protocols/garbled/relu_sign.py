@@ -1,26 +1,27 @@
-"""``gc-sign`` and ``gc-stochastic``: only the sign comes out of the circuit; the product with x is made outside it.
+"""``gc-sign`` and ``gc-stochastic``: only the sign comes out of the circuit; the MUX with x is outside it.
 
-The idea is Circa's (Ghodsi et al., NeurIPS 2021), which makes the product from a Beaver triple; here the labels of the
-sign make it, and the truncation by f bits with it, in the same round. How wrong the sign may be is ``sign.py``'s
-affair: 0 for gc-sign. The rounding is ``division.py``'s: the floor of x / 2^f or one unit above (over a field rarely
-one below), exact for f = 0 and for multiples of 2^f. A value whose sign is not positive gives 0.
+The idea is Circa's (Ghodsi et al., NeurIPS 2021), which multiplies by a Beaver triple; here the labels of the sign
+multiplex, and truncate by f bits with it, in the same round. How wrong the sign may be is ``drelu.py``'s affair: 0 for
+gc-sign. The rounding is ``arith/truncation.py``'s: the floor of x / 2^f or one unit above (over a field rarely one
+below), exact for f = 0 and for multiples of 2^f. A value whose sign is not positive gives 0.
 
 Let G be the garbler's and E the evaluator's part of x / 2^f, g and e their bits "my share is at least M/2", and K = M
->> f: ``division.py`` shows T = G + E + g e K. Let s be the sign. The garbler draws t and sends decode bits that are
-masked with it, so that the evaluator learns c = s ^ t, which is uniform, and neither knows s. Wanted: shares of s T = s
-G + s E + s g e K.
+>> f: ``arith/truncation.py`` shows T = G + E + g e K. Let s be the sign. The garbler draws t and sends decode bits that
+are masked with it, so that the evaluator learns c = s ^ t, which is uniform, and neither knows s. Wanted: shares of s T
+= s G + s E + s g e K.
 
-1. *A row under a wire.* For values m0 and m1 that the garbler knows, one for each label, and pads P0, P1, which are
-   hashes of the two labels: the garbler keeps m0 + P0 and sends m1 - (m0 + P0) + P1. The evaluator takes -P0, or the
-   row less P1; with what the garbler keeps that is m0, or m1. It sees the row under a pad that it does not have.
+1. *A correction under a wire.* For values m0 and m1 that the garbler knows, one for each label, and blinds P0, P1,
+   which are hashes of the two labels: the garbler keeps m0 + P0 and sends m1 - (m0 + P0) + P1. The evaluator takes -P0,
+   or the correction less P1; with what the garbler keeps that is m0, or m1. It sees the correction under a blind that
+   it does not have.
 2. *s E.* s E = c E + (1 - 2c) t E. Of E, the evaluator holds a random part a, the garbler the rest, D = E - a. One
-   correlated oblivious transfer, in which the garbler chooses by t, gives pads P0, P1 to the evaluator and P_t to the
+   correlated oblivious transfer, in which the garbler chooses by t, gives blinds P0, P1 to the evaluator and P_t to the
    garbler: with a = P1 - P0, u = -P0 and v = P_t, u + v = t a. So nothing is sent for a. Then s E = s D + c a + (1 -
    2c) (u + v), where the evaluator knows c a + (1 - 2c) u. D is uniform to the garbler.
-3. The garbler sends one row under the sign's wire, for m_c = s (G + D) + (1 - 2c) v.
-4. *s g e K.* A row under the sign's wire, for m_c = s g K, gives shares z_E + z_G of z = s g K. Then e z = e z_E, which
-   the evaluator knows, plus e z_G, which is a row under the wire of e, for m0 = 0 and m1 = z_G. Both rows have f bits
-   in the ring. With f = 0 there is nothing to correct: K is a multiple of M.
+3. The garbler sends one correction under the sign's wire, for m_c = s (G + D) + (1 - 2c) v.
+4. *s g e K.* A correction under the sign's wire, for m_c = s g K, gives shares z_E + z_G of z = s g K. Then e z = e
+   z_E, which the evaluator knows, plus e z_G, which is a correction under the wire of e, for m0 = 0 and m1 = z_G. Both
+   corrections have f bits in the ring. With f = 0 there is nothing to correct: K is a multiple of M.
 
 Either party ends up with a share of s T. The client sends its own less r, and the server adds that to its own.
 
@@ -28,28 +29,28 @@ Either party ends up with a share of s T. The client sends its own less r, and t
     offline  client -> server   oblivious transfers of the labels of the client's word and of e
              server -> client   its choices t, a seed, tables, masked decode bits
              client -> server   D
-    online   server -> client   labels of the server's word; the rows
+    online   server -> client   labels of the server's word; the corrections
              client -> server   its share less r
 
 ``garbler="client"``: E is known online, and D is one more element.
     offline  server -> client   oblivious transfers of labels for random bits
              client -> server   its choices t, the seed of the labels of its word, tables, masked decode bits
     online   server -> client   its corrections of those bits; D
-             client -> server   labels, masked; the rows; its share less r
+             client -> server   labels, masked; the corrections; its share less r
 
-*What the parties see.* The evaluator: a garbled circuit, one label for every wire, c, and rows of which it can open,
-per wire, the one that its label is the key of. The garbler: D, under a pad of the evaluator's, and columns of the
-transfer extension. The server in either role: the client's share less r, which is uniform.
+*What the parties see.* The evaluator: a garbled circuit, one label for every wire, c, and corrections of which it can
+open, per wire, the one that its label is the key of. The garbler: D, under a blind of the evaluator's, and columns of
+the transfer extension. The server in either role: the client's share less r, which is uniform.
 
-*Assumptions.* The rows are ciphertexts under two labels that differ by the global offset, beside tables made with the
-same offset; their hash is the gates' (``garble.hash_labels``), under keys of other tweaks, so circular correlation
-robustness covers both. Each label is hashed once under each key, as the offset claims every (session, layer, batch)
-once. Transfers by t have an offset of their own, the evaluator's, and base transfers under a session id of their own.
+*Assumptions.* The corrections are ciphertexts under two labels that differ by the global Delta, beside tables of the
+same Delta; their hash is the gates' (``labels.py``), under keys of other tweaks, so circular correlation
+robustness covers both. Each label is hashed once under each key, as the Delta claims every (session, layer, batch)
+once. Transfers by t have a Delta of their own, the evaluator's, and base transfers under a session id of their own.
 
-These rows are no projection gates of arithmetic garbling (Ball, Malkin and Rosulek, CCS 2016). Such a gate's messages
-are labels again, of a wire whose labels differ by multiples of an offset of another modulus, so its rows are related by
-that secret offset. A row here hides a share that nobody ever uses as a key, and the garbler's own part of it is a fresh
-pad.
+These corrections are no projection gates of arithmetic garbling (Ball, Malkin and Rosulek, CCS 2016). Such a gate's
+messages are labels again, of a wire whose labels differ by multiples of a Delta of another modulus, so its corrections
+are related by that secret Delta. A correction here hides a share that nobody ever uses as a key, and the garbler's own
+part of it is a fresh blind.
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ import numpy as np
 from deepreshape.private.arith.drelu import Parity, Sign, Window, Wrap
 from deepreshape.private.arith.ring import Bits, Field, Modulus, Ring, Words, to_bits
 from deepreshape.private.arith.truncation import ShareTruncation
-from deepreshape.private.crypto.labels import blinds, permute_bits, pick
+from deepreshape.private.crypto.labels import derive_blinds, permute_bits, pick
 from deepreshape.private.crypto.ot.iknp import IKNP
 from deepreshape.private.program.ops import ProgramError, Relu
 from deepreshape.private.protocols.base import Arrays, Integers, Message, Offline, Prepared, Run, Segment
@@ -86,16 +87,17 @@ from deepreshape.private.protocols.garbled.label_transfer import (
 from deepreshape.private.protocols.garbled.relu_garbled import OTHER, GarbledRelu
 from deepreshape.private.transport.channel import Frame
 
-SIGN_ROW, WRAP_ROW, HALF_ROW, PRODUCT = "row of the sign", "row of the wrap", "row of the half", "product"
-"""Tweaks of the hash; the last is for labels of another offset."""
+SIGN_CORRECTION, WRAP_CORRECTION, HALF_CORRECTION = "row of the sign", "row of the wrap", "row of the half"
+MUX = "product"
+"""Tweaks of the hash; the last is for labels of another Delta."""
 
 
 @final
 class ReluSign(GarbledRelu):
     """See the module."""
 
-    products = True
-    units = "sign"
+    mux = True
+    work_names = "sign"
     by_shares = True
 
     def layer(self, modulus: Ring | Field, op: Relu, count: int) -> GarbledLayer:
@@ -115,15 +117,15 @@ class ReluSign(GarbledRelu):
     def replay(self, layer: GarbledLayer, x: Integers, client: Words, coins: Words | None = None) -> Integers:
         sign, server = sign_of(layer), layer.modulus.sub(layer.modulus.encode(x), client)
         positive = sign.positive(sign.client_word(client), sign.server_word(server))
-        return np.where(positive, _division(layer).rounded(x, client), 0)
+        return np.where(positive, _truncation(layer).rounded(x, client), 0)
 
     def max_input(self, layer: GarbledLayer) -> int:
-        return min(sign_of(layer).max_input, _division(layer).max_input)
+        return min(sign_of(layer).max_input, _truncation(layer).max_input)
 
-    def client_garbles(self, run: Run, layer: GarbledLayer, garbler: Garbler, share: Words, mask: Words) -> Offline:
+    def client_garbles(self, run: Run, layer: GarbledLayer, garbler: Garbler, share: Words, blind: Words) -> Offline:
         sign = sign_of(layer)
-        part, half = _division(layer).client_part(share)
-        kept = {"own": part, "half": np.packbits(half), "mask": mask.copy()}
+        part, half = _truncation(layer).client_part(share)
+        kept = {"own": part, "half": np.packbits(half), "mask": blind.copy()}
         yield from _garble(run, layer, garbler, to_bits(sign.client_word(share), sign.width), kept)
 
     def server_evaluates(self, run: Run, layer: GarbledLayer, evaluator: Evaluator) -> Offline:
@@ -134,12 +136,12 @@ class ReluSign(GarbledRelu):
         yield from _garble(run, layer, garbler, np.empty((0, layer.count), np.uint8))
 
     def client_evaluates(
-        self, run: Run, layer: GarbledLayer, evaluator: Evaluator, share: Words, mask: Words
+        self, run: Run, layer: GarbledLayer, evaluator: Evaluator, share: Words, blind: Words
     ) -> Offline:
         sign = sign_of(layer)
-        part, half = _division(layer).client_part(share)
+        part, half = _truncation(layer).client_part(share)
         choices = _with_half(layer, to_bits(sign.client_word(share), sign.width), half)
-        kept = {"half": np.packbits(half), "mask": mask.copy()}
+        kept = {"half": np.packbits(half), "mask": blind.copy()}
         yield from _receive(run, layer, evaluator, choices, kept, part)
 
     def client_online(self, run: Run, layer: GarbledLayer, head: Arrays, batches: Iterator[Prepared]) -> None:
@@ -149,27 +151,27 @@ class ReluSign(GarbledRelu):
             packed = np.frombuffer(run.channel.receive(Frame.SHARES, -(-bits // 8)), np.uint8)
             value = layer.modulus.add(head["own"], _elements(run, layer))
             send_labels(run, layer, head, np.unpackbits(packed, count=bits).reshape(-1, layer.count))
-            own = _send_rows(run, layer, head, value, half)
+            result = _send_corrections(run, layer, head, value, half)
         else:
-            own = _take_rows(run, layer, head, batches, half)
-        run.channel.send(Frame.SHARES, layer.modulus.pack(layer.modulus.sub(own, head["mask"])))
+            result = _receive_corrections(run, layer, head, batches, half)
+        run.channel.send(Frame.SHARES, layer.modulus.pack(layer.modulus.sub(result, head["mask"])))
 
     def server_online(
         self, run: Run, layer: GarbledLayer, head: Arrays, batches: Iterator[Prepared], share: Words
     ) -> Words:
         modulus, sign = layer.modulus, sign_of(layer)
-        part, half = _division(layer).server_part(share)
+        part, half = _truncation(layer).server_part(share)
         word = to_bits(sign.server_word(share), sign.width)
         if layer.garbler == "server":
             send_labels(run, layer, head, word)
-            own = _send_rows(run, layer, head, modulus.add(part, head["own"]), half)
+            result = _send_corrections(run, layer, head, modulus.add(part, head["own"]), half)
         else:
             planes = _with_half(layer, word, half)
             choices = np.unpackbits(head["choices"], count=planes.size).reshape(planes.shape)
             run.channel.send(Frame.SHARES, np.packbits(choices ^ planes))
             run.channel.send(Frame.SHARES, modulus.pack(modulus.sub(part, head["product"])))
-            own = _take_rows(run, layer, head, batches, half)
-        return modulus.add(own, _elements(run, layer))
+            result = _receive_corrections(run, layer, head, batches, half)
+        return modulus.add(result, _elements(run, layer))
 
     def offline_messages(self, layer: GarbledLayer) -> tuple[Segment, ...]:
         garbled = garbled_bytes(layer, sign_of(layer).compared_bits) + IKNP.chosen_bytes(layer.count)
@@ -182,10 +184,10 @@ class ReluSign(GarbledRelu):
 
     def online_bytes(self, layer: GarbledLayer) -> tuple[int, int]:
         element = layer.count * layer.modulus.element_bytes
-        rows = element + (2 * layer.count * _division(layer).message.element_bytes if layer.shift else 0)
+        corrections = element + (2 * layer.count * _truncation(layer).message.element_bytes if layer.shift else 0)
         if layer.garbler == "server":
-            return element, label_bytes(layer) + rows
-        return label_bytes(layer) + rows + element, -(-layer.chosen * layer.count // 8) + element
+            return element, label_bytes(layer) + corrections
+        return label_bytes(layer) + corrections + element, -(-layer.chosen * layer.count // 8) + element
 
     def stored(self, layer: GarbledLayer) -> tuple[int, int]:
         bit, word = -(-layer.count // 8), 8 * layer.count
@@ -203,40 +205,40 @@ def sign_of(layer: GarbledLayer) -> Sign:
     return layer.sign
 
 
-def _division(layer: GarbledLayer) -> ShareTruncation:
+def _truncation(layer: GarbledLayer) -> ShareTruncation:
     return ShareTruncation(layer.modulus, layer.shift, sign_of(layer).reach)
 
 
 def _garble(run: Run, layer: GarbledLayer, garbler: Garbler, known: Bits, kept: Arrays | None = None) -> Offline:
     """The garbler's step. What it does not have to keep of its own part of x comes from the evaluator."""
-    if garbler.products is None:
-        raise TypeError("this session's Garbler has no transfers for products; start it with products=True")
+    if garbler.mux is None:
+        raise TypeError("this session's Garbler has no transfers for the MUX; start it with mux=True")
     chosen = chosen_by_peer(run, layer, garbler)
     yield None
-    masks = run.rng.bytes(layer.count) & np.uint8(1)
-    product = _pads(layer, run, garbler.products.chosen(run.channel, masks), PRODUCT, layer.modulus)
+    blind_bits = run.rng.bytes(layer.count) & np.uint8(1)
+    product = _blinds_of(layer, run, garbler.mux.chosen(run.channel, blind_bits), MUX, layer.modulus)
     head, batches = send_circuits(run, layer, garbler, chosen, known)
     outputs: list[Words] = []
     for span, labels in zip(layer.spans, batches, strict=True):
-        run.channel.send(Frame.TABLES, np.packbits(permute_bits(labels[0]) ^ masks[span]))
+        run.channel.send(Frame.TABLES, np.packbits(permute_bits(labels[0]) ^ blind_bits[span]))
         outputs.append(labels)
     if kept is None:
         yield None
         kept = {"own": _elements(run, layer)}
-    found = {"outputs": np.concatenate(outputs, axis=1), "masks": np.packbits(masks), "product": product}
-    yield Prepared(head | found | kept)
+    arrays = {"outputs": np.concatenate(outputs, axis=1), "masks": np.packbits(blind_bits), "product": product}
+    yield Prepared(head | arrays | kept)
 
 
 def _receive(
     run: Run, layer: GarbledLayer, evaluator: Evaluator, choices: Bits, kept: Arrays, part: Words | None = None
 ) -> Offline:
     """The evaluator's step. If it knows its ``part`` of x already, it sends what the garbler shall hold of it."""
-    if evaluator.products is None:
-        raise TypeError("this session's Evaluator has no transfers for products; start it with products=True")
+    if evaluator.mux is None:
+        raise TypeError("this session's Evaluator has no transfers for the MUX; start it with mux=True")
     labels = choose(run, layer, evaluator, choices)
     yield None
-    rows, offset = evaluator.products.chosen(run.channel, layer.count), evaluator.products.delta.words
-    zero, one = (_pads(layer, run, r, PRODUCT, layer.modulus) for r in (rows, rows ^ offset))
+    received, delta = evaluator.mux.chosen(run.channel, layer.count), evaluator.mux.delta.words
+    zero, one = (_blinds_of(layer, run, r, MUX, layer.modulus) for r in (received, received ^ delta))
     product = layer.modulus.sub(one, zero)
     rest = None if part is None else layer.modulus.pack(layer.modulus.sub(part, product))
     head, batches = receive_circuits(run, layer, labels)
@@ -249,59 +251,61 @@ def _receive(
         run.channel.send(Frame.SHARES, rest)
 
 
-def _send_rows(run: Run, layer: GarbledLayer, head: Arrays, value: Words, half: Bits) -> Words:
+def _send_corrections(run: Run, layer: GarbledLayer, head: Arrays, value: Words, half: Bits) -> Words:
     """Online, at the garbler: its share of s T, for ``value`` = G + D and ``half`` = g."""
-    modulus, offset = layer.modulus, head["offset"]
-    masks = np.unpackbits(head["masks"], count=layer.count)
-    others = masks ^ np.uint8(1)
-    labels = pick(head["outputs"][0], offset, masks)  # of c = 0
+    modulus, delta = layer.modulus, head["offset"]
+    blind_bits = np.unpackbits(head["masks"], count=layer.count)
+    others = blind_bits ^ np.uint8(1)
+    labels = pick(head["outputs"][0], delta, blind_bits)  # of c = 0
 
-    def row(wire: Words, tweak: str, within: Modulus, first: Words, second: Words) -> Words:
-        mine = within.add(first, _pads(layer, run, wire, tweak, within))
-        other = _pads(layer, run, wire ^ offset, tweak, within)
-        run.channel.send(Frame.ROWS, within.pack(within.add(within.sub(second, mine), other)))
-        return mine
+    def correction(wire: Words, tweak: str, within: Modulus, first: Words, second: Words) -> Words:
+        label = within.add(first, _blinds_of(layer, run, wire, tweak, within))
+        other = _blinds_of(layer, run, wire ^ delta, tweak, within)
+        run.channel.send(Frame.ROWS, within.pack(within.add(within.sub(second, label), other)))
+        return label
 
     product = head["product"]
-    first, second = modulus.add(_where(masks, value), product), modulus.sub(_where(others, value), product)
-    own = row(labels, SIGN_ROW, modulus, first, second)
+    first, second = modulus.add(_where(blind_bits, value), product), modulus.sub(_where(others, value), product)
+    result = correction(labels, SIGN_CORRECTION, modulus, first, second)
     if not layer.shift:
-        return own
-    division = _division(layer)
-    wrap = _where(half, np.full_like(value, division.correction))
-    shared = row(labels, WRAP_ROW, division.message, _where(masks, wrap), _where(others, wrap))
-    both = row(head["outputs"][1], HALF_ROW, division.message, np.zeros_like(value), shared)
-    return modulus.add(own, modulus.scale(both, division.unit))
+        return result
+    truncation = _truncation(layer)
+    wrap = _where(half, np.full_like(value, truncation.correction))
+    shared = correction(labels, WRAP_CORRECTION, truncation.message, _where(blind_bits, wrap), _where(others, wrap))
+    half_share = correction(head["outputs"][1], HALF_CORRECTION, truncation.message, np.zeros_like(value), shared)
+    return modulus.add(result, modulus.scale(half_share, truncation.unit))
 
 
-def _take_rows(run: Run, layer: GarbledLayer, head: Arrays, batches: Iterator[Prepared], half: Bits) -> Words:
+def _receive_corrections(run: Run, layer: GarbledLayer, head: Arrays, batches: Iterator[Prepared], half: Bits) -> Words:
     """Online, at the evaluator: its share of s T, for ``half`` = e."""
     modulus = layer.modulus
-    found: list[Words] = []
+    layers: list[Words] = []
     decode: list[Bits] = []
     for arrays, outputs in evaluated(run, layer, head, batches):
-        found.append(outputs)
+        layers.append(outputs)
         decode.append(np.unpackbits(arrays["decode"], count=outputs.shape[1]))
-    labels = np.concatenate(found, axis=1)
+    labels = np.concatenate(layers, axis=1)
     shown = permute_bits(labels[0]) ^ np.concatenate(decode)
 
     def take(wire: Words, tweak: str, within: Modulus, choice: Bits) -> Words:
         received = within.unpack(run.channel.receive(Frame.ROWS, layer.count * within.element_bytes), layer.count)
-        return within.sub(_where(choice, received), _pads(layer, run, wire, tweak, within))
+        return within.sub(_where(choice, received), _blinds_of(layer, run, wire, tweak, within))
 
     product = np.where(shown, modulus.sub(head["product"], head["pad"]), head["pad"])
-    own = modulus.add(take(labels[0], SIGN_ROW, modulus, shown), product)
+    result = modulus.add(take(labels[0], SIGN_CORRECTION, modulus, shown), product)
     if not layer.shift:
-        return own
-    division = _division(layer)
-    shared = take(labels[0], WRAP_ROW, division.message, shown)
-    both = take(labels[1], HALF_ROW, division.message, half)
-    return modulus.add(own, modulus.scale(division.message.add(_where(half, shared), both), division.unit))
+        return result
+    truncation = _truncation(layer)
+    shared = take(labels[0], WRAP_CORRECTION, truncation.message, shown)
+    half_share = take(labels[1], HALF_CORRECTION, truncation.message, half)
+    return modulus.add(result, modulus.scale(truncation.message.add(_where(half, shared), half_share), truncation.unit))
 
 
-def _pads(layer: GarbledLayer, run: Run, labels: Words, tweak: str, within: Modulus) -> Words:
-    """A pad for every label (count, 2), under the keys of each batch."""
-    batches = [blinds(labels[span], layer.context(run.id, at), tweak, within) for at, span in enumerate(layer.spans)]
+def _blinds_of(layer: GarbledLayer, run: Run, labels: Words, tweak: str, within: Modulus) -> Words:
+    """A blind for every label (count, 2), under the keys of each batch."""
+    batches = [
+        derive_blinds(labels[span], layer.context(run.id, at), tweak, within) for at, span in enumerate(layer.spans)
+    ]
     return np.concatenate(batches)
 
 

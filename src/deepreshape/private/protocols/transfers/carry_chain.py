@@ -1,32 +1,32 @@
 """The carry of two words in one message: a chain of digits, garbled with one-time pads instead of a cipher.
 
-Model: semi-honest. The client knows the word a offline, the server the word b online, and the client is to learn
-sigma = carry(a + b + carry_in) ^ blind, with a blind of the server's choice. For every bit of a there is one correlated
-transfer, in which the client chooses by that bit; its hashes are pads. That a garbling of a formula needs no cipher is
-Kolesnikov's (GESS, ASIACRYPT 2005).
+Model: semi-honest. The client knows the word a offline, the server the word b online, and the client is to learn sigma
+= carry(a + b + carry_in) ^ blind, with a blind of the server's choice. For every bit of a there is one correlated
+transfer, in which the client chooses by that bit; its hashes are blinds. That a garbling of a formula needs no cipher
+is Kolesnikov's (GESS, ASIACRYPT 2005).
 
 *Digits.* Bits of a fall into digits j = 0 .. D - 1, from the lowest, of m bits, N = 2^m values. The carry out of digit
 j is a state x, which the client holds as a label of n = D - j bits: the bit p = x ^ lambda_j, and above it R_p, the n -
 1 bits that the next digit needs. The label out of the top digit is p alone, lambda_{D-1} being the blind.
 
-*Pads.* The transfers of digit j give the server, for every value v of the digit, a pad of one or two halves of n bits,
-and the client those of its own value: pad v is the sum, over the digit's bits t, of bits [v n, (v + 1) n) of the hash
-that belongs to bit value v_t. Values have bits of their own: with one stretch for all values, the pads of a digit of
-two bits would sum to zero. Half h is in word h of the hash, so N n <= 64.
+*Blinds.* The transfers of digit j give the server, for every value v of the digit, a blind of one or two halves of n
+bits, and the client those of its own value: blind v is the sum, over the digit's bits t, of bits [v n, (v + 1) n) of
+the hash that belongs to bit value v_t. Values have bits of their own: with one stretch for all values, the blinds of a
+digit of two bits would sum to zero. Half h is in word h of the hash, so N n <= 64.
 
 *Rows.* Let next(v, c) = [v + b_j + c >= N], S_x the label of x. For digits above 0, a client that comes with the label
 (p, R) of the digit below takes half p of row v, where c = p ^ lambda_{j-1}:
 
-    R_p = S_next(0, c) ^ pad(0, half p),        row(v, half p) = S_next(v, c) ^ R_p ^ pad(v, half p)     for v > 0
+    R_p = S_next(0, c) ^ blind(0, half p),        row(v, half p) = S_next(v, c) ^ R_p ^ blind(v, half p)     for v > 0
 
-so there is no row 0, and the client's S is row ^ pad ^ R (the row being zero for v = 0). Digit 0 has one half and all
-rows, S_next(v, carry_in) ^ pad(v); of row 0 the lowest bit is left out (if D > 1), as lambda_0 makes it zero.
+so there is no row 0, and the client's S is row ^ blind ^ R (the row being zero for v = 0). Digit 0 has one half and all
+rows, S_next(v, carry_in) ^ blind(v); of row 0 the lowest bit is left out (if D > 1), as lambda_0 makes it zero.
 
-*Security.* For each pair of words the map from all pads, lambdas and the blind to the rows and the client's own pads is
-a bijection, so what the client sees is uniform, whatever b is. From rows and own pads the client's walk gives its p in
-every digit, and with the true states all lambdas; from the top digit down, the two labels S are known, R_p of the half
-it walks follows from its own pad, or from its row, and so does everything that these mask. ``test_carry_chain.py``
-counts views for small words.
+*Security.* For each pair of words the map from all blinds, lambdas and the blind to the rows and the client's own
+blinds is a bijection, so what the client sees is uniform, whatever b is. From rows and own blinds the client's walk
+gives its p in every digit, and with the true states all lambdas; from the top digit down, the two labels S are known,
+R_p of the half it walks follows from its own blind, or from its row, and so does everything that these blind.
+``test_carry_chain.py`` counts views for small words.
 
 All rows of a half travel and are computed as one word of N n bits: with ones = sum of 2^(v n), stretch v of
 S_0 ones ^ ((S_0 ^ S_1) ones << n (N - b_j - c)) is S_next(v, c).
@@ -49,7 +49,7 @@ WIDEST_DIGIT = 4
 WIDEST = 60
 ONE = np.uint64(1)
 
-Pads = list[list[Words]]
+Blinds = list[list[Words]]
 """Of each digit and half."""
 
 
@@ -131,38 +131,38 @@ class Chain:
         return widths
 
     @cached_property
-    def pad_widths(self) -> list[int]:
-        """Bits of the server's pads, digit by digit and half by half."""
+    def blind_widths(self) -> list[int]:
+        """Bits of the server's blinds, digit by digit and half by half."""
         return [digit.length for digit in self.digits for _ in range(digit.halves)]
 
     @cached_property
     def label_widths(self) -> list[int]:
-        """Bits of the client's pads."""
+        """Bits of the client's blinds."""
         return [digit.label for digit in self.digits for _ in range(digit.halves)]
 
-    def server_pads(self, zero: Sequence[Words] | Words, one: Sequence[Words] | Words, swaps: Words) -> Pads:
-        """The pads of all values.
+    def server_blinds(self, zero: Sequence[Words] | Words, one: Sequence[Words] | Words, swaps: Words) -> Blinds:
+        """The blinds of all values.
 
         Args:
             zero: the hashes of the sender's label of zero of each transfer, (n, 2).
             one: those of the other label.
             swaps: words of which bit i says that bit i of a is not the choice of transfer i, but its opposite.
         """
-        pads: Pads = []
+        blinds: Blinds = []
         for digit in self.digits:
             halves = [np.zeros_like(swaps) for _ in range(digit.halves)]
             for bit in range(digit.bits):
                 at = digit.first + bit
                 chosen = digit.values_with(bit) ^ -((swaps >> np.uint64(at)) & ONE)
-                for half, pad in enumerate(halves):
+                for half, part in enumerate(halves):
                     first, second = zero[at][:, half], one[at][:, half]
-                    pad ^= first ^ ((first ^ second) & chosen)
-            pads.append([pad & digit.full for pad in halves])
-        return pads
+                    part ^= first ^ ((first ^ second) & chosen)
+            blinds.append([part & digit.full for part in halves])
+        return blinds
 
-    def client_pads(self, hashed: Sequence[Words] | Words, word: Words) -> Pads:
-        """The pads of the client's own digits, from the hashes (n, 2) of its labels."""
-        pads: Pads = []
+    def client_blinds(self, hashed: Sequence[Words] | Words, word: Words) -> Blinds:
+        """The blinds of the client's own digits, from the hashes (n, 2) of its labels."""
+        blinds: Blinds = []
         for digit in self.digits:
             place = digit.of(word) * np.uint64(digit.label)
             halves: list[Words] = []
@@ -171,14 +171,14 @@ class Chain:
                 for bit in range(1, digit.bits):
                     summed = summed ^ hashed[digit.first + bit][:, half]
                 halves.append((summed >> place) & digit.mask)
-            pads.append(halves)
-        return pads
+            blinds.append(halves)
+        return blinds
 
-    def garble(self, pads: Pads, word: Words, blind: Words, lambdas: Words) -> list[Words]:
+    def garble(self, blinds: Blinds, word: Words, blind: Words, lambdas: Words) -> list[Words]:
         """The rows, as fields of :attr:`row_widths`.
 
         Args:
-            pads: of :meth:`server_pads`.
+            blinds: of :meth:`server_blinds`.
             word: b.
             blind: of the carry, zeros and ones.
             lambdas: words of random bits, of which bit j is lambda_j for 0 < j < D - 1.
@@ -193,14 +193,14 @@ class Chain:
             base, other = state * digit.ones, change * digit.ones
             if not number:
                 shift = (size - value - np.uint64(self.carry_in)) * label
-                row = ((base ^ (other << shift)) & digit.full) ^ pads[0][0]
+                row = ((base ^ (other << shift)) & digit.full) ^ blinds[0][0]
                 rows.append([row >> ONE if top else row])
                 break
-            below = self._lambda(number - 1, pads, word, lambdas)
+            below = self._lambda(number - 1, blinds, word, lambdas)
             following, fields = list[Words](), list[Words]()
-            for half, pad in enumerate(pads[number]):
+            for half, part in enumerate(blinds[number]):
                 shift = (size - value - (below ^ np.uint64(half))) * label
-                row = ((base ^ (other << shift)) & digit.full) ^ pad
+                row = ((base ^ (other << shift)) & digit.full) ^ part
                 following.append(row & digit.mask)
                 fields.append((row ^ (following[-1] * digit.ones)) >> label)
             rows.append(fields)
@@ -209,24 +209,24 @@ class Chain:
             change = (difference << ONE) | ONE
         return [field for fields in reversed(rows) for field in fields]
 
-    def _lambda(self, number: int, pads: Pads, word: Words, lambdas: Words) -> Words:
+    def _lambda(self, number: int, blinds: Blinds, word: Words, lambdas: Words) -> Words:
         if number:
             return (lambdas >> np.uint64(number)) & ONE
         lowest = self.digits[0]
         carries = lowest.of(word) + np.uint64(self.carry_in) >= np.uint64(lowest.values)
-        return (pads[0][0] & ONE) ^ carries.astype(np.uint64)
+        return (blinds[0][0] & ONE) ^ carries.astype(np.uint64)
 
-    def walk(self, rows: Sequence[Words], word: Words, pads: Pads) -> Words:
-        """The client's sigma, from the rows, its word a, and its :meth:`client_pads`."""
+    def walk(self, rows: Sequence[Words], word: Words, blinds: Blinds) -> Words:
+        """The client's sigma, from the rows, its word a, and its :meth:`client_blinds`."""
         lowest, fields = self.digits[0], iter(rows)
         row = next(fields) << np.uint64(len(self.digits) > 1)
-        label = ((row >> (lowest.of(word) * np.uint64(lowest.label))) ^ pads[0][0]) & lowest.mask
-        for digit, halves in zip(self.digits[1:], pads[1:], strict=True):
+        label = ((row >> (lowest.of(word) * np.uint64(lowest.label))) ^ blinds[0][0]) & lowest.mask
+        for digit, halves in zip(self.digits[1:], blinds[1:], strict=True):
             second, length = -(label & ONE), np.uint64(digit.label)
             first_row, second_row = next(fields), next(fields)
             row = (first_row ^ ((first_row ^ second_row) & second)) << length
-            pad = halves[0] ^ ((halves[0] ^ halves[1]) & second)
-            label = (((row >> (digit.of(word) * length)) ^ pad) & digit.mask) ^ (label >> ONE)
+            part = halves[0] ^ ((halves[0] ^ halves[1]) & second)
+            label = (((row >> (digit.of(word) * length)) ^ part) & digit.mask) ^ (label >> ONE)
         return label
 
 

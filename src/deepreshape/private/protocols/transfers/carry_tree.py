@@ -7,8 +7,9 @@ chooses by that bit; every AND of the tree takes one transfer either way.
 *Generate and propagate.* Bits i .. j of the two words generate a carry (g) or pass one on (p = all of a_i ^ b_i). For
 neighbours, high and low, g = g_h ^ p_h g_l and p = p_h p_l. The lowest needs no p. For one bit, g = a b and p = a ^ b.
 
-*Products with the client's bit.* With pads P_0, P_1 of a transfer in which it chose by a_i, the server sends P_0 ^ P_1
-^ m; the client takes P_{a_i} ^ a_i (what was sent) = a_i m ^ P_0, the server P_0: they share a_i m. A pad hides one m.
+*Products with the client's bit.* With blinds P_0, P_1 of a transfer in which it chose by a_i, the server sends P_0 ^
+P_1 ^ m; the client takes P_{a_i} ^ a_i (what was sent) = a_i m ^ P_0, the server P_0: they share a_i m. A blind hides
+one m.
 
 *Two bits.* As the client knows both bits of a, neighbours l and h need no AND of shared bits. With [..] such products,
 
@@ -21,10 +22,10 @@ bits by single bits of a; no transfer is of the strings of two bits of a (docs/p
 
 *The tree* over these pairs is of ANDs with a common factor, p_h (g_l, p_l), as of Goldreich, Micali and Wigderson (STOC
 1987) on random triples: from a transfer either way, the choice is the party's share of the triple's alpha, the
-difference of the pads the peer's share of beta, so triples take no bytes (Asharov, Lindell, Schneider and Zohner, CCS
+difference of the blinds the peer's share of beta, so triples take no bytes (Asharov, Lindell, Schneider and Zohner, CCS
 2013). Both parties open their shares of p_h ^ alpha and of the others ^ beta at once: a level is one exchange.
 
-*Security.* The client sees rows under pads that it did not choose, and shares masked by the server's shares of alpha
+*Security.* The client sees rows under blinds that it did not choose, and shares masked by the server's shares of alpha
 and beta; the server sees shares masked by the client's. All are uniform and used once.
 
 A plane holds one bit of each of n elements: uint8 of ceil(n / 8) bytes. All here is planes.
@@ -100,20 +101,20 @@ class Tree:
         return sum(1 + width for width in self.levels[level])
 
     def triples(
-        self, choices: Sequence[Bits], own: Sequence[Bits], first: Sequence[Bits], second: Sequence[Bits]
+        self, choices: Sequence[Bits], hashes: Sequence[Bits], first: Sequence[Bits], second: Sequence[Bits]
     ) -> Bits:
         """One party's shares of the triples, planes (alpha, betas, products of each AND).
 
         Args:
             choices: alpha of each AND, from the transfers in which this party chose.
-            own: planes of the hashes of its labels there, 2 for each AND.
+            hashes: planes of the hashes of its labels there, 2 for each AND.
             first: planes of the hashes of the labels of zero in the transfers in which the peer chose.
             second: those of the other labels there.
         """
         shares: list[Bits] = []
-        for width, alpha, mine, zero, one in zip(self.ands, choices, own, first, second, strict=True):
+        for width, alpha, hashed, zero, one in zip(self.ands, choices, hashes, first, second, strict=True):
             beta = (zero ^ one)[:width]
-            shares += [alpha[None], beta, (alpha & beta) ^ mine[:width] ^ zero[:width]]
+            shares += [alpha[None], beta, (alpha & beta) ^ hashed[:width] ^ zero[:width]]
         return np.concatenate(shares) if shares else np.empty((0, 0), np.uint8)
 
     @property
@@ -126,7 +127,7 @@ class Tree:
 
         Args:
             b: planes of its word.
-            zero: planes of the pads of the client's bits if they are zero, one for each of :attr:`row_bits`.
+            zero: planes of the blinds of the client's bits if they are zero, one for each of :attr:`row_bits`.
             one: those if they are one.
         """
         hidden, at, shares = list[Bits](), 0, Shared()
@@ -158,14 +159,14 @@ class Tree:
                 shares.append((total, product(low) ^ crossed ^ (high & low)))
         return np.stack(hidden), shares
 
-    def receive(self, a: Bits, rows: Bits, own: Bits) -> Shared:
-        """The client's shares, from planes of its word, the rows, and planes of the pads that it chose."""
+    def receive(self, a: Bits, rows: Bits, hashes: Bits) -> Shared:
+        """The client's shares, from planes of its word, the rows, and planes of the blinds that it chose."""
         at, shares = 0, Shared()
 
         def product(bit: Bits) -> Bits:
             nonlocal at
             at += 1
-            return own[at - 1] ^ (bit & rows[at - 1])
+            return hashes[at - 1] ^ (bit & rows[at - 1])
 
         for group in self.groups:
             low = a[group[0]]

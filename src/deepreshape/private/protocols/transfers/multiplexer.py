@@ -5,9 +5,9 @@ is the bit to multiply by and t a random bit of the server. After: shares of s T
 (``truncation.py``); the client's is r, which it chose offline. The client sends last.
 
 *Parts.* T = E + G + e g K, of which the client knows E and e offline, the server G and g online. The client has two
-transfers, with pads A of the one it chooses by e and B of one with a random choice kappa; the server has one, of choice
-t, in which the client has both pads C and C'. All pads are hashes; those for the wrap e g K are in the group of
-``ShareTruncation.message``, whose unit is u.
+transfers, with blinds A of the one it chooses by e and B of one with a random choice kappa; the server has one, of
+choice t, in which the client has both blinds C and C'. All blinds are hashes; those for the wrap e g K are in the group
+of ``ShareTruncation.message``, whose unit is u.
 
     offline  client -> server   its choice of e, masked;  M3 = (1 - 2 kappa) E - C_1 + C_0
     online   server -> client   M2 = (1 - 2 t) T_S - B_1 + B_0;  M1 = g K - A_1 + A_0
@@ -28,9 +28,9 @@ u (t M4 + C'_t - C'_0), the client's part is
 
 and the server adds tau T_S + (1 - 2 d)(t M3 + C_t - B_0 + u (t M4 + C'_t)).
 
-*What the parties see.* The client: M1 and M2 under the pads that it did not choose. The server: e under a random
-choice, M3 and M4 under the pads it did not choose, d under kappa, F under r. So kappa is never corrected, no bit of a
-hash masks two messages, and t is fresh for each element: two of one t would show the client s ^ s', two of one kappa
+*What the parties see.* The client: M1 and M2 under the blinds that it did not choose. The server: e under a random
+choice, M3 and M4 under the blinds it did not choose, d under kappa, F under r. So kappa is never corrected, no bit of a
+hash blinds two messages, and t is fresh for each element: two of one t would show the client s ^ s', two of one kappa
 the server. Everything that is kept is for one inference.
 """
 
@@ -43,7 +43,7 @@ import numpy as np
 
 from deepreshape.private.arith.ring import Field, Modulus, Ring, Words
 from deepreshape.private.arith.truncation import ShareTruncation
-from deepreshape.private.crypto.labels import Context, Delta, blinds, permute_bits
+from deepreshape.private.crypto.labels import Context, Delta, derive_blinds, permute_bits
 from deepreshape.private.errors import ProtocolError
 from deepreshape.private.protocols.transfers.carry_chain import ONE
 
@@ -73,7 +73,7 @@ class Multiplexer:
     reach: int
 
     @cached_property
-    def division(self) -> ShareTruncation:
+    def truncation(self) -> ShareTruncation:
         return ShareTruncation(self.modulus, self.shift, self.reach)
 
     @property
@@ -83,7 +83,7 @@ class Multiplexer:
 
     @property
     def _wrap(self) -> list[int]:
-        return [self.division.message.bits] if self.shift else []
+        return [self.truncation.message.bits] if self.shift else []
 
     @property
     def offline_widths(self) -> list[int]:
@@ -108,22 +108,22 @@ class Multiplexer:
         return [1, *[self.modulus.bits] * 2, *self._wrap * 2]
 
     def client_offline(
-        self, share: Words, mask: Words, labels: Words, back: Words, delta: Delta, context: Context
+        self, share: Words, blind: Words, labels: Words, back: Words, delta: Delta, context: Context
     ) -> tuple[list[Words], list[Words]]:
         """What the client sends, and what it keeps; ``delta`` is that of its labels ``back`` (n, 2)."""
         modulus = self.modulus
-        part, half = self.division.client_part(share)
+        part, half = self.truncation.client_part(share)
         kappa, *chosen = permute_bits(labels).astype(np.uint64)
         zero, one = _both(back, delta, context, BACK, modulus)
         third = modulus.add(modulus.sub(_signed(kappa, part, modulus), one), zero)
-        rest = modulus.sub(blinds(labels[0], context, KAPPA, modulus), zero)
+        rest = modulus.sub(derive_blinds(labels[0], context, KAPPA, modulus), zero)
         if not self.shift:
-            return [third], [kappa, part, rest, mask]
-        message, e = self.division.message, half.astype(np.uint64)
+            return [third], [kappa, part, rest, blind]
+        message, e = self.truncation.message, half.astype(np.uint64)
         zero, one = _both(back, delta, context, BACK_WRAP, message)
-        wraps = [blinds(labels[1], context, HALF, message), message.sub(zero, one)]
+        wraps = [derive_blinds(labels[1], context, HALF, message), message.sub(zero, one)]
         rest = modulus.sub(rest, self._units(zero))
-        return [e ^ chosen[0], third], [kappa | (e << ONE), part, rest, mask, *wraps]
+        return [e ^ chosen[0], third], [kappa | (e << ONE), part, rest, blind, *wraps]
 
     def server_offline(
         self, received: list[Words], labels: Words, delta: Delta, back: Words, context: Context
@@ -136,26 +136,26 @@ class Multiplexer:
         modulus, others = self.modulus, labels ^ delta.words
         third = _checked(received[-1], modulus)
         choice = permute_bits(back).astype(np.uint64)
-        zero, one = (blinds(side[0], context, KAPPA, modulus) for side in (labels, others))
-        rest = modulus.add(_where(choice, third), blinds(back, context, BACK, modulus))
+        zero, one = (derive_blinds(side[0], context, KAPPA, modulus) for side in (labels, others))
+        rest = modulus.add(_where(choice, third), derive_blinds(back, context, BACK, modulus))
         kept = [choice, modulus.sub(zero, one), modulus.sub(rest, zero)]
         if not self.shift:
             return kept
-        group = self.division.message
-        first, second = (blinds(side[1], context, HALF, group) for side in (labels, others))
+        group = self.truncation.message
+        first, second = (derive_blinds(side[1], context, HALF, group) for side in (labels, others))
         first, second = np.where(received[0], second, first), np.where(received[0], first, second)
-        kept[2] = modulus.add(kept[2], self._units(blinds(back, context, BACK_WRAP, group)))
+        kept[2] = modulus.add(kept[2], self._units(derive_blinds(back, context, BACK_WRAP, group)))
         return [*kept, first, group.sub(first, second)]
 
     def server_online(self, kept: list[Words], share: Words) -> tuple[list[Words], ServerState]:
         """What the server sends; ``share`` is x_server."""
         choice, second, rest, *wraps = kept
-        part, half = self.division.server_part(share)
+        part, half = self.truncation.server_part(share)
         first: list[Words] = []
         if self.shift:
-            message = self.division.message
+            message = self.truncation.message
             part = self.modulus.sub(part, self._units(wraps[0]))
-            first = [message.add(np.where(half, np.uint64(self.division.correction), np.uint64(0)), wraps[1])]
+            first = [message.add(np.where(half, np.uint64(self.truncation.correction), np.uint64(0)), wraps[1])]
         sent = self.modulus.add(_signed(choice, part, self.modulus), second)
         return [sent, *first], ServerState(choice, part, rest)
 
@@ -166,18 +166,18 @@ class Multiplexer:
             ProtocolError: if ``received`` holds what is no element of its group.
         """
         modulus = self.modulus
-        flags, part, rest, mask, *wraps = kept
+        flags, part, rest, blind, *wraps = kept
         kappa, fourth = flags & ONE, list[Words]()
         opened = chosen ^ kappa
         if self.shift:
-            group = self.division.message
+            group = self.truncation.message
             wrap = group.add(_where(flags >> ONE, _checked(received[1], group)), wraps[0])
             part = modulus.add(part, self._units(wrap))
             fourth = [group.add(_signed(kappa, wrap, group), wraps[1])]
         product = modulus.add(_where(kappa, _checked(received[0], modulus)), rest)
         total = modulus.add(_where(kappa, part), _where(opened, _signed(kappa, part, modulus)))
         total = modulus.add(total, _signed(opened, product, modulus))
-        return [opened, modulus.sub(total, mask), *fourth]
+        return [opened, modulus.sub(total, blind), *fourth]
 
     def server_finish(self, state: ServerState, received: list[Words]) -> Words:
         """The server's share of s T.
@@ -188,17 +188,17 @@ class Multiplexer:
         modulus, rest = self.modulus, state.rest
         opened, other, *fourth = received
         if self.shift:
-            wrap = _where(state.choice, _checked(fourth[0], self.division.message))
+            wrap = _where(state.choice, _checked(fourth[0], self.truncation.message))
             rest = modulus.add(rest, self._units(wrap))
         total = modulus.add(_where(state.choice ^ opened, state.part), _signed(opened, rest, modulus))
         return modulus.add(total, _checked(other, modulus))
 
     def _units(self, values: Words) -> Words:
-        return self.modulus.scale(values, self.division.unit)
+        return self.modulus.scale(values, self.truncation.unit)
 
 
 def _both(labels: Words, delta: Delta, context: Context, tweak: str, modulus: Modulus) -> tuple[Words, Words]:
-    return blinds(labels, context, tweak, modulus), blinds(labels ^ delta.words, context, tweak, modulus)
+    return derive_blinds(labels, context, tweak, modulus), derive_blinds(labels ^ delta.words, context, tweak, modulus)
 
 
 def _signed(bits: Words, values: Words, modulus: Modulus) -> Words:

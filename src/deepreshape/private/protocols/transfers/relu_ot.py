@@ -1,7 +1,7 @@
 """The protocol ``ot``: ReLUs by oblivious transfer; ``transfer_relu.py`` is what happens to a batch.
 
 Model: semi-honest. Before: x = x_client + x_server, x_client known offline. After: shares of max(x, 0) / 2^shift,
-rounded, of which the client's is r, what it chose offline as its mask of the next linear layer. Nobody garbles.
+rounded, of which the client's is r, what it chose offline as its share of the next linear layer. Nobody garbles.
 
 Transfers have random choices and go both ways; ``cot`` of the config says which protocol makes them. All of a run are
 reserved at set-up, in two sessions with a Delta of their own each, drawn for this use.
@@ -14,7 +14,7 @@ A chain takes one round and more bytes, a tree fewer bytes and more rounds. Unle
 the tree where that saves more bytes than its trips are worth: :data:`TREE_SAVES`.
 
 Both parties keep one packed array a batch. It is for one inference: the store marks it used before the server's first
-online byte, since two messages of the server on the same pads would open both labels of a row.
+online byte, since two messages of the server on the same blinds would open both labels of a row.
 """
 
 from __future__ import annotations
@@ -110,11 +110,13 @@ class ReluOt(ReluProtocol[OtLayer, TransferEnds]):
             chain, tree = ChainRelu(modulus, op.shift, sign), TreeRelu(modulus, op.shift, sign)
             fewer = 0
             if chain.bits <= WIDEST:
-                fewer = count * sum(way * sum(sum(w) for _, w in relu.turns) for way, relu in ((1, chain), (-1, tree)))
-            tall = fewer // 8 > TREE_SAVES * (len(tree.turns) - 2)
+                fewer = count * sum(
+                    way * sum(sum(w) for _, w in relu.messages) for way, relu in ((1, chain), (-1, tree))
+                )
+            tall = fewer // 8 > TREE_SAVES * (len(tree.messages) - 2)
             named: dict[str, TransferRelu] = {"chain": chain, "tree": tree}
             relu = named.get(self.config.carry) or (tree if tall or chain.bits > WIDEST else chain)
-            _ = relu.turns  # refuses what is too wide
+            _ = relu.messages  # refuses what is too wide
         except ValueError as error:
             raise ProgramError(f"{op.name}: {error}") from None
         return OtLayer(op.name, relu, count, self.config.batch)
@@ -142,27 +144,27 @@ class ReluOt(ReluProtocol[OtLayer, TransferEnds]):
         return Reservation(self.cot, there, sum(layer.relu.back * layer.count for layer in layers))
 
     def offline(
-        self, run: Run, setup: TransferEnds, layer: OtLayer, share: Words | None, mask: Words | None
+        self, run: Run, setup: TransferEnds, layer: OtLayer, share: Words | None, blind: Words | None
     ) -> Offline:
         claim(setup.layers, layer.name)
         relu, back = layer.relu, list[Words]()
-        ours, theirs = setup.receiver, setup.sender
+        ours, peer_labels = setup.receiver, setup.sender
         if run.role == "server":
-            ours, theirs = theirs, ours
+            ours, peer_labels = peer_labels, ours
         for size in layer.sizes:
-            back.append(theirs.random(run.channel, relu.back * size).reshape(relu.back, size, 2))
+            back.append(peer_labels.random(run.channel, relu.back * size).reshape(relu.back, size, 2))
         if self.cot.random_bytes(layer.count):
             yield None
         for number, (span, size) in enumerate(zip(layer.spans, layer.sizes, strict=True)):
             context = Context(run.id, layer.name, number)
             labels = ours.random(run.channel, relu.transfers * size).reshape(relu.transfers, size, 2)
             delta = setup.sender.delta
-            if share is None or mask is None:
+            if share is None or blind is None:
                 received = run.channel.receive(Frame.SHARES, packed_bytes(relu.offline_widths, size))
                 kept = relu.server_offline(received, labels, delta, back[number], context, run.rng)
             else:
-                check_shares(layer.name, relu.modulus, layer.count, share=share, mask=mask)
-                message, kept = relu.client_offline(share[span], mask[span], labels, back[number], delta, context)
+                check_shares(layer.name, relu.modulus, layer.count, share=share, blind=blind)
+                message, kept = relu.client_offline(share[span], blind[span], labels, back[number], delta, context)
                 run.channel.send(Frame.SHARES, message)
             yield Prepared({"packed": kept})
 
@@ -178,7 +180,7 @@ class ReluOt(ReluProtocol[OtLayer, TransferEnds]):
             ]
         outputs: list[Words | None] = []
         given = [next(step) for step in steps]
-        for number, (sender, widths) in enumerate(layer.relu.turns):
+        for number, (sender, widths) in enumerate(layer.relu.messages):
             if number:
                 yield None
             for at, (step, size) in enumerate(zip(steps, layer.sizes, strict=True)):
@@ -205,7 +207,7 @@ class ReluOt(ReluProtocol[OtLayer, TransferEnds]):
         labels = 16 * min(layer.batch, layer.count) * (relu.transfers + relu.back)
         return Declared(
             ((Message("server", back),), (message,)) if back else ((message,),),
-            tuple((Message(sender, layer.nbytes(widths)),) for sender, widths in relu.turns),
+            tuple((Message(sender, layer.nbytes(widths)),) for sender, widths in relu.messages),
             (layer.nbytes(relu.client_widths), layer.nbytes(relu.server_widths)),
             {
                 "offline": {"relus": layer.count, "transfers": layer.count * (relu.transfers + relu.back)},
@@ -222,21 +224,21 @@ class ReluOt(ReluProtocol[OtLayer, TransferEnds]):
         if self.cot.random_bytes(1):
             offline.insert(0, Effort())
         online = [Effort({"ot.server.online": transfers}, {"ot.client.online": transfers}, len(layer.spans))]
-        return {"offline": offline, "online": online + [Effort()] * (len(layer.relu.turns) - 1)}
+        return {"offline": offline, "online": online + [Effort()] * (len(layer.relu.messages) - 1)}
 
     def replay(self, layer: OtLayer, x: Integers, client: Words, coins: Words | None = None) -> Integers:
         sign, modulus = layer.relu.sign, layer.relu.modulus
         server = modulus.sub(modulus.encode(x), client)
         positive = sign.positive(sign.client_word(client), sign.server_word(server))
-        return np.where(positive, layer.relu.mux.division.rounded(x, client), 0)
+        return np.where(positive, layer.relu.mux.truncation.rounded(x, client), 0)
 
     def max_input(self, layer: OtLayer) -> int:
-        return min(layer.relu.sign.max_input, layer.relu.mux.division.max_input)
+        return min(layer.relu.sign.max_input, layer.relu.mux.truncation.max_input)
 
 
 def _taken(layer: OtLayer, prepared: Iterator[Prepared], number: int) -> dict[str, np.ndarray]:
     """What was kept of batch ``number``."""
     batch = next(prepared, None)
     if batch is None:
-        raise ValueError(f"layer {layer.name!r} has {len(layer.sizes)} batches; material for {number} was given")
+        raise ValueError(f"layer {layer.name!r} has {len(layer.sizes)} batches, and {number} were given")
     return batch.take()

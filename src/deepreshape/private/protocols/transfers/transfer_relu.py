@@ -8,7 +8,7 @@ the carry comes to the client, under the server's random bit t: :class:`ChainRel
 
 Here are steps as functions of shares and correlated labels, ``transfers`` of which the client receives and ``back``
 sends. The online steps are generators: they give what their party sends, or None to be sent what the peer sent, in the
-order of :attr:`TransferRelu.turns`. What is kept is packed.
+order of :attr:`TransferRelu.messages`. What is kept is packed.
 
 *Assumptions.* Those of the transfers, and that the hash of ``labels.py`` is correlation robust. One key hashes one
 column of one batch: the labels of all its ReLUs that belong to the same bit.
@@ -30,7 +30,7 @@ from deepreshape.private.arith.rng import Randomness
 from deepreshape.private.crypto.backend import engine
 from deepreshape.private.crypto.bit_fields import pack, packed_bytes, unpack
 from deepreshape.private.crypto.labels import Context, Delta, permute_bits
-from deepreshape.private.protocols.transfers.carry_chain import ONE, Chain, Pads
+from deepreshape.private.protocols.transfers.carry_chain import ONE, Blinds, Chain
 from deepreshape.private.protocols.transfers.carry_tree import Tree, Walk, hash_planes, planes, unpacked
 from deepreshape.private.protocols.transfers.multiplexer import Multiplexer
 
@@ -83,7 +83,7 @@ class TransferRelu(ABC):
 
     @property
     @abstractmethod
-    def turns(self) -> list[tuple[Literal["client", "server"], list[int]]]:
+    def messages(self) -> list[tuple[Literal["client", "server"], list[int]]]:
         """Who sends fields of how many bits, online, in order."""
 
     @property
@@ -97,13 +97,13 @@ class TransferRelu(ABC):
         """Bits of the fields that the server keeps."""
 
     def client_offline(
-        self, share: Words, mask: Words, labels: Words, back: Words, delta: Delta, context: Context
+        self, share: Words, blind: Words, labels: Words, back: Words, delta: Delta, context: Context
     ) -> tuple[Bits, Bits]:
         """What the client sends, and what it keeps.
 
         Args:
             share: x_client, uint64 (n,).
-            mask: r.
+            blind: r.
             labels: the client's of the transfers that it receives, uint64 (:attr:`transfers`, n, 2).
             back: its labels of zero of the others, (:attr:`back`, n, 2).
             delta: their difference; it claims ``context``.
@@ -114,7 +114,7 @@ class TransferRelu(ABC):
         masked = word & np.uint64((1 << self.bits) - 1)
         for bit, column in enumerate(permute_bits(labels[: self.bits]).astype(np.uint64)):
             masked = masked ^ (column << np.uint64(bit))
-        sent, kept = mux.client_offline(share, mask, labels[self.bits :][: mux.transfers], back[0], delta, context)
+        sent, kept = mux.client_offline(share, blind, labels[self.bits :][: mux.transfers], back[0], delta, context)
         head = _pack([word, *kept], [self.sign.width, *mux.client_widths])
         kept_too = self.client_carry(word, labels, back, delta, context)
         return _pack([masked, *sent], self.offline_widths), np.concatenate([head, kept_too])
@@ -185,7 +185,7 @@ class ChainRelu(TransferRelu):
         return 1
 
     @property
-    def turns(self) -> list[tuple[Literal["client", "server"], list[int]]]:
+    def messages(self) -> list[tuple[Literal["client", "server"], list[int]]]:
         return [("server", [*self.carry.row_widths, *self.mux.sent_widths]), ("client", self.mux.answer_widths)]
 
     @property
@@ -194,39 +194,39 @@ class ChainRelu(TransferRelu):
 
     @property
     def server_widths(self) -> list[int]:
-        return [*self.mux.server_widths, len(self.carry.digits), *self.carry.pad_widths]
+        return [*self.mux.server_widths, len(self.carry.digits), *self.carry.blind_widths]
 
     def client_carry(self, word: Words, labels: Words, back: Words, delta: Delta, context: Context) -> Bits:
-        pads = self.carry.client_pads(_hashed(labels[: self.bits], context, CHOICES), word)
-        return _pack(_flat(pads), self.carry.label_widths)
+        blinds = self.carry.client_blinds(_hashed(labels[: self.bits], context, CHOICES), word)
+        return _pack(_flat(blinds), self.carry.label_widths)
 
     def server_carry(
         self, masked: Words, labels: Words, delta: Delta, back: Words, context: Context, rng: Randomness
     ) -> Bits:
         first, second = (_hashed(labels[: self.bits], context, CHOICES, move) for move in (_STAY, delta.words))
-        pads = _flat(self.carry.server_pads(first, second, masked))
-        return _pack([rng.words(len(masked)), *pads], [len(self.carry.digits), *self.carry.pad_widths])
+        blinds = _flat(self.carry.server_blinds(first, second, masked))
+        return _pack([rng.words(len(masked)), *blinds], [len(self.carry.digits), *self.carry.blind_widths])
 
     def server_online(self, kept: Bits, share: Words) -> Online:
         mux, word = self.mux, self.sign.server_word(share)
         fields = unpack(kept, self.server_widths, len(share))
-        own, (lambdas, *pads) = fields[: len(mux.server_widths)], fields[len(mux.server_widths) :]
-        rows = self.carry.garble(self._pads(pads), word, own[0] ^ self.server_top(word), lambdas)
-        sent, state = mux.server_online(own, share)
-        received = yield from _exchange(_pack([*rows, *sent], self.turns[0][1]))
+        mux_fields, (lambdas, *blinds) = fields[: len(mux.server_widths)], fields[len(mux.server_widths) :]
+        rows = self.carry.garble(self._blinds(blinds), word, mux_fields[0] ^ self.server_top(word), lambdas)
+        sent, state = mux.server_online(mux_fields, share)
+        received = yield from _exchange(_pack([*rows, *sent], self.messages[0][1]))
         return mux.server_finish(state, unpack(received, mux.answer_widths, len(share)))
 
     def client_online(self, kept: Bits, count: int) -> Online:
         mux = self.mux
         word, *fields = unpack(kept, self.client_widths, count)
-        own, pads = fields[: len(mux.client_widths)], fields[len(mux.client_widths) :]
-        received = unpack((yield from _received()), self.turns[0][1], count)
+        mux_fields, blinds = fields[: len(mux.client_widths)], fields[len(mux.client_widths) :]
+        received = unpack((yield from _received()), self.messages[0][1], count)
         rows, received = received[: len(self.carry.row_widths)], received[len(self.carry.row_widths) :]
-        chosen = self.carry.walk(rows, word, self._pads(pads)) ^ self.client_top(word)
-        yield _pack(mux.client_online(own, received, chosen), mux.answer_widths)
+        chosen = self.carry.walk(rows, word, self._blinds(blinds)) ^ self.client_top(word)
+        yield _pack(mux.client_online(mux_fields, received, chosen), mux.answer_widths)
         return None
 
-    def _pads(self, fields: Sequence[Words]) -> Pads:
+    def _blinds(self, fields: Sequence[Words]) -> Blinds:
         left = iter(fields)
         return [[next(left) for _ in range(digit.halves)] for digit in self.carry.digits]
 
@@ -256,20 +256,20 @@ class TreeRelu(TransferRelu):
     def _openings(self) -> list[list[int]]:
         """The levels that each turn opens, the server's first; the last of them is the server's."""
         levels = len(self.carry.levels)
-        turns = [[level for level in (turn - 1, turn) if 0 <= level < levels] for turn in range(levels + 1)]
-        return [*turns, []] if levels % 2 else turns
+        messages = [[level for level in (turn - 1, turn) if 0 <= level < levels] for turn in range(levels + 1)]
+        return [*messages, []] if levels % 2 else messages
 
     @property
-    def turns(self) -> list[tuple[Literal["client", "server"], list[int]]]:
-        found: list[tuple[Literal["client", "server"], list[int]]] = []
+    def messages(self) -> list[tuple[Literal["client", "server"], list[int]]]:
+        messages: list[tuple[Literal["client", "server"], list[int]]] = []
         for number, levels in enumerate(self._openings):
             widths = [1] * sum(self.carry.opened(level) for level in levels)
             if number == 0:
                 widths = [1] * len(self.carry.row_bits) + self.mux.sent_widths + widths
             if number == len(self._openings) - 1:
                 widths = [*widths, 1]
-            found.append(("client" if number % 2 else "server", widths))
-        return [*found, ("client", self.mux.answer_widths)]
+            messages.append(("client" if number % 2 else "server", widths))
+        return [*messages, ("client", self.mux.answer_widths)]
 
     @property
     def client_widths(self) -> list[int]:
@@ -280,9 +280,9 @@ class TreeRelu(TransferRelu):
         return [*self.mux.server_widths, *[1] * (2 * len(self.carry.row_bits) + self.carry.triple_planes)]
 
     def client_carry(self, word: Words, labels: Words, back: Words, delta: Delta, context: Context) -> Bits:
-        own = self._row_planes(labels, context, _STAY)
+        rows = self._row_planes(labels, context, _STAY)
         triples = self._triples(labels[self.bits + self.mux.transfers :], back[1:], delta, context, (ANDS, ANDS_BACK))
-        return np.concatenate([own, triples]).reshape(-1)
+        return np.concatenate([rows, triples]).reshape(-1)
 
     def server_carry(
         self, masked: Words, labels: Words, delta: Delta, back: Words, context: Context, rng: Randomness
@@ -296,17 +296,17 @@ class TreeRelu(TransferRelu):
     def _row_planes(self, labels: Words, context: Context, move: Words) -> Bits:
         """Planes of the hashes of the choices' labels, moved by ``move``, one for each row."""
         hashed = _hashed(labels[: self.bits], context, CHOICES, move)
-        found = [hash_planes(column, 3) for column in hashed]
+        hashes = [hash_planes(column, 3) for column in hashed]
         used = [0] * self.bits
         rows: list[Bits] = []
         for bit in self.carry.row_bits:
-            rows.append(found[bit][used[bit]])
+            rows.append(hashes[bit][used[bit]])
             used[bit] += 1
         return np.stack(rows)
 
     def _triples(self, received: Words, sent: Words, delta: Delta, context: Context, tweaks: tuple[str, str]) -> Bits:
         choices = [np.packbits(column, bitorder="little") for column in permute_bits(received)]
-        own, zero, one = (
+        hashes, zero, one = (
             [hash_planes(column, 2) for column in _hashed(side, context, tweak, move)]
             for side, tweak, move in (
                 (received, tweaks[0], _STAY),
@@ -314,18 +314,18 @@ class TreeRelu(TransferRelu):
                 (sent, tweaks[1], delta.words),
             )
         )
-        return self.carry.triples(choices, own, zero, one).reshape(self.carry.triple_planes, -(-sent.shape[1] // 8))
+        return self.carry.triples(choices, hashes, zero, one).reshape(self.carry.triple_planes, -(-sent.shape[1] // 8))
 
     def server_online(self, kept: Bits, share: Words) -> Online:
         mux, word, count = self.mux, self.sign.server_word(share), len(share)
         at = packed_bytes(mux.server_widths, count)
-        own, pads = unpack(kept[:at], mux.server_widths, count), kept[at:].reshape(-1, -(-count // 8))
+        mux_fields, blinds = unpack(kept[:at], mux.server_widths, count), kept[at:].reshape(-1, -(-count // 8))
         rows = len(self.carry.row_bits)
-        sent, shares = self.carry.send(planes(word, self.bits), pads[:rows], pads[rows : 2 * rows])
-        walk = Walk(self.carry, shares, pads[2 * rows :], leads=False)
-        first, state = mux.server_online(own, share)
+        sent, shares = self.carry.send(planes(word, self.bits), blinds[:rows], blinds[rows : 2 * rows])
+        walk = Walk(self.carry, shares, blinds[2 * rows :], leads=False)
+        first, state = mux.server_online(mux_fields, share)
         head = np.concatenate([sent.reshape(-1), _pack(first, mux.sent_widths)])
-        top = planes(own[0] ^ self.server_top(word), 1)[0]
+        top = planes(mux_fields[0] ^ self.server_top(word), 1)[0]
         received = yield from self._climb(walk, "server", head, top, count)
         return mux.server_finish(state, unpack(received, mux.answer_widths, count))
 
@@ -333,17 +333,17 @@ class TreeRelu(TransferRelu):
         mux = self.mux
         widths = [self.sign.width, *mux.client_widths]
         at, rows, size = packed_bytes(widths, count), len(self.carry.row_bits), -(-count // 8)
-        word, *own = unpack(kept[:at], widths, count)
-        pads = kept[at:].reshape(-1, size)
+        word, *mux_fields = unpack(kept[:at], widths, count)
+        blinds = kept[at:].reshape(-1, size)
         message = np.frombuffer((yield from _received()), np.uint8)
-        shares = self.carry.receive(planes(word, self.bits), message[: rows * size].reshape(rows, size), pads[:rows])
-        walk = Walk(self.carry, shares, pads[rows:], leads=True)
+        shares = self.carry.receive(planes(word, self.bits), message[: rows * size].reshape(rows, size), blinds[:rows])
+        walk = Walk(self.carry, shares, blinds[rows:], leads=True)
         rest = message[rows * size :]
         taken = packed_bytes(mux.sent_widths, count)
         second, rest = unpack(rest[:taken], mux.sent_widths, count), rest[taken:]
         top = yield from self._climb(walk, "client", rest, None, count)
         chosen = unpacked(walk.carry ^ np.frombuffer(top, np.uint8), count) ^ self.client_top(word)
-        yield _pack(mux.client_online(own, second, chosen), mux.answer_widths)
+        yield _pack(mux.client_online(mux_fields, second, chosen), mux.answer_widths)
         return None
 
     def _climb(
@@ -363,13 +363,13 @@ class TreeRelu(TransferRelu):
         """
         size, levels = -(-count // 8), len(self.carry.levels)
         peers: dict[int, Bits] = {}
-        mine: dict[int, Bits] = {}
+        labels_here: dict[int, Bits] = {}
 
         def ahead() -> None:
             """Go up as far as the peer's openings take this party, and open the level after."""
             while (level := walk.level) < levels:
-                if level not in mine:
-                    mine[level] = walk.open()
+                if level not in labels_here:
+                    labels_here[level] = walk.open()
                 if level not in peers:
                     return
                 walk.close(peers[level])
@@ -387,7 +387,7 @@ class TreeRelu(TransferRelu):
         for number, opened in enumerate(self._openings):
             last = number == len(self._openings) - 1
             if role == ("client" if number % 2 else "server"):
-                parts = [mine[level].reshape(-1) for level in opened]
+                parts = [labels_here[level].reshape(-1) for level in opened]
                 if number == 0:
                     parts.insert(0, message)
                 if last and top is not None:
@@ -418,8 +418,8 @@ def _hashed(labels: Words, context: Context, tweak: str, delta: Words = _STAY) -
     return engine().hash_columns(labels, context.keys(len(labels), tweak), delta)
 
 
-def _flat(pads: Pads) -> list[Words]:
-    return [half for halves in pads for half in halves]
+def _flat(blinds: Blinds) -> list[Words]:
+    return [half for halves in blinds for half in halves]
 
 
 def _pack(values: Sequence[Words], widths: Sequence[int]) -> Bits:
