@@ -176,9 +176,9 @@ def greeting_with(**changes: object) -> Callable[[Frame, bytes], bytes]:
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"version": 2}, "version 1 here, 2 there"),
-        ({"version": True}, "version 1 here, true there"),
-        ({"version": None}, "version 1 here, none there"),
+        ({"version": 3}, "version 2 here, 3 there"),
+        ({"version": True}, "version 2 here, true there"),
+        ({"version": None}, "version 2 here, none there"),
         ({"role": "server"}, "has the fields"),
         ({"nonce": None}, "has the fields"),
         ({"nonce": "11" * 31}, "field of the wrong form"),
