@@ -109,6 +109,9 @@ def _join(trace: Trace, node: fx.Node, path: str) -> None:
     sources = [trace.source(piece) for piece in values]
     shape = trace.shape(node)
     axis = trace.arguments(node)[1] % (len(shape) + 1)
+    if "stack" not in str(node.target) and len(pieces) == 1:
+        trace.bind(node, sources[0])
+        return
     if "stack" not in str(node.target) and axis == 1 and len(values) == len(pieces) and len(shape) == 3:
         trace.bind(node, trace.append(Join(path, tuple(sources)), shape))
         return

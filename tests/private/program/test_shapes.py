@@ -1,0 +1,39 @@
+"""Networks of torchvision's shapes: each lowers within its bound and runs between two parties bit for bit."""
+
+import numpy as np
+import pytest
+import torch
+from programs import run_both
+from support.lowered import checked, drawn, prepared
+from support.torchvision_shapes import SHAPES
+
+from deepreshape.private.program import interpret as plain
+from deepreshape.private.program.lower import lower
+from deepreshape.private.program.program import to_fixed
+from deepreshape.private.program.relu_config import ReluConfig
+from deepreshape.private.protocols.choose import Protocols
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_the_program_is_the_network(name: str):
+    torch.manual_seed(0)
+    make, side = SHAPES[name]
+    x = drawn(8, 3, side, side)
+    # the bound grows with depth, and says little without many bits
+    checked(prepared(make(), x), x, fraction=22)
+
+
+@pytest.mark.parametrize("relu", ["gc-full", "gc-sign", "ot"])
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet", "unet"])
+def test_it_runs_privately_bit_for_bit(name: str, relu: str):
+    torch.manual_seed(0)
+    make, side = SHAPES[name]
+    x = drawn(8, 3, side, side)
+    program = lower(prepared(make(), x), x).program
+    inputs = to_fixed(x[0], program.input_fraction)
+    config = ReluConfig.parse(relu)
+    run = run_both(program, inputs, relu=config, workers=1)
+    wanted = plain.run(program, inputs[None], client=run.client_shares, protocols=Protocols(config))[0]
+    assert (run.output == wanted).all()
+    exact = program.decode(plain.run(program, inputs[None]))[0]
+    assert np.abs(program.decode(run.output[None])[0] - exact).max() < 0.02 * (1 + np.abs(exact).max())
