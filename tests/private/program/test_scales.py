@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from deepreshape.private.program.graph import Conv, Dense, Flat, Graph, Layer, Pool, Quadratic, Rectify, Squared, Sum
-from deepreshape.private.program.lower import _run
+from deepreshape.private.program.lowering.real import run_layers
 from deepreshape.private.program.ops import INPUT, ProgramError
 from deepreshape.private.program.scales import SPREAD, carry_scales
 
@@ -92,7 +92,7 @@ def beside_relus(seed: int) -> list[Layer]:
 
 
 def results(layers: list[Layer], x: torch.Tensor) -> torch.Tensor:
-    return _run(Graph(layers, [layers[-1].name], {}), x, {})[0]
+    return run_layers(Graph(layers, [layers[-1].name], {}), x)[0]
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -9,40 +9,24 @@ What cannot be lowered is refused with the layer's path; :func:`problems` lists 
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Sequence
+import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Protocol, cast
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
-from deepreshape.nn.polynomial import polynomial
-from deepreshape.private.program.graph import (
-    Conv,
-    Dense,
-    Flat,
-    Graph,
-    Layer,
-    Pick,
-    Pool,
-    PublicAffine,
-    Quadratic,
-    Rectify,
-    Squared,
-    Stack,
-    Sum,
-    Zero,
-)
+from deepreshape.private.program.equalization import equalized
+from deepreshape.private.program.graph import Graph, Layer
 from deepreshape.private.program.lowering.activations import ACTIVATIONS
 from deepreshape.private.program.lowering.arithmetic import ARITHMETIC
 from deepreshape.private.program.lowering.moves import MOVES
 from deepreshape.private.program.lowering.pools import POOLS
-from deepreshape.private.program.lowering.trace import Problem, Trace, evaluating, trace
-from deepreshape.private.program.ops import INPUT, ProgramError
+from deepreshape.private.program.lowering.real import observed_rows, precision_losses
+from deepreshape.private.program.lowering.trace import Problem, Trace, trace
+from deepreshape.private.program.ops import ProgramError
 from deepreshape.private.program.quantize import MARGIN, Lowered, Modulus, quantize
 from deepreshape.private.program.scales import carry_scales
 from deepreshape.private.program.simplify import simplify
@@ -59,9 +43,10 @@ LOWERED = (
 )
 """What can be lowered, in words."""
 
-_CHUNK = 32
 CALIBRATION_IMAGES = 256
 """Of a data set's training split."""
+PROBED = 2
+"""Of the calibration inputs, those on which the program is compared with its layers."""
 
 
 class Known(Protocol):
@@ -113,12 +98,21 @@ def lower(
     traced = _traced(model, shape)
     graph = _simplified(traced)
     graph.layers = [*carry_scales(cast(list[Layer], graph.layers), graph.outputs)]
-    layers = cast(list[Layer], graph.layers)
-    ranges = _observe(model, graph, traced, calibration)
-    return replace(
-        quantize(layers, shape, ranges, modulus=modulus, fraction=fraction, margin=margin, outputs=graph.outputs),
-        facts=facts,
-    )
+    rows = observed_rows(model, graph, traced.finishing, calibration)
+
+    def formatted(these: Graph, seen: Mapping[str, NDArray[np.float64]]) -> Lowered:
+        ranges = {name: float(largest.max()) for name, largest in seen.items()}
+        layers = cast(list[Layer], these.layers)
+        return quantize(layers, shape, ranges, modulus=modulus, fraction=fraction, margin=margin, outputs=graph.outputs)
+
+    lowered = formatted(graph, rows)
+    even = equalized(graph, rows)
+    if even is not None and (level := formatted(*even)).error.max() < lowered.error.max() / 2:
+        graph, lowered = even[0], level
+    lowered = replace(lowered, facts=facts, losses=precision_losses(lowered.program, graph, calibration[:PROBED]))
+    if lowered.losses:
+        warnings.warn(lowered.losses[0], stacklevel=2)
+    return lowered
 
 
 def real_layers(model: nn.Module, input_shape: Sequence[int]) -> list[Layer]:
@@ -165,83 +159,3 @@ def _simplified(traced: Trace) -> Graph:
     graph = traced.graph()
     simplify(graph)
     return graph
-
-
-def _observe(model: nn.Module, graph: Graph, traced: Trace, calibration: NDArray[np.float32]) -> dict[str, float]:
-    """The largest absolute value of each layer and of the input, from a run in float64 that must agree with ``model``.
-
-    Raises:
-        ProgramError: if it does not.
-    """
-    parameter = next(model.parameters(), torch.zeros(()))
-    if parameter.dtype in (torch.bfloat16, torch.float16):
-        model = copy.deepcopy(model).float()
-        parameter = parameter.float()
-    ranges: dict[str, float] = {}
-    for start in range(0, len(calibration), _CHUNK):
-        chunk = torch.as_tensor(np.ascontiguousarray(calibration[start : start + _CHUNK]))
-        results = _run(graph, chunk.to(torch.float64), ranges)
-        with evaluating(model):
-            wanted = [leaf for leaf in tree_leaves(model(chunk.to(parameter))) if isinstance(leaf, Tensor)]
-        for name, result, theirs in zip(graph.outputs, results, wanted, strict=True):
-            finish = traced.finishing.get(name)
-            ours, theirs = (finish(result) if finish else result), theirs.cpu().to(torch.float64)
-            apart = float((ours - theirs).abs().max()) if ours.shape == theirs.shape else float("inf")
-            if not apart <= 1e-3 * (1 + float(theirs.abs().max())):
-                raise ProgramError(
-                    f"the traced network gives results {apart:.3g} off the network's own; what it computes may depend "
-                    "on its input, or on the other inputs of a batch, in a way that a trace does not see"
-                )
-    return ranges
-
-
-def _run(graph: Graph, x: Tensor, ranges: dict[str, float]) -> list[Tensor]:
-    """The outputs for a batch, float64; ``ranges`` grows to the largest values seen."""
-    values, left = {INPUT: x}, graph.uses()
-    ranges[INPUT] = max(ranges.get(INPUT, 0.0), float(x.abs().max()))
-    for layer in cast(list[Layer], graph.layers):
-        values[layer.name] = result = _apply(layer, [values[name] for name in layer.inputs])
-        ranges[layer.name] = max(ranges.get(layer.name, 0.0), float(result.abs().max()))
-        for name in layer.inputs:
-            left[name] -= 1
-            if not left[name]:
-                del values[name]
-    return [values[name] for name in graph.outputs]
-
-
-def _apply(layer: Layer, inputs: list[Tensor]) -> Tensor:
-    x = inputs[0]
-    match layer:
-        case Conv():
-            weight, bias = torch.as_tensor(layer.weight), torch.as_tensor(layer.bias)
-            return nn.functional.conv2d(x, weight, bias, layer.stride, layer.padding, 1, layer.groups)
-        case Dense():
-            return nn.functional.linear(x, torch.as_tensor(layer.weight), torch.as_tensor(layer.bias))
-        case Sum():
-            return torch.stack(inputs).sum(0)
-        case Pool():
-            return nn.functional.avg_pool2d(x, layer.kernel, layer.stride, divisor_override=1)
-        case Rectify():
-            return x.relu() if layer.mask is None else torch.where(torch.as_tensor(layer.mask), x.relu(), x)
-        case Quadratic():
-            coefficients = torch.as_tensor(layer.coefficients)
-            if layer.mask is None:
-                return polynomial(x, coefficients)
-            return torch.where(torch.as_tensor(layer.mask), x.relu(), polynomial(x, coefficients))
-        case Squared():
-            shift, constant = (
-                torch.as_tensor(amount).reshape(-1, *[1] * (x.dim() - 2)) for amount in (layer.shift, layer.constant)
-            )
-            square = (x + shift).square() + constant
-            return square if layer.mask is None else torch.where(torch.as_tensor(layer.mask), x.relu(), square)
-        case Zero():
-            return torch.where(torch.as_tensor(layer.keep), x, torch.zeros((), dtype=x.dtype))
-        case Flat():
-            return x.flatten(1)
-        case PublicAffine():
-            return x * layer.factor + layer.offset
-        case Pick():
-            index = torch.as_tensor(layer.index, dtype=torch.int64)
-            return torch.where(index < 0, 0.0, x.flatten(1)[:, index.clamp_min(0)])
-        case Stack():
-            return torch.cat(inputs, 1)

@@ -139,6 +139,7 @@ class Lowered:
             shape; it holds for inputs that stay within the limits and for exact ReLUs (gc-full), and counts the unit
             that a private truncation may lose. ReLUs by their sign may add one unit at rest each.
         facts: what a client needs to send images and read answers, where the calibration set said it.
+        losses: a line for each output that is far off on calibration inputs, with the layer in which that arises.
     """
 
     program: Program
@@ -146,6 +147,7 @@ class Lowered:
     formats: tuple[Format, ...]
     error: Real
     facts: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    losses: tuple[str, ...] = ()
 
     @property
     def calibrated(self) -> tuple[str, ...]:
