@@ -156,16 +156,17 @@ def precision_losses(program: Program, graph: Graph, inputs: NDArray[np.float32]
         interpret.run(program, to_fixed(inputs, program.input_fraction), observe=compare)
     except OverflowError:  # says so itself, when it is run
         return ()
-    lines: list[str] = []
-    for output in program.outputs:
-        if wrong[output] <= OFF:
-            continue
-        added = {op.name: wrong[op.name] - max(wrong[source] for source in op.inputs) for op in program.ops}
-        name = max(added, key=lambda name: added[name])
-        largest, value = float(np.abs(real[name]).max()), program.values[name]
-        lines.append(
-            f"{name}: with these formats {output} is {wrong[output]:.0%} of its largest value off, most of which arises "
-            f"here, where values reach {largest:.3g}, {largest * 2**value.fraction:.0f} units of 2^-{value.fraction}; "
-            "use more fraction bits, a wider ring, or weights of one size in the layers around it"
-        )
-    return tuple(lines)
+    known = {INPUT: wrong[INPUT]}  # of values at rest; accumulators hold halves of a unit on purpose
+    for op in program.ops:
+        resting = program.values[op.name].fraction == program.input_fraction or op.name in program.outputs
+        known[op.name] = wrong[op.name] if resting else max(known[source] for source in op.inputs)
+    added = {op.name: known[op.name] - max(known[source] for source in op.inputs) for op in program.ops}
+    name = max(added, key=lambda name: added[name])
+    largest, fraction = float(np.abs(real[name]).max()), program.values[name].fraction
+    return tuple(
+        f"{output} is {wrong[output]:.0%} of its largest value off with these formats, most of which arises at {name}: "
+        f"values reach {largest:.3g}, {largest * 2**fraction:.0f} units of 2^-{fraction}; use more fraction bits, a "
+        "wider ring, or weights of one size in the layers around it"
+        for output in program.outputs
+        if wrong[output] > OFF
+    )
