@@ -61,7 +61,7 @@ class RandomNetwork(nn.Module):
                 shape = [*step.eval()(torch.zeros(2, *self.shape)).shape[1:]]
         except (RuntimeError, ValueError):
             return None
-        if len(shape) != 3 or not 1 <= min(shape) or max(shape[1:]) > SIDE or shape[0] > 12:
+        if len(shape) != 3 or not min(shape) >= 1 or max(shape[1:]) > SIDE or shape[0] > 12:
             return None
         self.shape = shape
         self.words.append(word)
@@ -221,7 +221,9 @@ def check(seed: int) -> str:
     with torch.no_grad():
         outputs = model.double()(torch.from_numpy(x).double())
     model.float()
-    parts = [*outputs.values()] if isinstance(outputs, dict) else [*outputs] if isinstance(outputs, tuple) else [outputs]
+    parts = (
+        [*outputs.values()] if isinstance(outputs, dict) else [*outputs] if isinstance(outputs, tuple) else [outputs]
+    )
     wanted = parts[0].numpy() if len(parts) == 1 else torch.cat([part.flatten(1) for part in parts], 1).numpy()
     try:
         lowered: Lowered = lower(model, x)

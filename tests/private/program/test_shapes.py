@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from programs import run_both
 from support.lowered import checked, drawn, prepared
+from support.programs import run_both
 from support.torchvision_shapes import SHAPES
 
 from deepreshape.private.program import interpret as plain
