@@ -12,12 +12,12 @@ from deepreshape.nn import MaskedReLU, ReuseForm
 from deepreshape.private.arith.ring import Ring
 from deepreshape.private.program import interpret as plain
 from deepreshape.private.program.encoding import digest, from_bytes, to_bytes
+from deepreshape.private.program.folding.simplify import simplify
 from deepreshape.private.program.graph import Affine, Conv, Graph, Layer, Traced
 from deepreshape.private.program.lower import LOWERED, lower, unsupported
 from deepreshape.private.program.ops import INPUT, Conv2d, ProgramError, Relu, Truncate
 from deepreshape.private.program.program import from_fixed, to_fixed
 from deepreshape.private.program.quantize import Lowered
-from deepreshape.private.program.simplify import simplify
 from deepreshape.removal import Cull, Reuse, Thin, plan_of
 
 

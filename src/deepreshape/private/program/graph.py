@@ -1,6 +1,6 @@
 """The layers of a network with real weights, as a trace gives them and as they become integers.
 
-:class:`Graph` holds them while ``simplify.py`` folds them into one another; ``quantize.py`` makes integers of what is
+:class:`Graph` holds them while ``folding`` folds them into one another; ``quantize.py`` makes integers of what is
 left. A layer's value has the layer's name.
 """
 
@@ -191,7 +191,7 @@ class Join:
 
 Layer = Conv | Dense | Sum | Pool | Rectify | Quadratic | Squared | Zero | Flat | PublicAffine | Pick | Stack
 Traced = Layer | Affine | Part | Join
-"""What a trace gives; :func:`~deepreshape.private.program.simplify.simplify` leaves only the first kind."""
+"""What a trace gives; :func:`~deepreshape.private.program.folding.simplify.simplify` leaves only the first kind."""
 
 
 class Graph:

@@ -1,6 +1,6 @@
 """From a torch network to the integer program: trace, simplify, calibrate, and choose formats.
 
-The trace is that of ``torch.export`` (``lowering``). ``simplify.py`` folds what it comes to, and says what is fused and
+The trace is that of ``torch.export`` (``lowering``). ``folding`` folds what it comes to, and says what is fused and
 what is not; ``quantize.py`` chooses formats and makes the integers. What is folded is run beside the network itself
 before anything is made of it, and a difference is an error.
 
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any, Protocol, cast
 
@@ -18,7 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from deepreshape.private.program.equalization import equalized
+from deepreshape.private.program.folding.equalization import equalized
+from deepreshape.private.program.folding.simplify import simplify
 from deepreshape.private.program.graph import Graph, Layer
 from deepreshape.private.program.lowering.activations import ACTIVATIONS
 from deepreshape.private.program.lowering.arithmetic import ARITHMETIC
@@ -29,7 +31,6 @@ from deepreshape.private.program.lowering.trace import Problem, Trace, trace
 from deepreshape.private.program.ops import ProgramError
 from deepreshape.private.program.quantize import MARGIN, Lowered, Modulus, quantize
 from deepreshape.private.program.scales import carry_scales
-from deepreshape.private.program.simplify import simplify
 
 __all__ = ["LOWERED", "OPERATORS", "lower", "problems", "real_layers", "unsupported"]
 
@@ -107,8 +108,10 @@ def lower(
 
     lowered = formatted(graph, rows)
     even = equalized(graph, rows)
-    if even is not None and (level := formatted(*even)).error.max() < lowered.error.max() / 2:
-        graph, lowered = even[0], level
+    if even is not None:
+        with suppress(ProgramError):  # then the formats are taken that there are
+            if (level := formatted(*even)).error.max() < lowered.error.max() / 2:
+                graph, lowered = even[0], level
     lowered = replace(lowered, facts=facts, losses=precision_losses(lowered.program, graph, calibration[:PROBED]))
     if lowered.losses:
         warnings.warn(lowered.losses[0], stacklevel=2)

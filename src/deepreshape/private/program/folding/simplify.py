@@ -22,6 +22,7 @@ from math import prod
 import numpy as np
 from numpy.typing import NDArray
 
+from deepreshape.private.program.folding.split_join import resolve_joins
 from deepreshape.private.program.graph import (
     Affine,
     Conv,
@@ -36,7 +37,6 @@ from deepreshape.private.program.graph import (
     Traced,
 )
 from deepreshape.private.program.ops import INPUT
-from deepreshape.private.program.split_join import resolve_joins
 
 __all__ = ["simplify"]
 
