@@ -181,7 +181,7 @@ def fewer_bytes() -> Measured:
         "network": "resnet20",
         "values": squares.squares,
         "bytes": online,
-        "ratio": {"online": online[0] / online[1]},
+        "ratio": {"online": round(online[0] / online[1], 2)},
     }
 
 

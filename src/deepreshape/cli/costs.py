@@ -127,7 +127,7 @@ def cost(
         plot.write_text(bars(model, quotes))
     if as_json:
         values = [{"network": model, **quote.to_dict(), **queue} for quote, queue in zip(quotes, queues, strict=True)]
-        rows = {"compared": [_summary(quote) for quote in compared]}
+        rows = {"compared": [*map(_summary, compared), *_under_ckks(network, quotes, link)]}
         print_json((values[0] if len(values) == 1 else {"quotes": values}) | rows)
         return
     for quote, queue in zip(quotes, queues, strict=True):
@@ -135,7 +135,7 @@ def cost(
         if queue:
             _print_queue(queue["arrivals"])
     if compared:
-        _print_compared(compared)
+        _print_compared([*map(_summary, compared), *_under_ckks(network, quotes, link)])
 
 
 @app.command()
@@ -272,17 +272,35 @@ def _summary(quote: Quote) -> dict[str, Any]:
     return {name: facts[name] for name in ("protocol", "link", "relus", "squares", "seconds", "bytes", "rounds")}
 
 
-def _print_compared(quotes: list[Quote]) -> None:
+def _under_ckks(network: Network, quotes: list[Quote], links: str | None) -> list[dict[str, Any]]:
+    """A network of squares alone under CKKS, as a row beside the others; none if it is another or does not fit."""
+    ours = next((quote for quote in quotes if quote.squares and not quote.relus), None)
+    if ours is None:
+        return []
+    at = (links or "loopback").split(",")[0]
+    try:
+        found = price_of(network, at)
+    except ValueError:
+        return []
+    images, sizes = found["images_a_ciphertext"], found["bytes"]
+    online = (found["seconds"]["kept"] + found["links"][at]["query"]) / images
+    sent = (sizes["up"] + sizes["down"]) // images
+    counts = {"protocol": "fhe", "link": str(ours.link), "relus": 0, "squares": ours.squares, "rounds": 1}
+    phases = {"seconds": (0.0, online), "bytes": (0, sent)}
+    return [counts | {name: {"offline": a, "online": b, "total": a + b} for name, (a, b) in phases.items()}]
+
+
+def _print_compared(rows: list[dict[str, Any]]) -> None:
     table = new_table("way", "offline, s", "online, s", "offline, MB", "online, MB", "rounds")
-    for quote in quotes:
-        facts = _summary(quote)
-        seconds = (f"{facts['seconds'][phase]:.2f}" for phase in ("offline", "online"))
-        sizes = (f"{facts['bytes'][phase] / 1e6:,.1f}" for phase in ("offline", "online"))
-        table.add_row(quote.protocol, *seconds, *sizes, str(facts["rounds"]))
+    for row in rows:
+        seconds = (f"{row['seconds'][phase]:.2f}" for phase in ("offline", "online"))
+        sizes = (f"{row['bytes'][phase] / 1e6:,.1f}" for phase in ("offline", "online"))
+        table.add_row(row["protocol"], *seconds, *sizes, str(row["rounds"]))
     out.print(table)
     out.print(
-        f"the same shape, by its layers, link {quotes[0].link}: ReLUs in three ways, and squares in their places, for "
-        "which a network must be trained (-herpn, or linearize --method herpn)",
+        f"the same shape, by its layers, link {rows[0]['link']}: ReLUs in three ways, and squares in their places, for "
+        "which a network must be trained (-herpn, or linearize --method herpn); fhe, where it fits: an image's part of "
+        "a full ciphertext, after one upload of keys (cost --protocol fhe)",
         highlight=False,
     )
 

@@ -91,9 +91,11 @@ class Quote:
         """One sentence."""
         relu, linear = self.relu_share, self.linear_share
         if self.waiting_share > 0.3:
+            alone = self.squares and not self.relus
+            instead = "take fewer layers" if alone else "remove whole layers of ReLUs rather than parts of them"
             return (
                 f"Waiting takes {self.waiting_share:.0%} of the time on this link: {self.report.rounds} round trips; "
-                "remove whole layers of ReLUs rather than parts of them, and prepare ahead of queries."
+                f"{instead}, and prepare ahead of queries."
             )
         if self.squares and not self.relus:
             return (
