@@ -110,7 +110,7 @@ def test_a_network_of_ones_own_runs_privately(own: Path):
     [
         (("--model", "mine.py:net"), "give some, as --samples"),
         (("--model", "mine.py:broken", "--samples", "x.npy"), "ZeroDivisionError: division by zero"),
-        (("--model", "mine.py:net", "--samples", "mine.py"), "mine.py is no array of numbers that NumPy saved"),
+        (("--model", "mine.py:net", "--samples", "mine.py"), "mine.py is not an array of numbers that NumPy saved"),
         (("--model", "mine.py:net", "--samples", "flat.npy"), "flat.npy holds float64 (4, 6); inputs are real numbers"),
         (("--model", "mine.py:net", "--samples", "bytes.npy"), "bytes.npy holds uint8 (4, 1, 6, 6); inputs are real"),
         (("--model", "mine.py:net", "--samples", "zeros.npy"), "zeros.npy holds zeros only; formats are calibrated"),

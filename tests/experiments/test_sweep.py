@@ -147,7 +147,10 @@ def test_no_room_on_the_disk_loses_nothing(done: Path, monkeypatch: pytest.Monke
     [
         ({"methods": ("snl", "magic")}, "unknown method 'magic'; known are snl, senet"),
         ({"settings": (("snl", "speed", "1"),)}, "unknown setting 'speed'; known are budget, granularity"),
-        ({"settings": (("snl", "budget", "9"),)}, "budget=9 is no setting of a method; --budget or --budgets takes it"),
+        (
+            {"settings": (("snl", "budget", "9"),)},
+            "budget=9 is not a setting of a method; --budget or --budgets takes it",
+        ),
         ({"settings": (("snl", "growth", "0"),)}, "growth must be from 1 to 100, not 0"),
         ({"settings": (("senet", "density", "1"),)}, "senet.density=1 is for a method that is not in this sweep"),
         ({"budgets": (300, 5000)}, "a budget of 5,000 ReLUs is more than any of these networks has"),

@@ -194,8 +194,8 @@ def test_a_manifest_can_name_nothing_but_what_is_listed(change, message: str):
 @pytest.mark.parametrize(
     ("layer", "message"),
     [
-        ({"class": "Module.__subclasses__", "arguments": {}}, "is no layer of torch.nn"),
-        ({"class": "DataParallel", "arguments": {}}, "'DataParallel' is no layer of torch.nn"),
+        ({"class": "Module.__subclasses__", "arguments": {}}, "is not a layer of torch.nn"),
+        ({"class": "DataParallel", "arguments": {}}, "'DataParallel' is not a layer of torch.nn"),
     ],
 )
 def test_a_layer_is_one_of_torch_nn(layer: dict, message: str):

@@ -10,7 +10,7 @@ from torch import nn
 from deepreshape.cost import LinearLayer, price_published
 from deepreshape.cost.published import PROFILES
 from deepreshape.counting import count
-from deepreshape.pricing.estimate import outline, square
+from deepreshape.pricing.estimate import estimate_steps, square
 from deepreshape.pricing.quote import Terms, quote_layers, quote_program
 from deepreshape.private.crypto.he.packing import Convolution
 from deepreshape.private.parties.plan import Plan
@@ -56,7 +56,7 @@ def test_a_price_by_layers_is_that_of_the_exact_plan(net: nn.Module, shape: tupl
     program = lower(net, inputs).program
     exact = [geometry(each) for each in Plan(program.public()).convolutions.values()]
     layers = count(net, shape).priced_layers
-    assert [geometry(convolution) for _, convolution in outline(layers).linear.values()] == exact
+    assert [geometry(convolution) for _, convolution in estimate_steps(layers).linear.values()] == exact
     quotes = quote_layers(layers, Terms()), quote_program(program, Terms())
     assert [sum(row.macs for row in quote.report.rows) for quote in quotes] == [macs, macs]
 
@@ -93,7 +93,7 @@ def test_a_layer_of_any_shape_has_the_price_of_the_exact_plan(module: nn.Module,
     program = lower(net, inputs).program
     (exact,) = Plan(program.public()).convolutions.values()
     counted = count(net, size)
-    (convolution,) = [each for _, each in outline(counted.layers).linear.values()]
+    (convolution,) = [each for _, each in estimate_steps(counted.layers).linear.values()]
     assert geometry(convolution) == geometry(exact)
     quotes = quote_layers(counted.layers, Terms()), quote_program(program, Terms())
     one, other = (sum(row.macs for row in quote.report.rows) for quote in quotes)
@@ -123,7 +123,7 @@ def test_a_linear_layer_on_a_map_has_the_geometry_of_the_exact_plan():
     inputs = np.random.default_rng(0).standard_normal((4, 4, 5, 5)).astype(np.float32)
     exact = [geometry(each) for each in Plan(lower(net, inputs).program.public()).convolutions.values()]
     layers = count(net, (4, 5, 5)).layers
-    assert [geometry(each) for _, each in outline(layers).linear.values()] == exact
+    assert [geometry(each) for _, each in estimate_steps(layers).linear.values()] == exact
 
 
 @pytest.mark.parametrize("net", [OnMap(), OnMap().requires_grad_(False)])

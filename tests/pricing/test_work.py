@@ -1,4 +1,4 @@
-"""Turns against the declared cost of exact plans, and outlines against exact plans."""
+"""Segments against the declared cost of exact plans, and estimates against exact plans."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from support.programs import random_program
 from deepreshape.cost import LINKS, Profile, compute_schedule, reference
 from deepreshape.counting import count
 from deepreshape.models import architecture, build
-from deepreshape.pricing.estimate import outline
+from deepreshape.pricing.estimate import estimate_steps
 from deepreshape.pricing.work import SESSION, segments
 from deepreshape.private.parties.plan import Plan
 from deepreshape.private.program.lower import lower
@@ -41,20 +41,20 @@ def test_every_unit_of_work_is_measured(garbler, relu):
     shape = architecture("resnet18-m4", (3, 16, 16), 10)
     layers = count(build(shape, "meta"), shape.input).layers
     thinned = [replace(layer, relus=layer.relus // 2) if hasattr(layer, "relus") else layer for layer in layers]
-    steps = outline(thinned, replace(ReluConfig.parse(relu), garbler=garbler)).steps
+    steps = estimate_steps(thinned, replace(ReluConfig.parse(relu), garbler=garbler)).steps
     assert any(step.protocol.kinds[0] == "truncate" for step in steps)
     assert compute_schedule(segments(steps), reference(), LINKS["lan"]).seconds > 0
 
 
 @pytest.mark.parametrize("network", ["resnet18-m4", "resnet20-m8-phi1.1.1", "hrn-2x5x2x-m4"])
 @pytest.mark.parametrize("relu", CONFIGS)
-def test_an_outline_comes_near_the_exact_plan(network, relu):
+def test_an_estimate_comes_near_the_exact_plan(network, relu):
     shape = architecture(network, (3, 16, 16), 10)
     model = build(shape, seed=0).eval()
     program = lower(model, np.random.default_rng(0).normal(size=(4, 3, 16, 16)).astype(np.float32)).program
     chosen = ReluConfig.parse(relu)
     exact = Plan(program.public(), relu=chosen).declared()
-    found = outline(count(model, shape.input).layers, bits=program.modulus.bits, relu=chosen)
+    found = estimate_steps(count(model, shape.input).layers, bits=program.modulus.bits, relu=chosen)
     report = compute_schedule(segments(found.steps), ANY, LINKS["lan"])
     assert report.only(phase="online").rounds == exact.only(phase="online").rounds
     assert report.rounds == exact.rounds
@@ -65,9 +65,9 @@ def test_an_outline_comes_near_the_exact_plan(network, relu):
     assert report.stored_server == found.steps.stored[1]
 
 
-def test_a_network_without_products_has_no_outline():
+def test_a_network_without_products_has_no_estimate():
     with pytest.raises(ValueError, match="no convolution and no linear layer"):
-        _ = outline([]).steps
+        _ = estimate_steps([]).steps
 
 
 TRANSFERS = ("ot", "ot:tree", "ot:window,neg-pass", "ot:cot=softspoken", "ot:tree,cot=iknp")
@@ -86,7 +86,7 @@ def test_turns_without_garbling_hold_all_that_is_declared(relu, seed, prime):
 @pytest.mark.parametrize("relu", TRANSFERS)
 def test_every_unit_without_garbling_is_measured(relu):
     shape = architecture("resnet18-m4", (3, 16, 16), 10)
-    steps = outline(count(build(shape, "meta"), shape.input).layers, ReluConfig.parse(relu)).steps
+    steps = estimate_steps(count(build(shape, "meta"), shape.input).layers, ReluConfig.parse(relu)).steps
     report = compute_schedule(segments(steps), reference(), LINKS["lan"])
     assert report.only(kind="transfer").seconds > 0
     assert report.only(kind="compare").seconds > 0

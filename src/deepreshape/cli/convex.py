@@ -135,7 +135,7 @@ def read_row(text: str, features: tuple[str, ...]) -> NDArray[np.float64]:
         named = read_pairs(parts, "--row")
         wrong = next((name for name in [*features, *named] if (name in features) != (name in named)), None)
         if wrong is not None:
-            words = "is missing" if wrong in features else "is no column of the table"
+            words = "is missing" if wrong in features else "is not a column of the table"
             raise ValueError(f"--row: {wrong!r} {words}; its columns are {', '.join(features)}")
         parts = [named[name] for name in features]
     if len(parts) != len(features):

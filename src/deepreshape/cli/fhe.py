@@ -169,11 +169,13 @@ def server(
     caps = KeyCaps(int(shelf.gigabytes_each * 1e9), int(shelf.gigabytes * 1e9), shelf.days)
     served = ServedModel(EncodedCircuit(compiled, keep=False), KeyShelf(shelf.store / "evaluation-keys", caps))
     endpoint = options.endpoint("server")
-    with listen(options.host, options.port) as door:
+    with listen(options.host, options.port) as listener:
         service = Service(
-            door, endpoint, served, Store(shelf.store / "sessions"), Caps(sessions=shelf.sessions), notify=_tell
+            listener, endpoint, served, Store(shelf.store / "sessions"), Caps(sessions=shelf.sessions), notify=_tell
         )
-        _tell(f"serving {compiled.squares} layers of squares on {options.host}:{door.getsockname()[1]}; {UNPROTECTED}")
+        _tell(
+            f"serving {compiled.squares} layers of squares on {options.host}:{listener.getsockname()[1]}; {UNPROTECTED}"
+        )
         service.run(until)
     if as_json:
         print_json(service.ended)

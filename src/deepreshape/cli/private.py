@@ -147,7 +147,7 @@ class Party:
 
     program: Annotated[Path, typer.Option(help="This party's part of the program; the client's facts lie beside it.")]
     keys: Annotated[Path, typer.Option(help="Folder with authority.pem, and this party's certificate and key.")]
-    store: Annotated[Path, typer.Option(help="This party's folder for offline material; never copy it.")]
+    store: Annotated[Path, typer.Option(help="This party's folder for prepared batches; never copy it.")]
     name: Annotated[str, typer.Option(help="Name in this party's certificate; else its role.", show_default=False)] = ""
     host: Annotated[str, typer.Option(help="Address of the server.")] = "127.0.0.1"
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port of the server; 0 lets `serve` choose one.")] = 7411
@@ -412,12 +412,12 @@ def serve(
         raise ValueError(f"{options.program} has no weights: it is a client's part; `serve` takes server.program")
     model = Model(program, how.plan(program), workers=workers)
     endpoint, store = options.endpoint("server"), Store(options.store)
-    with listen(options.host, options.port) as door, ExitStack() as stack:
+    with listen(options.host, options.port) as listener, ExitStack() as stack:
         page = None if status_port is None else stack.enter_context(listen("127.0.0.1", status_port))
-        service = Service(door, endpoint, model, store, Caps(**asdict(most)), status_listener=page, notify=_tell)
+        service = Service(listener, endpoint, model, store, Caps(**asdict(most)), status_listener=page, notify=_tell)
         if page:
             _tell(f"status on http://127.0.0.1:{page.getsockname()[1]}/status")
-        _tell(f"serving {program.relus:,} ReLUs on {options.host}:{door.getsockname()[1]}")
+        _tell(f"serving {program.relus:,} ReLUs on {options.host}:{listener.getsockname()[1]}")
         service.run(until)
     if as_json:
         print_json(service.ended)

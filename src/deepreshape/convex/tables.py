@@ -64,8 +64,8 @@ def read_table(data: str, target: str | None = None) -> Table:
         return _known(data, target)
     path = Path(data)
     if path.suffix not in (".npz", ".csv") or not path.is_file():
-        why = "there is no such file" if path.suffix in (".npz", ".csv") else "it is no .npz and no .csv"
-        raise ValueError(f"{data!r} is no table: {why}; known by name are {', '.join(TABLES)}")
+        why = "there is no such file" if path.suffix in (".npz", ".csv") else "it is neither .npz nor .csv"
+        raise ValueError(f"{data!r} is not a table: {why}; known by name are {', '.join(TABLES)}")
     if path.suffix == ".csv":
         return _csv(path, target)
     if target is not None:
@@ -82,7 +82,7 @@ def read_inputs(path: Path, features: tuple[str, ...]) -> NDArray[np.float64]:
     """Rows of a fitted table without their target: .npy or .npz (``X``) in the order of ``features``, or .csv by name.
 
     Raises:
-        ValueError: if a column is missing, or a value is no finite number.
+        ValueError: if a column is missing, or a value is not a finite number.
     """
     if path.suffix == ".csv":
         header, lines = _lines(path)
@@ -164,7 +164,7 @@ def _numbers(source: str, rows: NDArray[Any], features: int) -> NDArray[np.float
     """Rows as float64 (N, features).
 
     Raises:
-        ValueError: with the place of the first value that is no finite number.
+        ValueError: with the place of the first value that is not a finite number.
     """
     if rows.ndim != 2 or rows.shape[1] != features or not len(rows):
         raise ValueError(f"{source}: rows of shape {rows.shape}; they are to be (N, {features})")
@@ -176,7 +176,7 @@ def _numbers(source: str, rows: NDArray[Any], features: int) -> NDArray[np.float
     if len(bad):
         row, column = bad[0]
         raise ValueError(
-            f"{source}: {rows[row, column]!s} in row {row}, column {column} is no finite number; leave such rows out"
+            f"{source}: {rows[row, column]!s} in row {row}, column {column} is not a finite number; leave such rows out"
         )
     return numbers
 

@@ -54,7 +54,8 @@ class Profile:
             return sum(self.units[kind] * count for kind, count in work.items() if count)
         except KeyError as missing:
             raise ValueError(
-                f"profile {self.name!r} of {self.date} has no time for {missing}; make it anew: deepreshape calibrate"
+                f"profile {self.name!r} of {self.date} has no time for {missing}; measure it again with "
+                "`deepreshape calibrate`"
             ) from None
 
     def to_json(self) -> str:
@@ -72,7 +73,7 @@ class Profile:
             return cls(**json.loads(path.read_text()))
         except (OSError, TypeError, ValueError) as error:
             raise ValueError(
-                f"{path} is no profile ({error}); `deepreshape calibrate --out {path}` makes one"
+                f"{path} is not a cost profile ({error}); create one with `deepreshape calibrate --out {path}`"
             ) from None
 
 

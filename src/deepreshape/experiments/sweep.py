@@ -108,7 +108,7 @@ def configured(name: str, budget: int, settings: dict[str, Any]) -> Method:
     if name not in METHODS:
         raise ValueError(f"unknown method {name!r}; known are {', '.join(METHODS)}")
     if "budget" in settings:
-        raise ValueError(f"budget={settings['budget']} is no setting of a method; --budget or --budgets takes it")
+        raise ValueError(f"budget={settings['budget']} is not a setting of a method; --budget or --budgets takes it")
     return with_values(METHODS[name](budget), settings)
 
 

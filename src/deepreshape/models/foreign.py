@@ -422,7 +422,7 @@ def _filled(value: Any, values: Mapping[str, Any]) -> Any:
             return [_filled(part, values) for part in content]
         case "tuple":
             return tuple(_filled(part, values) for part in content)
-    raise ValueError(f"{kind!r} is no kind of argument")
+    raise ValueError(f"unknown kind of argument {kind!r}")
 
 
 def _dtype(name: str) -> torch.dtype:
@@ -439,7 +439,7 @@ def _layer_class(name: str) -> type[nn.Module]:
         or not issubclass(kind, nn.Module)
         or not kind.__module__.startswith("torch.nn.modules")
     ):
-        raise ValueError(f"{name!r} is no layer of torch.nn")
+        raise ValueError(f"{name!r} is not a layer of torch.nn")
     return kind
 
 
@@ -449,7 +449,7 @@ def _layer(path: str, module: nn.Module) -> dict[str, Any]:
         return {"class": "ReLU", "arguments": {}}
     kind = type(module)
     if getattr(nn, kind.__name__, None) is not kind:
-        raise ValueError(f"{path} is a {kind.__module__}.{kind.__name__}, which is no layer of torch.nn")
+        raise ValueError(f"{path} is a {kind.__module__}.{kind.__name__}, which is not a layer of torch.nn")
     arguments: dict[str, Any] = {}
     for name, parameter in [*inspect.signature(kind.__init__).parameters.items()][1:]:
         if name in ("device", "dtype", "inplace") or parameter.kind in (
@@ -468,7 +468,7 @@ def _layer(path: str, module: nn.Module) -> dict[str, Any]:
 def _place(network: nn.Module, path: str, what: nn.Module | Tensor) -> None:
     """Put a module, parameter or buffer at a path; what lies between is made."""
     if not _PATH.fullmatch(path):
-        raise ValueError(f"{path!r} is no path of a module")
+        raise ValueError(f"{path!r} is not the path of a module")
     parent, _, name = path.rpartition(".")
     holder = network
     for part in parent.split(".") if parent else []:

@@ -38,7 +38,7 @@ class Faults:
         if not 0 <= self.drop <= 40 or not 0 <= self.fraction <= 60 or self.order < 0:
             raise ValueError(f"{self}: it can drop 0 to 40 bits of values with 0 to 60 fraction bits")
         if self.mode not in ("pos-zero", "neg-pass"):
-            raise ValueError(f"{self.mode!r} is no mode; known are pos-zero and neg-pass")
+            raise ValueError(f"unknown mode {self.mode!r}; known are pos-zero and neg-pass")
 
     @classmethod
     def parse(cls, text: str) -> Faults:
@@ -52,7 +52,7 @@ class Faults:
         numbers = {key: int(value) for key, _, value in words if value.isdecimal()}
         modes = [key for key, _, value in words if not value]
         if name != "stochastic" or not {"drop", "fraction"} <= set(numbers) <= {"drop", "fraction", "order"}:
-            raise ValueError(f"{text!r} is no stochastic ReLU; write stochastic:drop=12,fraction=20")
+            raise ValueError(f"cannot read {text!r} as a stochastic ReLU; write stochastic:drop=12,fraction=20")
         if len(numbers) + len(modes) < len(words) or len(modes) > 1:
             raise ValueError(f"{text!r} has settings that are not known; write stochastic:drop=12,fraction=20,neg-pass")
         return cls(numbers["drop"], numbers["fraction"], *modes, order=numbers.get("order", 0))  # pyright: ignore[reportArgumentType]

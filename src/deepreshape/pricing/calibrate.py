@@ -94,7 +94,7 @@ def measure(name: str, rounds: int = 7, observe: Observer | None = None) -> Prof
 
 
 def _wire(rounds: int) -> Units:
-    with tempfile.TemporaryDirectory() as scratch, listen("127.0.0.1", 0) as door, ThreadPoolExecutor(1) as threads:
+    with tempfile.TemporaryDirectory() as scratch, listen("127.0.0.1", 0) as listener, ThreadPoolExecutor(1) as threads:
         folder = Path(scratch)
         create_authority(folder)
         ends = {role: Endpoint(issue(folder, role, "calibration")) for role in ("client", "server")}
@@ -103,7 +103,7 @@ def _wire(rounds: int) -> Units:
         count = 8
 
         def serve() -> float:
-            channel = ends["server"].accept(door.accept()[0])
+            channel = ends["server"].accept(listener.accept()[0])
             with server_session(channel, lambda _: agreement):
                 begin = time.thread_time()
                 for _ in range(count):
@@ -114,7 +114,7 @@ def _wire(rounds: int) -> Units:
         for _ in range(rounds):
             served = threads.submit(serve)
             begin = time.perf_counter()
-            channel = ends["client"].connect("127.0.0.1", door.getsockname()[1])
+            channel = ends["client"].connect("127.0.0.1", listener.getsockname()[1])
             with client_session(channel, agreement):
                 greeted = time.perf_counter() - begin
                 begin = time.thread_time()

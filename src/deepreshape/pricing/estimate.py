@@ -37,7 +37,7 @@ RELU_BITS, SQUARE_BITS = 30, 37
 
 
 @dataclass(frozen=True)
-class Outline:
+class EstimatedNetwork:
     """How a network of these layers would be run.
 
     Args:
@@ -186,10 +186,10 @@ def square(layer: LinearLayer) -> SquareForm:
     return square_form(layer.in_size, Placement((rows, columns), layer.stride, layer.padding, layer.padding))
 
 
-def outline(layers: Sequence[Layer], relu: ReluConfig = GC_FULL, bits: int | None = None) -> Outline:
-    """The outline of these layers at typical formats, in a ring that suits them unless ``bits`` says which."""
+def estimate_steps(layers: Sequence[Layer], relu: ReluConfig = GC_FULL, bits: int | None = None) -> EstimatedNetwork:
+    """The steps of these layers at typical formats, in a ring that suits them unless ``bits`` says which."""
     squares = any(isinstance(layer, SquareLayer) for layer in layers)
-    return Outline(tuple(layers), bits or (SQUARE_BITS if squares else RELU_BITS), relu=relu)
+    return EstimatedNetwork(tuple(layers), bits or (SQUARE_BITS if squares else RELU_BITS), relu=relu)
 
 
 def _unique(name: str, taken: Container[str]) -> str:

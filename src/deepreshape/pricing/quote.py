@@ -18,7 +18,7 @@ from deepreshape.cost import (
     reference,
     split,
 )
-from deepreshape.pricing.estimate import outline
+from deepreshape.pricing.estimate import estimate_steps
 from deepreshape.pricing.work import segments, working_set
 from deepreshape.private.parties.plan import Plan
 from deepreshape.private.program.program import Program
@@ -88,7 +88,7 @@ def quote_layers(layers: Sequence[Layer], terms: Terms, notes: tuple[str, ...] =
         link = terms.link or LINKS["wireless"]
         report = price_published(layers, published, link)
         return Quote(terms.protocol, published.garbler, link, "Garimella et al., ASPLOS 2023", report, notes=notes)
-    return _quote(outline(layers, terms.relu, terms.bits).steps, terms, notes, exact=False)
+    return _quote(estimate_steps(layers, terms.relu, terms.bits).steps, terms, notes, exact=False)
 
 
 def quote_program(program: Program, terms: Terms, notes: tuple[str, ...] = ()) -> Quote:

@@ -174,7 +174,7 @@ def _chosen(model: nn.Module, batch: Tensor, layers: Sequence[str]) -> tuple[str
 def _fits(layer: nn.Module) -> str:
     """Why a layer cannot have signs before it by itself; empty if it can."""
     if not isinstance(layer, nn.Conv2d):
-        return "is no convolution"
+        return "is not a convolution"
     square = len(set(layer.kernel_size)) == len(set(layer.stride)) == 1 and layer.dilation == (1, 1)
     if not square or layer.groups > 1 or layer.bias is not None or isinstance(layer.padding, str):
         return "has groups, a bias, a dilation, named padding or unequal sides"
