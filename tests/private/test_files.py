@@ -76,10 +76,10 @@ def test_what_holds_no_arrays_is_refused_by_one_class(tmp_path: Path) -> None:
     assert list(read_arrays(tmp_path / "b.npz")) == ["x"]
     for damaged in (b"", whole[0][:20], whole[0].replace(b"}", b" "), whole[1][:-30], whole[1].replace(b"}", b" ")):
         (tmp_path / "c.npy").write_bytes(damaged)
-        with pytest.raises(ValueError, match=r"c\.npy is no array of numbers that NumPy saved"):
+        with pytest.raises(ValueError, match=r"c\.npy is not an array of numbers that NumPy saved"):
             read_arrays(tmp_path / "c.npy")
     np.save(tmp_path / "d.npy", np.array([None]), allow_pickle=True)
-    with pytest.raises(ValueError, match=r"d\.npy is no array of numbers"):
+    with pytest.raises(ValueError, match=r"d\.npy is not an array of numbers"):
         read_arrays(tmp_path / "d.npy")
 
 

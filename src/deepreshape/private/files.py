@@ -145,4 +145,4 @@ def read_arrays(path: Path) -> NDArray[Any] | dict[str, NDArray[Any]]:
             found = np.load(file, allow_pickle=False)
             return found if isinstance(found, np.ndarray) else {name: found[name] for name in found.files}
         except Exception:  # NumPy's reader raises errors of many classes: tokenize.TokenError, zlib.error, BadZipFile
-            raise ValueError(f"{path} is no array of numbers that NumPy saved (.npy, .npz)") from None
+            raise ValueError(f"{path} is not an array of numbers that NumPy saved (.npy, .npz)") from None
