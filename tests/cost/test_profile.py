@@ -18,7 +18,7 @@ def test_a_profile_comes_back_from_its_file(tmp_path: Path):
     (tmp_path / "p.json").write_text(reference().to_json())
     assert Profile.read(tmp_path / "p.json") == reference()
     (tmp_path / "q.json").write_text("[]")
-    with pytest.raises(ValueError, match=r"q\.json is not a cost profile .*; create one with `deepreshape calibrate --out"):
+    with pytest.raises(ValueError, match=r"q\.json is not a cost profile .*; create one with `deepreshape"):
         Profile.read(tmp_path / "q.json")
 
 
