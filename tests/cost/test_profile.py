@@ -27,5 +27,5 @@ def test_a_unit_that_is_no_time_is_refused_when_the_file_is_read(value: str, tmp
     content = json.loads(reference().to_json())
     content["units"]["x"] = "HERE"
     (tmp_path / "p.json").write_text(json.dumps(content).replace('"HERE"', value))
-    with pytest.raises(ValueError, match=r"p\.json is no profile \(x: .* is no number of seconds or bytes\)"):
+    with pytest.raises(ValueError, match=r"p\.json is not a cost profile \(x: .* is no number of seconds or bytes\)"):
         Profile.read(tmp_path / "p.json")
