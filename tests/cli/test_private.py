@@ -10,10 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from rich.console import Console
 from support.command_line import answer, call
 
 from deepreshape.cli import console
+from deepreshape.cli.models import Network, compare
 from deepreshape.cli.private import Most
 from deepreshape.data import Dataset
 from deepreshape.models import architecture, build
@@ -269,3 +271,13 @@ def test_a_network_and_a_folder_of_your_own(tmp_path: Path):
     assert (facts["class_names"], facts["resize"]) == (["cat", "dog"], "crop")
     refused = call("private", "local", "--model", model, "--data", data, "--samples", "x.npy")
     assert (refused.code, "both give inputs; leave one out" in refused.err) == (2, True)
+
+
+def test_an_answer_that_is_no_number_agrees_with_none():
+    class Broken(torch.nn.Module):
+        def forward(self, x):
+            return torch.where(x.flatten(1)[:, :1] > 0, torch.nan, x.flatten(1))
+
+    inputs = np.array([[[[1.0, 2.0]]], [[[-1.0, 2.0]]]], np.float32)
+    beside = compare(Network(Broken(), (1, 1, 2)), inputs, np.array([[0.5, 0.0], [0.0, 0.5]]))
+    assert (beside["inputs"], beside["same_class"]) == (2, 1)

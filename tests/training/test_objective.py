@@ -93,3 +93,8 @@ def test_frozen_norms_keep_their_statistics_and_train_their_scale(frozen: bool):
     train(model, halves, replace(RECIPE, epochs=1, frozen_norms=frozen), seed=0)
     assert torch.equal(norm.running_mean, torch.zeros(4)) == frozen  # pyright: ignore[reportArgumentType]
     assert not torch.equal(norm.weight, torch.ones(4))
+
+
+def test_logits_that_are_no_numbers_are_wrong():
+    logits = torch.tensor([[float("nan"), 0.0], [float("inf"), 0.0], [1.0, 0.0], [0.0, 1.0]])
+    assert Classification().metric([(logits, torch.tensor([0, 0, 0, 0]))]) == 25.0
