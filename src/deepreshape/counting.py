@@ -304,7 +304,7 @@ class _Trace(TorchDispatchMode):
     def _map_shape(self, operator: str, args: tuple[Any, ...], out: Tensor) -> torch.Size:
         """The shape of a value, or the one that it had before a linear layer made fewer axes of all but the last."""
         if operator in _RESHAPES and out.dim() <= args[0].dim() and args[0].shape[-1] == out.shape[-1]:
-            return self.values.get(args[0], args[0].shape)
+            return self.values[args[0]] if args[0] in self.values else args[0].shape
         return out.shape
 
     def _scales_by_constant(self, operator: str, args: tuple[Any, ...]) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -106,9 +105,12 @@ def check(
 
     network, _ = shown_network(model, read_shape(input) if input else None, classes, data, data_dir)
     obstacles = problems(network.built(), network.shape)
-    counted = None
-    with suppress(ValueError if obstacles else ()):  # what does not run at all is a problem that was found
+    try:
         counted = count_model(network.module, network.shape)
+    except ValueError:  # what does not run at all is a problem already
+        if not obstacles:
+            raise
+        counted = None
     prices = _prices(counted, link.split(",")) if counted and not obstacles else []
     if as_json:
         print_json(

@@ -122,6 +122,7 @@ def linearize(
         return
     pairs = read_pairs(settings, "--set")
     pairs |= {"granularity": granularity} if granularity else {}
+    assert budget is not None  # noqa: S101 - only dead goes without
     chosen, recipe = _settings(method, budget, tuning_recipe(whole, dataset), pairs)
     with parallel.process_group(), progress_bar() as bar:
         task = bar.add_task("", total=None)

@@ -183,7 +183,7 @@ class InferenceClient:
             start, channel = time.perf_counter(), self._connect()
             chosen = next(iter(self.store.fresh(_binding(self.plan, channel))), None)
             last = chosen is None
-            if last:
+            if chosen is None:
                 (prepared,) = self._prepare(channel, 1, observe, progress)
                 start, chosen, channel = time.perf_counter(), prepared.batch, self._connect()
             try:

@@ -5,6 +5,10 @@ undilated one whose additional weights are zeros; a transposed convolution as on
 channels, whose pixels are then put in their places (Shi et al., arXiv:1609.07009).
 """
 
+# pyright: reportUnknownVariableType=false, reportUnknownArgumentType=false, reportUnknownMemberType=false
+# pyright: reportUnknownLambdaType=false
+# (arguments of operators and arrays of tensors arrive untyped)
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -291,8 +295,8 @@ def _affine(
         axis for axis in range(len(shape)) if any((each != np.take(each, [0], axis)).any() for each in (scale, shift))
     ]
     if varying in ([], [0]):
-        rows = [each.reshape(shape[0], -1)[:, 0].copy() for each in (scale, shift)]
-        trace.append(Affine(path, (source,), *rows, public and not varying), shape)
+        times, plus = (each.reshape(shape[0], -1)[:, 0].copy() for each in (scale, shift))
+        trace.append(Affine(path, (source,), times, plus, public and not varying), shape)
     elif len(varying) == 1:
         (axis,) = varying
         moved = permuted(trace, f"{path}.first", source, (axis, *(a for a in range(len(shape)) if a != axis)))
