@@ -28,6 +28,17 @@ class Three(nn.Module):
 def three():
     return Three()
 
+class Recurrent(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.lstm = nn.LSTM(8, 4, batch_first=True)
+
+    def forward(self, x):
+        return self.lstm(x[:, 0])[0].flatten(1)
+
+def recurrent():
+    return Recurrent()
+
 def nan():
     broken = net()
     broken[0].weight.data[0] = float("nan")
@@ -67,6 +78,14 @@ def test_every_problem_is_listed_with_its_layer_and_the_exit_code_is_2(there: Pa
     printed = call("check", "mine.py:three", cwd=there)
     assert printed.code == 2
     assert "does not run privately as it is:" in printed.out
+
+
+def test_totals_that_would_miss_work_are_not_shown(there: Path):
+    done = call("check", "mine.py:recurrent", "--input", "1x8x8", "--json", cwd=there)
+    assert done.code == 2
+    answered = json.loads(done.out)
+    assert answered["problems"]
+    assert "macs" not in answered
 
 
 def test_lower_refuses_with_the_same_words(there: Path):

@@ -106,8 +106,8 @@ def check(
     network, _ = shown_network(model, read_shape(input) if input else None, classes, data, data_dir)
     obstacles = problems(network.built(), network.shape)
     try:
-        counted = count_model(network.module, network.shape)
-    except ValueError:  # what does not run at all is a problem already
+        counted = count_model(network.module, network.shape).complete()
+    except ValueError:  # what does not run, or hides its work, is a problem already
         if not obstacles:
             raise
         counted = None
