@@ -213,7 +213,7 @@ def _relus(rounds: int) -> Units:
         gates = layers[0].circuit.and_gates
         small, large = (timed(full, layer) for layer in layers)
         for step in large:
-            name = f"{full.units}.{garbler}.{step}"
+            name = f"{full.work_names}.{garbler}.{step}"
             if step in ("take", "label"):
                 units[name] = large[step] / many / gates
             else:
@@ -223,11 +223,11 @@ def _relus(rounds: int) -> Units:
         )
         small, large = timed(sign, narrow), timed(sign, wide)
         for step in large:
-            name = f"{sign.units}.{garbler}.{step}"
+            name = f"{sign.work_names}.{garbler}.{step}"
             sizes = [(many, many * layer.circuit.and_gates) for layer in (narrow, wide)]
             units |= _line(name, "relu", (*sizes[0], small[step]), (*sizes[1], large[step]))
             if step in ("garble", "evaluate"):
-                units[f"{name}.gate"] = units[f"{full.units}.{garbler}.{step}.gate"]
+                units[f"{name}.gate"] = units[f"{full.work_names}.{garbler}.{step}.gate"]
     return units
 
 

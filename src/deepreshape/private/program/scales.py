@@ -91,7 +91,7 @@ def _kinds(layer: Quadratic) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
     if layer.mask is None:
         return np.ones(len(layer.coefficients), np.bool_), np.zeros(len(layer.coefficients), np.bool_)
     mask = layer.mask.reshape(len(layer.mask), -1)
-    return ~mask.all(1), mask.any(1)
+    return np.asarray(~mask.all(1)), np.asarray(mask.any(1))
 
 
 @dataclass(frozen=True)
