@@ -10,7 +10,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from io import FileIO
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -142,7 +142,9 @@ def read_arrays(path: Path) -> NDArray[Any] | dict[str, NDArray[Any]]:
     """
     with path.open("rb") as file:
         try:
-            found = np.load(file, allow_pickle=False)
-            return found if isinstance(found, np.ndarray) else {name: found[name] for name in found.files}
+            loaded: Any = np.load(file, allow_pickle=False)
+            if hasattr(loaded, "files"):
+                return {name: loaded[name] for name in loaded.files}
+            return cast(NDArray[Any], loaded)
         except Exception:  # NumPy's reader raises errors of many classes: tokenize.TokenError, zlib.error, BadZipFile
             raise ValueError(f"{path} is not an array of numbers that NumPy saved (.npy, .npz)") from None
