@@ -265,8 +265,9 @@ def _form(builder: _Builder, layer: Layer) -> _Form:
             rows, columns = (
                 (size + 2 * layer.padding - layer.weight.shape[2]) // layer.stride + 1 for size in shape[1:]
             )
-            entries = convolution(layer.weight, shape, layer.stride, layer.padding, layer.groups)
             layout = source.layout.strided(outs, rows, columns, layer.stride)
+            choose_modulus(1, 0, max(layout.size, source.layout.size))  # before the matrix is laid out
+            entries = convolution(layer.weight, shape, layer.stride, layer.padding, layer.groups)
             return _mapped(source, entries, (outs, rows, columns), np.repeat(layer.bias, rows * columns), layout)
         case Pool():
             source = builder.value(layer.inputs[0], rest=True)
