@@ -104,7 +104,7 @@ def test_count_prints_the_fixed_shape():
     assert (counted["relus"], counted["relus_without_stem"], counted["unknown"]) == (557_056, 491_520, [])
     stages = {stage["name"]: stage for stage in counted["stages"]}
     assert stages["stage4"]["relus"] == 32_768
-    assert set(stages["stage4"]) == {"name", "relus", "squares", "macs", "params"}
+    assert set(stages["stage4"]) == {"name", "relus", "squares", "signs", "macs", "params"}
 
 
 def test_count_takes_the_users_own_network(tmp_path: Path):
@@ -269,7 +269,7 @@ def test_run_and_report(tmp_path: Path):
         (("train", "resnet18-m4", "--out", "o", "--teacher", "."), ". holds no saved model"),
         (("eval", "."), ". holds no saved model: there is no manifest.json"),
         (("eval", "resnet18"), "resnet18 is a name and no trained network; `deepreshape train resnet18` makes one"),
-        (("frobnicate",), "No such command 'frobnicate'; there are calibrate, convex, cost, count"),
+        (("frobnicate",), "No such command 'frobnicate'; there are adjust, binarize, calibrate"),
         (("count", "resnet18", "--classes", "abc"), "not 'abc'"),
         (("train", "resnet18", "--budget", "0", "--out", "o"), "not '0'"),
         (("count", "hrn-5x5x3x-m99999999"), "a stage would have 7,499,999,925 channels; up to 16,777,216 work"),

@@ -204,7 +204,6 @@ def test_the_caps_of_the_command_are_those_of_the_library():
     ("words", "message"),
     [
         (("local", "--model", "resnet19"), "unknown network 'resnet19'"),
-        (("local", "--model", "resnet9-m2"), "max_pool2d"),
         (("local", "--model", "x", "--relu", "circa"), "no ReLU protocol 'circa'"),
         (("local", "--model", "x", "--drop-bits", "4"), "write --relu gc-stochastic:drop=BITS"),
         (("local", "--model", "x", "--mode=neg-pass"), "write --relu gc-stochastic:drop=BITS,neg-pass"),

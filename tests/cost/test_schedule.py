@@ -120,5 +120,5 @@ def test_slots_lose_to_no_other_division(up, down):
 
 
 def test_a_profile_says_what_it_lacks():
-    with pytest.raises(ValueError, match=r"'unit' of 2026-01-01 has no time for 'gc-sign'; make it anew"):
+    with pytest.raises(ValueError, match=r"'unit' of 2026-01-01 has no time for 'gc-sign'; measure it again"):
         UNIT.seconds({"gc-sign": 3})

@@ -94,9 +94,9 @@ PANELS = {
     "Search": "evidence iterations like max_bytes max_minutes max_seconds resource train trials",
     "Protocol": "cot garbler max_loss protocol relu slots workers",
     "Link and machines": "arrivals link profile storage",
-    "Parties": "count host keys name pin port program store",
-    "Service": "pending sessions status_port until",
-    "Quotas of each client": "batch_days batches_each queries_day_each queries_hour_each sessions_each",
+    "Parties": "circuit count forget host keys name pin port program secret store",
+    "Service": "days gigabytes pending sessions status_port until",
+    "Quotas of each client": "batch_days batches_each gigabytes_each queries_day_each queries_hour_each sessions_each",
     "Output": "as_json page plot private to",
 }
 """By heading, the parameters under it, in the order in which help shows the headings."""
