@@ -13,16 +13,21 @@ before the run that is judged by them; where figures of ours were known by then,
 import argparse
 import json
 import subprocess
+import sys
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
+
+sys.path.insert(0, str(Path(__file__).parent))  # tests load this file from elsewhere
+
+import papers_networks
+from papers_claim import RESULTS, Claim, Measured, Verdict, at_least, rows_of
 
 from deepreshape.nn import HerPN
 from deepreshape.nn.herpn import EPSILON, LINEAR, SQUARE
@@ -32,54 +37,7 @@ from deepreshape.private.arith.ring import DELPHI_PRIME, Field
 from deepreshape.private.parties.plan import Plan
 
 ROOT = Path(__file__).parent.parent
-RESULTS = ROOT / "benchmarks" / "results"
 ROWS, PAGE = RESULTS / "papers.jsonl", ROOT / "docs" / "papers.md"
-
-Kind = Literal["exact", "structural", "accuracy", "time", "bytes"]
-Verdict = Literal["re-made", "in part", "refuted", "not testable"]
-Measured = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Claim:
-    """What a paper says, and how it is put to the test.
-
-    Attributes:
-        id: short, of the paper and a number.
-        paper, claim: which, and what it says, in our words.
-        published: the figure, and how it is known: read, secondary (others quote it), or digitised from a plot.
-        kind: what is compared.
-        measure: gives the values that are judged; none where it is not testable.
-        judge: of those values.
-        threshold: the judge in words.
-        minutes: of a quiet core, about.
-        needs: what has to be there, such as a data set or a file of results.
-        test: of the test suite, where one holds the claim exactly.
-        why: it is not testable.
-    """
-
-    id: str
-    paper: str
-    claim: str
-    published: str
-    kind: Kind
-    measure: Callable[[], Measured] | None = None
-    judge: Callable[[Measured], Verdict] = lambda _: "not testable"
-    threshold: str = ""
-    minutes: float = 0.0
-    needs: tuple[str, ...] = ()
-    test: str = ""
-    why: str = ""
-
-    @property
-    def command(self) -> str:
-        """That re-makes it."""
-        return f"python benchmarks/papers.py --run {self.id}" if self.measure else ""
-
-
-def rows_of(name: str) -> list[dict[str, Any]]:
-    """The rows of a file of results."""
-    return [json.loads(line) for line in (RESULTS / name).read_text().splitlines()]
 
 
 def certified_optimum() -> Measured:
@@ -198,16 +156,6 @@ def faster_online() -> Measured:
 def exactly_hermite(measured: Measured) -> Verdict:
     """Judges AES-1."""
     return "re-made" if measured["coefficients_off"] <= 1e-6 and measured["folded_off"] <= 1e-4 else "refuted"
-
-
-def at_least(name: str, whole: float, part: float) -> Callable[[Measured], Verdict]:
-    """Judges the largest of several values."""
-
-    def judge(measured: Measured) -> Verdict:
-        best = max(measured[name].values())
-        return "re-made" if best >= whole else "in part" if best >= part else "refuted"
-
-    return judge
 
 
 def certified(measured: Measured) -> Verdict:
@@ -346,6 +294,7 @@ CLAIMS: tuple[Claim, ...] = (
         "accuracy",
         why="2,000 epochs of search and 200 of training on a GPU; docs/removal.md has what our epochs give",
     ),
+    *papers_networks.CLAIMS,
 )
 
 

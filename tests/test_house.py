@@ -20,10 +20,11 @@ from deepreshape.private.arith.rng import Randomness
 from deepreshape.private.arith.square import Squaring
 from deepreshape.private.crypto.he.packing import Convolution, lay_out
 from deepreshape.private.crypto.he.parameters import known_parameters
-from deepreshape.private.program.ops import OPS, Local, Op, Relu, Weighted
-from deepreshape.private.program.relu_config import SETTINGS, ReluConfig
+from deepreshape.private.program.ops import OPS, Local, Op, Relu, Sign, Weighted
+from deepreshape.private.program.relu_config import GC_FULL, SETTINGS, ReluConfig
 from deepreshape.private.protocols.base import Protocol
 from deepreshape.private.protocols.choose import PROTOCOLS, STEPS, relu_protocol
+from deepreshape.private.protocols.garbled.sign_garbled import GarbledSign
 from deepreshape.private.protocols.linear import EncryptedLayer, HeLinear
 from deepreshape.private.protocols.square import Squares, SquaringLayer
 from deepreshape.private.protocols.truncate import Truncation, TruncationLayer
@@ -309,6 +310,7 @@ def protocols() -> list[type[Protocol[Any, Any]]]:
 
 RING = Ring(20)
 LAYERS = {
+    "GarbledSign": lambda: (GarbledSign(GC_FULL), GarbledSign(GC_FULL).layer(RING, Sign("x", ("input",), 6), 16)),
     "HeLinear": lambda: (
         HeLinear(),
         EncryptedLayer("x", lay_out(Convolution.matrix(8, 4), known_parameters(1 << 20)[0]), RING, 8),

@@ -26,6 +26,7 @@ from deepreshape.private.program.ops import (
     Raise,
     Relu,
     Rescale,
+    Sign,
     Square,
     SumPool,
     Truncate,
@@ -199,6 +200,8 @@ def slow(program: Program, x: Integers) -> dict[str, NDArray[np.object_]]:
                 own = program.weights[op.name]
                 root = (source[at] + int(own.weight[at[0]])) >> op.before
                 out[at] = (root**2 >> op.after) + int(own.bias[at[0]])
+            elif isinstance(op, Sign):
+                out[at] = 1 if source[at] + int(program.weights[op.name].weight[at[0]]) > 0 else -1
             elif isinstance(op, Flatten):
                 out[at] = source.reshape(-1)[at[0]]
             else:

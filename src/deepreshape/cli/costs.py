@@ -269,7 +269,9 @@ def _quotes(
 
 def _summary(quote: Quote) -> dict[str, Any]:
     facts = quote.to_dict()
-    return {name: facts[name] for name in ("protocol", "link", "relus", "squares", "seconds", "bytes", "rounds")}
+    return {
+        name: facts[name] for name in ("protocol", "link", "relus", "squares", "signs", "seconds", "bytes", "rounds")
+    }
 
 
 def _under_ckks(network: Network, quotes: list[Quote], links: str | None) -> list[dict[str, Any]]:
@@ -347,8 +349,8 @@ def _print_queue(queue: dict[str, Any]) -> None:
 
 def _print_quote(model: str, quote: Quote) -> None:
     facts = quote.to_dict()
-    counted = [name for name in ("relus", "squares") if facts[name]] or ["relus"]
-    named = {"relus": "ReLUs", "squares": "squares"}
+    counted = [name for name in ("relus", "squares", "signs") if facts[name]] or ["relus"]
+    named = {"relus": "ReLUs", "squares": "squares", "signs": "signs"}
     table = new_table("layer", *(named[name] for name in counted), "offline, s", "online, s", "KB", "█ off ▒ on")
     table.columns[-1].justify = "left"
     longest = max(row["seconds"]["total"] for row in facts["layers"]) or 1.0

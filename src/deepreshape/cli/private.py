@@ -236,9 +236,9 @@ def local(
     if as_json:
         print_json(report)
         return
-    counted = [name for name in ("relus", "squares") if report[name]] or ["relus"]
+    counted = [name for name in ("relus", "squares", "signs") if report[name]] or ["relus"]
     counted.append("he_products")
-    named = {"relus": "ReLUs", "squares": "squares", "he_products": "HE products"}
+    named = {"relus": "ReLUs", "squares": "squares", "signs": "signs", "he_products": "HE products"}
     table = new_table(
         "layer", *(named[name] for name in counted), "offline, s", "online, s", "offline, KB", "online, KB"
     )
@@ -272,11 +272,13 @@ def _nonlinear(report: dict[str, Any], relu: ReluConfig) -> str:
     from deepreshape.private.program.relu_config import SETTINGS
 
     parts: list[str] = []
-    if report["relus"] or not report["squares"]:
+    if report["relus"] or not (report["squares"] or report["signs"]):
         garbles = f", the {relu.garbler} garbles" if "garbler" in SETTINGS[relu.protocol] else ""
         parts.append(f"{report['relus']:,} ReLUs by {relu}{garbles}")
     if report["squares"]:
         parts.append(f"{report['squares']:,} squares by {relu.cot} transfers, one round trip a layer")
+    if report["signs"]:
+        parts.append(f"{report['signs']:,} signs by garbled circuits, the {relu.garbler} garbles")
     return ", ".join(parts)
 
 

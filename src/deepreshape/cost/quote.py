@@ -60,6 +60,11 @@ class Quote:
         """Squares that run."""
         return sum(row.squares for row in self.online.rows)
 
+    @property
+    def signs(self) -> int:
+        """Signs that run."""
+        return sum(row.signs for row in self.online.rows)
+
     def share(self, kinds: tuple[str, ...]) -> float:
         """Share of the seconds that work of these kinds takes, sending its bytes included."""
         of = {row.layer for row in self.report.rows if row.kind in kinds}
@@ -102,6 +107,11 @@ class Quote:
                 f"Linear layers take {linear:.0%} of the time and squares {relu:.0%}; squares cost "
                 f"{self.online.only(kind='square').bytes / self.squares:.1f} B each online: fewer or narrower "
                 "convolutions gain more than fewer squares."
+            )
+        if self.signs and not self.relus:
+            return (
+                f"Linear layers take {linear:.0%} of the time and signs {relu:.0%}; a sign costs what its bits do, "
+                "which are few between one-bit weights and many behind a real shortcut."
             )
         if not self.relus or relu < LITTLE:
             return (
@@ -147,6 +157,7 @@ class Quote:
             "exact": self.exact,
             "relus": self.relus,
             "squares": self.squares,
+            "signs": self.signs,
             "seconds": _phases(self.seconds, self.online.seconds, 6),
             "bytes": _phases(self.report.bytes, self.online.bytes),
             "rounds": self.online.rounds,
@@ -167,6 +178,7 @@ class Quote:
             "layer": name,
             "relus": max(sum(row.relus for row in online.rows), sum(row.relus for row in costs.rows) // 2),
             "squares": sum(row.squares for row in online.rows),
+            "signs": sum(row.signs for row in online.rows),
             "macs": sum(row.macs for row in costs.rows),
             "he_products": sum(row.he_products for row in costs.rows),
             "seconds": _phases(costs.seconds, online.seconds, 6),

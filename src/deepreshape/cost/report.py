@@ -22,7 +22,7 @@ class Cost:
         seconds: on the critical path.
         bytes_up, bytes_down: client to server, server to client.
         rounds: waits for the other party.
-        relus, squares, macs, he_products, and_gates, transfers: how much was done; transfers are oblivious ones.
+        relus, squares, signs, macs, he_products, and_gates, transfers: how much was done; transfers are oblivious ones.
         stored_client, stored_server: bytes kept from offline to online.
     """
 
@@ -39,6 +39,7 @@ class Cost:
     and_gates: int = 0
     transfers: int = 0
     squares: int = 0
+    signs: int = 0
     stored_client: int = 0
     stored_server: int = 0
 

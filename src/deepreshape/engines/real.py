@@ -31,6 +31,7 @@ from deepreshape.private.program.ops import (
     Raise,
     Relu,
     Rescale,
+    Sign,
     Square,
     SumPool,
     Truncate,
@@ -71,9 +72,9 @@ def parameters(program: Program) -> dict[str, LinearParameters]:
     """What the program's weights stand for, float64, by operation name."""
     values: dict[str, LinearParameters] = {}
     for op in program.ops:
-        if isinstance(op, Conv2d | Linear | Square) and program.weights:
+        if isinstance(op, Conv2d | Linear | Square | Sign) and program.weights:
             linear, fraction = program.weights[op.name], program.values[op.name].fraction
-            shift = program.values[op.inputs[0]].fraction if isinstance(op, Square) else op.weight_fraction
+            shift = program.values[op.inputs[0]].fraction if isinstance(op, Square | Sign) else op.weight_fraction
             weight = np.ldexp(linear.weight.astype(np.float64), -shift)
             values[op.name] = LinearParameters(weight, np.ldexp(linear.bias.astype(np.float64), -fraction))
     return values
@@ -161,6 +162,8 @@ def _errors(program: Program, fraction: int, power: int) -> Real:
                 off = error + 2.0 ** -(root * power) + unit**power
                 errors[op.name] = (2 * moved) ** power * off + off**2 + 2.0 ** -(value.fraction * power)
                 errors[op.name] = errors[op.name] + unit**power * (1 + (value.fraction > fraction))
+            case Sign():  # a value near its threshold may fall on either side
+                errors[op.name] = np.full(len(error), 2.0**power)
             case Relu() | Truncate():
                 errors[op.name] = error + (2.0 ** -(value.fraction * power) if op.shift else 0.0)
             case Concat():
@@ -205,6 +208,9 @@ def _apply(
         case Gather():
             chosen = x.reshape(len(x), -1)[:, np.maximum(op.index, 0)]
             return chosen * (op.index >= 0) if (op.index < 0).any() else chosen
+        case Sign():
+            threshold = weights[op.name].weight.reshape(-1, *[1] * (x.ndim - 2))
+            return arrays.where(x + threshold > 0, 1.0, -1.0)
         case Square():
             shift, constant = (part.reshape(-1, *[1] * (x.ndim - 2)) for part in weights[op.name])
             root = x + shift

@@ -7,8 +7,10 @@ channels double. Stem, down-sampling 1x1 shortcuts and head are real, as publish
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from math import prod
 from typing import ClassVar, Literal, NamedTuple, final
 
@@ -20,8 +22,9 @@ from deepreshape.models.architecture import Reduction, Site
 from deepreshape.models.parts import LayerList, shrink
 from deepreshape.models.staged import Staged
 from deepreshape.nn import BinaryConv2d, RPReLU, RSign, ShiftedReLU
+from deepreshape.nn.binary import fused_threshold
 
-__all__ = ["ReActNet"]
+__all__ = ["ReActNet", "fuse_thresholds"]
 
 
 class _Unit(NamedTuple):
@@ -141,8 +144,8 @@ class ReActNet(Staged):
             before, width = (unit.channels, unit.size), unit.width // unit.copies
             if self.binary != "none":
                 layers.layers.append(SignLayer(f"{unit.name}.sign", prod((unit.channels, *unit.size))))
-            for copy in range(unit.copies):
-                _, size = layers.conv(f"{unit.name}.convs.{copy}", before, width, unit.kernel, unit.stride)
+            for number in range(unit.copies):
+                _, size = layers.conv(f"{unit.name}.convs.{number}", before, width, unit.kernel, unit.stride)
             if self.shortcut == "real" and _widens(unit):
                 layers.conv(f"{unit.name}.shortcut.1", (unit.channels, size), unit.width, 1, 1)
             at = unit.width, size
@@ -154,6 +157,25 @@ class ReActNet(Staged):
 
     def build(self) -> nn.Module:
         return _ReActNet(self)
+
+
+def fuse_thresholds(model: nn.Module) -> nn.Module:
+    """A copy of a binary network without shortcuts that computes the same, bit for bit, with fewer RPReLUs.
+
+    Where nothing but a sign reads what an RPReLU of positive slopes gives, one threshold does both; the last one stays.
+    Any other network is given back as it is.
+    """
+    architecture = getattr(model, "architecture", None)
+    if not isinstance(architecture, ReActNet) or architecture.shortcut == "real" or architecture.binary == "none":
+        return model
+    fused = copy.deepcopy(model)
+    for unit, behind in pairwise(architecture.units()):
+        act = fused.get_submodule(f"{unit.name}.act")
+        sign = fused.get_submodule(f"{behind.name}.sign")
+        if isinstance(act, RPReLU) and isinstance(sign, RSign) and (act.slope > 0).all():
+            sign.threshold = nn.Parameter(fused_threshold(act, sign.threshold))
+            fused.set_submodule(f"{unit.name}.act", nn.Identity())
+    return fused
 
 
 def _widens(unit: _Unit) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from deepreshape.cost import Layer, Quote, ReluLayer, SquareLayer
+from deepreshape.cost import Layer, Quote, ReluLayer, SignLayer, SquareLayer
 from deepreshape.pricing.quote import Terms, quote_layers
 
 __all__ = ["WAYS", "compare"]
@@ -17,6 +17,8 @@ WAYS = ("gc-full", "gc-sign", "ot", "squares")
 def compare(layers: Sequence[Layer], terms: Terms) -> list[Quote]:
     """A quote for each of :data:`WAYS`, whatever the network has now: the same counts as ReLUs or as squares.
 
+    None of a network with signs, whose shape says nothing without them.
+
     Args:
         layers: as a count gives them.
         terms: of our runtime; its protocol is not looked at.
@@ -25,6 +27,8 @@ def compare(layers: Sequence[Layer], terms: Terms) -> list[Quote]:
         ValueError: as :func:`quote_layers`.
     """
     quotes: list[Quote] = []
+    if any(isinstance(layer, SignLayer) for layer in layers):
+        return quotes
     for way in WAYS:
         word = "gc-full" if way == "squares" else way
         quote = quote_layers(list(_alike(layers, squares=way == "squares")), replace(terms, protocol=word))

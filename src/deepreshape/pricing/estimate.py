@@ -14,16 +14,17 @@ from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from deepreshape.cost import Layer, LinearLayer, ReluLayer, SquareLayer, UnpricedLayer
+from deepreshape.cost import Layer, LinearLayer, ReluLayer, SignLayer, SquareLayer, UnpricedLayer
 from deepreshape.private.arith.ring import Ring
 from deepreshape.private.arith.square import Squaring
 from deepreshape.private.crypto.he.packing import Convolution, Layout, lay_out, merge_groups
 from deepreshape.private.crypto.he.parameters import Parameters, known_parameters
 from deepreshape.private.program.lowering.geometry import Placement, SquareForm, square_form, transposed_form
-from deepreshape.private.program.ops import Relu
+from deepreshape.private.program.ops import Relu, Sign
 from deepreshape.private.program.relu_config import GC_FULL, ReluConfig
 from deepreshape.private.protocols.base import Flight, Step
 from deepreshape.private.protocols.choose import relu_protocol
+from deepreshape.private.protocols.garbled.sign_garbled import GarbledSign
 from deepreshape.private.protocols.linear import TYPICAL_WEIGHT, EncryptedLayer, HeLinear
 from deepreshape.private.protocols.square import Squares, SquaringLayer
 from deepreshape.private.protocols.steps import Steps
@@ -164,6 +165,9 @@ class EstimatedNetwork:
             count, squaring = layer.squares, Squaring(self.modulus, *SQUARE_SHIFTS)
             squares = SquaringLayer(name, squaring, count, self.relu.batch, slice(None), count)
             yield Step(name, Squares(COTS[self.relu.cot]), squares)
+        elif isinstance(layer, SignLayer):
+            protocol = GarbledSign(self.relu)
+            yield Step(name, protocol, protocol.layer(self.modulus, Sign(name, (at,)), layer.signs))
         elif isinstance(layer, ReluLayer):
             if rest := layer.elements - layer.relus:
                 yield Step(name, Truncation(), TruncationLayer(name, self.modulus, self.shift, rest))

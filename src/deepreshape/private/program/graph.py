@@ -29,6 +29,7 @@ __all__ = [
     "PublicAffine",
     "Quadratic",
     "Rectify",
+    "Signed",
     "Squared",
     "Stack",
     "Sum",
@@ -111,6 +112,15 @@ class Squared:
 
 
 @dataclass(frozen=True, eq=False)
+class Signed:
+    """+1 where the value is above ``threshold`` (C,), by channel, -1 elsewhere."""
+
+    name: str
+    inputs: tuple[str, ...]
+    threshold: Real
+
+
+@dataclass(frozen=True, eq=False)
 class Zero:
     """The value where ``keep`` (C, H, W) is true, 0 elsewhere."""
 
@@ -189,7 +199,7 @@ class Join:
     inputs: tuple[str, ...]
 
 
-Layer = Conv | Dense | Sum | Pool | Rectify | Quadratic | Squared | Zero | Flat | PublicAffine | Pick | Stack
+Layer = Conv | Dense | Sum | Pool | Rectify | Quadratic | Squared | Signed | Zero | Flat | PublicAffine | Pick | Stack
 Traced = Layer | Affine | Part | Join
 """What a trace gives; :func:`~deepreshape.private.program.folding.simplify.simplify` leaves only the first kind."""
 

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from deepreshape.models.react import fuse_thresholds
 from deepreshape.private.program.folding.equalization import equalized
 from deepreshape.private.program.folding.simplify import simplify
 from deepreshape.private.program.graph import Graph, Layer
@@ -26,8 +27,9 @@ from deepreshape.private.program.lowering.activations import ACTIVATIONS
 from deepreshape.private.program.lowering.arithmetic import ARITHMETIC
 from deepreshape.private.program.lowering.moves import MOVES
 from deepreshape.private.program.lowering.pools import POOLS
-from deepreshape.private.program.lowering.real import observed_rows, precision_losses
+from deepreshape.private.program.lowering.real import largest_rows, observed_rows, precision_losses
 from deepreshape.private.program.lowering.trace import Problem, Trace, trace
+from deepreshape.private.program.one_bit import make_exact
 from deepreshape.private.program.ops import ProgramError
 from deepreshape.private.program.quantize import MARGIN, Lowered, Modulus, quantize
 from deepreshape.private.program.scales import carry_scales
@@ -100,6 +102,8 @@ def lower(
     graph = _simplified(traced)
     graph.layers = [*carry_scales(cast(list[Layer], graph.layers), graph.outputs)]
     rows = observed_rows(model, graph, traced.finishing, calibration)
+    if make_exact(graph):
+        rows = largest_rows(graph, calibration)
 
     def formatted(these: Graph, seen: Mapping[str, NDArray[np.float64]]) -> Lowered:
         ranges = {name: float(largest.max()) for name, largest in seen.items()}
@@ -147,7 +151,7 @@ def unsupported(model: nn.Module, input_shape: Sequence[int]) -> tuple[str, ...]
 
 
 def _traced(model: nn.Module, shape: Sequence[int]) -> Trace:
-    return trace(model, shape, OPERATORS)
+    return trace(fuse_thresholds(model), shape, OPERATORS)
 
 
 def _simplified(traced: Trace) -> Graph:

@@ -440,6 +440,41 @@ class Square(Secret):
 
 
 @dataclass(frozen=True)
+class Sign(Secret):
+    """+1 where x + t is above 0, -1 elsewhere, without fraction bits.
+
+    t is the server's, with the fraction of the input: the weight, (C,) for an input of C rows (channels). ``high`` says
+    in how many bits x + t fits for every input, as a signed integer; a sign test reads no others. 0 says nothing.
+    """
+
+    kind = "sign"
+
+    high: int = 0
+
+    def weight_shape(self, source: Value) -> Shape:
+        return source.shape[:1]
+
+    def value(self, *sources: Value) -> Value:
+        self.require(self.high == 0 or self.high >= 2, f"a sign test of {self.high} bits; it needs two")
+        return Value(sources[0].shape, 0)
+
+    def reach(self, bound: int, own: Weights | None) -> int:
+        return bound + int(np.abs(self._threshold(own)).max())
+
+    def worst(self, inputs: Sequence[int], own: Weights | None) -> int:
+        return 1
+
+    def interpret(self, inputs: Sequence[Integers], own: Weights | None, rounding: Rounding) -> Exact:
+        moved = inputs[0] + self._threshold(own).reshape(-1, *[1] * (inputs[0].ndim - 2))
+        return rounding.rounded(self, moved, np.where(moved > 0, 1, -1).astype(np.int64))
+
+    def _threshold(self, own: Weights | None) -> Integers:
+        if own is None:
+            raise ProgramError(f"{self.name}: a public program has no thresholds to run with")
+        return own.weight
+
+
+@dataclass(frozen=True)
 class Truncate(Op):
     """x >> shift."""
 
@@ -587,7 +622,7 @@ class Gather(Local):
 
 
 OPS: tuple[type[Op], ...] = (
-    Conv2d, Linear, Add, SumPool, Relu, Square, Truncate, Raise, Rescale, Flatten, Concat, Gather,
+    Conv2d, Linear, Add, SumPool, Relu, Square, Sign, Truncate, Raise, Rescale, Flatten, Concat, Gather,
 )  # fmt: skip
 """All there are."""
 

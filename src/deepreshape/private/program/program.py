@@ -30,6 +30,7 @@ from deepreshape.private.program.ops import (
     Relu,
     Secret,
     Shape,
+    Sign,
     Square,
     Truncate,
     Value,
@@ -103,6 +104,11 @@ class Program:
         """ReLUs that are computed; masked-out positions do not count."""
         rectified = [op.relus if isinstance(op, Square) else op for op in self.ops]
         return sum(op.count(self.values[op.name]) for op in rectified if isinstance(op, Relu))
+
+    @property
+    def signs(self) -> int:
+        """Signs that are computed."""
+        return sum(self.values[op.name].size for op in self.ops if isinstance(op, Sign))
 
     @property
     def squares(self) -> int:
@@ -208,6 +214,8 @@ def value_of(op: Op, values: Mapping[str, Value], modulus: Ring | Field) -> Valu
         op.require(op.high <= modulus.bits, f"bit {op.high - 1} is none of {modulus}")
     if isinstance(op, Square):
         op.squaring(modulus)
+    if isinstance(op, Sign):
+        op.require(op.high <= modulus.bits, f"bit {op.high - 1} is none of {modulus}")
     if isinstance(op, Relu | Truncate):
         op.require(op.shift <= modulus.bits - 3, f"cannot drop {op.shift} bits of {modulus}")
     return value

@@ -5,7 +5,8 @@ truncation. A linear layer multiplies by weights of g fraction bits and leaves a
 Accumulators that are added to one another have one fraction; what shifts them back to f is the next ReLU or square, or
 an explicit truncation where another linear layer follows. A square is taken of f + 1 bits, which are then brought to f.
 A value at rest that is added to an accumulator is first raised to its fraction, which is exact, and each party does it
-on its own share.
+on its own share. Signs have no fraction bits, nor has what convolutions of signs give that are whole numbers
+(``one_bit.py``): how many bits these need is proven.
 
 Rounding costs nothing: half a unit is added to the bias of a layer whose channel goes through a ReLU, so that the shift
 there, which rounds down, rounds to the nearest. Where two parties truncate without a ReLU, they round up or down at
@@ -42,6 +43,7 @@ from deepreshape.private.program.graph import (
     PublicAffine,
     Quadratic,
     Rectify,
+    Signed,
     Squared,
     Stack,
     Sum,
@@ -62,6 +64,7 @@ from deepreshape.private.program.ops import (
     Relu,
     Rescale,
     Shape,
+    Sign,
     Square,
     SumPool,
     Truncate,
@@ -200,6 +203,7 @@ def quantize(
     plan = _Plan(layers, len(shape) == 3)
     observed = {name: ranges[origin] for name, origin in plan.origin.items()}
     formats = _choose(plan, observed, modulus, fraction, margin)
+    formats = replace(formats, groups={**formats.groups, **dict.fromkeys(plan.whole, 0)})
     program, offsets = _emit(plan, formats, shape, tuple(outputs))
     added, errors = _errors(plan, formats, program, offsets)
     worst = replace(program, limits={}).bounds()
@@ -251,6 +255,8 @@ class _Plan:
         self.group: dict[str, str] = {}
         """For each accumulator, a member of those it shares its fraction with; see :meth:`find`."""
         self.image = {INPUT: image}
+        self.ones: set[str] = set()
+        """Values without fraction bits: signs, and what moves or adds them."""
         self.uses = Counter(name for layer in layers for name in layer.inputs)
         for layer in layers:
             self._place(layer)
@@ -260,11 +266,20 @@ class _Plan:
             if step.inputs[0] in self.group and (isinstance(step, _Shift) or _partly(step))
         }
         """Groups of which a member is shifted without a ReLU, which takes one bit more room."""
+        self.whole = {name for name, step in self.steps.items() if self._is_whole(step)}
+        """Accumulators of whole numbers, which only signs read."""
         self.squared = {step.inputs[0]: step for step in self.steps.values() if isinstance(step, Squared)}
         """By the name of what is squared; where several squares read it, that of the largest shift."""
         for step in self.steps.values():
             if isinstance(step, Squared) and _most(step.shift) > _most(self.squared[step.inputs[0]].shift):
                 self.squared[step.inputs[0]] = step
+
+    def _is_whole(self, step: _Step) -> bool:
+        if not isinstance(step, Conv | Dense) or step.inputs[0] not in self.ones:
+            return False
+        readers = [other for other in self.steps.values() if step.name in other.inputs]
+        whole = all(np.array_equal(part, np.rint(part)) for part in (step.weight, step.bias))
+        return whole and bool(readers) and all(isinstance(reader, Signed) for reader in readers)
 
     def find(self, name: str) -> str:
         """The representative of an accumulator's group."""
@@ -291,7 +306,7 @@ class _Plan:
             case PublicAffine():
                 if _multiplies(layer):
                     inputs = (self._at_rest(inputs[0]),)
-            case Rectify() | Squared() | Zero() | Flat():
+            case Rectify() | Squared() | Signed() | Zero() | Flat():
                 pass
         self._append(replace(layer, inputs=inputs), layer.name)
         self.image[layer.name] = self.image[inputs[0]] and not isinstance(layer, Flat)
@@ -299,8 +314,11 @@ class _Plan:
             self.image[layer.name] = layer.index.ndim == 3
         if _multiplies(layer):
             self.group[layer.name] = layer.name
-        elif not isinstance(layer, Rectify | Squared) and inputs[0] in self.group:
+        elif not isinstance(layer, Rectify | Squared | Signed) and inputs[0] in self.group:
             self.group[layer.name] = self.find(inputs[0])
+        moves = isinstance(layer, Zero | Flat | Pick | Pool | Stack | Sum)
+        if isinstance(layer, Signed) or (moves and layer.name not in self.group and self.ones.issuperset(inputs)):
+            self.ones.add(layer.name)
 
     def _append(self, step: _Step, origin: str) -> str:
         self.steps[step.name] = step
@@ -320,7 +338,7 @@ class _Plan:
         """The inputs of a sum, brought to one fraction."""
         moving = [name for name in layer.inputs if name in self.group]
         if not moving:
-            return layer.inputs
+            return layer.inputs if self.ones.issuperset(layer.inputs) else self._raised(layer)
         if not self.image[layer.inputs[0]]:
             return tuple(self._at_rest(name) for name in layer.inputs)
         first = self.find(moving[0])
@@ -332,6 +350,17 @@ class _Plan:
                 raised = self._append(_Raise(f"{layer.name}.raise{number}", (name,)), self.origin[name])
                 self.image[raised] = True
                 self.group[raised] = first
+                name = raised
+            inputs.append(name)
+        return tuple(inputs)
+
+    def _raised(self, layer: Sum) -> tuple[str, ...]:
+        """The inputs of a sum of values at rest and of signs, these brought to rest."""
+        inputs: list[str] = []
+        for number, name in enumerate(layer.inputs):
+            if name in self.ones:
+                raised = self._append(_Raise(f"{layer.name}.raise{number}", (name,)), self.origin[name])
+                self.image[raised] = self.image[name]
                 name = raised
             inputs.append(name)
         return tuple(inputs)
@@ -403,7 +432,7 @@ def _choose(
     # weights of one group share their fraction, so the one that needs the most bits decides for all
     wanted: dict[str, int] = {}
     for name, step in plan.steps.items():
-        if _multiplies(step):
+        if _multiplies(step) and name not in plan.whole:
             most = abs(step.factor) if isinstance(step, PublicAffine) else float(np.abs(step.weight).max())
             group = plan.find(name)
             wanted[group] = max(wanted.get(group, 0), _fraction(WEIGHT_BITS, most))
@@ -414,6 +443,11 @@ def _choose(
     rest = ideal if fraction is None else fraction
     if rest > ideal:  # who asks for finer activations wants finer weights too
         wanted = {group: min(bits + rest - ideal, _FINEST) for group, bits in wanted.items()}
+    for name, step in plan.steps.items():
+        if isinstance(step, Conv | Dense) and step.inputs[0] in plan.ones and name not in plan.whole:
+            # weights of signs have all the fraction bits of what they make
+            room = _FINEST - rest - math.frexp(float(np.abs(step.weight).max()))[1]
+            wanted[plan.find(name)] = max(min(wanted[plan.find(name)], room), 0)
 
     def lacking(formats: _Formats) -> dict[str, int]:
         return {group: rest + bits - formats.most(plan, group) for group, bits in wanted.items()}
@@ -458,7 +492,10 @@ def _emit(
 ) -> tuple[Program, dict[str, Integers]]:
     """The program, and by how much each channel of its values is too large on purpose, for the sake of rounding."""
     rest = formats.rest
-    fractions = {name: formats.groups[plan.find(name)] if name in plan.group else rest for name in plan.origin}
+    resting = dict.fromkeys(plan.ones, 0)
+    fractions = {
+        name: formats.groups[plan.find(name)] if name in plan.group else resting.get(name, rest) for name in plan.origin
+    }
     readers: dict[str, list[_Step]] = {}
     for step in plan.steps.values():
         for name in step.inputs:
@@ -511,6 +548,10 @@ def _emit(
                 before, after = formats.shifts(fractions[source])
                 weights[name] = Weights(to_fixed(step.shift, fractions[source]), to_fixed(step.constant, fraction))
                 ops.append(Square(name, step.inputs, before, after, 0 if step.mask is None else -gained, step.mask))
+            case Signed():
+                above = to_fixed(-step.threshold, fractions[source]) - offsets[source]
+                weights[name] = Weights(above, np.zeros_like(above))
+                ops.append(Sign(name, step.inputs))
             case _:
                 ops.append(_passing(step, gained, fraction))
                 offset = _passed(step, offsets[source], gained, values[source].shape)
@@ -520,8 +561,9 @@ def _emit(
         if fraction > rest and whole.any() and not offsets[name].any():
             nudge(name, whole.astype(np.int64) << (fraction - rest - 1))
     bound = formats.limit(INPUT, rest)
-    limits = {op.name: formats.limit(op.name, fractions[op.name]) for op in ops}
-    program = Program(formats.modulus, shape, rest, bound, tuple(ops), weights, limits, outputs)
+    # what signs read that is whole is bounded for every input, and not by calibration
+    limits = {op.name: formats.limit(op.name, fractions[op.name]) for op in ops if op.name not in plan.whole}
+    program = _tested(Program(formats.modulus, shape, rest, bound, tuple(ops), weights, limits, outputs))
     program.check()
     return program, offsets
 
@@ -560,6 +602,20 @@ def _passed(step: _Step, offset: Integers, gained: int, source: Shape) -> Intege
             return np.repeat(offset, math.prod(source[1:]))
         case _:
             return np.zeros(0, np.int64)
+
+
+def _tested(program: Program) -> Program:
+    """The program with the bits that its sign tests need, for every input."""
+    if not program.signs:
+        return program
+    worst = replace(program, limits={}).bounds()
+    ops: list[Op] = []
+    for op in program.ops:
+        if isinstance(op, Sign):
+            high = max(op.reach(worst[op.inputs[0]], program.weights[op.name]).bit_length() + 1, 2)
+            op = replace(op, high=high if high <= program.modulus.bits else 0)
+        ops.append(op)
+    return replace(program, ops=tuple(ops))
 
 
 def _linear(step: Conv | Dense, weight: Integers, gained: int) -> Op:
@@ -627,6 +683,10 @@ def _errors(
             case Flatten():
                 before = np.repeat(before, value.size // len(before))
                 own = 0.0 * before
+            case Sign():
+                # a value within its error of the threshold may fall on either side
+                sure = op.inputs[0] in plan.whole and not before.any()
+                before, own = 0.0 * before, np.full(len(before), 0.0 if sure else 2.0)
             case Square():
                 if isinstance(step, Squared):
                     nudged = np.abs(from_fixed(offsets[source], program.values[source].fraction))

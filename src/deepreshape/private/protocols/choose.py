@@ -11,12 +11,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from deepreshape.private.program.ops import Local, Op, Relu, Square, Truncate, Weighted
+from deepreshape.private.program.ops import Local, Op, Relu, Sign, Square, Truncate, Weighted
 from deepreshape.private.program.program import Program
 from deepreshape.private.program.relu_config import GC_FULL, ReluConfig
 from deepreshape.private.protocols.base import Flight, ReluProtocol, Step
 from deepreshape.private.protocols.garbled.relu_gc import ReluGc
 from deepreshape.private.protocols.garbled.relu_sign import ReluSign
+from deepreshape.private.protocols.garbled.sign_garbled import GarbledSign
 from deepreshape.private.protocols.square import Squares
 from deepreshape.private.protocols.transfers.relu_ot import ReluOt
 from deepreshape.private.protocols.truncate import Truncation
@@ -48,6 +49,7 @@ def _squared(op: Square, program: Program, config: ReluConfig) -> Iterator[Step]
 
 STEPS: dict[type[Op], Callable[[Any, Program, ReluConfig], Iterator[Step]]] = {
     Relu: _rectified,
+    Sign: GarbledSign.steps,
     Square: _squared,
     Truncate: lambda op, program, config: Truncation.steps(op, program),
 }

@@ -90,11 +90,11 @@ def run_local(
     Returns:
         ``agree``: private equals plain on all inputs, bit for bit, rounding as the shares say; ``max_lsb_difference``:
         the largest distance to the plain program that rounds towards minus infinity, in units of the output;
-        ``same_class``: the largest output is at the same place on all inputs; ``relus``; ``squares``; ``seconds`` and
-        ``bytes`` of one inference, means, {"offline", "online"}, connecting and set-up included; ``rounds``: the
-        client's waits online; ``declared_bytes_match``: in every layer and phase of every inference both parties
-        counted what was declared; ``peak_rss_mib`` and ``stored_mib`` {"client", "server"}; ``layers``: a row each,
-        with the seconds that each party spent there, waits included; ``outputs``: the integers, as lists.
+        ``same_class``: the largest output is at the same place on all inputs; ``relus``, ``squares`` and ``signs``;
+        ``seconds`` and ``bytes`` of one inference, means, {"offline", "online"}, connecting and set-up included;
+        ``rounds``: the client's waits online; ``declared_bytes_match``: in every layer and phase of every inference
+        both parties counted what was declared; ``peak_rss_mib`` and ``stored_mib`` {"client", "server"}; ``layers``: a
+        row each, with the seconds that each party spent there, waits included; ``outputs``: the integers, as lists.
 
     Raises:
         ProgramError: if a value may not fit the modulus.
@@ -281,6 +281,7 @@ def _costs(plan: Plan, reports: dict[str, Report]) -> dict[str, Any]:
     return {
         "relus": plan.program.relus,
         "squares": plan.program.squares,
+        "signs": plan.program.signs,
         "seconds": {phase: sum(row[phase] for row in seconds) / len(seconds) for phase in ("offline", "online")},
         "bytes": {
             "offline": declared.bytes - declared.only(phase="online").bytes,
@@ -305,6 +306,7 @@ def _layer(plan: Plan, name: str, reports: Mapping[str, Report]) -> dict[str, An
         "layer": name,
         "relus": sum(row.relus for row in online.rows),
         "squares": sum(row.squares for row in online.rows),
+        "signs": sum(row.signs for row in online.rows),
         "macs": sum(row.macs for row in own.rows),
         "he_products": sum(row.he_products for row in own.rows),
         "rounds": sum(row.rounds for row in online.rows),

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from torch import fx
 
-from deepreshape.private.program.graph import Affine, Rectify, Sum, Zero
+from deepreshape.private.program.graph import Affine, Rectify, Signed, Sum, Zero
 from deepreshape.private.program.lowering.arithmetic import expanded, negated, scaled
 from deepreshape.private.program.lowering.trace import SUBSTITUTE, Handler, Trace, UnsupportedOperatorError
 
@@ -81,6 +81,12 @@ def _zeroed(trace: Trace, node: fx.Node, path: str) -> None:
     source = trace.source(node.args[0])
     keep = trace.constant(node.args[1]).numpy().astype(np.bool_)
     trace.bind(node, trace.append(Zero(path, (source,), keep), trace.shapes[source]))
+
+
+def _sign(trace: Trace, node: fx.Node, path: str) -> None:
+    source = trace.source(node.args[0])
+    threshold = trace.constant(node.args[1]).numpy()
+    trace.bind(node, trace.append(Signed(path, (source,), threshold), trace.shapes[source]))
 
 
 def _clamp(trace: Trace, node: fx.Node, path: str) -> None:
@@ -172,6 +178,7 @@ ACTIVATIONS: dict[str, Handler] = {
     "clamp_min": _clamp,
     "clip": _clamp,
     "deepreshape.masked_relu": _masked_relu,
+    "deepreshape.sign": _sign,
     "deepreshape.zeroed": _zeroed,
     "hardsigmoid": _hard_sigmoid,
     "hardtanh": _clamp,

@@ -25,6 +25,7 @@ from deepreshape.private.program.graph import (
     PublicAffine,
     Quadratic,
     Rectify,
+    Signed,
     Squared,
     Stack,
     Sum,
@@ -34,7 +35,7 @@ from deepreshape.private.program.lowering.trace import evaluating
 from deepreshape.private.program.ops import INPUT, Integers, ProgramError
 from deepreshape.private.program.program import Program, from_fixed, to_fixed
 
-__all__ = ["observed_rows", "precision_losses", "run_layers"]
+__all__ = ["largest_rows", "observed_rows", "precision_losses", "run_layers"]
 
 Finishing = Mapping[str, Callable[[Tensor], Tensor]]
 CHUNK = 32
@@ -60,6 +61,10 @@ def observed_rows(
     if parameter.dtype in (torch.bfloat16, torch.float16):
         model = copy.deepcopy(model).float()
         parameter = parameter.float()
+    if any(isinstance(layer, Signed) for layer in graph.layers):
+        # in float32 some values fall on the other side of a threshold
+        model = copy.deepcopy(model).double()
+        parameter = parameter.double()
     rows: dict[str, NDArray[np.float64]] = {}
 
     def note(name: str, value: Tensor) -> None:
@@ -79,6 +84,20 @@ def observed_rows(
                     f"the traced network gives results {apart:.3g} off the network's own; what it computes may depend "
                     "on its input, or on the other inputs of a batch, in a way that a trace does not see"
                 )
+    return rows
+
+
+def largest_rows(graph: Graph, calibration: NDArray[np.float32]) -> dict[str, NDArray[np.float64]]:
+    """What :func:`observed_rows` gives, of a graph that has been compared with its network before."""
+    rows: dict[str, NDArray[np.float64]] = {}
+
+    def note(name: str, value: Tensor) -> None:
+        largest = value.abs().transpose(0, 1).flatten(1).amax(1).numpy()
+        rows[name] = np.maximum(rows[name], largest) if name in rows else largest
+
+    for start in range(0, len(calibration), CHUNK):
+        chunk = torch.as_tensor(np.ascontiguousarray(calibration[start : start + CHUNK]))
+        run_layers(graph, chunk.to(torch.float64), note)
     return rows
 
 
@@ -121,6 +140,9 @@ def _apply(layer: Layer, inputs: list[Tensor]) -> Tensor:
             )
             square = (x + shift).square() + constant
             return square if layer.mask is None else torch.where(torch.as_tensor(layer.mask), x.relu(), square)
+        case Signed():
+            above = x > torch.as_tensor(layer.threshold).reshape(-1, *[1] * (x.dim() - 2))
+            return torch.where(above, 1.0, -1.0).to(x.dtype)
         case Zero():
             return torch.where(torch.as_tensor(layer.keep), x, torch.zeros((), dtype=x.dtype))
         case Flat():

@@ -1,0 +1,65 @@
+"""What a row of the ledger is: a paper's claim, how it is put to the test, and the judge of what was measured."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+RESULTS = Path(__file__).parent / "results"
+
+Kind = Literal["exact", "structural", "accuracy", "time", "bytes"]
+Verdict = Literal["re-made", "in part", "refuted", "not testable"]
+Measured = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What a paper says, and how it is put to the test.
+
+    Attributes:
+        id: short, of the paper and a number.
+        paper, claim: which, and what it says, in our words.
+        published: the figure, and how it is known: read, secondary (others quote it), or digitised from a plot.
+        kind: what is compared.
+        measure: gives the values that are judged; none where it is not testable.
+        judge: of those values.
+        threshold: the judge in words.
+        minutes: of a quiet core, about.
+        needs: what has to be there, such as a data set or a file of results.
+        test: of the test suite, where one holds the claim exactly.
+        why: it is not testable.
+    """
+
+    id: str
+    paper: str
+    claim: str
+    published: str
+    kind: Kind
+    measure: Callable[[], Measured] | None = None
+    judge: Callable[[Measured], Verdict] = lambda _: "not testable"
+    threshold: str = ""
+    minutes: float = 0.0
+    needs: tuple[str, ...] = ()
+    test: str = ""
+    why: str = ""
+
+    @property
+    def command(self) -> str:
+        """That re-makes it."""
+        return f"python benchmarks/papers.py --run {self.id}" if self.measure else ""
+
+
+def rows_of(name: str) -> list[dict[str, Any]]:
+    """The rows of a file of results."""
+    return [json.loads(line) for line in (RESULTS / name).read_text().splitlines()]
+
+
+def at_least(name: str, whole: float, part: float) -> Callable[[Measured], Verdict]:
+    """Judges the largest of several values."""
+
+    def judge(measured: Measured) -> Verdict:
+        best = max(measured[name].values())
+        return "re-made" if best >= whole else "in part" if best >= part else "refuted"
+
+    return judge

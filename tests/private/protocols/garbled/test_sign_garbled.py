@@ -1,0 +1,100 @@
+"""Signs between two parties: exact for every value of the window, in both roles, for the bytes declared."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from support.two_parties import fixed, in_parallel
+
+from deepreshape.private.arith.ring import Field, Ring, Words
+from deepreshape.private.program.ops import ProgramError, Sign
+from deepreshape.private.program.program import Program
+from deepreshape.private.program.relu_config import ReluConfig, Role
+from deepreshape.private.protocols.base import Prepared, Run, side_by_side
+from deepreshape.private.protocols.garbled.sign_garbled import GarbledSign
+from deepreshape.private.transport.memory import memory_pair
+
+RING = Ring(20)
+
+
+def run(word: str, x: np.ndarray, high: int, thresholds: np.ndarray) -> np.ndarray:
+    """What both parties make of ``x``; both count what was declared, and keep what was."""
+    protocol = GarbledSign(ReluConfig.parse(word))
+    layer = protocol.layer(RING, Sign("layer", ("input",), high), len(x))
+    serving = replace(protocol, thresholds={"layer": RING.encode(thresholds)})
+    client_share, blind = (RING.random(len(x), fixed(number)) for number in (3, 4))
+    shares = {"client": client_share, "server": RING.sub(RING.encode(x), client_share)}
+    channels = dict(zip(("client", "server"), memory_pair(), strict=True))
+    stored: dict[str, int] = {}
+
+    def act(role: Role, party: GarbledSign) -> Words | None:
+        this, prepared = Run(channels[role], bytes(16), role, fixed(len(role))), list[Prepared]()
+        client = role == "client"
+        with channels[role].ledger.at("(setup)", "offline"):
+            setup = party.setup(this, [layer])
+        offline = party.offline(this, setup, layer, shares[role] if client else None, blind if client else None)
+        side_by_side(this, "offline", [("layer", offline)], lambda _, part: prepared.append(part))
+        stored[role] = sum(part.nbytes for part in prepared)
+        online = party.online(this, layer, iter(prepared), None if client else shares[role])
+        return side_by_side(this, "online", [("layer", online)])[0]
+
+    _, share = in_parallel(lambda: act("client", protocol), lambda: act("server", serving))
+    assert share is not None
+    declared = protocol.declared(layer)
+    for phase in ("offline", "online"):
+        for role, expected in (("client", declared.traffic[phase]), ("server", declared.traffic[phase][::-1])):
+            traffic = channels[role].ledger.traffic["layer", phase]
+            assert (traffic.sent, traffic.received) == expected, (role, phase)
+    assert (stored["client"], stored["server"]) == declared.stored
+    return RING.decode(RING.add(share, blind))
+
+
+WORDS = ["gc-full", "gc-sign", "gc-stochastic:drop=3", "gc-full:garbler=client", "gc-sign:batch=50"]
+
+
+@pytest.mark.parametrize("word", WORDS)
+def test_every_value_of_a_window_has_its_sign_and_zero_is_minus_one(word: str):
+    high = 7
+    x = np.arange(-(2 ** (high - 1)) + 1, 2 ** (high - 1))
+    found = run(word, x, high, np.zeros_like(x))
+    assert found.tolist() == np.where(x > 0, 1, -1).tolist()
+
+
+def test_thresholds_are_the_servers_and_move_the_sign():
+    x = np.arange(-20, 21)
+    thresholds = np.where(np.arange(41) % 2, 5, -5)
+    found = run("gc-full", x, 6, thresholds)
+    assert found.tolist() == np.where(x + thresholds > 0, 1, -1).tolist()
+
+
+def test_all_bits_are_read_where_no_window_is_proven():
+    x = np.array([-(2**19) + 1, -1, 0, 1, 2**19 - 1])
+    found = run("gc-full", x, 0, np.zeros_like(x))
+    assert found.tolist() == [-1, -1, -1, 1, 1]
+
+
+def test_a_window_that_is_too_narrow_is_wrong_there_and_the_layer_says_how_far_it_goes():
+    layer = GarbledSign(ReluConfig()).layer(RING, Sign("layer", ("input",), 6), 1)
+    assert GarbledSign(ReluConfig()).max_input(layer) == 31
+    found = run("gc-full", np.array([31, 33]), 6, np.zeros(2, np.int64))
+    assert found.tolist() == [1, -1]
+
+
+def test_a_narrow_sign_costs_a_fraction_of_a_wide_one():
+    protocol = GarbledSign(ReluConfig())
+    narrow, wide = (
+        sum(map(sum, protocol.declared(protocol.layer(Ring(30), Sign("x", ("input",), high), 1000)).traffic.values()))
+        for high in (11, 0)
+    )
+    assert narrow < 0.45 * wide
+
+
+def test_what_signs_are_not_computed_by_is_refused():
+    with pytest.raises(ProgramError, match="x: signs are computed by garbled circuits; use gc-full or gc-sign, not ot"):
+        GarbledSign(ReluConfig("ot")).layer(RING, Sign("x", ("input",)), 4)
+    with pytest.raises(ProgramError, match="x: signs are computed over a ring"):
+        GarbledSign(ReluConfig()).layer(Field(65537), Sign("x", ("input",)), 4)
+    with pytest.raises(ProgramError, match="x: bit 20 is none of"):
+        Program(RING, (4,), 0, 8, (Sign("x", ("input",), 21),))
+    with pytest.raises(ProgramError, match="x: a sign test of 1 bits"):
+        Program(RING, (4,), 0, 8, (Sign("x", ("input",), 1),))
