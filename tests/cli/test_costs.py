@@ -35,6 +35,7 @@ def test_cost_prices_a_users_network_even_if_it_cannot_be_lowered(tmp_path: Path
     assert any("gelu" in note for note in made[0]["notes"])
     assert any("cannot be lowered" in note for note in made[0]["notes"])
     assert "say which callable makes the network, such as mine.py:net" in call("cost", "mine.py", cwd=tmp_path).err
+    assert "is an ONNX file" in call("cost", "mine.onnx", cwd=tmp_path).err
 
 
 @pytest.mark.parametrize(

@@ -107,6 +107,11 @@ def _network_of(model: str, shape: Shape | None, classes: int) -> Network:
         if not isinstance(module, nn.Module):
             raise ValueError(f"{model!r} gives a {type(module).__name__}, not a torch module")
         return Network(module, shape or (3, 32, 32))
+    if model.endswith(".onnx"):
+        raise ValueError(
+            f"{model} is an ONNX file, which is no torch module; load it in code of your own (onnx2torch.convert), and "
+            "give the callable that returns the module, such as mine.py:net"
+        )
     if model.endswith(".py") and Path(model).is_file():
         raise ValueError(f"{model} holds code; say which callable makes the network, such as {model}:net")
     named = architecture(model, shape or (3, 32, 32), classes)
