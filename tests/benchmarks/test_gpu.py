@@ -11,7 +11,7 @@ from deepreshape.models.saved import load
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "gpu.py"
 
 
-def run(out: Path, deadline: int) -> subprocess.CompletedProcess[str]:
+def run(out: Path, deadline: float) -> subprocess.CompletedProcess[str]:
     words = [sys.executable, str(SCRIPT), "--tiny", "--deadline", str(deadline), "--out", str(out)]
     return subprocess.run(words, capture_output=True, text=True)
 
@@ -38,7 +38,7 @@ def test_tiny_phases_run_to_their_end_and_are_not_done_twice(tmp_path: Path):
 
 
 def test_no_phase_begins_without_time_for_it(tmp_path: Path):
-    done = run(tmp_path, 1)
+    done = run(tmp_path, 0.01)
     assert done.returncode == 0
     assert "resnet18: left out" in done.stderr
     assert "hrn: left out, as there is no resnet18" in done.stderr

@@ -301,7 +301,11 @@ def test_run_and_report(tmp_path: Path):
             "a budget of 99,999 ReLUs is more than any of these networks has: 11,776 at most",
         ),
         (("report", "."), ". holds no results: there is no results.jsonl"),
-        (("eval", "zoo:cats"), "there is no 'cats' in the zoo; it has cifar100-13k, cifar100-25k, cifar100-coarse-herpn, digits, digits-herpn"),
+        (
+            ("eval", "zoo:cats"),
+            "there is no 'cats' in the zoo; it has cifar100-13k, cifar100-25k, cifar100-coarse-herpn, digits, "
+            "digits-herpn",
+        ),
         (("linearize", ".", "--budget", "9", "--out", "o"), ". holds no saved model"),
         (
             ("linearize", "mine.py:net", "--budget", "9", "--out", "o"),

@@ -19,5 +19,5 @@ def test_what_stands_at_a_site_is_rebuilt_from_its_tensors(site):
 def test_kinds_are_registered_by_their_classes_and_an_unknown_one_is_named():
     assert all(kind.kind == word for word, kind in KINDS.items())
     assert {"masked-relu", "polynomial-relu"} <= set(KINDS)
-    with pytest.raises(ValueError, match="unknown kind of nonlinearity 'cubic'; this version knows masked-relu"):
+    with pytest.raises(ValueError, match=r"unknown kind of nonlinearity 'cubic'; this version knows .*masked-relu"):
         rebuild("cubic", {})

@@ -45,7 +45,7 @@ def test_calibration_measures_what_the_reference_holds():
     made = units.measure("quick", 1, told.append)
     assert set(made.units) == set(reference().units)
     assert all(np.isfinite(value) and value >= 0 for value in made.units.values())
-    assert len(told) == len(set(told)) == 9
+    assert len(told) == len(set(told)) == 10
     kinds = [f"{kind}.{garbler}.{phase}" for kind in ("gc-full", "sign") for garbler in ROLES for phase in PHASES]
     relus = {f"{kind}{what}" for kind in kinds for what in ("", ".relu")}
     assert set(made.factors) == {"he", "he.weights", "clear", "clear.weight", "store", "claim", *relus}

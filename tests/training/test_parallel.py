@@ -26,6 +26,9 @@ def data() -> Dataset:
     return replace(whole, train=few, validation=Split(whole.validation.images[:20], whole.validation.labels[:20]))
 
 
+NAMES = sorted(set(METHODS) - {"herpn"})
+"""All but the one that leaves no ReLU."""
+
 SETTINGS = {"senet": {"rounds": 2}}
 """A round longer than a step, to be killed in."""
 
@@ -52,7 +55,7 @@ def work(rank: int, port: int, folder: str) -> None:
     torch.set_num_threads(1)
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     distributed.init_process_group("gloo", rank=rank, world_size=2)
-    for name in METHODS:
+    for name in NAMES:
         model = reduced(name, Path(folder) / name)
         torch.save(model.state_dict(), f"{folder}/{name}.{rank}")
         if name == "coarse":  # has no search to be killed in
@@ -74,7 +77,7 @@ def together(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", NAMES)
 def test_two_processes_do_what_one_does(name: str, together: Path):
     one, other = (torch.load(together / f"{name}.{rank}", weights_only=True) for rank in (0, 1))
     alone = reduced(name)
@@ -89,7 +92,7 @@ def test_two_processes_do_what_one_does(name: str, together: Path):
     assert kept == sum(int(mask.sum()) for mask in masks_of(alone, (1, 8, 8)).values()) == 200
 
 
-@pytest.mark.parametrize("name", [name for name in METHODS if name != "coarse"])
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "coarse"])
 def test_two_processes_that_were_killed_go_on_to_the_same_result(name: str, together: Path):
     assert (together / f"{name}-killed" / "search" / "checkpoint.safetensors").is_file()
     for rank in (0, 1):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
@@ -219,7 +219,7 @@ def adjust(
                 report=lambda step: bar.update(task, description=f"iteration {step.iteration + 1}"),
             )
         )
-    networks = [architecture(step.network, dataset.shape, len(dataset.class_names)) for step in steps]
+    networks = [cast("ResNet", architecture(step.network, dataset.shape, len(dataset.class_names))) for step in steps]
     totals = [count(build(each, "meta"), dataset.shape).total for each in networks]
     (to / "widths.svg").write_text(picture_of_widths(layer_paths(start), [layer_widths(each) for each in networks]))
     rows = [

@@ -138,8 +138,10 @@ class _Mixture(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         weights = self.weights[self.halves][self.number]
         # the last weight is that of nothing
-        first, *others = (weight * operator(x) for weight, operator in zip(weights, self.operators, strict=False))
-        return sum(others, first)
+        total = weights[0] * self.operators[0](x)
+        for number in range(1, len(self.operators)):
+            total = total + weights[number] * self.operators[number](x)
+        return total
 
 
 class _Searched(nn.Module):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -181,7 +182,7 @@ class RemovalPoint:
             recipe=self.recipe,
             teacher=teacher,
             seed=self.seed,
-            price=(lambda layers: price_published(layers, PROFILES[self.profile])) if self.profile else None,
+            price=partial(price_published, profile=PROFILES[self.profile]) if self.profile else None,
         )
         model, record = removing.run(folder, progress)
         if parallel.rank() == 0:

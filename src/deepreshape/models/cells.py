@@ -239,6 +239,36 @@ class _CellModule(nn.Module):
         return self.act(self.mix(torch.cat(values[2:], dim=1)))
 
 
+class _SmallStem(nn.Module):
+    """One convolution; gives its map for both of the maps that the first cell takes."""
+
+    def __init__(self, architecture: CellNet) -> None:
+        super().__init__()
+        width = STEM * architecture.base
+        self.conv = nn.Sequential(*_conv(architecture.input[0], width, 3, architecture.resolution))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        out = self.conv(x)
+        return out, out
+
+
+class _LargeStem(nn.Module):
+    """Three convolutions of stride 2; gives the maps after the second and after the third."""
+
+    def __init__(self, architecture: CellNet) -> None:
+        super().__init__()
+        base = architecture.base
+        self.conv1 = nn.Sequential(*_conv(architecture.input[0], base // 2, 3, 2 * architecture.resolution))
+        self.act1 = activation(architecture, "stem.act1", base // 2)
+        self.conv2 = nn.Sequential(*_conv(base // 2, base, 3, 2))
+        self.act2 = activation(architecture, "stem.act2", base)
+        self.conv3 = nn.Sequential(*_conv(base, base, 3, 2))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        before = self.act2(self.conv2(self.act1(self.conv1(x))))
+        return before, self.conv3(before)
+
+
 class CellNetwork(nn.Module):
     """Maps a batch (N, channels, height, width) to logits (N, classes).
 
@@ -250,18 +280,10 @@ class CellNetwork(nn.Module):
     def __init__(self, architecture: CellNet, nodes: Callable[[CellPlace], Sequence[Node]] | None = None) -> None:
         super().__init__()
         self.architecture = architecture
-        base, step = architecture.base, architecture.resolution
-        self.stem = nn.Module()
-        if architecture.stem == "3x3":
-            self.stem.conv = nn.Sequential(*_conv(architecture.input[0], STEM * base, 3, step))
-            before = last = STEM * base
-        else:
-            self.stem.conv1 = nn.Sequential(*_conv(architecture.input[0], base // 2, 3, 2 * step))
-            self.stem.act1 = activation(architecture, "stem.act1", base // 2)
-            self.stem.conv2 = nn.Sequential(*_conv(base // 2, base, 3, 2))
-            self.stem.act2 = activation(architecture, "stem.act2", base)
-            self.stem.conv3 = nn.Sequential(*_conv(base, base, 3, 2))
-            before = last = base
+        base = architecture.base
+        small = architecture.stem == "3x3"
+        self.stem = (_SmallStem if small else _LargeStem)(architecture)
+        before = last = STEM * base if small else base
         nodes = nodes or partial(_nodes, Genotype.parse(architecture.genotype))
         self.count = 0
         for cell in architecture.cells():
@@ -271,11 +293,7 @@ class CellNetwork(nn.Module):
         self.head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(last, architecture.classes))
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.architecture.stem == "3x3":
-            before = last = self.stem.conv(x)
-        else:
-            before = self.stem.act2(self.stem.conv2(self.stem.act1(self.stem.conv1(x))))
-            last = self.stem.conv3(before)
+        before, last = self.stem(x)
         for number in range(self.count):
             before, last = last, self.get_submodule(f"cell{number}")(before, last)
         return self.head(last)

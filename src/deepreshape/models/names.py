@@ -62,10 +62,11 @@ def read_name(name: str, input: tuple[int, int, int], classes: int, families: Se
     presets = {key: preset for family in families for key, preset in family.presets().items()}
     shaped, cells = _SHAPED.match(name), _CELLS.match(name)
     preset = max((key for key in presets if name == key or name.startswith(f"{key}-")), key=len, default=None)
-    if not (shaped or cells or preset):
+    scheme = shaped or cells
+    if not (scheme or preset):
         others = "hrn-AxBxCx, stch-AxBxCx and sphynx-cC-lL-rI.J"
         raise ValueError(f"unknown network {name!r}; known are {', '.join(presets)}, {others}")
-    rest = name[len(preset) if preset else (shaped or cells).end() :]
+    rest = name[scheme.end() if scheme else len(preset or "") :]
     try:
         if shaped:
             multipliers = tuple(int(part) for part in shaped["multipliers"].split("x") if part)
@@ -87,8 +88,8 @@ def _of_cells(family: type[Staged], word: re.Match[str]) -> Staged:
     cells, first, second = (int(word[part]) for part in ("cells", "first", "second"))
     if not first < second < cells:
         raise ValueError(f"reductions rise and are cells, 0 to {cells - 1}, not {first} and {second}")
-    genotype = {"genotype": str(Genotype.parse(word["genotype"]))} if word["genotype"] else {}
-    return family((first, second - first, cells - second), int(word["base"]), CELL_GROWTH, **genotype)
+    published = family((first, second - first, cells - second), int(word["base"]), CELL_GROWTH)
+    return replace(published, genotype=str(Genotype.parse(word["genotype"]))) if word["genotype"] else published
 
 
 def _redesign(family: type[Staged], multipliers: tuple[int, ...]) -> Staged:

@@ -129,6 +129,6 @@ def _ranked(drawn: Tensor, mask: Tensor) -> Tensor:
     if mask.dim() == 1:
         return torch.ones(1)
     # pooled by adaptive windows, so that sizes need not divide the input's
-    pooled = adaptive_avg_pool2d(drawn, mask.shape[1:]).flatten()
+    pooled = adaptive_avg_pool2d(drawn, (mask.shape[1], mask.shape[2])).flatten()
     places = pooled.argsort(stable=True).argsort(stable=True)
     return ((places + 1) / len(places)).view(1, *mask.shape[1:])

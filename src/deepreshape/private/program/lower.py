@@ -100,7 +100,7 @@ def lower(
     shape = tuple(int(side) for side in calibration.shape[1:])
     traced = _traced(model, shape)
     graph = _simplified(traced)
-    graph.layers = [*carry_scales(cast(list[Layer], graph.layers), graph.outputs)]
+    graph.layers[:] = carry_scales(cast(list[Layer], graph.layers), graph.outputs)
     rows = observed_rows(model, graph, traced.finishing, calibration)
     if make_exact(graph):
         rows = largest_rows(graph, calibration)

@@ -428,10 +428,11 @@ class Square(Secret):
         moved = x + shift
         root = moved >> np.int64(self.before)
         exact = (_roomy(root, int(np.abs(root).max())) * root) >> self.after
-        if self.relus is None:
+        mask = self.mask
+        if mask is None:
             return rounding.rounded(self, moved, exact) + constant
-        exact = np.where(self.mask, np.maximum(x, 0) >> np.int64(self.shift), exact)
-        return rounding.rounded(self, np.where(self.mask, x, moved), exact) + np.where(self.mask, 0, constant)
+        exact = np.where(mask, np.maximum(x, 0) >> np.int64(self.shift), exact)
+        return rounding.rounded(self, np.where(mask, x, moved), exact) + np.where(mask, 0, constant)
 
     def _secret(self, weights: Weights | None) -> Weights:
         if weights is None:
@@ -458,20 +459,20 @@ class Sign(Secret):
         self.require(self.high == 0 or self.high >= 2, f"a sign test of {self.high} bits; it needs two")
         return Value(sources[0].shape, 0)
 
-    def reach(self, bound: int, own: Weights | None) -> int:
-        return bound + int(np.abs(self._threshold(own)).max())
+    def reach(self, bound: int, weights: Weights | None) -> int:
+        return bound + int(np.abs(self._threshold(weights)).max())
 
-    def worst(self, inputs: Sequence[int], own: Weights | None) -> int:
+    def worst(self, inputs: Sequence[int], weights: Weights | None) -> int:
         return 1
 
-    def interpret(self, inputs: Sequence[Integers], own: Weights | None, rounding: Rounding) -> Exact:
-        moved = inputs[0] + self._threshold(own).reshape(-1, *[1] * (inputs[0].ndim - 2))
+    def interpret(self, inputs: Sequence[Integers], weights: Weights | None, rounding: Rounding) -> Exact:
+        moved = inputs[0] + self._threshold(weights).reshape(-1, *[1] * (inputs[0].ndim - 2))
         return rounding.rounded(self, moved, np.where(moved > 0, 1, -1).astype(np.int64))
 
-    def _threshold(self, own: Weights | None) -> Integers:
-        if own is None:
+    def _threshold(self, weights: Weights | None) -> Integers:
+        if weights is None:
             raise ProgramError(f"{self.name}: a public program has no thresholds to run with")
-        return own.weight
+        return weights.weight
 
 
 @dataclass(frozen=True)

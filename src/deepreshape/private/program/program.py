@@ -14,6 +14,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -143,7 +144,7 @@ class Program:
         parts = zip(np.split(results, ends, axis=-1), values, strict=True)
         return tuple(from_fixed(part.reshape(*part.shape[:-1], *v.shape), v.fraction) for part, v in parts)
 
-    def joined(self, results: Sequence[Integers]) -> Integers:
+    def joined(self, results: Sequence[NDArray[Any]]) -> NDArray[Any]:
         """The integers of all outputs, (..., *shape) each, as one array; several are flattened first."""
         if len(results) == 1:
             return results[0]

@@ -92,7 +92,8 @@ class _Components:
     def _root(self, number: int) -> int:
         parent = self._parent
         while parent[number] != number:
-            parent[number] = number = parent[parent[number]]
+            parent[number] = parent[parent[number]]
+            number = int(parent[number])
         return number
 
     def _tie(self, one: NDArray[np.int64], other: NDArray[np.int64]) -> None:

@@ -99,7 +99,7 @@ def _largest_over(trace: Trace, node: fx.Node, path: str, windows: Sequence[Wind
 
 
 def _sizes(value: Any, axes: int) -> list[int]:
-    each = [int(side) for side in value] if isinstance(value, Sequence) else [int(value)]
+    each = [int(side) for side in cast(Sequence[Any], value)] if isinstance(value, Sequence) else [int(value)]
     return each * axes if len(each) == 1 else each
 
 
@@ -138,7 +138,8 @@ def _amax(trace: Trace, node: fx.Node, path: str) -> None:
 def _axes(trace: Trace, source: str, given: Any) -> list[int]:
     """Axes that an operator reduces, without the batch axis in front."""
     total = len(trace.shapes[source]) + 1
-    axes = sorted({int(axis) % total for axis in (given if isinstance(given, Sequence) else [given])})
+    each = cast(Sequence[Any], given) if isinstance(given, Sequence) else [given]
+    axes = sorted({int(axis) % total for axis in each})
     axes = axes or [*range(total)]
     if axes[0] == 0:
         raise UnsupportedOperatorError("reduces the axis of the batch", "keep the first axis for the batch")

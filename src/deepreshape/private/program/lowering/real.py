@@ -101,13 +101,15 @@ def largest_rows(graph: Graph, calibration: NDArray[np.float32]) -> dict[str, ND
     return rows
 
 
-def run_layers(graph: Graph, x: Tensor, observe: Callable[[str, Tensor], None] = lambda *_: None) -> list[Tensor]:
+def run_layers(graph: Graph, x: Tensor, observe: Callable[[str, Tensor], None] | None = None) -> list[Tensor]:
     """The outputs for a batch, float64; ``observe`` is shown every value by name, the input's too."""
     values, left = {INPUT: x}, graph.uses()
-    observe(INPUT, x)
+    if observe:
+        observe(INPUT, x)
     for layer in cast(list[Layer], graph.layers):
         values[layer.name] = _apply(layer, [values[name] for name in layer.inputs])
-        observe(layer.name, values[layer.name])
+        if observe:
+            observe(layer.name, values[layer.name])
         for name in layer.inputs:
             left[name] -= 1
             if not left[name]:

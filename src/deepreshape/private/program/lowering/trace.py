@@ -304,7 +304,8 @@ def trace(model: nn.Module, shape: Sequence[int], handlers: Mapping[str, Handler
     with evaluating(model):
         try:
             with _quiet():
-                exported = torch.export.export(model, (example,), strict=False).run_decompositions({})
+                exported = torch.export.export(model, (example,), strict=False)
+                exported = exported.run_decompositions({})  # pyright: ignore[reportUnknownMemberType]
         except Exception as error:  # whatever the network's own code raises; torch wraps it in many types
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             if "data-dependent" in reason:
