@@ -27,6 +27,7 @@ from torch import nn
 sys.path.insert(0, str(Path(__file__).parent))  # tests load this file from elsewhere
 
 import papers_networks
+import papers_shapes
 from papers_claim import RESULTS, Claim, Measured, Verdict, at_least, rows_of
 
 from deepreshape.nn import HerPN
@@ -295,6 +296,7 @@ CLAIMS: tuple[Claim, ...] = (
         why="2,000 epochs of search and 200 of training on a GPU; docs/removal.md has what our epochs give",
     ),
     *papers_networks.CLAIMS,
+    *papers_shapes.CLAIMS,
 )
 
 

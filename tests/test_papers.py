@@ -55,6 +55,8 @@ def test_each_judge_can_say_no(papers: ModuleType):
         "SNL-2": {"points": {"50,000": 0.0}},
         "CIR-1": {"ratio": {"stored": 1.4}},
         "CIR-3": {"points_lost": 3.1},
+        "SPH-1": {"relus": {"a": 1}, "published": {"a": 2}},
+        "NAD-1": {"adjusted": 167_552, "before": 188_416},
     }
     assert set(worst) == {claim.id for claim in papers.CLAIMS if claim.measure}
     assert {claims[name].judge(measured) for name, measured in worst.items()} == {"refuted"}
