@@ -11,6 +11,7 @@ from deepreshape.private.program.ops import ProgramError, Sign
 from deepreshape.private.program.program import Program
 from deepreshape.private.program.relu_config import ReluConfig, Role
 from deepreshape.private.protocols.base import Prepared, Run, side_by_side
+from deepreshape.private.protocols.garbled import sign_garbled
 from deepreshape.private.protocols.garbled.sign_garbled import GarbledSign
 from deepreshape.private.transport.memory import memory_pair
 
@@ -98,3 +99,23 @@ def test_what_signs_are_not_computed_by_is_refused():
         Program(RING, (4,), 0, 8, (Sign("x", ("input",), 21),))
     with pytest.raises(ProgramError, match="x: a sign test of 1 bits"):
         Program(RING, (4,), 0, 8, (Sign("x", ("input",), 1),))
+
+
+@pytest.mark.parametrize("word", ["gc-full", "gc-full:garbler=client"])
+def test_the_bit_that_the_evaluator_sees_says_nothing_of_the_sign(word: str, monkeypatch: pytest.MonkeyPatch):
+    """It is the permute bit of a label: the sign plus the bit of the zero label, which only the garbler has."""
+    seen: list[np.ndarray] = []
+    permute_bits = sign_garbled.permute_bits
+
+    def note(labels: Words) -> np.ndarray:
+        seen.append(permute_bits(labels))
+        return seen[-1]
+
+    monkeypatch.setattr(sign_garbled, "permute_bits", note)
+    x = np.where(np.arange(4_000) % 2, 5, -5)
+    assert run(word, x, 7, np.zeros_like(x)).tolist() == np.sign(x).tolist()
+    # the garbler speaks first, so its zero labels are looked at first
+    zero, label = seen
+    assert np.array_equal(zero ^ label, x > 0)
+    for sign in (x > 0, x < 0):
+        assert abs(label[sign].mean() - 0.5) < 5 * 0.5 / np.sqrt(2_000)
