@@ -58,10 +58,12 @@ class RandomNetwork(nn.Module):
         """The step, if a map of the present shape can go through it and stays small."""
         try:
             with torch.no_grad():
-                shape = [*step.eval()(torch.zeros(2, *self.shape)).shape[1:]]
+                out = step.eval()(torch.zeros(2, *self.shape))
         except (RuntimeError, ValueError):
             return None
-        if len(shape) != 3 or not min(shape) >= 1 or max(shape[1:]) > SIDE or shape[0] > 12:
+        shape = [*out.shape[1:]]
+        # a window of a max pool that lies wholly in its padding gives minus infinity
+        if not out.isfinite().all() or len(shape) != 3 or not min(shape) >= 1 or max(shape[1:]) > SIDE or shape[0] > 12:
             return None
         self.shape = shape
         self.words.append(word)

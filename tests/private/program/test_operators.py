@@ -3,11 +3,15 @@
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from support.lowered import checked, drawn, prepared
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
+
+from deepreshape.private.program.lower import lower
+from deepreshape.private.program.ops import ProgramError
 
 
 class Around(nn.Module):
@@ -184,3 +188,10 @@ def test_convolutions_of_every_shape(name: str):
 def test_layers_on_other_axes(name: str):
     what, *layers = NETWORKS[name]
     tried(what, *layers)
+
+
+def test_a_max_pool_with_a_window_of_padding_alone_is_refused():
+    pool = nn.Sequential(nn.Conv2d(1, 2, 1), nn.MaxPool2d(2, 2, 1, dilation=2))
+    assert pool(torch.zeros(1, 1, 1, 1)).isinf().all()
+    with pytest.raises(ProgramError, match="a window lies wholly in the padding"):
+        lower(pool.eval(), np.ones((2, 1, 1, 1), np.float32))

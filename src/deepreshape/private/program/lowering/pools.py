@@ -115,7 +115,12 @@ def _max_pool(trace: Trace, node: fx.Node, path: str) -> None:
     axes = len(shape) - 1
     sizes = [_sizes(value, axes) for value in (kernel, stride or kernel, padding, dilation)]
     facts = zip(shape[1:], _result(node)[1:], *sizes, strict=True)
-    _largest_over(trace, node, path, [_inside(*fact) for fact in facts])
+    windows = [_inside(*fact) for fact in facts]
+    if not all(window for one in windows for window in one):
+        raise UnsupportedOperatorError(
+            "a window lies wholly in the padding, so that its maximum is minus infinity", "less dilation or padding"
+        )
+    _largest_over(trace, node, path, windows)
 
 
 def _adaptive_max(trace: Trace, node: fx.Node, path: str) -> None:
