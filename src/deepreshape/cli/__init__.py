@@ -24,7 +24,6 @@ from deepreshape.cli import (
     private,
     removal,
     search,
-    substitute,
 )
 from deepreshape.cli.console import PanelCommand, err, out
 from deepreshape.private.errors import PrivateError
@@ -53,7 +52,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Redesign convolutional networks for private inference: count, design, train, remove ReLUs, price, run.",
 )
-COMMANDS = (networks, costs, search, jobs, removal, substitute, binarize, explain)
+COMMANDS = (networks, costs, search, jobs, removal, binarize, explain)
 for commands in (each.app for each in COMMANDS):
     app.registered_commands += commands.registered_commands
 app.add_typer(cells.app, name="cells")

@@ -24,7 +24,7 @@ from torch.nn.utils import parametrize
 from deepreshape.cost.layers import Layer
 from deepreshape.counting import count
 from deepreshape.models.architecture import Site
-from deepreshape.models.call_sites import call_sites
+from deepreshape.models.foreign.call_sites import call_sites
 from deepreshape.nn import Nonlinearity
 
 __all__ = ["Foreign", "Network", "convert", "traced"]
