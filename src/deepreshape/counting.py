@@ -10,6 +10,7 @@ Conventions, which differ between papers:
 * a multiply-add is one MAC; batch norm, pools and adds are not counted. What papers on private inference call FLOPs
   are MACs.
 * ReLUs are reported with the stem's and without it (SNL's networks have none there).
+* pixels that a convolution leaves out cost no MACs there, and the ReLU of the constant behind them counts none.
 * ReLU6, leaky ReLU and ``clamp(min=0)`` count one ReLU an element.
 * a max pool of k elements a window counts k - 1 comparisons an output, on a line of its own.
 """
@@ -266,6 +267,17 @@ class _Trace(TorchDispatchMode):
         elif func._overloadpacket in flop_registry:
             counts.macs = flop_registry[func._overloadpacket](*args, **kwargs, out_val=out) // 2
             self.layers.append(self._linear_layer(path, plain, args, out, counts.macs))
+        elif plain == "deepreshape.masked_conv2d":
+            x, weight, bias, columns, stride, padding, dilation, groups = args
+            counts.macs = len(x) * int(columns.sum()) * weight.numel()
+            usual = x, weight, bias, stride, padding, dilation, False, (), groups
+            layer = _convolution(path, usual, out, counts.macs)
+            self.layers.append(replace(layer, left_out=int((~columns).sum())))
+        elif plain == "deepreshape.known_relu":
+            known = int(args[1].sum()) * (out.numel() // args[1].numel())
+            if isinstance(self.layers[-1], ReluLayer):
+                self.layers[-1] = replace(self.layers[-1], elements=self.layers[-1].elements - known)
+            return out
         elif plain in _RELUS and _RELUS[plain](args, kwargs):
             elements = args[0].numel()
             counts.relus = elements

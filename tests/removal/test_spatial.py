@@ -5,11 +5,15 @@ from dataclasses import replace
 
 import pytest
 import torch
-from support.few_digits import RECIPE, digits, trained
+from support.few_digits import RECIPE, KilledError, digits, equal, kill_at, trained, weights
+from torch import nn
 
 from deepreshape.counting import count
+from deepreshape.models.saved import load, save
+from deepreshape.nn import KnownReLU, MaskedConv2d
 from deepreshape.removal import Linearization, Spatial, Taylor, masks_of
 from deepreshape.removal.method import Task
+from deepreshape.removal.sites import behind_convolutions
 from deepreshape.removal.spatial import _ranked, _Search
 from deepreshape.training import TrainingRun
 
@@ -18,6 +22,10 @@ MODEL = trained()
 MASKS = masks_of(MODEL, DATA.shape)
 TASK = Task(DATA, RECIPE, copy.deepcopy(MODEL).eval(), MASKS, dict.fromkeys(MASKS, 1.0), 0, None, lambda at: None)
 TOTAL = sum(int(mask.sum()) for mask in MASKS.values())
+BEHIND = behind_convolutions(MODEL, DATA.shape, MASKS)
+REMOVABLE = sum(int(MASKS[path].sum()) for path in BEHIND)
+FEWER = TOTAL - REMOVABLE // 3
+"""A budget for columns: two thirds of what stands behind convolutions."""
 
 
 def search(budget: int = TOTAL // 2, **settings) -> _Search:
@@ -90,6 +98,114 @@ def test_other_methods_go_on_from_it():
     assert count(less, DATA.shape).total.relus == TOTAL // 4
     for path, mask in masks_of(less, DATA.shape).items():
         assert not (mask & ~masks_of(half, DATA.shape)[path]).any()
+
+
+def columns(budget: int = FEWER, folder=None, progress=None, model=MODEL, **settings):
+    method = Spatial(budget, columns=True, **settings)
+    return Linearization(model, method, DATA, recipe=RECIPE).run(folder, progress)
+
+
+@pytest.mark.parametrize("choice", ["best", "validation", "first"])
+def test_convolutions_leave_out_what_the_sites_behind_them_lose(choice):
+    net, record = columns(choice=choice)
+    counted, modules = count(net, DATA.shape), dict(net.named_modules())
+    assert counted.total.relus == record.relus == FEWER
+    assert {path for path, module in modules.items() if isinstance(module, MaskedConv2d)} == {*BEHIND.values()}
+    for path, conv in BEHIND.items():
+        site, masked = modules[path], modules[conv]
+        assert torch.equal(site.known, ~masked.columns)
+        assert not (site.relu.mask & site.known).any()
+        kept = float(masked.columns.float().mean())
+        assert abs(kept - 2 / 3) <= 1.5 / masked.columns.numel() + 0.01
+        before = count(MODEL, DATA.shape).by_module[conv].macs
+        assert counted.by_module[conv].macs * masked.columns.numel() == before * int(masked.columns.sum())
+    for path in MASKS.keys() - BEHIND.keys():
+        assert modules[path].mask.all()
+
+
+def test_no_value_of_a_pixel_left_out_depends_on_the_input():
+    net, _ = columns()
+    seen = {}
+    for path in BEHIND:
+        net.get_submodule(path).register_forward_hook(lambda *got, at=path: seen.update({at: got[2]}))
+    with torch.no_grad():
+        net(torch.randn(4, *DATA.shape))
+    for path, value in seen.items():
+        known = value[:, :, net.get_submodule(path).known]
+        assert known.numel()
+        assert (known == known[:1, :, :1]).all()
+        assert (known >= 0).all()
+
+
+def test_columns_are_saved_and_loaded(tmp_path):
+    net, _ = columns()
+    save(net, tmp_path)
+    again, x = load(tmp_path), torch.randn(3, *DATA.shape)
+    with torch.no_grad():
+        assert torch.allclose(again(x), net(x), atol=1e-5)
+    assert equal(weights(again), weights(net))
+
+
+def test_a_search_for_columns_goes_on_where_it_was_killed(tmp_path):
+    whole, _ = columns(search_epochs=2)
+    for phase, step in [("search", 4), ("tune", 2)]:
+        with pytest.raises(KilledError):
+            columns(folder=tmp_path, progress=kill_at(phase, step), search_epochs=2)
+    assert equal(weights(columns(folder=tmp_path, search_epochs=2)[0]), weights(whole))
+
+
+def test_other_methods_go_on_from_columns(tmp_path):
+    net, _ = columns()
+    less, _ = Linearization(net, Taylor(TOTAL // 4, mismatch=0.0), DATA, recipe=RECIPE).run()
+    assert count(less, DATA.shape).total.relus == TOTAL // 4
+    assert count(less, DATA.shape).total.macs == count(net, DATA.shape).total.macs
+    more, _ = columns(FEWER - 40, model=net)
+    modules, before = dict(more.named_modules()), dict(net.named_modules())
+    assert all(not (modules[conv].columns & ~before[conv].columns).any() for conv in BEHIND.values())
+    for path in BEHIND:
+        assert isinstance(modules[path], KnownReLU)
+        assert torch.equal(modules[path].known, ~modules[BEHIND[path]].columns)
+    save(less, tmp_path)
+    assert equal(weights(load(tmp_path)), weights(less))
+
+
+def test_maps_may_be_compared_with_a_teacher_without_columns():
+    net, _ = Linearization(MODEL, Spatial(FEWER, columns=True, mismatch=1.0), DATA, recipe=RECIPE).run()
+    assert count(net, DATA.shape).total.relus == FEWER
+
+
+def test_only_what_nothing_else_reads_is_behind_a_convolution():
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.read, self.wide, self.small = (nn.Conv2d(3, 3, size, padding=size // 2) for size in (3, 3, 1))
+            self.norm = nn.BatchNorm2d(3)
+            self.first, self.second, self.third, self.fourth = (nn.ReLU() for _ in range(4))
+
+        def forward(self, x):
+            x = self.read(x)
+            x = self.first(x) + x
+            x = self.second(self.norm(self.wide(x)))
+            return self.fourth(self.third(self.small(x)) + x).mean((2, 3))
+
+    net = Net()
+    sites = masks_of(net, (3, 8, 8))
+    assert behind_convolutions(net, (3, 8, 8), sites) == {"second": "wide"}
+
+
+def test_a_budget_below_what_adds_leave_is_refused():
+    least = TOTAL - REMOVABLE + sum(len(MASKS[path]) for path in BEHIND)
+    assert columns(least)[1].relus == least
+    with pytest.raises(
+        ValueError, match=f"{TOTAL - REMOVABLE:,} of the network's {TOTAL:,} stand behind.*{least:,} is"
+    ):
+        columns(least - 1)
+
+
+def test_a_network_without_such_convolutions_is_refused():
+    flat = nn.Sequential(nn.Conv2d(DATA.shape[0], 4, 1), nn.ReLU(), nn.Flatten(), nn.Linear(256, 10))
+    with pytest.raises(ValueError, match="none of the network's 256 ReLUs"):
+        columns(100, model=flat)
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ class LinearLayer:
         macs: multiply-adds for one input.
         stride, padding, dilation: along (height, width), as torch's convolutions have them.
         transposed: whether it is a transposed convolution.
+        left_out: pixels of the result that are not computed, in each channel.
     """
 
     name: str
@@ -32,6 +33,7 @@ class LinearLayer:
     padding: tuple[int, int] = (0, 0)
     dilation: tuple[int, int] = (1, 1)
     transposed: bool = False
+    left_out: int = 0
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ class ReluLayer:
     Attributes:
         name: path of the module it runs in.
         relus: how many ReLUs are kept.
-        elements: how many elements the whole map has.
+        elements: how many elements the map has, constants left out.
     """
 
     name: str

@@ -2,13 +2,15 @@
 
 At a site stands ``torch.nn.ReLU`` (kept whole), ``torch.nn.Identity`` (removed), a :class:`Nonlinearity`
 (:class:`MaskedReLU`: kept at some positions; :class:`PolynomialReLU`: a polynomial at the others; :class:`HerPN`: a
-quadratic everywhere; :class:`Zeroed`: a constant 0 at some positions around any of these;
+quadratic everywhere; :class:`Zeroed`: a constant 0 at some positions around any of these; :class:`KnownReLU`: a
+constant at the pixels that a :class:`MaskedConv2d` before it leaves out;
 :class:`RPReLU`, :class:`RSign` and :class:`SignConv2d`: those of binary networks) or, with the
 convolution before it, :class:`ReuseConv`. :func:`swap` puts other modules there for a while: :func:`faulty` a
 :class:`StochasticReLU`; a search for a mask has a :class:`GatedReLU`.
 """
 
 from deepreshape.nn.binary import BinaryConv2d, RPReLU, RSign, ShiftedReLU, SignConv2d
+from deepreshape.nn.constants import KnownReLU, MaskedConv2d, Zeroed
 from deepreshape.nn.finite import require_finite
 from deepreshape.nn.gates import GatedReLU
 from deepreshape.nn.herpn import Escape, HerPN, escape
@@ -18,7 +20,6 @@ from deepreshape.nn.polynomial import PolynomialReLU, polynomial_relu
 from deepreshape.nn.reuse import ReuseConv, ReuseForm, reuse_widths
 from deepreshape.nn.stochastic import Faults, StochasticReLU, faulty
 from deepreshape.nn.swap import swap
-from deepreshape.nn.zeroed import Zeroed
 
 __all__ = [
     "KINDS",
@@ -27,6 +28,8 @@ __all__ = [
     "Faults",
     "GatedReLU",
     "HerPN",
+    "KnownReLU",
+    "MaskedConv2d",
     "MaskedReLU",
     "Nonlinearity",
     "PolynomialReLU",

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from math import prod
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from deepreshape.counting import count
 from deepreshape.nn import MaskedReLU, Nonlinearity
 
-__all__ = ["Granularity", "Masks", "keep_best", "masks_of", "put_masks", "unit_shape"]
+__all__ = ["Granularity", "Masks", "behind_convolutions", "keep_best", "masks_of", "put_masks", "unit_shape"]
 
 Granularity = Literal["pixel", "position", "channel", "layer"]
 """What is kept or removed as one: a ReLU, those of all channels at a position, a channel's, or a layer's."""
@@ -58,6 +59,65 @@ def masks_of(model: nn.Module, input: Sequence[int]) -> Masks:
             "models.convert makes modules of ReLU calls, and substitute makes ReLUs of other activations"
         )
     return masks
+
+
+def behind_convolutions(model: nn.Module, input: Sequence[int], sites: Iterable[str]) -> dict[str, str]:
+    """Of ``sites``, those whose input is a convolution's result and nothing else, and the convolution, by path.
+
+    Between the two there may be a batch norm; nobody else reads what the convolution gives. Convolutions of 1x1 windows
+    and those in groups are left aside, as are those that pad with other values than zeros.
+
+    Args:
+        model: any module; it is left as it was.
+        input: shape of one input, (channels, height, width).
+        sites: paths of modules that compute ReLUs.
+    """
+    made: dict[Any, str] = {}
+    read: dict[str, Any] = {}
+    modules = dict(model.named_modules())
+    linear = {path: at for path, at in modules.items() if isinstance(at, nn.Conv2d | nn.BatchNorm2d)}
+
+    def note(path: str, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        read[path] = inputs[0].grad_fn
+        made[output.grad_fn] = path
+
+    handles = [at.register_forward_hook(lambda *got, path=path: note(path, *got[1:])) for path, at in linear.items()]
+    for path in sites:
+        handles.append(
+            modules[path].register_forward_pre_hook(lambda _, got, path=path: read.update({path: got[0].grad_fn}))
+        )
+    training = {module: module.training for module in modules.values()}
+    try:
+        with torch.enable_grad():
+            x = torch.zeros(1, *input, device=next(model.parameters()).device, requires_grad=True)
+            uses = _uses(model.eval()(x).grad_fn)
+    finally:
+        for handle in handles:
+            handle.remove()
+        for module, mode in training.items():
+            module.training = mode
+    chains: dict[str, str] = {}
+    for path in sites:
+        before = made.get(read[path]) if uses[read[path]] == 1 else None
+        if before is not None and isinstance(linear[before], nn.BatchNorm2d):
+            before = made.get(read[before]) if uses[read[before]] == 1 else None
+        layer = linear.get(before or "")
+        plain = isinstance(layer, nn.Conv2d) and layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
+        if before and plain and layer.groups == 1 and max(layer.kernel_size) > 1:
+            chains[path] = before
+    return chains
+
+
+def _uses(end: Any) -> Counter[Any]:
+    """How often each value is read, by the node of autograd's graph that gave it."""
+    uses, seen, left = Counter[Any]([end]), {end}, [end]
+    while left:
+        for node, _ in left.pop().next_functions:
+            uses[node] += 1
+            if node is not None and node not in seen:
+                seen.add(node)
+                left.append(node)
+    return uses
 
 
 def put_masks(model: nn.Module, masks: Masks) -> nn.Module:

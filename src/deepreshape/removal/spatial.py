@@ -7,8 +7,10 @@ trains on with them. As published, that is a choice by the loss of single batche
 can take the best of some maps on the validation split in its place, or the first one, which nothing chose: whether the
 others beat it is the question to ask of them.
 
-A position that is removed passes its values on, as everywhere here. Under homomorphic encryption positions cost
-nothing: a masked position saves the ReLUs, not the multiply-adds before them.
+A position that is removed passes its values on, as everywhere here. With ``columns`` it is the published one in its
+place: the convolution before leaves the pixel out for all channels, before its batch norm, and what comes to the ReLU
+is a constant. That takes ReLUs directly behind convolutions only; those behind adds stay. Under homomorphic encryption
+pixels cost nothing: a pixel left out saves its ReLUs and the server's product in the clear, and no encrypted product.
 """
 
 from __future__ import annotations
@@ -20,9 +22,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d, cross_entropy
 
+from deepreshape.nn import KnownReLU, MaskedConv2d, MaskedReLU
 from deepreshape.removal.mask_search import ChosenMasks, SearchMethod, weighed
 from deepreshape.removal.method import Reduced, Task
-from deepreshape.removal.sites import Granularity, Masks, keep_best
+from deepreshape.removal.sites import Granularity, Masks, behind_convolutions, keep_best
 from deepreshape.training import check_ranges
 from deepreshape.training.parallel import add_up
 
@@ -41,6 +44,7 @@ class Spatial(SearchMethod):
             the ``"first"``.
         begin, end: shares of the search between which ReLUs are removed and maps are drawn.
         maps: how many are judged on the validation split.
+        columns: whether the convolutions before leave the positions out, so that only ReLUs behind these may go.
     """
 
     granularity: Granularity = "position"
@@ -48,6 +52,7 @@ class Spatial(SearchMethod):
     begin: float = 0.1
     end: float = 0.5
     maps: int = 16
+    columns: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -58,7 +63,7 @@ class Spatial(SearchMethod):
             raise ValueError(f"begin={self.begin} has to be before end={self.end}")
 
     def reduce(self, network: nn.Module, task: Task) -> Reduced:
-        return self.find(_Search(self, network, task), task)
+        return self.find((_Columns if self.columns else _Search)(self, network, task), task)
 
 
 class _Search(ChosenMasks):
@@ -104,8 +109,11 @@ class _Search(ChosenMasks):
         """The masks that a map leaves, exactly ``budget`` ReLUs: the same share of the positions at each site."""
         generator = torch.Generator().manual_seed((number + 1_000_003 * self.seed) % 2**32)
         drawn = torch.rand((1, 1, *self.task.data.shape[1:]), generator=generator)
-        scores = {path: _ranked(drawn, mask) for path, mask in self.whole.items()}
+        scores = {path: self._scored(drawn, path) for path in self.whole}
         return keep_best(weighed(scores, self.prices), self.whole, budget, self.seed)
+
+    def _scored(self, drawn: Tensor, path: str) -> Tensor:
+        return _ranked(drawn, self.whole[path])
 
     def _judge(self) -> None:
         split, data, device = self.task.data.validation, self.task.data, next(self.network.parameters()).device
@@ -122,6 +130,88 @@ class _Search(ChosenMasks):
         loss = cross_entropy(self.network(images).float(), labels, reduction=reduction)
         self.network.train()
         return loss
+
+
+class _Columns(_Search):
+    """The search in which convolutions leave out what the sites behind them lose."""
+
+    def __init__(self, method: Spatial, network: nn.Module, task: Task) -> None:
+        self.behind = _removable(method, network, task)
+        super().__init__(method, network, task)
+        for path, conv in self.behind.items():
+            _put_column_mask(self.network, path, conv)
+        self.before_search = {path: self._pair(path)[0].columns.clone() for path in self.behind}
+
+    def _pair(self, path: str) -> tuple[MaskedConv2d, KnownReLU]:
+        """The convolution before a site, and what stands around the site's ReLUs."""
+        pair = self.network.get_submodule(self.behind[path]), self.network.get_submodule(_around(path))
+        assert isinstance(pair[0], MaskedConv2d)  # noqa: S101 - put there above
+        assert isinstance(pair[1], KnownReLU)  # noqa: S101 - likewise
+        return pair
+
+    def layer(self, path: str) -> MaskedReLU:
+        return super().layer(f"{_around(path)}.relu" if path in self.behind else path)
+
+    def choose(self, masks: Masks) -> None:
+        super().choose(masks)
+        for path in self.behind:
+            gone = self.whole[path].any(0) & ~masks[path].any(0)
+            conv, site = self._pair(path)
+            conv.columns.copy_(self.before_search[path].to(conv.columns.device) & ~gone.to(conv.columns.device))
+            site.known.copy_(~conv.columns)
+
+    def finished(self, masks: Masks) -> nn.Module:
+        return self.network
+
+    def _scored(self, drawn: Tensor, path: str) -> Tensor:
+        """Sites behind adds, and one position of each other one, come before all else."""
+        mask = self.whole[path]
+        if path not in self.behind:
+            return torch.full((1, *mask.shape[1:]), torch.inf)
+        ranks = _ranked(drawn, mask)
+        return torch.where(ranks == 1, torch.inf, ranks)
+
+
+def _around(path: str) -> str:
+    """The site of a path that may be the ReLU within what an earlier search put there."""
+    return path.removesuffix(".relu")
+
+
+def _removable(method: Spatial, network: nn.Module, task: Task) -> dict[str, str]:
+    """The sites that columns may take, with the convolution before each.
+
+    Raises:
+        ValueError: if there are none, or fewer ReLUs than the budget wants gone.
+    """
+    behind = behind_convolutions(network, task.data.shape, task.masks)
+    total = sum(int(mask.sum()) for mask in task.masks.values())
+    there = sum(int(task.masks[path].sum()) for path in behind)
+    if not behind:
+        raise ValueError(
+            f"none of the network's {total:,} ReLUs stands directly behind a convolution wider than 1x1, where "
+            "columns are left out; leave columns out"
+        )
+    least = total - there + sum(len(task.masks[path]) for path in behind)
+    if method.budget < least:
+        raise ValueError(
+            f"a budget of {method.budget:,} ReLUs is too small for columns: {total - there:,} of the network's "
+            f"{total:,} stand behind adds or the like, where a convolution that leaves pixels out removes none, and "
+            f"each other site keeps a position; {least:,} is the least, or leave columns out"
+        )
+    return behind
+
+
+def _put_column_mask(network: nn.Module, path: str, conv: str) -> None:
+    """Put a convolution that can leave pixels out before a site of ``network`` itself, and constants behind it."""
+    device = next(network.parameters()).device
+    layer, relu = network.get_submodule(conv), network.get_submodule(path)
+    if isinstance(layer, MaskedConv2d):
+        return
+    assert isinstance(layer, nn.Conv2d)  # noqa: S101 - that is what was looked for
+    assert isinstance(relu, MaskedReLU)  # noqa: S101 - put there by the search
+    columns = torch.ones(relu.mask.shape[1:], dtype=torch.bool, device=device)
+    network.set_submodule(conv, MaskedConv2d.of(layer, columns))
+    network.set_submodule(path, KnownReLU(relu, ~columns))
 
 
 def _ranked(drawn: Tensor, mask: Tensor) -> Tensor:

@@ -306,7 +306,14 @@ def _compared(
     """Where the activation maps of student and teacher at the masked ReLUs will be, if the recipe compares them."""
     if teacher is None or not recipe.mismatch:
         return None
-    names = [name for name, module in model.named_modules() if isinstance(module, Nonlinearity)]
+    modules = dict(model.named_modules())
+    names = [
+        name
+        for name, module in modules.items()
+        if isinstance(module, Nonlinearity)
+        and not isinstance(module, nn.Conv2d)
+        and not isinstance(modules.get(name.rpartition(".")[0]), Nonlinearity)  # a part of a site
+    ]
     if not names:
         raise ValueError(f"mismatch={recipe.mismatch} compares maps at masked ReLUs, and there are none; leave it out")
     return during.enter_context(activations(model, names)), during.enter_context(activations(teacher, names))
