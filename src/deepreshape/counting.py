@@ -268,9 +268,9 @@ class _Trace(TorchDispatchMode):
             counts.macs = flop_registry[func._overloadpacket](*args, **kwargs, out_val=out) // 2
             self.layers.append(self._linear_layer(path, plain, args, out, counts.macs))
         elif plain == "deepreshape.masked_conv2d":
-            x, weight, bias, columns, stride, padding, dilation, groups = args
+            x, weight, bias, columns, (groups, *pairs) = args
             counts.macs = len(x) * int(columns.sum()) * weight.numel()
-            usual = x, weight, bias, stride, padding, dilation, False, (), groups
+            usual = x, weight, bias, pairs[:2], pairs[2:4], pairs[4:], False, (), groups
             layer = _convolution(path, usual, out, counts.macs)
             self.layers.append(replace(layer, left_out=int((~columns).sum())))
         elif plain == "deepreshape.known_relu":

@@ -84,10 +84,7 @@ def masked_conv2d(
     weight: Tensor,
     bias: Tensor | None,
     columns: Tensor,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
+    geometry: Sequence[int],
 ) -> Tensor:
     """A convolution at the pixels where ``columns`` is true; elsewhere 0, or the bias.
 
@@ -98,9 +95,10 @@ def masked_conv2d(
         weight: shape (K, C / groups, kernel, kernel).
         bias: shape (K,), or None.
         columns: bool, (H', W') of the result.
-        stride, padding, dilation, groups: as torch's convolutions have them.
+        geometry: groups, then stride, padding and dilation, along rows and along columns each.
     """
-    product = functional.conv2d(x, weight, None, [*stride], [*padding], [*dilation], groups)
+    groups, *pairs = geometry
+    product = functional.conv2d(x, weight, None, pairs[:2], pairs[2:4], pairs[4:], groups)
     product = torch.where(columns, product, torch.zeros((), dtype=product.dtype, device=product.device))
     return product if bias is None else product + bias[:, None, None]
 
@@ -111,10 +109,7 @@ def _(
     weight: Tensor,
     bias: Tensor | None,
     columns: Tensor,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
+    geometry: Sequence[int],
 ) -> Tensor:
     return x.new_empty(len(x), len(weight), *columns.shape)
 
@@ -135,7 +130,8 @@ class MaskedConv2d(nn.Conv2d, Nonlinearity):
     geometry: Tensor
 
     def __init__(self, columns: Tensor, weight: Tensor, bias: Tensor | None, geometry: Tensor) -> None:
-        groups, *pairs = (int(value) for value in geometry)
+        numbers = [int(value) for value in geometry]
+        groups, *pairs = numbers
         stride, padding, dilation = ((pairs[at], pairs[at + 1]) for at in (0, 2, 4))
         outs, ins, *kernel = weight.shape
         sizes = ins * groups, outs, (kernel[0], kernel[1])
@@ -145,6 +141,7 @@ class MaskedConv2d(nn.Conv2d, Nonlinearity):
             self.bias = nn.Parameter(bias.detach().clone())
         self.register_buffer("columns", columns.clone())
         self.register_buffer("geometry", geometry.clone())
+        self.numbers = numbers
 
     @classmethod
     def of(cls, layer: nn.Conv2d, columns: Tensor) -> Self:
@@ -165,8 +162,7 @@ class MaskedConv2d(nn.Conv2d, Nonlinearity):
     def forward(self, input: Tensor) -> Tensor:
         self._see_size(input.shape[2:])
         if not self.training and not torch.is_grad_enabled():
-            place = self.stride, self.padding, self.dilation, self.groups
-            return masked_conv2d(input, self.weight, self.bias, self.columns, *place)
+            return masked_conv2d(input, self.weight, self.bias, self.columns, self.numbers)
         product = zeroed(self._conv_forward(input, self.weight, None), self.columns)
         return product if self.bias is None else product + self.bias[:, None, None]
 
@@ -177,8 +173,8 @@ class MaskedConv2d(nn.Conv2d, Nonlinearity):
         gives = tuple((size[at] + reach[at]) // self.stride[at] + 1 for at in (0, 1))
         if gives != tuple(self.columns.shape):
             raise ValueError(
-                f"the convolution leaves out pixels of a {tuple(self.columns.shape)} map, and an input of {tuple(size)} "
-                f"gives one of {gives}; take inputs of the size it was made for"
+                f"the convolution leaves out pixels of a {tuple(self.columns.shape)} map, and an input of "
+                f"{tuple(size)} gives one of {gives}; take inputs of the size it was made for"
             )
 
     def extra_repr(self) -> str:
