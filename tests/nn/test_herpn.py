@@ -42,6 +42,41 @@ def test_bases_are_normalised_one_by_one():
     assert torch.allclose(out, LINEAR * first + SQUARE * second, atol=1e-4)
 
 
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_a_training_step_is_that_of_two_batch_norms(layout: torch.memory_format, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("deepreshape.nn.herpn.CHUNK", 20)  # chunks that do not divide the rows
+    generator = torch.Generator().manual_seed(6)
+    module = HerPN(3).double()
+    with torch.no_grad():
+        module.scale.uniform_(0.5, 1.5, generator=generator)
+    x = (2 * torch.randn(7, 3, 3, 2, generator=generator).double() + 1).to(memory_format=layout).requires_grad_()
+    wanted = torch.randn(x.shape, generator=generator).double()
+    means, variances = module.means.clone(), module.variances.clone()
+    (module(x) * wanted).sum().backward()
+    to_scale, module.scale.grad, again = module.scale.grad, None, x.detach().clone().requires_grad_()
+    first, second = (
+        nn.functional.batch_norm(basis, mean, variance, training=True, momentum=0.1, eps=1e-5)
+        for basis, mean, variance in zip((again, (again**2 - 1) / math.sqrt(2)), means, variances, strict=True)
+    )
+    ((module.scale.view(3, 1, 1) * (LINEAR * first + SQUARE * second)) * wanted).sum().backward()
+    for got, expected in (
+        (x.grad, again.grad),
+        (to_scale, module.scale.grad),
+        (module.shift.grad, wanted.sum((0, 2, 3))),
+    ):
+        assert got is not None
+        assert expected is not None
+        assert torch.allclose(got, expected, atol=1e-10)
+    assert torch.allclose(module.means, means, atol=1e-12)
+    assert torch.allclose(module.variances, variances, atol=1e-12)
+
+
+def test_a_channel_far_from_zero_keeps_its_variance():
+    module, x = HerPN(1), 1000 + torch.randn(4096, 1, generator=torch.Generator().manual_seed(7))
+    module(x)
+    assert float(module.variances[0, 0]) == pytest.approx(0.9 + 0.1 * float(x.var()), rel=1e-5)
+
+
 @pytest.mark.parametrize("dims", [2, 4])
 def test_in_evaluation_it_is_its_quadratic(dims: int):
     module = trained(dims=dims).double()
@@ -81,7 +116,7 @@ def test_what_escapes_is_penalised_and_what_does_not_is_not():
     assert float(inside) == 0
     assert float(outside) == pytest.approx((distance - 4) ** 2 / far.numel(), rel=1e-3)
     assert float(smaller) == pytest.approx(float(outside), rel=0.1)
-    assert not model[0]._forward_pre_hooks
+    assert model[0].watch is None
 
 
 def test_the_penalty_pulls_in_what_escapes():
@@ -92,5 +127,8 @@ def test_the_penalty_pulls_in_what_escapes():
         model(x)
         seen.take().backward()
     assert x.grad is not None
-    assert float(x.grad[0]) > 0
+    values = x.detach()
+    mean, deviation = values.mean(), (values.var(correction=0) + 1e-5).sqrt()
+    expected = float(2 * ((values[0] - mean) / deviation - 4) / deviation / 256)
+    assert float(x.grad[0]) == pytest.approx(expected, rel=1e-4)
     assert not x.grad[1:].any()

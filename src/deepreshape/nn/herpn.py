@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, library, nn
-from torch.nn.functional import batch_norm
+from torch.nn.functional import softshrink
 
 from deepreshape.nn.nonlinearity import Nonlinearity
 from deepreshape.nn.polynomial import polynomial
@@ -19,6 +19,8 @@ __all__ = ["ESCAPE", "LINEAR", "SQUARE", "Escape", "HerPN", "escape", "herpn", "
 LINEAR, SQUARE = 0.5, 1 / math.sqrt(4 * math.pi)
 """Coefficients of a ReLU under Hermite's orthonormal polynomials h1 = x and h2 = (x^2 - 1) / sqrt(2)."""
 MOMENTUM, EPSILON = 0.1, 1e-5
+CHUNK = 1 << 16
+"""Values worked on at a time in training, few enough for a cache."""
 ESCAPE = 4.0
 """Deviations from the mean beyond which an input of a square is penalised."""
 
@@ -49,6 +51,90 @@ def _(x: Tensor, scale: Tensor, shift: Tensor, means: Tensor, variances: Tensor)
     return torch.empty_like(x)
 
 
+def _rows(x: Tensor) -> Tensor:
+    """Maps (N, C, H, W) or vectors (N, C) as (values, C); a view where channels are last in memory."""
+    return x.movedim(1, -1).reshape(-1, x.shape[1])
+
+
+def _maps(rows: Tensor, like: Tensor) -> Tensor:
+    """The inverse of :func:`_rows`, channels last in memory."""
+    return rows.view(len(like), *like.shape[2:], like.shape[1]).movedim(-1, 1)
+
+
+def _split(rows: Tensor) -> tuple[Tensor, ...]:
+    return rows.split(max(1, CHUNK // rows.shape[1]))
+
+
+def _chunks(*tensors: Tensor) -> Iterator[list[Tensor]]:
+    """The same rows of each tensor, a few at a time, in float32 at least."""
+    dtype = torch.promote_types(tensors[0].dtype, torch.float32)
+    for parts in zip(*map(_split, tensors), strict=True):
+        yield [part.to(dtype) for part in parts]
+
+
+def _moments(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and variance by channel, float64, (2, C), of the bases x and (x^2 - 1) / sqrt(2) over rows (values, C).
+
+    In two passes: the mean of squares less the square of the mean would lose the variance of what lies far from 0.
+    """
+    sums = torch.zeros(2, rows.shape[1], dtype=torch.float64, device=rows.device)
+    for (values,) in _chunks(rows):
+        sums += torch.stack([values.sum(0), values.square().sum(0)])
+    first, second = sums / len(rows)
+    apart = torch.zeros_like(sums)
+    for (values,) in _chunks(rows):
+        square = values.square().sub_(second.to(values.dtype)).square_().sum(0)
+        apart += torch.stack([(values - first.to(values.dtype)).square_().sum(0), square])
+    halved = torch.tensor([[1.0], [0.5]], dtype=torch.float64, device=rows.device)
+    return torch.stack([first, (second - 1) / math.sqrt(2)]), apart * halved / len(rows)
+
+
+class _BatchHerPN(torch.autograd.Function):
+    """scale (f1 N(h1) + f2 N(h2)) + shift, each basis normalised by these moments, which are those of ``x``.
+
+    Given the moments it is one quadratic a channel; the gradient of ``x`` is g (a + b x) + k0 + k1 x + k3 x^3, whose
+    coefficients follow from the sums of g, g x and g x^2. So a step is a few passes over chunks that stay in the
+    cache; two batch norms and their sum take some fifteen over memory.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: Tensor, shift: Tensor, means: Tensor, variances: Tensor) -> Tensor:
+        rows = _rows(x)
+        out = torch.empty_like(rows)
+        coefficients = quadratic(scale.double(), shift.double(), means, variances)
+        for (values,), part in zip(_chunks(rows), _split(out), strict=True):
+            constant, linear, square = coefficients.to(values.dtype).unbind(1)
+            part.copy_(torch.addcmul(constant, values, torch.addcmul(linear, values, square)))
+        ctx.save_for_backward(x, scale, means, variances)
+        return _maps(out, x)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
+        x, scale, means, variances = ctx.saved_tensors
+        rows, outer = _rows(x), _rows(grads[0])
+        sums = torch.zeros(3, x.shape[1], dtype=torch.float64, device=x.device)
+        for values, g in _chunks(rows, outer):
+            first = g * values
+            sums += torch.stack([g.sum(0), first.sum(0), first.mul_(values).sum(0)])
+        total = sums[0]
+        by_basis = torch.stack([sums[1], (sums[2] - total) / math.sqrt(2)]) - means * total
+        inverse = (variances + EPSILON).rsqrt()
+        to_scale = (torch.tensor([[LINEAR], [SQUARE]]).to(inverse) * inverse * by_basis).sum(0)
+        # d/d basis = rate (g - mean(g) - N(basis) mean(g N(basis))), and the second basis has the slope sqrt(2) x
+        rates = scale.double() * torch.tensor([[LINEAR], [SQUARE * math.sqrt(2)]]).to(inverse) * inverse
+        shares = by_basis * inverse.square() / len(rows)
+        constants = -rates * (total / len(rows) - means * shares)
+        third = -rates[1] * shares[1] / math.sqrt(2)
+        first = constants[1] - rates[0] * shares[0] - third
+        parts = torch.stack([rates[0], rates[1], constants[0], first, third])
+        to_x = torch.empty_like(rows)
+        for (values, g), part in zip(_chunks(rows, outer), _split(to_x), strict=True):
+            a, b, k0, k1, k3 = parts.to(values.dtype)
+            slope = torch.addcmul(k1, values.square(), k3).addcmul_(g, b)
+            part.copy_(torch.addcmul(k0, g, a).addcmul_(values, slope))
+        return _maps(to_x, x), to_scale.to(scale.dtype), total.to(scale.dtype), None, None
+
+
 class HerPN(Nonlinearity):
     """The first Hermite terms of a ReLU by channel, each normalised (N) by itself: scale (f1 N(h1) + f2 N(h2)) + shift.
 
@@ -65,6 +151,8 @@ class HerPN(Nonlinearity):
     mask = None
     means: Tensor
     variances: Tensor
+    watch: Escape | None = None
+    """What looks at the inputs in training (:func:`escape`)."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -90,19 +178,42 @@ class HerPN(Nonlinearity):
             return herpn(x, self.scale, self.shift, self.means, self.variances)
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             raise RuntimeError("HerPN is normalised by the batch of one process; train it in one")
-        with torch.autocast(x.device.type, enabled=False):
-            value = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
-            bases = value, (value * value - 1) / math.sqrt(2)
-            first, second = (
-                batch_norm(basis, mean, variance, training=True, momentum=MOMENTUM, eps=EPSILON)
-                for basis, mean, variance in zip(bases, self.means, self.variances, strict=True)
-            )
-            shape = -1, *[1] * (x.dim() - 2)
-            out = self.scale.view(shape) * (LINEAR * first + SQUARE * second) + self.shift.view(shape)
-        return out.to(x.dtype)
+        rows = _rows(x.detach())
+        with torch.no_grad():
+            means, variances = _moments(rows)
+            self.means.lerp_(means.to(self.means), MOMENTUM)
+            self.variances.lerp_((variances * (len(rows) / max(1, len(rows) - 1))).to(self.variances), MOMENTUM)
+        if self.watch:
+            self.watch.see(x, means[0], variances[0])
+        return _BatchHerPN.apply(x, self.scale, self.shift, means, variances)  # pyright: ignore[reportReturnType]
 
     def extra_repr(self) -> str:
         return f"{len(self.scale)} channels"
+
+
+def _beyond(x: Tensor, mean: Tensor, inverse: Tensor, limit: float) -> Iterator[Tensor]:
+    """By chunk of values (values, C), the deviations beyond the limit, with their sign."""
+    for (values,) in _chunks(_rows(x)):
+        yield softshrink((values - mean.to(values.dtype)).mul_(inverse.to(values.dtype)), limit)
+
+
+class _Excess(torch.autograd.Function):
+    """The mean of (|x - mean| / deviation - limit)^2 where it is beyond; mean and deviation have no gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, mean: Tensor, variance: Tensor, limit: float) -> Tensor:
+        ctx.limit, inverse = limit, (variance + EPSILON).rsqrt()
+        ctx.save_for_backward(x, mean, inverse)
+        total = torch.stack([part.square_().sum() for part in _beyond(x, mean, inverse, limit)]).sum()
+        return total.float() / x.numel()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
+        x, mean, inverse = ctx.saved_tensors
+        to_x = torch.empty_like(_rows(x))
+        for part, beyond in zip(_split(to_x), _beyond(x, mean, inverse, ctx.limit), strict=True):
+            part.copy_(beyond.mul_((2 * grads[0] / x.numel() * inverse).to(beyond.dtype)))
+        return _maps(to_x, x), None, None, None
 
 
 class Escape:
@@ -112,13 +223,9 @@ class Escape:
         self.limit = limit
         self._sites: list[Tensor] = []
 
-    def see(self, x: Tensor) -> None:
-        x = x.float()
-        axes = [axis for axis in range(x.dim()) if axis != 1]
-        with torch.no_grad():
-            variance, mean = torch.var_mean(x, axes, correction=0, keepdim=True)
-            deviation = (variance + EPSILON).sqrt()
-        self._sites.append((((x - mean) / deviation).abs() - self.limit).clamp(min=0).square().mean())
+    def see(self, x: Tensor, mean: Tensor, variance: Tensor) -> None:
+        """A site's input, with its mean and variance by channel in this batch, (C,)."""
+        self._sites.append(_Excess.apply(x, mean, variance, self.limit))  # pyright: ignore[reportArgumentType]
 
     def take(self) -> Tensor:
         """The sum over sites of the mean of (|x - mean| / deviation - limit)^2 where it is beyond; of none it is 0."""
@@ -135,14 +242,11 @@ def escape(model: nn.Module, limit: float = ESCAPE) -> Generator[Escape]:
     normalises: a limit on the values themselves would be met by smaller weights.
     """
     seen = Escape(limit)
-
-    def watch(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        if module.training:
-            seen.see(inputs[0])
-
-    handles = [site.register_forward_pre_hook(watch) for site in model.modules() if isinstance(site, HerPN)]
+    sites = [site for site in model.modules() if isinstance(site, HerPN)]
     try:
+        for site in sites:
+            site.watch = seen
         yield seen
     finally:
-        for handle in handles:
-            handle.remove()
+        for site in sites:
+            site.watch = None
