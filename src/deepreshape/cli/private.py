@@ -278,7 +278,8 @@ def _nonlinear(report: dict[str, Any], relu: ReluConfig) -> str:
     if report["squares"]:
         parts.append(f"{report['squares']:,} squares by {relu.cot} transfers, one round trip a layer")
     if report["signs"]:
-        parts.append(f"{report['signs']:,} signs by garbled circuits, the {relu.garbler} garbles")
+        by = f"{relu.cot} transfers" if relu.protocol == "ot" else f"garbled circuits, the {relu.garbler} garbles"
+        parts.append(f"{report['signs']:,} signs by {by}")
     return ", ".join(parts)
 
 

@@ -23,8 +23,7 @@ from deepreshape.private.program.lowering.geometry import Placement, SquareForm,
 from deepreshape.private.program.ops import Relu, Sign
 from deepreshape.private.program.relu_config import GC_FULL, ReluConfig
 from deepreshape.private.protocols.base import Flight, Step
-from deepreshape.private.protocols.choose import relu_protocol
-from deepreshape.private.protocols.garbled.sign_garbled import GarbledSign
+from deepreshape.private.protocols.choose import relu_protocol, sign_protocol
 from deepreshape.private.protocols.linear import TYPICAL_WEIGHT, EncryptedLayer, HeLinear
 from deepreshape.private.protocols.square import Squares, SquaringLayer
 from deepreshape.private.protocols.steps import Steps
@@ -166,7 +165,7 @@ class EstimatedNetwork:
             squares = SquaringLayer(name, squaring, count, self.relu.batch, slice(None), count)
             yield Step(name, Squares(COTS[self.relu.cot]), squares)
         elif isinstance(layer, SignLayer):
-            protocol = GarbledSign(self.relu)
+            protocol = sign_protocol(self.relu)
             yield Step(name, protocol, protocol.layer(self.modulus, Sign(name, (at,)), layer.signs))
         elif isinstance(layer, ReluLayer):
             if rest := layer.elements - layer.relus:

@@ -131,7 +131,7 @@ def test_the_program_gives_what_the_network_gives(name: str):
     assert close.mean() >= 0.95
 
 
-@pytest.mark.parametrize("word", ["gc-full", "gc-sign", "gc-full:garbler=client"])
+@pytest.mark.parametrize("word", ["gc-full", "gc-sign", "gc-full:garbler=client", "ot", "ot:window,tree"])
 def test_two_parties_compute_it_bit_for_bit(word: str):
     model, x = network(STRAIGHT)
     program = lower(model, x).program

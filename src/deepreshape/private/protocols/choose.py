@@ -31,6 +31,11 @@ def relu_protocol(config: ReluConfig) -> ReluProtocol[Any, Any]:
     return PROTOCOLS[config.protocol](config)
 
 
+def sign_protocol(config: ReluConfig) -> ReluOt | GarbledSign:
+    """What computes signs beside such ReLUs: transfers where they do, else garbled circuits."""
+    return ReluOt(config) if config.protocol == "ot" else GarbledSign(config)
+
+
 def _rectified(op: Relu, program: Program, config: ReluConfig) -> Iterator[Step]:
     """Truncation where a mask leaves no ReLU, and ReLUs where it does."""
     yield from Truncation.steps(op, program)
@@ -38,6 +43,11 @@ def _rectified(op: Relu, program: Program, config: ReluConfig) -> Iterator[Step]
     if places.size:
         protocol = relu_protocol(config)
         yield Step(op.name, protocol, protocol.layer(program.modulus, op, places.size), places, places)
+
+
+def _signed(op: Sign, program: Program, config: ReluConfig) -> Iterator[Step]:
+    protocol = sign_protocol(config)
+    yield Step(op.name, protocol, protocol.layer(program.modulus, op, program.values[op.name].size))
 
 
 def _squared(op: Square, program: Program, config: ReluConfig) -> Iterator[Step]:
@@ -49,7 +59,7 @@ def _squared(op: Square, program: Program, config: ReluConfig) -> Iterator[Step]
 
 STEPS: dict[type[Op], Callable[[Any, Program, ReluConfig], Iterator[Step]]] = {
     Relu: _rectified,
-    Sign: GarbledSign.steps,
+    Sign: _signed,
     Square: _squared,
     Truncate: lambda op, program, config: Truncation.steps(op, program),
 }

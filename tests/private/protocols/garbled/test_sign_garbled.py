@@ -91,8 +91,6 @@ def test_a_narrow_sign_costs_a_fraction_of_a_wide_one():
 
 
 def test_what_signs_are_not_computed_by_is_refused():
-    with pytest.raises(ProgramError, match="x: signs are computed by garbled circuits; use gc-full or gc-sign, not ot"):
-        GarbledSign(ReluConfig("ot")).layer(RING, Sign("x", ("input",)), 4)
     with pytest.raises(ProgramError, match="x: signs are computed over a ring"):
         GarbledSign(ReluConfig()).layer(Field(65537), Sign("x", ("input",)), 4)
     with pytest.raises(ProgramError, match="x: bit 20 is none of"):

@@ -1,11 +1,14 @@
 """The protocol ``ot`` between two parties: right, and bytes and stored arrays as declared, whatever its settings."""
 
+from collections.abc import Mapping
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from support.two_parties import fixed, in_parallel
 
 from deepreshape.private.arith.ring import CIRCA_PRIME, Field, Ring
-from deepreshape.private.program.ops import ProgramError, Relu
+from deepreshape.private.program.ops import ProgramError, Relu, Sign
 from deepreshape.private.program.relu_config import ReluConfig
 from deepreshape.private.protocols.base import Prepared, Run, side_by_side
 from deepreshape.private.protocols.choose import relu_protocol
@@ -28,11 +31,11 @@ CASES: list[tuple[str, Ring | Field, int]] = [
 class Inference:
     """Both parties with shares of random values, all layers side by side offline, one after the other online."""
 
-    def __init__(self, protocol: ReluOt, layers: list[OtLayer]) -> None:
+    def __init__(self, protocol: ReluOt, layers: list[OtLayer], thresholds: Mapping[str, np.ndarray] = {}) -> None:
         here, there = memory_pair()
-        self.protocol, self.layers = protocol, layers
+        self.layers, self.protocols = layers, (protocol, replace(protocol, thresholds=thresholds))
         self.runs = Run(here, b"id", "client", fixed(1)), Run(there, b"id", "server", fixed(2))
-        self.ends = in_parallel(lambda: self.setup(self.runs[0]), lambda: self.setup(self.runs[1]))
+        self.ends = in_parallel(lambda: self.setup(0), lambda: self.setup(1))
         self.values, self.shares = [], []
         for number, layer in enumerate(layers):
             modulus, room = layer.relu.modulus, min(protocol.max_input(layer), 1 << 20)
@@ -42,23 +45,23 @@ class Inference:
             self.values.append(values)
             self.shares.append((client, modulus.sub(modulus.encode(values), client), mask))
 
-    def setup(self, run: Run):
-        with run.channel.ledger.at("", "setup"):
-            return self.protocol.setup(run, self.layers)
+    def setup(self, party: int):
+        with self.runs[party].channel.ledger.at("", "setup"):
+            return self.protocols[party].setup(self.runs[party], self.layers)
 
     def offline(self, party: int) -> list[list[Prepared]]:
         kept: list[list[Prepared]] = [[] for _ in self.layers]
         steps = []
         for layer, (client, _, mask) in zip(self.layers, self.shares, strict=True):
             given = (None, None) if party else (client, mask)
-            steps.append((layer.name, self.protocol.offline(self.runs[party], self.ends[party], layer, *given)))
+            steps.append((layer.name, self.protocols[party].offline(self.runs[party], self.ends[party], layer, *given)))
         side_by_side(self.runs[party], "offline", steps, lambda number, prepared: kept[number].append(prepared))
         return kept
 
     def online(self, party: int, kept: list[list[Prepared]]) -> list[np.ndarray | None]:
         outputs = []
         for layer, (_, server, _), prepared in zip(self.layers, self.shares, kept, strict=True):
-            step = self.protocol.online(self.runs[party], layer, iter(prepared), server if party else None)
+            step = self.protocols[party].online(self.runs[party], layer, iter(prepared), server if party else None)
             outputs += side_by_side(self.runs[party], "online", [(layer.name, step)])
         return outputs
 
@@ -92,6 +95,45 @@ def test_layers_are_right_and_cost_what_they_declare(word: str, modulus: Ring | 
             assert (row.sent, row.received) == protocol.declared(layer).traffic[phase]
     with pytest.raises(RuntimeError, match="used"):
         run.online(0, kept[0])
+
+
+@pytest.mark.parametrize("word", ["ot", "ot:drop=4,neg-pass", "ot:window,tree,batch=100", "ot:chain,cot=iknp"])
+def test_signs_beside_relus_are_exact_and_cost_what_they_declare(word: str):
+    """Whatever the word leaves out of the tests of ReLUs: signs are over the bits that they are proven to need."""
+    ring, protocol = Ring(29), relu_protocol(ReluConfig.parse(word))
+    assert isinstance(protocol, ReluOt)
+    signs = [protocol.layer(ring, Sign(f"sign{high}", ("x",), high), 300) for high in (2, 11, 0)]
+    thresholds = {layer.name: ring.encode(np.arange(300) % 7 - 3) for layer in signs[1:]}
+    thresholds[signs[0].name] = np.zeros(300, np.uint64)
+    run = Inference(protocol, [*layers_of(protocol, ring, 4, 50), *signs], thresholds)
+    kept = in_parallel(lambda: run.offline(0), lambda: run.offline(1))
+    _, outputs = in_parallel(lambda: run.online(0, kept[0]), lambda: run.online(1, kept[1]))
+    traffic = run.runs[0].channel.ledger.traffic
+    for number, layer in enumerate(run.layers):
+        declared, output = protocol.declared(layer), outputs[number]
+        for phase in ("offline", "online"):
+            row = traffic[layer.name, phase]
+            assert (row.sent, row.received) == declared.traffic[phase]
+        assert tuple(sum(prepared.nbytes for prepared in party[number]) for party in kept) == declared.stored
+        assert output is not None
+        got = ring.decode(ring.add(output, run.shares[number][2]))
+        if number:
+            moved = run.values[number] + ring.decode(thresholds[layer.name])
+            inside = np.abs(moved) <= protocol.max_input(layer)
+            np.testing.assert_array_equal(got[inside], protocol.replay(layer, moved, got)[inside])
+            assert {*got.tolist()} == {-1, 1}
+            assert declared.counts["online"] == {"signs": 300}
+        else:
+            np.testing.assert_array_equal(got, protocol.replay(layer, run.values[0], run.shares[0][0]))
+
+
+def test_a_narrow_sign_costs_a_few_bytes_and_primes_are_refused():
+    protocol = relu_protocol(ReluConfig.parse("ot"))
+    declared = protocol.declared(protocol.layer(Ring(37), Sign("s", ("x",), 11), 8000))
+    assert sum(declared.traffic["online"]) == 8000 * 13.625
+    assert sum(declared.traffic["offline"]) == 8000 * 5.875
+    with pytest.raises(ProgramError, match="s: signs are computed over a ring, not over Field"):
+        protocol.layer(Field(CIRCA_PRIME), Sign("s", ("x",)), 8)
 
 
 def test_a_layer_is_prepared_once():

@@ -16,7 +16,7 @@ from deepreshape.private.crypto.backend.numpy import Reference
 from deepreshape.private.crypto.bit_fields import packed_bytes, unpack
 from deepreshape.private.crypto.labels import Context, Delta, permute_bits, pick
 from deepreshape.private.errors import ProtocolError
-from deepreshape.private.protocols.transfers import multiplexer, transfer_relu
+from deepreshape.private.protocols.transfers import multiplexer, sign_conversion, sign_value, transfer_relu
 from deepreshape.private.protocols.transfers.transfer_relu import ChainRelu, Online, TransferRelu, TreeRelu
 
 U = np.uint64
@@ -59,18 +59,24 @@ class Run:
         there, back = Delta(rng), Delta(rng)
         q, r = (labels.reshape(-1, count, 2) for labels in transfers(relu.transfers * count, there, rng))
         zero, chosen = (labels.reshape(-1, count, 2) for labels in transfers(relu.back * count, back, rng))
-        self.offline, self.client_kept = relu.client_offline(client, mask, r, zero, back, CONTEXT)
+        self.offline, self.client_kept = relu.client_offline(client, mask, r, zero, back, CONTEXT, rng)
         offline = np.full_like(self.offline, 255) if spoil == -1 else self.offline
         self.server_kept = relu.server_offline(offline, q, there, chosen, CONTEXT, rng)
         steps = relu.client_online(self.client_kept, count), relu.server_online(self.server_kept, server)
         self.messages, self.output = online(relu, *steps, spoil)
 
 
-def wanted(relu: ChainRelu, x: np.ndarray, client: Words) -> np.ndarray:
+def wanted(relu: TransferRelu, x: np.ndarray, client: Words) -> np.ndarray:
+    if relu.values:
+        return np.where(x > 0, 1, -1)
     modulus, sign = relu.modulus, relu.sign
     server = modulus.sub(modulus.encode(x), client)
     positive = sign.positive(sign.client_word(client), sign.server_word(server))
     return np.where(positive, relu.mux.truncation.rounded(x, client) if relu.shift else x, 0)
+
+
+def room_of(relu: TransferRelu) -> int:
+    return relu.sign.max_input if relu.values else min(relu.sign.max_input, relu.mux.truncation.max_input)
 
 
 SMALL: list[Sign] = [
@@ -94,13 +100,24 @@ KINDS = [ChainRelu, TreeRelu]
 @pytest.mark.parametrize("sign", SMALL, ids=str)
 def test_every_value_and_share(sign: Sign, shift: int, kind: type[TransferRelu]):
     relu = kind(sign.modulus, shift, sign)
-    room = min(sign.max_input, relu.mux.truncation.max_input)
+    room = room_of(relu)
     values, shares = np.arange(-room, room + 1), np.arange(sign.modulus.order, dtype=U)
     x, client = (np.repeat(side.ravel(), 4) for side in np.meshgrid(values, shares))
     mask = sign.modulus.random(len(x), fixed(2))
     run = Run(relu, client, sign.modulus.sub(sign.modulus.encode(x), client), mask)
     got = sign.modulus.decode(sign.modulus.add(run.output, mask))
     np.testing.assert_array_equal(got, wanted(relu, x, client))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("high", [2, 3, 6])
+def test_every_sign_of_every_value_and_share(high: int, kind: type[TransferRelu]):
+    relu = kind(Ring(6), 0, Window(Ring(6), 0, high), values=True)
+    room = room_of(relu)
+    x, client = (np.repeat(side.ravel(), 4) for side in np.meshgrid(np.arange(-room, room + 1), np.arange(64, dtype=U)))
+    mask = Ring(6).random(len(x), fixed(2))
+    run = Run(relu, client, Ring(6).sub(Ring(6).encode(x), client), mask)
+    np.testing.assert_array_equal(Ring(6).decode(Ring(6).add(run.output, mask)), wanted(relu, x, client))
 
 
 WIDE: list[tuple[Sign, int]] = [
@@ -117,7 +134,7 @@ WIDE: list[tuple[Sign, int]] = [
 
 def spread(relu: ChainRelu, count: int) -> np.ndarray:
     """Values in range: many near zero, the extremes, and powers of two beside which tests change their minds."""
-    room = min(relu.sign.max_input, relu.mux.truncation.max_input)
+    room = room_of(relu)
     draws = np.random.default_rng(3)
     edges = [power + step for power in (0, 1 << relu.shift, room - 1) for step in (-1, 0, 1)]
     x = np.concatenate([edges, np.negative(edges), draws.integers(1 - room, room, count)])
@@ -149,6 +166,8 @@ BYTES: list[tuple[TransferRelu, float, float, float, int]] = [
     (ChainRelu(Ring(37), 12, Window(Ring(37), 0, 37)), 9.25, 108.25, 230.125, 2),
     (TreeRelu(Ring(37), 12, Window(Ring(37), 0, 37)), 9.25, 35.0, 85.875, 8),
     (TreeRelu(Ring(37), 12, Window(Ring(37), 0, 14)), 6.375, 19.875, 48.125, 6),
+    (ChainRelu(Ring(37), 0, Window(Ring(37), 0, 11), values=True), 5.875, 13.625, 30.75, 2),
+    (TreeRelu(Ring(37), 0, Window(Ring(37), 0, 11), values=True), 5.875, 10.0, 27.625, 6),
 ]
 
 
@@ -180,7 +199,11 @@ def test_both_engines_send_the_same_bytes_and_these(kind: type[TransferRelu]):
 @pytest.mark.parametrize("at", ["offline", "first", "last"])
 def test_what_is_no_element_is_refused(at: str, kind: type[TransferRelu]):
     relu, shares = kind(Field(31), 2, Parity(Field(31))), Field(31).random(8, fixed(1))
+    sign = kind(Field(31), 0, Parity(Field(31)), values=True)
     spoil = {"offline": -1, "first": 0, "last": len(relu.messages) - 1}[at]
+    if at != "first":  # of signs it has nothing but bits
+        with pytest.raises(ProtocolError, match="not an element of"):
+            Run(sign, shares, shares, shares, spoil)
     with pytest.raises(ProtocolError, match=r"not an element of Field\(prime=31\)"):
         Run(relu, shares, shares, shares, spoil)
 
@@ -189,9 +212,9 @@ def test_a_batch_is_prepared_once_under_one_delta():
     relu, rng = ChainRelu(Ring(8), 2, Window(Ring(8), 0, 8)), fixed(1)
     delta, shares = Delta(rng), Ring(8).random(4, rng)
     labels, zero = rng.labels(4 * relu.transfers).reshape(-1, 4, 2), rng.labels(4).reshape(1, 4, 2)
-    offline, _ = relu.client_offline(shares, shares, labels, zero, delta, CONTEXT)
+    offline, _ = relu.client_offline(shares, shares, labels, zero, delta, CONTEXT, rng)
     with pytest.raises(RuntimeError, match="before under this Delta"):
-        relu.client_offline(shares, shares, labels, zero, delta, CONTEXT)
+        relu.client_offline(shares, shares, labels, zero, delta, CONTEXT, rng)
     other = Delta(rng)
     relu.server_offline(offline, labels, other, zero, CONTEXT, rng)
     with pytest.raises(RuntimeError, match="before under this Delta"):
@@ -209,6 +232,16 @@ class Coins:
         return (self.cases >> U(self._at - bits)) & U((1 << bits) - 1)
 
 
+class Drawn(Randomness):
+    """Gives these bits."""
+
+    def __init__(self, bits: Words) -> None:
+        self._bits = bits
+
+    def bytes(self, count: int) -> np.ndarray:
+        return self._bits.astype(np.uint8)
+
+
 class Views:
     """What one party sees over all that it does not know, with an ideal hash: a table by use, column and label."""
 
@@ -216,7 +249,8 @@ class Views:
         self.relu, self._patch = relu, monkeypatch
         self.table: dict[tuple[str, int, int], Words] = {}
         monkeypatch.setattr(transfer_relu, "_hashed", self._hashed)
-        monkeypatch.setattr(multiplexer, "derive_blinds", self._blinds)
+        for module in (multiplexer, sign_conversion, sign_value):
+            monkeypatch.setattr(module, "derive_blinds", self._blinds)
 
     def _hashed(self, labels: Words, context: Context, tweak: str, delta: Words | None = None) -> list[Words]:
         moved = labels if delta is None else labels ^ delta
@@ -241,7 +275,8 @@ class Views:
         relu, rng = self.relu, fixed(seed)
         widths = {("choices", digit.first + bit): digit for digit in relu.carry.digits for bit in range(digit.bits)}
         sizes: dict[tuple[str, int], int] = {key: digit.length for key, digit in widths.items()}
-        sizes |= {(multiplexer.KAPPA, 0): relu.modulus.bits}
+        if not relu.values:
+            sizes |= {(multiplexer.KAPPA, 0): relu.modulus.bits}
         if relu.shift:
             sizes |= {(multiplexer.HALF, 0): relu.mux.truncation.message.bits}
         halves = {key: digit.halves for key, digit in widths.items()}
@@ -253,18 +288,19 @@ class Views:
                 if bit != colours[number]:
                     parts = [coins(size) if half < halves.get(key, 1) else U(0) for half in range(2)]
                 self.table[(*key, bit)] = (U(parts[0]) | U(parts[1]) << U(32)) + coins.cases * U(0)
-        for tweak in (multiplexer.BACK, multiplexer.BACK_WRAP):
+        for tweak in (multiplexer.BACK, multiplexer.BACK_WRAP, sign_value.VALUE):
             for bit in (0, 1):
                 self.table[(tweak, 0, bit)] = np.full_like(coins.cases, int(rng.words(1)[0]) % 2)
         choice = coins(1) & U(not know_t)
-        run = self._run(coins, x_client, x_server, np.zeros_like(coins.cases), np.array(colours, U), choice)
+        nothing = np.zeros_like(coins.cases)
+        run = self._run(coins, x_client, x_server, nothing, np.array(colours, U), choice, nothing)
         return self._counted(run.rows, relu.messages[0][1], len(coins.cases))
 
-    def server(self, x_client: int, x_server: int, seed: int, corrected_kappa: bool = False) -> np.ndarray:
-        """All of the client's two messages, over its choices, the pads that t did not choose, and r."""
+    def server(self, x_client: int, x_server: int, seed: int, spoiled_kappa: bool = False) -> np.ndarray:
+        """All of the client's two messages, over its choices and bits, the pads that t did not choose, and r."""
         relu, rng = self.relu, fixed(seed)
         group = relu.mux.truncation.message.bits if relu.shift else 0
-        coins = Coins(relu.transfers + 2 * relu.modulus.bits + group)
+        coins = Coins(relu.transfers + 2 * relu.modulus.bits + group + relu.values)
         for column in range(relu.carry.bits):
             for bit in (0, 1):
                 self.table[("choices", column, bit)] = coins.cases * U(0) + rng.words(1)[0]
@@ -273,19 +309,24 @@ class Views:
             for bit in (0, 1):
                 self.table[(tweak, 0, bit)] = coins.cases * U(0) + rng.words(1)[0] % U(1 << size)
         choice = int(rng.bytes(1)[0]) & 1
-        for tweak, size in {multiplexer.BACK: relu.modulus.bits, multiplexer.BACK_WRAP: group}.items():
+        back = {multiplexer.BACK: relu.modulus.bits, multiplexer.BACK_WRAP: group}
+        for tweak, size in ({sign_value.VALUE: relu.modulus.bits} if relu.values else back).items():
             self.table[(tweak, 0, choice)] = coins.cases * U(0) + rng.words(1)[0] % U(1 << size)
             self.table[(tweak, 0, 1 - choice)] = coins(size)
         colours = np.stack([coins(1) for _ in range(relu.transfers)])
-        if corrected_kappa:
+        if spoiled_kappa and not relu.values:
             colours[relu.carry.bits] = colours[0]
         mask = coins(relu.modulus.bits)
-        run = self._run(coins, x_client, x_server, mask, colours, np.full_like(coins.cases, choice))
+        kappa = coins(1) if relu.values else mask
+        kappa = mask & U(1) if spoiled_kappa else kappa
+        run = self._run(coins, x_client, x_server, mask, colours, np.full_like(coins.cases, choice), kappa)
         first = self._bits(run.offline, relu.offline_widths, len(coins.cases))
-        last = self._bits(run.answer, relu.mux.answer_widths, len(coins.cases))
+        last = self._bits(run.answer, relu.conversion.answer_widths, len(coins.cases))
         return np.bincount((first | last << U(sum(relu.offline_widths))).astype(np.int64))
 
-    def _run(self, coins: Coins, x_client: int, x_server: int, mask: Words, colours: Words, choice: Words) -> "Parts":
+    def _run(
+        self, coins: Coins, x_client: int, x_server: int, mask: Words, colours: Words, choice: Words, kappa: Words
+    ) -> "Parts":
         relu, ones = self.relu, np.ones_like(coins.cases)
         there, back = Delta(fixed(1)), Delta(fixed(2))
         for delta in (there, back):
@@ -294,14 +335,14 @@ class Views:
         r = np.stack([self.labels(colour + ones * U(0)) for colour in colours])
         q = np.broadcast_to(zeros, r.shape).copy()
         parts = Parts()
-        parts.offline, kept = relu.client_offline(ones * U(x_client), mask, r, zeros[None], back, CONTEXT)
+        parts.offline, kept = relu.client_offline(ones * U(x_client), mask, r, zeros[None], back, CONTEXT, Drawn(kappa))
         chosen = self.labels(choice)[None]
         server = relu.server_offline(parts.offline, q, there, chosen, CONTEXT, fixed(3))  # no lambda is drawn here
         steps = relu.client_online(kept, count), relu.server_online(server, ones * U(x_server))
         (parts.rows, parts.answer), output = online(relu, *steps)
         output = relu.modulus.add(output, mask)
         x = relu.modulus.decode(relu.modulus.add(np.array([x_client], U), np.array([x_server], U)))
-        if abs(int(x[0])) <= min(relu.sign.max_input, relu.mux.truncation.max_input):
+        if abs(int(x[0])) <= room_of(relu):
             assert set(relu.modulus.decode(output).tolist()) == set(wanted(relu, x, np.array([x_client], U)).tolist())
         return parts
 
@@ -327,6 +368,8 @@ def relus() -> Iterator[ChainRelu]:
         if shift <= sign.modulus.bits - 3:
             yield ChainRelu(sign.modulus, shift, sign)
     yield ChainRelu(Ring(4), 1, Window(Ring(4), 1, 4, "neg-pass"))
+    for high in (2, 3):
+        yield ChainRelu(Ring(4), 0, Window(Ring(4), 0, high), values=True)
 
 
 @pytest.mark.parametrize("relu", list(relus()), ids=str)
@@ -343,22 +386,23 @@ def test_what_the_server_sees_is_uniform(relu: ChainRelu, monkeypatch: pytest.Mo
     for x_server in range(0, relu.modulus.order, 3):
         for x_client in range(relu.modulus.order)[::3]:
             seen = views.server(x_client, x_server, x_server + 1)
-            assert seen.size == 1 << sum(relu.offline_widths) + sum(relu.mux.answer_widths)
+            assert seen.size == 1 << sum(relu.offline_widths) + sum(relu.conversion.answer_widths)
             assert len(set(seen.tolist())) == 1
 
 
 Spoil = Callable[[Views], list[np.ndarray]]
 CONTROLS: dict[str, Spoil] = {
     "t that the client knows": lambda views: [views.client(1, x, 1, know_t=True) for x in range(8)],
-    "kappa of a corrected transfer": lambda views: [
-        views.server(x, 1, 1, corrected_kappa=True) for x in range(views.relu.modulus.order)
+    "kappa of a corrected transfer, or of r": lambda views: [
+        views.server(x, 1, 1, spoiled_kappa=True) for x in range(views.relu.modulus.order)
     ],
 }
 
 
+@pytest.mark.parametrize("values", [False, True], ids=["relu", "sign"])
 @pytest.mark.parametrize("name", CONTROLS)
-def test_a_spoiled_protocol_would_show_it(name: str, monkeypatch: pytest.MonkeyPatch):
-    seen = CONTROLS[name](Views(ChainRelu(Ring(3), 0, Window(Ring(3), 0, 2)), monkeypatch))
+def test_a_spoiled_protocol_would_show_it(name: str, values: bool, monkeypatch: pytest.MonkeyPatch):
+    seen = CONTROLS[name](Views(ChainRelu(Ring(3), 0, Window(Ring(3), 0, 2), values), monkeypatch))
     assert any(other.tolist() != seen[0].tolist() for other in seen[1:])
 
 
@@ -371,6 +415,7 @@ def test_one_hash_for_both_messages_would_show_it(monkeypatch: pytest.MonkeyPatc
             return blinds(labels, context, tweak, modulus)
         return blinds(labels, context, multiplexer.BACK, modulus) & U(3)
 
-    monkeypatch.setattr(multiplexer, "derive_blinds", shared)
+    for module in (multiplexer, sign_conversion):
+        monkeypatch.setattr(module, "derive_blinds", shared)
     seen = [views.server(x, 3, 1) for x in range(16)]
     assert any(other.tolist() != seen[0].tolist() for other in seen[1:])

@@ -36,7 +36,6 @@ from deepreshape.private.arith.ring import Bits, Field, Ring, Words, to_bits
 from deepreshape.private.crypto.labels import derive_blinds, permute_bits, pick
 from deepreshape.private.program.ops import ProgramError, Relu, Sign
 from deepreshape.private.program.program import Program
-from deepreshape.private.program.relu_config import ReluConfig
 from deepreshape.private.protocols.base import (
     Arrays,
     Declared,
@@ -46,7 +45,6 @@ from deepreshape.private.protocols.base import (
     Prepared,
     Run,
     Segment,
-    Step,
 )
 from deepreshape.private.protocols.garbled.label_transfer import (
     LABEL_BYTES,
@@ -88,19 +86,7 @@ class GarbledSign(GarbledRelu):
     work_names = "sign"
     by_shares = False
 
-    @classmethod
-    def steps(cls, op: Sign, program: Program, config: ReluConfig) -> Iterator[Step]:
-        """The one step of an operation.
-
-        Raises:
-            ProgramError: if ``config`` names no garbled protocol, or the program is over a field.
-        """
-        protocol = cls(config)
-        yield Step(op.name, protocol, protocol.layer(program.modulus, op, program.values[op.name].size))
-
     def layer(self, modulus: Ring | Field, op: Relu | Sign, count: int) -> GarbledLayer:
-        if self.config.protocol == "ot":
-            raise ProgramError(f"{op.name}: signs are computed by garbled circuits; use gc-full or gc-sign, not ot")
         if isinstance(modulus, Field):
             raise ProgramError(f"{op.name}: signs are computed over a ring, not over {modulus}; use Ring(bits)")
         test = Window(modulus, 0, op.high or modulus.bits)

@@ -41,11 +41,12 @@ from functools import cached_property
 
 import numpy as np
 
-from deepreshape.private.arith.ring import Field, Modulus, Ring, Words
+from deepreshape.private.arith.ring import Field, Ring, Words
+from deepreshape.private.arith.rng import Randomness
 from deepreshape.private.arith.truncation import ShareTruncation
 from deepreshape.private.crypto.labels import Context, Delta, derive_blinds, permute_bits
-from deepreshape.private.errors import ProtocolError
 from deepreshape.private.protocols.transfers.carry_chain import ONE
+from deepreshape.private.protocols.transfers.sign_conversion import SignConversion, both_blinds, checked, negated_where
 
 KAPPA, HALF, BACK, BACK_WRAP = "kappa", "half", "multiplexer", "multiplexer, wrap"
 """Tweaks of the hash."""
@@ -61,11 +62,10 @@ class ServerState:
 
 
 @dataclass(frozen=True)
-class Multiplexer:
+class Multiplexer(SignConversion[ServerState]):
     """Over ``modulus``, truncating by ``shift``, right for values down to -``reach``.
 
-    All methods take and give fields, lists of uint64 (n,) whose widths stand beside them. Labels are (transfers, n, 2):
-    the client receives :attr:`transfers`, by kappa and by e, and sends one.
+    The client's transfers are by kappa and, if bits are dropped, by e.
     """
 
     modulus: Ring | Field
@@ -78,7 +78,6 @@ class Multiplexer:
 
     @property
     def transfers(self) -> int:
-        """Those that the client receives."""
         return 2 if self.shift else 1
 
     @property
@@ -108,19 +107,18 @@ class Multiplexer:
         return [1, *[self.modulus.bits] * 2, *self._wrap * 2]
 
     def client_offline(
-        self, share: Words, blind: Words, labels: Words, back: Words, delta: Delta, context: Context
+        self, share: Words, blind: Words, labels: Words, back: Words, delta: Delta, context: Context, rng: Randomness
     ) -> tuple[list[Words], list[Words]]:
-        """What the client sends, and what it keeps; ``delta`` is that of its labels ``back`` (n, 2)."""
         modulus = self.modulus
         part, half = self.truncation.client_part(share)
         kappa, *chosen = permute_bits(labels).astype(np.uint64)
-        zero, one = _both(back, delta, context, BACK, modulus)
-        third = modulus.add(modulus.sub(_signed(kappa, part, modulus), one), zero)
+        zero, one = both_blinds(back, delta, context, BACK, modulus)
+        third = modulus.add(modulus.sub(negated_where(kappa, part, modulus), one), zero)
         rest = modulus.sub(derive_blinds(labels[0], context, KAPPA, modulus), zero)
         if not self.shift:
             return [third], [kappa, part, rest, blind]
         message, e = self.truncation.message, half.astype(np.uint64)
-        zero, one = _both(back, delta, context, BACK_WRAP, message)
+        zero, one = both_blinds(back, delta, context, BACK_WRAP, message)
         wraps = [derive_blinds(labels[1], context, HALF, message), message.sub(zero, one)]
         rest = modulus.sub(rest, self._units(zero))
         return [e ^ chosen[0], third], [kappa | (e << ONE), part, rest, blind, *wraps]
@@ -128,13 +126,8 @@ class Multiplexer:
     def server_offline(
         self, received: list[Words], labels: Words, delta: Delta, back: Words, context: Context
     ) -> list[Words]:
-        """What the server keeps; ``labels`` are its labels of zero.
-
-        Raises:
-            ProtocolError: if ``received`` holds what is no element of the modulus.
-        """
         modulus, others = self.modulus, labels ^ delta.words
-        third = _checked(received[-1], modulus)
+        third = checked(received[-1], modulus)
         choice = permute_bits(back).astype(np.uint64)
         zero, one = (derive_blinds(side[0], context, KAPPA, modulus) for side in (labels, others))
         rest = modulus.add(_where(choice, third), derive_blinds(back, context, BACK, modulus))
@@ -148,7 +141,6 @@ class Multiplexer:
         return [*kept, first, group.sub(first, second)]
 
     def server_online(self, kept: list[Words], share: Words) -> tuple[list[Words], ServerState]:
-        """What the server sends; ``share`` is x_server."""
         choice, second, rest, *wraps = kept
         part, half = self.truncation.server_part(share)
         first: list[Words] = []
@@ -156,62 +148,37 @@ class Multiplexer:
             message = self.truncation.message
             part = self.modulus.sub(part, self._units(wraps[0]))
             first = [message.add(np.where(half, np.uint64(self.truncation.correction), np.uint64(0)), wraps[1])]
-        sent = self.modulus.add(_signed(choice, part, self.modulus), second)
+        sent = self.modulus.add(negated_where(choice, part, self.modulus), second)
         return [sent, *first], ServerState(choice, part, rest)
 
     def client_online(self, kept: list[Words], received: list[Words], chosen: Words) -> list[Words]:
-        """The client's answer; ``chosen`` is c.
-
-        Raises:
-            ProtocolError: if ``received`` holds what is no element of its group.
-        """
         modulus = self.modulus
         flags, part, rest, blind, *wraps = kept
         kappa, fourth = flags & ONE, list[Words]()
         opened = chosen ^ kappa
         if self.shift:
             group = self.truncation.message
-            wrap = group.add(_where(flags >> ONE, _checked(received[1], group)), wraps[0])
+            wrap = group.add(_where(flags >> ONE, checked(received[1], group)), wraps[0])
             part = modulus.add(part, self._units(wrap))
-            fourth = [group.add(_signed(kappa, wrap, group), wraps[1])]
-        product = modulus.add(_where(kappa, _checked(received[0], modulus)), rest)
-        total = modulus.add(_where(kappa, part), _where(opened, _signed(kappa, part, modulus)))
-        total = modulus.add(total, _signed(opened, product, modulus))
+            fourth = [group.add(negated_where(kappa, wrap, group), wraps[1])]
+        product = modulus.add(_where(kappa, checked(received[0], modulus)), rest)
+        total = modulus.add(_where(kappa, part), _where(opened, negated_where(kappa, part, modulus)))
+        total = modulus.add(total, negated_where(opened, product, modulus))
         return [opened, modulus.sub(total, blind), *fourth]
 
     def server_finish(self, state: ServerState, received: list[Words]) -> Words:
-        """The server's share of s T.
-
-        Raises:
-            ProtocolError: if ``received`` holds what is no element of its group.
-        """
         modulus, rest = self.modulus, state.rest
         opened, other, *fourth = received
         if self.shift:
-            wrap = _where(state.choice, _checked(fourth[0], self.truncation.message))
+            wrap = _where(state.choice, checked(fourth[0], self.truncation.message))
             rest = modulus.add(rest, self._units(wrap))
-        total = modulus.add(_where(state.choice ^ opened, state.part), _signed(opened, rest, modulus))
-        return modulus.add(total, _checked(other, modulus))
+        total = modulus.add(_where(state.choice ^ opened, state.part), negated_where(opened, rest, modulus))
+        return modulus.add(total, checked(other, modulus))
 
     def _units(self, values: Words) -> Words:
         return self.modulus.scale(values, self.truncation.unit)
 
 
-def _both(labels: Words, delta: Delta, context: Context, tweak: str, modulus: Modulus) -> tuple[Words, Words]:
-    return derive_blinds(labels, context, tweak, modulus), derive_blinds(labels ^ delta.words, context, tweak, modulus)
-
-
-def _signed(bits: Words, values: Words, modulus: Modulus) -> Words:
-    """(1 - 2 bit) times the value."""
-    return np.where(bits, modulus.neg(values), values)
-
-
 def _where(bits: Words, values: Words) -> Words:
     """``values``, and zero where ``bits`` are."""
     return values & -bits
-
-
-def _checked(values: Words, modulus: Modulus) -> Words:
-    if values.size and int(values.max()) >= modulus.order:
-        raise ProtocolError(f"the peer sent a value that is not an element of {modulus}")
-    return values

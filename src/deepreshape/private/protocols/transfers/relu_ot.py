@@ -1,7 +1,9 @@
-"""The protocol ``ot``: ReLUs by oblivious transfer; ``transfer_relu.py`` is what happens to a batch.
+"""The protocol ``ot``: ReLUs and signs by oblivious transfer; ``transfer_relu.py`` is what happens to a batch.
 
 Model: semi-honest. Before: x = x_client + x_server, x_client known offline. After: shares of max(x, 0) / 2^shift,
-rounded, of which the client's is r, what it chose offline as its share of the next linear layer. Nobody garbles.
+rounded, of which the client's is r, what it chose offline as its share of the next linear layer. Nobody garbles. Of an
+operation ``Sign``: shares of +1 where x + t is above 0 and of -1 elsewhere, exactly, where t is the server's, added to
+its share before. A sign that is proven to need few bits costs a few bytes.
 
 Transfers have random choices and go both ways; ``cot`` of the config says which protocol makes them. All of a run are
 reserved at set-up, in two sessions with a Delta of their own each, drawn for this use.
@@ -20,17 +22,19 @@ online byte, since two messages of the server on the same blinds would open both
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import final
 
 import numpy as np
 
-from deepreshape.private.arith.drelu import Parity, Sign, Window, Wrap
+from deepreshape.private.arith.drelu import Parity, Window, Wrap
+from deepreshape.private.arith.drelu import Sign as SignTest
 from deepreshape.private.arith.ring import Field, Ring, Words
 from deepreshape.private.crypto.bit_fields import packed_bytes
 from deepreshape.private.crypto.labels import Context
 from deepreshape.private.crypto.ot.cot import Cot
-from deepreshape.private.program.ops import ProgramError, Relu
+from deepreshape.private.program.ops import ProgramError, Relu, Sign
+from deepreshape.private.program.program import Program
 from deepreshape.private.program.relu_config import ReluConfig, Role
 from deepreshape.private.protocols.base import (
     Declared,
@@ -61,7 +65,7 @@ FRAMES: dict[Role, Frame] = {"server": Frame.ROWS, "client": Frame.SHARES}
 
 @dataclass(frozen=True)
 class OtLayer:
-    """A layer of ``count`` ReLUs, ``batch`` of them at a time; ``name`` is unique in a run."""
+    """A layer of ``count`` ReLUs or signs, ``batch`` of them at a time; ``name`` is unique in a run."""
 
     name: str
     relu: TransferRelu
@@ -91,9 +95,15 @@ class OtLayer:
 @final
 @dataclass(frozen=True)
 class ReluOt(ReluProtocol[OtLayer, TransferEnds]):
-    """See the module."""
+    """See the module.
+
+    Args:
+        config: which bits are tested, how, and what makes the transfers.
+        thresholds: at the server, t of each layer of signs, uint64 (count,); :meth:`serving` makes it.
+    """
 
     config: ReluConfig
+    thresholds: Mapping[str, Words] = field(default_factory=dict[str, Words], repr=False)
 
     kinds = "transfer", "compare"
     setup_kind = "transfers"
@@ -104,24 +114,27 @@ class ReluOt(ReluProtocol[OtLayer, TransferEnds]):
         """What makes the transfers."""
         return COTS[self.config.cot]
 
-    def layer(self, modulus: Ring | Field, op: Relu, count: int) -> OtLayer:
+    def layer(self, modulus: Ring | Field, op: Relu | Sign, count: int) -> OtLayer:
         try:
-            sign = self._sign(modulus, op)
-            chain, tree = ChainRelu(modulus, op.shift, sign), TreeRelu(modulus, op.shift, sign)
-            fewer = 0
-            if chain.bits <= WIDEST:
-                fewer = count * sum(
-                    way * sum(sum(w) for _, w in relu.messages) for way, relu in ((1, chain), (-1, tree))
-                )
-            tall = fewer // 8 > TREE_SAVES * (len(tree.messages) - 2)
-            named: dict[str, TransferRelu] = {"chain": chain, "tree": tree}
-            relu = named.get(self.config.carry) or (tree if tall or chain.bits > WIDEST else chain)
+            relu = self._carried(modulus, op, count)
             _ = relu.messages  # refuses what is too wide
         except ValueError as error:
             raise ProgramError(f"{op.name}: {error}") from None
         return OtLayer(op.name, relu, count, self.config.batch)
 
-    def _sign(self, modulus: Ring | Field, op: Relu) -> Sign:
+    def _carried(self, modulus: Ring | Field, op: Relu | Sign, count: int) -> TransferRelu:
+        """By the carry that suits the layer, unless the config names one."""
+        values = isinstance(op, Sign)
+        sign, shift = (_sign_of(modulus, op), 0) if isinstance(op, Sign) else (self._test(modulus, op), op.shift)
+        chain, tree = (kind(modulus, shift, sign, values) for kind in (ChainRelu, TreeRelu))
+        if self.config.carry:
+            return chain if self.config.carry == "chain" else tree
+        if chain.bits > WIDEST:
+            return tree
+        fewer = count * sum(way * sum(sum(w) for _, w in relu.messages) for way, relu in ((1, chain), (-1, tree)))
+        return tree if fewer // 8 > TREE_SAVES * (len(tree.messages) - 2) else chain
+
+    def _test(self, modulus: Ring | Field, op: Relu) -> SignTest:
         config = self.config
         low = op.low if config.window else config.drop
         if isinstance(modulus, Field):
@@ -129,6 +142,14 @@ class ReluOt(ReluProtocol[OtLayer, TransferEnds]):
             return Parity(modulus) if exact else Wrap(modulus, low, config.mode)
         high = op.high if config.window and op.high else modulus.bits
         return Window(modulus, low, high, config.mode)
+
+    def serving(self, layers: Sequence[OtLayer], program: Program, *, keep: bool, workers: int) -> ReluOt:
+        signs = {layer.name: program.weights[layer.name].weight for layer in layers if layer.relu.values}
+        counts = {layer.name: layer.count for layer in layers}
+        encoded = {
+            name: program.modulus.encode(np.repeat(above, counts[name] // len(above))) for name, above in signs.items()
+        }
+        return replace(self, thresholds=encoded)
 
     def setup(self, run: Run, layers: Sequence[OtLayer]) -> TransferEnds:
         return self._reservation(layers).setup(run, b"deepreshape ot")
@@ -164,13 +185,17 @@ class ReluOt(ReluProtocol[OtLayer, TransferEnds]):
                 kept = relu.server_offline(received, labels, delta, back[number], context, run.rng)
             else:
                 check_shares(layer.name, relu.modulus, layer.count, share=share, blind=blind)
-                message, kept = relu.client_offline(share[span], blind[span], labels, back[number], delta, context)
+                message, kept = relu.client_offline(
+                    share[span], blind[span], labels, back[number], delta, context, run.rng
+                )
                 run.channel.send(Frame.SHARES, message)
             yield Prepared({"packed": kept})
 
     def online(self, run: Run, layer: OtLayer, prepared: Iterator[Prepared], share: Words | None) -> Online:
         if share is not None:
             check_shares(layer.name, layer.relu.modulus, layer.count, share=share)
+            if layer.relu.values:
+                share = layer.relu.modulus.add(share, self.thresholds[layer.name])
         kept = [_taken(layer, prepared, number)["packed"] for number in range(len(layer.sizes))]
         if share is None:
             steps = [layer.relu.client_online(array, size) for array, size in zip(kept, layer.sizes, strict=True)]
@@ -205,16 +230,18 @@ class ReluOt(ReluProtocol[OtLayer, TransferEnds]):
         )
         message = Message("client", there + layer.nbytes(relu.offline_widths))
         labels = 16 * min(layer.batch, layer.count) * (relu.transfers + relu.back)
+        kind = "signs" if relu.values else "relus"
         return Declared(
             ((Message("server", back),), (message,)) if back else ((message,),),
             tuple((Message(sender, layer.nbytes(widths)),) for sender, widths in relu.messages),
             (layer.nbytes(relu.client_widths), layer.nbytes(relu.server_widths)),
             {
-                "offline": {"relus": layer.count, "transfers": layer.count * (relu.transfers + relu.back)},
-                "online": {"relus": layer.count},
+                "offline": {kind: layer.count, "transfers": layer.count * (relu.transfers + relu.back)},
+                "online": {kind: layer.count},
             },
             waiting=16 * relu.back * layer.count,
             transient=4 * labels,
+            resident=8 * layer.count * relu.values,
         )
 
     def work(self, layer: OtLayer) -> Mapping[Phase, Sequence[Effort]]:
@@ -228,12 +255,22 @@ class ReluOt(ReluProtocol[OtLayer, TransferEnds]):
 
     def replay(self, layer: OtLayer, x: Integers, client: Words, coins: Words | None = None) -> Integers:
         sign, modulus = layer.relu.sign, layer.relu.modulus
+        if layer.relu.values:
+            return np.where(x > 0, 1, -1).astype(np.int64)
         server = modulus.sub(modulus.encode(x), client)
         positive = sign.positive(sign.client_word(client), sign.server_word(server))
         return np.where(positive, layer.relu.mux.truncation.rounded(x, client), 0)
 
     def max_input(self, layer: OtLayer) -> int:
-        return min(layer.relu.sign.max_input, layer.relu.mux.truncation.max_input)
+        room = layer.relu.sign.max_input
+        return room if layer.relu.values else min(room, layer.relu.mux.truncation.max_input)
+
+
+def _sign_of(modulus: Ring | Field, op: Sign) -> Window:
+    """The sign test over the bits that ``x + t`` is proven to need; exact, whatever the config leaves out of ReLUs."""
+    if isinstance(modulus, Field):
+        raise ValueError(f"signs are computed over a ring, not over {modulus}; use Ring(bits)")
+    return Window(modulus, 0, op.high or modulus.bits)
 
 
 def _taken(layer: OtLayer, prepared: Iterator[Prepared], number: int) -> dict[str, np.ndarray]:

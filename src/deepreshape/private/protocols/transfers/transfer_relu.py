@@ -1,10 +1,11 @@
-"""A batch of shared ReLUs by oblivious transfer: the carry of two words says the sign, a multiplexer does the rest.
+"""A batch of shared ReLUs or signs by oblivious transfer: the carry of two words says the sign, and a number follows.
 
 Model: semi-honest. Before: x = x_client + x_server mod M, x_client known offline. After: shares of s T; s says whether
-x counts as positive (``drelu.py``), T is x / 2^f, rounded; the client's is r, which it chose offline. A sign test
-adds a word of either party, and the sign is that sum's carry, plus a bit of each word. The two classes differ in how
-the carry comes to the client, under the server's random bit t: :class:`ChainRelu` in one message (``carry_chain.py``),
-:class:`TreeRelu` in fewer bytes and more rounds (``carry_tree.py``).
+x counts as positive (``drelu.py``), T is x / 2^f, rounded (``multiplexer.py``); or shares of 2 s - 1
+(``sign_value.py``). The client's is r, which it chose offline. A sign test adds a word of either party, and the sign is
+that sum's carry, plus a bit of each word. The two classes differ in how the carry comes to the client, under the
+server's random bit t: :class:`ChainRelu` in one message (``carry_chain.py``), :class:`TreeRelu` in fewer bytes and more
+rounds (``carry_tree.py``).
 
 Here are steps as functions of shares and correlated labels, ``transfers`` of which the client receives and ``back``
 sends. The online steps are generators: they give what their party sends, or None to be sent what the peer sent, in the
@@ -20,7 +21,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal, final
+from typing import Any, Literal, final
 
 import numpy as np
 
@@ -33,6 +34,8 @@ from deepreshape.private.crypto.labels import Context, Delta, permute_bits
 from deepreshape.private.protocols.transfers.carry_chain import ONE, Blinds, Chain
 from deepreshape.private.protocols.transfers.carry_tree import Tree, Walk, hash_planes, planes, unpacked
 from deepreshape.private.protocols.transfers.multiplexer import Multiplexer
+from deepreshape.private.protocols.transfers.sign_conversion import SignConversion
+from deepreshape.private.protocols.transfers.sign_value import SignValue
 
 CHOICES, ANDS, ANDS_BACK = "choices", "ands", "ands back"
 """Tweaks of the hash."""
@@ -43,7 +46,10 @@ Online = Generator[Bits | None, Bits | memoryview, Words | None]
 
 @dataclass(frozen=True)
 class TransferRelu(ABC):
-    """A ReLU over ``modulus``, truncated by ``shift``, whose sign is tested by ``sign``.
+    """A ReLU over ``modulus``, truncated by ``shift``, whose sign is tested by ``sign``; or that sign, as +1 or -1.
+
+    Attributes:
+        values: give signs, and no ReLUs; ``shift`` is 0 then.
 
     Raises:
         ValueError: by :attr:`carry`, if the words are too wide for it.
@@ -52,10 +58,17 @@ class TransferRelu(ABC):
     modulus: Ring | Field
     shift: int
     sign: Sign
+    values: bool = False
 
     @cached_property
     def mux(self) -> Multiplexer:
+        """Of a ReLU."""
         return Multiplexer(self.modulus, self.shift, self.sign.reach)
+
+    @cached_property
+    def conversion(self) -> SignConversion[Any]:
+        """What is made of the sign."""
+        return SignValue(self.modulus) if self.values else self.mux
 
     @property
     def bits(self) -> int:
@@ -79,7 +92,7 @@ class TransferRelu(ABC):
     @property
     def offline_widths(self) -> list[int]:
         """Bits of the fields of the client's offline message."""
-        return [self.bits, *self.mux.offline_widths]
+        return [self.bits, *self.conversion.offline_widths]
 
     @property
     @abstractmethod
@@ -97,7 +110,7 @@ class TransferRelu(ABC):
         """Bits of the fields that the server keeps."""
 
     def client_offline(
-        self, share: Words, blind: Words, labels: Words, back: Words, delta: Delta, context: Context
+        self, share: Words, blind: Words, labels: Words, back: Words, delta: Delta, context: Context, rng: Randomness
     ) -> tuple[Bits, Bits]:
         """What the client sends, and what it keeps.
 
@@ -108,14 +121,17 @@ class TransferRelu(ABC):
             back: its labels of zero of the others, (:attr:`back`, n, 2).
             delta: their difference; it claims ``context``.
             context: where the batch is; both parties know it.
+            rng: of the client.
         """
         delta.claim(context)
-        word, mux = self.sign.client_word(share), self.mux
+        word, conversion = self.sign.client_word(share), self.conversion
         masked = word & np.uint64((1 << self.bits) - 1)
         for bit, column in enumerate(permute_bits(labels[: self.bits]).astype(np.uint64)):
             masked = masked ^ (column << np.uint64(bit))
-        sent, kept = mux.client_offline(share, blind, labels[self.bits :][: mux.transfers], back[0], delta, context)
-        head = _pack([word, *kept], [self.sign.width, *mux.client_widths])
+        sent, kept = conversion.client_offline(
+            share, blind, labels[self.bits :][: conversion.transfers], back[0], delta, context, rng
+        )
+        head = _pack([word, *kept], [self.sign.width, *conversion.client_widths])
         kept_too = self.client_carry(word, labels, back, delta, context)
         return _pack([masked, *sent], self.offline_widths), np.concatenate([head, kept_too])
 
@@ -129,10 +145,10 @@ class TransferRelu(ABC):
         """
         delta.claim(context)
         masked, *received = unpack(message, self.offline_widths, back.shape[1])
-        ours = labels[self.bits :][: self.mux.transfers]
-        kept = self.mux.server_offline(received, ours, delta, back[0], context)
+        ours = labels[self.bits :][: self.conversion.transfers]
+        kept = self.conversion.server_offline(received, ours, delta, back[0], context)
         carry = self.server_carry(masked, labels, delta, back, context, rng)
-        return np.concatenate([_pack(kept, self.mux.server_widths), carry])
+        return np.concatenate([_pack(kept, self.conversion.server_widths), carry])
 
     @abstractmethod
     def client_carry(self, word: Words, labels: Words, back: Words, delta: Delta, context: Context) -> Bits:
@@ -178,7 +194,7 @@ class ChainRelu(TransferRelu):
 
     @property
     def transfers(self) -> int:
-        return self.bits + self.mux.transfers
+        return self.bits + self.conversion.transfers
 
     @property
     def back(self) -> int:
@@ -186,15 +202,18 @@ class ChainRelu(TransferRelu):
 
     @property
     def messages(self) -> list[tuple[Literal["client", "server"], list[int]]]:
-        return [("server", [*self.carry.row_widths, *self.mux.sent_widths]), ("client", self.mux.answer_widths)]
+        return [
+            ("server", [*self.carry.row_widths, *self.conversion.sent_widths]),
+            ("client", self.conversion.answer_widths),
+        ]
 
     @property
     def client_widths(self) -> list[int]:
-        return [self.sign.width, *self.mux.client_widths, *self.carry.label_widths]
+        return [self.sign.width, *self.conversion.client_widths, *self.carry.label_widths]
 
     @property
     def server_widths(self) -> list[int]:
-        return [*self.mux.server_widths, len(self.carry.digits), *self.carry.blind_widths]
+        return [*self.conversion.server_widths, len(self.carry.digits), *self.carry.blind_widths]
 
     def client_carry(self, word: Words, labels: Words, back: Words, delta: Delta, context: Context) -> Bits:
         blinds = self.carry.client_blinds(_hashed(labels[: self.bits], context, CHOICES), word)
@@ -208,22 +227,25 @@ class ChainRelu(TransferRelu):
         return _pack([rng.words(len(masked)), *blinds], [len(self.carry.digits), *self.carry.blind_widths])
 
     def server_online(self, kept: Bits, share: Words) -> Online:
-        mux, word = self.mux, self.sign.server_word(share)
+        conversion, word = self.conversion, self.sign.server_word(share)
         fields = unpack(kept, self.server_widths, len(share))
-        mux_fields, (lambdas, *blinds) = fields[: len(mux.server_widths)], fields[len(mux.server_widths) :]
-        rows = self.carry.garble(self._blinds(blinds), word, mux_fields[0] ^ self.server_top(word), lambdas)
-        sent, state = mux.server_online(mux_fields, share)
+        conversion_fields, (lambdas, *blinds) = (
+            fields[: len(conversion.server_widths)],
+            fields[len(conversion.server_widths) :],
+        )
+        rows = self.carry.garble(self._blinds(blinds), word, conversion_fields[0] ^ self.server_top(word), lambdas)
+        sent, state = conversion.server_online(conversion_fields, share)
         received = yield from _exchange(_pack([*rows, *sent], self.messages[0][1]))
-        return mux.server_finish(state, unpack(received, mux.answer_widths, len(share)))
+        return conversion.server_finish(state, unpack(received, conversion.answer_widths, len(share)))
 
     def client_online(self, kept: Bits, count: int) -> Online:
-        mux = self.mux
+        conversion = self.conversion
         word, *fields = unpack(kept, self.client_widths, count)
-        mux_fields, blinds = fields[: len(mux.client_widths)], fields[len(mux.client_widths) :]
+        conversion_fields, blinds = fields[: len(conversion.client_widths)], fields[len(conversion.client_widths) :]
         received = unpack((yield from _received()), self.messages[0][1], count)
         rows, received = received[: len(self.carry.row_widths)], received[len(self.carry.row_widths) :]
         chosen = self.carry.walk(rows, word, self._blinds(blinds)) ^ self.client_top(word)
-        yield _pack(mux.client_online(mux_fields, received, chosen), mux.answer_widths)
+        yield _pack(conversion.client_online(conversion_fields, received, chosen), conversion.answer_widths)
         return None
 
     def _blinds(self, fields: Sequence[Words]) -> Blinds:
@@ -246,7 +268,7 @@ class TreeRelu(TransferRelu):
 
     @property
     def transfers(self) -> int:
-        return self.bits + self.mux.transfers + len(self.carry.ands)
+        return self.bits + self.conversion.transfers + len(self.carry.ands)
 
     @property
     def back(self) -> int:
@@ -265,23 +287,29 @@ class TreeRelu(TransferRelu):
         for number, levels in enumerate(self._openings):
             widths = [1] * sum(self.carry.opened(level) for level in levels)
             if number == 0:
-                widths = [1] * len(self.carry.row_bits) + self.mux.sent_widths + widths
+                widths = [1] * len(self.carry.row_bits) + self.conversion.sent_widths + widths
             if number == len(self._openings) - 1:
                 widths = [*widths, 1]
             messages.append(("client" if number % 2 else "server", widths))
-        return [*messages, ("client", self.mux.answer_widths)]
+        return [*messages, ("client", self.conversion.answer_widths)]
 
     @property
     def client_widths(self) -> list[int]:
-        return [self.sign.width, *self.mux.client_widths, *[1] * (len(self.carry.row_bits) + self.carry.triple_planes)]
+        return [
+            self.sign.width,
+            *self.conversion.client_widths,
+            *[1] * (len(self.carry.row_bits) + self.carry.triple_planes),
+        ]
 
     @property
     def server_widths(self) -> list[int]:
-        return [*self.mux.server_widths, *[1] * (2 * len(self.carry.row_bits) + self.carry.triple_planes)]
+        return [*self.conversion.server_widths, *[1] * (2 * len(self.carry.row_bits) + self.carry.triple_planes)]
 
     def client_carry(self, word: Words, labels: Words, back: Words, delta: Delta, context: Context) -> Bits:
         rows = self._row_planes(labels, context, _STAY)
-        triples = self._triples(labels[self.bits + self.mux.transfers :], back[1:], delta, context, (ANDS, ANDS_BACK))
+        triples = self._triples(
+            labels[self.bits + self.conversion.transfers :], back[1:], delta, context, (ANDS, ANDS_BACK)
+        )
         return np.concatenate([rows, triples]).reshape(-1)
 
     def server_carry(
@@ -289,7 +317,7 @@ class TreeRelu(TransferRelu):
     ) -> Bits:
         zero, one = (self._row_planes(labels, context, move) for move in (_STAY, delta.words))
         swapped = (zero ^ one) & planes(masked, self.bits)[self.carry.row_bits]
-        rest = labels[self.bits + self.mux.transfers :]
+        rest = labels[self.bits + self.conversion.transfers :]
         triples = self._triples(back[1:], rest, delta, context, (ANDS_BACK, ANDS))
         return np.concatenate([zero ^ swapped, one ^ swapped, triples]).reshape(-1)
 
@@ -317,33 +345,36 @@ class TreeRelu(TransferRelu):
         return self.carry.triples(choices, hashes, zero, one).reshape(self.carry.triple_planes, -(-sent.shape[1] // 8))
 
     def server_online(self, kept: Bits, share: Words) -> Online:
-        mux, word, count = self.mux, self.sign.server_word(share), len(share)
-        at = packed_bytes(mux.server_widths, count)
-        mux_fields, blinds = unpack(kept[:at], mux.server_widths, count), kept[at:].reshape(-1, -(-count // 8))
+        conversion, word, count = self.conversion, self.sign.server_word(share), len(share)
+        at = packed_bytes(conversion.server_widths, count)
+        conversion_fields, blinds = (
+            unpack(kept[:at], conversion.server_widths, count),
+            kept[at:].reshape(-1, -(-count // 8)),
+        )
         rows = len(self.carry.row_bits)
         sent, shares = self.carry.send(planes(word, self.bits), blinds[:rows], blinds[rows : 2 * rows])
         walk = Walk(self.carry, shares, blinds[2 * rows :], leads=False)
-        first, state = mux.server_online(mux_fields, share)
-        head = np.concatenate([sent.reshape(-1), _pack(first, mux.sent_widths)])
-        top = planes(mux_fields[0] ^ self.server_top(word), 1)[0]
+        first, state = conversion.server_online(conversion_fields, share)
+        head = np.concatenate([sent.reshape(-1), _pack(first, conversion.sent_widths)])
+        top = planes(conversion_fields[0] ^ self.server_top(word), 1)[0]
         received = yield from self._climb(walk, "server", head, top, count)
-        return mux.server_finish(state, unpack(received, mux.answer_widths, count))
+        return conversion.server_finish(state, unpack(received, conversion.answer_widths, count))
 
     def client_online(self, kept: Bits, count: int) -> Online:
-        mux = self.mux
-        widths = [self.sign.width, *mux.client_widths]
+        conversion = self.conversion
+        widths = [self.sign.width, *conversion.client_widths]
         at, rows, size = packed_bytes(widths, count), len(self.carry.row_bits), -(-count // 8)
-        word, *mux_fields = unpack(kept[:at], widths, count)
+        word, *conversion_fields = unpack(kept[:at], widths, count)
         blinds = kept[at:].reshape(-1, size)
         message = np.frombuffer((yield from _received()), np.uint8)
         shares = self.carry.receive(planes(word, self.bits), message[: rows * size].reshape(rows, size), blinds[:rows])
         walk = Walk(self.carry, shares, blinds[rows:], leads=True)
         rest = message[rows * size :]
-        taken = packed_bytes(mux.sent_widths, count)
-        second, rest = unpack(rest[:taken], mux.sent_widths, count), rest[taken:]
+        taken = packed_bytes(conversion.sent_widths, count)
+        second, rest = unpack(rest[:taken], conversion.sent_widths, count), rest[taken:]
         top = yield from self._climb(walk, "client", rest, None, count)
         chosen = unpacked(walk.carry ^ np.frombuffer(top, np.uint8), count) ^ self.client_top(word)
-        yield _pack(mux.client_online(mux_fields, second, chosen), mux.answer_widths)
+        yield _pack(conversion.client_online(conversion_fields, second, chosen), conversion.answer_widths)
         return None
 
     def _climb(
@@ -423,4 +454,4 @@ def _flat(blinds: Blinds) -> list[Words]:
 
 
 def _pack(values: Sequence[Words], widths: Sequence[int]) -> Bits:
-    return pack(zip(values, widths, strict=True))
+    return pack(zip(values, widths, strict=True)) if widths else np.empty(0, np.uint8)
