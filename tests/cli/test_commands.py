@@ -231,6 +231,14 @@ def test_sweep_prints_where_its_rows_are(tmp_path: Path):
     assert (row["network"], row["method"], row["relus"]) == ("digits", "descent", 50)
 
 
+def test_a_sweep_at_a_level_of_multiply_adds_takes_each_network_at_its_base_width(tmp_path: Path):
+    words = "--networks resnet18,stch-4x4x4x --macs 6e5 --methods descent --budgets 50 --threads 1".split()
+    made = answer("sweep", "--out", str(tmp_path / "s"), *words, "--set", "whole.epochs=1", "--set", "tune.epochs=1")
+    rows = [json.loads(line) for line in Path(made["results"]).read_text().splitlines()]
+    assert {row["network"] for row in rows} == {"resnet18-m8", "stch-4x4x4x-m2"}
+    assert all(abs(row["macs"] / 6e5 - 1) <= 0.15 for row in rows)
+
+
 def test_criticality_orders_the_stages():
     found = answer("criticality", "resnet20-m4-phi1.1.1", "--set", "epochs=1", "--threads", "1")
     assert sorted(found["order"]) == [1, 2, 3]
@@ -243,8 +251,9 @@ def test_run_and_report(tmp_path: Path):
     assert made["points"] == 4
     assert "deepreshape run --data digits --baseline resnet18-m4" in (tmp_path / "one" / "report.html").read_text()
     written = ("--out", str(tmp_path / "both.html"), "--svg", str(tmp_path / "a.svg"))
-    again = answer("report", str(tmp_path / "one"), *written)
+    again = answer("report", str(tmp_path / "one"), *written, "--protocol", "ot", "--link", "wan")
     assert again["points"] == 4
+    assert "predicted seconds (ot, 100mbit/100mbit/50ms)" in (tmp_path / "both.html").read_text()
     assert (tmp_path / "both.html").is_file()
     assert (tmp_path / "a.svg").read_text().startswith("<svg")
 
@@ -291,6 +300,17 @@ def test_run_and_report(tmp_path: Path):
         (("cost", "resnet20", "--protocol", "gc-sign:neg-pass"), "gc-sign takes no mode; its settings are window"),
         (("calibrate", "--out", "no/profile.json"), "no/profile.json cannot be written: its folder is missing"),
         (("search", "--max-seconds", "nan"), "a number above 0, not nan"),
+        (("train", "resnet18-m4", "--out", "o", "--max-macs", "9"), "--max-macs 9 chooses among the plans within"),
+        (
+            ("train", "resnet18-m4", "--out", "o", "--budget", "900", "--max-macs", "9"),
+            "no coarse plan has 900 ReLUs and 0.00 M multiply-adds; with so few ReLUs the least is",
+        ),
+        (("run", "--out", "o", "--macs", "35m"), "--macs takes numbers with commas between, such as 35e6,66e6, not"),
+        (
+            ("sweep", "--networks", "hrn-5x5x3x", "--budgets", "9", "--macs", "1e5", "--out", "o"),
+            "hrn-5x5x3x has no base width with 0.1 M multiply-adds within 15%",
+        ),
+        (("report", ".", "--link", "wan"), "--link wan goes with --protocol"),
         (
             ("search", "--max-seconds", "9", "--train", "1", "--out", "o", "--data", "digits"),
             "digits needs --input 1x8x8",

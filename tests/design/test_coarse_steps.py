@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from deepreshape.counting import count
+from deepreshape.design.base_width import multiply_adds
 from deepreshape.models import Reduction, ResNet, Staged, architecture, build
 from deepreshape.nn import ReuseForm
 from deepreshape.removal import Cull, Reuse, Scale, Thin, apply, coarse_plans, plan, plan_of
@@ -78,6 +79,15 @@ def test_a_plan_keeps_the_most_within_its_budget(budget: int):
 def test_a_budget_above_the_network_is_refused():
     with pytest.raises(ValueError, match="a budget of 200,000 ReLUs is larger than the network, which has 139,264"):
         plan(architecture("resnet18-m16"), 200_000)
+
+
+def test_a_plan_keeps_within_multiply_adds_too():
+    whole = architecture("resnet18-m16")
+    free, bound = plan(whole, 15_000), plan(whole, 15_000, max_macs=26e6)
+    assert (free.relus, multiply_adds(free.architecture)) == (14_336, 26_898_944)
+    assert (bound.relus, multiply_adds(bound.architecture)) == (7_168, 25_350_656)
+    with pytest.raises(ValueError, match=r"15,000 ReLUs and 1.00 M multiply-adds; .* the least is 25\.35 M"):
+        plan(whole, 15_000, max_macs=1e6)
 
 
 def test_the_first_stage_is_culled_first_only_where_it_dominates():

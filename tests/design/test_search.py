@@ -57,7 +57,7 @@ def test_a_proxy_that_follows_the_law_ranks_networks_it_has_not_seen():
 
 @given(st.integers(0, 10**6), st.integers(2, 5))
 def test_a_candidate_counts_as_the_built_network_does(seed: int, stages: int):
-    found = list(search(replace(SPACE, stages=stages), PRICE, Limit("bytes", 1e12), 2, proxy=WIDE, seed=seed))
+    found = list(search(replace(SPACE, stages=stages), PRICE, [Limit("bytes", 1e12)], 2, proxy=WIDE, seed=seed))
     for candidate in found:
         made = candidate.plan.architecture
         assert len(made.phi) == stages
@@ -69,10 +69,10 @@ def test_a_candidate_counts_as_the_built_network_does(seed: int, stages: int):
 
 
 def test_the_search_keeps_its_limit_repeats_itself_and_gets_better():
-    found = list(search(SPACE, PRICE, LIMIT, 120, proxy=WIDE, seed=1))
+    found = list(search(SPACE, PRICE, [LIMIT], 120, proxy=WIDE, seed=1))
     assert found
     assert all(candidate.seconds <= LIMIT.most for candidate in found)
-    assert found == list(search(SPACE, PRICE, LIMIT, 120, proxy=WIDE, seed=1))
+    assert found == list(search(SPACE, PRICE, [LIMIT], 120, proxy=WIDE, seed=1))
     best = undominated(found, LIMIT)
     assert best[0].score == max(candidate.score for candidate in found)
     assert best[0] in found[len(found) // 3 :]  # what comes after the random half builds on it
@@ -87,10 +87,10 @@ def test_what_has_no_such_plan_is_no_candidate():
 
 def test_nothing_is_proposed_that_the_proxy_was_not_fitted_on():
     small = replace(WIDE, fitted=((1, 2_000), (1, 10**6), (1, 10**5)))
-    found = list(search(SPACE, PRICE, Limit("bytes", 1e12), 30, proxy=small))
+    found = list(search(SPACE, PRICE, [Limit("bytes", 1e12)], 30, proxy=small))
     assert found
     assert all(c.relus <= 2_000 and c.macs <= 10**6 and c.params <= 10**5 for c in found)
-    assert list(search(replace(SPACE, input=(3, 32, 32)), PRICE, Limit("bytes", 1e12), 5, proxy=small)) == []
+    assert list(search(replace(SPACE, input=(3, 32, 32)), PRICE, [Limit("bytes", 1e12)], 5, proxy=small)) == []
 
 
 def test_the_score_says_what_it_is():
@@ -140,8 +140,12 @@ def test_search_prints_its_front_and_trains_the_best(tmp_path: Path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ((), "give one of --max-seconds and --max-bytes"),
-        (("--max-seconds", "1", "--max-bytes", "1"), "give one of"),
+        ((), "give at least one of --max-seconds, --max-bytes, --max-relus and --max-macs"),
+        (("--max-relus", "-3"), "--max-relus is a number above 0, not -3.0"),
+        (
+            ("--trials", "3", "--max-macs", "36e6", "--max-relus", "1"),
+            "no design keeps within 1 ReLUs and 3.6e+07 multiply-adds and within what",
+        ),
         (("--max-seconds", "1", "--train", "2"), "--train 2 needs --out"),
         (("--max-seconds", "1", "--link", "lan,wan"), "--link takes one link to search under, not 'lan,wan'"),
         (("--max-seconds", "1", "--protocol", "gc-full,spdz"), "unknown protocol 'spdz'"),
@@ -155,3 +159,15 @@ def test_wrong_searches_say_so(words: tuple[str, ...], message: str, tmp_path: P
     done = call("search", *words, cwd=tmp_path)
     assert done.code == 2
     assert message in done.err
+
+
+def test_all_of_several_limits_are_kept():
+    limits = [Limit("relus", 4_000), Limit("macs", 3e6), LIMIT]
+    kept = list(search(SPACE, PRICE, limits, 120, proxy=WIDE, seed=1))
+    assert kept
+    assert all(each.relus <= 4_000 and each.macs <= 3e6 and each.seconds <= LIMIT.most for each in kept)
+    alone = list(search(SPACE, PRICE, limits[:1], 120, proxy=WIDE, seed=1))
+    assert any(each.macs > 3e6 for each in alone)
+    assert [each.relus for each in undominated(kept, limits[0])] == sorted(
+        (each.relus for each in undominated(kept, limits[0])), reverse=True
+    )

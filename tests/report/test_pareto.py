@@ -1,9 +1,12 @@
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from support.results import ROWS, row
 
-from deepreshape.report import advantages, pareto_front, summarize, verdict
+from deepreshape.report import Summary, advantages, pareto_front, seconds_basis, summarize, verdict
+from deepreshape.report.pareto import BOTH, MACS
 
 
 @given(st.lists(st.tuples(st.integers(1, 20), st.integers(0, 20)), min_size=1, max_size=30))
@@ -42,6 +45,48 @@ def test_what_a_method_left_is_compared_with_what_the_same_method_left_of_the_ba
     against = advantages(summarize(rows), "base, coarse")
     assert [each.gain for each in against] == [10.0, 11.5]
     assert "2 of 2 other points are ahead of base, coarse: from" in verdict(against, "base, coarse")
+
+
+def networks(*points: tuple[str, int, float, float]) -> tuple[Summary, ...]:
+    """Points of (network, ReLUs, millions of multiply-adds, top-1)."""
+    rows = [
+        replace(row(name, relus, top1, plan=f"{relus}"), macs=int(1e6 * macs), budget=relus)
+        for name, relus, macs, top1 in points
+    ]
+    return summarize(rows)
+
+
+def test_at_equal_multiply_adds_the_baseline_is_also_its_wider_relatives():
+    points = networks(
+        ("resnet18-m16", 50, 35, 60.0), ("resnet18-m22", 50, 66, 63.0), ("hrn-m4", 50, 66, 62.0), ("hrn-m3", 50, 50, 61)
+    )
+    assert [gain.gain for gain in advantages(points, "resnet18-m16")] == [3.0, 2.0, 1.0]
+    (gain,) = advantages(points, "resnet18-m16", MACS)
+    assert (gain.point.network, gain.gain) == ("hrn-m4", -1.0)
+    more = networks(("resnet18-m16", 51, 35, 99.0), ("resnet18-m22", 51, 66, 99.0))
+    assert advantages((*points, *more), "resnet18-m16", MACS) == (gain,)  # other budgets are not compared
+
+
+def test_at_equal_relus_and_multiply_adds_both_are():
+    points = networks(
+        ("base-m2", 100, 10, 60.0), ("base-m2", 25, 10, 50.0), ("base-m3", 50, 20, 80.0), ("hrn", 50, 11, 56.0)
+    )
+    (gain,) = advantages(points, "base-m2", BOTH)
+    assert (gain.point.network, gain.baseline) == ("hrn", pytest.approx(55.0))
+    assert advantages(networks(("base-m2", 100, 10, 60.0), ("hrn", 50, 11, 56.0)), "base-m2", BOTH) == ()
+
+
+def test_at_equal_seconds_the_best_of_the_baselines_widths_stands_for_it():
+    points = networks(
+        ("base-m2", 100, 10, 60.0), ("base-m3", 100, 20, 70.0), ("base-m4", 100, 40, 65.0), ("hrn", 90, 15, 68.0),
+        ("unpriced", 90, 15, 99.0), ("slow", 90, 15, 71.0),
+    )  # fmt: skip
+    seconds = {"base-m2": 1.0, "base-m3": 2.0, "base-m4": 4.0, "hrn": 2.0, "slow": 3.0}
+    priced = {(name, plan): value for name, value in seconds.items() for plan in ("90", "100")}
+    basis = seconds_basis("gc-full, wan", priced)
+    gains = advantages(points, "base-m2", basis)
+    assert [(gain.point.network, gain.baseline) for gain in gains] == [("hrn", 70.0), ("slow", 70.0)]
+    assert "At equal predicted seconds (gc-full, wan), 1 of 2" in verdict(gains, "base-m2", basis)
 
 
 def test_the_verdict_follows_from_the_numbers():

@@ -80,7 +80,15 @@ Settings = Annotated[
     list[str] | None,
     typer.Option("--set", help="A setting of the recipe, such as lr=0.1; may be repeated.", show_default=False),
 ]
-
+MacsLevels = Annotated[
+    str | None,
+    typer.Option(
+        "--macs",
+        help="Multiply-adds, such as 35e6,66e6: each named network stands at the base widths that have so many, within "
+        "15 %.",
+        show_default=False,
+    ),
+]
 
 MANY = 8
 """A command with more options than these shows them in groups."""
@@ -91,7 +99,8 @@ PANELS = {
     "Data": "data data_dir images row samples subsample target test_share",
     "Training": "epochs gates keep lam reduced_epochs seed seeds settings threads tol views",
     "Removal": "budget budgets granularity method methods price",
-    "Search": "evidence iterations like max_bytes max_minutes max_seconds resource train trials",
+    "Search": "evidence iterations like macs max_bytes max_macs max_minutes max_relus max_seconds resource train "
+    "trials",
     "Protocol": "cot garbler max_loss protocol relu slots workers",
     "Link and machines": "arrivals link profile storage",
     "Parties": "circuit count forget host keys name pin port program secret store",
@@ -138,6 +147,28 @@ def read_data(word: str, data_dir: Path | None) -> Dataset:
             f"{word!r} gives a {type(data).__name__}, not a deepreshape.Dataset; Dataset.from_loader makes one"
         )
     return replace(data, name=word)
+
+
+def scaled_names(names: tuple[str, ...], levels: str, data: Dataset) -> tuple[str, ...]:
+    """The names of the networks at the base widths that have so many multiply-adds, level by level.
+
+    Args:
+        names: of networks that are trained here.
+        levels: numbers with commas between.
+        data: whose images they take.
+
+    Raises:
+        ValueError: if one is no network's name, or no number, or no base width fits.
+    """
+    from deepreshape.design.base_width import scaled_to_macs
+    from deepreshape.models import architecture
+
+    try:
+        macs = [float(level) for level in levels.split(",")]
+    except ValueError:
+        raise ValueError(f"--macs takes numbers with commas between, such as 35e6,66e6, not {levels!r}") from None
+    whole = [architecture(name, data.shape, len(data.class_names)) for name in names]
+    return tuple(dict.fromkeys(scaled_to_macs(each, level).name for level in macs for each in whole))
 
 
 def read_recipe(data: str, settings: list[str] | None) -> Recipe:

@@ -218,6 +218,14 @@ def read_terms(
     return terms
 
 
+def read_one_terms(protocol: str, link: str | None) -> Terms:
+    """One protocol on one link, of which several are refused."""
+    terms, *more = read_terms(protocol, link, None, False, None, None)
+    if more:
+        raise ValueError(f"one protocol and one link are compared here, not {protocol} and {link or 'its own'}")
+    return terms
+
+
 def read_protocols(text: str) -> tuple[str, ...]:
     """Reads names with commas between; settings behind a colon may hold commas too."""
     return tuple(re.split(r",(?!drop=|window|pos-zero|neg-pass|garbler=|batch=)", text))

@@ -16,6 +16,7 @@ from deepreshape.cli.console import (
     DataDir,
     DataName,
     Json,
+    MacsLevels,
     SavedDataName,
     Settings,
     Threads,
@@ -29,12 +30,15 @@ from deepreshape.cli.console import (
     read_integers,
     read_recipe,
     run_experiment,
+    scaled_names,
     set_threads,
     stoppable,
     thousands,
 )
+from deepreshape.cli.costs import Links, read_one_terms
 
 if TYPE_CHECKING:
+    from deepreshape.pricing.quote import Terms
     from deepreshape.training.runs import Result
 
 app = typer.Typer()
@@ -48,6 +52,9 @@ def train(
     data_dir: DataDir = None,
     budget: Annotated[
         int | None, typer.Option(min=1, help="ReLU budget; all ReLUs without.", show_default=False)
+    ] = None,
+    max_macs: Annotated[
+        float | None, typer.Option(help="Multiply-adds that the reduced network may have too.", show_default=False)
     ] = None,
     teacher: Annotated[
         str | None,
@@ -70,7 +77,9 @@ def train(
     recipe, dataset = read_recipe(data, settings), read_data(data, data_dir)
     start, taught_by = (folder_of(name) if name else None for name in (init, teacher))
     whole = architecture(network, dataset.shape, len(dataset.class_names))
-    removed = plan(whole, budget) if budget else plan_of(whole)
+    if max_macs is not None and not budget:
+        raise ValueError(f"--max-macs {max_macs:g} chooses among the plans within --budget; give both")
+    removed = plan(whole, budget, max_macs=max_macs) if budget else plan_of(whole)
     point = TrainingPoint(network, removed, budget, seed, recipe, init=start, teacher=taught_by)
     with progress_bar() as bar:
         task = bar.add_task(point.title, total=None)
@@ -161,6 +170,7 @@ def run(
     budgets: Annotated[
         str | None, typer.Option(help="ReLU budgets; a quarter, eighth and sixteenth without.", show_default=False)
     ] = None,
+    macs: MacsLevels = None,
     seeds: Annotated[str, typer.Option(help="Each point is trained once for each.")] = "0",
     teacher: Annotated[
         str | None, typer.Option(help="A network to train first, which distils into all.", show_default=False)
@@ -189,10 +199,14 @@ def run(
     if epochs:
         recipe = recipe.with_values({"epochs": epochs})
     start = architecture(baseline, dataset.shape, len(dataset.class_names))
+    names = tuple(networks.split(",")) if networks else (baseline, *hybrenets(start))
+    if macs:
+        names = scaled_names(names, macs, dataset)
+        baseline = names[0]
     job = Job(
         data,
         baseline,
-        tuple(networks.split(",")) if networks else (baseline, *hybrenets(start)),
+        names,
         read_integers(budgets, "--budgets") if budgets else default_budgets(start),
         read_integers(seeds, "--seeds"),
         recipe,
@@ -225,18 +239,32 @@ def report(
     svg: Annotated[
         Path | None, typer.Option(help="Also write accuracy against ReLUs as a picture.", show_default=False)
     ] = None,
+    protocol: Annotated[
+        str | None,
+        typer.Option(
+            help="Compare at equal predicted seconds under this protocol, as `cost` names them; a published system's "
+            "without.",
+            show_default=False,
+        ),
+    ] = None,
+    link: Links = None,
     as_json: Json = False,
 ) -> None:
-    """Write the report of one or more jobs or sweeps from their results."""
+    """Write the report of one or more jobs or sweeps from their results: who wins at equal ReLUs, multiply-adds, both
+    and predicted seconds.
+    """
     from deepreshape.report import picture
     from deepreshape.training.runs import finished
 
+    if link and not protocol:
+        raise ValueError(f"--link {link} goes with --protocol, which says what is predicted over it")
     rows = [row for folder in folders for row in finished(folder)]
     if not rows:
         raise ValueError(
             f"no point is finished yet in {', '.join(map(str, folders))}; `deepreshape run` goes on with it"
         )
-    written = _write_report(folders, rows, to or folders[0] / "report.html")
+    terms = read_one_terms(protocol, link) if protocol else None
+    written = _write_report(folders, rows, to or folders[0] / "report.html", terms)
     if svg:
         svg.write_text(picture(rows))
     if as_json:
@@ -288,18 +316,22 @@ def _print_results(rows: list[Result], baseline: str) -> None:
     out.print(verdict(advantages(points, baseline), baseline), highlight=False)
 
 
-def _write_report(folders: list[Path], rows: list[Result], path: Path) -> Path:
+def _write_report(folders: list[Path], rows: list[Result], path: Path, terms: Terms | None = None) -> Path:
     import yaml
 
     from deepreshape.experiments.answers import read_answers
-    from deepreshape.experiments.live import explore
-    from deepreshape.report import render, summarize
+    from deepreshape.experiments.live import explore, predicted_seconds
+    from deepreshape.report import render, seconds_basis, summarize
     from deepreshape.report.explore import embedded
 
     texts = [(folder / "config.yaml").read_text() for folder in folders]
     configs = [yaml.safe_load(text) for text in texts]
     command = "\n".join(_command_of(config, folder) for config, folder in zip(configs, folders, strict=True))
-    data = explore(summarize(rows), folders)
+    points = summarize(rows)
+    data, seconds = explore(points, folders), None
+    if terms:
+        over = f", {terms.link}" if terms.link else ""
+        seconds = seconds_basis(f"{terms.protocol}{over}", predicted_seconds(points, folders, terms))
     answers = next(filter(None, map(read_answers, folders)), None)
     page = render(
         rows,
@@ -308,6 +340,7 @@ def _write_report(folders: list[Path], rows: list[Result], path: Path) -> Path:
         command=command,
         data=embedded(data) if data["points"] else None,
         answers=answers,
+        seconds=seconds,
     )
     path.write_text(page)
     return path

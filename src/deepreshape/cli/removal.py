@@ -14,6 +14,7 @@ from deepreshape.cli.console import (
     DataDir,
     DataName,
     Json,
+    MacsLevels,
     SavedDataName,
     Settings,
     Threads,
@@ -30,6 +31,7 @@ from deepreshape.cli.console import (
     read_pairs,
     read_recipe,
     run_experiment,
+    scaled_names,
     set_threads,
     stoppable,
     thousands,
@@ -199,6 +201,7 @@ def sweep(
     ],
     budgets: Annotated[str, typer.Option(help="ReLU budgets.")],
     to: Annotated[Path, typer.Option("--out", help="The sweep's folder; a sweep that was cut there goes on.")],
+    macs: MacsLevels = None,
     methods: Annotated[str, typer.Option(help="Methods of removal.")] = "coarse,snl",
     seeds: Annotated[str, typer.Option(help="Everything is done once for each.")] = "0",
     data: DataName = "digits",
@@ -233,6 +236,7 @@ def sweep(
             raise ValueError(f"--set takes whole.{name}={value}, tune.{name}={value} or METHOD.{name}={value}")
         given.setdefault(of, {})[key] = value
     dataset, words = read_data(data, data_dir), tuple(networks.split(","))
+    words = scaled_names(words, macs, dataset) if macs else words
     modules = {
         word: convert(trained_network(word, data, data_dir, threads)[0].module.eval(), dataset.shape)
         for word in words

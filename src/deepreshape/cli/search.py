@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -28,12 +28,11 @@ from deepreshape.cli.console import (
     stoppable,
     thousands,
 )
-from deepreshape.cli.costs import Garbler, Links, ProfileFile, Protocol, read_protocols, read_terms
-from deepreshape.cost import LinearLayer
+from deepreshape.cli.costs import Garbler, Links, ProfileFile, Protocol, read_one_terms, read_protocols, read_terms
 
 if TYPE_CHECKING:
     from deepreshape.data import Dataset
-    from deepreshape.design.search import Candidate, Space
+    from deepreshape.design.search import Candidate, Limit, Space
     from deepreshape.models import ResNet
     from deepreshape.training import Recipe
     from deepreshape.training.runs import Result
@@ -49,6 +48,8 @@ def search(
     max_bytes: Annotated[
         float | None, typer.Option(help="The most that it may send, both phases.", show_default=False)
     ] = None,
+    max_relus: Annotated[float | None, typer.Option(help="The most ReLUs.", show_default=False)] = None,
+    max_macs: Annotated[float | None, typer.Option(help="The most multiply-adds.", show_default=False)] = None,
     protocol: Protocol = "gc-full",
     link: Links = None,
     garbler: Garbler = None,
@@ -69,22 +70,17 @@ def search(
     settings: Settings = None,
     as_json: Json = False,
 ) -> None:
-    """Find the HybReNets that are likely most accurate within a cost; train the best of them."""
-    from deepreshape.design.search import COUNTS, PROXY, Limit, Proxy, Space, undominated
+    """Find the HybReNets that are likely most accurate within one cost or several; train the best of them."""
+    from deepreshape.design.search import COUNTS, PROXY, Proxy, Space, undominated
     from deepreshape.design.search import search as search_designs
     from deepreshape.pricing.quote import quote_layers
     from deepreshape.training.runs import RESULTS, read_rows
 
-    if (max_seconds is None) == (max_bytes is None):
-        raise ValueError("give one of --max-seconds and --max-bytes")
-    most = max_bytes if max_seconds is None else max_seconds
-    if most is None or not 0 < most < math.inf:
-        raise ValueError(f"the most that one inference may cost is a number above 0, not {most}")
+    limits = _limits(seconds=max_seconds, bytes=max_bytes, relus=max_relus, macs=max_macs)
     if to and not train:
         raise ValueError(f"--out {to} is for networks that are trained; --train says how many")
     if train and to is None:
         raise ValueError(f"--train {train} needs --out, the folder to train in")
-    limit = Limit("bytes" if max_seconds is None else "seconds", most)
     terms, *more = read_terms(protocol, link, garbler, False, None, profile)
     if any(each.link != terms.link for each in more):
         raise ValueError(f"--link takes one link to search under, not {link!r}")
@@ -96,7 +92,7 @@ def search(
             search_designs(
                 space,
                 lambda layers, of: quote_layers(layers, replace(terms, protocol=of)),
-                limit,
+                limits,
                 trials,
                 proxy=proxy,
                 seed=seed,
@@ -107,10 +103,10 @@ def search(
     if not candidates:
         bounds = ", ".join(f"{low:,} to {high:,} {of}" for (low, high), of in zip(proxy.fitted, COUNTS, strict=True))
         raise ValueError(
-            f"no design keeps within {limit.most:g} {limit.unit} and within what the score was fitted on ({bounds}); "
-            "allow more, or fit it to jobs of your own with --evidence"
+            f"no design keeps within {' and '.join(map(str, limits))} and within what the score was fitted on "
+            f"({bounds}); allow more, or fit it to jobs of your own with --evidence"
         )
-    best = undominated(candidates, limit)
+    best = undominated(candidates, limits[0])
     rows = _train_best(best[:train], dataset, recipe, to) if dataset and recipe and to else []
     if as_json:
         facts = {"rank_correlation": proxy.correlation, "points": proxy.points, "score": proxy.name}
@@ -144,6 +140,19 @@ def search(
     )
     for row in rows:
         out.print(f"{row.network}, {row.plan}: test top-1 {row.top1:.2f} %", highlight=False)
+
+
+def _limits(**most: float | None) -> list[Limit]:
+    """The options that were given, in their order: the first is what the front is drawn over."""
+    from deepreshape.design.search import Limit
+
+    limits = [Limit(cast("Any", unit), value) for unit, value in most.items() if value is not None]
+    if not limits:
+        raise ValueError("give at least one of --max-seconds, --max-bytes, --max-relus and --max-macs")
+    for limit in limits:
+        if not 0 < limit.most < math.inf:
+            raise ValueError(f"--max-{limit.unit} is a number above 0, not {limit.most}")
+    return limits
 
 
 def _fitting_data(name: str, data_dir: Path | None, space: Space) -> Dataset:
@@ -257,13 +266,12 @@ def _adjustable(network: str, data: Dataset) -> ResNet:
 def _resource(name: str, protocol: str, link: str | None):
     """The function of an architecture that ``--resource`` names."""
     from deepreshape.counting import count
+    from deepreshape.design.base_width import multiply_adds
     from deepreshape.models import build
     from deepreshape.pricing.quote import quote_layers
 
     if name in ("seconds", "bytes"):
-        terms, *more = read_terms(protocol, link, None, False, None, None)
-        if more:
-            raise ValueError(f"a resource is under one protocol and over one link, not {protocol} and {link}")
+        terms = read_one_terms(protocol, link)
 
         def priced(network: ResNet) -> float:
             quote = quote_layers(network.layers(), terms)
@@ -275,7 +283,7 @@ def _resource(name: str, protocol: str, link: str | None):
     if name == "relus":
         return lambda network: float(network.relus)
     if name == "macs":
-        return lambda network: float(sum(layer.macs for layer in network.layers() if isinstance(layer, LinearLayer)))
+        return lambda network: float(multiply_adds(network))
     if name == "params":
         return lambda network: float(count(build(network, "meta"), network.input).total.params)
     raise ValueError(f"unknown resource {name!r}; known are macs, params, relus, seconds and bytes")

@@ -15,6 +15,7 @@ from typing import Any, Literal
 from torch import nn
 
 from deepreshape.counting import count
+from deepreshape.design.base_width import multiply_adds
 from deepreshape.design.coarse_steps import Cull, Reuse, Scale, Thin
 from deepreshape.models import Staged, build
 from deepreshape.nn import Nonlinearity, Zeroed
@@ -110,11 +111,17 @@ def coarse_plans(architecture: Staged, shrink: Literal["reuse", "reshape"] = "re
             continue
 
 
-def plan(architecture: Staged, budget: int, shrink: Literal["reuse", "reshape"] = "reuse") -> CoarsePlan:
-    """The sequence that keeps the most ReLUs within ``budget``.
+def plan(
+    architecture: Staged,
+    budget: int,
+    shrink: Literal["reuse", "reshape"] = "reuse",
+    *,
+    max_macs: float | None = None,
+) -> CoarsePlan:
+    """The sequence that keeps the most ReLUs within ``budget``, and within so many multiply-adds if they are given.
 
     Raises:
-        ValueError: if the budget is larger than the network or smaller than the pipeline can reach.
+        ValueError: if a budget is larger than the network or smaller than the pipeline can reach.
     """
     everything = architecture.unreduced.relus
     if budget > everything:
@@ -124,7 +131,19 @@ def plan(architecture: Staged, budget: int, shrink: Literal["reuse", "reshape"] 
     if not fitting:
         fewest = min(candidate.relus for candidate in plans)
         raise ValueError(f"no coarse plan reaches {budget:,} ReLUs; the smallest has {fewest:,}")
+    if max_macs is not None:
+        least = min(map(_macs, fitting))
+        fitting = [candidate for candidate in fitting if _macs(candidate) <= max_macs]
+        if not fitting:
+            raise ValueError(
+                f"no coarse plan has {budget:,} ReLUs and {max_macs / 1e6:,.2f} M multiply-adds; with so few ReLUs the "
+                f"least is {least / 1e6:,.2f} M, so take a narrower network"
+            )
     return max(fitting, key=lambda candidate: candidate.relus)
+
+
+def _macs(candidate: CoarsePlan) -> int:
+    return multiply_adds(candidate.architecture)
 
 
 def apply(chosen: CoarsePlan, model: nn.Module, seed: int = 0) -> tuple[nn.Module, Record]:

@@ -34,6 +34,8 @@ ELITE = 12
 DRAWS = 20
 """The most designs that are drawn for each that is priced."""
 
+UNITS = {"seconds": "seconds", "bytes": "bytes", "relus": "ReLUs", "macs": "multiply-adds"}
+
 MULTIPLIERS = ("alpha", "beta", "gamma", "delta")
 """By how much each stage is wider than the one before, in order."""
 
@@ -172,12 +174,15 @@ class Limit:
     """The most that a network may cost.
 
     Attributes:
-        unit: what is limited: predicted seconds or bytes, offline and online together.
+        unit: what is limited: predicted seconds or bytes, offline and online together, ReLUs or multiply-adds.
         most: of it.
     """
 
-    unit: Literal["seconds", "bytes"]
+    unit: Literal["seconds", "bytes", "relus", "macs"]
     most: float
+
+    def __str__(self) -> str:
+        return f"{self.most:g} {UNITS[self.unit]}"
 
 
 @dataclass(frozen=True)
@@ -196,7 +201,11 @@ class Candidate:
 
     def cost(self, limit: Limit) -> float:
         """In the unit of the limit."""
-        return self.seconds if limit.unit == "seconds" else self.bytes
+        return getattr(self, limit.unit)
+
+    def keeps(self, limits: Sequence[Limit]) -> bool:
+        """Whether it costs no more than any of them allows."""
+        return all(self.cost(limit) <= limit.most for limit in limits)
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON values."""
@@ -232,14 +241,14 @@ def score_choice(choice: Choice, space: Space, price: Price, proxy: Proxy) -> Ca
 
 
 def search(
-    space: Space, price: Price, limit: Limit, trials: int, *, proxy: Proxy = PROXY, seed: int = 0
+    space: Space, price: Price, limits: Sequence[Limit], trials: int, *, proxy: Proxy = PROXY, seed: int = 0
 ) -> Iterator[Candidate]:
-    """Every candidate tried that keeps the limit: the first half at random, then near the best so far.
+    """Every candidate tried that keeps the limits: the first half at random, then near the best so far.
 
     Args:
         space: what is searched; designs that the proxy was not fitted on are passed over and cost no trial.
         price: what a candidate costs.
-        limit: the most that it may cost.
+        limits: the most that it may cost, at least one.
         trials: candidates that are priced.
         proxy: scores them.
         seed: of the search.
@@ -264,13 +273,13 @@ def search(
         if candidate is None:
             continue
         priced += 1
-        if candidate.cost(limit) <= limit.most:
+        if candidate.keeps(limits):
             best = sorted([*best, candidate], key=lambda candidate: -candidate.score)[:ELITE]
             yield candidate
 
 
 def undominated(candidates: Sequence[Candidate], limit: Limit) -> list[Candidate]:
-    """Candidates that no other beats in both cost and score, best score first."""
+    """Candidates that no other beats in both cost, in the limit's unit, and score, best score first."""
     best: list[Candidate] = []
     for candidate in sorted(candidates, key=lambda candidate: (candidate.cost(limit), -candidate.score)):
         if not best or candidate.score > best[-1].score:

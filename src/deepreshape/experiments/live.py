@@ -15,13 +15,13 @@ from urllib.parse import parse_qs, urlsplit
 from deepreshape.cost import LINKS, Layer, Quote, read_link
 from deepreshape.counting import count
 from deepreshape.models import Architecture, ResNet, Staged
-from deepreshape.models.saved import load, manifest_of
+from deepreshape.models.saved import MANIFEST, load, manifest_of
 from deepreshape.pricing.quote import PROTOCOLS, Terms, quote_layers
 from deepreshape.removal import CoarsePlan, plan, plan_of
 from deepreshape.report import Summary
 from deepreshape.report.explore import Priced, described, explorable, page
 
-__all__ = ["explore", "live_quote", "page_server"]
+__all__ = ["explore", "live_quote", "page_server", "predicted_seconds"]
 
 READ_S = 10.0
 """How long a reader may take to ask."""
@@ -33,13 +33,28 @@ def explore(points: Sequence[Summary], folders: Sequence[Path]) -> dict[str, Any
 
     A point whose model is in none of the folders is left out.
     """
-    pairs: list[tuple[Summary, Priced]] = []
-    for point in points:
-        saved = [folder / "models" / point.results[0].id for folder in folders]
-        model = next((path for path in saved if (path / "manifest.json").is_file()), None)
-        if model:
-            pairs.append((point, _priced(model, point)))
+    pairs = [(point, _priced(model, point)) for point in points if (model := _saved(point, folders))]
     return explorable([point for point, _ in pairs], [priced for _, priced in pairs])
+
+
+def predicted_seconds(points: Sequence[Summary], folders: Sequence[Path], terms: Terms) -> dict[tuple[str, str], float]:
+    """Of one inference under some terms, by network and plan, of the points whose models lie in the folders.
+
+    Raises:
+        ValueError: if one cannot be priced under these terms.
+    """
+    seconds: dict[tuple[str, str], float] = {}
+    for point in points:
+        if folder := _saved(point, folders):
+            model = load(folder)
+            layers = count(model, manifest_of(model).architecture.input).priced_layers
+            seconds[point.network, point.plan] = quote_layers(layers, terms).seconds
+    return seconds
+
+
+def _saved(point: Summary, folders: Sequence[Path]) -> Path | None:
+    saved = [folder / "models" / point.results[0].id for folder in folders]
+    return next((path for path in saved if (path / MANIFEST).is_file()), None)
 
 
 def _priced(folder: Path, point: Summary) -> Priced:

@@ -2,7 +2,7 @@
 
 from deepreshape.report.html import picture, render, verdict
 from deepreshape.report.masks import picture_of_masks
-from deepreshape.report.pareto import Advantage, Summary, advantages, pareto_front, summarize
+from deepreshape.report.pareto import Advantage, Summary, advantages, pareto_front, seconds_basis, summarize
 
 __all__ = [
     "Advantage",
@@ -12,6 +12,7 @@ __all__ = [
     "picture",
     "picture_of_masks",
     "render",
+    "seconds_basis",
     "summarize",
     "verdict",
 ]

@@ -11,7 +11,18 @@ from markupsafe import Markup
 
 from deepreshape.report.answers import PrivateAnswers
 from deepreshape.report.chart import Chart, Mark, lay_out_chart
-from deepreshape.report.pareto import Advantage, Summary, advantages, pareto_front, summarize
+from deepreshape.report.pareto import (
+    BOTH,
+    MACS,
+    RELUS,
+    Advantage,
+    Basis,
+    Summary,
+    advantages,
+    pareto_front,
+    seconds_basis,
+    summarize,
+)
 from deepreshape.training.runs import Result
 
 __all__ = ["environment", "picture", "render", "verdict"]
@@ -25,6 +36,7 @@ def render(
     command: str,
     data: Markup | None = None,
     answers: PrivateAnswers | None = None,
+    seconds: Basis | None = None,
 ) -> str:
     """The report of a job.
 
@@ -35,10 +47,15 @@ def render(
         command: that made the results.
         data: for the explorable chart, from ``explore.embedded``; still pictures only without.
         answers: images that one of the networks answered privately.
+        seconds: predicted, at equal amounts of which networks are compared beside ReLUs and multiply-adds; those of the
+            first published profile without.
     """
     points = summarize(results)
     profiles = list(points[0].priced)
-    gains = advantages(points, baseline)
+    if seconds is None:
+        priced = {(point.network, point.plan): point.priced[profiles[0]] for point in points}
+        seconds = seconds_basis(profiles[0], priced)
+    gains = {basis: advantages(points, baseline, basis) for basis in (RELUS, MACS, BOTH, seconds)}
     best = set(pareto_front([(point.relus, point.mean) for point in points]))
     charts = (
         _chart(points, "Accuracy against ReLUs", "ReLUs", [point.relus for point in points]),
@@ -50,7 +67,7 @@ def render(
     page = environment().get_template("report.html.j2")
     return page.render(
         title=f"{baseline} and its relatives on {results[0].data}",
-        verdict=verdict(gains, baseline),
+        verdict=verdict(gains[RELUS], baseline),
         data=data,
         answers=answers,
         charts=charts,
@@ -59,7 +76,7 @@ def render(
         points=points,
         anchors=[_anchor(point) for point in points],
         on_front=[(point.relus, point.mean) in best for point in points],
-        gains=gains,
+        comparisons=[(basis, verdict(of, baseline, basis), of) for basis, of in gains.items() if of],
         baseline=baseline,
         rows=results,
         command=command,
@@ -76,10 +93,12 @@ def picture(results: Sequence[Result]) -> str:
     return environment().get_template("chart.svg.j2").render(chart=chart, linked=False)
 
 
-def verdict(gains: Sequence[Advantage], baseline: str) -> str:
+def verdict(gains: Sequence[Advantage], baseline: str, basis: Basis = RELUS) -> str:
     """One or two sentences that follow from the numbers, and say what they do not show."""
     if not gains:
-        return f"No network has a ReLU count between two of {baseline}'s, so nothing can be said at equal count."
+        return (
+            f"No network has a {basis.name} between two of {baseline}'s, so nothing can be said at equal {basis.name}."
+        )
     best, worst = max(gains, key=lambda gain: gain.gain), min(gains, key=lambda gain: gain.gain)
     ahead = sum(gain.gain > 0 for gain in gains)
     clear = [gain for gain in gains if gain.spread is not None and abs(gain.gain) > 2 * gain.spread]
@@ -90,7 +109,7 @@ def verdict(gains: Sequence[Advantage], baseline: str) -> str:
     )
     like = ", each against the same method" if any(", " in gain.point.network for gain in gains) else ""
     return (
-        f"At equal ReLU count, {ahead} of {len(gains)} other points are ahead of {baseline}"
+        f"At equal {basis.name}, {ahead} of {len(gains)} other points are ahead of {baseline}"
         f"{'' if ', ' in baseline else like}: from "
         f"{worst.gain:+.1f} points ({worst.point.network}, {worst.point.relus:,} ReLUs) to {best.gain:+.1f} "
         f"({best.point.network}, {best.point.relus:,} ReLUs). {seeds}"
