@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 from cryptography.hazmat.primitives.ciphers import algorithms
-from support.programs import every_kind, random_inputs, random_program, run_both
+from support.programs import every_kind, random_inputs, random_program, run_both, squares_and_relus
 from support.relay import PATIENT, Attack, Fault, Keys, Outcome, Relay, Talk, converse
 
 from deepreshape.private.arith import rng as streams
@@ -182,7 +182,7 @@ def test_lengths_on_the_network_do_not_depend_on_inputs_or_weights(kind: str, tm
     assert seen[0] == seen[1] == seen[2]
 
 
-@pytest.mark.parametrize("relu", ["gc-full", "gc-sign", "gc-stochastic:drop=2"])
+@pytest.mark.parametrize("relu", ["gc-full", "gc-sign", "gc-stochastic:drop=2", "gc-full beside squares"])
 def test_no_key_is_set_up_twice_by_a_party_nor_again_in_another_session(
     relu: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -203,13 +203,14 @@ def test_no_key_is_set_up_twice_by_a_party_nor_again_in_another_session(
         if name.startswith("deepreshape.private.") and hasattr(module, "algorithms"):
             monkeypatch.setattr(module, "algorithms", SimpleNamespace(AES=recorded_aes))
     monkeypatch.setattr(Context, "keys", recorded)
-    program = random_program(13)
-    plan = Plan(program.public())
+    program = squares_and_relus() if relu.endswith("squares") else random_program(13)
+    config = ReluConfig.parse(relu.removesuffix(" beside squares"))
+    plan = Plan(program.public(), config)
     before: set[bytes] = set()
     roles: tuple[Role, ...] = ("server", "client")
     for garbler in (*roles, *roles):
         used.clear()
-        run_both(program, random_inputs(program, 1, 1)[0], garbler, 5, ReluConfig.parse(relu))
+        run_both(program, random_inputs(program, 1, 1)[0], garbler, 5, config)
         counted = Counter(used)
         assert sum(kind == "gate" for _, kind, _ in used) > 100
         again = Counter(kind for (_, kind, _), times in counted.items() if times > 1)

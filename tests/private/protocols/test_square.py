@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import Counter
 from dataclasses import replace
 
@@ -12,6 +13,7 @@ from support.two_parties import fixed, in_parallel
 
 from deepreshape.private.arith.ring import CIRCA_PRIME, Field, Ring, Words
 from deepreshape.private.arith.square import Squaring
+from deepreshape.private.crypto.labels import Context, hash_labels
 from deepreshape.private.parties.plan import Plan
 from deepreshape.private.parties.server import Model
 from deepreshape.private.program import interpret as plain
@@ -19,6 +21,7 @@ from deepreshape.private.program.encoding import from_bytes, to_bytes
 from deepreshape.private.program.ops import Add, Conv2d, Flatten, Linear, ProgramError, Relu, Square, Weights
 from deepreshape.private.program.program import Program
 from deepreshape.private.program.relu_config import ReluConfig
+from deepreshape.private.protocols import square
 from deepreshape.private.protocols.base import Prepared, Run, side_by_side
 from deepreshape.private.protocols.choose import Protocols
 from deepreshape.private.protocols.square import Constants, Squares, SquaringLayer
@@ -115,6 +118,40 @@ def test_layers_are_right_and_cost_what_they_declare(bits: int, before: int, aft
         run.online(0, kept[0])
     with pytest.raises(RuntimeError, match="prepared before"):
         run.offline(1)
+
+
+@pytest.mark.parametrize("cot", ["silent", "iknp"])
+def test_no_transfer_and_no_hash_key_is_used_twice(cot: str, monkeypatch: pytest.MonkeyPatch):
+    """The product takes both blinds of a transfer at the server and one at the client, the transfer back reversed."""
+    hashed: dict[int, list[tuple[bytes, Words]]] = {}
+
+    def recorded(labels: Words, context: Context, tweak: str) -> Words:
+        calls = hashed.setdefault(threading.get_ident(), [])
+        calls.append((context.keys(1, tweak).tobytes(), labels.reshape(-1, 2).copy()))
+        return hash_labels(labels, context, tweak)
+
+    monkeypatch.setattr(square, "hash_labels", recorded)
+    layers = layers_of(Squaring(Ring(31), 7, 10), 23, 10, batch=10)
+    run = Inference(Squares(COTS[cot]), layers)
+    in_parallel(lambda: run.offline(0), lambda: run.offline(1))
+    product, total = layers[0].squaring.product, sum(layer.count for layer in layers)
+    counted: list[int] = []
+    for calls in hashed.values():
+        labels = np.concatenate([under for _, under in calls])
+        assert len(np.unique(labels, axis=0)) == len(labels)
+        counted.append(len(labels))
+        by_key: dict[bytes, list[Words]] = {}
+        for key, under in calls:
+            by_key.setdefault(key, []).append(under)
+        assert len(by_key) == 4 * (product + 1)  # of four batches
+        for pair in by_key.values():
+            assert len(pair) <= 2
+            apart = pair[0] ^ pair[-1]  # by Delta everywhere: both are of the same transfers
+            assert (apart == apart[0]).all()
+    assert sorted(counted) == [total * (product + 2), total * (2 * product + 1)]
+    run.ends[0].layers.clear()
+    with pytest.raises(RuntimeError, match=r"batch 0 of layer 'square0' was garbled before under this Delta"):
+        next(run.protocols[0].offline(run.runs[0], run.ends[0], layers[0], *run.shares[0][::2]))
 
 
 def test_a_square_takes_nine_bytes_online_and_few_offline():

@@ -57,15 +57,19 @@ from deepreshape.private.protocols.base import (
     Online,
     Places,
     Prepared,
-    Protocol,
     Run,
-    Segment,
     Step,
     check_shares,
     claim,
 )
 from deepreshape.private.protocols.garbled.label_transfer import wipe
-from deepreshape.private.protocols.transfers.transfer_ends import COTS, Reservation, TransferEnds
+from deepreshape.private.protocols.transfers.transfer_ends import (
+    COTS,
+    Batches,
+    Reservation,
+    TransferEnds,
+    TransferProtocol,
+)
 from deepreshape.private.transport.channel import Frame
 from deepreshape.private.transport.ledger import Phase
 
@@ -74,7 +78,7 @@ WRAP = "square, wrap"
 
 
 @dataclass(frozen=True, eq=False)
-class SquaringLayer:
+class SquaringLayer(Batches):
     """``count`` squares, ``batch`` of them at a time.
 
     Attributes:
@@ -96,20 +100,6 @@ class SquaringLayer:
     def modulus(self) -> Ring:
         """That of its shares."""
         return self.squaring.modulus
-
-    @property
-    def spans(self) -> list[slice]:
-        """The squares of each batch."""
-        return [slice(first, min(first + self.batch, self.count)) for first in range(0, self.count, self.batch)]
-
-    @property
-    def sizes(self) -> list[int]:
-        """How many squares each batch has."""
-        return [span.stop - span.start for span in self.spans]
-
-    def nbytes(self, widths: Sequence[int]) -> int:
-        """Bytes of fields of these widths, batch by batch."""
-        return sum(packed_bytes(widths, size) for size in self.sizes)
 
     @property
     def corrections(self) -> list[int]:
@@ -148,7 +138,7 @@ class Constants:
 
 @final
 @dataclass(frozen=True)
-class Squares(Protocol[SquaringLayer, TransferEnds]):
+class Squares(TransferProtocol[SquaringLayer]):
     """See the module.
 
     Args:
@@ -160,7 +150,7 @@ class Squares(Protocol[SquaringLayer, TransferEnds]):
     served: Mapping[str, Constants] = field(default_factory=dict[str, Constants], repr=False)
 
     kinds = "square", "square"
-    setup_kind = "transfers"
+    session = b"deepreshape square"
     by_shares = True
     by_coins = True
 
@@ -185,16 +175,7 @@ class Squares(Protocol[SquaringLayer, TransferEnds]):
             served[layer.name] = Constants(*spread)
         return Squares(self.cot, served)
 
-    def setup(self, run: Run, layers: Sequence[SquaringLayer]) -> TransferEnds:
-        return self._reservation(layers).setup(run, b"deepreshape square")
-
-    def setup_declared(self, layers: Sequence[SquaringLayer]) -> Segment:
-        return self._reservation(layers).declared
-
-    def setup_work(self, layers: Sequence[SquaringLayer]) -> Sequence[Effort]:
-        return self._reservation(layers).work
-
-    def _reservation(self, layers: Sequence[SquaringLayer]) -> Reservation:
+    def reservation(self, layers: Sequence[SquaringLayer]) -> Reservation:
         there = sum(layer.count * layer.squaring.product for layer in layers)
         return Reservation(self.cot, there, sum(layer.count for layer in layers))
 
@@ -208,7 +189,7 @@ class Squares(Protocol[SquaringLayer, TransferEnds]):
         return (yield from _client_offline(run, setup, layer, share, blind))
 
     def online(self, run: Run, layer: SquaringLayer, prepared: Iterator[Prepared], share: Words | None) -> Online:
-        kept = [_taken(layer, prepared, number) for number in range(len(layer.sizes))]
+        kept = layer.taken(prepared)
         if share is None:
             result = yield from _client_online(run, layer, kept)
         else:
@@ -250,15 +231,22 @@ class Squares(Protocol[SquaringLayer, TransferEnds]):
         return layer.squaring.limit
 
 
-def _blinds(labels: Words, run: Run, layer: SquaringLayer, number: int, bit: int) -> Words:
+def _claimed(run: Run, setup: TransferEnds, layer: SquaringLayer, number: int) -> Context:
+    """Where batch ``number`` is, taken for good under this party's Delta."""
+    context = Context(run.id, layer.name, number)
+    setup.sender.delta.claim(context)
+    return context
+
+
+def _blinds(labels: Words, context: Context, layer: SquaringLayer, bit: int) -> Words:
     """The blinds of transfer ``bit`` of the product, of k - ``bit`` bits."""
-    hashed = hash_labels(labels, Context(run.id, layer.name, number), f"square {bit}")[:, 0]
+    hashed = hash_labels(labels, context, f"square {bit}")[:, 0]
     return hashed & np.uint64((1 << (layer.squaring.product - bit)) - 1)
 
 
-def _back(labels: Words, run: Run, layer: SquaringLayer, number: int) -> Words:
+def _back(labels: Words, context: Context, layer: SquaringLayer) -> Words:
     """The blinds of the transfer back, Q, of w bits."""
-    hashed = hash_labels(labels, Context(run.id, layer.name, number), WRAP)[:, 0]
+    hashed = hash_labels(labels, context, WRAP)[:, 0]
     return hashed & np.uint64((1 << layer.squaring.message) - 1)
 
 
@@ -266,31 +254,33 @@ def _client_offline(run: Run, setup: TransferEnds, layer: SquaringLayer, share: 
     squaring, delta = layer.squaring, setup.sender.delta.words
     product, low = squaring.product, np.uint64((1 << squaring.product) - 1)
     roots, blinds = squaring.client_root(share), np.zeros(layer.count, np.uint64)
-    for number, (span, size) in enumerate(zip(layer.spans, layer.sizes, strict=True)):
+    contexts = [_claimed(run, setup, layer, number) for number in range(len(layer.sizes))]
+    for context, span, size in zip(contexts, layer.spans, layer.sizes, strict=True):
         choices = to_bits(roots[span], product)
         labels = setup.receiver.chosen(run.channel, choices.reshape(-1)).reshape(product, size, 2)
         for bit in range(product):
-            blinds[span] += _blinds(labels[bit], run, layer, number, bit) << np.uint64(bit)
+            blinds[span] += _blinds(labels[bit], context, layer, bit) << np.uint64(bit)
     yield None
-    for number, (span, size) in enumerate(zip(layer.spans, layer.sizes, strict=True)):
+    for context, span, size in zip(contexts, layer.spans, layer.sizes, strict=True):
         labels = setup.sender.random(run.channel, size)
-        zero, one = (_back(either, run, layer, number) for either in (labels, labels ^ delta))
+        zero, one = (_back(either, context, layer) for either in (labels, labels ^ delta))
         received = run.channel.receive(Frame.ROWS, packed_bytes(layer.corrections, size))
         part, root = blinds[span], roots[span]
         for bit, correction in enumerate(unpack(received, layer.corrections, size), 1):
             part += (correction & -((root >> np.uint64(bit)) & np.uint64(1))) << np.uint64(bit)
         fields = root, part & low, zero, one, blind[span]
-        yield Prepared({"packed": pack(zip(fields, layer.client_widths, strict=True))})
+        yield layer.packed(pack(zip(fields, layer.client_widths, strict=True)))
 
 
 def _server_offline(run: Run, setup: TransferEnds, layer: SquaringLayer) -> Offline:
     product, delta = layer.squaring.product, setup.sender.delta.words
     low, waiting = np.uint64((1 << product) - 1), list[tuple[Words, Words, np.ndarray]]()
-    for number, size in enumerate(layer.sizes):
+    contexts = [_claimed(run, setup, layer, number) for number in range(len(layer.sizes))]
+    for context, size in zip(contexts, layer.sizes, strict=True):
         labels = setup.sender.chosen(run.channel, product * size).reshape(product, size, 2)
         blind, part, corrections = np.zeros(size, np.uint64), np.zeros(size, np.uint64), list[Words]()
         for bit in range(product):
-            zero, one = (_blinds(either, run, layer, number, bit) for either in (labels[bit], labels[bit] ^ delta))
+            zero, one = (_blinds(either, context, layer, bit) for either in (labels[bit], labels[bit] ^ delta))
             part -= zero << np.uint64(bit)
             if bit:
                 corrections.append((blind + zero - one) & (low >> np.uint64(bit)))
@@ -298,11 +288,11 @@ def _server_offline(run: Run, setup: TransferEnds, layer: SquaringLayer) -> Offl
                 blind = (one - zero) & low
         waiting.append((blind, part & low, pack(zip(corrections, layer.corrections, strict=True))))
     yield None
-    for number, (size, (blind, part, message)) in enumerate(zip(layer.sizes, waiting, strict=True)):
+    for context, size, (blind, part, message) in zip(contexts, layer.sizes, waiting, strict=True):
         labels = setup.receiver.random(run.channel, size)
         run.channel.send(Frame.ROWS, message)
-        fields = blind, part, permute_bits(labels).astype(np.uint64), _back(labels, run, layer, number)
-        yield Prepared({"packed": pack(zip(fields, layer.server_widths, strict=True))})
+        fields = blind, part, permute_bits(labels).astype(np.uint64), _back(labels, context, layer)
+        yield layer.packed(pack(zip(fields, layer.server_widths, strict=True)))
 
 
 def _client_online(run: Run, layer: SquaringLayer, kept: Sequence[np.ndarray]) -> Online:
@@ -343,11 +333,3 @@ def _server_online(
         received = run.channel.receive(Frame.SHARES, packed_bytes(layer.answered, size))
         result[span] = squaring.result(*state, *unpack(received, layer.answered, size))
     return squaring.modulus.add(result, constants.constant)
-
-
-def _taken(layer: SquaringLayer, prepared: Iterator[Prepared], number: int) -> np.ndarray:
-    """What was kept of batch ``number``."""
-    batch = next(prepared, None)
-    if batch is None:
-        raise ValueError(f"layer {layer.name!r} has {len(layer.sizes)} batches, and {number} were given")
-    return batch.take()["packed"]

@@ -46,13 +46,18 @@ from deepreshape.private.protocols.base import (
     Prepared,
     ReluProtocol,
     Run,
-    Segment,
     check_shares,
     claim,
 )
 from deepreshape.private.protocols.garbled.label_transfer import wipe
 from deepreshape.private.protocols.transfers.carry_chain import WIDEST
-from deepreshape.private.protocols.transfers.transfer_ends import COTS, Reservation, TransferEnds
+from deepreshape.private.protocols.transfers.transfer_ends import (
+    COTS,
+    Batches,
+    Reservation,
+    TransferEnds,
+    TransferProtocol,
+)
 from deepreshape.private.protocols.transfers.transfer_relu import ChainRelu, TransferRelu, TreeRelu
 from deepreshape.private.transport.channel import Frame
 from deepreshape.private.transport.ledger import Phase
@@ -64,7 +69,7 @@ FRAMES: dict[Role, Frame] = {"server": Frame.ROWS, "client": Frame.SHARES}
 
 
 @dataclass(frozen=True)
-class OtLayer:
+class OtLayer(Batches):
     """A layer of ``count`` ReLUs or signs, ``batch`` of them at a time; ``name`` is unique in a run."""
 
     name: str
@@ -77,24 +82,10 @@ class OtLayer:
         """That of its shares."""
         return self.relu.modulus
 
-    @property
-    def spans(self) -> list[slice]:
-        """The ReLUs of each batch."""
-        return [slice(first, min(first + self.batch, self.count)) for first in range(0, self.count, self.batch)]
-
-    @property
-    def sizes(self) -> list[int]:
-        """How many ReLUs each batch has."""
-        return [span.stop - span.start for span in self.spans]
-
-    def nbytes(self, widths: Sequence[int]) -> int:
-        """Bytes of fields of these widths, batch by batch."""
-        return sum(packed_bytes(widths, size) for size in self.sizes)
-
 
 @final
 @dataclass(frozen=True)
-class ReluOt(ReluProtocol[OtLayer, TransferEnds]):
+class ReluOt(TransferProtocol[OtLayer], ReluProtocol[OtLayer, TransferEnds]):
     """See the module.
 
     Args:
@@ -106,7 +97,7 @@ class ReluOt(ReluProtocol[OtLayer, TransferEnds]):
     thresholds: Mapping[str, Words] = field(default_factory=dict[str, Words], repr=False)
 
     kinds = "transfer", "compare"
-    setup_kind = "transfers"
+    session = b"deepreshape ot"
     by_shares = True
 
     @property
@@ -151,16 +142,7 @@ class ReluOt(ReluProtocol[OtLayer, TransferEnds]):
         }
         return replace(self, thresholds=encoded)
 
-    def setup(self, run: Run, layers: Sequence[OtLayer]) -> TransferEnds:
-        return self._reservation(layers).setup(run, b"deepreshape ot")
-
-    def setup_declared(self, layers: Sequence[OtLayer]) -> Segment:
-        return self._reservation(layers).declared
-
-    def setup_work(self, layers: Sequence[OtLayer]) -> Sequence[Effort]:
-        return self._reservation(layers).work
-
-    def _reservation(self, layers: Sequence[OtLayer]) -> Reservation:
+    def reservation(self, layers: Sequence[OtLayer]) -> Reservation:
         there = sum(layer.relu.transfers * layer.count for layer in layers)
         return Reservation(self.cot, there, sum(layer.relu.back * layer.count for layer in layers))
 
@@ -189,14 +171,14 @@ class ReluOt(ReluProtocol[OtLayer, TransferEnds]):
                     share[span], blind[span], labels, back[number], delta, context, run.rng
                 )
                 run.channel.send(Frame.SHARES, message)
-            yield Prepared({"packed": kept})
+            yield layer.packed(kept)
 
     def online(self, run: Run, layer: OtLayer, prepared: Iterator[Prepared], share: Words | None) -> Online:
         if share is not None:
             check_shares(layer.name, layer.relu.modulus, layer.count, share=share)
             if layer.relu.values:
                 share = layer.relu.modulus.add(share, self.thresholds[layer.name])
-        kept = [_taken(layer, prepared, number)["packed"] for number in range(len(layer.sizes))]
+        kept = layer.taken(prepared)
         if share is None:
             steps = [layer.relu.client_online(array, size) for array, size in zip(kept, layer.sizes, strict=True)]
         else:
@@ -271,11 +253,3 @@ def _sign_of(modulus: Ring | Field, op: Sign) -> Window:
     if isinstance(modulus, Field):
         raise ValueError(f"signs are computed over a ring, not over {modulus}; use Ring(bits)")
     return Window(modulus, 0, op.high or modulus.bits)
-
-
-def _taken(layer: OtLayer, prepared: Iterator[Prepared], number: int) -> dict[str, np.ndarray]:
-    """What was kept of batch ``number``."""
-    batch = next(prepared, None)
-    if batch is None:
-        raise ValueError(f"layer {layer.name!r} has {len(layer.sizes)} batches, and {number} were given")
-    return batch.take()
