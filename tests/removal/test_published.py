@@ -23,13 +23,23 @@ from deepreshape.removal.senet import _Search as SENetSearch
 from deepreshape.removal.senet import layer_budgets, sensitivities
 from deepreshape.removal.snl import _Search as SNLSearch
 from deepreshape.removal.taylor import _Search as TaylorSearch
-from deepreshape.training import TrainingRun
+from deepreshape.training import Classification, TrainingRun
 from deepreshape.training.convolution import MatrixConvolutions
 
 DATA = digits()
 MODEL = trained()
 MASKS = masks_of(MODEL, DATA.shape)
-TASK = Task(DATA, RECIPE, copy.deepcopy(MODEL).eval(), MASKS, dict.fromkeys(MASKS, 1.0), 0, None, lambda at: None)
+TASK = Task(
+    DATA,
+    RECIPE,
+    copy.deepcopy(MODEL).eval(),
+    MASKS,
+    dict.fromkeys(MASKS, 1.0),
+    0,
+    None,
+    lambda at: None,
+    Classification(),
+)
 
 
 def snl(**settings) -> SNLSearch:

@@ -15,12 +15,22 @@ from deepreshape.removal import Linearization, Spatial, Taylor, masks_of
 from deepreshape.removal.method import Task
 from deepreshape.removal.sites import behind_convolutions
 from deepreshape.removal.spatial import _ranked, _Search
-from deepreshape.training import TrainingRun
+from deepreshape.training import Classification, TrainingRun
 
 DATA = digits()
 MODEL = trained()
 MASKS = masks_of(MODEL, DATA.shape)
-TASK = Task(DATA, RECIPE, copy.deepcopy(MODEL).eval(), MASKS, dict.fromkeys(MASKS, 1.0), 0, None, lambda at: None)
+TASK = Task(
+    DATA,
+    RECIPE,
+    copy.deepcopy(MODEL).eval(),
+    MASKS,
+    dict.fromkeys(MASKS, 1.0),
+    0,
+    None,
+    lambda at: None,
+    Classification(),
+)
 TOTAL = sum(int(mask.sum()) for mask in MASKS.values())
 BEHIND = behind_convolutions(MODEL, DATA.shape, MASKS)
 REMOVABLE = sum(int(MASKS[path].sum()) for path in BEHIND)
@@ -74,7 +84,7 @@ def test_the_end_is_the_chosen_map_at_the_budget(choice: str):
 
 def test_the_best_map_is_the_one_of_the_smallest_loss(monkeypatch):
     losses = iter([5.0, 3.0, 1.0, 2.0, 4.0, *[9.0] * 1000])
-    monkeypatch.setattr(_Search, "_loss", lambda self, images, labels, reduction: torch.tensor(next(losses)))
+    monkeypatch.setattr(_Search, "_loss", lambda self, images, labels: torch.tensor(next(losses)))
     assert int(searched(choice="best").best) == 2
     losses = iter([5.0, 3.0, 1.0, 0.5, 4.0, *[9.0] * 1000])
     assert int(searched(choice="validation").best) == 3

@@ -195,7 +195,7 @@ def test_only_wide_convolutions_of_small_maps_become_products(
 
 
 @pytest.mark.parametrize(
-    ("channels", "stride", "taken"), [(4, 2, True), (4, (1, 3), True), (4, 1, False), (8, 2, False)]
+    ("channels", "stride", "taken"), [(4, 2, True), (4, (1, 3), True), (4, 1, False), (8, 2, True), (16, 2, False)]
 )
 def test_strided_1x1_convolutions_of_few_channels_select_pixels_first(
     channels: int, stride: int | tuple[int, int], taken: bool

@@ -23,6 +23,7 @@ from deepreshape.cli.console import (
     bytes_bar,
     into,
     new_model,
+    new_table,
     out,
     print_json,
     progress_bar,
@@ -38,6 +39,9 @@ from deepreshape.cli.console import (
 from deepreshape.cli.costs import Links, read_one_terms
 
 if TYPE_CHECKING:
+    from torch import nn
+
+    from deepreshape.data import Dataset
     from deepreshape.pricing.quote import Terms
     from deepreshape.training.runs import Result
 
@@ -68,15 +72,16 @@ def train(
 ) -> None:
     """Train one network, whole or reduced to a ReLU budget; report its counts, accuracy and price."""
     from deepreshape.experiments.points import TrainingPoint
-    from deepreshape.models import architecture
+    from deepreshape.models import architecture_for
     from deepreshape.models.zoo import folder_of
     from deepreshape.removal import plan, plan_of
+    from deepreshape.training import METRICS
 
     new_model(to)
     set_threads(threads, data)
     recipe, dataset = read_recipe(data, settings), read_data(data, data_dir)
     start, taught_by = (folder_of(name) if name else None for name in (init, teacher))
-    whole = architecture(network, dataset.shape, len(dataset.class_names))
+    whole = architecture_for(network, dataset)
     if max_macs is not None and not budget:
         raise ValueError(f"--max-macs {max_macs:g} chooses among the plans within --budget; give both")
     removed = plan(whole, budget, max_macs=max_macs) if budget else plan_of(whole)
@@ -89,7 +94,7 @@ def train(
         print_json(row.to_row())
         return
     out.print(f"{network}: {row.plan}; {row.relus:,} ReLUs, {row.macs:,} MACs, {row.params:,} parameters")
-    out.print(f"test top-1 {row.top1:.2f} %, saved in {to}")
+    out.print(f"test {METRICS[row.measures]} {row.top1:.2f} %, saved in {to}")
 
 
 @app.command()
@@ -140,21 +145,42 @@ def evaluate(
     threads: Threads = 0,
     as_json: Json = False,
 ) -> None:
-    """Accuracy of a trained network on a data set's test split."""
+    """Accuracy of a trained network on a data set's test split; mIoU where every pixel has a class."""
     from deepreshape.cli.models import trained_network
     from deepreshape.counting import count as count_model
     from deepreshape.training import accuracy
 
     network, dataset = trained_network(model, data, data_dir, threads)
-    values = {
-        "top1": accuracy(network.built(), dataset, dataset.test),
-        "relus": count_model(network.module, dataset.shape).total.relus,
-        "n": len(dataset.test),
-    }
-    if as_json:
-        print_json(values)
+    counts = {"relus": count_model(network.module, dataset.shape).total.relus, "n": len(dataset.test)}
+    if dataset.maps:
+        values = _judge_maps(network.built(), dataset)
+        text = f"test mIoU {values['miou']:.2f} %, {values['pixel_accuracy']:.2f} % of pixels"
     else:
-        out.print(f"test top-1 {values['top1']:.2f} % on {values['n']:,} images, {values['relus']:,} ReLUs")
+        values = {"top1": accuracy(network.built(), dataset, dataset.test)}
+        text = f"test top-1 {values['top1']:.2f} %"
+    if as_json:
+        print_json(values | counts)
+        return
+    out.print(f"{text} on {counts['n']:,} images, {counts['relus']:,} ReLUs")
+    if dataset.maps:
+        table = new_table("class", "IoU, %")
+        for name, value in values["iou"].items():
+            table.add_row(name, "not in the test split" if value is None else f"{value:.2f}")
+        out.print(table)
+
+
+def _judge_maps(network: nn.Module, data: Dataset) -> dict[str, Any]:
+    """MIoU, share of pixels that are right, and IoU by class on the test split, from one confusion matrix."""
+    from deepreshape.training import Segmentation, confusion, evaluated, ious
+
+    classes = len(data.class_names)
+    counts = evaluated(network, data, data.test, lambda batches: confusion(batches, classes))
+    by_class = ious(counts)
+    return {
+        "miou": Segmentation.mean(by_class),
+        "pixel_accuracy": round(100 * int(counts.diagonal().sum()) / int(counts.sum()), 3),
+        "iou": {name: value and round(value, 3) for name, value in zip(data.class_names, by_class, strict=True)},
+    }
 
 
 @app.command()
@@ -192,13 +218,13 @@ def run(
     """The main job: redesign a network, reduce to a ladder of ReLU budgets, train, price, and write a report."""
     from deepreshape.experiments.answers import answer_privately
     from deepreshape.experiments.run import Job, default_budgets, hybrenets
-    from deepreshape.models import architecture
+    from deepreshape.models import architecture_for
 
     set_threads(threads, data)
     recipe, dataset = read_recipe(data, settings), read_data(data, data_dir)
     if epochs:
         recipe = recipe.with_values({"epochs": epochs})
-    start = architecture(baseline, dataset.shape, len(dataset.class_names))
+    start = architecture_for(baseline, dataset)
     names = tuple(networks.split(",")) if networks else (baseline, *hybrenets(start))
     if macs:
         names = scaled_names(names, macs, dataset)

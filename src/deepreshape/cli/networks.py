@@ -206,14 +206,14 @@ def criticality(
 ) -> None:
     """Measure how much each stage's ReLUs matter (the DeepReDuce score), by training with one stage's ReLUs only."""
     from deepreshape.design import measure_criticality
-    from deepreshape.models import Staged, architecture, build
+    from deepreshape.models import Staged, architecture_for, build
     from deepreshape.training import train
 
     set_threads(threads, data)
     recipe, dataset = read_recipe(data, settings), read_data(data, data_dir)
     if not recipe.holdout:
         raise ValueError("holdout=false leaves no validation accuracy, which is what criticality compares")
-    whole = architecture(network, dataset.shape, len(dataset.class_names))
+    whole = architecture_for(network, dataset)
     teachers: dict[int, nn.Module] = {}
     with progress_bar() as bar:
         task = bar.add_task("training", total=None)

@@ -160,21 +160,15 @@ def _finish(
     from deepreshape.counting import count
     from deepreshape.removal import masks_of
     from deepreshape.report import picture_of_masks
+    from deepreshape.training import METRICS
 
     before, after = (
         {path.removesuffix(".relu"): mask for path, mask in masks_of(each, shape).items()} for each in (whole, small)
     )
     (to / "masks.svg").write_text(picture_of_masks(before, after))
-    values = {
-        "relus": record.relus,
-        "budget": record.budget,
-        "granularity": record.granularity,
-        "top1_before": record.top1_before,
-        "top1_searched": record.top1_searched,
-        "top1_validation": record.top1_validation,
-        "warning": record.warning,
-        "record": record.to_dict(),
-    }
+    row = record.to_dict()
+    shown = ("budget", "granularity", *(name for name in row if name.startswith(record.measures)), "warning")
+    values = {"relus": record.relus, **{name: row[name] for name in shown}, "record": row}
     if as_json:
         print_json(values)
         return
@@ -183,7 +177,7 @@ def _finish(
     if None not in top1:
         started, searched, ended = top1
         words = f"{searched:.2f} % searched, {ended:.2f} % fine-tuned" if record.epochs else f"{ended:.2f} % after"
-        out.print(f"validation top-1 {started:.2f} % before, {words}")
+        out.print(f"validation {METRICS[record.measures]} {started:.2f} % before, {words}")
     out.print(f"saved in {to}; masks.svg there shows which stayed")
     comparisons = count(small, shape).total.maxpool_comparisons if record.method == "herpn" else 0
     if comparisons:
@@ -224,7 +218,7 @@ def sweep(
     from deepreshape.cli.models import trained_network
     from deepreshape.experiments.sweep import Sweep
     from deepreshape.models import convert
-    from deepreshape.training import with_values
+    from deepreshape.training import METRICS, with_values
     from deepreshape.training.runs import RESULTS
 
     set_threads(threads, data)
@@ -258,7 +252,7 @@ def sweep(
     if as_json:
         print_json({"results": str(to / RESULTS), "runs": len(rows)})
         return
-    table = new_table("run", "ReLUs", "MACs", "test top-1, %")
+    table = new_table("run", "ReLUs", "MACs", f"test {METRICS[rows[0].measures]}, %")
     for row in rows:
         table.add_row(row.id, thousands(row.relus), thousands(row.macs), f"{row.top1:.2f}")
     out.print(table)

@@ -74,6 +74,7 @@ def search(
     from deepreshape.design.search import COUNTS, PROXY, Proxy, Space, undominated
     from deepreshape.design.search import search as search_designs
     from deepreshape.pricing.quote import quote_layers
+    from deepreshape.training import METRICS
     from deepreshape.training.runs import RESULTS, read_rows
 
     limits = _limits(seconds=max_seconds, bytes=max_bytes, relus=max_relus, macs=max_macs)
@@ -139,7 +140,7 @@ def search(
         highlight=False,
     )
     for row in rows:
-        out.print(f"{row.network}, {row.plan}: test top-1 {row.top1:.2f} %", highlight=False)
+        out.print(f"{row.network}, {row.plan}: test {METRICS[row.measures]} {row.top1:.2f} %", highlight=False)
 
 
 def _limits(**most: float | None) -> list[Limit]:
@@ -201,7 +202,7 @@ def adjust(
     from deepreshape.design.adjust import Adjustment, layer_paths, layer_widths
     from deepreshape.design.adjust import adjust as adjust_widths
     from deepreshape.experiments.adjusting import measure_by_training
-    from deepreshape.models import architecture, build
+    from deepreshape.models import architecture_for, build
     from deepreshape.report.widths import picture_of_widths
     from deepreshape.training import recipe_of, with_values
 
@@ -228,7 +229,7 @@ def adjust(
                 report=lambda step: bar.update(task, description=f"iteration {step.iteration + 1}"),
             )
         )
-    networks = [cast("ResNet", architecture(step.network, dataset.shape, len(dataset.class_names))) for step in steps]
+    networks = [cast("ResNet", architecture_for(step.network, dataset)) for step in steps]
     totals = [count(build(each, "meta"), dataset.shape).total for each in networks]
     (to / "widths.svg").write_text(picture_of_widths(layer_paths(start), [layer_widths(each) for each in networks]))
     rows = [
@@ -252,10 +253,10 @@ def adjust(
 
 def _adjustable(network: str, data: Dataset) -> ResNet:
     from deepreshape.cli.models import find_network
-    from deepreshape.models import ResNet, architecture
+    from deepreshape.models import ResNet, architecture_for
 
     manifest = find_network(network).manifest
-    start = manifest.architecture if manifest else architecture(network, data.shape, len(data.class_names))
+    start = manifest.architecture if manifest else architecture_for(network, data)
     if not isinstance(start, ResNet):
         raise ValueError(f"{network} is no ResNet, the only networks here that have widths by layer")
     if start.input != data.shape or start.relus != start.unreduced.relus:

@@ -1,4 +1,4 @@
-"""Data sets by name, from files in the ecosystem's own formats: digits, CIFAR-10, CIFAR-100, Tiny-ImageNet."""
+"""Data sets by name, from files in the ecosystem's own formats: digits, shapes, CIFAR, Tiny-ImageNet, CamVid."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
+from deepreshape.data.camvid import camvid
 from deepreshape.data.dataset import Dataset, Split
 from deepreshape.data.fetch import ARCHIVES
+from deepreshape.data.shapes import shapes
 
 __all__ = ["ARCHIVED", "data_folder", "load_archive"]
 
@@ -274,5 +276,8 @@ ARCHIVED: dict[str, Callable[[Path], Dataset]] = {
     "cifar100": _cifar100,
     "cifar100-coarse": _cifar100_coarse,
     "tinyimagenet": _tinyimagenet,
+    "shapes": lambda _: shapes(),
+    "camvid": camvid,
+    "camvid-120x96": lambda folder: camvid(folder, windows=True),
 }
 """A function from the data folder to each data set."""

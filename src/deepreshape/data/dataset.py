@@ -26,7 +26,10 @@ __all__ = ["Dataset", "Split"]
 
 @dataclass(frozen=True)
 class Split:
-    """Images, and labels: int64 of shape (N,), or (N, H, W) where every pixel has one."""
+    """Images, and labels: int64 of shape (N,), or uint8 maps (N, H, W) where every pixel has one.
+
+    Pixels of a map that count for nothing are :data:`~deepreshape.data.augment.VOID`.
+    """
 
     images: Images
     labels: Tensor
@@ -50,6 +53,7 @@ class Dataset:
         class_names: of the labels, in order.
         mean, std: of the training images by channel, on the scale 0 to 1; where images come normalised, the numbers
             they were normalised by.
+        colours: red, green and blue from 0 to 255, that each class has in pictures of maps; may be empty.
     """
 
     name: str
@@ -59,6 +63,12 @@ class Dataset:
     class_names: tuple[str, ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    colours: tuple[tuple[int, int, int], ...] = ()
+
+    @property
+    def maps(self) -> bool:
+        """Whether every pixel has a label, and not every image."""
+        return self.train.labels.dim() == 3
 
     @property
     def shape(self) -> tuple[int, int, int]:

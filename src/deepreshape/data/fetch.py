@@ -93,6 +93,12 @@ ARCHIVES: dict[str, Archive] = {
         "tiny-imagenet-200",
         ("https://cs231n.stanford.edu/tiny-imagenet-200.zip",),
     ),
+    "camvid": Archive(
+        "camvid240x180.tar",
+        "973ea37b2dcdde86733645dd1d1205a4cd574b5af3933b1eab25b6353435af8f",
+        "CamVid",
+        (),  # for research only, in this form at no public address
+    ),
 }
 
 
@@ -140,9 +146,10 @@ def fetch(
             return target
         path.unlink()
         failures.append(f"{address}: its SHA-256 is {digest[:12]}..., not {archive.sha256[:12]}...")
+    why = "; ".join(failures) or "it is at no public address"
     raise ValueError(
-        f"could not fetch {name} ({'; '.join(failures)}); put {archive.name}, unpacked, in {folder} by other means or "
-        "give another address with --mirror"
+        f"could not fetch {name} ({why}); put {archive.name}, unpacked, in {folder} by other means or give another "
+        "address with --mirror"
     )
 
 

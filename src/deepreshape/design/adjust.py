@@ -108,7 +108,7 @@ def layer_widths(architecture: ResNet) -> tuple[int, ...]:
     """Output channels of every convolution, shortcuts aside."""
     return architecture.layer_widths or (
         architecture.stem_width,
-        *(wide for block in architecture.blocks() for _, wide, _ in block.chain),
+        *(wide for block in architecture.blocks() for _, wide, *_ in block.chain),
     )
 
 

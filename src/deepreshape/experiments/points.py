@@ -14,7 +14,7 @@ from torch import nn
 from deepreshape.cost import PROFILES, price_published, published_seconds
 from deepreshape.counting import count
 from deepreshape.data import Dataset
-from deepreshape.models import build
+from deepreshape.models import Staged, architecture_for, build
 from deepreshape.models.saved import Manifest, load, manifest_of, save, weights_digest
 from deepreshape.models.zoo import called
 from deepreshape.removal import METHODS, CoarsePlan, Linearization, Method, Removal, apply
@@ -24,6 +24,7 @@ from deepreshape.training import (
     accuracy,
     is_cache,
     load_cache,
+    objective_of,
     parallel,
     recipe_of,
     set_options,
@@ -239,6 +240,7 @@ def measurements(model: nn.Module, data: Dataset) -> dict[str, Any]:
         "params": counted.total.params,
         "priced_seconds": published_seconds(counted.priced_layers),
         "top1": accuracy(model, data, data.test),
+        "measures": objective_of(data).measures,
         "split": "test",
         "n": len(data.test),
         "data": data.name,
@@ -266,7 +268,7 @@ def load_fitting(folder: Path, data: Dataset) -> nn.Module:
 
 
 def see_fits(model: nn.Module, data: Dataset, name: str) -> None:
-    """Refuse a network that takes other images, or knows other classes, than the data set's.
+    """Refuse a network for other images, other classes, or classes of other things than the data set's.
 
     Args:
         model: a network of this package.
@@ -279,3 +281,5 @@ def see_fits(model: nn.Module, data: Dataset, name: str) -> None:
             f"{name} is for {architecture.classes} classes of {architecture.input}, {data.name} has "
             f"{len(data.class_names)} of {data.shape}"
         )
+    if isinstance(architecture, Staged) and architecture.maps != data.maps:
+        architecture_for(architecture.name, data)

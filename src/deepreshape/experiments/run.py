@@ -10,7 +10,7 @@ from deepreshape.data import Dataset
 from deepreshape.design import equalize
 from deepreshape.experiments.experiment import Experiment
 from deepreshape.experiments.points import TrainingPoint
-from deepreshape.models import ResNet, Staged, architecture
+from deepreshape.models import ResNet, Staged, architecture_for
 from deepreshape.removal import plan, plan_of
 from deepreshape.training import Recipe
 
@@ -46,7 +46,7 @@ class Job(Experiment):
         Raises:
             ValueError: if a name or a budget does not fit.
         """
-        most = _architecture(self.baseline, data).relus
+        most = architecture_for(self.baseline, data).relus
         for budget in self.budgets:
             if budget > most:
                 raise ValueError(
@@ -65,7 +65,7 @@ class Job(Experiment):
                 yield from self._ladder(whole, data, models)
 
     def _whole(self, network: str, seed: int, data: Dataset, teacher: Path | None = None) -> TrainingPoint:
-        plan = plan_of(_architecture(network, data))
+        plan = plan_of(architecture_for(network, data))
         return TrainingPoint(network, plan, None, seed, self.recipe, teacher=teacher)
 
     def _ladder(self, whole: TrainingPoint, data: Dataset, models: Path) -> Iterator[TrainingPoint]:
@@ -74,7 +74,7 @@ class Job(Experiment):
         for budget in sorted(self.budgets, reverse=True):
             if budget >= whole.plan.relus:
                 continue
-            chosen = plan(_architecture(whole.network, data), budget)
+            chosen = plan(architecture_for(whole.network, data), budget)
             if chosen.relus == before.plan.relus:
                 continue
             before = TrainingPoint(
@@ -87,10 +87,6 @@ class Job(Experiment):
                 teacher=whole.teacher or models / whole.id,
             )
             yield before
-
-
-def _architecture(name: str, data: Dataset) -> Staged:
-    return architecture(name, data.shape, len(data.class_names))
 
 
 def hybrenets(baseline: Staged) -> tuple[str, ...]:

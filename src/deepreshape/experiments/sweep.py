@@ -13,7 +13,7 @@ from deepreshape.counting import count
 from deepreshape.data import Dataset
 from deepreshape.experiments.experiment import Experiment, Point
 from deepreshape.experiments.points import RemovalPoint, TrainingPoint, load_fitting
-from deepreshape.models import architecture
+from deepreshape.models import architecture_for
 from deepreshape.models.saved import MANIFEST
 from deepreshape.models.zoo import folder_of
 from deepreshape.removal import METHODS, Method, plan_of
@@ -65,7 +65,7 @@ class Sweep(Experiment):
                 relus = self._relus(network, data)
                 source = self.modules.get(network) or folder_of(network)
                 if network not in self.modules and not _is_saved(network):
-                    whole = plan_of(architecture(network, data.shape, len(data.class_names)))
+                    whole = plan_of(architecture_for(network, data))
                     trained = TrainingPoint(network, whole, None, seed, self.recipe, teacher=teacher)
                     source = models / trained.id
                     yield trained
@@ -96,7 +96,7 @@ class Sweep(Experiment):
             return count(self.modules[network], data.shape).total.relus
         if _is_saved(network):
             return count(load_fitting(folder_of(network), data), data.shape).total.relus
-        return plan_of(architecture(network, data.shape, len(data.class_names))).relus
+        return plan_of(architecture_for(network, data)).relus
 
 
 def configured(name: str, budget: int, settings: dict[str, Any]) -> Method:

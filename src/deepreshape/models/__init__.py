@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from deepreshape.data import Dataset
 from deepreshape.models.architecture import Architecture, Reduction, Site
 from deepreshape.models.cells import CellNet
 from deepreshape.models.foreign import Foreign, convert
@@ -34,6 +35,7 @@ __all__ = [
     "Staged",
     "WideResNet",
     "architecture",
+    "architecture_for",
     "build",
     "convert",
     "from_dict",
@@ -42,6 +44,8 @@ __all__ = [
 STAGED: tuple[type[Staged], ...] = (ResNet9, ResNet, VGG, WideResNet, CellNet, ReActNet)
 FAMILIES: dict[str, type[Staged] | type[Foreign]] = {family.family: family for family in (*STAGED, Foreign)}
 """Every family by the word for it in a manifest."""
+
+SEGMENTING = "resnet18-m16-seg"
 
 PRESETS: dict[str, Staged] = {name: preset for family in STAGED for name, preset in family.presets().items()}
 """Networks of the literature by name."""
@@ -54,6 +58,23 @@ def architecture(name: str, input: tuple[int, int, int] = (3, 32, 32), classes: 
         ValueError: if no network has that name; the message lists those that do.
     """
     return read_name(name, input, classes, STAGED)
+
+
+def architecture_for(name: str, data: Dataset) -> Staged:
+    """The architecture of a name for the images and the classes of a data set.
+
+    Raises:
+        ValueError: if no network has that name, or it gives maps and the data set's labels are none, or the other way.
+    """
+    named = architecture(name, data.shape, len(data.class_names))
+    if named.maps != data.maps:
+        labels, instead = (
+            ("a class for each pixel", f"a ResNet with -seg at the end of its name, such as {SEGMENTING}")
+            if data.maps
+            else ("one class for each image", "a network without -seg in its name")
+        )
+        raise ValueError(f"{data.name} has {labels}, which {name} does not give; take {instead}")
+    return named
 
 
 def build(architecture: Architecture, device: str | None = None, *, seed: int | None = None) -> nn.Module:

@@ -23,14 +23,21 @@ def activation(architecture: Staged, site: str, channels: int) -> nn.Module:
 
 
 def conv_norm(
-    reduction: Reduction, site: str | None, in_channels: int, out_channels: int, kernel: int, stride: int = 1
+    reduction: Reduction,
+    site: str | None,
+    in_channels: int,
+    out_channels: int,
+    kernel: int,
+    stride: int = 1,
+    dilation: int = 1,
 ) -> nn.Module:
     """Convolution and batch norm before ``site``, as one reused convolution where the site's ReLUs are reused."""
     factor = reduction.factor(site)
     if factor > 1:
-        return ReuseConv(in_channels, out_channels, kernel, stride, factor, reduction.form)
+        return ReuseConv(in_channels, out_channels, kernel, stride, factor, reduction.form, dilation)
+    padding = dilation * (kernel - 1) // 2
     return nn.Sequential(
-        nn.Conv2d(in_channels, out_channels, kernel, stride, (kernel - 1) // 2, bias=False),
+        nn.Conv2d(in_channels, out_channels, kernel, stride, padding, dilation, bias=False),
         nn.BatchNorm2d(out_channels),
     )
 
@@ -52,12 +59,12 @@ class LayerList:
         self.reduction, self.squares = architecture.reduction, architecture.activation == "herpn"
         self.layers: list[Layer] = []
 
-    def conv(self, name: str, before: Map, width: int, kernel: int, stride: int) -> Map:
+    def conv(self, name: str, before: Map, width: int, kernel: int, stride: int, dilation: int = 1) -> Map:
         """A convolution, of an even kernel one that halves; gives the map after it."""
         channels, size = before
         after = shrink(size, stride) if kernel % 2 else (size[0] // stride, size[1] // stride)
         macs = channels * width * kernel**2 * after[0] * after[1]
-        padding = (kernel - 1) // 2
+        padding = dilation * (kernel - 1) // 2
         self.layers.append(
             LinearLayer(
                 name,
@@ -70,21 +77,24 @@ class LayerList:
                 macs,
                 (stride, stride),
                 (padding, padding),
+                (dilation, dilation),
             )
         )
         return width, after
 
-    def conv_norm(self, name: str, site: str | None, before: Map, width: int, kernel: int, stride: int = 1) -> Map:
+    def conv_norm(
+        self, name: str, site: str | None, before: Map, width: int, kernel: int, stride: int = 1, dilation: int = 1
+    ) -> Map:
         """What :func:`conv_norm` builds at the path ``name``; gives the map after it."""
         factor = self.reduction.factor(site)
         if factor == 1:
-            return self.conv(f"{name}.0", before, width, kernel, stride)
+            return self.conv(f"{name}.0", before, width, kernel, stride, dilation)
         ins, outs, passed = reuse_widths(before[0], width, stride, factor, self.reduction.form)
         after = width, shrink(before[1], stride)
         for group, (wide_in, wide_out) in enumerate(zip(ins, outs, strict=True)):
             if group == 1 and passed:
                 continue
-            self.conv(f"{name}.groups.{group}.0", (wide_in, before[1]), wide_out, kernel, stride)
+            self.conv(f"{name}.groups.{group}.0", (wide_in, before[1]), wide_out, kernel, stride, dilation)
             if group == 0:
                 self._relus(f"{name}.groups.0.2", (wide_out, after[1]))
         if self.reduction.form.mix and kernel > 1:

@@ -2,6 +2,11 @@
 
 Stem of 3x3, batch norm, ReLU; stages of residual blocks whose first block down-samples; a 1x1 projection where the
 shape changes; global average pool; one linear layer. DeepReShape section 2 and Table 1.
+
+The form for segmentation gives logits for a map an eighth of the image's size: what would halve it further keeps its
+size instead, and all convolutions behind it are dilated twice as far, so that each place of the map computes what it
+would have computed (Chen et al. 2015; Yu et al. 2017). Its head is a 1x1 convolution; the map is upsampled by whoever
+reads it.
 """
 
 from __future__ import annotations
@@ -23,6 +28,8 @@ __all__ = ["ResNet"]
 
 EXPANSION = 4
 """Output width of a bottleneck block over its inner width."""
+OUTPUT_STRIDE = 8
+"""The largest down-sampling of a network for segmentation."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +39,7 @@ class ResidualBlock:
     Attributes:
         path: of its module.
         stage: 1 and up.
-        chain: (kernel, width, stride) of its convolutions.
+        chain: (kernel, width, stride, dilation) of its convolutions.
         stride: of its shortcut.
         channels, out_channels: that it takes and gives.
         projects: whether its shortcut is a 1x1 convolution.
@@ -40,7 +47,7 @@ class ResidualBlock:
 
     path: str
     stage: int
-    chain: tuple[tuple[int, int, int], ...]
+    chain: tuple[tuple[int, int, int, int], ...]
     stride: int
     channels: int
     out_channels: int
@@ -58,6 +65,8 @@ class ResNet(Staged):
         layer_widths: output channels of each convolution, the stem's first, then block by block; empty for those of
             the stages. Where a block's last convolution is wider than its identity shortcut, zeros are added to the
             shortcut; where it is narrower, the shortcut's other channels pass by the block, and its ReLU.
+        task: ``"classify"``: logits (N, classes); or ``"segment"``: maps of logits (N, classes, height, width), down
+            by :data:`OUTPUT_STRIDE` at most.
     """
 
     family: ClassVar[str] = "resnet"
@@ -66,6 +75,7 @@ class ResNet(Staged):
     block: Literal["basic", "bottleneck"] = "basic"
     stem: Literal["3x3", "7x7"] = "3x3"
     layer_widths: tuple[int, ...] = ()
+    task: Literal["classify", "segment"] = "classify"
 
     def __post_init__(self) -> None:
         Staged.__post_init__(self)
@@ -74,6 +84,10 @@ class ResNet(Staged):
             raise ValueError(
                 f"it has {convolutions} convolutions, which need as many positive widths, not {self.layer_widths}"
             )
+
+    @property
+    def maps(self) -> bool:
+        return self.task == "segment"
 
     @property
     def depth(self) -> int:
@@ -100,28 +114,43 @@ class ResNet(Staged):
         """Down-sampling of the stem's convolution."""
         return self.resolution * (2 if self.stem == "7x7" else 1)
 
-    def _chain(self, number: int, width: int, stride: int) -> list[tuple[int, int, int]]:
-        """(kernel, width, stride) of the convolutions of a block, by its number among all."""
+    def _steps(self) -> Iterator[tuple[int, int, int]]:
+        """By stage: its stride, the dilation of the convolution that has it, and that of those behind it."""
+        shrunk, dilation = self.stem_stride * (2 if self.stem == "7x7" else 1), 1
+        for stride in self.strides:
+            if self.task == "segment" and stride > 1 and shrunk * stride > OUTPUT_STRIDE:
+                yield 1, dilation, dilation * stride
+                dilation *= stride
+            else:
+                yield stride, dilation, dilation
+                shrunk *= stride
+
+    def _chain(
+        self, number: int, width: int, stride: int, dilations: tuple[int, int]
+    ) -> list[tuple[int, int, int, int]]:
+        """(kernel, width, stride, dilation) of the convolutions of a block, by its number among all."""
+        striding, others = dilations
         if self.block == "bottleneck":
-            usual = [(1, width, 1), (3, width, stride), (1, EXPANSION * width, 1)]
+            usual = [(1, width, 1, 1), (3, width, stride, striding), (1, EXPANSION * width, 1, 1)]
         else:
-            usual = [(3, width, stride), (3, width, 1)]
+            usual = [(3, width, stride, striding), (3, width, 1, others)]
         if not self.layer_widths:
             return usual
         first = 1 + number * self.depth
         given = self.layer_widths[first : first + self.depth]
-        return [(kernel, wide, step) for (kernel, _, step), wide in zip(usual, given, strict=True)]
+        return [(kernel, wide, *rest) for (kernel, _, *rest), wide in zip(usual, given, strict=True)]
 
     def blocks(self) -> Iterator[ResidualBlock]:
         """All residual blocks, front to back."""
         number, channels = 0, self.stem_width
         expansion = EXPANSION if self.block == "bottleneck" else 1
-        for stage, (blocks, width, stride) in enumerate(zip(self.phi, self.widths, self.strides, strict=True), start=1):
+        stages = zip(self.phi, self.widths, self.strides, self._steps(), strict=True)
+        for stage, (blocks, width, strides, (stride, striding, others)) in enumerate(stages, start=1):
             for block in range(blocks):
-                chain = self._chain(number, width, stride if block == 0 else 1)
-                down = stride if block == 0 else 1
+                down, first = (stride, striding) if block == 0 else (1, others)
+                chain = self._chain(number, width, down, (first, others))
                 usual_in = self.base if number == 0 else expansion * self.widths[stage - 1 - (block == 0)]
-                projects = down != 1 or usual_in != expansion * width
+                projects = (strides != 1 and block == 0) or usual_in != expansion * width
                 wide = chain[-1][1]
                 out = wide if projects else max(wide, channels)
                 yield ResidualBlock(f"stage{stage}.{block}", stage, tuple(chain), down, channels, out, projects)
@@ -132,7 +161,7 @@ class ResNet(Staged):
         sites = [Site("stem.act", 0, 1, True, self.stem_width, size, reusable=False)]
         size = shrink(size, 2) if self.stem == "7x7" else size
         for block in self.blocks():
-            for index, (_, wide, stride) in enumerate(block.chain, start=1):
+            for index, (_, wide, stride, _) in enumerate(block.chain, start=1):
                 size, last = shrink(size, stride), index == len(block.chain)
                 sites.append(Site(f"{block.path}.act{index}", block.stage, index, last, wide, size))
         return tuple(sites)
@@ -145,14 +174,17 @@ class ResNet(Staged):
         at = (at[0], shrink(at[1], 2)) if self.stem == "7x7" else at
         for block in self.blocks():
             start = at
-            for index, (kernel, wide, stride) in enumerate(block.chain, start=1):
+            for index, (kernel, wide, stride, dilation) in enumerate(block.chain, start=1):
                 site = f"{block.path}.act{index}"
-                at = layers.conv_norm(f"{block.path}.conv{index}", site, at, wide, kernel, stride)
+                at = layers.conv_norm(f"{block.path}.conv{index}", site, at, wide, kernel, stride, dilation)
                 if index == len(block.chain) and block.projects:
                     layers.conv(f"{block.path}.shortcut.0", start, wide, 1, block.stride)
                 layers.activation(site, at)
             at = block.out_channels, at[1]
-        layers.linear("head.2", at[0], self.classes)
+        if self.task == "segment":
+            layers.conv("head.0", at, self.classes, 1, 1)
+        else:
+            layers.linear("head.2", at[0], self.classes)
         return tuple(layers.layers)
 
     def build(self) -> nn.Module:
@@ -165,9 +197,10 @@ class _Block(nn.Module):
     def __init__(self, architecture: ResNet, block: ResidualBlock) -> None:
         super().__init__()
         self.depth, self.width, channels = len(block.chain), block.chain[-1][1], block.channels
-        for index, (kernel, wide, step) in enumerate(block.chain, start=1):
+        for index, (kernel, wide, step, dilation) in enumerate(block.chain, start=1):
             site = f"{block.path}.act{index}"
-            self.add_module(f"conv{index}", conv_norm(architecture.reduction, site, channels, wide, kernel, step))
+            conv = conv_norm(architecture.reduction, site, channels, wide, kernel, step, dilation)
+            self.add_module(f"conv{index}", conv)
             self.add_module(f"act{index}", activation(architecture, site, wide))
             channels = wide
         self.shortcut: nn.Module = nn.Identity()
@@ -189,7 +222,7 @@ class _Block(nn.Module):
 
 
 class _ResNet(nn.Sequential):
-    """Maps a batch (N, channels, height, width) to logits (N, classes)."""
+    """Maps a batch (N, channels, height, width) to logits (N, classes), or to maps of them."""
 
     def __init__(self, architecture: ResNet) -> None:
         super().__init__()
@@ -208,4 +241,7 @@ class _ResNet(nn.Sequential):
                 self.add_module(name, nn.Sequential())
             self.get_submodule(name).append(_Block(architecture, block))  # pyright: ignore[reportCallIssue]
             channels = block.out_channels
-        self.head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, architecture.classes))
+        if architecture.task == "segment":
+            self.head = nn.Sequential(nn.Conv2d(channels, architecture.classes, 1))
+        else:
+            self.head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, architecture.classes))

@@ -106,6 +106,11 @@ class Staged(ABC):
         return name_of(self)
 
     @property
+    def maps(self) -> bool:
+        """Whether it gives logits for each place of a map, and not for the image."""
+        return False
+
+    @property
     def widths(self) -> tuple[int, ...]:
         """Channels of each stage: (m, m alpha, m alpha beta, ...)."""
         return tuple(accumulate(self.multipliers, mul, initial=self.base))

@@ -37,13 +37,21 @@ class ReuseConv(nn.Module):
     before the 1x1 convolution that mixes them.
 
     Args:
-        in_channels, out_channels, kernel, stride: of the convolution replaced; padding is ``kernel // 2``.
+        in_channels, out_channels, kernel, stride: of the convolution replaced; padding keeps the size at stride 1.
         factor: by how much the ReLU count is divided; at least 2.
         form: the wiring.
+        dilation: of the convolution replaced.
     """
 
     def __init__(
-        self, in_channels: int, out_channels: int, kernel: int, stride: int, factor: int, form: ReuseForm
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel: int,
+        stride: int,
+        factor: int,
+        form: ReuseForm,
+        dilation: int = 1,
     ) -> None:
         super().__init__()
         self.in_widths, self.out_widths, self.passed = reuse_widths(in_channels, out_channels, stride, factor, form)
@@ -53,7 +61,7 @@ class ReuseConv(nn.Module):
                 self.groups.append(nn.Identity())
                 continue
             layers: list[nn.Module] = [
-                nn.Conv2d(wide_in, wide_out, kernel, stride, kernel // 2, bias=False),
+                nn.Conv2d(wide_in, wide_out, kernel, stride, dilation * (kernel // 2), dilation, bias=False),
                 nn.BatchNorm2d(wide_out),
             ]
             if index == 0:

@@ -20,7 +20,7 @@ from deepreshape.models import convert
 from deepreshape.models.saved import note_step
 from deepreshape.nn import MaskedReLU, PolynomialReLU, Zeroed
 from deepreshape.removal.method import Removal
-from deepreshape.training import accuracy
+from deepreshape.training import accuracy, objective_of
 
 __all__ = ["remove_dead"]
 
@@ -76,6 +76,7 @@ def remove_dead(
         minutes=round((time.process_time() - started) / 60, 2),
         recipe={},
         seed=0,
+        measures=objective_of(data).measures,
     )
     note_step(network, data, record.to_dict(), source=whole)
     return network, record

@@ -57,7 +57,15 @@ class SearchMethod(Method):
             backward_slope=0.0,
         )
         device = next(search.network.parameters()).device
-        run = TrainingRun(search.to(device), task.data, recipe, seed=task.seed, teacher=task.teacher, hook=search)
+        run = TrainingRun(
+            search.to(device),
+            task.data,
+            recipe,
+            seed=task.seed,
+            teacher=task.teacher,
+            hook=search,
+            objective=task.objective,
+        )
         trained = run.complete(task.folder, task.progress)
         network = search.finished(search.masks())
         return Reduced(network, self.search_epochs, trained.seconds)

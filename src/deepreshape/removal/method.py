@@ -23,7 +23,9 @@ from deepreshape.models.saved import note_step, weights_digest
 from deepreshape.nn import MaskedReLU, Nonlinearity, require_finite
 from deepreshape.removal.sites import Granularity, Masks, masks_of
 from deepreshape.training import (
+    METRICS,
     CachedTeacher,
+    Objective,
     Progress,
     Recipe,
     Trained,
@@ -31,11 +33,12 @@ from deepreshape.training import (
     activations,
     check_ranges,
     mismatch_loss,
+    objective_of,
     parallel,
     recipe_of,
     train,
 )
-from deepreshape.training.runs import claim_folder
+from deepreshape.training.runs import claim_folder, measured_as
 
 __all__ = [
     "Linearization",
@@ -72,6 +75,7 @@ class Task:
         seed: of everything random.
         folder: for checkpoints, or None.
         progress: called after every step.
+        objective: what the network is trained for.
     """
 
     data: Dataset
@@ -82,6 +86,7 @@ class Task:
     seed: int
     folder: Path | None
     progress: Callable[[Progress], None] | None
+    objective: Objective
 
 
 @dataclass(frozen=True)
@@ -142,7 +147,8 @@ class Removal:
         kept: by site, how many ReLUs are left.
         price_before, price: seconds under the price profile, where one was given.
         top1_before, top1_searched, top1_validation: in percent on the validation split: of the network that came, with
-            the ReLUs chosen, and after fine-tuning; none where that split was trained on.
+            the ReLUs chosen, and after fine-tuning; none where that split was trained on. Of another metric, where
+            ``measures`` names it: its word is in place of ``top1`` in :meth:`to_dict`.
         warning: one line if more was lost than the method's ``max_drop``; else empty.
         epochs: of search and fine-tuning together.
         minutes: processor time of this process, or on a GPU the time that passed.
@@ -167,10 +173,11 @@ class Removal:
     minutes: float
     recipe: dict[str, Any]
     seed: int
+    measures: str = "top1"
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON values."""
-        return asdict(self)
+        return measured_as(asdict(self))
 
 
 def linearize(
@@ -229,6 +236,7 @@ class Linearization:
         price: Price | None = None,
     ) -> None:
         self.method, self.data, self.seed, self.price = method, data, seed, price
+        self.objective = objective_of(data)
         self.model = model = _converted(model, data)
         _see_nothing_is_dropped(model)
         self.masks = masks_of(model, data.shape)
@@ -267,6 +275,7 @@ class Linearization:
             teacher=self.teacher,
             folder=tune,
             progress=told("tune"),
+            objective=self.objective,
         )
         record = self._record(reduced, trained, top1_before, top1_searched)
         note_step(network, self.data, record.to_dict(), source=self.model)
@@ -287,7 +296,17 @@ class Linearization:
 
     def _search(self, folder: Path | None, progress: Callable[[Progress], None]) -> Reduced:
         """What the method makes of a copy, its number of ReLUs checked."""
-        task = Task(self.data, self.recipe, self.teacher, self.masks, self.prices, self.seed, folder, progress)
+        task = Task(
+            self.data,
+            self.recipe,
+            self.teacher,
+            self.masks,
+            self.prices,
+            self.seed,
+            folder,
+            progress,
+            self.objective,
+        )
         reduced = self.method.reduce(copy.deepcopy(self.model), task)
         after = count(reduced.network, self.data.shape)
         budget, left = self.method.budget, after.total.relus
@@ -298,7 +317,9 @@ class Linearization:
         return reduced
 
     def _top1(self, network: nn.Module) -> float | None:
-        return accuracy(network, self.data, self.data.validation) if self.recipe.holdout else None
+        if not self.recipe.holdout:
+            return None
+        return accuracy(network, self.data, self.data.validation, objective=self.objective)
 
     def _record(
         self, reduced: Reduced, trained: Trained, top1_before: float | None, top1_searched: float | None
@@ -317,11 +338,14 @@ class Linearization:
             top1_before=top1_before,
             top1_searched=top1_searched,
             top1_validation=trained.top1_validation,
-            warning=_warned(top1_before, trained.top1_validation, self.method.max_drop),
+            warning=_warned(
+                METRICS[self.objective.measures], top1_before, trained.top1_validation, self.method.max_drop
+            ),
             epochs=reduced.epochs + self.recipe.epochs,
             minutes=round((reduced.seconds + trained.seconds) / 60, 2),
             recipe=asdict(self.recipe),
             seed=self.seed,
+            measures=self.objective.measures,
         )
 
 
@@ -359,11 +383,11 @@ def _see_nothing_is_dropped(model: nn.Module) -> None:
             )
 
 
-def _warned(before: float | None, after: float | None, most: float) -> str:
+def _warned(metric: str, before: float | None, after: float | None, most: float) -> str:
     if before is None or after is None or before - after <= most:
         return ""
     line = (
-        f"validation top-1 fell from {before:.2f} to {after:.2f} %, by more than {most:g} points; a larger budget, "
+        f"validation {metric} fell from {before:.2f} to {after:.2f} %, by more than {most:g} points; a larger budget, "
         "more epochs or another method may keep it"
     )
     logging.getLogger("deepreshape").warning(line)

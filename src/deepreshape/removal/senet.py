@@ -11,11 +11,10 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
 from deepreshape.removal.mask_search import ChosenMasks, SearchMethod, rounds_done, weighed
 from deepreshape.removal.method import Reduced, Task
@@ -116,10 +115,11 @@ def sensitivities(network: nn.Module, task: Task, density: float) -> dict[str, f
     device = next(probe.parameters()).device
     images = task.data.normalize(task.data.train.images[order].to(device))
     labels = task.data.train.labels[order].to(device)
+    plain = replace(task.recipe, smoothing=0.0)
     for batch, known in zip(images.split(task.recipe.batch), labels.split(task.recipe.batch), strict=True):
         since.clear()  # of what ran after the last ReLU of the batch before
         with MatrixConvolutions():
-            cross_entropy(probe(batch), known).backward()
+            task.objective.loss(probe(batch), known, None, plain).backward()
     saliency = {path: _saliency(layers) for path, layers in before.items()}
     everything = torch.cat([*saliency.values()])
     floor = everything.sort(descending=True).values[max(0, round(density * len(everything)) - 1)]

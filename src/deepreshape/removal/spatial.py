@@ -15,12 +15,12 @@ pixels cost nothing: a pixel left out saves its ReLUs and the server's product i
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import adaptive_avg_pool2d, cross_entropy
+from torch.nn.functional import adaptive_avg_pool2d
 
 from deepreshape.nn import KnownReLU, MaskedConv2d, MaskedReLU
 from deepreshape.removal.mask_search import ChosenMasks, SearchMethod, weighed
@@ -92,7 +92,7 @@ class _Search(ChosenMasks):
     def after(self, step: int, steps: int, batch: Tensor, labels: Tensor) -> None:
         begin, end = self._ends(steps)
         if self.method.choice == "best" and begin <= step < end:
-            loss = add_up(self._loss(batch, labels, "sum").double())
+            loss = add_up(len(labels) * self._loss(batch, labels).double())
             if loss < self.least:
                 self.least.copy_(loss)
                 self.best.fill_(step - begin)
@@ -122,12 +122,13 @@ class _Search(ChosenMasks):
         losses = []
         for number in range(self.method.maps):
             self.choose(self._drawn(number, self.method.budget))
-            losses.append(float(self._loss(images, labels, "mean")))
+            losses.append(float(self._loss(images, labels)))
         self.best.fill_(losses.index(min(losses)))
 
-    def _loss(self, images: Tensor, labels: Tensor, reduction: str) -> Tensor:
+    def _loss(self, images: Tensor, labels: Tensor) -> Tensor:
         self.network.eval()
-        loss = cross_entropy(self.network(images).float(), labels, reduction=reduction)
+        plain = replace(self.task.recipe, smoothing=0.0)
+        loss = self.task.objective.loss(self.network(images), labels, None, plain)
         self.network.train()
         return loss
 

@@ -20,7 +20,8 @@ from deepreshape.models.foreign import traced
 from deepreshape.models.saved import note_step
 from deepreshape.nn import require_finite
 from deepreshape.removal.method import tuning_recipe
-from deepreshape.training import Recipe, accuracy, train
+from deepreshape.training import Recipe, accuracy, objective_of, train
+from deepreshape.training.runs import measured_as
 
 __all__ = ["ACTIVATIONS", "POOLS", "Substitution", "substitute"]
 
@@ -41,6 +42,7 @@ class Substitution:
             substitutes, and after fine-tuning; none where the validation split was trained on.
         recipe: of the fine-tuning.
         seed: of it.
+        measures: the word for the metric, which :meth:`to_dict` has in place of ``top1``.
     """
 
     replaced: dict[str, tuple[str, str]]
@@ -49,10 +51,11 @@ class Substitution:
     top1_after: float | None
     recipe: dict[str, Any]
     seed: int
+    measures: str = "top1"
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON values."""
-        return {"method": "substitute", **asdict(self)}
+        return {"method": "substitute", **measured_as(asdict(self))}
 
 
 def substitute(
@@ -106,7 +109,8 @@ def substitute(
 
     before, substituted = top1(whole), top1(network)
     trained = train(network, data, recipe, seed=seed, teacher=copy.deepcopy(whole).eval(), folder=folder)
-    record = Substitution(replaced, before, substituted, trained.top1_validation, asdict(recipe), seed)
+    measures = objective_of(data).measures
+    record = Substitution(replaced, before, substituted, trained.top1_validation, asdict(recipe), seed, measures)
     note_step(network, data, record.to_dict(), source=whole)
     return network, record
 

@@ -3,11 +3,20 @@
 from deepreshape.training.cached_teacher import CachedTeacher, is_cache, load_cache, teach
 from deepreshape.training.distill import activations, distillation_loss, mismatch_loss
 from deepreshape.training.hooks import Hook
-from deepreshape.training.loop import Progress, Trained, TrainingRun, accuracy, train
-from deepreshape.training.objective import Classification, Objective
+from deepreshape.training.loop import Progress, Trained, TrainingRun, accuracy, evaluated, train
+from deepreshape.training.objective import (
+    METRICS,
+    Classification,
+    Objective,
+    Segmentation,
+    confusion,
+    ious,
+    objective_of,
+)
 from deepreshape.training.recipe import RECIPES, Recipe, check_ranges, recipe_of, set_options, with_values
 
 __all__ = [
+    "METRICS",
     "RECIPES",
     "CachedTeacher",
     "Classification",
@@ -15,15 +24,20 @@ __all__ = [
     "Objective",
     "Progress",
     "Recipe",
+    "Segmentation",
     "Trained",
     "TrainingRun",
     "accuracy",
     "activations",
     "check_ranges",
+    "confusion",
     "distillation_loss",
+    "evaluated",
+    "ious",
     "is_cache",
     "load_cache",
     "mismatch_loss",
+    "objective_of",
     "recipe_of",
     "set_options",
     "teach",

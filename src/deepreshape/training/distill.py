@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, kl_div, log_softmax, normalize
 from torch.utils.hooks import RemovableHandle
 
-__all__ = ["activations", "distillation_loss", "mismatch_loss"]
+__all__ = ["activations", "distillation_loss", "mismatch_loss", "softened_loss"]
 
 
 def distillation_loss(
@@ -35,13 +35,17 @@ def distillation_loss(
     hard = cross_entropy(logits, labels, label_smoothing=smoothing)
     if teacher is None:
         return hard
-    soft = kl_div(
+    return (1 - weight) * hard + weight * softened_loss(logits, teacher, temperature)
+
+
+def softened_loss(logits: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """T^2 KL(teacher || student) of logits (N, classes), both softened by T; its mean over N."""
+    return temperature**2 * kl_div(
         log_softmax(logits / temperature, dim=1),
         log_softmax(teacher / temperature, dim=1),
         reduction="batchmean",
         log_target=True,
     )
-    return (1 - weight) * hard + weight * temperature**2 * soft
 
 
 def mismatch_loss(student: Mapping[str, Tensor], teacher: Mapping[str, Tensor]) -> Tensor:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +25,7 @@ from deepreshape.training.checkpoint import Checkpoint
 from deepreshape.training.convolution import MatrixConvolutions
 from deepreshape.training.distill import activations, mismatch_loss
 from deepreshape.training.hooks import Hook
-from deepreshape.training.objective import Classification, Objective
+from deepreshape.training.objective import Objective, objective_of
 from deepreshape.training.optimizer import make_optimizer, set_rate
 from deepreshape.training.parallel import add_up_gradients, part, rank, shared_norms
 from deepreshape.training.recipe import Recipe
@@ -32,7 +33,9 @@ from deepreshape.training.recipe import Recipe
 __all__ = ["Progress", "Trained", "TrainingRun", "accuracy", "train"]
 
 CHECKPOINT_SECONDS = 20.0
-CLASSIFICATION = Classification()
+IMAGES_AT_ONCE, MAPS_AT_ONCE = 1000, 50
+"""In evaluation."""
+Judged = TypeVar("Judged")
 
 
 @dataclass(frozen=True)
@@ -59,21 +62,34 @@ class Trained:
 
 @torch.no_grad()
 def accuracy(
-    model: nn.Module, data: Dataset, split: Split, batch: int = 1000, *, objective: Objective = CLASSIFICATION
+    model: nn.Module, data: Dataset, split: Split, batch: int | None = None, *, objective: Objective | None = None
 ) -> float:
-    """The objective's metric, top-1 accuracy in percent, in evaluation mode and float32."""
+    """The metric of the objective, else of the data set's: top-1 or mIoU in percent, in evaluation mode and float32."""
+    return evaluated(model, data, split, (objective or objective_of(data)).metric, batch)
+
+
+@torch.no_grad()
+def evaluated(
+    model: nn.Module,
+    data: Dataset,
+    split: Split,
+    judge: Callable[[Iterator[tuple[Any, Tensor]]], Judged],
+    batch: int | None = None,
+) -> Judged:
+    """What ``judge`` makes of outputs and labels, batch by batch, of a network in evaluation mode and float32."""
+    batch = batch or (MAPS_AT_ONCE if data.maps else IMAGES_AT_ONCE)
     training = {module: module.training for module in model.modules()}
     model.eval()
     device = next(model.parameters()).device
 
-    def outputs() -> Iterator[tuple[Tensor, Tensor]]:
+    def outputs() -> Iterator[tuple[Any, Tensor]]:
         for images, labels in split.batches(batch):
             yield model(data.normalize(images.to(device))), labels.to(device)
 
-    metric = objective.metric(outputs())
+    judged = judge(outputs())
     for module, was in training.items():
         module.training = was
-    return metric
+    return judged
 
 
 def train(
@@ -85,7 +101,7 @@ def train(
     teacher: nn.Module | None = None,
     folder: Path | None = None,
     progress: Callable[[Progress], None] | None = None,
-    objective: Objective = CLASSIFICATION,
+    objective: Objective | None = None,
 ) -> Trained:
     """Train ``model`` in place on the training split.
 
@@ -102,7 +118,7 @@ def train(
             :class:`~.cached_teacher.CachedTeacher` is looked up instead.
         folder: where checkpoint and metrics go; a run that was cut there is continued.
         progress: called after every step.
-        objective: what the network is trained for.
+        objective: what the network is trained for; :func:`objective_of` the data set without one.
 
     Raises:
         ValueError: if the folder holds another run, the loss stops being a number, or a setting does not fit the
@@ -131,13 +147,13 @@ class TrainingRun:
         seed: int,
         teacher: nn.Module | None = None,
         hook: Hook | None = None,
-        objective: Objective = CLASSIFICATION,
+        objective: Objective | None = None,
     ) -> None:
         if recipe.grow:
             masked = bool(hook) or any(isinstance(module, Nonlinearity) for module in model.modules())
             _see_growth(model, data, recipe, masked=masked)
         self.model, self.data, self.recipe, self.seed = model, data, recipe, seed
-        self.teacher, self.hook, self.objective = teacher, hook, objective
+        self.teacher, self.hook, self.objective = teacher, hook, objective or objective_of(data)
         self.device = next(model.parameters()).device
         if isinstance(teacher, CachedTeacher) and teacher.crop != recipe.crop:
             raise ValueError(f"the cached teacher saw crop={teacher.crop}, the recipe has crop={recipe.crop}")

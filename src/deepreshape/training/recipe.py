@@ -162,6 +162,9 @@ RECIPES: dict[str, Recipe] = {
     "cifar100": Recipe(epochs=20),
     "cifar100-coarse": Recipe(epochs=20),
     "tinyimagenet": Recipe(epochs=20, crop=8),
+    "shapes": Recipe(epochs=10, batch=32, optimizer="muon", lr=0.05, lr_other=0.2, smoothing=0.0, precision="float32"),
+    "camvid": Recipe(epochs=20, batch=8, optimizer="muon", lr=0.05, lr_other=0.2, smoothing=0.0, crop=16),
+    "camvid-120x96": Recipe(epochs=20, batch=16, optimizer="muon", lr=0.05, lr_other=0.2, smoothing=0.0, crop=16),
 }
 """Defaults of the data sets that come by name."""
 

@@ -18,6 +18,7 @@ __all__ = [
     "append_row",
     "claim_folder",
     "finished",
+    "measured_as",
     "read_rows",
     "refuse_others",
     "replace_text",
@@ -39,10 +40,12 @@ class Result:
         budget: ReLUs it was reduced to; None for all.
         relus, relus_without_stem, maxpool_comparisons, macs, params: counts.
         priced_seconds: of one inference, by published profile.
-        top1: percent, on the ``n`` images of ``split`` of the data set ``data``.
-        top1_validation: percent; None where that split was trained on.
+        top1: percent, on the ``n`` images of ``split`` of the data set ``data``; of another metric, where ``measures``
+            names it.
+        top1_validation: alike; None where that split was trained on.
         seed, epochs, cpu_minutes: of the training.
         command: that makes this one alone.
+        measures: the word for the metric, which rows have in place of ``top1``.
     """
 
     id: str
@@ -66,10 +69,11 @@ class Result:
     top1_validation: float | None = None
     epochs: int = 0
     cpu_minutes: float = 0.0
+    measures: str = "top1"
 
     def to_row(self) -> dict[str, Any]:
         """As plain JSON values."""
-        return asdict(self)
+        return measured_as(asdict(self))
 
     @classmethod
     def of(cls, row: Mapping[str, Any]) -> Result:
@@ -79,10 +83,19 @@ class Result:
             ValueError: naming what is missing.
         """
         known = {field.name for field in fields(cls)}
+        measures = next((word for word in ("miou",) if word in row), "top1")
+        named = {name.replace(measures, "top1"): value for name, value in row.items()} | {"measures": measures}
         try:
-            return cls(**{name: value for name, value in row.items() if name in known})
+            return cls(**{name: value for name, value in named.items() if name in known})
         except TypeError as error:
             raise ValueError(f"a row of results is not complete: {str(error).partition('() ')[2]}") from None
+
+
+def measured_as(values: Mapping[str, Any]) -> dict[str, Any]:
+    """A row whose fields of the metric have the name of what it ``measures``."""
+    row = dict(values)
+    measures = row.pop("measures")
+    return {name.replace("top1", measures): value for name, value in row.items()}
 
 
 def claim_folder(folder: Path, settings: Mapping[str, Any], *, writes: bool = True) -> None:
