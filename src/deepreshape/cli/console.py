@@ -161,13 +161,13 @@ def scaled_names(names: tuple[str, ...], levels: str, data: Dataset) -> tuple[st
         ValueError: if one is no network's name, or no number, or no base width fits.
     """
     from deepreshape.design.base_width import scaled_to_macs
-    from deepreshape.models import architecture
+    from deepreshape.models import architecture_for
 
     try:
         macs = [float(level) for level in levels.split(",")]
     except ValueError:
         raise ValueError(f"--macs takes numbers with commas between, such as 35e6,66e6, not {levels!r}") from None
-    whole = [architecture(name, data.shape, len(data.class_names)) for name in names]
+    whole = [architecture_for(name, data) for name in names]
     return tuple(dict.fromkeys(scaled_to_macs(each, level).name for level in macs for each in whole))
 
 
