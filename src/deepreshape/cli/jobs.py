@@ -171,10 +171,10 @@ def evaluate(
 
 def _judge_maps(network: nn.Module, data: Dataset) -> dict[str, Any]:
     """MIoU, share of pixels that are right, and IoU by class on the test split, from one confusion matrix."""
-    from deepreshape.training import Segmentation, confusion, evaluated, ious
+    from deepreshape.training import Segmentation, confusion, ious, judge
 
     classes = len(data.class_names)
-    counts = evaluated(network, data, data.test, lambda batches: confusion(batches, classes))
+    counts = judge(network, data, data.test, lambda batches: confusion(batches, classes))
     by_class = ious(counts)
     return {
         "miou": Segmentation.mean(by_class),

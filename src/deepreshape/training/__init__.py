@@ -3,7 +3,7 @@
 from deepreshape.training.cached_teacher import CachedTeacher, is_cache, load_cache, teach
 from deepreshape.training.distill import activations, distillation_loss, mismatch_loss
 from deepreshape.training.hooks import Hook
-from deepreshape.training.loop import Progress, Trained, TrainingRun, accuracy, evaluated, train
+from deepreshape.training.loop import Progress, Trained, TrainingRun, accuracy, judge, train
 from deepreshape.training.objective import (
     METRICS,
     Classification,
@@ -32,9 +32,9 @@ __all__ = [
     "check_ranges",
     "confusion",
     "distillation_loss",
-    "evaluated",
     "ious",
     "is_cache",
+    "judge",
     "load_cache",
     "mismatch_loss",
     "objective_of",

@@ -60,23 +60,22 @@ class Trained:
     seconds: float
 
 
-@torch.no_grad()
 def accuracy(
     model: nn.Module, data: Dataset, split: Split, batch: int | None = None, *, objective: Objective | None = None
 ) -> float:
     """The metric of the objective, else of the data set's: top-1 or mIoU in percent, in evaluation mode and float32."""
-    return evaluated(model, data, split, (objective or objective_of(data)).metric, batch)
+    return judge(model, data, split, (objective or objective_of(data)).metric, batch)
 
 
 @torch.no_grad()
-def evaluated(
+def judge(
     model: nn.Module,
     data: Dataset,
     split: Split,
-    judge: Callable[[Iterator[tuple[Any, Tensor]]], Judged],
+    by: Callable[[Iterator[tuple[Any, Tensor]]], Judged],
     batch: int | None = None,
 ) -> Judged:
-    """What ``judge`` makes of outputs and labels, batch by batch, of a network in evaluation mode and float32."""
+    """What ``by`` makes of outputs and labels, batch by batch, of a network in evaluation mode and float32."""
     batch = batch or (MAPS_AT_ONCE if data.maps else IMAGES_AT_ONCE)
     training = {module: module.training for module in model.modules()}
     model.eval()
@@ -86,7 +85,7 @@ def evaluated(
         for images, labels in split.batches(batch):
             yield model(data.normalize(images.to(device))), labels.to(device)
 
-    judged = judge(outputs())
+    judged = by(outputs())
     for module, was in training.items():
         module.training = was
     return judged
