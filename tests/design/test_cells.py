@@ -87,7 +87,7 @@ def test_random_cells_are_of_the_space():
 
 def test_a_search_that_cannot_be_is_refused(few: Dataset):
     odd = replace(few, train=Split(few.train.images[:, :, :6, :], few.train.labels))
-    with pytest.raises(ValueError, match="6x8 cannot be; sides of 4 n work"):
+    with pytest.raises(ValueError, match="halves a map of 3x4, which has an odd side"):
         search_cells(odd, SEARCH, RECIPE)
     with pytest.raises(ValueError, match="order must be from 1 to 2, not 3"):
         CellSearch(order=3)

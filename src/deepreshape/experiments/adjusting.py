@@ -13,42 +13,29 @@ from deepreshape.data import Dataset
 from deepreshape.design.adjust import Measure, layer_paths
 from deepreshape.models import ResNet, build
 from deepreshape.nn.channel_dropout import channel_dropout
-from deepreshape.training import Progress, Recipe, TrainingRun
+from deepreshape.training import Hook, Progress, Recipe, TrainingRun
 
 __all__ = ["measure_by_training"]
 
 EVAL_BATCH = 1000
 
 
-class _Growing:
+class _Growing(Hook):
     """The hook of a training: a dropout rate that grows with the epochs and with the depth of the layer."""
-
-    gate_lr = 0.0
 
     def __init__(self, paths: tuple[str, ...], rate: float, seed: int) -> None:
         self.most = {path: rate * place / max(1, len(paths) - 1) for place, path in enumerate(paths)}
         self.rates = dict.fromkeys(paths, 0.0)
         self.generator, self.seed = torch.Generator(), seed
 
-    def gates(self) -> list[nn.Parameter]:
-        """None."""
-        return []
-
     def before(self, step: int, steps: int) -> None:
         """Noise follows from the number of the step, so that a run that was cut sees the same."""
         self.generator.manual_seed((step + 1_000_003 * self.seed + 31) % 2**32)
         self.rates.update((path, most * step / steps) for path, most in self.most.items())
 
-    def penalty(self) -> Tensor | None:
-        """Nothing."""
-
     def after(self, step: int, steps: int, batch: Tensor, labels: Tensor) -> None:
         """No noise where the network is judged."""
         self.rates.update(dict.fromkeys(self.rates, 0.0))
-
-    def over(self) -> bool:
-        """Never before its time."""
-        return False
 
 
 def measure_by_training(

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from deepreshape.nn import GatedReLU, MaskedReLU
 from deepreshape.removal.method import Method, Reduced, Task
 from deepreshape.removal.sites import Masks, put_masks
-from deepreshape.training import TrainingRun, check_ranges
+from deepreshape.training import Hook, TrainingRun, check_ranges
 
 __all__ = ["ChosenMasks", "GateSearch", "MaskSearch", "SearchMethod", "remaining", "rounds_done", "weighed"]
 
@@ -71,8 +71,8 @@ class SearchMethod(Method):
         return Reduced(network, self.search_epochs, trained.seconds)
 
 
-class MaskSearch(nn.Module, ABC):
-    """A network under a search; methods override what they need of what the training loop calls.
+class MaskSearch(nn.Module, Hook, ABC):
+    """A network under a search; methods override what they need of the hook.
 
     Args:
         network: with modules of the search's own at the sites.
@@ -87,29 +87,6 @@ class MaskSearch(nn.Module, ABC):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.network(x)
-
-    def gates(self) -> list[nn.Parameter]:
-        """Trained without decay at ``gate_lr``."""
-        return []
-
-    @property
-    def gate_lr(self) -> float:
-        """Peak learning rate of the gates."""
-        return 0.0
-
-    def before(self, step: int, steps: int) -> None:
-        """Called before each step."""
-
-    def penalty(self) -> Tensor | None:
-        """Added to the loss."""
-        return None
-
-    def after(self, step: int, steps: int, batch: Tensor, labels: Tensor) -> None:
-        """Called after each step."""
-
-    def over(self) -> bool:
-        """Whether the search ends before its time."""
-        return False
 
     @abstractmethod
     def masks(self) -> Masks:
