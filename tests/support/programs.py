@@ -19,6 +19,7 @@ from deepreshape.private.program.ops import (
     Add,
     Concat,
     Conv2d,
+    Fill,
     Flatten,
     Gather,
     Linear,
@@ -71,12 +72,19 @@ def random_program(seed: int, *, prime: bool = False, linear: int = 2) -> Progra
             stride, out = 1, size[0]
         padding = kernel // 2
         weigh(f"block.{i}.conv", (out, size[0] // groups, kernel, kernel))
-        append(Conv2d(f"block.{i}.conv", (last,), out, kernel, 2, 3, stride, padding, groups))
+        columns = None
+        if rng.random() < 0.3:
+            columns = rng.random([(n + 2 * padding - kernel) // stride + 1 for n in size[1:]]) < 0.6
+            columns[0, 0] = True
+        append(Conv2d(f"block.{i}.conv", (last,), out, kernel, 2, 3, stride, padding, groups, mask=columns))
         if rng.random() < 0.3:
             append(Truncate(f"block.{i}.cut", (last,), 3))
         elif rng.random() < 0.9:
             mask = rng.random(size) < rng.choice([0.0, 0.5, 1.0])
             append(Relu(f"block.{i}.relu", (last,), int(rng.choice([0, 3])), mask if rng.random() < 0.7 else None))
+        if columns is not None:
+            weigh(f"block.{i}.fill", size[:1])
+            append(Fill(f"block.{i}.fill", (last,), columns))
         if same and fraction > fraction_before:
             ops.append(Raise(f"block.{i}.raise", (before,), fraction - fraction_before))
             before, fraction_before = ops[-1].name, fraction
@@ -172,11 +180,12 @@ def slow(program: Program, x: Integers) -> dict[str, NDArray[np.object_]]:
         out = np.zeros(shape, np.object_)
         for at in np.ndindex(*shape):
             if isinstance(op, Conv2d):
+                row, column = at[1:] if op.mask is None else np.argwhere(op.mask)[at[1]]
                 own, per_group = program.weights[op.name], op.out_channels // op.groups
                 first = at[0] // per_group * own.weight.shape[1]
                 total = int(own.bias[at[0]])
                 for c, a, b in np.ndindex(*own.weight.shape[1:]):
-                    i, j = at[1] * op.stride + a - op.padding, at[2] * op.stride + b - op.padding
+                    i, j = row * op.stride + a - op.padding, column * op.stride + b - op.padding
                     if 0 <= i < source.shape[1] and 0 <= j < source.shape[2]:
                         total += int(own.weight[at[0], c, a, b]) * source[first + c, i, j]
                 out[at] = total
@@ -202,6 +211,9 @@ def slow(program: Program, x: Integers) -> dict[str, NDArray[np.object_]]:
                 out[at] = (root**2 >> op.after) + int(own.bias[at[0]])
             elif isinstance(op, Sign):
                 out[at] = 1 if source[at] + int(program.weights[op.name].weight[at[0]]) > 0 else -1
+            elif isinstance(op, Fill):
+                pixel = np.count_nonzero(op.mask.reshape(-1)[: at[1] * shape[2] + at[2]])
+                out[at] = source[at[0], pixel] if op.mask[at[1:]] else int(program.weights[op.name].weight[at[0]])
             elif isinstance(op, Flatten):
                 out[at] = source.reshape(-1)[at[0]]
             else:

@@ -24,6 +24,7 @@ from deepreshape.private.program.ops import (
     Add,
     Concat,
     Conv2d,
+    Fill,
     Flatten,
     Gather,
     Linear,
@@ -72,9 +73,11 @@ def parameters(program: Program) -> dict[str, LinearParameters]:
     """What the program's weights stand for, float64, by operation name."""
     values: dict[str, LinearParameters] = {}
     for op in program.ops:
-        if isinstance(op, Conv2d | Linear | Square | Sign) and program.weights:
+        if isinstance(op, Conv2d | Linear | Square | Sign | Fill) and program.weights:
             linear, fraction = program.weights[op.name], program.values[op.name].fraction
-            shift = program.values[op.inputs[0]].fraction if isinstance(op, Square | Sign) else op.weight_fraction
+            shift = (
+                program.values[op.inputs[0]].fraction if isinstance(op, Square | Sign | Fill) else op.weight_fraction
+            )
             weight = np.ldexp(linear.weight.astype(np.float64), -shift)
             values[op.name] = LinearParameters(weight, np.ldexp(linear.bias.astype(np.float64), -fraction))
     return values
@@ -168,6 +171,8 @@ def _errors(program: Program, fraction: int, power: int) -> Real:
                 errors[op.name] = error + (2.0 ** -(value.fraction * power) if op.shift else 0.0)
             case Concat():
                 errors[op.name] = np.concatenate([errors[name] for name in op.inputs])
+            case Fill():
+                errors[op.name] = np.maximum(error, unit**power * (value.fraction > fraction))
             case Gather():
                 errors[op.name] = op.rows(error, program.values[op.inputs[0]])
             case Flatten():
@@ -186,7 +191,11 @@ def _apply(
             linear = weights[op.name]
             pairs = zip(arrays.split(x, op.groups, 1), arrays.split(linear.weight, op.groups), strict=True)
             parts = [arithmetic.convolve(part, weight, op.stride, op.padding) for part, weight in pairs]
-            return arrays.concatenate(parts, 1) + linear.bias[:, None, None]
+            whole = arrays.concatenate(parts, 1)
+            if op.mask is None:
+                return whole + linear.bias[:, None, None]
+            pixels = whole.reshape(len(x), op.out_channels, -1)[:, :, np.flatnonzero(op.mask)]
+            return pixels + linear.bias[:, None]
         case Linear():
             linear = weights[op.name]
             return arithmetic.multiply(x, linear.weight) + linear.bias
@@ -208,6 +217,10 @@ def _apply(
         case Gather():
             chosen = x.reshape(len(x), -1)[:, np.maximum(op.index, 0)]
             return chosen * (op.index >= 0) if (op.index < 0).any() else chosen
+        case Fill():
+            places = np.where(op.mask, np.cumsum(op.mask).reshape(op.mask.shape) - 1, 0)
+            constants = weights[op.name].weight[:, None, None]
+            return x[:, :, places] * op.mask + constants * ~op.mask
         case Sign():
             threshold = weights[op.name].weight.reshape(-1, *[1] * (x.ndim - 2))
             return arrays.where(x + threshold > 0, 1.0, -1.0)

@@ -117,15 +117,16 @@ class EstimatedNetwork:
     def steps(self) -> Steps:
         """What there is to do."""
         linear = HeLinear()
-        encrypted = {
-            name: Step(name, linear, EncryptedLayer(name, self.layouts[name], self.modulus, _fan_in(layer)))
-            for name, (layer, _) in self.linear.items()
-        }
+        encrypted = {name: Step(name, linear, self._encrypted(name, layer)) for name, (layer, _) in self.linear.items()}
         first, *_, last = [layer for layer, _ in self.linear.values()] * 2
         inputs, outputs = first.in_channels * math.prod(first.in_size), last.out_channels * math.prod(last.out_size)
         # behind every linear layer comes a ReLU or a truncation, so all masks are known at once
         levels = [tuple(encrypted.values())]
         return Steps.of(inputs, outputs, self.modulus.element_bytes, levels, self._flights(encrypted))
+
+    def _encrypted(self, name: str, layer: LinearLayer) -> EncryptedLayer:
+        pixels = tuple(range(math.prod(layer.out_size) - layer.left_out)) if layer.left_out else None
+        return EncryptedLayer(name, self.layouts[name], self.modulus, _fan_in(layer), pixels)
 
     def _flights(self, encrypted: Mapping[str, Step]) -> Iterator[Flight]:
         """Linear layers, truncations and rectifications, in order; those of one map go side by side."""

@@ -77,15 +77,17 @@ def behind_convolutions(model: nn.Module, input: Sequence[int], sites: Iterable[
     modules = dict(model.named_modules())
     linear = {path: at for path, at in modules.items() if isinstance(at, nn.Conv2d | nn.BatchNorm2d)}
 
-    def note(path: str, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    def note(path: str, inputs: tuple[Tensor, ...]) -> None:
         read[path] = inputs[0].grad_fn
+
+    def note_made(path: str, output: Tensor) -> None:
         made[output.grad_fn] = path
 
-    handles = [at.register_forward_hook(lambda *got, path=path: note(path, *got[1:])) for path, at in linear.items()]
-    for path in sites:
-        handles.append(
-            modules[path].register_forward_pre_hook(lambda _, got, path=path: read.update({path: got[0].grad_fn}))
-        )
+    watched = {path: modules[path] for path in (*linear, *sites)}
+    handles = [
+        *(at.register_forward_pre_hook(lambda _, got, path=path: note(path, got)) for path, at in watched.items()),
+        *(at.register_forward_hook(lambda *got, path=path: note_made(path, got[2])) for path, at in linear.items()),
+    ]
     training = {module: module.training for module in modules.values()}
     try:
         with torch.enable_grad():
@@ -96,16 +98,21 @@ def behind_convolutions(model: nn.Module, input: Sequence[int], sites: Iterable[
             handle.remove()
         for module, mode in training.items():
             module.training = mode
-    chains: dict[str, str] = {}
-    for path in sites:
-        before = made.get(read[path]) if uses[read[path]] == 1 else None
-        if before is not None and isinstance(linear[before], nn.BatchNorm2d):
-            before = made.get(read[before]) if uses[read[before]] == 1 else None
-        layer = linear.get(before or "")
-        plain = isinstance(layer, nn.Conv2d) and layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
-        if before and plain and layer.groups == 1 and max(layer.kernel_size) > 1:
-            chains[path] = before
-    return chains
+
+    def before(path: str) -> str:
+        """What alone made the input of a module, for nobody else."""
+        return made.get(read[path], "") if uses[read[path]] == 1 else ""
+
+    chains = {path: before(path) for path in sites}
+    chains |= {path: before(at) for path, at in chains.items() if isinstance(linear.get(at), nn.BatchNorm2d)}
+    return {path: at for path, at in chains.items() if _leaves_out(linear.get(at))}
+
+
+def _leaves_out(layer: nn.Module | None) -> bool:
+    """Whether a layer is a convolution that can leave pixels out."""
+    if not isinstance(layer, nn.Conv2d) or isinstance(layer.padding, str) or layer.padding_mode != "zeros":
+        return False
+    return layer.groups == 1 and max(layer.kernel_size) > 1
 
 
 def _uses(end: Any) -> Counter[Any]:

@@ -145,10 +145,10 @@ class _Columns(_Search):
 
     def _pair(self, path: str) -> tuple[MaskedConv2d, KnownReLU]:
         """The convolution before a site, and what stands around the site's ReLUs."""
-        pair = self.network.get_submodule(self.behind[path]), self.network.get_submodule(_around(path))
-        assert isinstance(pair[0], MaskedConv2d)  # noqa: S101 - put there above
-        assert isinstance(pair[1], KnownReLU)  # noqa: S101 - likewise
-        return pair
+        conv, site = self.network.get_submodule(self.behind[path]), self.network.get_submodule(_around(path))
+        assert isinstance(conv, MaskedConv2d)  # noqa: S101 - put there by the search
+        assert isinstance(site, KnownReLU)  # noqa: S101 - likewise
+        return conv, site
 
     def layer(self, path: str) -> MaskedReLU:
         return super().layer(f"{_around(path)}.relu" if path in self.behind else path)

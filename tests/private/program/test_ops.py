@@ -18,6 +18,7 @@ from deepreshape.private.program.ops import (
     Add,
     Concat,
     Conv2d,
+    Fill,
     Flatten,
     Gather,
     Linear,
@@ -41,6 +42,7 @@ from deepreshape.private.protocols.choose import Protocols
 IMAGE = (2, 3, 4)
 EXAMPLES: tuple[Op, ...] = (
     Conv2d("op", ("input",), 4, 3, 3, 2, 2, 1, 2),
+    Conv2d("op", ("input",), 4, 3, 3, 2, 1, 1, 2, mask=np.arange(12).reshape(3, 4) % 3 > 0),
     Linear("op", ("input",), 3, 3, 2),
     Add("op", ("input", "input", "input")),
     SumPool("op", ("input",), (2, 3), (1, 1)),
@@ -53,6 +55,7 @@ EXAMPLES: tuple[Op, ...] = (
     Flatten("op", ("input",)),
     Concat("op", ("input", "input")),
     Gather("op", ("input",), np.array([[[5, -1], [23, 5]]], np.int32)),
+    Fill("op", ("input",), np.arange(6).reshape(2, 3) % 2 > 0),
 )
 
 
@@ -74,7 +77,7 @@ class Numpy:
 
 def program(op: Op) -> Program:
     rng = np.random.default_rng(0)
-    shape = (6,) if isinstance(op, Linear) else IMAGE
+    shape = (6,) if isinstance(op, Linear) else (2, 3) if isinstance(op, Fill) else IMAGE
     bare = Program(Ring(20), shape, 4, 99, (op,))
     weights = {}
     if isinstance(op, Secret):

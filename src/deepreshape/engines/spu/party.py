@@ -33,7 +33,7 @@ from numpy.typing import NDArray
 
 from deepreshape.engines.real import LinearParameters, evaluate_program, parameters
 from deepreshape.private.program.encoding import from_bytes
-from deepreshape.private.program.ops import Conv2d, Linear, Shape, Square
+from deepreshape.private.program.ops import Conv2d, Fill, Linear, Shape, Square
 from deepreshape.private.program.program import Program
 
 __all__ = ["CLIENT", "FRACTION", "PARTIES", "SERVER", "Party", "Setting"]
@@ -180,7 +180,7 @@ class _Jax:
 def _shapes(program: Program) -> dict[str, LinearParameters]:
     shapes: dict[str, LinearParameters] = {}
     for op in program.ops:
-        if isinstance(op, Conv2d | Linear | Square):
+        if isinstance(op, Conv2d | Linear | Square | Fill):
             shape: Shape = op.weight_shape(program.values[op.inputs[0]])
             shapes[op.name] = LinearParameters(shape, shape[:1])
     return shapes

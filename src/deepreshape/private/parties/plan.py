@@ -106,7 +106,9 @@ class Plan:
         for op in self.program.ops:
             if isinstance(op, Conv2d | Linear):
                 fan_in = math.prod(op.weight_shape(values[op.inputs[0]])[1:])
-                layer = EncryptedLayer(op.name, self.layouts[op.name], self.program.modulus, fan_in)
+                mask = op.mask if isinstance(op, Conv2d) else None
+                pixels = None if mask is None else tuple(np.flatnonzero(mask).tolist())
+                layer = EncryptedLayer(op.name, self.layouts[op.name], self.program.modulus, fan_in, pixels)
                 flights[op.name] = (Step(op.name, linear, layer),)
             elif flight := self.protocols.steps(op, self.program):
                 flights[op.name] = flight

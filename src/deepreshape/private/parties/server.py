@@ -12,7 +12,7 @@ from deepreshape.private.crypto.he.bfv import Responder
 from deepreshape.private.parties.plan import Plan
 from deepreshape.private.parties.preprocessing import Sink, Source
 from deepreshape.private.program.encoding import digest
-from deepreshape.private.program.ops import INPUT, Local, Op
+from deepreshape.private.program.ops import INPUT, Fill, Local, Op
 from deepreshape.private.program.program import Program
 from deepreshape.private.protocols.base import Online, Protocol, Run, side_by_side
 from deepreshape.private.protocols.he_workers import Workers, worthwhile
@@ -86,7 +86,10 @@ class Model:
         for op in program.ops:
             with channel.ledger.at(op.name, "online"):
                 if isinstance(op, Local):
-                    shares[op.name] = op.on_share([shares[name] for name in op.inputs], modulus, server=True)
+                    share = op.on_share([shares[name] for name in op.inputs], modulus, server=True)
+                    if isinstance(op, Fill):
+                        share = modulus.add(share, op.constants(program.weights[op.name], modulus))
+                    shares[op.name] = share
                 else:
                     shares[op.name] = self._interactive(run, op, shares[op.inputs[0]], source)
         with channel.ledger.at(OUTPUT, "online"):

@@ -24,6 +24,8 @@ from deepreshape.private.program.ops import (
     INPUT,
     LARGEST,
     OPS,
+    Conv2d,
+    Fill,
     Gather,
     Integers,
     Op,
@@ -44,6 +46,8 @@ DESCRIPTION_BYTES = 1 << 23
 """The longest description that is read."""
 MAGIC = b"DRSHPRG1"
 LENGTH = struct.Struct("<Q")
+PIXELS = (Conv2d, Fill)
+"""Operations whose masks are of pixels, of a size of their own."""
 NARROW = ("|i1", "<i2", "<i4", "<i8")
 """What integers are stored as: the narrowest of these that holds them."""
 
@@ -59,6 +63,8 @@ def to_bytes(program: Program) -> bytes:
     weights: dict[str, list[str]] = {}
     for op in program.ops:
         if isinstance(op, Relu | Square) and op.mask is not None:
+            arrays.append(np.packbits(op.mask).tobytes())
+        if isinstance(op, PIXELS) and op.mask is not None:
             arrays.append(np.packbits(op.mask).tobytes())
         if isinstance(op, Gather):
             arrays.append(op.index.astype("<i4").tobytes())
@@ -150,6 +156,10 @@ class _Reader:
             octets = np.frombuffer(self._take(-(-source.size // 8), name), np.uint8)
             bits = np.unpackbits(octets, count=source.size).astype(np.bool_)
             described["mask"] = bits.reshape(source.shape)
+        if kind in PIXELS and described["mask"] is not None:
+            height, width = cast(tuple[int, int], described["mask"])
+            octets = np.frombuffer(self._take(-(-height * width // 8), name), np.uint8)
+            described["mask"] = np.unpackbits(octets, count=height * width).astype(np.bool_).reshape(height, width)
         if kind is Gather:
             shape = cast(Shape, described["index"])
             index = np.frombuffer(self._take(4 * math.prod(shape), name), "<i4")
@@ -190,6 +200,9 @@ def _describe(op: Op) -> dict[str, object]:
     described: dict[str, object] = {item.name: getattr(op, item.name) for item in fields(op)}
     if isinstance(op, Relu | Square):
         described["mask"] = op.mask is not None
+    if isinstance(op, PIXELS):
+        del described["mask"]  # a program without such masks is the bytes that it was before there were any
+        described |= {} if op.mask is None else {"mask": op.mask.shape}
     if isinstance(op, Gather):
         described["index"] = op.index.shape
     return {
@@ -208,6 +221,8 @@ def _described(value: object) -> tuple[type[Op], dict[str, object]]:
     name = described.get("name")
     if not isinstance(name, str) or not NAME.fullmatch(name):
         raise ProgramError(f"an operation of kind {kind} has no plain name")
+    if cls is Conv2d:
+        described.setdefault("mask", None)
     described = _record(described, name, {item.name for item in fields(cls)})
     described["inputs"] = tuple(_names(described["inputs"], f"inputs of {name}"))
     if not described["inputs"]:
@@ -220,6 +235,13 @@ def _described(value: object) -> tuple[type[Op], dict[str, object]]:
 def _field(cls: type[Op], item: str, value: object, what: str) -> object:
     """A field of an operation: an integer, if nothing else is said here."""
     match item:
+        case "mask" if cls is Conv2d and value is None:
+            return None
+        case "mask" if cls in PIXELS:
+            sides = _list(value, what)
+            if len(sides) != 2:
+                raise ProgramError(f"{what}: a height and a width are needed, not {sides!r:.80}")
+            return tuple(_integer(side, what) for side in sides)
         case "mask":
             if not isinstance(value, bool):
                 raise ProgramError(f"{what.rpartition(' ')[2]}: mask must be true or false")

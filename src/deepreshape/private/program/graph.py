@@ -19,6 +19,7 @@ __all__ = [
     "Affine",
     "Conv",
     "Dense",
+    "Filled",
     "Flat",
     "Graph",
     "Join",
@@ -42,7 +43,10 @@ Real = NDArray[np.float64]
 
 @dataclass(frozen=True, eq=False)
 class Conv:
-    """A convolution with real weights (out, in / groups, kernel, kernel) and bias (out,); batch norm is inside."""
+    """A convolution with real weights (out, in / groups, kernel, kernel) and bias (out,); batch norm is inside.
+
+    With ``columns`` (H', W') its value is (out, P), the P pixels where that is true.
+    """
 
     name: str
     inputs: tuple[str, ...]
@@ -51,6 +55,7 @@ class Conv:
     stride: int = 1
     padding: int = 0
     groups: int = 1
+    columns: NDArray[np.bool_] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,6 +134,16 @@ class Zero:
     keep: NDArray[np.bool_]
 
 
+@dataclass(frozen=True, eq=False)
+class Filled:
+    """The pixels of (C, P) where ``columns`` (H, W) is true; ``constants`` (C,) elsewhere."""
+
+    name: str
+    inputs: tuple[str, ...]
+    constants: Real
+    columns: NDArray[np.bool_]
+
+
 @dataclass(frozen=True)
 class Flat:
     """(C, H, W) as one axis."""
@@ -199,7 +214,22 @@ class Join:
     inputs: tuple[str, ...]
 
 
-Layer = Conv | Dense | Sum | Pool | Rectify | Quadratic | Squared | Signed | Zero | Flat | PublicAffine | Pick | Stack
+Layer = (
+    Conv
+    | Dense
+    | Sum
+    | Pool
+    | Rectify
+    | Quadratic
+    | Squared
+    | Signed
+    | Zero
+    | Filled
+    | Flat
+    | PublicAffine
+    | Pick
+    | Stack
+)
 Traced = Layer | Affine | Part | Join
 """What a trace gives; :func:`~deepreshape.private.program.folding.simplify.simplify` leaves only the first kind."""
 

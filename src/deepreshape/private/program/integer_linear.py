@@ -85,10 +85,17 @@ def windows(kernel: tuple[int, int], stride: tuple[int, int], height: int, width
     return [(row, column) for row in rows for column in columns]
 
 
-def patches(x: NDArray[np.float64], kernel: int, stride: int, padding: int) -> NDArray[np.float64]:
-    """What a square kernel meets on the zero-padded (N, C, H, W): (C, kernel, kernel, N, H', W')."""
+def patches(
+    x: NDArray[np.float64], kernel: int, stride: int, padding: int, mask: NDArray[np.bool_] | None = None
+) -> NDArray[np.float64]:
+    """What a square kernel meets on the zero-padded (N, C, H, W): (C, kernel, kernel, N, H', W').
+
+    With a ``mask``, (H', W'), only where that is true: (C, kernel, kernel, N, pixels).
+    """
     edge = (padding, padding)
     padded = np.pad(x, ((0, 0), (0, 0), edge, edge))
     views = np.lib.stride_tricks.sliding_window_view(padded, (kernel, kernel), (2, 3))
     strided = views[:, :, ::stride, ::stride]  # (N, C, H', W', k, k)
+    if mask is not None:
+        return np.ascontiguousarray(strided[:, :, mask].transpose(1, 3, 4, 0, 2))  # (N, C, pixels, k, k) before
     return np.ascontiguousarray(strided.transpose(1, 4, 5, 0, 2, 3))

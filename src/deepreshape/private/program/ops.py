@@ -167,9 +167,11 @@ class Weighted(Secret):
         return exactly(self, weights, inputs[0])
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Conv2d(Weighted):
     """(C, H, W) -> (out_channels, H', W') with square kernels and zero padding, as torch's ``Conv2d`` has it.
+
+    With a ``mask``, bool of shape (H', W'), it gives (out_channels, P): the P pixels where that is true, in C order.
 
     Weights are (out_channels, C / groups, kernel, kernel), of absolute value at most 2^weight_bits, and the absolute
     weights of one output channel sum to at most 2^sum_bits; they and the bias (out_channels,) stand in
@@ -186,6 +188,7 @@ class Conv2d(Weighted):
     padding: int = 0
     groups: int = 1
     sum_bits: int = SUM_BITS
+    mask: NDArray[np.bool_] | None = None
 
     def weight_shape(self, source: Value) -> Shape:
         return self.out_channels, source.shape[0] // self.groups, self.kernel, self.kernel
@@ -205,17 +208,23 @@ class Conv2d(Weighted):
         _check_weight_count(self, source)
         rows, columns = (side // self.stride + 1 for side in padded)
         _check_weight_format(self)
-        return Value((self.out_channels, rows, columns), source.fraction + self.weight_fraction)
+        fraction = source.fraction + self.weight_fraction
+        if self.mask is None:
+            return Value((self.out_channels, rows, columns), fraction)
+        fits = self.mask.dtype == np.bool_ and self.mask.shape == (rows, columns) and self.mask.any()
+        given = f"{self.mask.dtype} of shape {self.mask.shape}, true at {np.count_nonzero(self.mask)} pixels"
+        self.require(bool(fits), f"its mask is {given}; it must be bool of shape {(rows, columns)}, true somewhere")
+        return Value((self.out_channels, int(np.count_nonzero(self.mask))), fraction)
 
     def multiply(self, weight: NDArray[np.float64], x: NDArray[np.float64]) -> NDArray[np.float64]:
-        columns = patches(x, self.kernel, self.stride, self.padding)  # (C, k, k, N, H', W')
+        columns = patches(x, self.kernel, self.stride, self.padding, self.mask)  # (C, k, k, N, H', W'), or (..., P)
         channels, place = columns.shape[0] // self.groups, columns.shape[3:]
         grouped = columns.reshape(self.groups, channels * self.kernel**2, -1)
         product = weight.reshape(self.groups, self.out_channels // self.groups, -1) @ grouped
         return product.reshape(self.out_channels, *place).swapaxes(0, 1)
 
     def spread(self, bias: NDArray[np.int64]) -> NDArray[np.int64]:
-        return bias[:, None, None]
+        return bias[:, None, None] if self.mask is None else bias[:, None]
 
     def widths(self) -> tuple[int, int]:
         return self.weight_bits, self.sum_bits
@@ -622,8 +631,53 @@ class Gather(Local):
         return np.where(self.index < 0, np.uint64(0), shares[0].reshape(-1)[self.index])
 
 
+@dataclass(frozen=True, eq=False)
+class Fill(Local, Secret):
+    """(C, P) -> (C, H, W): the P pixels where ``mask``, bool (H, W), is true, in C order; elsewhere a constant.
+
+    The constants are the server's, with the fraction of the value: the weight, (C,). Each party puts its share in its
+    place with zeros around it, and the server adds them (:meth:`constants`).
+    """
+
+    kind = "fill"
+
+    mask: NDArray[np.bool_]
+
+    def weight_shape(self, source: Value) -> Shape:
+        return source.shape[:1]
+
+    def value(self, *sources: Value) -> Value:
+        shape, pixels = sources[0].shape, np.count_nonzero(self.mask)
+        fits = self.mask.dtype == np.bool_ and self.mask.ndim == 2 and shape[1:] == (pixels,)
+        given = f"{self.mask.dtype} of shape {self.mask.shape} with {pixels} pixels"
+        self.require(fits, f"its mask is {given}, for values of shape {shape}; it must be bool, (H, W), with as many")
+        return Value((shape[0], *self.mask.shape), sources[0].fraction)
+
+    def worst(self, inputs: Sequence[int], weights: Weights | None) -> int:
+        return max(inputs[0], int(np.abs(self._constant(weights)).max()))
+
+    def interpret(self, inputs: Sequence[Integers], weights: Weights | None, rounding: Rounding) -> Exact:
+        result = np.zeros((*inputs[0].shape[:2], *self.mask.shape), np.int64)
+        result[:, :, self.mask] = inputs[0]
+        return result + np.where(self.mask, 0, self._constant(weights)[:, None, None])
+
+    def on_share(self, shares: Sequence[Words], modulus: Ring | Field, *, server: bool) -> Words:
+        result = np.zeros((len(shares[0]), *self.mask.shape), np.uint64)
+        result[:, self.mask] = shares[0]
+        return result
+
+    def constants(self, weights: Weights, modulus: Ring | Field) -> Words:
+        """What the server adds to its share."""
+        return modulus.encode(np.where(self.mask, 0, weights.weight[:, None, None]))
+
+    def _constant(self, weights: Weights | None) -> Integers:
+        if weights is None:
+            raise ProgramError(f"{self.name}: a public program has no constants to run with")
+        return weights.weight
+
+
 OPS: tuple[type[Op], ...] = (
-    Conv2d, Linear, Add, SumPool, Relu, Square, Sign, Truncate, Raise, Rescale, Flatten, Concat, Gather,
+    Conv2d, Linear, Add, SumPool, Relu, Square, Sign, Truncate, Raise, Rescale, Flatten, Concat, Gather, Fill,
 )  # fmt: skip
 """All there are."""
 

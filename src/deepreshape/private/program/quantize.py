@@ -36,6 +36,7 @@ from deepreshape.private.arith.truncation import ShareTruncation
 from deepreshape.private.program.graph import (
     Conv,
     Dense,
+    Filled,
     Flat,
     Layer,
     Pick,
@@ -54,6 +55,7 @@ from deepreshape.private.program.ops import (
     Add,
     Concat,
     Conv2d,
+    Fill,
     Flatten,
     Gather,
     Integers,
@@ -306,7 +308,7 @@ class _Plan:
             case PublicAffine():
                 if _multiplies(layer):
                     inputs = (self._at_rest(inputs[0]),)
-            case Rectify() | Squared() | Signed() | Zero() | Flat():
+            case Rectify() | Squared() | Signed() | Zero() | Filled() | Flat():
                 pass
         self._append(replace(layer, inputs=inputs), layer.name)
         self.image[layer.name] = self.image[inputs[0]] and not isinstance(layer, Flat)
@@ -548,10 +550,11 @@ def _emit(
                 before, after = formats.shifts(fractions[source])
                 weights[name] = Weights(to_fixed(step.shift, fractions[source]), to_fixed(step.constant, fraction))
                 ops.append(Square(name, step.inputs, before, after, 0 if step.mask is None else -gained, step.mask))
-            case Signed():
-                above = to_fixed(-step.threshold, fractions[source]) - offsets[source]
-                weights[name] = Weights(above, np.zeros_like(above))
-                ops.append(Sign(name, step.inputs))
+            case Signed() | Filled():
+                op, constants = _by_channel(step, fractions[source], offsets[source])
+                weights[name] = Weights(constants, np.zeros_like(constants))
+                ops.append(op)
+                offset = _passed(step, offsets[source], gained, values[source].shape)
             case _:
                 ops.append(_passing(step, gained, fraction))
                 offset = _passed(step, offsets[source], gained, values[source].shape)
@@ -566,6 +569,13 @@ def _emit(
     program = _tested(Program(formats.modulus, shape, rest, bound, tuple(ops), weights, limits, outputs))
     program.check()
     return program, offsets
+
+
+def _by_channel(step: Signed | Filled, fraction: int, offset: Integers) -> tuple[Op, Integers]:
+    """The operation of a step with a secret number for each channel, of a value of that fraction, and the numbers."""
+    if isinstance(step, Signed):
+        return Sign(step.name, step.inputs), to_fixed(-step.threshold, fraction) - offset
+    return Fill(step.name, step.inputs, step.columns), to_fixed(step.constants, fraction) + offset
 
 
 def _passing(step: _Step, gained: int, fraction: int) -> Op:
@@ -596,7 +606,7 @@ def _passed(step: _Step, offset: Integers, gained: int, source: Shape) -> Intege
     match step:
         case PublicAffine() if not gained:
             return int(step.factor) * offset
-        case Zero():
+        case Zero() | Filled():
             return offset
         case Flat():
             return np.repeat(offset, math.prod(source[1:]))
@@ -624,7 +634,7 @@ def _linear(step: Conv | Dense, weight: Integers, gained: int) -> Op:
     if isinstance(step, Dense):
         return Linear(step.name, step.inputs, out, wide, gained, total)
     place = step.stride, step.padding, step.groups
-    return Conv2d(step.name, step.inputs, out, weight.shape[2], wide, gained, *place, total)
+    return Conv2d(step.name, step.inputs, out, weight.shape[2], wide, gained, *place, total, step.columns)
 
 
 def _integers(step: Conv | Dense, gained: int, fraction: int) -> Weights:
@@ -671,6 +681,10 @@ def _errors(
             case Gather():
                 before = op.rows(before, program.values[source])
                 own = 0.0 * before
+            case Fill():
+                if isinstance(step, Filled):
+                    used = from_fixed(program.weights[op.name].weight - offsets[op.name], value.fraction)
+                    before = np.maximum(before, np.abs(used - step.constants))
             case Concat():
                 before = np.concatenate([errors[name] for name in op.inputs])
                 own = 0.0 * before

@@ -57,12 +57,15 @@ class EncryptedLayer:
         layout: of one of its copies under encryption.
         modulus: of the shares.
         fan_in: multiply-adds of an output in the clear.
+        pixels: flat positions of the result's pixels that are wanted; None are all. The ciphertexts are the same: of
+            what they hold, either party lets the rest go.
     """
 
     name: str
     layout: Layout
     modulus: Ring | Field
     fan_in: int
+    pixels: tuple[int, ...] | None = None
 
     @property
     def copies(self) -> int:
@@ -72,7 +75,18 @@ class EncryptedLayer:
     @property
     def outputs(self) -> int:
         """Elements of the result."""
-        return self.copies * math.prod(self.layout.layer.output_shape)
+        return self.copies * self.layout.layer.output_shape[0] * self.places
+
+    @property
+    def places(self) -> int:
+        """Pixels of the result."""
+        return math.prod(self.layout.layer.output_shape[1:]) if self.pixels is None else len(self.pixels)
+
+    def wanted(self, parts: Sequence[Words]) -> Words:
+        """The elements of the result, flat, of the whole maps of all copies."""
+        channels = self.copies * self.layout.layer.output_shape[0]
+        whole = np.concatenate(parts).reshape(channels, -1)
+        return (whole if self.pixels is None else whole[:, list(self.pixels)]).reshape(-1)
 
     @property
     def primes(self) -> str:
@@ -142,7 +156,7 @@ class HeLinear(Protocol[EncryptedLayer, "ClientKey | Workers"]):
                 send_input(run.channel, setup, layer.layout, part)
             yield None
             parts = [receive_share(run.channel, setup, layer.layout) for _ in range(layer.copies)]
-            return np.concatenate(parts).reshape(-1)
+            return layer.wanted(parts)
         weights = self.served[layer.name].encoded
         received = [receive_input(run.channel, layer.layout) for _ in weights]
         yield None
@@ -151,7 +165,7 @@ class HeLinear(Protocol[EncryptedLayer, "ClientKey | Workers"]):
             responses, blind = setup.respond(copy, ciphertexts)
             send_responses(run.channel, responses)
             blinds.append(blind)
-        yield Prepared({"share": np.concatenate(blinds).reshape(-1)})
+        yield Prepared({"share": layer.wanted(blinds)})
         return None
 
     def online(self, run: Run, layer: EncryptedLayer, prepared: Iterator[Prepared], share: Words | None) -> Online:
@@ -182,14 +196,14 @@ class HeLinear(Protocol[EncryptedLayer, "ClientKey | Workers"]):
     def work(self, layer: EncryptedLayer) -> Mapping[Phase, Sequence[Effort]]:
         layout, primes = layer.layout, layer.primes
         sent, returned = (layer.copies * count for count in layout.declared.ciphertexts)
-        products, outputs = layer.copies * layout.products, layer.outputs
+        products, outputs = layer.copies * layout.products, layer.copies * math.prod(layout.layer.output_shape)
         answer = {
             f"{primes}.receive": sent,
             f"{primes}.encode": products / layout.bands,
             f"{primes}.product": products,
             f"{primes}.respond": returned,
             f"{primes}.reveal": outputs,
-            "store.write": WORD_BYTES * outputs,
+            "store.write": WORD_BYTES * layer.outputs,
         }
         take = {f"{primes}.decrypt": returned, f"{primes}.reveal.client": outputs}
         offline = [
@@ -211,10 +225,9 @@ def _clear(layer: EncryptedLayer) -> dict[str, float]:
     convolution, outputs = layer.layout.layer, layer.outputs
     room = EXACT_BITS - math.ceil(convolution.weight_bits + math.log2(layer.fan_in * TYPICAL_WEIGHT))
     limbs = -(-layer.modulus.bits // max(room, 1))
-    places = math.prod(convolution.output_shape[1:])
     return {
         "clear.mac": limbs * outputs * layer.fan_in,
-        "clear.patch": limbs * places * math.prod(convolution.weight_shape[1:]) * layer.copies,
+        "clear.patch": limbs * layer.places * math.prod(convolution.weight_shape[1:]) * layer.copies,
         "clear.weight": layer.copies * convolution.out_channels * layer.fan_in,
         "element": outputs,
         "store.read": WORD_BYTES * outputs,

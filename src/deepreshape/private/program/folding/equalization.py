@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from deepreshape.private.program.graph import (
     Conv,
     Dense,
+    Filled,
     Flat,
     Graph,
     Layer,
@@ -151,7 +152,7 @@ def _ties(
     match layer:
         case Conv() | Dense():
             return []
-        case Rectify() | Zero() | Pool() | Sum():
+        case Rectify() | Zero() | Filled() | Pool() | Sum():
             return [(result, source) for source in sources]
         case PublicAffine() if not layer.offset:
             return [(result, sources[0])]
@@ -170,6 +171,8 @@ def _ties(
 
 def _moved(layer: Layer, scales: Rows) -> Layer:
     """A layer whose input and result are at other scales."""
+    if isinstance(layer, Filled):
+        return replace(layer, constants=layer.constants * scales[layer.name])
     if not isinstance(layer, Conv | Dense):
         return layer
     before, behind = scales[layer.inputs[0]], scales[layer.name]

@@ -9,6 +9,8 @@ Everything here is exact in real arithmetic:
 * Splits that are joined again become one convolution where they can (``split_join.py``).
 * Chosen elements that are chosen from again are chosen at once; what scales or rectifies them does so before, where
   that takes no more ReLUs.
+* What behind a convolution that leaves pixels out works by channel or by element does so before the constants are put
+  in their places, and on these at once.
 * Two convolutions with nothing between them become one if that is exact and has fewer MACs: any before a 1x1; a 1x1
   before any that does not pad, or if the first has no bias. Two linear layers too. Not fused: two larger kernels,
   grouped convolutions, a convolution or pool into a linear layer behind it, and anything across an add.
@@ -27,6 +29,7 @@ from deepreshape.private.program.graph import (
     Affine,
     Conv,
     Dense,
+    Filled,
     Flat,
     Graph,
     Layer,
@@ -35,6 +38,7 @@ from deepreshape.private.program.graph import (
     PublicAffine,
     Rectify,
     Traced,
+    Zero,
 )
 from deepreshape.private.program.ops import INPUT
 
@@ -44,6 +48,7 @@ __all__ = ["simplify"]
 def simplify(graph: Graph) -> None:
     """Fold and fuse the layers of a graph, and leave out those that no output needs; ``Layer`` are all that is left."""
     graph.remove_unread()
+    _fill_late(graph)
     _merge_picks(graph)
     _fold_back(graph)
     resolve_joins(graph)
@@ -51,6 +56,57 @@ def simplify(graph: Graph) -> None:
     _merge_picks(graph)
     _fuse(graph)
     graph.remove_unread()
+
+
+def _fill_late(graph: Graph) -> None:
+    """Put constants where pixels were left out behind what works on both alike."""
+    place = 0
+    while place < len(graph.layers):
+        fill = graph.layers[place]
+        readers = graph.readers(fill.name)
+        pair = None
+        if isinstance(fill, Filled) and graph.uses()[fill.name] == len(readers) == 1:
+            pair = _before_fill(graph.layers[readers[0]], fill)
+        if pair is None:
+            place += 1
+            continue
+        behind, (earlier, later) = graph.layers[readers[0]], pair
+        graph.redirect(behind.name, fill.name)
+        if earlier is None:
+            graph.layers[place] = later
+            del graph.layers[readers[0]]
+        else:
+            graph.shapes[behind.name] = graph.shapes[fill.inputs[0]]
+            graph.layers[place], graph.layers[readers[0]] = earlier, later
+
+
+def _before_fill(layer: Traced, fill: Filled) -> tuple[Traced | None, Filled] | None:
+    """What a layer behind constants is before them, if it is anything, and the constants behind it.
+
+    None where that is not the same: where only some of a channel's constants are changed.
+    """
+    constants, kept = fill.constants, fill.columns
+    if isinstance(layer, Affine):
+        changed = constants * layer.scale + layer.shift
+        earlier: Traced | None = replace(layer, inputs=fill.inputs)
+    elif isinstance(layer, Rectify | Zero):
+        # of the constants of a channel all are changed, or none
+        mask = layer.keep if isinstance(layer, Zero) else layer.mask
+        mask = np.ones((len(constants), *kept.shape), np.bool_) if mask is None else mask
+        others = mask[:, ~kept]
+        each = others[:, :1].any(1)
+        if (others != each.reshape(-1, 1)).any():
+            return None
+        if isinstance(layer, Zero):
+            changed = np.where(each, constants, 0.0)
+            earlier = replace(layer, inputs=fill.inputs, keep=mask[:, kept])
+        else:
+            changed = np.where(each, np.maximum(constants, 0.0), constants)
+            inner = mask[:, kept]
+            earlier = replace(layer, inputs=fill.inputs, mask=None if inner.all() else inner) if inner.any() else None
+    else:
+        return None
+    return earlier, replace(fill, inputs=(earlier.name,) if earlier else fill.inputs, constants=changed)
 
 
 def _merge_picks(graph: Graph) -> None:
@@ -231,7 +287,7 @@ def _fuse(graph: Graph) -> None:
         first = graph.named(second.inputs[0])
         fused: Conv | Dense | None = None
         if isinstance(first, Conv | Dense) and graph.uses()[first.name] == 1:
-            if isinstance(first, Conv) and isinstance(second, Conv):
+            if isinstance(first, Conv) and isinstance(second, Conv) and first.columns is second.columns is None:
                 fused = _convolved(first, second)
             elif isinstance(first, Dense) and isinstance(second, Dense):
                 weight, bias = second.weight @ first.weight, second.weight @ first.bias + second.bias

@@ -83,6 +83,15 @@ def _zeroed(trace: Trace, node: fx.Node, path: str) -> None:
     trace.bind(node, trace.append(Zero(path, (source,), keep), trace.shapes[source]))
 
 
+def _known_relu(trace: Trace, node: fx.Node, path: str) -> None:
+    source = trace.source(node.args[0])
+    shape, known = trace.shapes[source], trace.constant(node.args[1]).numpy().astype(np.bool_)
+    if not known.any():
+        trace.bind(node, source)
+        return
+    trace.bind(node, trace.append(Rectify(path, (source,), np.broadcast_to(known, shape).copy()), shape))
+
+
 def _sign(trace: Trace, node: fx.Node, path: str) -> None:
     source = trace.source(node.args[0])
     threshold = trace.constant(node.args[1]).numpy()
@@ -177,6 +186,7 @@ ACTIVATIONS: dict[str, Handler] = {
     "clamp_max": _clamp_max,
     "clamp_min": _clamp,
     "clip": _clamp,
+    "deepreshape.known_relu": _known_relu,
     "deepreshape.masked_relu": _masked_relu,
     "deepreshape.sign": _sign,
     "deepreshape.zeroed": _zeroed,

@@ -12,6 +12,7 @@ channels, whose pixels are then put in their places (Shi et al., arXiv:1609.0700
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from math import prod
 from typing import Any, cast
 
@@ -21,7 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor, fx
 
 from deepreshape.nn.herpn import quadratic
-from deepreshape.private.program.graph import Affine, Conv, Dense, Pick, Quadratic, Sum
+from deepreshape.private.program.graph import Affine, Conv, Dense, Filled, Pick, Quadratic, Sum
 from deepreshape.private.program.lowering.geometry import Placement, square_form, transposed_form
 from deepreshape.private.program.lowering.trace import Handler, Trace, UnsupportedOperatorError
 
@@ -146,6 +147,26 @@ def _conv(trace: Trace, node: fx.Node, path: str) -> None:
     real = _undilated(real, cast(tuple[int, int], spread))
     window = Placement(*(cast(tuple[int, int], tuple(pair)) for pair in (real.shape[2:], steps, before, after)))
     _give(trace, node, path, axes, lambda name: convolve(trace, name, source, real, shift, window, int(groups)))
+
+
+def _masked_conv(trace: Trace, node: fx.Node, path: str) -> None:
+    """A convolution that leaves pixels out, and the bias in their places."""
+    x, weight, bias, mask, (groups, *pairs) = trace.arguments(node)
+    columns, source = trace.constant(mask).numpy().astype(np.bool_), trace.source(x)
+    steps, before, spread = (cast(tuple[int, int], tuple(pairs[at : at + 2])) for at in (0, 2, 4))
+    real = _undilated(trace.constant(weight).numpy(), spread)
+    shift = np.zeros(len(real)) if bias is None else trace.constant(bias).numpy()
+    window = Placement(cast(tuple[int, int], real.shape[2:]), steps, before, before)
+    name = convolve(trace, path, source, real, shift, window, int(groups))
+    made = trace.layers[-1]
+    if isinstance(made, Conv):
+        trace.layers[-1] = replace(made, columns=columns)
+        trace.shapes[name] = (len(real), int(np.count_nonzero(columns)))
+    else:
+        index = np.ascontiguousarray(whole(trace.shapes[name])[:, columns])
+        name = trace.append(Pick(trace.unique(f"{path}.pixels"), (name,), index), index.shape)
+    filled = Filled(trace.unique(f"{path}.fill"), (name,), shift, columns)
+    trace.bind(node, trace.append(filled, (len(real), *columns.shape)))
 
 
 def _give(trace: Trace, node: fx.Node, path: str, axes: int, make: Any) -> None:
@@ -372,6 +393,7 @@ ARITHMETIC: dict[str, Handler] = {
     "conv_transpose1d": _conv_transpose,
     "conv_transpose2d": _conv_transpose,
     "deepreshape.herpn": _herpn,
+    "deepreshape.masked_conv2d": _masked_conv,
     "deepreshape.polynomial_relu": _polynomial_relu,
     "div": _div,
     "linear": _linear,

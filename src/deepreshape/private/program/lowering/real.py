@@ -17,6 +17,7 @@ from deepreshape.private.program import interpret
 from deepreshape.private.program.graph import (
     Conv,
     Dense,
+    Filled,
     Flat,
     Graph,
     Layer,
@@ -122,7 +123,8 @@ def _apply(layer: Layer, inputs: list[Tensor]) -> Tensor:
     match layer:
         case Conv():
             weight, bias = torch.as_tensor(layer.weight), torch.as_tensor(layer.bias)
-            return nn.functional.conv2d(x, weight, bias, layer.stride, layer.padding, 1, layer.groups)
+            whole = nn.functional.conv2d(x, weight, bias, layer.stride, layer.padding, 1, layer.groups)
+            return whole if layer.columns is None else whole[:, :, torch.as_tensor(layer.columns)]
         case Dense():
             return nn.functional.linear(x, torch.as_tensor(layer.weight), torch.as_tensor(layer.bias))
         case Sum():
@@ -147,6 +149,10 @@ def _apply(layer: Layer, inputs: list[Tensor]) -> Tensor:
             return torch.where(above, 1.0, -1.0).to(x.dtype)
         case Zero():
             return torch.where(torch.as_tensor(layer.keep), x, torch.zeros((), dtype=x.dtype))
+        case Filled():
+            result = torch.as_tensor(layer.constants)[:, None, None].repeat(len(x), 1, *layer.columns.shape)
+            result[:, :, torch.as_tensor(layer.columns)] = x
+            return result
         case Flat():
             return x.flatten(1)
         case PublicAffine():
