@@ -45,7 +45,7 @@ def test_a_client_needs_no_torch(tmp_path: Path):
     assert keys.returncode == 0, keys.stderr
 
 
-@pytest.mark.parametrize("words", [("design",), ("design", "--json"), ("--help",)])
+@pytest.mark.parametrize("words", [("design", "--json"), ("--help",), (), ("private",), ("train", "--help")])
 def test_a_reader_that_has_enough_is_no_error(words: tuple[str, ...]):
     read, write = os.pipe()
     os.close(read)
@@ -53,7 +53,7 @@ def test_a_reader_that_has_enough_is_no_error(words: tuple[str, ...]):
     with subprocess.Popen(command, stdout=write, stderr=subprocess.PIPE, text=True) as process:
         os.close(write)
         assert process.communicate(timeout=120)[1] == ""
-        assert process.returncode in (0, 1)
+        assert process.returncode == 0
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full here")

@@ -25,7 +25,7 @@ from deepreshape.cli import (
     removal,
     search,
 )
-from deepreshape.cli.console import PanelCommand, err, out
+from deepreshape.cli.console import PanelCommand, QuietGroup, err, out
 from deepreshape.private.errors import PrivateError
 
 __all__ = ["app", "main"]
@@ -60,6 +60,7 @@ app.add_typer(convex.app, name="convex")
 private.app.add_typer(fhe.app, name="fhe")
 app.add_typer(private.app, name="private")
 for group in (app, cells.app, convex.app, private.app, fhe.app):
+    group.info.cls = QuietGroup
     for command in group.registered_commands:
         command.cls = PanelCommand
 

@@ -18,7 +18,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
-from typer.core import TyperCommand, TyperOption
+from typer.core import TyperCommand, TyperGroup, TyperOption
 
 if TYPE_CHECKING:
     from deepreshape.data import Dataset
@@ -111,8 +111,29 @@ PANELS = {
 """By heading, the parameters under it, in the order in which help shows the headings."""
 
 
+class QuietGroup(TyperGroup):
+    """A group of commands whose help may be cut off by its reader."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        with _cut_off():
+            super().format_help(ctx, formatter)
+
+
+@contextmanager
+def _cut_off() -> Generator[None]:
+    """Help is written to a console of typer's, which ends with exit code 1 where its reader has enough."""
+    try:
+        yield
+    except SystemExit:
+        reader_left()
+
+
 class PanelCommand(TyperCommand):
-    """A command whose help groups its options, if they are more than :data:`MANY`."""
+    """A command whose help groups its options, if they are more than :data:`MANY`, and may be cut off."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        with _cut_off():
+            super().format_help(ctx, formatter)
 
     def __init__(self, *arguments: Any, **settings: Any) -> None:
         super().__init__(*arguments, **settings)

@@ -59,7 +59,7 @@ class PeerAbortedError(ProtocolError):
 
 
 class LostBatchError(ProtocolError):
-    """The other half of an offline batch is not there any more, so this half was destroyed."""
+    """One half of an offline batch is missing or damaged, so the other was destroyed; the next batch may serve."""
 
 
 class RefusedError(ProtocolError):

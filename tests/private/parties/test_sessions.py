@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -59,6 +59,8 @@ def pair(tmp_path: Path) -> Iterator[Pair]:
         client = InferenceClient(mine, "127.0.0.1", door.getsockname()[1], plan, Store(tmp_path / "client"))
         theirs = Endpoint(issue(tmp_path, "server", "s"))
         yield Pair(client, theirs, door, Model(PROGRAM, plan), Store(tmp_path / "server"), threads)
+        with suppress(OSError):  # who still waits for a session that never comes
+            door.shutdown(socket.SHUT_RDWR)
 
 
 def test_batches_are_made_ahead_and_used_once(pair: Pair) -> None:
@@ -163,30 +165,38 @@ def test_a_batch_that_only_the_client_has_is_refused_and_destroyed(pair: Pair, t
 
 
 @pytest.mark.parametrize("where", ["client", "server"])
-def test_a_damaged_batch_is_left_and_the_next_one_used(pair: Pair, tmp_path: Path, where: str) -> None:
+@pytest.mark.parametrize("what", ["stream", "manifest", "key"])
+def test_a_damaged_batch_is_left_and_the_next_one_used(pair: Pair, tmp_path: Path, what: str, where: str
+) -> None:
     batches = []
     for _ in range(2):
         served = pair.served()
         batches.append(pair.client.prepare().batch)
         served.result()
     folder = tmp_path / where / "fresh" / batches[0]
-    if where == "client":  # a chunk of a stream
+    if what == "stream":
         damaged = max(folder.glob("*.stream"), key=lambda path: path.stat().st_size)
         content = bytearray(damaged.read_bytes())
         content[10] ^= 1
         damaged.write_bytes(content)
-    else:  # what the batch is for
+    elif what == "manifest":
         (folder / "manifest.json").write_bytes(b"{}")
-    served = pair.served(), pair.served()
+    else:
+        (tmp_path / where / "keys" / f"{batches[0]}.key").write_bytes(b"short")
+    seen = what == "stream" or where == "server"  # else the client takes the other one at once
+    served = [pair.served() for _ in range(1 + seen)]
     x = random_inputs(PROGRAM, 1, 1)
     answer = pair.client.infer(x[0])
     assert np.array_equal(answer.output, plain.run(PROGRAM, x)[0])
-    (why,) = answer.lost
-    assert ("is damaged or missing" if where == "client" else f"the server has no batch {batches[0][:16]}") in why
-    with pytest.raises(ProtocolError):
-        served[0].result()
-    assert served[1].result() == 0
-    assert not [*(tmp_path / "client" / "fresh").iterdir()]
+    assert served[-1].result() == 0
+    if seen:
+        (why,) = answer.lost
+        words = {"client": "is damaged or missing", "server": "server 's' has a damaged half of this batch"}
+        assert (words[where] if what == "stream" else f"the server has no batch {batches[0][:16]}") in why
+        with pytest.raises(ProtocolError) as caught:
+            served[0].result()
+        assert (type(caught.value) is LostBatchError) == (what == "stream" and where == "server")
+    assert [*(tmp_path / "client" / "fresh").iterdir()] == ([] if seen else [folder])
 
 
 def test_a_session_that_is_not_admitted_uses_nothing_up(pair: Pair) -> None:

@@ -67,7 +67,7 @@ class Ends:
     def renumber(self, outgoing: int, incoming: int) -> None:
         self.log.append((outgoing, incoming))
 
-    def abort(self, reason: str) -> None:
+    def abort(self, reason: str, *, batch_lost: bool = False) -> None:
         self.log.append(reason)
         self.channel.send(Frame.ABORT, b"\x01")
 

@@ -34,6 +34,7 @@ from support.relay import (
 
 from deepreshape.private.errors import (
     ConnectionLostError,
+    LostBatchError,
     PeerAbortedError,
     ProtocolError,
     RefusedError,
@@ -244,6 +245,17 @@ def test_peer_that_aborts_is_named_and_says_no_more(keys: Keys) -> None:
     for end, why in ((client, "'bob' aborted it"), (server, "a reason that stays here")):
         with pytest.raises(ProtocolError, match=f"is over: .*{why}"):
             end.send(Frame.LABELS, b"")
+
+
+def test_a_peer_that_is_sending_learns_that_its_batch_is_lost(keys: Keys) -> None:
+    """The abort crosses a frame that fits no socket's buffer; closed at once, the socket would reset the connection."""
+    client, server = pair(keys)
+    with ThreadPoolExecutor(1) as pool:
+        ended = pool.submit(server.abort, "a damaged half", batch_lost=True)
+        client.send(Frame.TABLES, bytes(100 * SLICE))
+        with pytest.raises(LostBatchError, match="server 'bob' has a damaged half of this batch"):
+            client.receive(Frame.LABELS, 16)
+        ended.result()
 
 
 def test_abort_inside_a_frame_is_not_read_as_its_rest(keys: Keys, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -161,7 +161,7 @@ class InferenceClient:
     ) -> Answer:
         """Run one inference and use a batch up: this one, or the oldest there is, or one made for it now.
 
-        A batch that is damaged here, or that the server has no longer, is destroyed, and the next one is used.
+        A batch of which a half is damaged, or that the server has no longer, is destroyed, and the next one is used.
 
         Args:
             x: the input, int64 of the program's input shape.
@@ -171,7 +171,7 @@ class InferenceClient:
 
         Raises:
             ValueError: if the input does not fit the program; no batch is used up then.
-            LostBatchError: if the server has not the other half of ``batch``; this half is then destroyed.
+            LostBatchError: if the server has not the other half of ``batch``, or a damaged one; this is then destroyed.
             ProtocolError: if the session fails.
             StoreError: if ``batch`` is not in the store, or is damaged.
         """
@@ -227,6 +227,7 @@ def serve(channel: Connection, model: Model, store: Store, admit: Admit | None =
 
     Raises:
         ProtocolError: if the session fails, or the client names a batch that is not here.
+        LostBatchError: if this half of the batch is damaged, of which the client is told.
         StoreError: if the batch cannot be written or claimed.
     """
     plan = model.plan
@@ -248,7 +249,10 @@ def serve(channel: Connection, model: Model, store: Store, admit: Admit | None =
             with store.claim(binding, batch) as claimed:
                 channel.send(Frame.READY, CLAIMED)
                 channel.receive(Frame.READY, 1)
-                model.online(_run(channel, bytes.fromhex(batch), "server"), Reading(claimed))
+                try:
+                    model.online(_run(channel, bytes.fromhex(batch), "server"), Reading(claimed))
+                except StoreError as error:
+                    raise LostBatchError(str(error)) from None
             return 0
         responder, nbytes = None, 0
         for number in range(int(session.agreement.parameters[COUNT])):

@@ -118,7 +118,7 @@ class Store:
         for folder in (self.folder / "fresh").iterdir():
             with suppress(StoreError, OSError):  # one that is broken, or was claimed meanwhile, is not there
                 read_streams(folder, binding)
-                if folder.name not in spent and self._key(folder.name).exists():
+                if folder.name not in spent and self._key(folder.name).stat().st_size == KEY_BYTES:
                     batches.append((folder.stat().st_mtime, folder.name))
         return tuple(session for _, session in sorted(batches))
 

@@ -26,7 +26,7 @@ from typing import NamedTuple, Protocol, cast, get_args
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-from deepreshape.private.errors import ConfigurationMismatchError, ProtocolError
+from deepreshape.private.errors import ConfigurationMismatchError, LostBatchError, ProtocolError
 from deepreshape.private.transport.certificates import Identity, Role
 from deepreshape.private.transport.channel import Channel, Frame
 from deepreshape.private.transport.ledger import Phase
@@ -108,8 +108,8 @@ class Connection(Channel, Protocol):
         """Continue both directions at these sequence numbers."""
         ...
 
-    def abort(self, reason: str) -> None:
-        """End the session and tell the peer by one generic code."""
+    def abort(self, reason: str, *, batch_lost: bool = False) -> None:
+        """End the session; the peer is told that it is over, and of the reason only whether a batch is lost."""
         ...
 
     def finish(self) -> None:
@@ -181,7 +181,8 @@ def _ended(connection: Connection) -> Generator[None]:
         yield
     except BaseException as error:
         # later callers of the channel are told the reason; the text of an unforeseen error might hold a secret
-        connection.abort(str(error) if isinstance(error, ProtocolError) else type(error).__name__)
+        reason = str(error) if isinstance(error, ProtocolError) else type(error).__name__
+        connection.abort(reason, batch_lost=isinstance(error, LostBatchError))
         raise
 
 

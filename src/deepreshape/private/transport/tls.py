@@ -32,6 +32,7 @@ import numpy as np
 from deepreshape.private.errors import (
     CertificateError,
     ConnectionLostError,
+    LostBatchError,
     PeerAbortedError,
     ProtocolError,
     RefusedError,
@@ -46,7 +47,9 @@ SLICE = 1 << 18
 """Bytes handed to OpenSSL at a time: the write time-out is for one slice."""
 SMALL = 1 << 14
 """Up to this many bytes (one TLS record) a header and its payload are joined by a copy and written together."""
-ABORT_CODE = b"\x01"
+ABORTED = b"\x01"
+BATCH_LOST = b"\x02"
+"""The code of an abort since this party's half of the offline batch is damaged; all other reasons have one code."""
 ABORT_S = 1.0
 """Longest that telling the peer of an abort may take."""
 MODULUS = 1 << 64
@@ -100,7 +103,7 @@ class TlsChannel:
     """One end of an authenticated connection; made by :class:`Endpoint` only.
 
     Implements ``Channel``. One thread uses it. The first error ends it: the peer is
-    told by one generic code, the socket closes, and every later call raises :class:`ProtocolError`.
+    told by a code that says no more than that, the socket closes, and every later call raises :class:`ProtocolError`.
     """
 
     def __init__(
@@ -174,15 +177,24 @@ class TlsChannel:
         self._expect(kind, view.nbytes)
         self._finish_frame(view)
 
-    def abort(self, reason: str) -> None:
-        """End the session: tell the peer by one generic code if a frame can still be sent, and close. Idempotent."""
+    def abort(self, reason: str, *, batch_lost: bool = False) -> None:
+        """End the session: tell the peer by a code if a frame can still be sent, and close. Idempotent.
+
+        Args:
+            reason: for later callers on this side; the peer is not told.
+            batch_lost: whether it is since this party's half of the batch is damaged, which the peer is told. What the
+                peer is still sending is then read, since a socket that is closed before would take the code with it.
+        """
         if self._over:
             return
         self._over = reason or "it was aborted"
         with suppress(OSError):
             if not self._inside_frame:
                 self._sock.settimeout(ABORT_S)
-                self._sock.sendall(HEADER.pack(Frame.ABORT, len(ABORT_CODE), self._outgoing) + ABORT_CODE)
+                code = BATCH_LOST if batch_lost else ABORTED
+                self._sock.sendall(HEADER.pack(Frame.ABORT, len(code), self._outgoing) + code)
+                while batch_lost and time.monotonic() < self._deadline and self._sock.recv(SLICE):
+                    pass
         with suppress(OSError):
             self._sock.close()
 
@@ -224,14 +236,23 @@ class TlsChannel:
         self._read(memoryview(header), kind)
         got, length, sequence = HEADER.unpack(header)
         if got == Frame.ABORT and kind is not Frame.ABORT:
-            self._over = f"{self._them} aborted it"
-            self._sock.close()
-            raise PeerAbortedError(f"{self._them} aborted the session instead of sending {kind.name}; its log says why")
+            self._aborted(kind, length)
         if sequence != self._incoming:
             self._fail(ProtocolError(f"frame {sequence} from {self._them}, expected frame {self._incoming}"))
         if got != kind or length != nbytes:
             name = Frame(got).name if got in set(Frame) else f"unknown kind {got}"
             self._fail(ProtocolError(f"{self._them} sent {name} of {length} bytes, expected {kind.name} of {nbytes}"))
+
+    def _aborted(self, kind: Frame, nbytes: int) -> NoReturn:
+        """Say what the peer's abort says, which came with a code of so many bytes in place of a frame."""
+        code = bytearray(len(ABORTED))
+        if nbytes == len(code):
+            self._read(memoryview(code))
+        self._over = f"{self._them} aborted it"
+        self._sock.close()
+        if code == BATCH_LOST:
+            raise LostBatchError(f"{self._them} has a damaged half of this batch; destroyed here too, ask again")
+        raise PeerAbortedError(f"{self._them} aborted the session instead of sending {kind.name}; its log says why")
 
     def _finish_frame(self, view: memoryview) -> None:
         self._read(view)
