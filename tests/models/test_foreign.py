@@ -133,6 +133,10 @@ class Two(nn.Module):
     ("network", "message"),
     [
         (Decides(), "cannot be traced on inputs of shape .* it decides by the values of its input"),
+        (
+            nn.Sequential(nn.Conv2d(3, 3, 1), Decides()),
+            "^1: the network .* at line .* of test_foreign.py, `.*`: it decides",
+        ),
         (Aside(), "in training mode its outputs would be .* off; give each ReLU a torch.nn.ReLU of its own"),
         (Half(), "works in place on a part of a value that flatten reads again; write it out of place"),
         (Exotic(), "the network calls fft_fft at .*, which a saved network cannot name"),

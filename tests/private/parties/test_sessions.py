@@ -166,8 +166,7 @@ def test_a_batch_that_only_the_client_has_is_refused_and_destroyed(pair: Pair, t
 
 @pytest.mark.parametrize("where", ["client", "server"])
 @pytest.mark.parametrize("what", ["stream", "manifest", "key"])
-def test_a_damaged_batch_is_left_and_the_next_one_used(pair: Pair, tmp_path: Path, what: str, where: str
-) -> None:
+def test_a_damaged_batch_is_left_and_the_next_one_used(pair: Pair, tmp_path: Path, what: str, where: str) -> None:
     batches = []
     for _ in range(2):
         served = pair.served()

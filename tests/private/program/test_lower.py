@@ -178,7 +178,33 @@ def test_a_network_that_decides_by_its_input_is_refused_in_one_line(capfd: pytes
             return y.relu() if y.sum() > 0 else y
 
     (line,) = unsupported(Deciding(nn.Conv2d(3, 4, 3)), (3, 8, 8))
-    assert line.endswith("it decides by the values of its input, and a program is the same for all inputs")
+    assert "it decides by the values of its input at line " in line
+    assert line.endswith(
+        " of test_lower.py, `return y.relu() if y.sum() > 0 else y`, and a program is the same for all inputs"
+    )
+    assert capfd.readouterr() == ("", "")
+
+
+class Checked(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert x.max() < 100
+        return self.conv(x)
+
+
+def test_an_assert_on_values_is_refused_with_its_layer_and_line():
+    (line,) = unsupported(nn.Sequential(nn.Conv2d(3, 3, 1), nn.Sequential(nn.ReLU(), Checked())), (3, 8, 8))
+    assert line.startswith("1.1: the network cannot be traced: it decides by the values of its input at line ")
+    assert "of test_lower.py, `assert x.max() < 100`, and" in line
+    assert line.endswith("; leave such a check to who calls the network")
+
+
+def test_a_layer_that_does_not_fit_is_named(capfd: pytest.CaptureFixture[str]):
+    (line,) = unsupported(nn.Sequential(nn.Conv2d(3, 3, 3), nn.Sequential(nn.ReLU(), nn.Linear(7, 2))), (3, 8, 8))
+    assert line.startswith("1.1: the network cannot be traced on an input of shape (3, 8, 8): ")
     assert capfd.readouterr() == ("", "")
 
 

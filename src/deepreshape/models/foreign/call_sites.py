@@ -9,8 +9,11 @@ of place, with later readers reading what they read before. What is a ReLU is de
 from __future__ import annotations
 
 import copy
+import linecache
 import operator
 from collections.abc import Iterator
+from pathlib import Path
+from traceback import walk_tb
 from typing import Any
 
 import torch
@@ -19,7 +22,7 @@ from torch.nn import functional as F  # noqa: N812 - as everywhere
 
 from deepreshape.nn import Nonlinearity
 
-__all__ = ["call_sites"]
+__all__ = ["call_sites", "raised_at"]
 
 SHAPE_ATTRIBUTES = ("shape", "ndim", "dtype", "device")
 SHAPE_METHODS = ("size", "dim", "numel", "is_floating_point")
@@ -65,7 +68,11 @@ def call_sites(model: nn.Module, example: Tensor) -> tuple[nn.Module, fx.Graph]:
             graph = tracer.trace(root)
     except Exception as error:  # whatever the network's own code raises while it is traced
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"the network cannot be traced on inputs of shape {tuple(example.shape)}: {reason}") from error
+        layer, line = raised_at(root, error)
+        at = f"{layer}: " if layer else ""
+        raise ValueError(
+            f"{at}the network cannot be traced on inputs of shape {tuple(example.shape)}{line}: {reason}"
+        ) from error
     for node in [*graph.nodes]:
         if node.target is torch._assert:
             graph.erase_node(node)
@@ -74,6 +81,29 @@ def call_sites(model: nn.Module, example: Tensor) -> tuple[nn.Module, fx.Graph]:
     _own_modules(root, graph)
     graph.eliminate_dead_code(lambda node: node.op in ("placeholder", "output"))
     return root, graph
+
+
+def raised_at(model: nn.Module, error: BaseException) -> tuple[str, str]:
+    """Where a network's own code raised an error that has been caught: the layer's path, and words for the line.
+
+    Args:
+        model: that ran.
+        error: as the frame that called it caught it.
+
+    Returns:
+        The path of the innermost module whose code was running; " at line N of FILE, `CODE`" if it is not torch's.
+    """
+    paths = {id(module): path for path, module in model.named_modules()}
+    layer, line = "", ""
+    for frame, number in [*walk_tb(error.__traceback__)][1:]:  # the first is the frame that caught it
+        path = paths.get(id(frame.f_locals.get("".join(frame.f_code.co_varnames[:1]))))
+        if path is None:
+            continue
+        line = line if path == layer else ""
+        layer, code = path, frame.f_code.co_filename
+        if not frame.f_globals["__name__"].startswith("torch."):
+            line = f" at line {number} of {Path(code).name}, `{linecache.getline(code, number).strip()}`"
+    return layer, line
 
 
 class _Value(fx.Proxy):

@@ -22,6 +22,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 
+from deepreshape.models.call_sites import raised_at
 from deepreshape.private.program.graph import Graph, Traced
 from deepreshape.private.program.ops import INPUT, Shape
 from deepreshape.private.program.program import NAME
@@ -285,15 +286,29 @@ def evaluating(model: nn.Module) -> Generator[None]:
 @contextmanager
 def _quiet() -> Generator[None]:
     """Keep torch from printing whole graphs and warnings beside the one line that is raised."""
-    logger = logging.getLogger("torch.fx.experimental.symbolic_shapes")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    names = "torch.fx.experimental.symbolic_shapes", "torch._subclasses.fake_tensor"
+    loggers = [logging.getLogger(name) for name in names]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
     try:
         with redirect_stderr(StringIO()), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def _failure(model: nn.Module, shape: Sequence[int], error: BaseException) -> Problem:
+    """Why a network has no trace."""
+    layer, line = raised_at(model, error)
+    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    if "data-dependent" in reason:
+        reason = f"it decides by the values of its input{line}, and a program is the same for all inputs"
+        instead = "leave such a check to who calls the network" if "assert" in line else ""
+        return Problem(layer, "", f"the network cannot be traced: {reason}", instead)
+    return Problem(layer, "", f"the network cannot be traced on an input of shape {tuple(shape)}{line}: {reason}")
 
 
 def trace(model: nn.Module, shape: Sequence[int], handlers: Mapping[str, Handler]) -> Trace:
@@ -307,11 +322,7 @@ def trace(model: nn.Module, shape: Sequence[int], handlers: Mapping[str, Handler
                 exported = torch.export.export(model, (example,), strict=False)
                 exported = exported.run_decompositions({})  # pyright: ignore[reportUnknownMemberType]
         except Exception as error:  # whatever the network's own code raises; torch wraps it in many types
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            if "data-dependent" in reason:
-                reason = "it decides by the values of its input, and a program is the same for all inputs"
-            reason = f"the network cannot be traced on an input of shape {tuple(shape)}: {reason}"
-            result.problems.append(Problem("", "", reason))
+            result.problems.append(_failure(model, shape, error))
             return result
         signature = exported.graph_signature
         tensors = {**exported.state_dict, **exported.constants}
