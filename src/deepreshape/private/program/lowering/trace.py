@@ -22,7 +22,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 
-from deepreshape.models.call_sites import raised_at
+from deepreshape.models.foreign.call_sites import raised_at
 from deepreshape.private.program.graph import Graph, Traced
 from deepreshape.private.program.ops import INPUT, Shape
 from deepreshape.private.program.program import NAME
