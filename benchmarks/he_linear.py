@@ -56,7 +56,7 @@ def measure(layer: Convolution, modulus: int, rounds: int) -> dict[str, object]:
     layout = lay_out(layer, parameters)
     rng = Randomness()
     key = he.ClientKey(parameters)
-    responder = he.Responder(parameters, key.public_key())
+    responder = he.Responder(parameters, key.public_key(), key.galois_keys())
     top = 2**layer.weight_bits
     integers = np.random.default_rng(0).integers(-top, top + 1, layer.weight_shape)
     weights = EncodedWeights(layout, integers)
@@ -72,7 +72,7 @@ def measure(layer: Convolution, modulus: int, rounds: int) -> dict[str, object]:
 
     sent = [key.encrypt(polynomial) for polynomial in layout.polynomials(mask)]
     respond(responder, kept, sent)  # encodes what is kept, and warms everything up
-    received = responder.receive(sent[0])
+    received = responder.receive(sent[0], layout.interleave)
     plain = he.encode(parameters, np.random.default_rng(1).integers(-top, top + 1, parameters.degree)).plain
     total, product = he.seal.Ciphertext(), he.seal.Ciphertext()
     evaluator = he._evaluator(parameters)
@@ -101,8 +101,9 @@ def measure(layer: Convolution, modulus: int, rounds: int) -> dict[str, object]:
 
     everywhere = np.arange(parameters.degree)
     masks = residues.uniform(rng, parameters.degree, modulus)
-    pairs = list(zip(map(responder.receive, sent[: layout.inputs]), weights.row(0), strict=True))
-    revealed = responder.respond(pairs, masks, layout.form, everywhere)
+    inputs = [responder.receive(each, layout.interleave) for each in sent[: layout.inputs]]
+    leaves = [zip(inputs, row, strict=True) for row in weights.rows(0)]
+    revealed = responder.respond(leaves, masks, layout.form, everywhere)
     out, back = layout.declared.traffic["offline"]
     assert (out, back) == (sum(map(len, sent)), sum(map(len, responses)))
     both = [a + b for a, b in zip(seconds["client"], seconds["server"], strict=True)]
@@ -112,9 +113,10 @@ def measure(layer: Convolution, modulus: int, rounds: int) -> dict[str, object]:
         "over_limit": round(statistics.median(both) / statistics.median(seconds["limit"]), 2),
         "bytes_to_server": out,
         "bytes_to_client": back,
-        "bytes_public_key_once": parameters.fresh_bytes,
+        "bytes_keys_once": parameters.setup_bytes,
         "ciphertexts": layout.declared.ciphertexts,
         "products": layout.products,
+        "switches": layout.switches,
         "kept_bytes": layout.declared.encoded_bytes,
         "flood_bits": layout.form.flood_bits,
         "spare_bits": key._decryptor.invariant_noise_budget(key._from_wire(revealed, layout.form, everywhere)),

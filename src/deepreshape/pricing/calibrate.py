@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import date
 from importlib.metadata import version
 from itertools import pairwise
@@ -356,9 +357,12 @@ def _encryption(rounds: int) -> Units:
 def _one_set(parameters: Parameters, rounds: int) -> Units:
     """Homomorphic units under one set of parameters, which go by the number of its primes."""
     layout = lay_out(Convolution(16, 32, 32, 16, 3, 1, 1, 4), parameters)
+    levels, leaves = 3, 8
+    parameters = replace(parameters, galois_keys=levels)
     keys = fastest(lambda: ClientKey(parameters).public_key(), rounds)
     key = ClientKey(parameters)
-    responder = Responder(parameters, key.public_key())
+    public, switching = key.public_key(), key.galois_keys()
+    responder = Responder(parameters, public, switching)
     polynomial = RING.random(parameters.degree, Randomness())
     fresh = key.encrypt(polynomial)
     received = responder.receive(fresh)
@@ -370,7 +374,11 @@ def _one_set(parameters: Parameters, rounds: int) -> Units:
 
     def respond(places: Any, mux: int) -> bytes:
         mask = np.zeros(len(places), np.uint64)
-        return responder.respond([(received, encoded)] * mux, mask, layout.form, places)
+        return responder.respond([[(received, encoded)] * mux], mask, layout.form, places)
+
+    def packed() -> bytes:
+        pairs, form = [(received, encoded)], replace(layout.form, interleave=leaves)
+        return responder.respond([pairs] * leaves, np.zeros(len(few), np.uint64), form, few)
 
     bare, one, wide = (
         fastest(lambda places=places, n=n: respond(places, n), rounds)
@@ -382,12 +390,18 @@ def _one_set(parameters: Parameters, rounds: int) -> Units:
         for data, places in ((short, few), (long, most))
     )
     extra = len(most) - len(few)
+    product = max(one - bare, 0.0) / many
+    receive = fastest(lambda: responder.receive(fresh), rounds)
     return {
         "keys": keys,
+        "switching": fastest(key.galois_keys, rounds) / levels,
+        "switching.receive": max(fastest(lambda: Responder(parameters, public, switching), rounds) - receive, 0.0)
+        / levels,
+        "switch": max(fastest(packed, rounds) - bare - leaves * product, 0.0) / (leaves - 1),
         "encrypt": fastest(lambda: key.encrypt(polynomial), rounds),
-        "receive": fastest(lambda: responder.receive(fresh), rounds),
+        "receive": receive,
         "encode": fastest(lambda: encode(parameters, layout.plaintext(split, 0)), rounds),
-        "product": max(one - bare, 0.0) / many,
+        "product": product,
         "respond": bare,
         "reveal": max(wide - bare, 0.0) / extra,
         "decrypt": narrow,

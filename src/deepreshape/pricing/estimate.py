@@ -17,8 +17,8 @@ from functools import cached_property
 from deepreshape.cost import Layer, LinearLayer, ReluLayer, SignLayer, SquareLayer, UnpricedLayer
 from deepreshape.private.arith.ring import Ring
 from deepreshape.private.arith.square import Squaring
-from deepreshape.private.crypto.he.packing import Convolution, Layout, lay_out, merge_groups
-from deepreshape.private.crypto.he.parameters import Parameters, known_parameters
+from deepreshape.private.crypto.he.packing import Convolution, Layout, choose_parameters, lay_out, merge_groups
+from deepreshape.private.crypto.he.parameters import Parameters
 from deepreshape.private.program.lowering.geometry import Placement, SquareForm, square_form, transposed_form
 from deepreshape.private.program.ops import Relu, Sign
 from deepreshape.private.program.relu_config import GC_FULL, ReluConfig
@@ -90,23 +90,7 @@ class EstimatedNetwork:
     @cached_property
     def parameters(self) -> Parameters:
         """The cheaper of the first two known sets that every layer fits; an exact plan compares them all."""
-        layers = [layer for _, layer in self.linear.values()]
-        # what sums up most needs the widest primes: it refuses first
-        hardest = sorted(set(layers), key=lambda layer: layer.weight_sum, reverse=True)
-        refusal = ""
-        costs: dict[Parameters, int] = {}
-        for parameters in known_parameters(self.modulus.order):
-            try:
-                each = {layer: lay_out(layer, parameters).cost for layer in hardest}
-            except ValueError as error:
-                refusal = str(error)
-                continue
-            costs[parameters] = sum(layer.copies * each[layer] for layer in layers)
-            if len(costs) == 2:
-                break
-        if not costs:
-            raise ValueError(refusal)
-        return min(costs, key=costs.__getitem__)
+        return choose_parameters(self.modulus.order, [layer for _, layer in self.linear.values()], sets=2)
 
     @cached_property
     def layouts(self) -> dict[str, Layout]:

@@ -17,10 +17,11 @@ from deepreshape.private.protocols import he_workers as workers
 from deepreshape.private.protocols.choose import Protocols
 from deepreshape.private.protocols.he_workers import Workers, worthwhile
 
-PARAMETERS = Parameters(2**37, (60, 60))
+PARAMETERS = Parameters(2**37, (60, 60), galois_keys=1)
 LAYERS = [
     Layout(Convolution(2, 5, 5, 7, 3, 1, 1), PARAMETERS, 1, 5, 1, 1),  # seven tiles
     Layout(Convolution(2, 6, 6, 5, 3, 2, 1), PARAMETERS, 2, 2, 3, 2),  # bands, phases, and a last tile of one channel
+    Layout(Convolution(3, 5, 5, 9, 3, 1, 1), PARAMETERS, 1, 3, 3, 2, 2),  # three responses, packed of two tiles or one
     Layout(Convolution.matrix(9, 4, 20), PARAMETERS, 1, 1, 9, 4),  # one tile, and weights that take more than 16 bits
 ]
 
@@ -36,7 +37,7 @@ def encrypted(key: ClientKey, layout: Layout, mask: np.ndarray) -> list[bytes]:
 
 @pytest.mark.parametrize("count", [1, 3])
 def test_together_they_answer_as_one_would(key: ClientKey, count: int) -> None:
-    responder = Responder(PARAMETERS, key.public_key())
+    responder = Responder(PARAMETERS, key.public_key(), key.galois_keys())
     with Workers(count, responder) as several:
         for layout in LAYERS * 2:
             weights, mask = random_case(layout.layer, 2**37)
@@ -54,7 +55,7 @@ def test_together_they_answer_as_one_would(key: ClientKey, count: int) -> None:
 def test_no_two_draw_the_same_masks(key: ClientKey) -> None:
     layout = LAYERS[0]
     zero = EncodedWeights(layout, np.zeros(layout.layer.weight_shape, np.int64))
-    with Workers(3, Responder(PARAMETERS, key.public_key())) as several:
+    with Workers(3, Responder(PARAMETERS, key.public_key(), key.galois_keys())) as several:
         sent = encrypted(key, layout, np.zeros(layout.layer.input_shape, np.uint64))
         shares = [several.respond(zero, sent)[1] for _ in range(2)]
     assert len(np.unique(np.stack(shares))) == 2 * shares[0].size
@@ -72,7 +73,7 @@ def test_workers_end_with_their_pipes_and_a_dead_one_is_said(key: ClientKey) -> 
     layout = LAYERS[0]
     weights, mask = random_case(layout.layer, 2**37)
     sent = encrypted(key, layout, mask)
-    with Workers(3, Responder(PARAMETERS, key.public_key())) as several:
+    with Workers(3, Responder(PARAMETERS, key.public_key(), key.galois_keys())) as several:
         first, second = several._others
         first._jobs.close()  # as it is when the server's process dies
         assert first._process.wait(30) == 0
@@ -88,11 +89,11 @@ def test_malformed_ciphertexts_are_refused_here(key: ClientKey) -> None:
     sent = encrypted(key, layout, mask)
     sent[-1] = b"\xff" * len(sent[-1])
     with (
-        Workers(2, Responder(PARAMETERS, key.public_key())) as several,
+        Workers(2, Responder(PARAMETERS, key.public_key(), key.galois_keys())) as several,
         pytest.raises(ProtocolError, match="not below its prime"),
     ):
         several.respond(EncodedWeights(layout, weights), sent)
-    with Workers(2, Responder(PARAMETERS, key.public_key())) as several:
+    with Workers(2, Responder(PARAMETERS, key.public_key(), key.galois_keys())) as several:
         (worker,) = several._others
         worker.begin(EncodedWeights(layout, weights), sent, range(7))
         with pytest.raises(ProtocolError, match="a worker process has ended"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from contextlib import suppress
 from dataclasses import replace
+from functools import cache
 from itertools import product
 
 import numpy as np
@@ -28,10 +29,10 @@ from deepreshape.private.crypto.he.responses import EncodedWeights, respond
 from deepreshape.private.errors import ProtocolError
 from deepreshape.private.protocols.linear import (
     receive_input,
-    receive_public_key,
+    receive_keys,
     receive_share,
     send_input,
-    send_public_key,
+    send_keys,
     send_responses,
 )
 from deepreshape.private.transport.memory import memory_pair
@@ -39,15 +40,16 @@ from deepreshape.private.transport.memory import memory_pair
 RANDOM = Randomness()
 PRIME = 2061584302081
 MODULI = [2**37, 2**41, PRIME]
+client_key = cache(ClientKey)
 
 
 def run(layout: Layout, weights, mask, rng=RANDOM):
     """Both roles, step by step; returns u, s and the two ledgers' rows."""
     here, there = memory_pair()
-    key = ClientKey(layout.parameters)
+    key = client_key(layout.parameters)
     with here.ledger.at("", "setup"), there.ledger.at("", "setup"):
-        send_public_key(here, key)
-        responder = receive_public_key(there, layout.parameters, rng)
+        send_keys(here, key)
+        responder = receive_keys(there, layout.parameters, rng)
     with here.ledger.at("layer", "offline"), there.ledger.at("layer", "offline"):
         send_input(here, key, layout, mask)
         received = receive_input(there, layout)
@@ -73,7 +75,7 @@ def check(layout: Layout, seed: int = 0):
     assert (row.frames_sent, row.frames_received) == layout.declared.ciphertexts
     assert row.rounds == 1
     assert (there["layer", "offline"].sent, there["layer", "offline"].received) == (back, out)
-    assert here["", "setup"].sent == layout.parameters.fresh_bytes
+    assert here["", "setup"].sent == layout.parameters.setup_bytes
 
 
 @st.composite
@@ -103,15 +105,16 @@ def test_small_convolutions(layer, modulus, seed):
 @settings(max_examples=25, deadline=None, derandomize=True)
 @given(layers(), st.data())
 def test_every_layout_is_right(layer, data):
-    """Not only the layouts that the search likes: any split, band height and tiling that fits."""
-    parameters = Parameters(2**37, (60, 60, 60))
+    """Not only the layouts that the search likes: any split, band height, tiling and interleaving that fits."""
+    interleave = 1 << data.draw(st.integers(0, 2))
+    parameters = Parameters(2**37, (60, 60), galois_keys=2)
     split = data.draw(st.sampled_from(sorted({1, layer.stride})))
     band_rows = data.draw(st.integers(1, layer.output_shape[1]))
     probe = Layout(layer, parameters, split, band_rows, 1, 1)
     in_tile = data.draw(st.integers(1, probe.channels))
     out_tile = data.draw(st.integers(1, layer.out_channels))
-    layout = Layout(layer, parameters, split, band_rows, in_tile, out_tile)
-    assert layout.fits
+    layout = Layout(layer, parameters, split, band_rows, in_tile, out_tile, interleave)
+    assume(layout.fits)
     check(layout)
 
 
@@ -175,6 +178,20 @@ def test_the_worst_weights_that_the_bounds_allow_decrypt(case, modulus, byte):
     mine, theirs, _, _ = run(layout, weights, mask, Constant(byte))
     opened = (mine.astype(object) + theirs.astype(object)) % modulus
     assert (opened == exact_product(layer, weights, mask, modulus)).all()
+
+
+@settings(max_examples=6, deadline=None, derandomize=True)
+@given(bounded(), st.sampled_from([2, 8]), st.sampled_from([0, 254]))
+def test_packed_responses_of_the_worst_weights_decrypt(case, interleave, byte):
+    layer, weights = case
+    parameters = Parameters(2**37, (60, 60), galois_keys=3)
+    out_tile = -(-layer.out_channels // 3)
+    layout = Layout(layer, parameters, 1, layer.output_shape[1], layer.in_channels, out_tile, interleave)
+    assume(layout.fits)
+    mask = np.full(layer.input_shape, 2**37 - 1, np.uint64)
+    mine, theirs, _, _ = run(layout, weights, mask, Constant(byte))
+    opened = (mine.astype(object) + theirs.astype(object)) % 2**37
+    assert (opened == exact_product(layer, weights, mask, 2**37)).all()
 
 
 def test_a_wide_layout_that_cannot_be_flooded_hides_no_narrower_one():
@@ -327,6 +344,9 @@ def test_malformed_ciphertexts_reach_no_product():
     for count in (0, 2):
         with pytest.raises(ProtocolError, match=f"{count} ciphertexts; the layer wants 1"):
             respond(responder, weights, [good] * count)
+    twice = Layout(Convolution(2, 4, 4, 1), layout.parameters, 1, 4, 1, 1)
+    with pytest.raises(ProtocolError, match="have the same seed"):
+        respond(responder, EncodedWeights(twice, np.ones((1, 2, 1, 1), np.int64)), [good] * 2)
     with pytest.raises(ProtocolError, match="bytes"):
         respond(responder, weights, [os.urandom(10)])
     with pytest.raises(ProtocolError, match="not below its prime"):
@@ -337,15 +357,17 @@ def test_malformed_ciphertexts_reach_no_product():
     "layer", [Convolution(5, 6, 6, 7, 3, 2, 1), Convolution(40, 4, 4, 9), Convolution(3, 9, 5, 4, 3, 1, 1)]
 )
 def test_the_layout_is_the_cheapest_of_all(layer: Convolution):
-    parameters = next(iter(known_parameters(1 << 20)))
+    parameters = replace(next(iter(known_parameters(1 << 20))), galois_keys=2)
     costs: list[int] = []
-    for split, band_rows in product({1, layer.stride}, range(1, layer.output_shape[1] + 1)):
-        probe = Layout(layer, parameters, split, band_rows, 1, 1)
+    for split, band_rows, interleave in product({1, layer.stride}, range(1, layer.output_shape[1] + 1), (1, 2, 4)):
+        probe = Layout(layer, parameters, split, band_rows, 1, 1, interleave)
         for in_tile in range(1, probe.channels + 1):
-            out_tile = min(parameters.degree // probe.pitch // in_tile, layer.out_channels)
+            block = replace(probe, in_tile=in_tile).block
+            out_tile = min(parameters.degree // block, layer.out_channels)
             if out_tile:
+                out_tile = -(-layer.out_channels // -(-layer.out_channels // out_tile))
                 with suppress(ValueError):
-                    costs.append(Layout(layer, parameters, split, band_rows, in_tile, out_tile).cost)
+                    costs.append(replace(probe, in_tile=in_tile, out_tile=out_tile).cost)
     assert lay_out(layer, parameters).cost == min(costs)
 
 

@@ -176,9 +176,9 @@ def greeting_with(**changes: object) -> Callable[[Frame, bytes], bytes]:
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"version": 3}, "version 2 here, 3 there"),
-        ({"version": True}, "version 2 here, true there"),
-        ({"version": None}, "version 2 here, none there"),
+        ({"version": 4}, "version 3 here, 4 there"),
+        ({"version": True}, "version 3 here, true there"),
+        ({"version": None}, "version 3 here, none there"),
         ({"role": "server"}, "has the fields"),
         ({"nonce": None}, "has the fields"),
         ({"nonce": "11" * 31}, "field of the wrong form"),

@@ -189,15 +189,13 @@ class Plan:
         if self.parameters is not None:
             settings["degree"] = self.parameters.degree
             settings["primes"] = "-".join(map(str, self.parameters.prime_bits))
+            settings["galois_keys"] = self.parameters.galois_keys
         return settings
 
     @cached_property
     def laid_out(self) -> str:
         """A digest of all layouts, which a handshake compares before homomorphic layers travel."""
-        facts = [
-            (name, at.layer.copies, at.split, at.band_rows, at.in_tile, at.out_tile, astuple(at.form))
-            for name, at in self.layouts.items()
-        ]
+        facts = [(name, at.layer.copies, *at.tiling, astuple(at.form)) for name, at in self.layouts.items()]
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
     @cached_property

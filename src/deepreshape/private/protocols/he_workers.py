@@ -1,6 +1,6 @@
 """Processes that answer homomorphic layers side by side, as the library holds Python's lock and threads share a core.
 
-The server splits the output tiles of a layer between itself and its workers. Each worker draws blinds and floods of its
+The server splits the responses of a layer between itself and its workers. Each worker draws blinds and floods of its
 own, from the operating system's entropy. What it sends back stands in the same places and order as if the server had
 made it all, so nothing on the wire tells how many there were.
 
@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from itertools import pairwise
 from multiprocessing.connection import Connection
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 
@@ -28,7 +28,7 @@ from deepreshape.private.crypto.he.bfv import Responder
 from deepreshape.private.crypto.he.packing import Convolution, Layout
 from deepreshape.private.crypto.he.parameters import Parameters
 from deepreshape.private.crypto.he.residues import Buffer, Residues
-from deepreshape.private.crypto.he.responses import EncodedWeights, encode_row, respond_tiles
+from deepreshape.private.crypto.he.responses import EncodedWeights, encode_rows, respond_in_part
 from deepreshape.private.errors import ProtocolError
 from deepreshape.private.processes import command, safe_environment
 
@@ -63,13 +63,13 @@ class Workers:
             ProtocolError: as that, or if a worker has ended.
         """
         layout, count = weights.layout, len(self._others) + 1
-        edges = [-(-layout.outputs * part // count) for part in range(count + 1)]
+        edges = [-(-layout.responses * part // count) for part in range(count + 1)]
         here, *rest = (range(*edge) for edge in pairwise(edges))
-        busy = [(worker, tiles) for worker, tiles in zip(self._others, rest, strict=True) if tiles]
-        for worker, tiles in busy:
-            worker.begin(weights, ciphertexts, tiles)
-        parts = [respond_tiles(self.responder, layout, ciphertexts, here, map(weights.row, here))]
-        parts += [worker.finish(layout, tiles) for worker, tiles in busy]
+        busy = [(worker, numbers) for worker, numbers in zip(self._others, rest, strict=True) if numbers]
+        for worker, numbers in busy:
+            worker.begin(weights, ciphertexts, numbers)
+        parts = [respond_in_part(self.responder, layout, ciphertexts, here, map(weights.rows, here))]
+        parts += [worker.finish(layout, numbers) for worker, numbers in busy]
         bands = zip(*(part for part, _ in parts), strict=True)
         responses = [response for band in bands for part in band for response in part]
         return responses, np.concatenate([share for _, share in parts])
@@ -99,17 +99,17 @@ class _Worker:
         jobs.close()
         results.close()
         parameters = responder.parameters
-        self._send([parameters.modulus, parameters.prime_bits, parameters.degree], responder.public_key)
+        self._send(asdict(parameters), responder.public_key, *responder.galois_keys)
 
-    def begin(self, weights: EncodedWeights, ciphertexts: Sequence[Buffer], tiles: range) -> None:
-        layout, block = weights.layout, np.ascontiguousarray(weights.block(tiles))
-        tiling = [layout.split, layout.band_rows, layout.in_tile, layout.out_tile]
-        head = [asdict(layout.layer), tiling, [tiles.start, tiles.stop], block.dtype.str, block.shape, len(ciphertexts)]
+    def begin(self, weights: EncodedWeights, ciphertexts: Sequence[Buffer], numbers: range) -> None:
+        layout, block = weights.layout, np.ascontiguousarray(weights.block(numbers))
+        edges = [numbers.start, numbers.stop]
+        head = [asdict(layout.layer), layout.tiling, edges, block.dtype.str, block.shape, len(ciphertexts)]
         self._send(head, block.data.cast("B"), *ciphertexts)
 
-    def finish(self, layout: Layout, tiles: range) -> tuple[list[list[bytes]], Residues]:
+    def finish(self, layout: Layout, numbers: range) -> tuple[list[list[bytes]], Residues]:
         try:
-            responses = [[self._results.recv_bytes() for _ in tiles] for _ in range(layout.bands)]
+            responses = [[self._results.recv_bytes() for _ in numbers] for _ in range(layout.bands)]
             share = np.frombuffer(bytearray(self._results.recv_bytes()), np.uint64)
         except (EOFError, OSError):
             raise ProtocolError(_DIED) from None
@@ -121,7 +121,7 @@ class _Worker:
         self._process.kill()
         self._process.wait()
 
-    def _send(self, head: list[Any], *bodies: Buffer) -> None:
+    def _send(self, head: object, *bodies: Buffer) -> None:
         try:
             self._jobs.send_bytes(json.dumps(head).encode("ascii"))
             for body in bodies:
@@ -138,17 +138,18 @@ def _pipe() -> tuple[Connection, Connection]:
 
 def _work(jobs: Connection, results: Connection) -> None:
     """What a worker's process does, until its pipe ends."""
-    modulus, prime_bits, degree = json.loads(jobs.recv_bytes())
-    parameters = Parameters(modulus, tuple(prime_bits), degree)
-    responder = Responder(parameters, jobs.recv_bytes())
+    facts = json.loads(jobs.recv_bytes())
+    parameters = Parameters(**facts | {"prime_bits": tuple(facts["prime_bits"])})
+    public_key, *galois_keys = (jobs.recv_bytes() for _ in range(1 + parameters.galois_keys))
+    responder = Responder(parameters, public_key, galois_keys)
     while True:
         layer, tiling, edges, kind, shape, count = json.loads(jobs.recv_bytes())
-        layout, tiles = Layout(Convolution(**layer), parameters, *tiling), range(*edges)
+        layout, numbers = Layout(Convolution(**layer), parameters, *tiling), range(*edges)
         block = np.frombuffer(jobs.recv_bytes(), np.dtype(kind)).reshape(shape)
         ciphertexts = [jobs.recv_bytes() for _ in range(count)]
-        starts = range(0, len(block), layout.out_tile)
-        rows = (encode_row(layout, block[start : start + layout.out_tile]) for start in starts)
-        bands, share = respond_tiles(responder, layout, ciphertexts, tiles, rows)
+        starts = range(0, len(block), layout.out_channels)
+        rows = (encode_rows(layout, block[start : start + layout.out_channels]) for start in starts)
+        bands, share = respond_in_part(responder, layout, ciphertexts, numbers, rows)
         for band in bands:
             for response in band:
                 results.send_bytes(response)

@@ -131,20 +131,21 @@ class HeLinear(Protocol[EncryptedLayer, "ClientKey | Workers"]):
         return HeLinear(served, workers)
 
     def setup(self, run: Run, layers: Sequence[EncryptedLayer]) -> ClientKey | Workers:
-        """The client's key, whose public part it sends; the server's processes, which are to be ended (``with``)."""
+        """The client's key, whose public parts it sends; the server's processes, which are to be ended (``with``)."""
         parameters = layers[0].layout.parameters
         if run.role == "server":
-            return Workers(self.workers, receive_public_key(run.channel, parameters, run.rng))
+            return Workers(self.workers, receive_keys(run.channel, parameters, run.rng))
         key = ClientKey(parameters)
-        send_public_key(run.channel, key)
+        send_keys(run.channel, key)
         return key
 
     def setup_declared(self, layers: Sequence[EncryptedLayer]) -> Segment:
-        return (Message("client", layers[0].layout.parameters.fresh_bytes),)
+        return (Message("client", layers[0].layout.parameters.setup_bytes),)
 
     def setup_work(self, layers: Sequence[EncryptedLayer]) -> Sequence[Effort]:
-        primes = layers[0].primes
-        return [Effort({f"{primes}.keys": 1, "he.start": 1}, {f"{primes}.receive": 1})]
+        primes, count = layers[0].primes, layers[0].layout.parameters.galois_keys
+        made = {f"{primes}.keys": 1, f"{primes}.switching": count, "he.start": 1}
+        return [Effort(made, {f"{primes}.receive": 1, f"{primes}.switching.receive": count})]
 
     def offline(
         self, run: Run, setup: ClientKey | Workers, layer: EncryptedLayer, share: Words | None, blind: Words | None
@@ -201,6 +202,7 @@ class HeLinear(Protocol[EncryptedLayer, "ClientKey | Workers"]):
             f"{primes}.receive": sent,
             f"{primes}.encode": products / layout.bands,
             f"{primes}.product": products,
+            f"{primes}.switch": layer.copies * layout.switches,
             f"{primes}.respond": returned,
             f"{primes}.reveal": outputs,
             "store.write": WORD_BYTES * layer.outputs,
@@ -208,7 +210,7 @@ class HeLinear(Protocol[EncryptedLayer, "ClientKey | Workers"]):
         take = {f"{primes}.decrypt": returned, f"{primes}.reveal.client": outputs}
         offline = [
             Effort({f"{primes}.encrypt": sent}, pieces=max(sent // layer.copies, 1)),
-            Effort(answer, take, parallel=layout.outputs),
+            Effort(answer, take, parallel=layout.responses),
         ]
         return {"offline": offline, "online": [Effort(_clear(layer))]}
 
@@ -234,14 +236,19 @@ def _clear(layer: EncryptedLayer) -> dict[str, float]:
     }
 
 
-def send_public_key(channel: Channel, key: ClientKey) -> None:
-    """Client, once a session: ``fresh_bytes`` for the server to re-randomise with."""
+def send_keys(channel: Channel, key: ClientKey) -> None:
+    """Client, once a session: what the server re-randomises and packs responses with, ``setup_bytes`` in all."""
     channel.send(Frame.CIPHERTEXTS, key.public_key())
+    for switching_key in key.galois_keys():
+        channel.send(Frame.CIPHERTEXTS, switching_key)
 
 
-def receive_public_key(channel: Channel, parameters: Parameters, rng: Randomness | None = None) -> Responder:
+def receive_keys(channel: Channel, parameters: Parameters, rng: Randomness | None = None) -> Responder:
     """Server, once a session."""
-    return Responder(parameters, channel.receive(Frame.CIPHERTEXTS, parameters.fresh_bytes), rng)
+    public_key = channel.receive(Frame.CIPHERTEXTS, parameters.fresh_bytes)
+    lengths = [parameters.switching_key_bytes] * parameters.galois_keys
+    keys = [channel.receive(Frame.CIPHERTEXTS, nbytes) for nbytes in lengths]
+    return Responder(parameters, public_key, keys, rng)
 
 
 def send_input(channel: Channel, key: ClientKey, layout: Layout, share: Residues) -> None:

@@ -13,7 +13,6 @@ from deepreshape.private.crypto.he import seal_container
 from deepreshape.private.crypto.he.bfv import ClientKey, Responder
 from deepreshape.private.crypto.he.parameters import (
     ERROR_BOUND,
-    SPECIAL_BITS,
     STATISTICAL_BITS,
     Parameters,
     ResponseFormat,
@@ -54,7 +53,7 @@ def one_response(key, responder, positions, seed=0):
         w[rng.choice(parameters.degree, 280, replace=False)] = rng.choice([-255, 255], 280)
     mask = uniform(Randomness(), len(positions), parameters.modulus)
     pairs = [(responder.receive(key.encrypt(x)), he.encode(parameters, w)) for x, w in zip(xs, ws, strict=True)]
-    response = responder.respond(pairs, mask, form, positions)
+    response = responder.respond([pairs], mask, form, positions)
     expected = sum(negacyclic(x, w, parameters.modulus) for x, w in zip(xs, ws, strict=True))[positions]
     return response, form, (expected + mask) % parameters.modulus
 
@@ -82,8 +81,14 @@ def test_formulas():
     noise = SMALL.noise_bound(WEIGHT_SUM)
     assert noise >= 21.5 * WEIGHT_SUM + 42 * 8192 + 0.5
     assert REVEALED * noise <= 2 ** (form.flood_bits + 1 - STATISTICAL_BITS) < 2 * REVEALED * noise
+    packed = SMALL.response_format(WEIGHT_SUM, REVEALED, interleave=64)
+    noise += 63 * SMALL.switch_noise
+    assert SMALL.noise_bound(WEIGHT_SUM, 64) == noise > 2 * SMALL.noise_bound(WEIGHT_SUM)
+    assert SMALL.switch_noise >= 21 * 8192 * sum(SMALL.primes) / SMALL.all_primes[-1] + 4096.5
+    assert REVEALED * noise <= 2 ** (packed.flood_bits + 1 - STATISTICAL_BITS) < 2 * REVEALED * noise
     assert SMALL.fresh_bytes == 2 * 15 * 8192 // 2 + 64
-    assert SPECIAL_BITS + sum(SMALL.prime_bits) <= 218
+    assert SMALL.special_bits == 60
+    assert Parameters(2**37, (60, 60, 60)).special_bits == 38
     for parameters in known_parameters(2**37):
         assert parameters.degree == 8192
         assert all(
@@ -204,7 +209,7 @@ def test_returned_noise_is_the_flood(session, weight):
     form = ResponseFormat(SMALL.response_format(WEIGHT_SUM, REVEALED).flood_bits, c0_bits=60, c1_bits=60)
     everywhere = np.arange(8192)
     pairs = [(responder.receive(key.encrypt(np.zeros(8192, np.uint64))), he.encode(SMALL, np.full(8192, weight)))]
-    response = responder.respond(pairs, np.zeros(8192, np.uint64), form, everywhere)
+    response = responder.respond([pairs], np.zeros(8192, np.uint64), form, everywhere)
     budget = key._decryptor.invariant_noise_budget(key._from_wire(response, form, everywhere))
     # q0 / (2 t) over the flood that is left after switching from q0 q1 down to q0; rounding may cost one bit more
     assert budget - (60 - 37 - 1 - (form.flood_bits - 60)) in (-1, 0)
@@ -221,7 +226,7 @@ def test_what_is_added_before_switching(session, monkeypatch):
     monkeypatch.setattr(he, "_ciphertext", lambda p, residues: added.append(residues.copy()) or real(p, residues))
     form = SMALL.response_format(WEIGHT_SUM, REVEALED)
     positions = np.array([7, 11])
-    responder.respond(pairs, np.zeros(2, np.uint64), form, positions)
+    responder.respond([pairs], np.zeros(2, np.uint64), form, positions)
     [(flood, error)] = added
     assert (np.flatnonzero(flood.any(0)) == positions).all()
     for row, prime in zip(error, SMALL.primes, strict=True):
@@ -238,7 +243,7 @@ def test_responses_are_fresh(session):
     ]
     form = SMALL.response_format(WEIGHT_SUM, REVEALED)
     positions = np.arange(500)
-    a, b = (responder.respond(pairs, np.zeros(500, np.uint64), form, positions) for _ in range(2))
+    a, b = (responder.respond([pairs], np.zeros(500, np.uint64), form, positions) for _ in range(2))
     split = residue_bytes(500, form.c0_bits)
     for part, count, bits in ((slice(split), 500, form.c0_bits), (slice(split, None), 8192, form.c1_bits)):
         same = unpack_residues(a[part], count, bits) == unpack_residues(b[part], count, bits)
@@ -251,9 +256,9 @@ def test_injected_randomness_alone_decides_the_response(session):
     form = SMALL.response_format(WEIGHT_SUM, REVEALED)
     found = []
     for seed in (bytes(32), bytes(32), bytes([1] * 32)):
-        responder = Responder(SMALL, public, Randomness(seed))
+        responder = Responder(SMALL, public, rng=Randomness(seed))
         pairs = [(responder.receive(sent), he.encode(SMALL, np.eye(1, 8192, dtype=int)[0]))]
-        found.append(responder.respond(pairs, np.zeros(3, np.uint64), form, np.arange(3)))
+        found.append(responder.respond([pairs], np.zeros(3, np.uint64), form, np.arange(3)))
     assert found[0] == found[1] != found[2]
 
 
@@ -295,7 +300,7 @@ def test_hostile_but_well_formed_peer(session):
         assert key.decrypt(c0 + c1, form, np.arange(6)).shape == (6,)
     nothing = bytes(SMALL.fresh_bytes)
     pairs = [(responder.receive(nothing), he.encode(SMALL, np.eye(1, 8192, dtype=int)[0]))]
-    assert Responder(SMALL, nothing).respond(pairs, np.zeros(6, np.uint64), form, np.arange(6))
+    assert Responder(SMALL, nothing).respond([pairs], np.zeros(6, np.uint64), form, np.arange(6))
 
 
 def test_nothing_secret_in_repr(session):

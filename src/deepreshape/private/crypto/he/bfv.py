@@ -14,26 +14,29 @@ encryption of zero), the server computes::
 
     sum_g w_g ct_g  +  u pk  +  (f, e')  +  (scaled blind, 0)
 
-with u uniform ternary, e' centred binomial in every coefficient, and in each coefficient that will be revealed a
-flood f uniform in [-2^b, 2^b) and a blind -s uniform modulo t. It then switches down to the first prime, drops low
-bits, and sends all of c1 but only the revealed coefficients of c0.
+or, in place of the sum, up to T such sums packed in one ciphertext (``galois.py``). Here u is uniform ternary, e'
+centred binomial in every coefficient, and in each coefficient that will be revealed a flood f uniform in [-2^b, 2^b)
+and a blind -s uniform modulo t. It then switches down to the first prime, drops low bits, and sends all of c1 but only
+the revealed coefficients of c0.
 
 *Why that hides the weights from the holder of the secret key* (circuit privacy by flooding, Gentry 2009). Its view is
 c1 and, through the secret key, the message and the noise of each revealed coefficient; the rest is a deterministic
 public function of those. (1) Before flooding, the noise of a revealed coefficient is at most
 
-    V = (21 + 1/2) ||w||_1  +  2 * 21 * N  +  1/2
+    V = (21 + 1/2) ||w||_1  +  2 * 21 * N  +  1/2  +  (T - 1) E
 
 where 21 bounds every error coefficient, 1/2 is the rounding of q m / t (for odd t SEAL may be 1 / (2 t) further off,
 which changes the distance below by one part in 40 t at most), ||w||_1 bounds the sum of all absolute weights of all the
 w_g (errors are dense: every weight of a plaintext meets an error in every coefficient; the bound comes from the layer's
 public facts: its shape, the bit width of its weights, and the power of two that no output channel's sum of absolute
-weights exceeds), and 2 * 21 * N bounds e u + e' s of the re-randomisation. Shifting a uniform interval of length
-2^(b+1) by at most V changes it by a statistical distance of at most V / 2^(b+1), so over the n coefficients that a
-layer reveals the flooded noise is within n V / 2^(b+1) <= 2^-40 of one that depends on nothing. (2) With the noise
-independent of u and e', c1 = (known to the client) + u p1 + e' is a ring-LWE sample with secret u, hence pseudorandom
-also to the client. (3) The message is blinded: W r - s is uniform. The distance is for one layer of one inference; over
-many it adds up linearly.
+weights exceeds), 2 * 21 * N bounds e u + e' s of the re-randomisation, and E what one switch of keys adds. Packing
+comes before the flood, so what it adds is flooded too; of the T sums one meets a coefficient, so ||w||_1 is that of
+one; what else stood in the sums cancels exactly, and nothing of it is left to hide. Shifting a uniform interval of
+length 2^(b+1) by at most V changes it by a statistical distance of at most V / 2^(b+1), so over the n coefficients that
+a layer reveals the flooded noise is within n V / 2^(b+1) <= 2^-40 of one that depends on nothing. (2) With the noise
+independent of u and e', c1 is what the weights make of it plus u p1 + e', a ring-LWE sample with secret u, hence
+pseudorandom also to the client. (3) The message is blinded: W r - s is uniform. The distance is for one layer of one
+inference; over many it adds up linearly.
 
 *Why it decrypts.* A coefficient decrypts while its noise stays below q / (2 t). Before the switch it is at most
 V + 2^b, modulo all primes. Leaving a prime p out divides it by p, and rounds: by 1/2 in c0 and by 1/2 in each of N
@@ -63,8 +66,7 @@ that entropy, so that what is said to be uniform above is pseudorandom.
 
 from __future__ import annotations
 
-import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -73,8 +75,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deepreshape.private.arith.rng import Randomness
-from deepreshape.private.crypto.he import seal_container
-from deepreshape.private.crypto.he.parameters import SPECIAL_BITS, Parameters, ResponseFormat
+from deepreshape.private.crypto.he import galois, seal_container
+from deepreshape.private.crypto.he.parameters import Parameters, ResponseFormat
 from deepreshape.private.crypto.he.residues import (
     Buffer,
     Residues,
@@ -86,6 +88,7 @@ from deepreshape.private.crypto.he.residues import (
     restore,
     signed_residues,
     ternary,
+    unpack_below,
     unpack_residues,
     width,
 )
@@ -94,16 +97,16 @@ from deepreshape.private.crypto.he.seal_container import (
     SEED_BYTES,
     array_header,
     check_library,
+    ciphertext_head,
     container,
     content_of,
     load_into,
+    plaintext_head,
     saved_container,
     seal,
     wrong_library,
 )
 from deepreshape.private.errors import ProtocolError
-
-_UNIT_SCALE = struct.pack("<d", 1.0)
 
 
 class ClientKey:
@@ -111,7 +114,8 @@ class ClientKey:
 
     def __init__(self, parameters: Parameters) -> None:
         context = _context(parameters)
-        secret = seal.KeyGenerator(context).secret_key()
+        self._generator: Any = seal.KeyGenerator(context)
+        secret = self._generator.secret_key()
         self.parameters = parameters
         self._encryptor: Any = seal.Encryptor(context, secret)
         self._decryptor: Any = seal.Decryptor(context, secret)
@@ -119,6 +123,10 @@ class ClientKey:
     def public_key(self) -> bytes:
         """A fresh encryption of zero, for the server to re-randomise with: ``fresh_bytes`` long, once a session."""
         return self._to_wire(self._encryptor.encrypt_zero_symmetric())
+
+    def galois_keys(self) -> list[bytes]:
+        """Fresh keys for packing responses (``galois.py``): ``switching_key_bytes`` each, once a session."""
+        return galois.made_keys(self.parameters, _context(self.parameters), self._generator)
 
     def encrypt(self, polynomial: Residues) -> bytes:
         """Encrypt (N,) coefficients below t. Returns ``fresh_bytes`` bytes."""
@@ -177,51 +185,61 @@ class Responder:
     Args:
         parameters: as agreed.
         public_key: the client's, as :meth:`ClientKey.public_key` wrote it.
+        galois_keys: the client's, as :meth:`ClientKey.galois_keys` wrote them.
         rng: blinds, floods and re-randomisation.
 
     Raises:
-        ProtocolError: if the public key is malformed.
+        ProtocolError: if a key is malformed, or their number is wrong.
     """
 
-    def __init__(self, parameters: Parameters, public_key: Buffer, rng: Randomness | None = None) -> None:
+    def __init__(
+        self,
+        parameters: Parameters,
+        public_key: Buffer,
+        galois_keys: Sequence[Buffer] = (),
+        rng: Randomness | None = None,
+    ) -> None:
         self.parameters = parameters
         self.rng = rng or Randomness()
-        self.public_key = public_key
+        self.public_key, self.galois_keys = public_key, galois_keys
         self._zero = self.receive(public_key)
+        self._keys = galois.loaded_keys(parameters, _context(parameters), galois_keys)
 
-    def receive(self, data: Buffer) -> Any:
-        """A client's fresh ciphertext, ready for products.
+    def receive(self, data: Buffer, interleave: int = 1) -> Any:
+        """A client's fresh ciphertext, ready for products; as many of its responses as are packed in one divide it.
 
         Raises:
             ProtocolError: if the length is wrong or a residue is not below its prime.
         """
-        ciphertext = _fresh(self.parameters, data)
-        _evaluator(self.parameters).transform_to_ntt_inplace(ciphertext)
+        ciphertext, evaluator = _fresh(self.parameters, data), _evaluator(self.parameters)
+        evaluator.transform_to_ntt_inplace(ciphertext)
+        if interleave > 1:
+            evaluator.multiply_plain_inplace(ciphertext, _inverse(self.parameters, interleave))
         return ciphertext
 
     def respond(
         self,
-        pairs: Iterable[tuple[Any, Encoded]],
+        leaves: Iterable[Iterable[tuple[Any, Encoded]]],
         blind: Residues,
         form: ResponseFormat,
         positions: NDArray[np.intp],
     ) -> bytes:
-        """sum_g w_g ct_g + blind, flooded and re-randomised, as bytes for the client.
+        """The sums of w_g ct_g of all leaves packed in one, and the blind: flooded, re-randomised, for the client.
 
         Args:
-            pairs: ciphertexts from :meth:`receive` with plaintexts from :func:`encode`.
+            leaves: ciphertexts from :meth:`receive` with plaintexts from :func:`encode`; no more than are interleaved.
             blind: (len(positions),) residues below t, uniform and fresh, to be added.
             form: from :meth:`Parameters.response_format`.
             positions: the coefficients to reveal.
         """
         parameters, evaluator, rng = self.parameters, _evaluator(self.parameters), self.rng
-        total, product = seal.Ciphertext(), seal.Ciphertext()
+        sums = [self._sum(pairs) for pairs in leaves]
+        root = galois.packed(evaluator, self._keys, sums, parameters.degree, form.interleave)
+        total = seal.Ciphertext()
         evaluator.multiply_plain(self._zero, _ntt_plaintext(parameters, ternary(rng, parameters.degree)), total)
-        for ciphertext, weights in pairs:
-            if weights.plain is not None:
-                evaluator.multiply_plain(ciphertext, weights.plain, product)
-                evaluator.add_inplace(total, product)
         evaluator.transform_from_ntt_inplace(total)
+        if root is not None:
+            evaluator.add_inplace(total, root)
 
         noise = np.zeros((2, len(parameters.primes), parameters.degree), np.uint64)
         noise[0][:, positions] = flood(rng, len(positions), form.flood_bits, parameters.primes)
@@ -239,6 +257,21 @@ class Responder:
         sent = (c0[positions], form.c0_bits), (c1, form.c1_bits)
         return b"".join(pack_residues(values >> dropped_bits(prime, bits), bits) for values, bits in sent)
 
+    def _sum(self, pairs: Iterable[tuple[Any, Encoded]]) -> Any:
+        """sum_g w_g ct_g in coefficient form; None if all weights are zero."""
+        evaluator, total = _evaluator(self.parameters), None
+        for ciphertext, weights in pairs:
+            if weights.plain is not None:
+                product = seal.Ciphertext()
+                evaluator.multiply_plain(ciphertext, weights.plain, product)
+                if total is None:
+                    total = product
+                else:
+                    evaluator.add_inplace(total, product)
+        if total is not None:
+            evaluator.transform_from_ntt_inplace(total)
+        return total
+
 
 def _check_length(what: str, data: Buffer, expected: int) -> None:
     if len(data) != expected:
@@ -251,7 +284,9 @@ def _context(parameters: Parameters) -> Any:
     check_library()
     chosen = seal.EncryptionParameters(seal.SCHEME_TYPE.BFV)
     chosen.set_poly_modulus_degree(parameters.degree)
-    chosen.set_coeff_modulus(seal.CoeffModulus.Create(parameters.degree, [*parameters.prime_bits, SPECIAL_BITS]))
+    chosen.set_coeff_modulus(
+        seal.CoeffModulus.Create(parameters.degree, [*parameters.prime_bits, parameters.special_bits])
+    )
     chosen.set_plain_modulus(seal.Modulus(parameters.modulus))
     context = seal.SEALContext(chosen, True, seal.SEC_LEVEL_TYPE.TC128)
     if not context.parameters_set():
@@ -264,16 +299,17 @@ def _evaluator(parameters: Parameters) -> Any:
     return seal.Evaluator(_context(parameters))
 
 
+@lru_cache
+def _inverse(parameters: Parameters, interleave: int) -> Any:
+    return galois.inverse_of(parameters, _context(parameters), interleave)
+
+
 def _ciphertext_head(parameters: Parameters, primes: int, *, seeded: bool) -> bytes:
     """All that precedes the residues of a two-part ciphertext in coefficient form."""
     context = _context(parameters)
     parms_id = context.first_parms_id() if primes == len(parameters.primes) else context.last_parms_id()
-    return (
-        struct.pack("<4Q?3Q", *parms_id, False, 2, parameters.degree, primes)
-        + _UNIT_SCALE
-        + struct.pack("<Q", 1)
-        + array_header((1 if seeded else 2) * primes * parameters.degree)
-    )
+    head = ciphertext_head(parms_id, False, parameters.degree, primes)
+    return head + array_header((1 if seeded else 2) * primes * parameters.degree)
 
 
 def _ciphertext(parameters: Parameters, residues: Residues) -> Any:
@@ -289,12 +325,8 @@ def _fresh(parameters: Parameters, data: Buffer) -> Any:
     view, at = memoryview(data), 0
     rows: list[Residues] = []
     for prime in parameters.primes:
-        size = residue_bytes(parameters.degree, width(prime))
-        row = unpack_residues(view[at : at + size], parameters.degree, width(prime))
-        if int(row.max()) >= prime:
-            raise ProtocolError(f"ciphertext holds a residue that is not below its prime {prime}")
+        row, at = unpack_below(view, at, parameters.degree, prime, "ciphertext")
         rows.append(row)
-        at += size
     head = _ciphertext_head(parameters, len(rows), seeded=True)
     members = [head, *(row.data.cast("B") for row in rows), GENERATOR, bytes(view[at:])]
     return load_into(seal.Ciphertext(), _context(parameters), container(members))
@@ -305,7 +337,7 @@ def _plaintext(parameters: Parameters, coefficients: Residues) -> Any:
     if not seal_container.MEMORY_FILES:
         terms = (f"{int(c):x}x^{i}" for i, c in reversed(list(enumerate(coefficients))) if c)
         return seal.Plaintext(" + ".join(terms) or "0")
-    head = struct.pack("<4QQ", 0, 0, 0, 0, parameters.degree) + _UNIT_SCALE + array_header(parameters.degree)
+    head = plaintext_head((0, 0, 0, 0), parameters.degree)
     data = container([head, np.ascontiguousarray(coefficients).data.cast("B")])
     return load_into(seal.Plaintext(), _context(parameters), data)
 

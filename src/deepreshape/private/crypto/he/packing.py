@@ -12,6 +12,13 @@ the published layout:
   (output channels) * (input channels) * S <= N.
 - A plaintext holds several output channels, so few responses carry many of them.
 
+*Interleaving.* One response has N coefficients to send of c1, and of an input tile of C channels only 1 / C of them are
+outputs. So T neighbouring channels of the input, a power of two, stand side by side: (c, i, j) at exponent
+(floor(c / T) S + i R + j) T + c mod T, weights and outputs alike with exponents T times as far apart. Outputs then fall
+on exponents that are 0 modulo T, and ``galois.py`` packs T responses in one. It costs the server T - 1 switches of
+keys, and the client one key a session for every doubling of T. The search takes T for each layer, and the number of
+keys for all of them.
+
 *Stride.* With kernel >= stride the direct form wastes no products: they cost the same whichever coefficients are
 read. What it wastes is room when S is near N. The alternative is the polyphase form: stride^2 subsampled images as
 channels, a smaller kernel and stride 1. It leaves out phases that no tap reads: a 1x1 kernel of stride 2 keeps a
@@ -30,6 +37,7 @@ A matrix-vector product is the 1x1 convolution of a 1x1 image.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
@@ -39,13 +47,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deepreshape.private.arith.bounds import SUM_BITS
-from deepreshape.private.crypto.he.parameters import DEGREE, Parameters, ResponseFormat, known_parameters
+from deepreshape.private.crypto.he.galois import residue, switches
+from deepreshape.private.crypto.he.parameters import (
+    DEGREE,
+    MOST_GALOIS_KEYS,
+    Parameters,
+    ResponseFormat,
+    known_parameters,
+)
 from deepreshape.private.crypto.he.residues import Residues
 from deepreshape.private.transport.ledger import Phase
 
-PRODUCT_COST = 16 * 1024
-"""What the tile search pays for one plaintext product, in bytes on the wire: about 0.6 ms of work with a fresh
-encoding, which is what 16 KiB take on a link of 200 Mbit/s."""
+PRODUCT_COST = 5 * 1024
+"""What the tile search pays for one plaintext product, in bytes on the wire: about 0.5 ms of work with a fresh
+encoding, which is what 5 KiB take on a link of 80 Mbit/s."""
+SWITCH_COST = 17 * 1024
+"""What it pays for one switch of keys, with the transforms around it: about 1.7 ms."""
+CIPHERTEXT_COST = 20 * 1024
+"""What it pays for one ciphertext either way: about 2 ms of encryption and receipt, or of flooding and decryption."""
 
 
 @dataclass(frozen=True)
@@ -116,6 +135,7 @@ class LayoutCost:
 
     traffic: dict[Phase, tuple[int, int]]
     products: int
+    switches: int
     ciphertexts: tuple[int, int]
     encoded_bytes: int
 
@@ -128,7 +148,8 @@ class Layout:
         split: 1 for the direct form, the stride for the polyphase form.
         band_rows: output rows per band.
         in_tile: input channels (after the split) per client polynomial.
-        out_tile: output channels per response.
+        out_tile: output channels per product.
+        interleave: channels side by side, and products packed in one response: T.
     """
 
     layer: Convolution
@@ -137,6 +158,12 @@ class Layout:
     band_rows: int
     in_tile: int
     out_tile: int
+    interleave: int = 1
+
+    @property
+    def tiling(self) -> tuple[int, int, int, int, int]:
+        """What distinguishes it from other layouts of the layer."""
+        return self.split, self.band_rows, self.in_tile, self.out_tile, self.interleave
 
     @cached_property
     def phases(self) -> list[int]:
@@ -185,8 +212,13 @@ class Layout:
         return self.rows * self.columns
 
     @cached_property
+    def block(self) -> int:
+        """Coefficients from one output channel of a tile to the next."""
+        return -(-self.in_tile // self.interleave) * self.pitch * self.interleave
+
+    @cached_property
     def fits(self) -> bool:
-        return self.in_tile * self.out_tile * self.pitch <= self.parameters.degree
+        return self.out_tile * self.block <= self.parameters.degree
 
     @cached_property
     def inputs(self) -> int:
@@ -195,18 +227,35 @@ class Layout:
 
     @cached_property
     def outputs(self) -> int:
-        """Responses per band."""
+        """Output tiles per band."""
         return -(-self.layer.out_channels // self.out_tile)
+
+    @cached_property
+    def responses(self) -> int:
+        """Per band."""
+        return -(-self.outputs // self.interleave)
+
+    @cached_property
+    def out_channels(self) -> int:
+        """Output channels per response, if it is full."""
+        return self.out_tile * self.interleave
 
     @cached_property
     def products(self) -> int:
         return self.bands * self.inputs * self.outputs
 
     @cached_property
+    def switches(self) -> int:
+        """Switches of keys."""
+        sizes = _pieces(self.outputs, self.interleave)
+        return self.bands * sum(count * switches(size, self.interleave) for size, count in sizes)
+
+    @cached_property
     def exponents(self) -> NDArray[np.intp]:
         """Where the weights of a tile go: (out_tile, in_tile, kernel, kernel)."""
         m, c, a, b = np.ogrid[: self.out_tile, : self.in_tile, : self.kernel, : self.kernel]
-        return (m * self.in_tile - c) * self.pitch + (self.lead - a) * self.columns + (self.pad - b)
+        places = -(c // self.interleave) * self.pitch + (self.lead - a) * self.columns + (self.pad - b)
+        return m * self.block + places * self.interleave - c % self.interleave
 
     @cached_property
     def form(self) -> ResponseFormat:
@@ -218,27 +267,30 @@ class Layout:
         copies = self.layer.copies
         revealed = copies * math.prod(self.layer.output_shape)
         weight_sum = self.out_tile * self.layer.weight_sum
-        return self.parameters.response_format(weight_sum, revealed, copies * self.bands * self.outputs)
+        responses = copies * self.bands * self.responses
+        return self.parameters.response_format(weight_sum, revealed, responses, self.interleave)
 
     @cached_property
     def declared(self) -> LayoutCost:
         channels, rows, columns = self.layer.output_shape
         back = sum(
             count_c * count_r * self.parameters.response_bytes(self.form, size_c * size_r * columns)
-            for size_c, count_c in _pieces(channels, self.out_tile)
+            for size_c, count_c in _pieces(channels, self.out_channels)
             for size_r, count_r in _pieces(rows, self.band_rows)
         )
         return LayoutCost(
             traffic={"offline": (self.bands * self.inputs * self.parameters.fresh_bytes, back)},
             products=self.products,
-            ciphertexts=(self.bands * self.inputs, self.bands * self.outputs),
+            switches=self.switches,
+            ciphertexts=(self.bands * self.inputs, self.bands * self.responses),
             encoded_bytes=self.inputs * self.outputs * self.parameters.encoded_bytes,
         )
 
     @cached_property
     def cost(self) -> int:
-        """What the search minimises: bytes both ways, and products at :data:`PRODUCT_COST`."""
-        return sum(self.declared.traffic["offline"]) + PRODUCT_COST * self.products
+        """What the search minimises: bytes both ways, and work at what it takes of a link."""
+        work = PRODUCT_COST * self.products + SWITCH_COST * self.switches
+        return sum(self.declared.traffic["offline"]) + work + CIPHERTEXT_COST * sum(self.declared.ciphertexts)
 
     def polynomials(self, image: Residues) -> Iterator[Residues]:
         """The (N,) client polynomials of an ``input_shape`` image: band by band, tile by tile."""
@@ -257,8 +309,12 @@ class Layout:
         for band in range(self.bands):
             tall = padded[:, band * step : band * step + self.rows]
             for first in range(0, self.channels, self.in_tile):
-                tile = tall[first : first + self.in_tile].reshape(-1)
-                yield np.concatenate([tile, np.zeros(self.parameters.degree - len(tile), np.uint64)])
+                tile = tall[first : first + self.in_tile].reshape(-1, self.pitch)
+                polynomial = np.zeros((self.parameters.degree // self.interleave, self.interleave), np.uint64)
+                for place in range(min(self.interleave, len(tile))):
+                    channels = tile[place :: self.interleave].reshape(-1)
+                    polynomial[: len(channels), place] = channels
+                yield polynomial.reshape(-1)
 
     def plaintext(self, block: NDArray[np.integer], tile_in: int) -> NDArray[np.int64]:
         """The (N,) server polynomial that takes one input tile to one output tile.
@@ -288,15 +344,19 @@ class Layout:
         """The output channels and rows that each response holds, in the order in which they are sent."""
         channels, rows, _ = self.layer.output_shape
         for row in range(0, rows, self.band_rows):
-            for first in range(0, channels, self.out_tile):
-                yield slice(first, min(first + self.out_tile, channels)), slice(row, min(row + self.band_rows, rows))
+            for first in range(0, channels, self.out_channels):
+                yield (
+                    slice(first, min(first + self.out_channels, channels)),
+                    slice(row, min(row + self.band_rows, rows)),
+                )
 
     def positions(self, channels: slice, rows: slice) -> NDArray[np.intp]:
         """The coefficients that hold these outputs, flattened."""
-        sizes = channels.stop - channels.start, rows.stop - rows.start, self.layer.output_shape[2]
-        m, i, j = np.ogrid[: sizes[0], : sizes[1], : sizes[2]]
-        exponent = m * (self.in_tile * self.pitch) + i * (self.stride * self.columns) + j * self.stride
-        return exponent.reshape(-1).astype(np.intp)
+        tile, place = np.divmod(np.arange(channels.start, channels.stop), self.out_tile)
+        first = place * self.block + [residue(leaf, self.interleave) for leaf in tile % self.interleave]
+        i, j = np.ogrid[: rows.stop - rows.start, : self.layer.output_shape[2]]
+        pixel = (i * (self.stride * self.columns) + j * self.stride) * self.interleave
+        return (first[:, None, None] + pixel).reshape(-1).astype(np.intp)
 
 
 def _pieces(total: int, size: int) -> list[tuple[int, int]]:
@@ -317,15 +377,25 @@ def lay_out(layer: Convolution, parameters: Parameters) -> Layout:
     return layout
 
 
-@lru_cache(maxsize=1024)
 def cheapest(layer: Convolution, parameters: Parameters) -> Layout | str:
-    """What :func:`lay_out` returns, or the reason why there is none: that takes as long to find."""
+    """What :func:`lay_out` returns, or the reason why there is none."""
+    without = replace(parameters, galois_keys=0)
+    layouts = [_cheapest(layer, without, 1 << level) for level in range(parameters.galois_keys + 1)]
+    usable = [layout for layout in layouts if isinstance(layout, Layout)]
+    if not usable:
+        return layouts[0]
+    return replace(min(usable, key=lambda layout: layout.cost), parameters=parameters)
+
+
+@lru_cache(maxsize=4096)
+def _cheapest(layer: Convolution, parameters: Parameters, interleave: int) -> Layout | str:
+    """The cheapest layout that interleaves so many channels, or why there is none: that takes as long to find."""
     if 2 ** (layer.weight_bits + 1) >= parameters.modulus:
         return f"weights of {layer.weight_bits} bits and a sign do not fit modulus {parameters.modulus}"
     best: tuple[int, int, Layout] | None = None
     refusal = 0, f"one band of rows does not fit a polynomial of {parameters.degree} coefficients"
     # the way back takes most of the time to work out, so what is cheapest without it comes first
-    for least, place, tiling in sorted(_tilings(layer, parameters)):
+    for least, place, tiling in sorted(_tilings(layer, parameters, interleave)):
         if best and least >= best[0]:
             break
         layout = Layout(layer, parameters, *tiling)
@@ -339,22 +409,25 @@ def cheapest(layer: Convolution, parameters: Parameters) -> Layout | str:
     return best[2] if best else f"{layer}: {refusal[1]}"
 
 
-def _tilings(layer: Convolution, parameters: Parameters) -> Iterator[tuple[int, int, tuple[int, int, int, int]]]:
+def _tilings(
+    layer: Convolution, parameters: Parameters, interleave: int
+) -> Iterator[tuple[int, int, tuple[int, int, int, int, int]]]:
     """Every layout worth a look: what it costs without the way back, a number of its own, and its arguments."""
     channels_out, out_rows, _ = layer.output_shape
     numbers, fresh = count(1), parameters.fresh_bytes
     for split in sorted({1, layer.stride}):
         for band_rows in _parts(out_rows):
             probe = Layout(layer, parameters, split, band_rows, 1, 1)
-            room, channels, bands = parameters.degree // probe.pitch, probe.channels, probe.bands
-            for in_tile in _parts(channels):
-                if in_tile > room:
+            room, channels, bands = parameters.degree // (probe.pitch * interleave), probe.channels, probe.bands
+            for blocks in _parts(-(-channels // interleave)):
+                if blocks > room:
                     break
-                out_tiles = -(-channels_out // min(room // in_tile, channels_out))
+                in_tile = min(blocks * interleave, channels)
+                out_tiles = -(-channels_out // min(room // blocks, channels_out))
                 out_tile = -(-channels_out // out_tiles)  # spread them evenly
                 inputs, outputs = -(-channels // in_tile), -(-channels_out // out_tile)
-                least = bands * inputs * (fresh + PRODUCT_COST * outputs)
-                yield least, next(numbers), (split, band_rows, in_tile, out_tile)
+                least = bands * inputs * (fresh + CIPHERTEXT_COST + PRODUCT_COST * outputs)
+                yield least, next(numbers), (split, band_rows, in_tile, out_tile, interleave)
 
 
 @lru_cache(maxsize=1024)
@@ -363,20 +436,38 @@ def _parts(total: int) -> list[int]:
     return sorted({-(-total // parts) for parts in range(1, total + 1)})
 
 
-def choose_parameters(modulus: int, layers: Iterable[Convolution]) -> Parameters:
-    """The parameters under which all layers together are cheapest.
+def choose_parameters(modulus: int, layers: Iterable[Convolution], sets: int | None = None) -> Parameters:
+    """The parameters under which all layers together, and the keys, are cheapest.
+
+    Args:
+        modulus: of plaintexts.
+        layers: one of the copies of each.
+        sets: how many sets of primes that fit are compared, those of cheaper ciphertexts first; all without.
 
     Raises:
         ValueError: if a layer cannot be flooded and decrypted under any of the known parameters.
     """
-    demands = list(layers)
+    demands = Counter[Convolution]()
+    for layer in layers:
+        demands[layer] += layer.copies
+    # what sums up most needs the widest primes: it refuses first
+    hardest = sorted(demands, key=lambda layer: layer.weight_sum, reverse=True)
     refusal = f"no parameters are known for a plaintext modulus of {modulus.bit_length()} bits"
     costs: dict[Parameters, int] = {}
     for parameters in known_parameters(modulus):
+        if sets is not None and len(costs) == sets * (MOST_GALOIS_KEYS + 1):
+            break
         try:
-            costs[parameters] = sum(layer.copies * lay_out(layer, parameters).cost for layer in demands)
+            for layer in hardest:
+                lay_out(layer, parameters)
         except ValueError as error:
             refusal = str(error)
+            continue
+        for keys in range(MOST_GALOIS_KEYS + 1):
+            packing = replace(parameters, galois_keys=keys)
+            costs[packing] = packing.setup_bytes + sum(
+                count * lay_out(layer, packing).cost for layer, count in demands.items()
+            )
     if not costs:
         raise ValueError(refusal)
     return min(costs, key=costs.__getitem__)

@@ -115,6 +115,19 @@ def pack_residues(values: Residues, bits: int) -> bytes:
     return low + (top[::2] | top[1::2] << 4).tobytes()
 
 
+def unpack_below(view: memoryview, at: int, count: int, prime: int, what: str) -> tuple[Residues, int]:
+    """``count`` residues that start at byte ``at``, and where the next thing starts.
+
+    Raises:
+        ProtocolError: if one is not below its prime.
+    """
+    end = at + residue_bytes(count, width(prime))
+    row = unpack_residues(view[at:end], count, width(prime))
+    if int(row.max()) >= prime:
+        raise ProtocolError(f"{what} holds a residue that is not below its prime {prime}")
+    return row, end
+
+
 def unpack_residues(data: Buffer, count: int, bits: int) -> Residues:
     """``count`` values from the bytes that :func:`pack_residues` made of them."""
     whole = bits // 8

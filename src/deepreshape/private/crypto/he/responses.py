@@ -15,7 +15,10 @@ from deepreshape.private.arith.bounds import largest_sum
 from deepreshape.private.crypto.he.bfv import Encoded, Responder, encode
 from deepreshape.private.crypto.he.packing import Layout
 from deepreshape.private.crypto.he.residues import Buffer, Residues, uniform
+from deepreshape.private.crypto.he.seal_container import SEED_BYTES
 from deepreshape.private.errors import ProtocolError
+
+Rows = list[list[Encoded]]
 
 
 class EncodedWeights:
@@ -42,26 +45,27 @@ class EncodedWeights:
             )
         self.layout = layout
         self._weights = layout.split_weights(weights.astype(np.int16 if layer.weight_bits < 15 else np.int64))
-        self._kept: dict[int, list[Encoded]] | None = {} if keep else None
+        self._kept: dict[int, Rows] | None = {} if keep else None
 
-    def block(self, tiles: range) -> NDArray[np.integer]:
-        """The weights that lead to these output tiles, as :meth:`Layout.split_weights` has them."""
-        out_tile = self.layout.out_tile
-        return self._weights[tiles.start * out_tile : tiles.stop * out_tile]
+    def block(self, numbers: range) -> NDArray[np.integer]:
+        """The weights that lead to these responses of a band, as :meth:`Layout.split_weights` has them."""
+        channels = self.layout.out_channels
+        return self._weights[numbers.start * channels : numbers.stop * channels]
 
-    def row(self, tile: int) -> list[Encoded]:
-        """The encoded plaintexts that take each input tile to one output tile."""
-        if self._kept is not None and tile in self._kept:
-            return self._kept[tile]
-        encoded = encode_row(self.layout, self.block(range(tile, tile + 1)))
+    def rows(self, number: int) -> Rows:
+        """The encoded plaintexts that lead to one response of a band: of each of its output tiles, by input tile."""
+        if self._kept is not None and number in self._kept:
+            return self._kept[number]
+        encoded = encode_rows(self.layout, self.block(range(number, number + 1)))
         if self._kept is not None:
-            self._kept[tile] = encoded
+            self._kept[number] = encoded
         return encoded
 
 
-def encode_row(layout: Layout, block: NDArray[np.integer]) -> list[Encoded]:
-    """The encoded plaintexts that take each input tile to one output tile, whose weights are ``block``."""
-    return [encode(layout.parameters, layout.plaintext(block, tile)) for tile in range(layout.inputs)]
+def encode_rows(layout: Layout, block: NDArray[np.integer]) -> Rows:
+    """The encoded plaintexts that lead to one response of a band, from its weights."""
+    tiles = (block[start : start + layout.out_tile] for start in range(0, len(block), layout.out_tile))
+    return [[encode(layout.parameters, layout.plaintext(tile, at)) for at in range(layout.inputs)] for tile in tiles]
 
 
 def respond(
@@ -75,22 +79,22 @@ def respond(
     Raises:
         ProtocolError: if their number is wrong or one is malformed.
     """
-    tiles = range(weights.layout.outputs)
-    bands, share = respond_tiles(responder, weights.layout, ciphertexts, tiles, map(weights.row, tiles))
+    numbers = range(weights.layout.responses)
+    bands, share = respond_in_part(responder, weights.layout, ciphertexts, numbers, map(weights.rows, numbers))
     return [response for band in bands for response in band], share
 
 
-def respond_tiles(
+def respond_in_part(
     responder: Responder,
     layout: Layout,
     ciphertexts: Sequence[Buffer],
-    tiles: range,
-    rows: Iterable[list[Encoded]],
+    numbers: range,
+    rows: Iterable[Rows],
 ) -> tuple[list[list[bytes]], Residues]:
-    """The part of :func:`respond` that concerns some output tiles; ``rows`` are the encoded weights of each.
+    """Some responses of each band of :func:`respond`; ``rows`` are the encoded weights that lead to each.
 
     Returns:
-        The responses of each band, and the server's share of the tiles' channels.
+        The responses of each band, and the server's share of their channels.
 
     Raises:
         ProtocolError: as :func:`respond`.
@@ -98,17 +102,19 @@ def respond_tiles(
     modulus, inputs = responder.parameters.modulus, layout.inputs
     if len(ciphertexts) != layout.bands * inputs:
         raise ProtocolError(f"{len(ciphertexts)} ciphertexts; the layer wants {layout.bands * inputs}")
-    received = [responder.receive(data) for data in ciphertexts]
+    if len({bytes(data[-SEED_BYTES:]) for data in ciphertexts}) < len(ciphertexts):
+        raise ProtocolError("two ciphertexts of a layer have the same seed")
+    received = [responder.receive(data, layout.interleave) for data in ciphertexts]
     channels, *image = layout.layer.output_shape
-    first, last = tiles.start * layout.out_tile, min(tiles.stop * layout.out_tile, channels)
+    first, last = numbers.start * layout.out_channels, min(numbers.stop * layout.out_channels, channels)
     share = uniform(responder.rng, (last - first) * math.prod(image), modulus).reshape(last - first, *image)
     blind = (np.uint64(modulus) - share) % np.uint64(modulus)
     slices = list(layout.slices())
     responses: list[list[bytes]] = [[] for _ in range(layout.bands)]
-    for tile, row in zip(tiles, rows, strict=True):
+    for number, tiles in zip(numbers, rows, strict=True):
         for band, sent in enumerate(responses):
-            places, lines = slices[band * layout.outputs + tile]
+            places, lines = slices[band * layout.responses + number]
             piece = np.ascontiguousarray(blind[places.start - first : places.stop - first, lines]).reshape(-1)
-            pairs = zip(received[band * inputs : (band + 1) * inputs], row, strict=True)
-            sent.append(responder.respond(pairs, piece, layout.form, layout.positions(places, lines)))
+            leaves = [zip(received[band * inputs : (band + 1) * inputs], row, strict=True) for row in tiles]
+            sent.append(responder.respond(leaves, piece, layout.form, layout.positions(places, lines)))
     return responses, share

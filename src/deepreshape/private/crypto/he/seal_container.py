@@ -112,6 +112,19 @@ GENERATOR = container_header(1 + SEED_BYTES) + bytes([_BLAKE2XB])
 """What precedes the seed of a ciphertext's second part."""
 
 
+_UNIT_SCALE = struct.pack("<d", 1.0)
+
+
+def ciphertext_head(parms_id: Sequence[int], ntt: bool, degree: int, primes: int) -> bytes:
+    """What precedes the residues' array in a ciphertext of two parts."""
+    return struct.pack("<4Q?3Q", *parms_id, ntt, 2, degree, primes) + _UNIT_SCALE + struct.pack("<Q", 1)
+
+
+def plaintext_head(parms_id: Sequence[int], words: int) -> bytes:
+    """All that precedes the coefficients of a plaintext, or its residues where ``parms_id`` is not zero."""
+    return struct.pack("<4QQ", *parms_id, words) + _UNIT_SCALE + array_header(words)
+
+
 def array_header(words: int) -> bytes:
     """What precedes so many 64-bit words."""
     return container_header(8 + 8 * words) + struct.pack("<Q", words)
