@@ -167,6 +167,14 @@ def grouped(modulus: Ring | Field) -> Program:
     return Program(modulus, (12, 9, 7), 4, 7, ops, weights)
 
 
+def interleaved() -> Program:
+    """Three convolutions wide enough that the server packs responses under keys that the client sends."""
+    rng = np.random.default_rng(0)
+    ops = [Conv2d(f"conv{i}", (f"conv{i - 1}" if i else "input",), 64, 1, 2, 8) for i in range(3)]
+    weights = {op.name: Weights(rng.integers(-4, 5, (64, 64, 1, 1)), rng.integers(-50, 51, 64)) for op in ops}
+    return Program(Ring(37), (64, 8, 8), 4, 7, tuple(ops), weights)
+
+
 def random_inputs(program: Program, count: int, seed: int) -> Integers:
     rng = np.random.default_rng(seed)
     return rng.integers(-program.input_bound, program.input_bound + 1, (count, *program.input_shape))

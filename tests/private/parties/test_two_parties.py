@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.programs import check_declared, grouped, random_inputs, random_program, run_both
+from support.programs import check_declared, grouped, interleaved, random_inputs, random_program, run_both
 
 from deepreshape.private.arith.ring import CIRCA_PRIME, Field, Ring
 from deepreshape.private.arith.rng import Randomness
@@ -20,6 +20,7 @@ from deepreshape.private.program import interpret as plain
 from deepreshape.private.program.ops import Conv2d, Linear, ProgramError, Raise, Relu, Truncate, Weights
 from deepreshape.private.program.program import Program
 from deepreshape.private.program.relu_config import ReluConfig, Role
+from deepreshape.private.protocols import he_workers
 from deepreshape.private.protocols.base import Prepared, Run
 from deepreshape.private.protocols.choose import Protocols
 from deepreshape.private.transport.memory import memory_pair
@@ -38,6 +39,21 @@ def test_two_parties_equal_plain_and_declared_equals_sent(garbler: Role, prime: 
     expected = plain.run(program, x, client=run.client_shares, protocols=Protocols())
     assert np.array_equal(run.output, expected[0])
     check_declared(program, garbler, (run.client, run.server), run.stored)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_packed_responses_equal_plain_and_declared_equals_sent(workers: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(he_workers, "PRODUCTS_EACH", 1)
+    program = interleaved()
+    plan = Plan(program.public())
+    assert plan.parameters is not None
+    assert plan.parameters.galois_keys >= 1
+    assert plan.declared().only(kind="keys").bytes == plan.parameters.setup_bytes > plan.parameters.fresh_bytes
+    assert any(layout.switches for layout in plan.layouts.values())
+    x = random_inputs(program, 1, 1)
+    run = run_both(program, x[0], workers=workers)
+    assert np.array_equal(run.output, plain.run(program, x, client=run.client_shares, protocols=Protocols())[0])
+    check_declared(program, "server", (run.client, run.server), run.stored)
 
 
 @pytest.mark.parametrize("modulus", [Ring(22), Field(CIRCA_PRIME)])

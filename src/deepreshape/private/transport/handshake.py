@@ -32,8 +32,8 @@ from deepreshape.private.transport.channel import Channel, Frame
 from deepreshape.private.transport.ledger import Phase
 
 VERSION = 3
-"""2 since the server claims and the client confirms first, so that no half is left at the server alone; 3 since responses
-are packed, under keys that the client sends beside its public one."""
+"""2 since the server claims and the client confirms first, so that no half is left at the server alone; 3 since
+responses are packed, under keys that the client sends beside its public one."""
 HELLO_BYTES = 4096
 """Every greeting has this length: the receiver knows it, and it tells nothing."""
 CONFIRMATION_BYTES = 32

@@ -352,8 +352,10 @@ class Layout:
 
     def positions(self, channels: slice, rows: slice) -> NDArray[np.intp]:
         """The coefficients that hold these outputs, flattened."""
-        tile, place = np.divmod(np.arange(channels.start, channels.stop), self.out_tile)
-        first = place * self.block + [residue(leaf, self.interleave) for leaf in tile % self.interleave]
+        places = [divmod(channel, self.out_tile) for channel in range(channels.start, channels.stop)]
+        first = np.array(
+            [place * self.block + residue(tile % self.interleave, self.interleave) for tile, place in places]
+        )
         i, j = np.ogrid[: rows.stop - rows.start, : self.layer.output_shape[2]]
         pixel = (i * (self.stride * self.columns) + j * self.stride) * self.interleave
         return (first[:, None, None] + pixel).reshape(-1).astype(np.intp)
