@@ -1,0 +1,122 @@
+"""Shapes on the digits: Network Adjustment from three unbalanced starts, and searched cells beside cells at random.
+
+    python benchmarks/shapes.py adjust cells --out benchmarks/results/shapes-digits.jsonl
+
+*adjust*: ResNet-20s of one block a stage with one layer far too wide; five iterations at equal multiply-adds, 3 seeds.
+Each row has the loss and top-1 on the test split, read once, of the start and of the last network, both trained anew
+with the same recipe and seed, and the place of the over-wide layer among the utilisations of iteration 1 (1 is the
+smallest). *cells*: for 3 seeds a searched genotype, then it and 5 at random trained alike. Rows that are in the file
+are not measured again.
+"""
+
+import argparse
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn.functional import cross_entropy
+
+from deepreshape.counting import count
+from deepreshape.data import Dataset
+from deepreshape.design.adjust import Adjustment, adjust
+from deepreshape.design.base_width import multiply_adds
+from deepreshape.design.cells import CellSearch, random_genotype, search_cells
+from deepreshape.experiments.adjusting import measure_by_training
+from deepreshape.models import ResNet, Staged, architecture, build
+from deepreshape.pricing.calibrate import machine, versions
+from deepreshape.training import RECIPES, accuracy, train
+
+STARTS = {
+    "stem.conv": "resnet20-phi1.1.1-w64.8.8.8.8.8.8",
+    "stage2.0.conv1": "resnet20-phi1.1.1-w8.8.8.48.8.8.8",
+    "stage3.0.conv2": "resnet20-phi1.1.1-w8.8.8.8.8.8.96",
+}
+"""By the layer that is too wide."""
+
+SEEDS, RANDOM, EPOCHS, SEARCH_EPOCHS = 3, 5, 10, 10
+CELLS = "sphynx-c4-l4-r1.2"
+
+
+def trained(network: Staged, data: Dataset, seed: int) -> dict[str, float]:
+    """Test loss and top-1 of a network trained from fresh weights by the recipe of the digits."""
+    model = build(network, seed=seed)
+    train(model, data, replace(RECIPES["digits"], epochs=EPOCHS), seed=seed)
+    with torch.no_grad():
+        loss = cross_entropy(model.eval()(data.normalize(data.test.images)), data.test.labels)
+    return {"loss": round(float(loss), 4), "top1": accuracy(model, data, data.test)}
+
+
+def adjusted(data: Dataset, done: set[tuple[Any, ...]]) -> Iterator[dict[str, Any]]:
+    """One row for each start and seed."""
+    recipe = replace(RECIPES["digits"], epochs=EPOCHS)
+    for layer, name in STARTS.items():
+        start = architecture(name, data.shape, 10)
+        assert isinstance(start, ResNet)
+        for seed in range(SEEDS):
+            if ("adjust", name, seed) in done:
+                continue
+            measure = measure_by_training(data, recipe, rate=Adjustment().rate, seed=seed)
+            first, *_, last = adjust(start, measure, lambda network: float(multiply_adds(network)), Adjustment())
+            order = sorted(first.utilisation, key=lambda path: first.utilisation[path])
+            end = architecture(last.network, data.shape, 10)
+            yield {
+                "what": "adjust",
+                "network": name,
+                "seed": seed,
+                "adjusted": last.network,
+                "macs": [multiply_adds(start), multiply_adds(end)],
+                "relus": [start.relus, end.relus],
+                "place_of_the_wide_layer": order.index(layer) + 1,
+                "layers": len(order),
+                "before": trained(start, data, seed),
+                "after": trained(end, data, seed),
+            }
+
+
+def cells(data: Dataset, done: set[tuple[Any, ...]]) -> Iterator[dict[str, Any]]:
+    """One row for each seed: a searched genotype and some at random."""
+    start = architecture(CELLS, data.shape, 10)
+    recipe = replace(
+        RECIPES["digits"], epochs=SEARCH_EPOCHS, lr=0.025, schedule="cosine", warmup=0.0, weight_decay=3e-4
+    )
+    for seed in range(SEEDS):
+        if ("cells", CELLS, seed) in done:
+            continue
+        best = search_cells(data, CellSearch(channels=4, cells=4), recipe, seed=seed)
+        genotypes = [best, *(random_genotype(10 * seed + number) for number in range(RANDOM))]
+        networks = [replace(start, genotype=str(genotype)) for genotype in genotypes]
+        searched, *drawn = [trained(network, data, seed) for network in networks]
+        yield {
+            "what": "cells",
+            "network": CELLS,
+            "seed": seed,
+            "genotype": str(best),
+            "relus": [count(build(network, "meta"), data.shape).total.relus for network in networks],
+            "macs": [multiply_adds(network) for network in networks],
+            "searched": searched,
+            "random": drawn,
+        }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", nargs="+", choices=("adjust", "cells"))
+    parser.add_argument("--out", type=Path, required=True)
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    rows = [json.loads(line) for line in given.out.read_text().splitlines()] if given.out.is_file() else []
+    done = {(row["what"], row["network"], row["seed"]) for row in rows}
+    data = Dataset.load("digits")
+    for what in given.what:
+        for row in (adjusted if what == "adjust" else cells)(data, done):
+            row |= {"epochs": EPOCHS, "machine": machine(), "versions": versions()}
+            with given.out.open("a") as results:
+                results.write(json.dumps(row) + "\n")
+            print(json.dumps(row), flush=True)
+
+
+if __name__ == "__main__":
+    main()
