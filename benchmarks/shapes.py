@@ -44,8 +44,9 @@ def trained(network: Staged, data: Dataset, seed: int) -> dict[str, float]:
     """Test loss and top-1 of a network trained from fresh weights by the recipe of the digits."""
     model = build(network, seed=seed)
     train(model, data, replace(RECIPES["digits"], epochs=EPOCHS), seed=seed)
+    ((images, labels),) = data.test.batches(len(data.test))
     with torch.no_grad():
-        loss = cross_entropy(model.eval()(data.normalize(data.test.images)), data.test.labels)
+        loss = cross_entropy(model.eval()(data.normalize(images)), labels)
     return {"loss": round(float(loss), 4), "top1": accuracy(model, data, data.test)}
 
 
