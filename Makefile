@@ -9,7 +9,7 @@ demo: .venv/ready
 	$(BIN)/deepreshape run --data digits --epochs 6 --private 8 --out $(OUT)
 
 test: .venv/ready check
-	$(BIN)/python -m pytest --cov --cov-report=term
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile --cov --cov-report=term
 
 check: .venv/ready
 	$(BIN)/ruff check .
