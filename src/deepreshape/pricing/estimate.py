@@ -89,8 +89,8 @@ class EstimatedNetwork:
 
     @cached_property
     def parameters(self) -> Parameters:
-        """The cheaper of the first two known sets that every layer fits; an exact plan compares them all."""
-        return choose_parameters(self.modulus.order, [layer for _, layer in self.linear.values()], sets=2)
+        """As an exact plan chooses them."""
+        return choose_parameters(self.modulus.order, [layer for _, layer in self.linear.values()])
 
     @cached_property
     def layouts(self) -> dict[str, Layout]:

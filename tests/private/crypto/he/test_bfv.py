@@ -97,6 +97,21 @@ def test_formulas():
         )
 
 
+def test_product_of_dropped_bits_with_the_key():
+    """Hoeffding's bound: far over what is seen, far under the worst case, by which it is never more."""
+    revealed, error = 1 << 14, 1 << 15
+    bound = SMALL.largest_product(error, revealed)
+    assert bound - 4096 >= error * (2 * 8192 * np.log(2.0**65 * revealed)) ** 0.5
+    assert bound < 8192 * error / 8
+    assert [SMALL.largest_product(small, revealed) for small in (0, 1)] == [0, 5044]
+    rng = np.random.default_rng(0)
+    errors = rng.integers(1 - error, error + 1, (200, 8192))
+    seen = np.abs(errors @ rng.integers(-1, 2, 8192)).max()
+    assert seen < bound / 3 < 4 * seen
+    ones = np.full(8192, error)  # errors that are not independent of a key exceed it
+    assert int(ones.sum()) > bound
+
+
 def test_security_table_is_enforced():
     with pytest.raises(ValueError, match="make 260 bits; degree 8192 allows 218"):
         Parameters(2**37, (60, 60, 60, 60))

@@ -43,12 +43,15 @@ V + 2^b, modulo all primes. Leaving a prime p out divides it by p, and rounds: b
 coefficients of c1, each of which meets a secret coefficient of at most 1. With k primes left out, whose product is P,
 and the low bits of c0 and c1 that do not travel worth errors of at most d0 and d1, it ends at
 
-    (V + 2^b) / P  +  k (1 + N) / 2  +  d0  +  N d1
+    (V + 2^b) / P  +  k (1 + N) / 2  +  d0  +  D
 
 or less, and :meth:`Parameters.response_format` keeps that below q / (4 t) for the one prime q that is left, so that a
-bit is to spare. V is an upper bound and not an estimate: no weights within the public bounds, no blind and no flood can
-make a response decrypt wrongly. Weights beyond the bounds could, and would be flooded too little: the server refuses
-them when it loads the program, and again when it encodes them.
+bit is to spare. D bounds the product of the errors of c1 with the secret key. It is N d1 in the worst case; but by (2)
+c1 cannot be told from uniform by the holder of the secret key, who can see whether D is exceeded. So the errors may be
+taken as uniform and independent of the key, and Hoeffding's inequality gives d1 sqrt(2 N ln(2 n / delta)) with n
+revealed coefficients and delta = 2^-64 for a layer to exceed it. All else is an upper bound and no estimate: no weights
+within the public bounds, no blind and no flood can make a response decrypt wrongly. Weights beyond the bounds could,
+and would be flooded too little: the server refuses them when it loads the program, and again when it encodes them.
 
 *What this does not cover.* A client that deviates, say with ciphertexts noisier than fresh ones, voids V; it cannot
 choose the structure of p1, which the server expands from a 64-byte seed. SEAL's products are not constant-time in the

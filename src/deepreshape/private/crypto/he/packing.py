@@ -438,13 +438,10 @@ def _parts(total: int) -> list[int]:
     return sorted({-(-total // parts) for parts in range(1, total + 1)})
 
 
-def choose_parameters(modulus: int, layers: Iterable[Convolution], sets: int | None = None) -> Parameters:
+def choose_parameters(modulus: int, layers: Iterable[Convolution]) -> Parameters:
     """The parameters under which all layers together, and the keys, are cheapest.
 
-    Args:
-        modulus: of plaintexts.
-        layers: one of the copies of each.
-        sets: how many sets of primes that fit are compared, those of cheaper ciphertexts first; all without.
+    Sets of primes are tried by the bytes of a ciphertext, and numbers of keys from none, each until more costs more.
 
     Raises:
         ValueError: if a layer cannot be flooded and decrypted under any of the known parameters.
@@ -454,25 +451,30 @@ def choose_parameters(modulus: int, layers: Iterable[Convolution], sets: int | N
         demands[layer] += layer.copies
     # what sums up most needs the widest primes: it refuses first
     hardest = sorted(demands, key=lambda layer: layer.weight_sum, reverse=True)
+
+    def cost(parameters: Parameters) -> int:
+        return parameters.setup_bytes + sum(demands[layer] * lay_out(layer, parameters).cost for layer in hardest)
+
     refusal = f"no parameters are known for a plaintext modulus of {modulus.bit_length()} bits"
-    costs: dict[Parameters, int] = {}
-    for parameters in known_parameters(modulus):
-        if sets is not None and len(costs) == sets * (MOST_GALOIS_KEYS + 1):
-            break
+    best: tuple[int, Parameters] | None = None
+    for primes in known_parameters(modulus):
+        chosen: tuple[int, Parameters] | None = None
         try:
-            for layer in hardest:
-                lay_out(layer, parameters)
+            for keys in range(MOST_GALOIS_KEYS + 1):
+                parameters = replace(primes, galois_keys=keys)
+                price = cost(parameters)
+                if chosen and price >= chosen[0]:
+                    break
+                chosen = price, parameters
         except ValueError as error:
             refusal = str(error)
             continue
-        for keys in range(MOST_GALOIS_KEYS + 1):
-            packing = replace(parameters, galois_keys=keys)
-            costs[packing] = packing.setup_bytes + sum(
-                count * lay_out(layer, packing).cost for layer, count in demands.items()
-            )
-    if not costs:
+        if best and chosen and chosen[0] >= best[0]:
+            break
+        best = chosen
+    if not best:
         raise ValueError(refusal)
-    return min(costs, key=costs.__getitem__)
+    return best[1]
 
 
 def merge_groups(layer: Convolution, groups: int) -> Convolution:

@@ -17,6 +17,8 @@ from deepreshape.private.errors import ProtocolError
 DEGREE = 8192
 STATISTICAL_BITS = 40
 """The flooded noise of one layer's responses is within 2^-40 of a distribution that is independent of the weights."""
+FAILURE_BITS = 64
+"""Low bits that c1 of responses is sent without make a layer decrypt wrongly with probability 2^-64 at most."""
 ERROR_BOUND = 21
 """Largest error coefficient: the difference of two sums of 21 bits."""
 SPECIAL_BITS = 60
@@ -130,7 +132,7 @@ class Parameters:
     def response_format(
         self, weight_sum: int, revealed: int, responses: int = 1, interleave: int = 1
     ) -> ResponseFormat:
-        """The smallest responses that hide the weights and decrypt with at least one bit to spare, in the worst case.
+        """The smallest responses that hide the weights and decrypt with at least one bit to spare.
 
         Args:
             weight_sum: bound on ||w||_1, the absolute weights of all plaintexts that one sum of products adds up.
@@ -147,10 +149,9 @@ class Parameters:
         # Each switch rounds c0 and c1: at most (1 + ||secret||_1) / 2 <= (1 + N) / 2 more.
         switched = -(-(noise + 2**flood_bits) // math.prod(dropped)) + len(dropped) * (self.degree + 1) // 2 + 1
         budget = kept // (4 * self.modulus)
-        # Dropped low bits are an error of half their worth, in c1 times the secret key.
         formats: list[ResponseFormat] = []
         for c1_bits in range(width(kept), 0, -4):
-            room = budget - switched - self.degree * largest_error(kept, c1_bits)
+            room = budget - switched - self.largest_product(largest_error(kept, c1_bits), revealed)
             if room < 0:
                 break
             c0_bits = next(bits for bits in range(4, width(kept) + 1, 4) if largest_error(kept, bits) <= room)
@@ -163,6 +164,19 @@ class Parameters:
                 f"modulus of {self.modulus.bit_length()} bits; use a narrower ring or narrower weights"
             )
         return min(formats, key=lambda f: revealed * f.c0_bits + responses * self.degree * f.c1_bits)
+
+    def largest_product(self, error: int, revealed: int) -> int:
+        """Bound on the coefficients of (errors of c1) times (the secret key), by Hoeffding's inequality.
+
+        It holds in all ``revealed`` coefficients but for a probability of 2^-:data:`FAILURE_BITS`. The errors are
+        independent of each other and of the key, and lie in (-error, error]; what their mean, 1/2 at most, adds is
+        bounded in the worst case. The key is ternary.
+        """
+        if not error:
+            return 0
+        exponent = math.log(2) * (FAILURE_BITS + 1 + math.log2(revealed))
+        typical = math.ceil(error * math.sqrt(2 * self.degree * exponent)) + self.degree // 2
+        return min(typical, error * self.degree)
 
     def check_keys(self, wires: Sequence[Buffer]) -> None:
         """Raise ProtocolError unless these are as many keys for packing as the parameters say, and as long."""
