@@ -20,7 +20,6 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -28,14 +27,10 @@ sys.path.insert(0, str(Path(__file__).parent))  # tests load this file from else
 
 import papers_networks
 import papers_shapes
+import papers_squares
 from papers_claim import RESULTS, Claim, Measured, Verdict, at_least, rows_of
 
-from deepreshape.nn import HerPN
-from deepreshape.nn.herpn import EPSILON, LINEAR, SQUARE
-from deepreshape.nn.polynomial import polynomial
 from deepreshape.pricing.calibrate import machine, versions
-from deepreshape.private.arith.ring import DELPHI_PRIME, Field
-from deepreshape.private.parties.plan import Plan
 
 ROOT = Path(__file__).parent.parent
 ROWS, PAGE = RESULTS / "papers.jsonl", ROOT / "docs" / "papers.md"
@@ -112,53 +107,6 @@ def run_time(data: str, network: str) -> Measured:
     }
 
 
-def hermite() -> Measured:
-    """Coefficients of a ReLU under Hermite's polynomials by quadrature, and the HerPN beside its own quadratic."""
-    points = np.linspace(-12, 12, 240_001)
-    weights, relu = np.exp(-(points**2) / 2), np.maximum(points, 0)
-    weights /= weights.sum()
-    integrals = [(weights * relu * basis).sum() for basis in (points, (points**2 - 1) / np.sqrt(2))]
-    site, x = HerPN(4), torch.randn(64, 4, 5, 5, generator=torch.Generator().manual_seed(0)).double()
-    site.double().train()
-    for _ in range(10):
-        site(x)
-    bases = torch.stack([x, (x**2 - 1) / 2**0.5])
-    means, deviations = (each.reshape(2, 1, 4, 1, 1) for each in (site.means, (site.variances + EPSILON).sqrt()))
-    first, second = (bases - means) / deviations
-    away = float((LINEAR * first + SQUARE * second - polynomial(x, site.coefficients)).detach().abs().max())
-    pairs = zip(integrals, (LINEAR, SQUARE), strict=True)
-    return {"coefficients_off": max(abs(float(a) - b) for a, b in pairs), "folded_off": away}
-
-
-def fewer_bytes() -> Measured:
-    """Online bytes of ResNet-20 on 32 x 32 with all ReLUs by gc-full over DELPHI's prime, over those with squares."""
-    from squares_network import network  # beside this script
-
-    relus, squares = network("resnet20", Field(DELPHI_PRIME))[0], network("resnet20-herpn")[0]
-    online = [Plan(each.public()).declared().only(phase="online").bytes for each in (relus, squares)]
-    return {
-        "network": "resnet20",
-        "values": squares.squares,
-        "bytes": online,
-        "ratio": {"online": round(online[0] / online[1], 2)},
-    }
-
-
-def faster_online() -> Measured:
-    """Online seconds of ResNet-20 with gc-full over those with squares (benchmarks/squares_network.py)."""
-    seconds = {(row["link"], row["protocol"]): row["seconds"]["online"] for row in rows_of("squares-network.jsonl")}
-    links = [link for link, protocol in seconds if protocol == "squares" and (link, "gc-full") in seconds]
-    return {
-        "network": "resnet20",
-        "ratio": {link: round(seconds[link, "gc-full"] / seconds[link, "squares"], 2) for link in links},
-    }
-
-
-def exactly_hermite(measured: Measured) -> Verdict:
-    """Judges AES-1."""
-    return "re-made" if measured["coefficients_off"] <= 1e-6 and measured["folded_off"] <= 1e-4 else "refuted"
-
-
 def certified(measured: Measured) -> Verdict:
     """Judges NTK-1."""
     reached = measured["objective_over_ntk"] <= 0.7 and measured["gap"] <= 0.02
@@ -178,7 +126,6 @@ def gained(measured: Measured) -> Verdict:
     return "re-made" if more >= 15 else "in part" if more > 0 else "refuted"
 
 
-AESPA = "AESPA (arXiv 2201.06699)"
 NTK, DRS = "Fixing the NTK (NeurIPS 2023)", "DeepReShape (TMLR 2024)"
 CLAIMS: tuple[Claim, ...] = (
     Claim(
@@ -243,42 +190,7 @@ CLAIMS: tuple[Claim, ...] = (
         120,
         needs=("benchmarks/results/claims-measured.jsonl",),
     ),
-    Claim(
-        "AES-1",
-        AESPA,
-        "A ReLU's Hermite coefficients are 1/2 and 1 / sqrt(4 pi), and the normalised bases fold to one quadratic",
-        "an identity",
-        "exact",
-        hermite,
-        exactly_hermite,
-        "coefficients within 1e-6 of the integrals, folding within 1e-4",
-        0.1,
-        test="tests/nn/test_herpn.py::test_coefficients_are_those_of_a_relu_under_a_normal_distribution",
-    ),
-    Claim(
-        "AES-3",
-        AESPA,
-        "Less online communication than DELPHI with all ReLUs",
-        "28.9 times (secondary)",
-        "bytes",
-        fewer_bytes,
-        at_least("ratio", 28.9, 15),
-        "28.9 times for ResNet-20, bytes of linear layers counted; in part from 15 "
-        "(the protocol's bytes a square were known when this was written)",
-        2,
-    ),
-    Claim(
-        "AES-4",
-        AESPA,
-        "Less online latency than DELPHI with all ReLUs",
-        "61.4 times (secondary)",
-        "time",
-        faster_online,
-        at_least("ratio", 30, 3),
-        "30 times in a whole run over loopback or the wan; in part from 3",
-        8,
-        needs=("benchmarks/results/squares-network.jsonl",),
-    ),
+    *papers_squares.CLAIMS,
     Claim(
         "FHE-1",
         "Practical privacy-preserving CNNs with homomorphic encryption (DISCC 2023)",

@@ -40,6 +40,8 @@ def test_each_judge_can_say_no(papers: ModuleType):
         "NTK-2": {"optimum_better": 2, "tables": 5},
         "PRX-1": {"percent_of_starts_at_slope": {"0.0": 30.0, "0.1": 30.0}},
         "AES-1": {"coefficients_off": 1e-7, "folded_off": 1e-3},
+        "AES-2": {"points_lost": {"digits": 0.1, "resnet8": 3.1}},
+        "AES-5": {"relu": [97.0, 97.0], "herpn": [97.0, 93.5], "square": [None, 10.0]},
         "AES-3": {"ratio": {"online": 14.9}},
         "AES-4": {"ratio": {"loopback": 2.9, "wan": 1.0}},
         "DRS-1": {"measured": {"gc-full": 1.4}},
