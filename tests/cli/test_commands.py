@@ -107,6 +107,13 @@ def test_count_prints_the_fixed_shape():
     assert set(stages["stage4"]) == {"name", "relus", "squares", "signs", "macs", "params"}
 
 
+def test_count_of_quadratics_has_squares_and_no_relu():
+    counted = answer("count", "resnet20-herpn")
+    assert (counted["relus"], counted["squares"], counted["signs"], counted["unknown"]) == (0, 188_416, 0, [])
+    squares = {stage["name"]: stage["squares"] for stage in counted["stages"] if stage["squares"]}
+    assert squares == {"stem": 16_384, "stage1": 98_304, "stage2": 49_152, "stage3": 24_576}
+
+
 def test_count_takes_the_users_own_network(tmp_path: Path):
     (tmp_path / "mine.py").write_text(
         "from torch import nn\n"

@@ -48,6 +48,26 @@ def test_local_prints_the_fixed_shape_and_private_equals_plain(model: Path, garb
     assert sum(row["relus"] for row in report["layers"]) == report["relus"]
 
 
+def test_local_reports_squares_and_the_bytes_of_each_layer(tmp_path: Path):
+    made = architecture("hrn-2x-m2-phi1.1-herpn", DATA.shape, 10)
+    network = build(made, seed=0).train()
+    with torch.no_grad():
+        for _ in range(20):
+            network(DATA.normalize(torch.as_tensor(DATA.train.images[:64])))
+    save(network.eval(), tmp_path / "m", Manifest(made, "digits", DATA.class_names, mean=DATA.mean, std=DATA.std))
+    report = answer("private", "local", "--model", str(tmp_path / "m"), "--images", "1")
+    assert (report["agree"], report["declared_bytes_match"]) == (True, True)
+    assert (report["relus"], report["squares"], report["signs"]) == (0, 2 * 64 * 3 + 4 * 16 * 2, 0)
+    assert sum(row["squares"] for row in report["layers"]) == report["squares"]
+    for row in (row for row in report["layers"] if row["squares"]):
+        assert row["rounds"] == 1
+        # of a small layer whole bytes a field are a part
+        assert 8 < row["bytes"]["online"] / row["squares"] < 13
+        assert row["bytes"]["offline"] > row["bytes"]["online"]
+    online = sum(row["bytes"]["online"] for row in report["layers"])
+    assert online == report["bytes"]["online"]
+
+
 @pytest.mark.parametrize(
     "words",
     [
