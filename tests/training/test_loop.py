@@ -100,9 +100,10 @@ def test_the_other_parameters_have_a_rate_of_their_own(digits: Dataset):
         assert far["moved"] > 1e-6, at
 
 
-def test_images_grow_in_two_steps_to_their_size(digits: Dataset):
+@pytest.mark.parametrize("activation", ["relu", "herpn"])
+def test_images_grow_in_two_steps_to_their_size(digits: Dataset, activation: str):
     sides: list[int] = []
-    model = build(TINY, seed=1)
+    model = build(replace(TINY, activation=activation), seed=1)
     model.register_forward_pre_hook(lambda _, inputs: sides.append(inputs[0].shape[2]) if model.training else None)
     train(model, digits, replace(SHORT, grow=0.5), seed=3)
     assert [(side, sides.count(side)) for side in (4, 6, 8)] == [(4, 4), (6, 3), (8, 7)]

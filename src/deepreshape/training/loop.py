@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from deepreshape.data import Dataset, Split
 from deepreshape.data.augment import draw_moves, smaller
-from deepreshape.nn import Escape, Faults, Nonlinearity, escape, faulty
+from deepreshape.nn import Escape, Faults, HerPN, Nonlinearity, escape, faulty
 from deepreshape.nn.backward import backward_slope
 from deepreshape.training.cached_teacher import CachedTeacher
 from deepreshape.training.checkpoint import Checkpoint
@@ -149,8 +149,8 @@ class TrainingRun:
         objective: Objective | None = None,
     ) -> None:
         if recipe.grow:
-            masked = bool(hook) or any(isinstance(module, Nonlinearity) for module in model.modules())
-            _see_growth(model, data, recipe, masked=masked)
+            sites = [site for site in model.modules() if isinstance(site, Nonlinearity) and not isinstance(site, HerPN)]
+            _see_growth(model, data, recipe, masked=bool(hook or sites))
         self.model, self.data, self.recipe, self.seed = model, data, recipe, seed
         self.teacher, self.hook, self.objective = teacher, hook, objective or objective_of(data)
         self.device = next(model.parameters()).device
