@@ -17,9 +17,10 @@ from pathlib import Path
 sys.path[:0] = [str(Path(__file__).parents[1] / folder) for folder in ("tests",)]
 
 from support.fuzz import TARGETS, fuzz  # noqa: E402
+from support.fuzz_peers import PEERS  # noqa: E402
 
 HEAVY = {"model's manifest": 20, "model's weights": 20, "queries": 20, "spent": 20}
-HEAVY |= dict.fromkeys((name for name in TARGETS if "transfers" in name), 100)
+HEAVY |= dict.fromkeys(PEERS.keys() - {"ciphertext"}, 100)
 HEAVY |= dict.fromkeys((name for name in TARGETS if "gated" in name or "own" in name or "splits" in name), 10)
 """How many times fewer cases a reader gets that opens many files for each."""
 

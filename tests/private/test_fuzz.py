@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 from support.fuzz import TARGETS, Target, fuzz
+from support.fuzz_peers import PEERS
 
 CASES = {"ckks circuit": 200, "ckks secret key": 60, "model's manifest": 60}
 CASES |= {"model's weights": 40, "queries": 60, "spent": 60}
-CASES |= dict.fromkeys((name for name in TARGETS if "transfers" in name), 15)
+CASES |= dict.fromkeys(PEERS.keys() - {"ciphertext"}, 15)
 CASES |= dict.fromkeys(
     ("gates", "table", "table of arrays", "rows", "rows of an array", "samples", "cost profile"), 100
 )

@@ -26,7 +26,7 @@ from support.cifar import python_2_pickle
 from support.ckks import INPUT_SHAPE, single
 from support.fuzz_peers import PEERS
 from support.mutate import Reader, Target, mutated
-from support.programs import every_kind, random_program, squares_and_relus
+from support.programs import every_kind, max_pool, random_program, squares_relus_and_signs
 from torch import nn
 
 from deepreshape.cli import convex as convex_commands
@@ -308,7 +308,9 @@ TARGETS: dict[str, Target] = {
         (ProtocolError, ValueError),
     ),
     "program": Target(
-        lambda: [to_bytes(made) for made in (every_kind(), squares_and_relus(), random_program(5).public())],
+        lambda: [
+            to_bytes(made) for made in (every_kind(), squares_relus_and_signs(), max_pool(), random_program(5).public())
+        ],
         lambda _: from_bytes,
         (ProgramError,),
     ),

@@ -127,6 +127,40 @@ ONE_SQUARE = Program(
 """A layer of squares and nothing else."""
 
 
+THRESHOLDS = Weights(np.array([50, -60, 7, 0, 1, -90]), np.zeros(6, np.int64))
+ONE_SIGN = Program(Ring(16), (2, 3), 4, 99, (Flatten("f", ("input",)), Sign("g", ("f",), 9)), {"g": THRESHOLDS})
+"""A layer of signs and nothing else, over nine bits of sixteen."""
+
+
+def with_signs(program: Program) -> Program:
+    """A program whose last value has six elements, with the signs of what that is made of as another output."""
+    last = program.ops[-1]
+    ops = (*program.ops, Sign("g", last.inputs, 9))
+    return replace(program, ops=ops, weights=dict(program.weights) | {"g": THRESHOLDS}, outputs=(last.name, "g"))
+
+
+def max_pool() -> Program:
+    """The larger of every two neighbours, as lowering writes a max pool."""
+    even, odd = (np.arange(first, 24, 2, dtype=np.int32).reshape(2, 3, 2) for first in (0, 1))
+    ops = (
+        Gather("left", ("input",), even),
+        Gather("right", ("input",), odd),
+        Rescale("negative", ("right",), -1),
+        Add("difference", ("left", "negative")),
+        Relu("larger", ("difference",)),
+        Add("pool", ("right", "larger")),
+    )
+    return Program(Ring(16), (2, 3, 4), 4, 99, ops)
+
+
+def squares_relus_and_signs() -> Program:
+    """:func:`squares_and_relus` with signs of the linear layer beside them: an operation of every kind of protocol."""
+    program = squares_and_relus()
+    thresholds = Weights(np.array([40, -300, 0, 7]), np.zeros(4, np.int64))
+    ops = (*program.ops, Sign("sign", ("fc",), 14))
+    return replace(program, ops=ops, weights=dict(program.weights) | {"sign": thresholds}, outputs=("square", "sign"))
+
+
 def squares_and_relus() -> Program:
     """A linear layer, and squares and ReLUs behind it in one operation."""
     rng = np.random.default_rng(6)

@@ -16,7 +16,7 @@ import os, signal, sys
 from pathlib import Path
 
 from support.relay import Keys
-from support.programs import every_kind, random_inputs, squares_and_relus
+from support.programs import every_kind, random_inputs, squares_relus_and_signs
 
 from deepreshape.private.program import interpret as plain
 from deepreshape.private.program.relu_config import ReluConfig
@@ -30,8 +30,8 @@ from deepreshape.private.transport.tls import Endpoint, TlsChannel, listen
 
 folder = Path(sys.argv[1])
 keys = Keys.make(folder / "keys")
-program = squares_and_relus() if sys.argv[2] == "squares" else every_kind()
-plan = Plan(program.public(), ReluConfig() if sys.argv[2] == "squares" else ReluConfig.parse(sys.argv[2]))
+program = every_kind() if sys.argv[3] == "relus" else squares_relus_and_signs()
+plan = Plan(program.public(), ReluConfig.parse(sys.argv[2]))
 X = random_inputs(program, 1, 1)
 door = listen("127.0.0.1", 0)
 mine, theirs = Endpoint(keys.client), Endpoint(keys.server)
@@ -141,12 +141,12 @@ for kind, victim, first, stride in (
 """
 
 
-@pytest.mark.parametrize("relu", ["gc-full", "ot:tree", "squares"])
-def test_kill_at_every_frame(relu: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("relu", "program"), [("gc-full", "relus"), ("ot:tree", "all"), ("gc-full", "all")])
+def test_kill_at_every_frame(relu: str, program: str, tmp_path: Path) -> None:
     folders = [Path(deepreshape.__file__).parents[1], Path(__file__).parents[2]]
     path = os.pathsep.join([*map(str, folders), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, str(tmp_path), relu],
+        [sys.executable, "-c", SCRIPT, str(tmp_path), relu, program],
         env={**os.environ, "PYTHONPATH": path},
         capture_output=True,
         text=True,

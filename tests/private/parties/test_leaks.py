@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 from cryptography.hazmat.primitives.ciphers import algorithms
-from support.programs import every_kind, random_inputs, random_program, run_both, squares_and_relus
+from support.programs import random_inputs, random_program, run_both, squares_relus_and_signs
 from support.relay import PATIENT, Attack, Fault, Keys, Outcome, Relay, Talk, converse
 
 from deepreshape.private.arith import rng as streams
@@ -27,7 +27,7 @@ from deepreshape.private.parties.plan import Plan
 from deepreshape.private.parties.server import Model
 from deepreshape.private.parties.sessions import InferenceClient, serve
 from deepreshape.private.parties.store import Store
-from deepreshape.private.program.ops import Flatten, Linear, Relu, Square, Weights
+from deepreshape.private.program.ops import Flatten, Linear, Relu, Sign, Square, Weights
 from deepreshape.private.program.program import Program
 from deepreshape.private.program.relu_config import ReluConfig, Role
 from deepreshape.private.protocols.base import ReluProtocol
@@ -36,6 +36,7 @@ from deepreshape.private.transport.tls import Endpoint
 INPUT = np.array([[1234567891, -1987654321, 1357924681], [1122334455, -1029384756, 1470258369]])
 BIAS = np.array([123456789012, -987654321098, 135792468013, 246801357924])
 SHIFT = np.array([-135797531864, 246813579753, -112233445566, 198765432123])
+THRESHOLD = np.array([271845904523, -173205080756, 577215664901, -693147180559])
 CONSTANT = np.array([-314159265358, 271828182845, -161803398874, 141421356237])
 
 
@@ -46,17 +47,27 @@ def planted_program() -> Program:
         Flatten("flat", ("input",)),
         Linear("fc", ("flat",), 4, 3, 3),
         Square("square", ("fc",), 38, 0),
+        Sign("sign", ("fc",)),
         Relu("relu", ("fc",), 3, np.array([True, False, True, True])),
     )
     weights = {"fc": Weights(rng.integers(-8, 9, (4, 6)), BIAS), "square": Weights(SHIFT, CONSTANT)}
+    weights["sign"] = Weights(THRESHOLD, np.zeros(4, np.int64))
     return Program(Ring(44), (2, 3), 40, 1 << 31, ops, weights, outputs=("relu",))
+
+
+def with_sign(program: Program) -> Program:
+    """The signs of what the program gave."""
+    last = program.ops[-1].name
+    none = np.zeros(program.values[last].shape[0], np.int64)
+    ops, weights = (*program.ops, Sign("sign", (last,))), dict(program.weights) | {"sign": Weights(none, none)}
+    return replace(program, ops=ops, weights=weights, outputs=("sign",))
 
 
 class Watch:
     """Knows the secrets of a run, and looks for them in whatever form they would be written."""
 
     def __init__(self, keys: Keys) -> None:
-        self.numbers: set[int] = {*map(int, [*INPUT.reshape(-1), *BIAS, *SHIFT, *CONSTANT])}
+        self.numbers: set[int] = {*map(int, [*INPUT.reshape(-1), *BIAS, *SHIFT, *THRESHOLD, *CONSTANT])}
         self.octets: set[bytes] = set()
         for credentials in (keys.client, keys.server):
             lines = credentials.key.read_text().splitlines()
@@ -84,7 +95,9 @@ def our_objects() -> Iterator[Any]:
             yield thing
 
 
+@pytest.mark.parametrize("relu", ["gc-full", "ot"])
 def test_planted_secrets_are_in_no_text_and_no_file(
+    relu: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
@@ -102,7 +115,8 @@ def test_planted_secrets_are_in_no_text_and_no_file(
 
     monkeypatch.setattr(streams.os, "urandom", remembered)  # seeds of labels, offsets and masks
     program = planted_program()
-    plan, model = Plan(program.public()), Model(program, Plan(program.public()))
+    plan = Plan(program.public(), ReluConfig.parse(relu))
+    model = Model(program, plan)
     stores = {role: Store(tmp_path / role) for role in ("client", "server")}
     texts: list[str] = []
 
@@ -156,9 +170,10 @@ def test_planted_secrets_are_in_no_text_and_no_file(
 def test_lengths_on_the_network_do_not_depend_on_inputs_or_weights(kind: str, tmp_path: Path) -> None:
     """What an attacker below TLS sees: the lengths of all records, both ways, in order."""
     keys = Keys.make(tmp_path / "keys")
-    program = every_kind()
-    own = program.weights["fc"]
-    other = replace(program, weights={"fc": Weights(own.weight * 0, own.bias * 0)})
+    program = squares_relus_and_signs()
+    other = replace(
+        program, weights={name: Weights(0 * own.weight, 0 * own.bias) for name, own in program.weights.items()}
+    )
     seen: list[list[tuple[str, int]]] = []
     runs = [(program, random_inputs(program, 1, 1)[0]), (program, 0 * INPUT), (other, 0 * INPUT + 99)]
     for number, (made, x) in enumerate(runs):
@@ -203,7 +218,7 @@ def test_no_key_is_set_up_twice_by_a_party_nor_again_in_another_session(
         if name.startswith("deepreshape.private.") and hasattr(module, "algorithms"):
             monkeypatch.setattr(module, "algorithms", SimpleNamespace(AES=recorded_aes))
     monkeypatch.setattr(Context, "keys", recorded)
-    program = squares_and_relus() if relu.endswith("squares") else random_program(13)
+    program = squares_relus_and_signs() if relu.endswith("squares") else with_sign(random_program(13))
     config = ReluConfig.parse(relu.removesuffix(" beside squares"))
     plan = Plan(program.public(), config)
     before: set[bytes] = set()

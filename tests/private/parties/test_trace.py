@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support.programs import ONE_SQUARE, every_kind, grouped, random_inputs, squares_and_relus
+from support.programs import ONE_SIGN, ONE_SQUARE, every_kind, grouped, max_pool, random_inputs, squares_and_relus
 
 from deepreshape.private.arith.ring import Ring
 from deepreshape.private.arith.rng import Randomness
@@ -101,7 +101,11 @@ def traces() -> dict[str, object]:
     words = ("ot", "ot:tree", "ot:drop=2,neg-pass,cot=iknp")
     transferred = {f"{name}, {relu}": trace(PROGRAMS[name], "server", relu) for name in PROGRAMS for relu in words}
     squares = {"squares, silent": trace(ONE_SQUARE, "server"), "squares, iknp": trace(ONE_SQUARE, "server", words[-1])}
-    return garbled | transferred | squares | {"squares and ReLUs": trace(squares_and_relus(), "server")}
+    signs = {f"signs, {role} garbles": trace(ONE_SIGN, role) for role in roles}
+    signs |= {f"signs, {relu}": trace(ONE_SIGN, "server", relu) for relu in words}
+    pools = {f"max pool, {relu}": trace(max_pool(), "server", relu) for relu in ("gc-full", "ot")}
+    both = {"squares and ReLUs": trace(squares_and_relus(), "server")}
+    return garbled | transferred | squares | both | signs | pools
 
 
 def test_the_wire_is_as_it_was() -> None:
