@@ -62,11 +62,24 @@ def test_fused_thresholds_are_equal_bit_for_bit_in_200_000_cases():
     assert one.min() < one.max()
 
 
-def test_a_slope_that_is_not_above_zero_is_no_threshold():
+def test_slopes_of_zero_have_a_threshold_too_finite_where_all_is_above_it():
+    activation, threshold = random_activation(6), torch.zeros(6)
+    with torch.no_grad():
+        activation.slope.zero_()
+        activation.after[:, 0, 0] = torch.tensor([-1.0, 0.0, 1.0, -1e-30, 1e-30, -1e30])
+    fused = fused_threshold(activation, threshold)
+    assert fused.isfinite().all()
+    x = torch.cat([torch.randn(200, 6), torch.full((1, 6), 1e38), torch.full((1, 6), -1e38), fused[None]])
+    assert torch.equal(sign(activation(x[:, :, None, None]), threshold)[:-1, :, 0, 0], sign(x[:-1], fused))
+    assert torch.equal(sign(activation(fused[None, :, None, None]), threshold)[0, fused > -1e38], -torch.ones(4, 1, 1))
+
+
+@pytest.mark.parametrize("slope", [-0.5, float("nan")])
+def test_a_slope_below_zero_is_no_threshold(slope: float):
     activation = random_activation(3)
     with torch.no_grad():
-        activation.slope[1] = -0.5
-    with pytest.raises(ValueError, match=r"a slope of -0.5 is not above 0"):
+        activation.slope[1] = slope
+    with pytest.raises(ValueError, match=r"a slope of .* is below 0"):
         fused_threshold(activation, torch.zeros(3))
 
 

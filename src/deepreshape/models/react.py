@@ -162,8 +162,8 @@ class ReActNet(Staged):
 def fuse_thresholds(model: nn.Module) -> nn.Module:
     """A copy of a binary network without shortcuts that computes the same, bit for bit, with fewer RPReLUs.
 
-    Where nothing but a sign reads what an RPReLU of positive slopes gives, one threshold does both; the last one stays.
-    Any other network is given back as it is.
+    Where nothing but a sign reads what an RPReLU gives that has no slope below 0, one threshold does both; the last one
+    stays. Any other network is given back as it is.
     """
     architecture = getattr(model, "architecture", None)
     if not isinstance(architecture, ReActNet) or architecture.shortcut == "real" or architecture.binary == "none":
@@ -172,7 +172,7 @@ def fuse_thresholds(model: nn.Module) -> nn.Module:
     for unit, behind in pairwise(architecture.units()):
         act = fused.get_submodule(f"{unit.name}.act")
         sign = fused.get_submodule(f"{behind.name}.sign")
-        if isinstance(act, RPReLU) and isinstance(sign, RSign) and (act.slope > 0).all():
+        if isinstance(act, RPReLU) and isinstance(sign, RSign) and (act.slope >= 0).all():
             sign.threshold = nn.Parameter(fused_threshold(act, sign.threshold))
             fused.set_submodule(f"{unit.name}.act", nn.Identity())
     return fused

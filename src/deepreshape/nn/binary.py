@@ -226,20 +226,20 @@ class SignConv2d(Nonlinearity):
 def fused_threshold(activation: RPReLU, threshold: Tensor) -> Tensor:
     """The threshold t' with sign(x, t') = sign(activation(x), threshold) for every x, bit for bit.
 
-    Rounding is monotone, so that the activation as computed in float32 is too, and a bisection over all float32 numbers
-    finds the largest x whose value is not above the threshold.
+    Rounding is monotone, so that the activation as computed in float32 is too, and a bisection over all finite float32
+    numbers gives the largest x whose value is not above the threshold; the smallest of all where every other is.
 
     Args:
-        activation: with slopes above 0.
+        activation: with slopes of 0 or above.
         threshold: float, shape (C,).
 
     Raises:
-        ValueError: if a slope is 0 or below: then the activation is not monotone.
+        ValueError: if a slope is below 0, or no number: then the activation is not monotone.
     """
-    if not (activation.slope > 0).all():
-        raise ValueError(f"a slope of {float(activation.slope.min()):g} is not above 0, so no one threshold is enough")
-    infinite = _order(torch.tensor([-torch.inf, torch.inf])).tolist()
-    low, high = (torch.full(threshold.shape, end, dtype=torch.int64) for end in infinite)
+    if not (activation.slope >= 0).all():
+        raise ValueError(f"a slope of {float(activation.slope.min()):g} is below 0, so no one threshold is enough")
+    ends = _order(torch.tensor([torch.finfo(torch.float32).min, torch.inf])).tolist()
+    low, high = (torch.full(threshold.shape, end, dtype=torch.int64) for end in ends)
     while (high - low > 1).any():
         middle = (low + high) // 2
         above = activation(_unordered(middle).view(1, -1, 1, 1)).view(-1) > threshold.float()

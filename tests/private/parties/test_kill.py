@@ -16,7 +16,7 @@ import os, signal, sys
 from pathlib import Path
 
 from support.relay import Keys
-from support.programs import every_kind, random_inputs, squares_relus_and_signs
+from support.programs import ONE_RELU, ONE_SQUARE, every_kind, random_inputs, with_signs
 
 from deepreshape.private.program import interpret as plain
 from deepreshape.private.program.relu_config import ReluConfig
@@ -30,7 +30,8 @@ from deepreshape.private.transport.tls import Endpoint, TlsChannel, listen
 
 folder = Path(sys.argv[1])
 keys = Keys.make(folder / "keys")
-program = every_kind() if sys.argv[3] == "relus" else squares_relus_and_signs()
+programs = {"linear": every_kind(), "relus, signs": with_signs(ONE_RELU), "squares, signs": with_signs(ONE_SQUARE)}
+program = programs[sys.argv[3]]
 plan = Plan(program.public(), ReluConfig.parse(sys.argv[2]))
 X = random_inputs(program, 1, 1)
 door = listen("127.0.0.1", 0)
@@ -141,7 +142,9 @@ for kind, victim, first, stride in (
 """
 
 
-@pytest.mark.parametrize(("relu", "program"), [("gc-full", "relus"), ("ot:tree", "all"), ("gc-full", "all")])
+@pytest.mark.parametrize(
+    ("relu", "program"), [("gc-full", "linear"), ("ot:tree", "relus, signs"), ("gc-full", "squares, signs")]
+)
 def test_kill_at_every_frame(relu: str, program: str, tmp_path: Path) -> None:
     folders = [Path(deepreshape.__file__).parents[1], Path(__file__).parents[2]]
     path = os.pathsep.join([*map(str, folders), os.environ.get("PYTHONPATH", "")])

@@ -12,6 +12,7 @@ from torch import nn
 from deepreshape.models import architecture, build
 from deepreshape.models.react import fuse_thresholds
 from deepreshape.nn import RPReLU
+from deepreshape.private.parties.plan import Plan
 from deepreshape.private.program import interpret
 from deepreshape.private.program.encoding import from_bytes, to_bytes
 from deepreshape.private.program.graph import Conv, Dense, Graph, Signed
@@ -56,12 +57,73 @@ def test_whole_numbers_have_the_signs_of_the_real_ones_for_every_input():
         assert np.array_equal(whole, SIGNS @ weight.T + bias > threshold)
 
 
-@pytest.mark.parametrize("change", ["two sizes", "read twice", "no sign before"])
+def test_ties_and_what_is_next_to_them_are_decided_as_in_float64():
+    """Constants that are whole, and those a little above or below, also next to 0, where many sums are."""
+    rng = np.random.default_rng(1)
+    offsets = np.array([0.0, 1e-3, 1e-7, 1e-8, 1e-15, 1e-30])
+    constants = np.concatenate(
+        [offsets, -offsets, *[whole + sign * offsets[:4] for whole in (1, -2, 9, -10) for sign in (1, -1)]]
+    )
+    for size in (1.0, 0.25, 2.0**-20):  # so that float64 has no rounding of its own here
+        weight = size * rng.choice([-1.0, 0.0, 1.0], (len(constants), 9), p=[0.4, 0.2, 0.4])
+        weight[:3] = 0
+        threshold = size * rng.integers(-3, 4, len(constants)) * (np.abs(constants) >= 1)
+        bias = size * constants + threshold
+        graph = between(weight, bias, threshold)
+        assert make_exact(graph)
+        layer = graph.named("layer")
+        assert isinstance(layer, Dense)
+        assert np.array_equal(SIGNS @ layer.weight.T + layer.bias > 0, SIGNS @ weight.T + (bias - threshold) > 0)
+
+
+def test_a_constant_that_is_whole_but_for_rounding_is_not_rounded_up():
+    graph = between(np.full((1, 9), 0.1), np.array([0.3]), np.zeros(1))
+    make_exact(graph)
+    layer = graph.named("layer")
+    assert isinstance(layer, Dense)
+    assert layer.bias.tolist() == [3.0]  # 0.3 / 0.1 is a little below; 0.7 / 0.1 and others a little above
+    graph = between(np.full((1, 9), 0.1), np.array([0.1 + 0.2]), np.zeros(1))
+    make_exact(graph)
+    layer = graph.named("layer")
+    assert isinstance(layer, Dense)
+    assert layer.bias.tolist() == [3.0]
+
+
+@pytest.mark.parametrize(("stride", "padding", "groups"), [(1, 1, 1), (2, 1, 2), (1, 2, 2), (3, 0, 4)])
+def test_convolutions_with_edges_and_groups_have_the_signs_of_the_real_ones(stride: int, padding: int, groups: int):
+    rng = np.random.default_rng(padding)
+    size = rng.integers(1, 64, (8, 1, 1, 1)) / 16  # sums of these are exact in float64, and so are ties at 0
+    weight = size * rng.choice([-1.0, 1.0], (8, 4 // groups, 3, 3))
+    bias, threshold = rng.normal(0, 5, 8), rng.normal(0, 1, 8)
+    bias[:2] = threshold[:2] = 0
+    layers = [
+        Signed("before", ("input",), np.zeros(4)),
+        Conv("layer", ("before",), weight, bias, stride, padding, groups),
+        Signed("behind", ("layer",), threshold),
+    ]
+    shape = (8, *(((9 + 2 * padding - 3) // stride + 1,) * 2))
+    graph = Graph(layers, ["behind"], {"input": (4, 9, 9), "before": (4, 9, 9), "layer": shape, "behind": shape})
+    assert make_exact(graph)
+    whole = graph.named("layer")
+    assert isinstance(whole, Conv)
+    x = torch.from_numpy(rng.choice([-1.0, 1.0], (50, 4, 9, 9)))
+
+    def sums(weight: np.ndarray, constant: np.ndarray) -> torch.Tensor:
+        weights, constants = torch.from_numpy(weight), torch.from_numpy(constant)
+        return nn.functional.conv2d(x, weights, constants, stride, padding, 1, groups)
+
+    assert torch.equal(sums(whole.weight, whole.bias) > 0, sums(weight, bias - threshold) > 0)
+    assert sums(np.abs(whole.weight), np.abs(whole.bias)).max() <= 2 * 9 * (4 // groups) + 1
+
+
+@pytest.mark.parametrize("change", ["two sizes", "nearly one size", "read twice", "no sign before"])
 def test_other_layers_are_left_as_they_are(change: str):
     weight = np.ones((2, 9))
     graph = between(weight, np.full(2, 0.5), np.full(2, 0.25))
     if change == "two sizes":
         weight[0, 0] = 2.0
+    elif change == "nearly one size":
+        weight[0, 0] = 1 + 1e-9
     elif change == "read twice":
         graph.outputs.append("layer")
     else:
@@ -114,6 +176,26 @@ def test_windows_between_signs_hold_for_every_input_and_come_from_the_fan_in():
         weights = program.weights[layer.name]
         most = np.abs(weights.weight).reshape(len(weights.weight), -1).sum(1) + np.abs(weights.bias)
         assert most.max() <= 2 ** (op.high - 1) - 1
+
+
+@pytest.mark.parametrize("far", [1e4, 1e30, -1e30])
+def test_a_threshold_beyond_all_values_decides_them_all_and_costs_a_bit(far: float):
+    model, x = network(STRAIGHT)
+    with torch.no_grad():
+        for name in ("stage1.0.unit1.sign", "stage2.0.unit1.sign"):
+            model.get_submodule(name).threshold[0] = far
+    lowered = lower(model, x)
+    program = lowered.program
+    for word in ("gc-full", "ot"):
+        program.check(Plan(program.public(), ReluConfig.parse(word)).max_inputs)
+    signs: dict[str, np.ndarray] = {}
+    interpret.run(
+        program, to_fixed(x, program.input_fraction), observe=lambda name, values: signs.update({name: values})
+    )
+    for name in ("stage1.0.unit1.sign", "stage2.0.unit1.sign"):
+        assert set(signs[name][:, 0].ravel().tolist()) == {-1 if far > 0 else 1}
+        assert {*signs[name][:, 1].ravel().tolist()} == {-1, 1}
+    assert all(op.high < 12 for op in program.ops if isinstance(op, Sign) and op.name != "stage1.0.unit1.sign")
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,10 @@
 Between signs the size of weights says nothing: s d + b > t if and only if d + (b - t) / s > 0, for sums d of signs,
 weights of size s > 0 and a threshold t. d is a whole number, so that (b - t) / s may be rounded up. Then every value is
 a whole number of at most the fan-in and that constant, for every input, and a sign test of it needs no more bits than
-that: the fusion of ReActNet's thresholds and batch norms (Liu et al., ECCV 2020).
+that: the fusion of ReActNet's thresholds and batch norms (Liu et al., ECCV 2020). Where a kernel reaches over the edge
+of a map, d has fewer terms, and the same holds.
+
+Weights of an output must be of exactly one size, or 0: a sum of others may be on the other side of the threshold.
 """
 
 from __future__ import annotations
@@ -18,6 +21,9 @@ from deepreshape.private.program.graph import Conv, Dense, Graph, Real, Signed
 
 __all__ = ["make_exact"]
 
+ROUNDED = 2.0**-48
+"""What the folding of real numbers may be wrong by, as a part of the larger of bias and threshold."""
+
 
 def make_exact(graph: Graph) -> bool:
     """Write such layers of a graph as whole numbers: weights of -1, 0 and 1, biases rounded up, thresholds of 0.
@@ -27,7 +33,7 @@ def make_exact(graph: Graph) -> bool:
     """
     pairs = [*_between_signs(graph)]
     for layer, sign in pairs:
-        weight, bias = _whole(layer.weight, layer.bias - sign.threshold)
+        weight, bias = _whole(layer.weight, layer.bias, sign.threshold)
         graph.layers[graph.place(layer.name)] = replace(layer, weight=weight, bias=bias)
         graph.layers[graph.place(sign.name)] = replace(sign, threshold=np.zeros_like(sign.threshold))
     return bool(pairs)
@@ -46,17 +52,16 @@ def _between_signs(graph: Graph) -> Iterator[tuple[Conv | Dense, Signed]]:
 def _one_bit(weight: Real) -> bool:
     """Whether the weights of each output are of one size, or 0."""
     rows = np.abs(weight.reshape(len(weight), -1))
-    size = rows.max(1, keepdims=True)
-    return bool(((rows == 0) | np.isclose(rows, size, rtol=1e-5, atol=0)).all())
+    return bool(((rows == 0) | (rows == rows.max(1, keepdims=True))).all())
 
 
-def _whole(weight: Real, above: Real) -> tuple[Real, Real]:
+def _whole(weight: Real, bias: Real, threshold: Real) -> tuple[Real, Real]:
     """Weights and biases of -1, 0, 1 and whole numbers for which sums are above 0 where the given ones are."""
-    fan_in = np.count_nonzero(weight.reshape(len(weight), -1), axis=1)
-    size = np.abs(weight.reshape(len(weight), -1)).max(1)
+    rows = np.abs(weight.reshape(len(weight), -1))
+    size, limit, above = rows.max(1), np.count_nonzero(rows, axis=1) + 1, bias - threshold
+    # without weights the sum is 0, and the constant alone is the sign
     constant = np.where(size > 0, above / np.where(size > 0, size, 1.0), np.where(above > 0, 1.0, 0.0))
-    near = np.rint(constant)
+    constant = np.clip(constant, -limit, limit)
+    near, slack = np.rint(constant), ROUNDED * np.maximum(np.abs(bias), np.abs(threshold))
     # a constant that is whole but for the rounding of real numbers is not rounded up past it
-    constant = np.where(np.abs(constant - near) < 1e-6, near, np.ceil(constant))
-    limit = fan_in + 1
-    return np.sign(weight), cast(Real, np.clip(constant, -limit, limit))
+    return np.sign(weight), cast(Real, np.where(np.abs(constant - near) * size <= slack, near, np.ceil(constant)))

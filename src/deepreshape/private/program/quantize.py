@@ -102,6 +102,8 @@ MARGIN = 2.0
 
 _WIDEST = 63
 _FINEST = 30
+_FAR = 60
+"""Thresholds are cut at 2^60, in units of what they are compared with."""
 
 
 @dataclass(frozen=True)
@@ -270,6 +272,11 @@ class _Plan:
         """Groups of which a member is shifted without a ReLU, which takes one bit more room."""
         self.whole = {name for name, step in self.steps.items() if self._is_whole(step)}
         """Accumulators of whole numbers, which only signs read."""
+        self.thresholds: dict[str, float] = {}
+        """By the name of what signs read: the largest absolute threshold."""
+        for step in self.steps.values():
+            if isinstance(step, Signed):
+                self.thresholds[step.inputs[0]] = max(_most(step.threshold), self.thresholds.get(step.inputs[0], 0.0))
         self.squared = {step.inputs[0]: step for step in self.steps.values() if isinstance(step, Squared)}
         """By the name of what is squared; where several squares read it, that of the largest shift."""
         for step in self.steps.values():
@@ -392,12 +399,17 @@ class _Formats:
             room = ShareTruncation(self.modulus, shift).max_input
             if group in plan.shifted:
                 room = truncation_room(self.modulus, shift)
-            if max(self.limit(name, fraction + 1) for name in members) > room:
+            if max(self.limit(name, fraction + 1) + self.tested(plan, name, fraction + 1) for name in members) > room:
                 break
             if not all(self.squares(plan, name, fraction + 1) for name in members):
                 break
             fraction += 1
         return fraction
+
+    def tested(self, plan: _Plan, name: str, fraction: int) -> int:
+        """What signs of a value add to it before they look at it; no more than it takes to decide them all."""
+        largest = math.ldexp(min(plan.thresholds.get(name, 0.0), self.margin * self.observed[name]), fraction)
+        return math.ceil(largest) + 1 if name in plan.thresholds else 0
 
     def shifts(self, fraction: int) -> tuple[int, int]:
         """The bits dropped before and after the square of a value of ``fraction`` bits."""
@@ -574,7 +586,8 @@ def _emit(
 def _by_channel(step: Signed | Filled, fraction: int, offset: Integers) -> tuple[Op, Integers]:
     """The operation of a step with a secret number for each channel, of a value of that fraction, and the numbers."""
     if isinstance(step, Signed):
-        return Sign(step.name, step.inputs), to_fixed(-step.threshold, fraction) - offset
+        most = math.ldexp(1, _FAR - fraction)
+        return Sign(step.name, step.inputs), to_fixed(np.clip(-step.threshold, -most, most), fraction) - offset
     return Fill(step.name, step.inputs, step.columns), to_fixed(step.constants, fraction) + offset
 
 
@@ -615,17 +628,24 @@ def _passed(step: _Step, offset: Integers, gained: int, source: Shape) -> Intege
 
 
 def _tested(program: Program) -> Program:
-    """The program with the bits that its sign tests need, for every input."""
+    """The program with the bits that its sign tests need, for every input.
+
+    A threshold beyond all values is moved to just beyond them, where it decides the same.
+    """
     if not program.signs:
         return program
-    worst = replace(program, limits={}).bounds()
+    worst, bounds = replace(program, limits={}).bounds(), program.bounds()
+    room, weights = (program.modulus.order - 1) // 2, dict(program.weights)
     ops: list[Op] = []
     for op in program.ops:
         if isinstance(op, Sign):
-            high = max(op.reach(worst[op.inputs[0]], program.weights[op.name]).bit_length() + 1, 2)
+            source, secret = op.inputs[0], weights[op.name]
+            bound = worst[source] if worst[source] <= room else bounds[source]
+            weights[op.name] = secret = replace(secret, weight=np.clip(secret.weight, -bound, bound + 1))
+            high = max(op.reach(worst[source], secret).bit_length() + 1, 2)
             op = replace(op, high=high if high <= program.modulus.bits else 0)
         ops.append(op)
-    return replace(program, ops=tuple(ops))
+    return replace(program, ops=tuple(ops), weights=weights)
 
 
 def _linear(step: Conv | Dense, weight: Integers, gained: int) -> Op:
