@@ -21,12 +21,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deepreshape.private.arith.drelu import Sign
-from deepreshape.private.arith.ring import Bits, Field, Ring, Words
+from deepreshape.private.arith.ring import Bits, Field, Modulus, Ring, Words
 from deepreshape.private.arith.rng import SEED_BYTES, Randomness
 from deepreshape.private.crypto.circuit import Circuit
 from deepreshape.private.crypto.gc.halfgates import TABLE_BYTES, evaluate, garble, table_shape
 from deepreshape.private.crypto.gc.relu_circuits import relu_circuit, sign_circuit
-from deepreshape.private.crypto.labels import Context, Delta, pick
+from deepreshape.private.crypto.labels import Context, Delta, derive_blinds, pick
 from deepreshape.private.crypto.ot.cot import CotReceiver, CotSender
 from deepreshape.private.crypto.ot.iknp import IKNP
 from deepreshape.private.program.relu_config import GC_FULL, Role
@@ -82,6 +82,12 @@ class GarbledLayer:
     def sizes(self) -> list[int]:
         """How many instances each batch has."""
         return [span.stop - span.start for span in self.spans]
+
+    @property
+    def test(self) -> Sign:
+        """The sign test that is garbled; there is one."""
+        assert self.sign is not None  # noqa: S101 - the protocol that made the layer gave it one
+        return self.sign
 
     def context(self, id: bytes, batch: int) -> Context:
         """Where batch number ``batch`` is garbled."""
@@ -238,6 +244,19 @@ def send_labels(run: Run, layer: GarbledLayer, head: Arrays, planes: Bits) -> No
         )
 
 
+def send_choices(run: Run, layer: GarbledLayer, head: Arrays, planes: Bits) -> None:
+    """Online, at an evaluator that chose labels of random bits: d, for its word's ``planes`` (bits, count)."""
+    choices = np.unpackbits(head["choices"], count=planes.size).reshape(planes.shape)
+    run.channel.send(Frame.SHARES, np.packbits(choices ^ planes))
+
+
+def receive_choices(run: Run, layer: GarbledLayer) -> Bits:
+    """The garbler's end: d, for :func:`send_labels`."""
+    bits = layer.chosen * layer.count
+    packed = np.frombuffer(run.channel.receive(Frame.SHARES, -(-bits // 8)), np.uint8)
+    return np.unpackbits(packed, count=bits).reshape(-1, layer.count)
+
+
 def evaluated(
     run: Run, layer: GarbledLayer, head: Arrays, batches: Iterator[Prepared]
 ) -> Iterator[tuple[Arrays, Words]]:
@@ -257,6 +276,14 @@ def evaluated(
         labels = [sent, derived, stored] if layer.garbler == "server" else [derived, stored ^ sent]
         context = layer.context(run.id, number)
         yield arrays, evaluate(layer.circuit, arrays["tables"], labels, context)
+
+
+def blinds_of(layer: GarbledLayer, run: Run, labels: Words, tweak: str, within: Modulus) -> Words:
+    """A blind for every label (count, 2), under the keys of each batch."""
+    batches = [
+        derive_blinds(labels[span], layer.context(run.id, at), tweak, within) for at, span in enumerate(layer.spans)
+    ]
+    return np.concatenate(batches)
 
 
 def wipe(arrays: Iterable[NDArray[Any]]) -> None:

@@ -14,8 +14,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
+
 from deepreshape.cost import Work
-from deepreshape.private.arith.ring import Words
+from deepreshape.private.arith.ring import Bits, Words
 from deepreshape.private.crypto.gc.halfgates import TABLE_BYTES
 from deepreshape.private.crypto.ot.iknp import IKNP
 from deepreshape.private.program.relu_config import ReluConfig, Role
@@ -41,6 +43,7 @@ from deepreshape.private.protocols.garbled.label_transfer import (
     Party,
     evaluator_of,
     garbler_of,
+    random_choices,
     wipe,
 )
 from deepreshape.private.transport.ledger import Phase
@@ -79,17 +82,18 @@ class GarbledRelu(ReluProtocol[GarbledLayer, Party]):
         return base_transfers(2 if self.mux else 1)
 
     def offline(self, run: Run, setup: Party, layer: GarbledLayer, share: Words | None, blind: Words | None) -> Offline:
-        if share is None or blind is None:
-            if layer.garbler == "server":
-                yield from self.server_garbles(run, layer, garbler_of(setup, layer))
-            else:
-                yield from self.server_evaluates(run, layer, evaluator_of(setup, layer))
+        if share is not None and blind is not None:
+            check_shares(layer.name, layer.modulus, layer.count, share=share, blind=blind)
+        if layer.garbler == run.role:
+            known, kept = self.known(run, layer, share, blind)
+            yield from self.garble(run, layer, garbler_of(setup, layer), known, kept)
             return
-        check_shares(layer.name, layer.modulus, layer.count, share=share, blind=blind)
-        if layer.garbler == "client":
-            yield from self.client_garbles(run, layer, garbler_of(setup, layer), share, blind)
+        if share is None or blind is None:
+            choices = random_choices(layer, run.rng)
+            kept = {"choices": np.packbits(choices)}
         else:
-            yield from self.client_evaluates(run, layer, evaluator_of(setup, layer), share, blind)
+            choices, kept = self.choices(layer, share, blind)
+        yield from self.evaluate(run, layer, evaluator_of(setup, layer), choices, kept)
 
     def online(self, run: Run, layer: GarbledLayer, prepared: Iterator[Prepared], share: Words | None) -> Online:
         yield from ()
@@ -102,22 +106,23 @@ class GarbledRelu(ReluProtocol[GarbledLayer, Party]):
             return self.server_online(run, layer, head, batches, share)
 
     @abstractmethod
-    def client_garbles(self, run: Run, layer: GarbledLayer, garbler: Garbler, share: Words, blind: Words) -> Offline:
-        """Offline, at a client that garbles."""
+    def known(self, run: Run, layer: GarbledLayer, share: Words | None, blind: Words | None) -> tuple[Bits, Arrays]:
+        """The words that a garbler feeds in and knows offline, (bits, count), and what it keeps of its own.
+
+        A client is given its share of the input and its blind; both are None at a server.
+        """
 
     @abstractmethod
-    def server_evaluates(self, run: Run, layer: GarbledLayer, evaluator: Evaluator) -> Offline:
-        """Offline, at a server that evaluates."""
+    def choices(self, layer: GarbledLayer, share: Words, blind: Words) -> tuple[Bits, Arrays]:
+        """The bits of an evaluating client, (chosen, count), and what it keeps of its own."""
 
     @abstractmethod
-    def server_garbles(self, run: Run, layer: GarbledLayer, garbler: Garbler) -> Offline:
-        """Offline, at a server that garbles."""
+    def garble(self, run: Run, layer: GarbledLayer, garbler: Garbler, known: Bits, kept: Arrays) -> Offline:
+        """Offline, at the garbler, with what :meth:`known` gave."""
 
     @abstractmethod
-    def client_evaluates(
-        self, run: Run, layer: GarbledLayer, evaluator: Evaluator, share: Words, blind: Words
-    ) -> Offline:
-        """Offline, at a client that evaluates."""
+    def evaluate(self, run: Run, layer: GarbledLayer, evaluator: Evaluator, choices: Bits, kept: Arrays) -> Offline:
+        """Offline, at the evaluator, with its bits; those of a server are random ones."""
 
     @abstractmethod
     def client_online(self, run: Run, layer: GarbledLayer, head: Arrays, batches: Iterator[Prepared]) -> None:

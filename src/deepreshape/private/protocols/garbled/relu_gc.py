@@ -42,8 +42,9 @@ from deepreshape.private.protocols.garbled.label_transfer import (
     garbled_bytes,
     kept_bytes,
     label_bytes,
-    random_choices,
+    receive_choices,
     receive_circuits,
+    send_choices,
     send_circuits,
     send_labels,
 )
@@ -67,30 +68,36 @@ class ReluGc(GarbledRelu):
     def max_input(self, layer: GarbledLayer) -> int:
         return (layer.modulus.order - 1) // 2
 
-    def client_garbles(self, run: Run, layer: GarbledLayer, garbler: Garbler, share: Words, blind: Words) -> Offline:
+    def known(self, run: Run, layer: GarbledLayer, share: Words | None, blind: Words | None) -> tuple[Bits, Arrays]:
         bits = layer.modulus.bits
-        yield from _garble(
-            run, layer, garbler, np.concatenate([to_bits(share, bits), to_bits(layer.modulus.neg(blind), bits)]), {}
-        )
+        if share is None or blind is None:
+            drawn = layer.modulus.random(layer.count, run.rng)
+            return to_bits(drawn, bits), {"mask": drawn}
+        return np.concatenate([to_bits(share, bits), to_bits(layer.modulus.neg(blind), bits)]), {}
 
-    def server_evaluates(self, run: Run, layer: GarbledLayer, evaluator: Evaluator) -> Offline:
-        choices = random_choices(layer, run.rng)
-        yield from _receive(run, layer, evaluator, choices, {"choices": np.packbits(choices)})
+    def choices(self, layer: GarbledLayer, share: Words, blind: Words) -> tuple[Bits, Arrays]:
+        return to_bits(share, layer.modulus.bits), {"mask": blind.copy()}
 
-    def server_garbles(self, run: Run, layer: GarbledLayer, garbler: Garbler) -> Offline:
-        blind = layer.modulus.random(layer.count, run.rng)
-        yield from _garble(run, layer, garbler, to_bits(blind, layer.modulus.bits), {"mask": blind})
+    def garble(self, run: Run, layer: GarbledLayer, garbler: Garbler, known: Bits, kept: Arrays) -> Offline:
+        chosen = chosen_by_peer(run, layer, garbler)
+        yield None
+        head, batches = send_circuits(run, layer, garbler, chosen, known)
+        for outputs in batches:
+            run.channel.send(Frame.TABLES, np.packbits(permute_bits(outputs)))
+        yield Prepared(head | kept)
 
-    def client_evaluates(
-        self, run: Run, layer: GarbledLayer, evaluator: Evaluator, share: Words, blind: Words
-    ) -> Offline:
-        yield from _receive(run, layer, evaluator, to_bits(share, layer.modulus.bits), {"mask": blind.copy()})
+    def evaluate(self, run: Run, layer: GarbledLayer, evaluator: Evaluator, choices: Bits, kept: Arrays) -> Offline:
+        labels = choose(run, layer, evaluator, choices)
+        yield None
+        head, batches = receive_circuits(run, layer, labels)
+        yield Prepared(head | kept)
+        for size, batch in zip(layer.sizes, batches, strict=True):
+            decode = run.channel.receive(Frame.TABLES, -(-layer.modulus.bits * size // 8))
+            yield Prepared(batch | {"decode": np.frombuffer(decode, np.uint8)})
 
     def client_online(self, run: Run, layer: GarbledLayer, head: Arrays, batches: Iterator[Prepared]) -> None:
         if layer.garbler == "client":
-            bits = layer.chosen * layer.count
-            packed = np.frombuffer(run.channel.receive(Frame.SHARES, -(-bits // 8)), np.uint8)
-            send_labels(run, layer, head, np.unpackbits(packed, count=bits).reshape(-1, layer.count))
+            send_labels(run, layer, head, receive_choices(run, layer))
         else:
             reply = layer.modulus.sub(_results(run, layer, head, batches), head["mask"])
             run.channel.send(Frame.SHARES, layer.modulus.pack(reply))
@@ -103,8 +110,7 @@ class ReluGc(GarbledRelu):
             send_labels(run, layer, head, planes)
             reply = run.channel.receive(Frame.SHARES, layer.count * layer.modulus.element_bytes)
             return layer.modulus.sub(layer.modulus.unpack(reply, layer.count), head["mask"])
-        choices = np.unpackbits(head["choices"], count=planes.size).reshape(planes.shape)
-        run.channel.send(Frame.SHARES, np.packbits(choices ^ planes))
+        send_choices(run, layer, head, planes)
         return _results(run, layer, head, batches)
 
     def offline_messages(self, layer: GarbledLayer) -> tuple[Segment, ...]:
@@ -125,25 +131,6 @@ class ReluGc(GarbledRelu):
         if layer.garbler == "server":
             return evaluator + 8 * layer.count, garbler + 8 * layer.count
         return garbler, evaluator + -(-bits * layer.count // 8)
-
-
-def _garble(run: Run, layer: GarbledLayer, garbler: Garbler, known: Bits, kept: Arrays) -> Offline:
-    chosen = chosen_by_peer(run, layer, garbler)
-    yield None
-    head, batches = send_circuits(run, layer, garbler, chosen, known)
-    for outputs in batches:
-        run.channel.send(Frame.TABLES, np.packbits(permute_bits(outputs)))
-    yield Prepared(head | kept)
-
-
-def _receive(run: Run, layer: GarbledLayer, evaluator: Evaluator, choices: Bits, kept: Arrays) -> Offline:
-    labels = choose(run, layer, evaluator, choices)
-    yield None
-    head, batches = receive_circuits(run, layer, labels)
-    yield Prepared(head | kept)
-    for size, batch in zip(layer.sizes, batches, strict=True):
-        decode = run.channel.receive(Frame.TABLES, -(-layer.modulus.bits * size // 8))
-        yield Prepared(batch | {"decode": np.frombuffer(decode, np.uint8)})
 
 
 def _results(run: Run, layer: GarbledLayer, head: Arrays, batches: Iterator[Prepared]) -> Words:

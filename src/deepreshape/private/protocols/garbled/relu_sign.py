@@ -60,10 +60,10 @@ from typing import final
 
 import numpy as np
 
-from deepreshape.private.arith.drelu import Parity, Sign, Window, Wrap
+from deepreshape.private.arith.drelu import Parity, Window, Wrap
 from deepreshape.private.arith.ring import Bits, Field, Modulus, Ring, Words, to_bits
 from deepreshape.private.arith.truncation import ShareTruncation
-from deepreshape.private.crypto.labels import derive_blinds, permute_bits, pick
+from deepreshape.private.crypto.labels import permute_bits, pick
 from deepreshape.private.crypto.ot.iknp import IKNP
 from deepreshape.private.program.ops import ProgramError, Relu
 from deepreshape.private.protocols.base import Arrays, Integers, Message, Offline, Prepared, Run, Segment
@@ -72,6 +72,7 @@ from deepreshape.private.protocols.garbled.label_transfer import (
     Evaluator,
     GarbledLayer,
     Garbler,
+    blinds_of,
     choose,
     choosing_bytes,
     chosen_by_peer,
@@ -79,8 +80,9 @@ from deepreshape.private.protocols.garbled.label_transfer import (
     garbled_bytes,
     kept_bytes,
     label_bytes,
-    random_choices,
+    receive_choices,
     receive_circuits,
+    send_choices,
     send_circuits,
     send_labels,
 )
@@ -115,42 +117,69 @@ class ReluSign(GarbledRelu):
         return GarbledLayer(op.name, modulus, op.shift, count, config.garbler, config.batch, sign)
 
     def replay(self, layer: GarbledLayer, x: Integers, client: Words, coins: Words | None = None) -> Integers:
-        sign, server = sign_of(layer), layer.modulus.sub(layer.modulus.encode(x), client)
+        sign, server = layer.test, layer.modulus.sub(layer.modulus.encode(x), client)
         positive = sign.positive(sign.client_word(client), sign.server_word(server))
         return np.where(positive, _truncation(layer).rounded(x, client), 0)
 
     def max_input(self, layer: GarbledLayer) -> int:
-        return min(sign_of(layer).max_input, _truncation(layer).max_input)
+        return min(layer.test.max_input, _truncation(layer).max_input)
 
-    def client_garbles(self, run: Run, layer: GarbledLayer, garbler: Garbler, share: Words, blind: Words) -> Offline:
-        sign = sign_of(layer)
+    def known(self, run: Run, layer: GarbledLayer, share: Words | None, blind: Words | None) -> tuple[Bits, Arrays]:
+        if share is None or blind is None:
+            return np.empty((0, layer.count), np.uint8), {}
         part, half = _truncation(layer).client_part(share)
         kept = {"own": part, "half": np.packbits(half), "mask": blind.copy()}
-        yield from _garble(run, layer, garbler, to_bits(sign.client_word(share), sign.width), kept)
+        return to_bits(layer.test.client_word(share), layer.test.width), kept
 
-    def server_evaluates(self, run: Run, layer: GarbledLayer, evaluator: Evaluator) -> Offline:
-        choices = random_choices(layer, run.rng)
-        yield from _receive(run, layer, evaluator, choices, {"choices": np.packbits(choices)})
-
-    def server_garbles(self, run: Run, layer: GarbledLayer, garbler: Garbler) -> Offline:
-        yield from _garble(run, layer, garbler, np.empty((0, layer.count), np.uint8))
-
-    def client_evaluates(
-        self, run: Run, layer: GarbledLayer, evaluator: Evaluator, share: Words, blind: Words
-    ) -> Offline:
-        sign = sign_of(layer)
+    def choices(self, layer: GarbledLayer, share: Words, blind: Words) -> tuple[Bits, Arrays]:
         part, half = _truncation(layer).client_part(share)
-        choices = _with_half(layer, to_bits(sign.client_word(share), sign.width), half)
-        kept = {"half": np.packbits(half), "mask": blind.copy()}
-        yield from _receive(run, layer, evaluator, choices, kept, part)
+        word = _with_half(layer, to_bits(layer.test.client_word(share), layer.test.width), half)
+        return word, {"part": part, "half": np.packbits(half), "mask": blind.copy()}
+
+    def garble(self, run: Run, layer: GarbledLayer, garbler: Garbler, known: Bits, kept: Arrays) -> Offline:
+        """What it does not have to keep of its own part of x comes from the evaluator."""
+        if garbler.mux is None:
+            raise TypeError("this session's Garbler has no transfers for the MUX; start it with mux=True")
+        chosen = chosen_by_peer(run, layer, garbler)
+        yield None
+        blind_bits = run.rng.bytes(layer.count) & np.uint8(1)
+        product = blinds_of(layer, run, garbler.mux.chosen(run.channel, blind_bits), MUX, layer.modulus)
+        head, batches = send_circuits(run, layer, garbler, chosen, known)
+        outputs: list[Words] = []
+        for span, labels in zip(layer.spans, batches, strict=True):
+            run.channel.send(Frame.TABLES, np.packbits(permute_bits(labels[0]) ^ blind_bits[span]))
+            outputs.append(labels)
+        if "own" not in kept:
+            yield None
+            kept = {"own": _elements(run, layer)}
+        arrays = {"outputs": np.concatenate(outputs, axis=1), "masks": np.packbits(blind_bits), "product": product}
+        yield Prepared(head | arrays | kept)
+
+    def evaluate(self, run: Run, layer: GarbledLayer, evaluator: Evaluator, choices: Bits, kept: Arrays) -> Offline:
+        """If it knows its part of x already, it sends what the garbler shall hold of it."""
+        if evaluator.mux is None:
+            raise TypeError("this session's Evaluator has no transfers for the MUX; start it with mux=True")
+        labels = choose(run, layer, evaluator, choices)
+        yield None
+        received, delta = evaluator.mux.chosen(run.channel, layer.count), evaluator.mux.delta.words
+        zero, one = (blinds_of(layer, run, r, MUX, layer.modulus) for r in (received, received ^ delta))
+        product, part = layer.modulus.sub(one, zero), kept.pop("part", None)
+        rest = None if part is None else layer.modulus.pack(layer.modulus.sub(part, product))
+        head, batches = receive_circuits(run, layer, labels)
+        yield Prepared(head | {"product": product, "pad": layer.modulus.neg(zero)} | kept)
+        for size, batch in zip(layer.sizes, batches, strict=True):
+            decode = run.channel.receive(Frame.TABLES, -(-size // 8))
+            yield Prepared(batch | {"decode": np.frombuffer(decode, np.uint8)})
+        if rest is not None:
+            yield None
+            run.channel.send(Frame.SHARES, rest)
 
     def client_online(self, run: Run, layer: GarbledLayer, head: Arrays, batches: Iterator[Prepared]) -> None:
         half = np.unpackbits(head["half"], count=layer.count)
         if layer.garbler == "client":
-            bits = layer.chosen * layer.count
-            packed = np.frombuffer(run.channel.receive(Frame.SHARES, -(-bits // 8)), np.uint8)
+            changed = receive_choices(run, layer)
             value = layer.modulus.add(head["own"], _elements(run, layer))
-            send_labels(run, layer, head, np.unpackbits(packed, count=bits).reshape(-1, layer.count))
+            send_labels(run, layer, head, changed)
             result = _send_corrections(run, layer, head, value, half)
         else:
             result = _receive_corrections(run, layer, head, batches, half)
@@ -159,22 +188,20 @@ class ReluSign(GarbledRelu):
     def server_online(
         self, run: Run, layer: GarbledLayer, head: Arrays, batches: Iterator[Prepared], share: Words
     ) -> Words:
-        modulus, sign = layer.modulus, sign_of(layer)
+        modulus, sign = layer.modulus, layer.test
         part, half = _truncation(layer).server_part(share)
         word = to_bits(sign.server_word(share), sign.width)
         if layer.garbler == "server":
             send_labels(run, layer, head, word)
             result = _send_corrections(run, layer, head, modulus.add(part, head["own"]), half)
         else:
-            planes = _with_half(layer, word, half)
-            choices = np.unpackbits(head["choices"], count=planes.size).reshape(planes.shape)
-            run.channel.send(Frame.SHARES, np.packbits(choices ^ planes))
+            send_choices(run, layer, head, _with_half(layer, word, half))
             run.channel.send(Frame.SHARES, modulus.pack(modulus.sub(part, head["product"])))
             result = _receive_corrections(run, layer, head, batches, half)
         return modulus.add(result, _elements(run, layer))
 
     def offline_messages(self, layer: GarbledLayer) -> tuple[Segment, ...]:
-        garbled = garbled_bytes(layer, sign_of(layer).compared_bits) + IKNP.chosen_bytes(layer.count)
+        garbled = garbled_bytes(layer, layer.test.compared_bits) + IKNP.chosen_bytes(layer.count)
         garbled += sum(-(-size // 8) for size in layer.sizes)
         evaluator = OTHER[layer.garbler]
         segments = (Message(evaluator, choosing_bytes(layer)),), (Message(layer.garbler, garbled),)
@@ -191,7 +218,7 @@ class ReluSign(GarbledRelu):
 
     def stored(self, layer: GarbledLayer) -> tuple[int, int]:
         bit, word = -(-layer.count // 8), 8 * layer.count
-        garbler, evaluator = kept_bytes(layer, sign_of(layer).compared_bits)
+        garbler, evaluator = kept_bytes(layer, layer.test.compared_bits)
         garbler += LABEL_BYTES * len(layer.circuit.outputs) * layer.count + bit + 2 * word
         evaluator += 2 * word + sum(-(-size // 8) for size in layer.sizes)
         if layer.garbler == "server":
@@ -199,56 +226,8 @@ class ReluSign(GarbledRelu):
         return garbler + bit + word, evaluator + -(-layer.chosen * layer.count // 8)
 
 
-def sign_of(layer: GarbledLayer) -> Sign:
-    """The layer's sign test; it has one."""
-    assert layer.sign is not None  # noqa: S101 - :meth:`ReluSign.layer` made it
-    return layer.sign
-
-
 def _truncation(layer: GarbledLayer) -> ShareTruncation:
-    return ShareTruncation(layer.modulus, layer.shift, sign_of(layer).reach)
-
-
-def _garble(run: Run, layer: GarbledLayer, garbler: Garbler, known: Bits, kept: Arrays | None = None) -> Offline:
-    """The garbler's step. What it does not have to keep of its own part of x comes from the evaluator."""
-    if garbler.mux is None:
-        raise TypeError("this session's Garbler has no transfers for the MUX; start it with mux=True")
-    chosen = chosen_by_peer(run, layer, garbler)
-    yield None
-    blind_bits = run.rng.bytes(layer.count) & np.uint8(1)
-    product = _blinds_of(layer, run, garbler.mux.chosen(run.channel, blind_bits), MUX, layer.modulus)
-    head, batches = send_circuits(run, layer, garbler, chosen, known)
-    outputs: list[Words] = []
-    for span, labels in zip(layer.spans, batches, strict=True):
-        run.channel.send(Frame.TABLES, np.packbits(permute_bits(labels[0]) ^ blind_bits[span]))
-        outputs.append(labels)
-    if kept is None:
-        yield None
-        kept = {"own": _elements(run, layer)}
-    arrays = {"outputs": np.concatenate(outputs, axis=1), "masks": np.packbits(blind_bits), "product": product}
-    yield Prepared(head | arrays | kept)
-
-
-def _receive(
-    run: Run, layer: GarbledLayer, evaluator: Evaluator, choices: Bits, kept: Arrays, part: Words | None = None
-) -> Offline:
-    """The evaluator's step. If it knows its ``part`` of x already, it sends what the garbler shall hold of it."""
-    if evaluator.mux is None:
-        raise TypeError("this session's Evaluator has no transfers for the MUX; start it with mux=True")
-    labels = choose(run, layer, evaluator, choices)
-    yield None
-    received, delta = evaluator.mux.chosen(run.channel, layer.count), evaluator.mux.delta.words
-    zero, one = (_blinds_of(layer, run, r, MUX, layer.modulus) for r in (received, received ^ delta))
-    product = layer.modulus.sub(one, zero)
-    rest = None if part is None else layer.modulus.pack(layer.modulus.sub(part, product))
-    head, batches = receive_circuits(run, layer, labels)
-    yield Prepared(head | {"product": product, "pad": layer.modulus.neg(zero)} | kept)
-    for size, batch in zip(layer.sizes, batches, strict=True):
-        decode = run.channel.receive(Frame.TABLES, -(-size // 8))
-        yield Prepared(batch | {"decode": np.frombuffer(decode, np.uint8)})
-    if rest is not None:
-        yield None
-        run.channel.send(Frame.SHARES, rest)
+    return ShareTruncation(layer.modulus, layer.shift, layer.test.reach)
 
 
 def _send_corrections(run: Run, layer: GarbledLayer, head: Arrays, value: Words, half: Bits) -> Words:
@@ -259,8 +238,8 @@ def _send_corrections(run: Run, layer: GarbledLayer, head: Arrays, value: Words,
     labels = pick(head["outputs"][0], delta, blind_bits)  # of c = 0
 
     def correction(wire: Words, tweak: str, within: Modulus, first: Words, second: Words) -> Words:
-        label = within.add(first, _blinds_of(layer, run, wire, tweak, within))
-        other = _blinds_of(layer, run, wire ^ delta, tweak, within)
+        label = within.add(first, blinds_of(layer, run, wire, tweak, within))
+        other = blinds_of(layer, run, wire ^ delta, tweak, within)
         run.channel.send(Frame.ROWS, within.pack(within.add(within.sub(second, label), other)))
         return label
 
@@ -289,7 +268,7 @@ def _receive_corrections(run: Run, layer: GarbledLayer, head: Arrays, batches: I
 
     def take(wire: Words, tweak: str, within: Modulus, choice: Bits) -> Words:
         received = within.unpack(run.channel.receive(Frame.ROWS, layer.count * within.element_bytes), layer.count)
-        return within.sub(_where(choice, received), _blinds_of(layer, run, wire, tweak, within))
+        return within.sub(_where(choice, received), blinds_of(layer, run, wire, tweak, within))
 
     product = np.where(shown, modulus.sub(head["product"], head["pad"]), head["pad"])
     result = modulus.add(take(labels[0], SIGN_CORRECTION, modulus, shown), product)
@@ -299,14 +278,6 @@ def _receive_corrections(run: Run, layer: GarbledLayer, head: Arrays, batches: I
     shared = take(labels[0], WRAP_CORRECTION, truncation.message, shown)
     half_share = take(labels[1], HALF_CORRECTION, truncation.message, half)
     return modulus.add(result, modulus.scale(truncation.message.add(_where(half, shared), half_share), truncation.unit))
-
-
-def _blinds_of(layer: GarbledLayer, run: Run, labels: Words, tweak: str, within: Modulus) -> Words:
-    """A blind for every label (count, 2), under the keys of each batch."""
-    batches = [
-        derive_blinds(labels[span], layer.context(run.id, at), tweak, within) for at, span in enumerate(layer.spans)
-    ]
-    return np.concatenate(batches)
 
 
 def _with_half(layer: GarbledLayer, word: Bits, half: Bits) -> Bits:

@@ -30,10 +30,9 @@ from typing import final
 
 import numpy as np
 
-from deepreshape.private.arith.drelu import Sign as SignTest
 from deepreshape.private.arith.drelu import Window
 from deepreshape.private.arith.ring import Bits, Field, Ring, Words, to_bits
-from deepreshape.private.crypto.labels import derive_blinds, permute_bits, pick
+from deepreshape.private.crypto.labels import permute_bits, pick
 from deepreshape.private.program.ops import ProgramError, Relu, Sign
 from deepreshape.private.program.program import Program
 from deepreshape.private.protocols.base import (
@@ -51,6 +50,7 @@ from deepreshape.private.protocols.garbled.label_transfer import (
     Evaluator,
     GarbledLayer,
     Garbler,
+    blinds_of,
     choose,
     choosing_bytes,
     chosen_by_peer,
@@ -58,8 +58,9 @@ from deepreshape.private.protocols.garbled.label_transfer import (
     garbled_bytes,
     kept_bytes,
     label_bytes,
-    random_choices,
+    receive_choices,
     receive_circuits,
+    send_choices,
     send_circuits,
     send_labels,
 )
@@ -103,31 +104,34 @@ class GarbledSign(GarbledRelu):
         return np.where(x > 0, 1, -1).astype(np.int64)
 
     def max_input(self, layer: GarbledLayer) -> int:
-        return _test(layer).max_input
+        return layer.test.max_input
 
-    def client_garbles(self, run: Run, layer: GarbledLayer, garbler: Garbler, share: Words, blind: Words) -> Offline:
-        test = _test(layer)
-        yield from _garble(run, layer, garbler, to_bits(test.client_word(share), test.width), {"blind": blind.copy()})
+    def known(self, run: Run, layer: GarbledLayer, share: Words | None, blind: Words | None) -> tuple[Bits, Arrays]:
+        if share is None or blind is None:
+            return np.empty((0, layer.count), np.uint8), {}
+        return self.choices(layer, share, blind)
 
-    def server_evaluates(self, run: Run, layer: GarbledLayer, evaluator: Evaluator) -> Offline:
-        choices = random_choices(layer, run.rng)
-        yield from _receive(run, layer, evaluator, choices, {"choices": np.packbits(choices)})
+    def choices(self, layer: GarbledLayer, share: Words, blind: Words) -> tuple[Bits, Arrays]:
+        return to_bits(layer.test.client_word(share), layer.test.width), {"blind": blind.copy()}
 
-    def server_garbles(self, run: Run, layer: GarbledLayer, garbler: Garbler) -> Offline:
-        yield from _garble(run, layer, garbler, np.empty((0, layer.count), np.uint8), {})
+    def garble(self, run: Run, layer: GarbledLayer, garbler: Garbler, known: Bits, kept: Arrays) -> Offline:
+        chosen = chosen_by_peer(run, layer, garbler)
+        yield None
+        head, batches = send_circuits(run, layer, garbler, chosen, known)
+        outputs = np.concatenate([labels[0] for labels in batches])
+        yield Prepared(head | {"outputs": outputs} | kept)
 
-    def client_evaluates(
-        self, run: Run, layer: GarbledLayer, evaluator: Evaluator, share: Words, blind: Words
-    ) -> Offline:
-        test = _test(layer)
-        choices = to_bits(test.client_word(share), test.width)
-        yield from _receive(run, layer, evaluator, choices, {"blind": blind.copy()})
+    def evaluate(self, run: Run, layer: GarbledLayer, evaluator: Evaluator, choices: Bits, kept: Arrays) -> Offline:
+        labels = choose(run, layer, evaluator, choices)
+        yield None
+        head, batches = receive_circuits(run, layer, labels)
+        yield Prepared(head | kept)
+        for batch in batches:
+            yield Prepared(batch)
 
     def client_online(self, run: Run, layer: GarbledLayer, head: Arrays, batches: Iterator[Prepared]) -> None:
         if layer.garbler == "client":
-            bits = layer.chosen * layer.count
-            packed = np.frombuffer(run.channel.receive(Frame.SHARES, -(-bits // 8)), np.uint8)
-            send_labels(run, layer, head, np.unpackbits(packed, count=bits).reshape(-1, layer.count))
+            send_labels(run, layer, head, receive_choices(run, layer))
             part = _send_values(run, layer, head)
         else:
             part = _take_values(run, layer, head, batches)
@@ -136,20 +140,19 @@ class GarbledSign(GarbledRelu):
     def server_online(
         self, run: Run, layer: GarbledLayer, head: Arrays, batches: Iterator[Prepared], share: Words
     ) -> Words:
-        modulus, test = layer.modulus, _test(layer)
+        modulus, test = layer.modulus, layer.test
         word = to_bits(test.server_word(modulus.add(share, self.thresholds[layer.name])), test.width)
         if layer.garbler == "server":
             send_labels(run, layer, head, word)
             part = _send_values(run, layer, head)
         else:
-            choices = np.unpackbits(head["choices"], count=word.size).reshape(word.shape)
-            run.channel.send(Frame.SHARES, np.packbits(choices ^ word))
+            send_choices(run, layer, head, word)
             part = _take_values(run, layer, head, batches)
         reply = run.channel.receive(Frame.SHARES, layer.count * modulus.element_bytes)
         return modulus.add(part, modulus.unpack(reply, layer.count))
 
     def offline_messages(self, layer: GarbledLayer) -> tuple[Segment, ...]:
-        garbled = garbled_bytes(layer, _test(layer).compared_bits)
+        garbled = garbled_bytes(layer, layer.test.compared_bits)
         return (Message(OTHER[layer.garbler], choosing_bytes(layer)),), (Message(layer.garbler, garbled),)
 
     def online_bytes(self, layer: GarbledLayer) -> tuple[int, int]:
@@ -159,7 +162,7 @@ class GarbledSign(GarbledRelu):
         return label_bytes(layer) + 2 * element, -(-layer.chosen * layer.count // 8)
 
     def stored(self, layer: GarbledLayer) -> tuple[int, int]:
-        garbler, evaluator = kept_bytes(layer, _test(layer).compared_bits)
+        garbler, evaluator = kept_bytes(layer, layer.test.compared_bits)
         garbler += LABEL_BYTES * layer.count
         blind = 8 * layer.count
         if layer.garbler == "server":
@@ -175,37 +178,14 @@ class GarbledSign(GarbledRelu):
         return replace(declared, counts=counts, resident=8 * layer.count)
 
 
-def _test(layer: GarbledLayer) -> SignTest:
-    """The layer's sign test; it has one."""
-    assert layer.sign is not None  # noqa: S101 - :meth:`GarbledSign.layer` gave it one
-    return layer.sign
-
-
-def _garble(run: Run, layer: GarbledLayer, garbler: Garbler, known: Bits, kept: Arrays) -> Offline:
-    chosen = chosen_by_peer(run, layer, garbler)
-    yield None
-    head, batches = send_circuits(run, layer, garbler, chosen, known)
-    outputs = np.concatenate([labels[0] for labels in batches])
-    yield Prepared(head | {"outputs": outputs} | kept)
-
-
-def _receive(run: Run, layer: GarbledLayer, evaluator: Evaluator, choices: Bits, kept: Arrays) -> Offline:
-    labels = choose(run, layer, evaluator, choices)
-    yield None
-    head, batches = receive_circuits(run, layer, labels)
-    yield Prepared(head | kept)
-    for batch in batches:
-        yield Prepared(batch)
-
-
 def _send_values(run: Run, layer: GarbledLayer, head: Arrays) -> Words:
     """Online, at the garbler: its part of the values."""
     modulus, zero = layer.modulus, head["outputs"]
     permuted = permute_bits(zero)
     first = pick(zero, head["offset"], permuted)  # the label that the evaluator sees with c = 0
     values = [modulus.encode(np.where(permuted ^ c, 1, -1).astype(np.int64)) for c in (0, 1)]
-    part = modulus.add(values[0], _pads(run, layer, first))
-    second = _pads(run, layer, first ^ head["offset"])
+    part = modulus.add(values[0], blinds_of(layer, run, first, TWEAK, modulus))
+    second = blinds_of(layer, run, first ^ head["offset"], TWEAK, modulus)
     run.channel.send(Frame.ROWS, modulus.pack(modulus.add(modulus.sub(values[1], part), second)))
     return part
 
@@ -216,14 +196,6 @@ def _take_values(run: Run, layer: GarbledLayer, head: Arrays, batches: Iterator[
     labels = np.concatenate([outputs[0] for _, outputs in evaluated(run, layer, head, batches)])
     received = run.channel.receive(Frame.ROWS, layer.count * modulus.element_bytes)
     sent = modulus.unpack(received, layer.count)
-    return modulus.sub(np.where(permute_bits(labels), sent, np.uint64(0)), _pads(run, layer, labels))
-
-
-def _pads(run: Run, layer: GarbledLayer, labels: Words) -> Words:
-    """An element for each label (count, 2), under the keys of each batch."""
-    return np.concatenate(
-        [
-            derive_blinds(labels[span], layer.context(run.id, number), TWEAK, layer.modulus)
-            for number, span in enumerate(layer.spans)
-        ]
+    return modulus.sub(
+        np.where(permute_bits(labels), sent, np.uint64(0)), blinds_of(layer, run, labels, TWEAK, modulus)
     )
