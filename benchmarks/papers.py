@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).parent))  # tests load this file from else
 import papers_networks
 import papers_shapes
 import papers_squares
-from papers_claim import RESULTS, Claim, Measured, Verdict, at_least, rows_of
+from papers_claim import RESULTS, Claim, Measured, Verdict, at_least, cell, rows_of
 
 from deepreshape.pricing.calibrate import machine, versions
 
@@ -282,7 +282,7 @@ def page() -> str:
         "|---|---|---|---|---|",
     ]
     for claim, row in chosen:
-        values = "; ".join(f"{name.replace('_', ' ')}: {value}" for name, value in row["measured"].items()) or claim.why
+        values = cell(row["measured"]) or claim.why
         held = f" Test: `{claim.test}`." if claim.test else ""
         what = f"**{claim.id}**, {claim.paper}: {claim.claim}.{held}"
         lines.append(f"| {what} | {claim.published} | {claim.threshold or '–'} | {row['verdict']} | {values} |")

@@ -50,6 +50,45 @@ class Claim:
         return f"python benchmarks/papers.py --run {self.id}" if self.measure else ""
 
 
+MANY = 6
+"""Values by name that a cell of the page lists; of more it gives their number and range."""
+
+
+def shown(value: Any) -> str:
+    """A measured value as the page has it: short, and for readers; the rows keep all digits."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if value is None:
+        return "none"
+    if isinstance(value, float) and abs(value) < 1000:
+        return f"{value:.4g}"
+    if isinstance(value, int | float):
+        return f"{value:,.0f}"
+    if isinstance(value, dict) and len(value) > MANY:
+        return f"{len(value)} values from {shown(min(value.values()))} to {shown(max(value.values()))}"
+    if isinstance(value, dict):
+        return ", ".join(f"{name.replace('_', ' ')} = {_inner(one)}" for name, one in value.items())
+    if isinstance(value, list):
+        return " / ".join(map(_inner, value))
+    return str(value)
+
+
+def _inner(value: Any) -> str:
+    """Of several values one, which may be several itself."""
+    return f"({shown(value)})" if isinstance(value, dict | list) else shown(value)
+
+
+def cell(measured: Measured) -> str:
+    """All measured values of a claim in one line."""
+    parts: list[str] = []
+    before: object = None
+    for name, value in measured.items():
+        same = before is not None and value == before and isinstance(value, dict)
+        parts.append(f"{name.replace('_', ' ')}: {'the same' if same else shown(value)}")
+        before = value
+    return "; ".join(parts)
+
+
 def rows_of(name: str) -> list[dict[str, Any]]:
     """The rows of a file of results."""
     return [json.loads(line) for line in (RESULTS / name).read_text().splitlines()]

@@ -26,6 +26,19 @@ def test_the_page_is_made_from_the_rows(papers: ModuleType):
     assert papers.PAGE.read_text() == papers.page()
 
 
+def test_measured_values_are_written_for_readers(papers: ModuleType):
+    cell = sys.modules["papers_claim"].cell
+    assert not set("{}[]") & set(papers.page().replace("](", "").replace("[its rows", ""))
+    assert cell({"gap": 9.4e-05, "never_rises": True, "bytes": [124750424, 2.5]}) == (
+        "gap: 9.4e-05; never rises: yes; bytes: 124,750,424 / 2.5"
+    )
+    many = {str(number): 1000 * number for number in range(1, 8)}
+    assert cell({"relus": many, "published": dict(many)}) == (
+        "relus: 7 values from 1,000 to 7,000; published: the same"
+    )
+    assert cell({"by_seed": [{"dead_units": {"plain": 1.25}}]}) == "by seed: (dead units = (plain = 1.25))"
+
+
 def test_a_stored_verdict_is_the_judges(papers: ModuleType):
     claims = {claim.id: claim for claim in papers.CLAIMS}
     assert len(claims) == len(papers.CLAIMS)
