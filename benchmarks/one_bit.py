@@ -35,8 +35,6 @@ def rows_of(name: str) -> list[dict[str, Any]]:
     kinds["relu"] = [op for op in program.ops if isinstance(op, Relu)]
     found: list[dict[str, Any]] = []
     for word in PROTOCOLS:
-        if word.startswith("ot") and kinds["sign"]:
-            continue  # signs are not computed by transfers
         plan = Plan(program.public(), ReluConfig.parse(word))
         declared, row = plan.declared(), {"network": name, "ring": program.modulus.bits, "protocol": word}
         for kind, ops in kinds.items():

@@ -105,3 +105,10 @@ def test_words_that_do_not_fit_are_one_line(words: tuple[str, ...], said: str, t
     done = call("binarize", *words, "--out", str(tmp_path / "x"))
     assert (done.code, said in done.err) == (2, True)
     assert not (tmp_path / "x").exists()
+
+
+def test_several_processes_are_refused_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    done = call("binarize", "zoo:digits", "--out", str(tmp_path / "x"))
+    assert (done.code, "binarize trains in one process; start it without torchrun" in done.err) == (2, True)
+    assert not (tmp_path / "x").exists()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -54,6 +55,8 @@ def binarize(
     from deepreshape.removal.binarize import binarize as make_binary
     from deepreshape.removal.binarize import binary_recipe
 
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        raise ValueError("binarize trains in one process; start it without torchrun")
     if (to / MANIFEST).is_file():
         raise ValueError(f"{to} holds a finished model; choose another folder for what comes out")
     network, dataset = trained_network(model, data, data_dir, threads)
