@@ -10,7 +10,8 @@ ring: squares at 31 with 7 bits dropped before and 10 after, ReLUs where each is
 
 With SPU's interpreter there is a row for its square under CHEETAH too: the kernels ``mul_aa`` and one of two
 ``trunc_a`` behind a linear layer of one input, in a warm session, whose correlations it makes as it goes. Its
-``wall_us`` is the server's time in them, waits included, over as many values; it tells no processor time.
+``wall_us`` is the server's time in them, waits included, over as many values; it tells no processor time, and of
+``rounds_online`` how many messages the client sends.
 """
 
 from __future__ import annotations

@@ -68,6 +68,7 @@ def test_local_reports_what_the_issue_fixes(folder: Path):
     assert report["max_error"] < 1e-3 * report["largest_output"]
     assert (report["levels"], report["degree"], report["squares"]) == (3, 8192, 1)
     assert report["rotations"] > 0
+    assert 0 < report["expected_error"] < 1e-3
     assert set(report["bytes"]) == {"keys", "up", "down"}
     assert min(report["bytes"].values()) > 0
     assert set(report["seconds"]) == {"keys", "encrypt", "evaluate", "decrypt"}
@@ -76,6 +77,7 @@ def test_local_reports_what_the_issue_fixes(folder: Path):
     assert "the server's weights have no statistical protection" in " ".join(said.out.split())
     assert "must not hand on what it decrypted" in " ".join(said.out.split())
     assert "to upload once" in " ".join(said.err.split())
+    assert "(a fit to measured ones, no bound)" in " ".join(said.err.split())
 
 
 def test_cost_says_before_what_local_counts_after(folder: Path):

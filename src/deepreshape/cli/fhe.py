@@ -37,8 +37,6 @@ if TYPE_CHECKING:
 
 __all__ = ["app", "price_of", "print_price"]
 
-PRECISION = 1e-3
-"""Error, of the range of a network's outputs, beyond which an answer does not count as the network's."""
 FULL = 1 << 14
 """More images than a ciphertext holds."""
 UNPROTECTED = (
@@ -254,6 +252,7 @@ def local(
 
     from deepreshape.cli.models import compare
     from deepreshape.engines.ckks.local import run_encrypted
+    from deepreshape.engines.ckks.parameters import PRECISION
 
     network, inputs = network_and_inputs(model, samples, data, data_dir, images)
     circuit = _compiled(network, images)
@@ -366,6 +365,7 @@ def _takes(circuit: LeveledCircuit) -> dict[str, Any]:
         "levels": parameters.levels,
         "degree": parameters.degree,
         "modulus_bits": sum(parameters.primes),
+        "expected_error": float(f"{parameters.expected_error:.2g}"),
         "rotations": circuit.rotations,
         "products": circuit.products,
         "images_a_ciphertext": circuit.batch,
@@ -397,7 +397,8 @@ def _print_needs(circuit: LeveledCircuit) -> None:
     err.print(
         f"{circuit.parameters}; {len(circuit.public.key_names)} keys of {size:,.0f} MB to upload once; "
         f"{circuit.rotations} rotations, {circuit.products:,} products and {circuit.squares} layers of squares a "
-        f"ciphertext of {circuit.batch} images",
+        f"ciphertext of {circuit.batch} images; errors of about {circuit.parameters.expected_error:.1g} of the largest "
+        "output are expected (a fit to measured ones, no bound)",
         highlight=False,
     )
 

@@ -1,5 +1,8 @@
 """Leveled CKKS: packing against plain arithmetic, and whole circuits against the layers they are made of."""
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 from support.ckks import computed, conv, convolved, quadratic, residual
@@ -9,12 +12,13 @@ from deepreshape.engines.ckks.circuit import compiled
 from deepreshape.engines.ckks.evaluate import EncodedCircuit
 from deepreshape.engines.ckks.local import run_encrypted
 from deepreshape.engines.ckks.packing import Diagonals, Entries, SlotLayout, convolution, diagonals, reduction
-from deepreshape.engines.ckks.parameters import LIMITS, choose_modulus
+from deepreshape.engines.ckks.parameters import LIMITS, MARGIN, PRECISION, choose_modulus
 from deepreshape.engines.ckks.scheme import CkksEvaluator, Holder, Scheme
 from deepreshape.private.program.graph import Layer, Quadratic, Rectify
 from deepreshape.private.program.ops import INPUT, ProgramError
 
 RNG = np.random.default_rng(0)
+ERRORS = Path(__file__).parents[3] / "benchmarks" / "results" / "ckks-errors.jsonl"
 
 
 def applied(matrix: Diagonals, x: np.ndarray) -> np.ndarray:
@@ -71,8 +75,20 @@ def test_a_circuit_gives_what_its_layers_give(images: int):
     answer = run_encrypted(circuit, x)
     expected = np.stack([computed(layers, image) for image in x])
     assert answer.outputs.shape == expected.shape
-    assert np.abs(answer.outputs - expected).max() < 16 * circuit.parameters.expected_error
+    assert np.abs(answer.outputs - expected).max() < MARGIN * circuit.parameters.expected_error * np.abs(expected).max()
     assert min(answer.bytes.values()) > 0
+
+
+def test_the_margin_covers_what_the_fit_leaves_over():
+    """Of random networks of one to five squares, the largest error and the one expected, of the largest output."""
+    rows = [json.loads(line) for line in ERRORS.read_text().splitlines()]
+    over = [row["error"] / (row["expected"] * row["largest_output"]) for row in rows]
+    assert {row["squares"] for row in rows} == {1, 2, 3, 4, 5}
+    assert (round(min(over), 2), round(max(over), 1)) == (0.19, 1.2)
+    spread = np.log2(over)
+    assert np.log2(MARGIN) > spread.mean() + 3 * spread.std()
+    for squares in range(1, 12):
+        assert choose_modulus(2 * squares + 1, squares, 1024).expected_error * MARGIN <= PRECISION
 
 
 def test_only_an_answer_comes_back():

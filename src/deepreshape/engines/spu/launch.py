@@ -7,6 +7,7 @@ import select
 import socket
 import subprocess
 import tempfile
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -42,16 +43,19 @@ class SpuContext:
         program: with its weights; only the server's process gets them.
         protocol: a key of ``PARTIES``.
         python: the interpreter of SPU's environment.
+        reach: by which local port the other parties reach a party that listens on the given one; the same without.
 
     Raises:
         ValueError: if there is no such interpreter.
         RuntimeError: if a party fails; the text is what it said.
     """
 
-    def __init__(self, program: Program, protocol: str, python: Path) -> None:
+    def __init__(
+        self, program: Program, protocol: str, python: Path, reach: Callable[[int], int] = lambda port: port
+    ) -> None:
         if not python.is_file():
             raise ValueError(f"there is no interpreter {python}; docs/engines.md says how to make SPU's environment")
-        self._program, self._protocol, self._python = program, protocol, python
+        self._program, self._protocol, self._python, self._reach = program, protocol, python, reach
         self._stack = ExitStack()
         self._running: list[subprocess.Popen[bytes]] = []
         self._count = 0
@@ -59,9 +63,12 @@ class SpuContext:
     def __enter__(self) -> Self:
         self._folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="deepreshape-spu-")))
         ranks = range(PARTIES[self._protocol])
-        hosts = ",".join(f"127.0.0.1:{port}" for port in _free_ports(len(ranks)))
+        ports = _free_ports(len(ranks))
+        reached = [self._reach(port) for port in ports]
         variables = {**safe_environment(), "PYTHONPATH": str(SOURCE)}
         for rank in ranks:
+            seen = [*reached[:rank], ports[rank], *reached[rank + 1 :]]
+            hosts = ",".join(f"127.0.0.1:{port}" for port in seen)
             part = self._program if rank == SERVER else self._program.public()
             path = self._folder / f"program-{rank}"
             path.touch(mode=0o600)
