@@ -41,6 +41,7 @@ _HOME = {
     "price": "deepreshape.pricing.network",
     "run_private": "deepreshape.private.service.predict",
     "save": "deepreshape.models.saved",
+    "segment_private": "deepreshape.private.service.predict",
     "train": "deepreshape.training",
 }
 
@@ -60,6 +61,7 @@ __all__ = [
     "price",
     "run_private",
     "save",
+    "segment_private",
     "train",
 ]
 

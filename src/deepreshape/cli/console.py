@@ -7,7 +7,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn, get_type_hints
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from typer.core import TyperCommand, TyperGroup, TyperOption
@@ -23,6 +24,7 @@ from typer.core import TyperCommand, TyperGroup, TyperOption
 if TYPE_CHECKING:
     from deepreshape.data import Dataset
     from deepreshape.experiments.experiment import Experiment, Point
+    from deepreshape.private.service.segmented import SegmentedImage
     from deepreshape.training import Progress as TrainingProgress
     from deepreshape.training import Recipe
     from deepreshape.training.runs import Result
@@ -52,8 +54,9 @@ DataName = Annotated[
     typer.Option(
         "--data",
         help="digits, digit-sums (pairs of them, the class is their sum), cifar10, cifar100, cifar100-coarse "
-        "(20 superclasses), tinyimagenet, folder:PATH (a folder of images for each class; folder:PATH:64 crops them to "
-        "64x64), or file.py:callable that gives a deepreshape.Dataset.",
+        "(20 superclasses), tinyimagenet; with a class for each pixel shapes (drawn from a seed), camvid, "
+        "camvid-120x96 (windows of its frames); folder:PATH (a folder of images for each class, or images and maps of "
+        "the same names; folder:PATH:64 crops them to 64x64), or file.py:callable that gives a deepreshape.Dataset.",
     ),
 ]
 SavedDataName = Annotated[
@@ -89,6 +92,15 @@ MacsLevels = Annotated[
         show_default=False,
     ),
 ]
+PictureOption = Annotated[
+    Path | None,
+    typer.Option(
+        help="Where every pixel has a class: a PNG to write, whose palette has the colours of the classes; of several "
+        "images one each, with their numbers in the names.",
+        show_default=False,
+    ),
+]
+
 
 MANY = 8
 """A command with more options than these shows them in groups."""
@@ -106,7 +118,7 @@ PANELS = {
     "Parties": "circuit count forget host keys name pin port program secret store",
     "Service": "days gigabytes pending sessions status_port until",
     "Quotas of each client": "batch_days batches_each gigabytes_each queries_day_each queries_hour_each sessions_each",
-    "Output": "as_json page plot private to",
+    "Output": "as_json page picture plot private to",
 }
 """By heading, the parameters under it, in the order in which help shows the headings."""
 
@@ -203,7 +215,7 @@ def set_threads(threads: int, data: str | None) -> None:
     """Use as many threads; without a number, torch decides, but one for the digits."""
     import torch
 
-    if threads or data in ("digits", "digit-sums"):
+    if threads or data in ("digits", "digit-sums", "shapes"):
         torch.set_num_threads(threads or 1)
 
 
@@ -328,6 +340,29 @@ def new_table(*names: str) -> Table:
     for name in names[1:]:
         table.add_column(name, justify="right")
     return table
+
+
+def write_pictures(segmented: Sequence[SegmentedImage], picture: Path | None) -> list[str]:
+    """Write the pictures of answers where the user wants them; their paths."""
+    if picture is None:
+        return []
+    paths = [picture]
+    if len(segmented) > 1:
+        paths = [picture.with_stem(f"{picture.stem}-{number}") for number in range(1, len(segmented) + 1)]
+    for answer, path in zip(segmented, paths, strict=True):
+        answer.save(path)
+    return [str(path) for path in paths]
+
+
+def print_segmented(segmented: Sequence[SegmentedImage], pictures: Sequence[str]) -> None:
+    """Each answer's classes with their colours, and where its picture is."""
+    for number, answer in enumerate(segmented):
+        table = new_table("class", "colour", "pixels")
+        for name, colour, share in answer.legend():
+            table.add_row(escape(name), f"[{colour}]██[/] {colour}", f"{share:.2%}")
+        out.print(table)
+        if pictures:
+            out.print(f"written to {pictures[number]}", soft_wrap=True, highlight=False, markup=False)
 
 
 def print_json(value: Any) -> None:

@@ -152,6 +152,7 @@ def evaluate(
 
     network, dataset = trained_network(model, data, data_dir, threads)
     counts = {"relus": count_model(network.module, dataset.shape).total.relus, "n": len(dataset.test)}
+    values: dict[str, Any]
     if dataset.maps:
         values = _judge_maps(network.built(), dataset)
         text = f"test mIoU {values['miou']:.2f} %, {values['pixel_accuracy']:.2f} % of pixels"

@@ -22,6 +22,7 @@ from deepreshape.models import Architecture, architecture, build
 from deepreshape.models.saved import Manifest, load, manifest_of
 from deepreshape.models.zoo import folder_of
 from deepreshape.nn import require_finite
+from deepreshape.private.service.segmented import class_maps, is_map
 
 if TYPE_CHECKING:
     from deepreshape.convex.saved import Fitted
@@ -76,10 +77,11 @@ class Network:
 
     @torch.no_grad()
     def run(self, inputs: Images) -> NDArray[np.float64]:
-        """What it gives for inputs (N, channels, height, width), in floating point: (N, classes)."""
+        """What it gives for inputs (N, channels, height, width), in floats: (N, classes) or maps (N, classes, h, w)."""
         module = self.built()
         parameter = next(module.parameters(), torch.zeros(()))
-        return module(torch.from_numpy(inputs).to(parameter)).flatten(1).double().cpu().numpy()
+        outputs = module(torch.from_numpy(inputs).to(parameter))
+        return (outputs if is_map(outputs.shape[1:]) else outputs.flatten(1)).double().cpu().numpy()
 
 
 def find_network(model: str, shape: Shape | None = None, classes: int = 100) -> Network:
@@ -171,6 +173,9 @@ def see_outputs(network: Network, dataset: Dataset, model: str) -> None:
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
         why = str(error).splitlines()[0]
         raise ValueError(f"{model} fails on an image of {dataset.name}, of shape {dataset.shape}: {why}") from None
+    if is_map(outputs.shape[1:]) != dataset.maps:
+        labels = "a class for each pixel" if dataset.maps else "one class for each image"
+        raise ValueError(f"{model} gives outputs of shape {outputs.shape[1:]}, and {dataset.name} has {labels}")
     if outputs.shape[1] != len(dataset.class_names):
         raise ValueError(
             f"{model} gives {outputs.shape[1]} outputs, and {dataset.name} has {len(dataset.class_names)} classes"
@@ -185,8 +190,8 @@ class Inputs:
         known: what its formats are calibrated on.
         new: to try it on.
         validation: to choose settings on.
-        labels: their classes, where somebody knows them.
-        facts: ``class_names``, ``mean``, ``std`` and ``resize``, which a client needs to send images and read answers.
+        labels: their classes, where somebody knows one for each image.
+        facts: what a client needs to send images and read answers, as a data set has them.
     """
 
     known: Images
@@ -246,8 +251,8 @@ def _found_inputs(
             data.validation.images[:VALIDATION_IMAGES],
         )
     )
-    facts = {name: getattr(data, name) for name in ("class_names", "mean", "std")} | {"resize": "crop"}
-    return Inputs(known, new, valid, data.validation.labels[:VALIDATION_IMAGES].numpy(), facts)
+    labels = None if data.maps else data.validation.labels[:VALIDATION_IMAGES].numpy()
+    return Inputs(known, new, valid, labels, data.facts)
 
 
 def random_inputs(shape: Shape, count: int = 1) -> Inputs:
@@ -288,22 +293,29 @@ def lowered(network: Network, inputs: Inputs) -> Lowered:
     return lower(network.built(), inputs.known)
 
 
-def compare(network: Network, inputs: Images, outputs: NDArray[np.floating]) -> dict[str, Any]:
+def compare(
+    network: Network, inputs: Images, outputs: NDArray[np.float64], upsample: tuple[int, int] | None = None
+) -> dict[str, Any]:
     """How the outputs of an integer program differ from the network's own in floating point.
 
     Args:
         network: that was lowered.
         inputs: (N, channels, height, width).
-        outputs: (N, classes), in real units.
+        outputs: as the network gives them, in real units.
+        upsample: (height, width) of the maps that outputs are read as; none where each is one class.
     """
     theirs = network.run(inputs)
-    finite = np.isfinite(theirs).all(1)
-    return {
+    ours, finite = outputs.reshape(theirs.shape), np.isfinite(theirs).all(1)
+    values = {
         "inputs": len(inputs),
-        "same_class": int(((outputs.argmax(1) == theirs.argmax(1)) & finite).sum()),
-        "largest_difference": float(np.abs(outputs - theirs).max()),
+        "same_class": int(((ours.argmax(1) == theirs.argmax(1)) & finite).reshape(len(inputs), -1).all(1).sum()),
+        "largest_difference": float(np.abs(ours - theirs).max()),
         "largest_output": float(np.abs(theirs).max()),
     }
+    if upsample:
+        one, other = (class_maps(logits, upsample) for logits in (ours, theirs))
+        values |= {"pixels": one.size, "same_pixels": int((one == other).sum())}
+    return values
 
 
 def made_by(word: str, what: str) -> Any:

@@ -16,15 +16,19 @@ from deepreshape.cli.console import (
     DataDir,
     InputData,
     Json,
+    PictureOption,
     bytes_bar,
     err,
+    new_file,
     new_table,
     out,
     print_json,
+    print_segmented,
     read_data,
     stoppable,
     thousands,
     with_groups,
+    write_pictures,
 )
 from deepreshape.cli.convex import GATES, ROW, gated_input, inputs_of, predictions, told_by, write_gates
 
@@ -37,6 +41,7 @@ if TYPE_CHECKING:
     from deepreshape.private.program.quantize import Lowered
     from deepreshape.private.program.relu_config import ReluConfig
     from deepreshape.private.program.sign_bits import Calibrated
+    from deepreshape.private.service.segmented import SegmentedImage
     from deepreshape.private.transport.tls import Endpoint
 
 Role = Literal["client", "server"]
@@ -201,6 +206,7 @@ def local(
     how: Relus,
     samples: SamplesOption = None,
     row: RowOption = None,
+    picture: PictureOption = None,
     images: Annotated[int, typer.Option(min=1, help="How many inputs to run, one after the other.")] = 1,
     max_loss: MaxLossOption = None,
     workers: WorkersOption = None,
@@ -213,14 +219,20 @@ def local(
 
     from deepreshape.cli.models import compare
     from deepreshape.private.program.program import to_fixed
+    from deepreshape.private.service.bundle import Facts
     from deepreshape.private.service.local_run import run_local
+    from deepreshape.private.service.segmented import SegmentedImage
 
     relu = how.config()
     chooses = relu.window and relu.protocol == "gc-stochastic"
+    if picture:
+        new_file(picture)
     if max_loss is not None and not chooses:
         raise ValueError(f"--max-loss {max_loss:g} is for --relu gc-stochastic:window, not for {relu}")
     network, lowered, inputs = _lowered(model, samples, data, data_dir, images, row)
-    program = lowered.program
+    program, facts = lowered.program, inputs.facts
+    if picture and "upsample" not in facts:
+        raise ValueError(f"--picture {picture}: {model} gives one class for an image, and there is nothing to paint")
     if chooses:
         most = MAX_LOSS if max_loss is None else max_loss
         program = stoppable(lambda: _windows(lowered, inputs, most, relu), NOTHING_KEPT).program
@@ -228,8 +240,13 @@ def local(
     with bytes_bar("offline") as show:
         report = stoppable(lambda: run_local(program, fixed, relu, progress=show, workers=workers), NOTHING_KEPT)
     logits = program.decode(np.array(report.pop("outputs"), dtype=np.int64))[0]
-    report["beside_float"] = compare(network, inputs.new[:images], logits.reshape(images, -1))
-    if names := inputs.facts.get("class_names"):
+    report["beside_float"] = compare(network, inputs.new[:images], logits, facts.get("upsample"))
+    segmented: list[SegmentedImage] = []
+    if "upsample" in facts:
+        segmented = [SegmentedImage.of(each, Facts(**facts), seconds={}, bytes={}, agree=None) for each in logits]
+        report["answers"] = [dict(each.shares) for each in segmented]
+        report["pictures"] = write_pictures(segmented, picture)
+    elif names := facts.get("class_names"):
         report["answers"] = [names[place] for place in logits.reshape(images, -1).argmax(1)]
     if network.fitted:
         report["predictions"] = predictions(logits.reshape(images, -1), network.fitted.classes)
@@ -255,12 +272,17 @@ def local(
         f"{memory['client']:.0f} MiB at the client, {memory['server']:.0f} MiB at the server",
         highlight=False,
     )
+    same = _yes(report["same_class"])
+    if segmented:
+        same = f"{report['same_places']:,} of {report['places']:,} places"
     out.print(
-        f"private equals plain, bit for bit: {_yes(report['agree'])}; same class as the plain program: "
-        f"{_yes(report['same_class'])}; bytes sent equal bytes declared: {_yes(report['declared_bytes_match'])}"
+        f"private equals plain, bit for bit: {_yes(report['agree'])}; same class as the plain program: {same}; "
+        f"bytes sent equal bytes declared: {_yes(report['declared_bytes_match'])}"
     )
     _print_comparison(report["beside_float"])
-    if "answers" in report:
+    if segmented:
+        print_segmented(segmented, report["pictures"])
+    elif "answers" in report:
         out.print(f"answers: {', '.join(report['answers'])}", highlight=False, markup=False)
     if network.fitted:
         out.print(f"predictions: {', '.join(map(str, report['predictions']))}", highlight=False)
@@ -354,7 +376,7 @@ def lower(
         program = calibrated.program
     tried = inputs.known[:COMPARED]
     outputs = program.decode(plain.run(program, program.encode(tried)))[0]
-    beside = compare(network, tried, outputs.reshape(len(tried), -1))
+    beside = compare(network, tried, outputs, inputs.facts.get("upsample"))
     Bundle(program, told).write(to)
     if network.fitted:
         write_gates(network.fitted, to)
@@ -383,8 +405,11 @@ def lower(
             images = f"on {len(inputs.validation):,} validation images, {calibrated.reached:.2f} % with them and "
             text = f"{images}{calibrated.exact:.2f} % with exact signs"
             if not known:
-                text = f"{calibrated.reached:.2f} % of {len(inputs.validation):,} samples keep the class of exact signs"
-                text += "; no labels were given, and formats are calibrated on these samples too"
+                kept = f"{calibrated.reached:.2f} % of {len(inputs.validation):,} "
+                text = f"{kept}samples keep the class of exact signs; no labels were given, and formats are calibrated "
+                text += "on these samples too"
+                if "upsample" in inputs.facts:
+                    text = f"{kept}validation maps' places keep the class of exact signs"
             out.print(f"{text}; {calibrated.tried} settings tried", highlight=False)
         out.print(f"{to / SERVER_PROGRAM} is the server's secret; the client gets {CLIENT_PROGRAM} and {FACTS}")
 
@@ -462,12 +487,14 @@ def query(
     ] = None,
     row: RowOption = None,
     pin: PinOption = None,
+    picture: PictureOption = None,
     as_json: Json = False,
 ) -> None:
-    """Ask for the classes of one input, without showing it; prepares first if no batch is ready."""
+    """Ask for the classes of one input or its pixels, without showing it; prepares first if no batch is ready."""
     from deepreshape.private.program.program import to_fixed
     from deepreshape.private.service.bundle import FACTS, Facts, read_facts
     from deepreshape.private.service.predict import Prediction
+    from deepreshape.private.service.segmented import SegmentedImage
 
     party = options.client(how, pin)
     public = party.plan.program
@@ -475,6 +502,10 @@ def query(
         raise ValueError(f"query takes one input, as a file or as --row, not {'neither' if input is None else 'two'}")
     given, gates = options.program.with_name(FACTS), options.program.with_name(GATES)
     facts = read_facts(given, public) if given.is_file() else Facts()
+    if picture:
+        new_file(picture)
+        if not facts.upsample:
+            raise ValueError(f"--picture {picture}: the program gives one class for an image, and none for its pixels")
     if gates.is_file():
         x, done = gated_input(gates, input, row), ""
     elif input is None:
@@ -489,8 +520,18 @@ def query(
     for why in answer.lost:
         _tell(f"another batch was used: {why}")
     sent = sum(moved.sent + moved.received for moved in answer.ledger.traffic.values())
-    logits = public.decode(answer.output)[0].reshape(-1)
-    seconds, sizes = {"online": answer.seconds}, {"online": sent}
+    values = public.decode(answer.output)[0]
+    logits, seconds, sizes = values.reshape(-1), {"online": answer.seconds}, {"online": sent}
+    if facts.upsample:
+        segmented = SegmentedImage.of(values, facts, seconds=seconds, bytes=sizes, agree=None, done=done)
+        pictures = write_pictures([segmented], picture)
+        if as_json:
+            shares = [{"class": name, "colour": colour, "share": share} for name, colour, share in segmented.legend()]
+            print_json({"classes": shares, "seconds": seconds, "bytes": sizes, "converted": done, "pictures": pictures})
+            return
+        print_segmented([segmented], pictures)
+        out.print(f"online {answer.seconds:.2f} s, {sent / 1e6:,.2f} MB", highlight=False)
+        return
     if gates.is_file() and not facts.class_names:
         if as_json:
             print_json({"value": logits.item(), "seconds": seconds, "bytes": sizes})
@@ -559,10 +600,12 @@ def _print_headroom(near: dict[str, Headroom], count: int) -> None:
 
 
 def _print_comparison(beside: dict[str, Any]) -> None:
+    alike = f"the same class for {beside['same_class']} of {beside['inputs']} inputs"
+    if "pixels" in beside:
+        alike = f"the same class for {beside['same_pixels']:,} of {beside['pixels']:,} pixels"
     out.print(
-        f"beside the network in floating point: the same class for {beside['same_class']} of {beside['inputs']} "
-        f"inputs, outputs at most {beside['largest_difference']:.2g} apart where the largest is "
-        f"{beside['largest_output']:.2g}",
+        f"beside the network in floating point: {alike}, outputs at most {beside['largest_difference']:.2g} apart "
+        f"where the largest is {beside['largest_output']:.2g}",
         highlight=False,
     )
 
@@ -584,10 +627,11 @@ def _windows(lowered: Lowered, inputs: Inputs, max_loss: float, relu: ReluConfig
     from deepreshape.private.program.program import to_fixed
     from deepreshape.private.program.sign_bits import calibrate
     from deepreshape.private.protocols.choose import Protocols
+    from deepreshape.private.service.segmented import largest_places
 
     x, labels = to_fixed(inputs.validation, lowered.program.input_fraction), inputs.labels
     if labels is None:
-        labels = plain.run(lowered.program, x).reshape(len(x), -1).argmax(1)
+        labels = largest_places(plain.run(lowered.program, x))
     return calibrate(lowered.program, x, labels, protocols=Protocols(relu), max_loss=max_loss)
 
 

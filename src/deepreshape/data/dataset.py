@@ -77,6 +77,12 @@ class Dataset:
         return channels, height, width
 
     @property
+    def facts(self) -> dict[str, Any]:
+        """What somebody needs to send images to a network for these and to read its answers; none of it is secret."""
+        facts = {"class_names": self.class_names, "mean": self.mean, "std": self.std, "resize": "crop"}
+        return facts | ({"colours": self.colours, "upsample": self.shape[1:]} if self.maps else {})
+
+    @property
     def whole(self) -> Split:
         """The training and the validation split as one."""
         first, second = self.train.images, self.validation.images
@@ -122,7 +128,7 @@ class Dataset:
         mean: Sequence[float] = (),
         std: Sequence[float] = (),
     ) -> Dataset:
-        """Images in folders named by class (torchvision's ImageFolder layout); see :func:`.folder.from_folder`."""
+        """Images in folders named by class (torchvision's ImageFolder layout), or with maps; see :mod:`.folder`."""
         from deepreshape.data.folder import from_folder
 
         return from_folder(folder, side=side, transform=transform, mean=mean, std=std)

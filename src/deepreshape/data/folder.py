@@ -4,13 +4,15 @@
 validation too. Splits that are not there are taken from train, the same ones every time: a file's place follows from
 its name alone. They are written to ``ROOT/splits.json``, and read from there from then on, so that images which are
 added later never move one from test to train.
+
+A folder with ``images`` and ``maps`` in it has a class for each pixel (:mod:`.map_folder`).
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,7 +27,7 @@ from deepreshape.data.images import Chosen, ReadImages, statistics
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
 
-__all__ = ["as_tensor", "from_folder", "load_word"]
+__all__ = ["as_tensor", "from_folder", "images_below", "load_word", "opened", "split_files"]
 
 SPLITS = "splits.json"
 PARTS = {"train": ("train",), "validation": ("validation", "val", "valid"), "test": ("test",)}
@@ -68,7 +70,13 @@ def from_folder(
     Raises:
         ValueError: if the folder, a class or an image is not as it should be; the message says what would work.
     """
+    from deepreshape.data.map_folder import from_map_folder, has_maps
+
     root = Path(folder)
+    if has_maps(root):
+        if transform:
+            raise ValueError(f"{root} has maps of classes, which a transform of images alone would leave behind")
+        return from_map_folder(root, side, mean, std)
     files, names = _files(root)
     paths = [root / file for split in files.values() for file in split]
     if not transform:
@@ -77,7 +85,7 @@ def from_folder(
         raise ValueError(f"side={side} and a transform both say the size of images; leave one out")
 
     def read(place: int) -> Tensor:
-        with _opened(paths[place]) as picture:
+        with opened(paths[place]) as picture:
             return as_tensor(transform(picture))
 
     images = ReadImages(len(paths), read, lambda place: paths[place])
@@ -89,7 +97,15 @@ def from_folder(
         start += len(split)
     known = statistics(splits["train"].images) if not mean or not std else ((), ())
     word = f"folder:{folder}" + (f":{side}" if side else "")
-    return Dataset(word, **splits, class_names=tuple(names), mean=tuple(mean) or known[0], std=tuple(std) or known[1])
+    return Dataset(
+        word,
+        splits["train"],
+        splits["validation"],
+        splits["test"],
+        tuple(names),
+        tuple(mean) or known[0],
+        tuple(std) or known[1],
+    )
 
 
 def as_tensor(image: Any) -> Tensor:
@@ -119,34 +135,58 @@ def _files(root: Path) -> tuple[dict[str, list[str]], list[str]]:
         raise ValueError(
             f"there is no folder {root}; --data folder:PATH takes one with a folder of images for each class"
         )
+    names: list[str] = []
+
+    def listed(where: Path) -> list[str]:
+        files = images_below(where, root)
+        classes = {_class_of(file) for file in files}
+        if not names:  # those of train, which comes first
+            names.extend(sorted(classes))
+            if len(names) < 2:
+                raise ValueError(
+                    f"{root} holds images of {len(names)} classes; it is to hold a folder of images for each of two or "
+                    "more, such as cat/1.jpg and dog/1.jpg"
+                )
+        if strange := classes - set(names):
+            raise ValueError(f"{root} has no training images of {', '.join(sorted(strange))}, which another split has")
+        return files
+
+    return split_files(root, listed), names
+
+
+def split_files(root: Path, listed: Callable[[Path], list[str]]) -> dict[str, list[str]]:
+    """By split, paths of images below ``root``, as its folders or its ``splits.json`` say.
+
+    Args:
+        root: with folders for splits, or without.
+        listed: gives the paths in a folder, of train first.
+
+    Raises:
+        ValueError: if ``splits.json`` is for other images, or there are too few.
+    """
     present = {
         part: next((root / word for word in words if (root / word).is_dir()), None) for part, words in PARTS.items()
     }
     if present["train"]:
         if present["validation"] and not present["test"]:
             present = {"train": present["train"], "validation": None, "test": present["validation"]}
-        files = {part: list(_images(where, root)) for part, where in present.items() if where}
+        files = {part: listed(where) for part, where in present.items() if where}
     else:
-        files = {"train": list(_images(root, root))}
-    names = sorted({_class_of(file) for file in files["train"]})
-    if len(names) < 2:
-        raise ValueError(
-            f"{root} holds images of {len(names)} classes; it is to hold a folder of images for each of two or more, "
-            "such as cat/1.jpg and dog/1.jpg"
-        )
-    strange = {_class_of(file) for split in files.values() for file in split} - set(names)
-    if strange:
-        raise ValueError(f"{root} has no training images of {', '.join(sorted(strange))}, which another split has")
+        files = {"train": listed(root)}
     missing = [part for part in SHARES if part not in files]
     if missing:
         files = _written(root, files, missing)
-    return {part: files[part] for part in PARTS}, names
+    return {part: files[part] for part in PARTS}
 
 
-def _images(where: Path, root: Path) -> Iterator[str]:
-    for path in sorted(where.glob("*/**/*")):
-        if path.suffix.lower() in ENDINGS and not path.name.startswith("."):
-            yield path.relative_to(root).as_posix()
+def images_below(where: Path, root: Path) -> list[str]:
+    """Paths below ``root`` of the pictures in the folders of ``where``, sorted."""
+    paths = sorted(where.glob("*/**/*"))
+    return [
+        path.relative_to(root).as_posix()
+        for path in paths
+        if path.suffix.lower() in ENDINGS and not path.name.startswith(".")
+    ]
 
 
 def _class_of(file: str) -> str:
@@ -204,7 +244,7 @@ def _mode(root: Path, files: list[str], names: list[str], side: int | None) -> s
     sizes: set[tuple[int, int]] = set()
     grey = True
     for name in names:
-        with _opened(first[name]) as picture:
+        with opened(first[name]) as picture:
             sizes.add(picture.size)
             grey = grey and picture.mode in GREY
     if not side and len(sizes) > 1:
@@ -227,7 +267,7 @@ def _converted(mode: str, side: int | None) -> Callable[[Any], Any]:
     return convert
 
 
-def _opened(path: Path) -> Picture:
+def opened(path: Path) -> Picture:
     """An image file, decoded.
 
     Raises:

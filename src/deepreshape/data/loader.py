@@ -67,7 +67,15 @@ def from_loader(
     if largest >= len(names):
         raise ValueError(f"a label is {largest} and there are {len(names)} class names; labels count from 0")
     known = statistics(splits["train"].images) if not mean or not std else ((), ())
-    return Dataset(name, **splits, class_names=names, mean=tuple(mean) or known[0], std=tuple(std) or known[1])
+    return Dataset(
+        name,
+        splits["train"],
+        splits["validation"],
+        splits["test"],
+        names,
+        tuple(mean) or known[0],
+        tuple(std) or known[1],
+    )
 
 
 class _Items:

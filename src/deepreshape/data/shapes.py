@@ -7,6 +7,8 @@ later one covers the earlier one, and a rim of one pixel between shape and groun
 
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -24,6 +26,7 @@ COLOURS = ((40, 40, 40), (214, 69, 65), (65, 131, 215), (244, 179, 80))
 SIZES = {"train": 800, "validation": 200, "test": 400}
 
 
+@cache
 def shapes() -> Dataset:
     """800, 200 and 400 images of 48x48 grey pixels; the hard ones are those at odd places."""
     splits: dict[str, Split] = {}

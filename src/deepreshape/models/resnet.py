@@ -138,7 +138,7 @@ class ResNet(Staged):
             return usual
         first = 1 + number * self.depth
         given = self.layer_widths[first : first + self.depth]
-        return [(kernel, wide, *rest) for (kernel, _, *rest), wide in zip(usual, given, strict=True)]
+        return [(kernel, wide, step, far) for (kernel, _, step, far), wide in zip(usual, given, strict=True)]
 
     def blocks(self) -> Iterator[ResidualBlock]:
         """All residual blocks, front to back."""

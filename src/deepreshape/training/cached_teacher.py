@@ -106,8 +106,13 @@ def teach(
         progress: told images done and images in all.
 
     Raises:
-        ValueError: if the folder holds answers of another network, to other images, or of other settings.
+        ValueError: if the folder holds answers of another network, to other images, or of other settings, or answers
+            are maps.
     """
+    if data.maps:
+        raise ValueError(
+            f"{data.name} has a class for each pixel, and answers that are maps are not stored; a saved model can teach"
+        )
     whole, outputs = data.whole, len(data.class_names)
     keep = min(keep, outputs)
     settings = {"format": FORMAT, "teacher": teacher, "data": data.name, "images": _images_digest(data)}

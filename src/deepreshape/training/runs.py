@@ -84,7 +84,8 @@ class Result:
         """
         known = {field.name for field in fields(cls)}
         measures = next((word for word in ("miou",) if word in row), "top1")
-        named = {name.replace(measures, "top1"): value for name, value in row.items()} | {"measures": measures}
+        named: dict[str, Any] = {name.replace(measures, "top1"): value for name, value in row.items()}
+        named["measures"] = measures
         try:
             return cls(**{name: value for name, value in named.items() if name in known})
         except TypeError as error:

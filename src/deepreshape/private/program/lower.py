@@ -58,11 +58,7 @@ class Known(Protocol):
     @property
     def train(self) -> Any: ...
     @property
-    def class_names(self) -> tuple[str, ...]: ...
-    @property
-    def mean(self) -> tuple[float, ...]: ...
-    @property
-    def std(self) -> tuple[float, ...]: ...
+    def facts(self) -> dict[str, Any]: ...
     def normalize(self, images: Tensor) -> Tensor: ...
 
 
@@ -77,7 +73,7 @@ def lower(
     """The integer program of ``model`` in evaluation mode, and how its formats were found.
 
     Args:
-        model: maps (N, C, H, W) to logits (N, classes); it is left as it was.
+        model: maps (N, C, H, W) to logits (N, classes), or to maps of them; it is left as it was.
         calibration: a data set, of which the first training images are taken; or real inputs as the network gets them,
             normalised, float32 (N, C, H, W), a hundred or more.
         modulus: where the integers live; by default the narrowest ring that is wide enough.
@@ -93,7 +89,7 @@ def lower(
     """
     facts: dict[str, Any] = {}
     if not isinstance(calibration, np.ndarray):
-        facts = {name: getattr(calibration, name) for name in ("class_names", "mean", "std")} | {"resize": "crop"}
+        facts = calibration.facts
         calibration = calibration.normalize(calibration.train.images[:CALIBRATION_IMAGES]).contiguous().numpy()
     if calibration.ndim != 4 or not len(calibration) or not np.isfinite(calibration).all():
         raise ValueError(f"calibration takes finite inputs of shape (N, C, H, W), not {calibration.shape}")

@@ -60,7 +60,7 @@ def calibrate(
     Args:
         program: with its weights, from ``lower``; over a ring its high bits are left out too.
         inputs: validation data, int64 (N, *input_shape); a few hundred or more, none of the test split.
-        labels: their classes, int64 (N,).
+        labels: their classes, int64 (N,), or of each place of a map of logits, (N, h, w).
         protocols: gc-stochastic:window, of either mode.
         max_loss: points of accuracy that may be lost on them; over N inputs it is counted in steps of 100 / N.
         seed: of the shares that are drawn, so that a search can be repeated; 32 bytes.
@@ -130,6 +130,6 @@ def program_accuracy(
     rng, right = Randomness(seed), 0
     for start in range(0, len(inputs), BATCH):
         outputs = plain.run(program, inputs[start : start + BATCH], protocols=protocols, rng=rng)
-        classes = outputs.reshape(len(outputs), -1).argmax(1)
+        classes = outputs.argmax(1) if labels.ndim > 1 else outputs.reshape(len(outputs), -1).argmax(1)
         right += int((classes == labels[start : start + BATCH]).sum())
-    return 100 * right / len(inputs)
+    return 100 * right / labels.size

@@ -32,6 +32,8 @@ SERVER_PROGRAM, CLIENT_PROGRAM, FACTS = "server.program", "client.program", "cli
 FACTS_BYTES = 1 << 22
 """The largest client.json that is read."""
 NAME_LENGTH = 200
+MOST_PIXELS = 1 << 28
+"""Of an upsampled map, times its classes: what a client computes for whoever wrote the facts."""
 PLAUSIBLE = 20.0
 """No normalised image has values so large; one of 0 to 255 has."""
 
@@ -52,12 +54,24 @@ class Facts:
         mean, std: by channel, on the scale 0 to 1, that the network's inputs are normalised by.
         resize: ``"crop"`` if an image of another size is to be scaled and cropped at the centre, as in training; empty
             if only images of the very size are taken.
+        colours: red, green and blue of each class in pictures; some that differ where there are none.
+        upsample: (height, width) that maps of logits are upsampled to before the largest is taken at each pixel; empty
+            where the output is one class.
     """
 
     class_names: tuple[str, ...] = ()
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
     resize: str = ""
+    colours: tuple[tuple[int, ...], ...] = ()
+    upsample: tuple[int, ...] = ()
+
+    def colour(self, place: int) -> tuple[int, ...]:
+        """What an output is painted in."""
+        if self.colours:
+            return self.colours[place]
+        # steps that visit all of the cube of colours before they come back
+        return (53 + 97 * place) % 256, (101 + 151 * place) % 256, (197 + 61 * place) % 256
 
     def name(self, place: int) -> str:
         """What an output is called."""
@@ -193,11 +207,19 @@ class UnsafeTextError(ValueError):
 
 
 def _facts(given: Mapping[str, Any], program: Program) -> Facts:
-    return facts_of(given, program.input_shape[0], program.output_size)
+    shape = program.values[program.outputs[0]].shape
+    maps = len(program.outputs) == 1 and len(shape) == 3 and bool(given.get("upsample"))
+    return facts_of(given, program.input_shape[0], shape[0] if maps else program.output_size, maps=maps)
 
 
-def facts_of(given: Mapping[str, Any], channels: int, classes: int) -> Facts:
+def facts_of(given: Mapping[str, Any], channels: int, classes: int, *, maps: bool = False) -> Facts:
     """The facts in ``given``, which the other party supplies: held to types, sizes and plain characters.
+
+    Args:
+        given: by name.
+        channels: of the program's input.
+        classes: that its output has logits for.
+        maps: whether its output is a map of logits, which may be upsampled.
 
     Raises:
         ValueError: if they are not as they should be.
@@ -216,7 +238,17 @@ def facts_of(given: Mapping[str, Any], channels: int, classes: int) -> Facts:
             f"there are {classes} outputs and {channels} channels, and facts of {len(names)} classes, {len(mean)} "
             f"means and {len(std)} deviations"
         )
-    return Facts(names, mean, std, str(given.get("resize", "")))
+    colours = tuple(tuple(colour) for colour in given.get("colours", ()))
+    if len(colours) not in (0, classes) or not all(len(colour) == 3 and _within(colour, 0, 255) for colour in colours):
+        raise ValueError(f"there are {classes} classes, and colours are red, green and blue from 0 to 255 for each")
+    upsample = tuple(given.get("upsample", ()))
+    if upsample and not (maps and len(upsample) == 2 and _within(upsample, 1, math.isqrt(MOST_PIXELS // classes))):
+        raise ValueError(f"upsample is {upsample!a:.80}, and no height and width that a map of logits can have")
+    return Facts(names, mean, std, str(given.get("resize", "")), colours, upsample)
+
+
+def _within(values: tuple[Any, ...], low: int, high: int) -> bool:
+    return all(type(value) is int and low <= value <= high for value in values)
 
 
 def _opened(path: Path) -> Any:

@@ -40,6 +40,7 @@ from deepreshape.private.program.encoding import from_bytes, to_bytes
 from deepreshape.private.program.ops import Integers
 from deepreshape.private.program.program import Program
 from deepreshape.private.program.relu_config import GC_FULL, ReluConfig, Role
+from deepreshape.private.service.segmented import largest_places
 from deepreshape.private.transport.certificates import Credentials, create_authority, issue
 from deepreshape.private.transport.ledger import Ledger
 from deepreshape.private.transport.tls import EmulatedLink, Endpoint, Limits, listen
@@ -90,7 +91,9 @@ def run_local(
     Returns:
         ``agree``: private equals plain on all inputs, bit for bit, rounding as the shares say; ``max_lsb_difference``:
         the largest distance to the plain program that rounds towards minus infinity, in units of the output;
-        ``same_class``: the largest output is at the same place on all inputs; ``relus``, ``squares`` and ``signs``;
+        ``same_class``: the largest output is at the same place on all inputs, or at each place of a map;
+        ``same_places`` of ``places``: of how many that is so;
+        ``relus``, ``squares`` and ``signs``;
         ``seconds`` and ``bytes`` of one inference, means, {"offline", "online"}, connecting and set-up included;
         ``rounds``: the client's waits online; ``declared_bytes_match``: in every layer and phase of every inference
         both parties counted what was declared; ``peak_rss_mib`` and ``stored_mib`` {"client", "server"}; ``layers``: a
@@ -132,7 +135,9 @@ def run_local(
     compared = {
         "agree": bool(np.array_equal(outputs, np.stack(rounded))),
         "max_lsb_difference": int(np.abs(outputs - floor).max()),
-        "same_class": bool(np.array_equal(_places(outputs), _places(floor))),
+        "same_class": bool(np.array_equal(largest_places(outputs), largest_places(floor))),
+        "same_places": int((largest_places(outputs) == largest_places(floor)).sum()),
+        "places": largest_places(floor).size,
         "outputs": outputs.tolist(),
     }
     return compared | _costs(plan, reports)
@@ -324,11 +329,6 @@ def _shares(folder: Path, plan: Plan, number: int) -> dict[str, Words]:
 
 def _array(path: Path, dtype: np.dtype[Any], shape: tuple[int, ...]) -> NDArray[Any]:
     return np.fromfile(path, dtype, math.prod(shape)).reshape(shape)
-
-
-def _places(outputs: Integers) -> Integers:
-    """Where the largest output of each input is."""
-    return outputs.reshape(len(outputs), -1).argmax(1)
 
 
 def _peak_rss_mib() -> float:

@@ -3,6 +3,8 @@
 run_private(lowered, image)                                  # two processes over TLS, and what it cost
 Server("bundle", keys="keys").run()                          # in one process
 Client("bundle", keys="keys", address="host:7411").predict("photo.jpg")
+
+Where every pixel has a class, ``segment_private`` and ``Client.segment`` give it.
 """
 
 from __future__ import annotations
@@ -19,17 +21,17 @@ from deepreshape.private.parties import sessions
 from deepreshape.private.parties.plan import Plan
 from deepreshape.private.parties.server import Model
 from deepreshape.private.parties.store import Store
-from deepreshape.private.program.ops import Integers
-from deepreshape.private.program.program import Program, to_fixed
+from deepreshape.private.program.program import to_fixed
 from deepreshape.private.program.relu_config import ReluConfig
 from deepreshape.private.service.bundle import Bundle, Facts
 from deepreshape.private.service.local_run import run_local
 from deepreshape.private.service.quotas import Caps
+from deepreshape.private.service.segmented import SegmentedImage
 from deepreshape.private.service.service import Service
 from deepreshape.private.transport.certificates import Credentials
 from deepreshape.private.transport.tls import EmulatedLink, Endpoint, listen
 
-__all__ = ["Client", "Prediction", "Server", "run_private"]
+__all__ = ["Client", "Prediction", "Server", "run_private", "segment_private"]
 
 PORT = 7411
 
@@ -82,7 +84,7 @@ def run_private(
     link: EmulatedLink | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Prediction:
-    """Run a client and a server in two processes of this machine, over TLS, on one image.
+    """Run a client and a server in two processes of this machine, over TLS, on one image, for its class.
 
     Args:
         program: what ``lower`` gives, a :class:`Bundle` or a bare program with weights.
@@ -92,11 +94,41 @@ def run_private(
         progress: is told how many of the offline phase's bytes have travelled, and how many there are.
 
     Raises:
-        ValueError: if the image does not fit.
+        ValueError: if the image does not fit, or the program gives a class for each pixel.
         ProgramError: if a value may not fit the modulus.
         ProtocolError: if a process fails or is killed.
     """
     bundle = Bundle.of(program)
+    _see_classes(bundle.facts)
+    logits, answered = _run_both(bundle, image, relu, link, progress)
+    return Prediction.of(logits.reshape(-1), bundle.facts, **answered)
+
+
+def segment_private(
+    program: Any,
+    image: Any,
+    *,
+    relu: str = "gc-full",
+    link: EmulatedLink | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> SegmentedImage:
+    """As :func:`run_private`, for a class for each pixel.
+
+    Raises:
+        ValueError: if the image does not fit, or the program gives one class for the image.
+        ProgramError: if a value may not fit the modulus.
+        ProtocolError: if a process fails or is killed.
+    """
+    bundle = Bundle.of(program)
+    _see_maps(bundle.facts)
+    logits, answered = _run_both(bundle, image, relu, link, progress)
+    return SegmentedImage.of(logits, bundle.facts, **answered)
+
+
+def _run_both(
+    bundle: Bundle, image: Any, relu: str, link: EmulatedLink | None, progress: Callable[[int, int], None] | None
+) -> tuple[NDArray[np.float64], dict[str, Any]]:
+    """The logits for an image, and what else an answer says."""
     x, done = bundle.facts.input_of(image, bundle.program.input_shape)
     report = run_local(
         bundle.program,
@@ -105,10 +137,18 @@ def run_private(
         link=link,
         progress=progress,
     )
-    logits = _decoded(bundle.program, np.array(report["outputs"], dtype=np.int64))
-    return Prediction.of(
-        logits, bundle.facts, seconds=report["seconds"], bytes=report["bytes"], agree=report["agree"], done=done
-    )
+    logits = bundle.program.decode(np.array(report["outputs"], dtype=np.int64))[0][0]
+    return logits, {name: report[name] for name in ("seconds", "bytes", "agree")} | {"done": done}
+
+
+def _see_classes(facts: Facts) -> None:
+    if facts.upsample:
+        raise ValueError("the program gives a class for each pixel, and no class of the image; segment it")
+
+
+def _see_maps(facts: Facts) -> None:
+    if not facts.upsample:
+        raise ValueError("the program gives one class for the image, and none for its pixels; predict it")
 
 
 class Server:
@@ -211,22 +251,34 @@ class Client:
             progress: is told how far preparing is.
 
         Raises:
-            ValueError: if the image does not fit.
+            ValueError: if the image does not fit, or the program gives a class for each pixel.
             ProtocolError, StoreError: if it fails; preprocessing that was in use is spent.
         """
+        _see_classes(self.facts)
+        logits, answered = self._infer(image, progress)
+        return Prediction.of(logits.reshape(-1), self.facts, **answered)
+
+    def segment(self, image: Any, progress: Callable[[int, int], None] | None = None) -> SegmentedImage:
+        """As :meth:`predict`, for a class for each pixel.
+
+        Raises:
+            ValueError: if the image does not fit, or the program gives one class for the image.
+            ProtocolError, StoreError: if it fails; preprocessing that was in use is spent.
+        """
+        _see_maps(self.facts)
+        logits, answered = self._infer(image, progress)
+        return SegmentedImage.of(logits, self.facts, **answered)
+
+    def _infer(
+        self, image: Any, progress: Callable[[int, int], None] | None
+    ) -> tuple[NDArray[np.float64], dict[str, Any]]:
+        """The logits for an image, and what else an answer says."""
         program = self._plan.program
         x, done = self.facts.input_of(image, program.input_shape)
         answer = self._party.infer(to_fixed(x, program.input_fraction), progress=progress)
         sent = sum(row.sent + row.received for row in answer.ledger.traffic.values())
-        logits = _decoded(program, answer.output)
-        return Prediction.of(
-            logits, self.facts, seconds={"online": answer.seconds}, bytes={"online": sent}, agree=None, done=done
-        )
-
-
-def _decoded(program: Program, output: Integers) -> NDArray[np.float64]:
-    """Logits (classes,) from the program's output."""
-    return program.decode(output)[0].reshape(-1)
+        logits = program.decode(answer.output)[0]
+        return logits, {"seconds": {"online": answer.seconds}, "bytes": {"online": sent}, "agree": None, "done": done}
 
 
 def read_address(text: str) -> tuple[str, int]:
