@@ -31,7 +31,7 @@ from deepreshape.cli.private import (
 )
 
 if TYPE_CHECKING:
-    from deepreshape.cli.models import Network
+    from deepreshape.cli.models import Inputs, Network
     from deepreshape.engines.ckks.circuit import LeveledCircuit
     from deepreshape.private.transport.tls import Endpoint
 
@@ -104,7 +104,7 @@ def lower(
     from deepreshape.engines.ckks.remote import write_client
     from deepreshape.private.service.bundle import Facts
 
-    network, inputs = network_and_inputs(model, samples, data, data_dir, images)
+    network, inputs = _with_classes(model, samples, data, data_dir, images)
     circuit = _compiled(network, images)
     ranges = _ranges(network, circuit, inputs.known)
     path = write_client(to, circuit.public, Facts(**inputs.facts))
@@ -254,7 +254,7 @@ def local(
     from deepreshape.engines.ckks.local import run_encrypted
     from deepreshape.engines.ckks.parameters import PRECISION
 
-    network, inputs = network_and_inputs(model, samples, data, data_dir, images)
+    network, inputs = _with_classes(model, samples, data, data_dir, images)
     circuit = _compiled(network, images)
     chosen = inputs.new[:images]
     ranges = _ranges(network, circuit, np.concatenate([inputs.known, chosen]))
@@ -348,6 +348,19 @@ def print_price(report: dict[str, Any]) -> None:
     for name, link in report["links"].items():
         out.print(f"link {name}: keys {link['keys']:,.1f} s once, a query {link['query']:,.2f} s more", highlight=False)
     out.print(UNPROTECTED, highlight=False)
+
+
+def _with_classes(
+    model: str, samples: Path | None, data: str | None, data_dir: Path | None, count: int
+) -> tuple[Network, Inputs]:
+    """A network that gives one class for an image, and inputs of it."""
+    network, inputs = network_and_inputs(model, samples, data, data_dir, count)
+    if "upsample" in inputs.facts:
+        raise ValueError(
+            f"{model} gives a class for each pixel, which encrypted inference here has no answers for; `private local` "
+            "and `private serve` run it"
+        )
+    return network, inputs
 
 
 def _compiled(network: Network, images: int) -> LeveledCircuit:

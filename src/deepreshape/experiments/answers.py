@@ -9,18 +9,21 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from deepreshape.data import Dataset
+from deepreshape.data.augment import VOID
 from deepreshape.models.saved import load
 from deepreshape.private.program.lower import lower
 from deepreshape.private.program.program import to_fixed
 from deepreshape.private.service.bundle import Bundle
 from deepreshape.private.service.local_run import run_local
 from deepreshape.private.service.predict import Prediction
-from deepreshape.report.answers import AnsweredImage, PrivateAnswers, png_of
+from deepreshape.private.service.segmented import SegmentedImage
+from deepreshape.report.answers import AnsweredImage, PrivateAnswers, SegmentedAnswer, png_of
 from deepreshape.training.runs import Result
 
-__all__ = ["answer_privately", "read_answers"]
+__all__ = ["answer_privately", "read_answers", "segmented_answer"]
 
 ANSWERS = "private.json"
 
@@ -44,7 +47,7 @@ def answer_privately(
         progress: told how many of the offline phase's bytes have travelled.
     """
     known = read_answers(folder)
-    if known and len(known.images) == count:
+    if known and len(known.images) + len(known.maps) == count:
         return known
     reduced = [result for result in results if result.budget is not None] or list(results)
     best = max(reduced, key=lambda result: (result.top1_validation or 0.0, -result.relus))
@@ -55,9 +58,16 @@ def answer_privately(
     report = run_local(program, inputs, progress=progress)
     logits = program.decode(np.array(report["outputs"], dtype=np.int64))[0]
     answered: list[AnsweredImage] = []
-    for image, output, label in zip(images, logits, data.test.labels[:count].tolist(), strict=True):
-        answer = Prediction.of(output.reshape(-1), bundle.facts, seconds={}, bytes={}, agree=None)
-        answered.append(AnsweredImage(png_of(_pixels(image)), answer.name, answer.probability, data.class_names[label]))
+    segmented: list[SegmentedAnswer] = []
+    for image, output, label in zip(images, logits, data.test.labels[:count], strict=True):
+        png, given = png_of(_pixels(image)), {"seconds": {}, "bytes": {}, "agree": None}
+        if data.maps:
+            answer = SegmentedImage.of(output, bundle.facts, **given)
+            segmented.append(segmented_answer(png, answer, label.numpy()))
+        else:
+            answer = Prediction.of(output.reshape(-1), bundle.facts, **given)
+            answered.append(AnsweredImage(png, answer.name, answer.probability, data.class_names[int(label)]))
+    colours = ["#{:02x}{:02x}{:02x}".format(*bundle.facts.colour(at)) for at in range(len(data.class_names))]
     answers = PrivateAnswers(
         f"{best.network}: {best.plan}",
         best.relus,
@@ -65,6 +75,8 @@ def answer_privately(
         report["seconds"],
         report["bytes"],
         report["agree"],
+        tuple(segmented),
+        tuple(zip(data.class_names, colours, strict=True)) if data.maps else (),
     )
     (folder / ANSWERS).write_text(json.dumps(asdict(answers), indent=1) + "\n")
     return answers
@@ -78,9 +90,21 @@ def read_answers(folder: Path) -> PrivateAnswers | None:
     try:
         values = json.loads(path.read_text())
         images = tuple(AnsweredImage(**image) for image in values.pop("images"))
-        return PrivateAnswers(images=images, **values)
+        maps = tuple(SegmentedAnswer(**one) for one in values.pop("maps", ()))
+        legend = tuple((str(name), str(colour)) for name, colour in values.pop("legend", ()))
+        return PrivateAnswers(images=images, maps=maps, legend=legend, **values)
     except (ValueError, TypeError, KeyError):
         raise ValueError(f"{path} does not hold private answers; remove it, and they are computed anew") from None
+
+
+def segmented_answer(png: str, answer: SegmentedImage, truth: NDArray[np.uint8]) -> SegmentedAnswer:
+    """An image's answer beside its true map."""
+    colours = [answer.facts.colour(place) for place in range(len(answer.logits))]
+    colours += [(0, 0, 0)] * (VOID + 1 - len(colours))
+    table, known = np.array(colours, np.uint8), truth != VOID
+    painted = [png_of(table[classes].tolist()) for classes in (truth, answer.classes)]
+    right = int((answer.classes[known] == truth[known]).sum())
+    return SegmentedAnswer(png, painted[0], painted[1], right, int(known.sum()))
 
 
 def _pixels(image: torch.Tensor) -> list[list[list[int]]]:

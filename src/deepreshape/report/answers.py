@@ -8,7 +8,7 @@ from base64 import b64encode
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-__all__ = ["AnsweredImage", "PrivateAnswers", "png_of"]
+__all__ = ["AnsweredImage", "PrivateAnswers", "SegmentedAnswer", "png_of"]
 
 
 @dataclass(frozen=True)
@@ -22,15 +22,33 @@ class AnsweredImage:
 
 
 @dataclass(frozen=True)
+class SegmentedAnswer:
+    """One image whose pixels were given classes: pictures of it, of the true map and of the answer, PNGs in base64.
+
+    Attributes:
+        png, truth, answer: the pictures; the maps in the colours of the classes, black where none is known.
+        right: of ``known`` pixels, how many got their true class.
+    """
+
+    png: str
+    truth: str
+    answer: str
+    right: int
+    known: int
+
+
+@dataclass(frozen=True)
 class PrivateAnswers:
     """Images answered one after the other by two processes on this machine.
 
     Attributes:
         network: what ran, in words.
         relus: how many it has.
-        images: with their answers.
+        images: with their answers; none where every pixel has a class.
         seconds, bytes: of one image in the mean, ``{"offline", "online"}``.
         agree: whether all results equal the plain program's, bit for bit.
+        maps: images with the maps that came back.
+        legend: (class, colour as ``#rrggbb``) of them.
     """
 
     network: str
@@ -39,6 +57,8 @@ class PrivateAnswers:
     seconds: dict[str, float]
     bytes: dict[str, int]
     agree: bool
+    maps: tuple[SegmentedAnswer, ...] = ()
+    legend: tuple[tuple[str, str], ...] = ()
 
     @property
     def right(self) -> int:
@@ -48,10 +68,11 @@ class PrivateAnswers:
     def __str__(self) -> str:
         costs = (f"{phase} {self.seconds[phase]:.2f} s and {self.bytes[phase] / 1e6:.1f} MB" for phase in self.seconds)
         agrees = "all equal the plain program bit for bit" if self.agree else "NOT ALL EQUAL the plain program"
-        return (
-            f"{self.network} ({self.relus:,} ReLUs) answered {len(self.images)} images privately, {self.right} of them "
-            f"rightly; each {', '.join(costs)}; {agrees}"
-        )
+        done = f"answered {len(self.images)} images privately, {self.right} of them rightly"
+        if self.maps:
+            share = sum(one.right for one in self.maps) / max(1, sum(one.known for one in self.maps))
+            done = f"segmented {len(self.maps)} images privately, {share:.1%} of their pixels rightly"
+        return f"{self.network} ({self.relus:,} ReLUs) {done}; each {', '.join(costs)}; {agrees}"
 
 
 def png_of(pixels: Sequence[Sequence[Sequence[int]]]) -> str:

@@ -36,6 +36,7 @@ def explorable(points: Sequence[Summary], priced: Sequence[Priced]) -> dict[str,
     """Plain JSON values for the page's script; one entry of ``priced`` for each point."""
     networks = list(dict.fromkeys(point.network for point in points))
     return {
+        "metric": points[0].metric if points else "top-1",
         "terms": list(priced[0].quotes) if priced else [],
         "looks": {name: {"color": color, "shape": shape} for name, (color, shape) in looks(networks).items()},
         "points": [

@@ -82,6 +82,7 @@ def render(
         command=command,
         settings=settings,
         n=results[0].n,
+        metric=points[0].metric,
         made=f"deepreshape {version('deepreshape')}, Python {platform.python_version()}, {platform.machine()}",
     )
 
@@ -90,7 +91,7 @@ def picture(results: Sequence[Result]) -> str:
     """Accuracy against ReLUs as a standalone SVG that follows the reader's light or dark setting."""
     points = summarize(results)
     chart = _chart(points, "Accuracy against ReLUs", "ReLUs", [point.relus for point in points])
-    return environment().get_template("chart.svg.j2").render(chart=chart, linked=False)
+    return environment().get_template("chart.svg.j2").render(chart=chart, linked=False, metric=points[0].metric)
 
 
 def verdict(gains: Sequence[Advantage], baseline: str, basis: Basis = RELUS) -> str:
@@ -124,7 +125,7 @@ def _chart(points: Sequence[Summary], title: str, label: str, costs: Sequence[fl
             point.mean,
             point.spread or 0.0,
             f"{point.network}: {point.plan}\n{point.relus:,} ReLUs, {point.macs / 1e6:,.1f} M MACs\n"
-            f"{point.mean:.2f} % test top-1, {len(point.top1)} seed(s)",
+            f"{point.mean:.2f} % test {point.metric}, {len(point.top1)} seed(s)",
             _anchor(point),
         )
         for point, cost in zip(points, costs, strict=True)

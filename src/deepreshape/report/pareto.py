@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from math import log
 from statistics import mean, stdev
 
+from deepreshape.training import METRICS
 from deepreshape.training.runs import Result
 
 __all__ = [
@@ -48,6 +49,11 @@ class Summary:
     priced: Mapping[str, float]
     top1: tuple[float, ...]
     results: tuple[Result, ...]
+
+    @property
+    def metric(self) -> str:
+        """What the accuracy is called: top-1 or mIoU."""
+        return METRICS[self.results[0].measures]
 
     @property
     def mean(self) -> float:

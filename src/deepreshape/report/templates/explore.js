@@ -81,14 +81,14 @@ function draw() {
   for (let value = Math.ceil(least / step) * step; value <= most; value += step)
     plane.append(svg("line", { class: "grid", x1: left, x2: right, y1: down(value), y2: down(value) }), svg("text", { x: left - 7, y: down(value) + 4, "text-anchor": "end" }, +value.toFixed(1)));
   plane.append(svg("text", { x: (left + right) / 2, y: bottom + 37, "text-anchor": "middle" }, at("axis").selectedOptions[0].text));
-  plane.append(svg("text", { x: 14, y: (top + bottom) / 2, "text-anchor": "middle", transform: `rotate(-90 14 ${(top + bottom) / 2})` }, "test top-1, %"));
+  plane.append(svg("text", { x: 14, y: (top + bottom) / 2, "text-anchor": "middle", transform: `rotate(-90 14 ${(top + bottom) / 2})` }, `test ${data.metric}, %`));
   plane.append(svg("polyline", { class: "front", points: stairs(front(points, x).map((point) => [across(x(point)), down(point.top1)])).join(" ") }));
   const row = [...points].sort((a, b) => x(a) - x(b));
   for (const point of row) {
     const look = data.looks[point.network], [px, py] = [across(x(point)), down(point.top1)];
     if (point.spread) plane.append(svg("line", { stroke: look.color, x1: px, x2: px, y1: down(point.top1 - point.spread), y2: down(point.top1 + point.spread) }));
     const said = price(point);
-    const text = `${named(point)}. ${point.top1.toFixed(2)} % top-1, ${whole(point.relus)} ReLUs, ${whole(Math.round(point.macs / 1e6))} M MACs` + (said ? `, ${short(said.seconds.total)} s of which ${short(said.seconds.online)} online, ${short(said.bytes.total)}B` : "");
+    const text = `${named(point)}. ${point.top1.toFixed(2)} % ${data.metric}, ${whole(point.relus)} ReLUs, ${whole(Math.round(point.macs / 1e6))} M MACs` + (said ? `, ${short(said.seconds.total)} s of which ${short(said.seconds.online)} online, ${short(said.bytes.total)}B` : "");
     const mark = svg("path", { class: "mark", d: look.shape, fill: look.color, transform: `translate(${px} ${py}) scale(1.25)`, tabindex: 0, role: "button", "aria-label": text });
     const tell = () => (at("told").textContent = text);
     mark.addEventListener("pointerenter", tell);
@@ -134,7 +134,7 @@ function show(point) {
   detail.append(html("h3", named(point)));
   const facts = { ReLUs: whole(point.relus), MACs: whole(point.macs) };
   if (point.params) facts.parameters = whole(point.params);
-  if (point.top1 !== null) facts["top-1"] = `${point.top1.toFixed(2)} %` + (point.spread === null ? ", one seed" : ` ± ${point.spread.toFixed(2)} over ${point.seeds} seeds`);
+  if (point.top1 !== null) facts[data.metric] = `${point.top1.toFixed(2)} %` + (point.spread === null ? ", one seed" : ` ± ${point.spread.toFixed(2)} over ${point.seeds} seeds`);
   if (said) {
     Object.assign(facts, {
       [term()]: `${short(said.seconds.offline)} s offline, ${short(said.seconds.online)} s online, ${said.rounds} rounds`,
