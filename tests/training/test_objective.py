@@ -27,7 +27,7 @@ class TwoHeads(Classification):
     """The mean loss of two heads; judged by the second."""
 
     def loss(self, outputs, target, teacher, recipe):
-        return sum(super(TwoHeads, self).loss(head, target, None, recipe) for head in outputs) / 2
+        return torch.stack([super(TwoHeads, self).loss(head, target, None, recipe) for head in outputs]).mean()
 
     def metric(self, batches):
         return super().metric((outputs[1], labels) for outputs, labels in batches)
