@@ -2,8 +2,10 @@
 
     python benchmarks/fuzz_networks.py --networks 2000 --seed 0 --out benchmarks/results/fuzz_networks.json
 
-The networks and the check are ``tests/support/random_networks.py``; the suite runs some of them. A network whose
-program is beyond its bound, or is refused, is listed with its seed. The result is counts, not times.
+Counts are held against arithmetic on the shapes of calls, and layer records against the plan of the program. The
+networks and the check are ``tests/support/random_networks.py``; the suite runs some of them. A network whose program is
+beyond its bound, whose counts or layers are others, or that is refused, is listed with its seed. The result is counts,
+not times.
 """
 
 from __future__ import annotations

@@ -20,6 +20,7 @@ Conventions, which differ between papers:
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
@@ -36,7 +37,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from deepreshape.cost.layers import Layer, LinearLayer, ReluLayer, SignLayer, SquareLayer, UnpricedLayer
 
-__all__ = ["Count", "Counts", "count"]
+__all__ = ["Count", "Counts", "check_one_input", "count"]
 
 
 @dataclass
@@ -142,8 +143,9 @@ def count(model: nn.Module, input: Tensor | Sequence[int]) -> Count:
         Counts of this pass: for a batch of n inputs, n times those of one (parameters once).
 
     Raises:
-        ValueError: if the model does not run on that input.
+        ValueError: if the model does not run on that input, or takes several.
     """
+    check_one_input(model)
     parameter = next(model.parameters(), None)
     if not isinstance(input, Tensor):
         device = parameter.device if parameter is not None else torch.device("cpu")
@@ -166,6 +168,25 @@ def count(model: nn.Module, input: Tensor | Sequence[int]) -> Count:
     return Count(
         trace.by_module, trace.by_operator, trace.unknown, layers, _stem_relus(model, trace.layers), len(input)
     )
+
+
+def check_one_input(model: nn.Module) -> None:
+    """Refuse a network that cannot be called with one input alone.
+
+    Raises:
+        ValueError: naming its inputs, and what to do.
+    """
+    needed = [
+        parameter.name
+        for parameter in inspect.signature(model.forward).parameters.values()
+        if parameter.default is parameter.empty
+        and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+    ]
+    if len(needed) > 1:
+        raise ValueError(
+            f"the network takes {len(needed)} inputs ({', '.join(needed)}), and only networks of one input are "
+            "counted, priced and run privately: join them along the channels, and begin its code with x.split([...], 1)"
+        )
 
 
 def _of_one(layer: Layer, inputs: int) -> Layer:

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from random import Random
 from typing import Any
 
 import numpy as np
 import torch
 from support.lowered import answers
+from support.network_arithmetic import arithmetic
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
+from deepreshape.counting import count
+from deepreshape.pricing.estimate import estimate_steps
+from deepreshape.private.crypto.he.packing import Convolution
+from deepreshape.private.parties.plan import Plan
 from deepreshape.private.program.encoding import digest, from_bytes, to_bytes
 from deepreshape.private.program.lower import lower
-from deepreshape.private.program.ops import ProgramError
+from deepreshape.private.program.ops import ProgramError, Relu
+from deepreshape.private.program.program import Program
 from deepreshape.private.program.quantize import Lowered
 
 SIDE = 10
@@ -110,6 +118,7 @@ class RandomNetwork(nn.Module):
                 ("prelu", nn.PReLU(channels)),
                 ("clamp", Step(lambda x: x.clamp(-0.7, 0.9))),
                 ("hard sigmoid", nn.Hardsigmoid()),
+                ("hard swish", nn.Hardswish()),
                 ("dropout, relu", nn.Sequential(nn.Dropout2d(), nn.ReLU(inplace=True))),
                 ("read again", Step(lambda x: _read_again(x))),
             ]
@@ -217,9 +226,43 @@ def built(seed: int) -> tuple[RandomNetwork, np.ndarray]:
     return model.eval(), x.numpy()
 
 
+def miscounted(model: RandomNetwork) -> str:
+    """What is wrong with the counts of a network by the arithmetic of its shapes; empty if nothing is."""
+    wanted, counted = arithmetic(model, torch.zeros(1, *model.input)), count(model, model.input).total
+    for name in ("relus", "maxpool_comparisons", "macs"):
+        if getattr(counted, name) != wanted[name]:
+            return f"{getattr(counted, name)} {name} counted, and there are {wanted[name]}"
+    return ""
+
+
+def mispriced(model: RandomNetwork, program: Program) -> str:
+    """What is wrong with the layer records of a network beside the plan of its program; empty if nothing is.
+
+    Each linear layer that was counted must be one of the plan, which has others too: norms and slopes that could not be
+    folded. A program has the comparisons of the network's activations, or fewer where some are the same.
+    """
+    planned = Counter(map(_geometry, Plan(program.public()).convolutions.values()))
+    steps = estimate_steps(count(model, model.input).layers)
+    missing = Counter(_geometry(each) for _, each in steps.linear.values()) - planned
+    if missing:
+        return f"a layer is priced as {next(iter(missing))}, and the plan has {[*planned]}"
+    total = arithmetic(model, torch.zeros(1, *model.input))
+    relus = sum(op.count(program.values[op.inputs[0]]) for op in program.ops if isinstance(op, Relu))
+    most = total["relus"] + total["pairs"] + total["maxpool_comparisons"]
+    return f"the program has {relus} comparisons, and the network {most}" if relus > most else ""
+
+
+def _geometry(convolution: Convolution) -> Convolution:
+    """With its padding as a part of its image, and without the widths of weights, which rest on calibration."""
+    height, width = (side + 2 * convolution.padding for side in (convolution.height, convolution.width))
+    return replace(convolution, height=height, width=width, padding=0, weight_bits=1, sum_bits=1)
+
+
 def check(seed: int) -> str:
-    """What is wrong with the program of a random network; empty if nothing is."""
+    """What is wrong with the program, the counts or the prices of a random network; empty if nothing is."""
     model, x = built(seed)
+    if problem := miscounted(model):
+        return problem
     with torch.no_grad():
         outputs = model.double()(torch.from_numpy(x).double())
     model.float()
@@ -238,4 +281,4 @@ def check(seed: int) -> str:
         return f"{apart.max():.3g} off of {np.abs(wanted).max():.3g}, and nothing says so"
     if digest(from_bytes(to_bytes(lowered.program))) != digest(lowered.program):
         return "its bytes are those of another program"
-    return ""
+    return mispriced(model, lowered.program)

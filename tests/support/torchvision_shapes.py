@@ -1,6 +1,7 @@
 """Networks of the shapes that torchvision has, a few channels wide: the code of their blocks is what is tried."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -99,13 +100,19 @@ class Inverted(nn.Module):
 
 
 class MobileNet(nn.Module):
-    def __init__(self, classes: int = 5):
+    """MobileNetV2 from rows of expansion, channels, repetitions and stride, as its paper's table 2 has them."""
+
+    def __init__(self, rows: Sequence[tuple[int, int, int, int]], stem: int, last: int, classes: int = 5):
         super().__init__()
-        stem = [nn.Conv2d(3, 4, 3, 2, 1, bias=False), nn.BatchNorm2d(4), nn.ReLU6(inplace=True)]
-        blocks = [Inverted(4, 4, 1, 1), Inverted(4, 6, 2, 2), Inverted(6, 6, 1, 2)]
-        last = [nn.Conv2d(6, 8, 1, bias=False), nn.BatchNorm2d(8), nn.ReLU6(inplace=True)]
-        self.features = nn.Sequential(*stem, *blocks, *last)
-        self.classifier = nn.Sequential(nn.Dropout(0.2), nn.Linear(8, classes))
+        layers: list[nn.Module] = [nn.Conv2d(3, stem, 3, 2, 1, bias=False), nn.BatchNorm2d(stem), nn.ReLU6(True)]
+        channels = stem
+        for expand, wide, count, stride in rows:
+            for place in range(count):
+                layers.append(Inverted(channels, wide, 1 if place else stride, expand))
+                channels = wide
+        layers += [nn.Conv2d(channels, last, 1, bias=False), nn.BatchNorm2d(last), nn.ReLU6(inplace=True)]
+        self.features = nn.Sequential(*layers)
+        self.classifier = nn.Sequential(nn.Dropout(0.2), nn.Linear(last, classes))
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.adaptive_avg_pool2d(self.features(x), (1, 1))
@@ -115,10 +122,11 @@ class MobileNet(nn.Module):
 class Dense(nn.Module):
     """DenseNet's layer: of all that was before, norm, ReLU, 1x1, norm, ReLU, 3x3."""
 
-    def __init__(self, channels: int, growth: int):
+    def __init__(self, channels: int, growth: int, wide: int):
         super().__init__()
-        self.norm1, self.conv1 = nn.BatchNorm2d(channels), nn.Conv2d(channels, 2 * growth, 1, bias=False)
-        self.norm2, self.conv2 = nn.BatchNorm2d(2 * growth), nn.Conv2d(2 * growth, growth, 3, padding=1, bias=False)
+        self.norm1, self.conv1 = nn.BatchNorm2d(channels), nn.Conv2d(channels, wide * growth, 1, bias=False)
+        self.norm2 = nn.BatchNorm2d(wide * growth)
+        self.conv2 = nn.Conv2d(wide * growth, growth, 3, padding=1, bias=False)
         self.relu = nn.ReLU(inplace=True)
 
     def forward(self, features: list[Tensor]) -> Tensor:
@@ -126,56 +134,104 @@ class Dense(nn.Module):
         return self.conv2(self.relu(self.norm2(x)))
 
 
-class DenseNet(nn.Module):
-    def __init__(self, classes: int = 5):
+class DenseBlock(nn.Module):
+    def __init__(self, channels: int, depth: int, growth: int, wide: int):
         super().__init__()
-        self.stem = nn.Sequential(nn.Conv2d(3, 4, 7, 2, 3, bias=False), nn.BatchNorm2d(4), nn.ReLU(inplace=True))
-        self.pool, self.layers = nn.MaxPool2d(3, 2, 1), nn.ModuleList([Dense(4, 2), Dense(6, 2)])
-        transition = [nn.BatchNorm2d(8), nn.ReLU(inplace=True), nn.Conv2d(8, 4, 1, bias=False), nn.AvgPool2d(2, 2)]
-        self.transition, self.norm, self.classifier = (
-            nn.Sequential(*transition),
-            nn.BatchNorm2d(4),
-            nn.Linear(4, classes),
-        )
+        self.layers = nn.ModuleList([Dense(channels + place * growth, growth, wide) for place in range(depth)])
 
     def forward(self, x: Tensor) -> Tensor:
-        features = [self.pool(self.stem(x))]
+        features = [x]
         for layer in self.layers:
             features.append(layer(features))
-        x = F.relu(self.norm(self.transition(torch.cat(features, 1))), inplace=True)
+        return torch.cat(features, 1)
+
+
+class DenseNet(nn.Module):
+    """Blocks of so many layers, with transitions between that halve channels and sides."""
+
+    def __init__(self, depths: Sequence[int], growth: int, stem: int, wide: int, classes: int = 5):
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, stem, 7, 2, 3, bias=False), nn.BatchNorm2d(stem), nn.ReLU(inplace=True))
+        self.pool = nn.MaxPool2d(3, 2, 1)
+        layers, channels = list[nn.Module](), stem
+        for number, depth in enumerate(depths):
+            if number:
+                layers += [nn.BatchNorm2d(channels), nn.ReLU(inplace=True)]
+                layers += [nn.Conv2d(channels, channels // 2, 1, bias=False), nn.AvgPool2d(2, 2)]
+                channels //= 2
+            layers.append(DenseBlock(channels, depth, growth, wide))
+            channels += depth * growth
+        self.layers, self.norm = nn.Sequential(*layers), nn.BatchNorm2d(channels)
+        self.classifier = nn.Linear(channels, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.norm(self.layers(self.pool(self.stem(x)))), inplace=True)
         return self.classifier(torch.flatten(F.adaptive_avg_pool2d(x, (1, 1)), 1))
 
 
 class UNet(nn.Module):
-    """Down by a max pool, up by a transposed convolution and by bilinear upsampling, skips joined; a map of classes."""
+    """Down by max pools, up by transposed convolutions or bilinearly, by turns, skips joined; a map of classes."""
 
-    def __init__(self, classes: int = 3):
+    def __init__(self, wide: Sequence[int], convolutions: int, classes: int = 3):
         super().__init__()
 
         def block(wide_in: int, wide: int) -> nn.Module:
-            return nn.Sequential(nn.Conv2d(wide_in, wide, 3, padding=1), nn.BatchNorm2d(wide), nn.ReLU(inplace=True))
+            sides = [wide_in, *[wide] * convolutions]
+            layers = list[nn.Module]()
+            for before, after in pairwise(sides):
+                layers += [nn.Conv2d(before, after, 3, padding=1), nn.BatchNorm2d(after), nn.ReLU(inplace=True)]
+            return nn.Sequential(*layers)
 
-        self.one, self.two, self.three = block(3, 4), block(4, 6), block(6, 8)
-        self.up, self.bilinear = nn.ConvTranspose2d(8, 6, 2, 2), nn.Upsample(scale_factor=2, mode="bilinear")
-        self.four, self.five, self.out = block(12, 4), block(8, 4), nn.Conv2d(4, classes, 1)
-        self.pool = nn.MaxPool2d(2)
+        self.down = nn.ModuleList([block(before, after) for before, after in pairwise([3, *wide])])
+        self.resize, self.up, self.pool = nn.ModuleList(), nn.ModuleList(), nn.MaxPool2d(2)
+        for number, (below, here) in enumerate(pairwise(reversed(wide))):
+            transposed = number % 2 == 0
+            self.resize.append(
+                nn.ConvTranspose2d(below, here, 2, 2) if transposed else nn.Upsample(scale_factor=2, mode="bilinear")
+            )
+            self.up.append(block((here if transposed else below) + here, here))
+        self.out = nn.Conv2d(wide[0], classes, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        one = self.one(x)
-        two = self.two(self.pool(one))
-        three = self.three(self.pool(two))
-        x = self.four(torch.cat([two, self.up(three)], 1))
-        return self.out(self.five(torch.cat([one, self.bilinear(x)], 1)))
+        skips = list[Tensor]()
+        for number, block in enumerate(self.down):
+            x = block(self.pool(x) if number else x)
+            skips.append(x)
+        for resize, block, skip in zip(self.resize, self.up, reversed(skips[:-1]), strict=True):
+            x = block(torch.cat([skip, resize(x)], 1))
+        return self.out(x)
 
 
-SHAPES = {
+SHALLOW = {
     "resnet18": (lambda: ResidualNetwork(Basic, (2, 2), 4), 16),
     "resnet34": (lambda: ResidualNetwork(Basic, (3, 4), 2), 16),
     "resnet50": (lambda: ResidualNetwork(Bottleneck, (2, 1), 2), 16),
     "vgg11": (lambda: vgg((4, "M", 6, "M", 8, 8, "M"), norm=False), 16),
     "vgg16-bn": (lambda: vgg((4, 4, "M", 6, 6, "M"), norm=True), 16),
-    "mobilenet": (MobileNet, 16),
-    "densenet": (DenseNet, 16),
-    "unet": (UNet, 8),
+    "mobilenet": (lambda: MobileNet([(1, 4, 1, 1), (2, 6, 2, 2)], 4, 8), 16),
+    "densenet": (lambda: DenseNet((2, 1), 2, 4, 2), 16),
+    "unet": (lambda: UNet((4, 6, 8), 1), 8),
 }
-"""A network of each, and the side of its images."""
+"""A network of the blocks of each, and the side of its images; of few layers."""
+
+DEEP = {
+    "resnet18": (lambda: ResidualNetwork(Basic, (2, 2, 2, 2), 8), 32),
+    "resnet34": (lambda: ResidualNetwork(Basic, (3, 4, 6, 3), 8), 32),
+    "resnet50": (lambda: ResidualNetwork(Bottleneck, (3, 4, 6, 3), 4), 32),
+    "vgg11-bn": (lambda: vgg((8, "M", 16, "M", 32, 32, "M", 64, 64, "M", 64, 64, "M"), norm=True), 32),
+    "vgg16-bn": (
+        lambda: vgg((8, 8, "M", 16, 16, "M", *(32, 32, 32, "M"), *(64, 64, 64, "M"), *(64, 64, 64, "M")), norm=True),
+        32,
+    ),
+    "mobilenetv2": (
+        lambda: MobileNet(
+            [(1, 2, 1, 1), (6, 3, 2, 2), (6, 4, 3, 2), (6, 8, 4, 2), (6, 12, 3, 1), (6, 20, 3, 2), (6, 40, 1, 1)],
+            4,
+            160,
+        ),
+        32,
+    ),
+    "densenet121": (lambda: DenseNet((6, 12, 24, 16), 4, 8, 4), 32),
+    "unet": (lambda: UNet((4, 8, 16, 32, 64), 2), 32),
+}
+"""All layers of each, with an eighth of its channels (a sixteenth: resnet50, unet), and the side of its images."""

@@ -114,3 +114,25 @@ def test_what_cannot_be_squared_is_refused_by_name():
         site.scale[1] = 0
     with pytest.raises(ProgramError, match=r"stem.act: channel 1 has no square"):
         lower(model, x)
+
+
+def test_a_hard_swish_is_two_relus_and_a_square_and_runs_privately():
+    torch.manual_seed(0)
+    x = torch.randn(16, 3, 6, 6)
+    conv = nn.Conv2d(3, 3, 1)
+    model = nn.Sequential(conv, nn.Hardswish(), nn.Flatten(), nn.Linear(108, 4)).eval()
+    with torch.no_grad():
+        conv.weight.mul_(6)  # values on all three sides of -3 and 3
+        y, wanted = conv(x), model(x).double().numpy()
+    assert min((y < -3).sum(), (y.abs() < 3).sum(), (y > 3).sum()) > 50
+    lowered = lower(model, x.numpy())
+    program = lowered.program
+    assert [type(op).__name__ for op in program.ops].count("Square") == 1
+    assert program.relus == 2 * 108
+    (got,) = program.decode(plain.run(program, program.encode(x.numpy())))
+    assert (np.abs(got - wanted) <= lowered.error + 1e-6).all()
+    assert np.abs(got - wanted).max() < 0.05 * np.abs(wanted).max()
+    inputs = program.encode(x.numpy()[:1])
+    run = run_both(program, inputs[0])
+    replayed = plain.run(program, inputs, client=run.client_shares, protocols=Protocols())
+    assert (run.output == replayed[0]).all()

@@ -9,6 +9,8 @@ from support.lowered import answers, checked, drawn, prepared
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
+from deepreshape.counting import count
+from deepreshape.models import convert
 from deepreshape.private.program.lower import lower, problems, unsupported
 from deepreshape.private.program.ops import ProgramError
 
@@ -177,3 +179,33 @@ def test_a_problem_names_layer_operator_and_remedy():
     (problem,) = problems(nn.Sequential(nn.Conv2d(3, 4, 1), nn.GELU()), (3, 4, 4))
     assert (problem.layer, problem.operator) == ("1", "gelu")
     assert "substitute" in problem.instead
+
+
+class TwoImages(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 2, 3)
+
+    def forward(self, left: Tensor, right: Tensor) -> Tensor:
+        return (self.conv(left) - self.conv(right)).relu().mean((2, 3))
+
+
+class Joined(nn.Module):
+    def __init__(self, network: nn.Module):
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.network(*x.split([3, 3], 1))
+
+
+def test_two_inputs_are_refused_everywhere_and_run_joined():
+    network = TwoImages().eval()
+    words = r"the network takes 2 inputs \(left, right\), and only networks of one input .* x.split"
+    x = drawn(4, 6, 6, 6)
+    for work in (lambda: count(network, (3, 6, 6)), lambda: convert(network, (3, 6, 6)), lambda: lower(network, x)):
+        with pytest.raises(ValueError, match=words):
+            work()
+    assert len(problems(network, (3, 6, 6))) == 1
+    checked(Joined(network), x)
+    assert count(Joined(network), (6, 6, 6)).total.relus == 2 * 16

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F  # noqa: N812 - as everywhere
 
+from deepreshape.counting import check_one_input
 from deepreshape.nn import Nonlinearity
 
 __all__ = ["call_sites", "raised_at"]
@@ -59,8 +60,10 @@ def call_sites(model: nn.Module, example: Tensor) -> tuple[nn.Module, fx.Graph]:
         example: a batch, at least two inputs.
 
     Raises:
-        ValueError: if the code decides by values of its input, or what works in place cannot be taken out of place.
+        ValueError: if the model takes several inputs, its code decides by values of its input, or what works in place
+            cannot be taken out of place.
     """
+    check_one_input(model)
     root = copy.deepcopy(model).eval()
     tracer = _Tracer(root, example)
     try:

@@ -1,4 +1,4 @@
-"""Activations that are sums of ReLUs and linear maps: exact, and a comparison for each ReLU."""
+"""Activations that are sums of ReLUs, squares and linear maps: exact, and a comparison for each ReLU."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from torch import fx
 
-from deepreshape.private.program.graph import Affine, Rectify, Signed, Sum, Zero
+from deepreshape.private.program.graph import Affine, Quadratic, Rectify, Signed, Sum, Zero
 from deepreshape.private.program.lowering.arithmetic import expanded, negated, scaled
 from deepreshape.private.program.lowering.trace import SUBSTITUTE, Handler, Trace, UnsupportedOperatorError
 
@@ -126,6 +126,17 @@ def _hard_sigmoid(trace: Trace, node: fx.Node, path: str) -> None:
     trace.bind(node, scaled(trace, path, clamped(trace, f"{path}.clamp", shifted, 0.0, 6.0), 1 / 6))
 
 
+def _hard_swish(trace: Trace, node: fx.Node, path: str) -> None:
+    """Of x, x relu6(x + 3) / 6 = (s - 3/2)^2 / 6 - 3/8 + max(x - 3, 0), with s = max(x + 3, 0) - max(x - 3, 0)."""
+    source = trace.source(node.args[0])
+    above = rectified(trace, f"{path}.above", scaled(trace, f"{path}.less", source, 1.0, -3.0))
+    below = rectified(trace, f"{path}.relu", scaled(trace, f"{path}.shift", source, 1.0, 3.0))
+    inside = summed(trace, f"{path}.inside", below, negated(trace, f"{path}.excess", above))
+    shape = trace.shapes[source]
+    square = Quadratic(trace.unique(f"{path}.square"), (inside,), np.tile([0.0, -1 / 2, 1 / 6], (shape[0], 1)))
+    trace.bind(node, summed(trace, path, trace.append(square, shape), above))
+
+
 def _leaky(trace: Trace, node: fx.Node, path: str) -> None:
     """The sum a x + (1 - a) max(x, 0)."""
     x, slope = trace.arguments(node)
@@ -191,6 +202,7 @@ ACTIVATIONS: dict[str, Handler] = {
     "deepreshape.sign": _sign,
     "deepreshape.zeroed": _zeroed,
     "hardsigmoid": _hard_sigmoid,
+    "hardswish": _hard_swish,
     "hardtanh": _clamp,
     "leaky_relu": _leaky,
     "maximum": _maximum,

@@ -22,6 +22,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 
+from deepreshape.counting import check_one_input
 from deepreshape.models.foreign.call_sites import raised_at
 from deepreshape.private.program.graph import Graph, Traced
 from deepreshape.private.program.ops import INPUT, Shape
@@ -258,7 +259,7 @@ KINDS = {
 SUBSTITUTE = "take a ReLU (`deepreshape substitute --activation relu`)"
 NORM = "take a batch norm"
 INSTEAD = {
-    **dict.fromkeys(("silu", "gelu", "elu", "celu", "selu", "mish", "softplus", "tanh", "hardswish"), SUBSTITUTE),
+    **dict.fromkeys(("silu", "gelu", "elu", "celu", "selu", "mish", "softplus", "tanh"), SUBSTITUTE),
     **dict.fromkeys(("logsigmoid", "log_sigmoid", "softsign", "glu", "rrelu"), SUBSTITUTE),
     "sigmoid": "take a hard sigmoid inside, and let the client apply it at the end",
     **dict.fromkeys(("layer_norm", "group_norm", "instance_norm"), NORM),
@@ -313,6 +314,12 @@ def _failure(model: nn.Module, shape: Sequence[int], error: BaseException) -> Pr
 
 def trace(model: nn.Module, shape: Sequence[int], handlers: Mapping[str, Handler]) -> Trace:
     """The layers of ``model`` in evaluation mode for an input of that shape, or why there are none."""
+    try:
+        check_one_input(model)
+    except ValueError as error:
+        result = Trace(model, handlers)
+        result.problems.append(Problem("", "input", str(error)))
+        return result
     parameter = next(model.parameters(), torch.zeros(()))
     example = torch.zeros(1, *shape, device=parameter.device, dtype=parameter.dtype)
     result = Trace(model, handlers)
