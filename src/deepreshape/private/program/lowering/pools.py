@@ -89,13 +89,28 @@ def _adaptive(size: int, count: int) -> Windows:
 
 
 def _largest_over(trace: Trace, node: fx.Node, path: str, windows: Sequence[Windows]) -> None:
-    """Bind the largest elements of windows along the last axes."""
+    """Bind the largest elements of windows along the last axes, of which what no window reads is left out first."""
     source = trace.source(node.args[0])
     first = len(trace.shapes[source]) - len(windows)
+    every: list[Windows] = []
     for number, one in enumerate(windows):
+        source, kept = _read(trace, path, source, first + number, one)
+        every.append(kept)
+    for number, one in enumerate(every):
         name = path if number == len(windows) - 1 else trace.unique(f"{path}.rows")
         source = greatest(trace, name, source, first + number, one)
     trace.bind(node, source)
+
+
+def _read(trace: Trace, path: str, source: str, axis: int, windows: Windows) -> tuple[str, Windows]:
+    """A value without the places along an axis that no window reads, and the windows of what is left."""
+    shape, places = trace.shapes[source], sorted({place for window in windows for place in window})
+    if len(places) == shape[axis]:
+        return source, windows
+    index = np.ascontiguousarray(whole(shape).take(places, axis))
+    left = {place: number for number, place in enumerate(places)}
+    name = trace.append(Pick(trace.unique(f"{path}.read"), (source,), index), index.shape)
+    return name, [[left[place] for place in window] for window in windows]
 
 
 def _sizes(value: Any, axes: int) -> list[int]:
