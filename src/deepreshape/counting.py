@@ -11,7 +11,7 @@ Conventions, which differ between papers:
   are MACs.
 * ReLUs are reported with the stem's and without it (SNL's networks have none there).
 * pixels that a convolution leaves out cost no MACs there, and the ReLU of the constant behind them counts none.
-* ReLU6, leaky ReLU and ``clamp(min=0)`` count one ReLU an element.
+* ReLU6, leaky ReLU, hard sigmoid and ``clamp(min=0)`` count one ReLU an element; hard swish also a square.
 * a max pool of k elements a window counts k - 1 comparisons an output, on a line of its own.
 """
 
@@ -307,6 +307,8 @@ class _Trace(TorchDispatchMode):
             if plain == "deepreshape.polynomial_relu":
                 counts.squares = elements - counts.relus
             self.layers.append(ReluLayer(path, counts.relus, elements - counts.squares))
+            if plain == "aten.hardswish":
+                counts.squares = elements
             if counts.squares:
                 self.layers.append(SquareLayer(path, counts.squares))
         elif plain == "deepreshape.herpn":
@@ -428,6 +430,8 @@ def _zero_floor(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
 _RELUS: dict[str, Callable[[tuple[Any, ...], dict[str, Any]], bool]] = {
     "aten.relu": _is_relu,
     "aten.leaky_relu": _is_relu,
+    "aten.hardsigmoid": _is_relu,
+    "aten.hardswish": _is_relu,
     "aten._prelu_kernel": _is_relu,
     "aten.hardtanh": _zero_floor,
     "aten.clamp": _min_is_zero,

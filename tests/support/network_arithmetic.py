@@ -35,7 +35,7 @@ class Arithmetic(TorchFunctionMode):
     """Adds up what runs inside ``with``: ``relus``, ``maxpool_comparisons``, ``macs``, and ``pairs`` of clamps.
 
     ``pairs`` are comparisons of activations that the counter does not call ReLUs: two an element of a clamp between
-    two bounds, a second one of a ReLU6, one of a maximum.
+    two bounds, a second one of a ReLU6, a hard sigmoid or a hard swish, one of a maximum.
     """
 
     def __init__(self) -> None:
@@ -60,6 +60,7 @@ NAMES: dict[Any, tuple[str, ...]] = {
 }
 Rule = Callable[[Tensor, Tensor, dict[str, Any]], dict[str, int]]
 _relu: Rule = lambda x, out, given: {"relus": x.numel()}  # noqa: E731
+_sixth: Rule = lambda x, out, given: {"relus": x.numel(), "pairs": x.numel()}  # noqa: E731
 _two: Rule = lambda x, out, given: {"pairs": 2 * x.numel()}  # noqa: E731
 RULES: dict[Any, Rule] = {
     torch.conv2d: lambda x, out, given: {"macs": out.numel() * given["weight"][0].numel()},
@@ -73,10 +74,10 @@ RULES: dict[Any, Rule] = {
     torch.relu_: _relu,
     F.leaky_relu: _relu,
     torch.prelu: _relu,
-    F.hardtanh: lambda x, out, given: {"relus": x.numel(), "pairs": x.numel()},  # of ReLU6
+    F.hardtanh: _sixth,  # of ReLU6
     Tensor.clamp: _two,
-    F.hardsigmoid: _two,
-    F.hardswish: _two,
+    F.hardsigmoid: _sixth,
+    F.hardswish: lambda x, out, given: {**_sixth(x, out, given), "squares": x.numel()},
     torch.maximum: lambda x, out, given: {"pairs": out.numel()},
 }
 

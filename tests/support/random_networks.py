@@ -229,7 +229,7 @@ def built(seed: int) -> tuple[RandomNetwork, np.ndarray]:
 def miscounted(model: RandomNetwork) -> str:
     """What is wrong with the counts of a network by the arithmetic of its shapes; empty if nothing is."""
     wanted, counted = arithmetic(model, torch.zeros(1, *model.input)), count(model, model.input).total
-    for name in ("relus", "maxpool_comparisons", "macs"):
+    for name in ("relus", "maxpool_comparisons", "macs", "squares"):
         if getattr(counted, name) != wanted[name]:
             return f"{getattr(counted, name)} {name} counted, and there are {wanted[name]}"
     return ""

@@ -8,6 +8,7 @@ import torch
 from support.programs import run_both
 from torch import nn
 
+from deepreshape.counting import count
 from deepreshape.models import architecture, build
 from deepreshape.nn import HerPN, PolynomialReLU
 from deepreshape.private.arith.ring import CIRCA_PRIME, Field, Ring
@@ -129,6 +130,8 @@ def test_a_hard_swish_is_two_relus_and_a_square_and_runs_privately():
     program = lowered.program
     assert [type(op).__name__ for op in program.ops].count("Square") == 1
     assert program.relus == 2 * 108
+    total = count(model, (3, 6, 6)).total
+    assert (total.relus, total.squares) == (108, 108)
     (got,) = program.decode(plain.run(program, program.encode(x.numpy())))
     assert (np.abs(got - wanted) <= lowered.error + 1e-6).all()
     assert np.abs(got - wanted).max() < 0.05 * np.abs(wanted).max()
