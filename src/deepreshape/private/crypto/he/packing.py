@@ -58,12 +58,12 @@ from deepreshape.private.crypto.he.parameters import (
 from deepreshape.private.crypto.he.residues import Residues
 from deepreshape.private.transport.ledger import Phase
 
-PRODUCT_COST = 5 * 1024
+PRODUCT_COST = 2560
 """What the tile search pays for one plaintext product, in bytes on the wire: about 0.5 ms of work with a fresh
-encoding, which is what 5 KiB take on a link of 80 Mbit/s."""
-SWITCH_COST = 17 * 1024
+encoding, which is what 2.5 KiB take on a link of 40 Mbit/s."""
+SWITCH_COST = 8704
 """What it pays for one switch of keys, with the transforms around it: about 1.7 ms."""
-CIPHERTEXT_COST = 20 * 1024
+CIPHERTEXT_COST = 10240
 """What it pays for one ciphertext either way: about 2 ms of encryption and receipt, or of flooding and decryption."""
 
 
