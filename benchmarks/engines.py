@@ -4,7 +4,12 @@
 
 A table of the same name with the suffix .md is written beside it.
 
-Parties are processes on this machine, over loopback: ours over TLS 1.3, SPU's over plain TCP. In every round each
+    python benchmarks/engines.py --spu-python VENV/bin/python --networks resnet20 --relus --peers cheetah \
+        --variants gc-sign ot ot:window auto --links loopback lan wan --rounds 1
+
+Parties are processes on this machine, over loopback: ours over TLS 1.3, SPU's over plain TCP. ``--links`` slows that
+down by a delay and a rate in each direction, ours in the transport (``transport.tls.EmulatedLink``), SPU's in a relay
+(``emulated.py``); ``auto`` chooses for the link of the row. In every round each
 engine makes one inference, one after the other, so that all see the same machine. Ours makes keys, base transfers and
 all offline material anew in every round; SPU makes its keys and first correlations in ``first_call``, a round of its
 own, and is then warm. Networks have random weights, on which run time does not depend; ``--model`` names trained ones.
@@ -24,7 +29,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -33,9 +38,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from emulated import Relays
 from numpy.typing import NDArray
 from torch import nn
 
+from deepreshape.cost import LINKS
 from deepreshape.engines.real import bound, expected
 from deepreshape.engines.spu.launch import SpuContext, SpuOutput, spu_versions
 from deepreshape.engines.spu.party import CLIENT, FRACTION, PARTIES, SERVER
@@ -43,18 +50,19 @@ from deepreshape.engines.spu.profile import PartyRun
 from deepreshape.models import architecture, build
 from deepreshape.models.saved import load, manifest_of
 from deepreshape.pricing.calibrate import machine
+from deepreshape.pricing.quote import Terms, chosen_relus
 from deepreshape.private.arith.ring import Ring
 from deepreshape.private.crypto.backend import engine_name
 from deepreshape.private.program import interpret as plain
 from deepreshape.private.program.lower import lower
 from deepreshape.private.program.ops import Linear, Relu, Weights
 from deepreshape.private.program.program import Program, from_fixed, to_fixed
-from deepreshape.private.program.relu_config import ReluConfig
 from deepreshape.private.service.local_run import run_local
+from deepreshape.private.transport.tls import EmulatedLink
 
 SHAPE = (3, 32, 32)
 COLUMNS = (
-    *("network", "ReLUs", "engine", "parties", "seconds", "first call, s", "MB", "rounds (ours), sends (SPU)"),
+    *("network", "ReLUs", "link", "engine", "parties", "seconds", "first call, s", "MB", "rounds (ours), sends (SPU)"),
     *("ReLUs' time", "ReLUs' bytes", "us a ReLU", "B a ReLU", "max difference", "expected"),
 )
 
@@ -67,6 +75,8 @@ def main() -> None:
     parser.add_argument("--relus", nargs="*", type=int, default=[1 << 16, 1 << 20])
     parser.add_argument("--most", type=int, default=1 << 17, help="largest layer of ReLUs for ours: 3 KB of disk each")
     parser.add_argument("--variants", nargs="*", default=["gc-full", "gc-sign"], help="of our ReLUs")
+    parser.add_argument("--peers", nargs="*", default=list(PARTIES), choices=list(PARTIES), help="protocols of SPU")
+    parser.add_argument("--links", nargs="*", default=["loopback"], choices=list(LINKS))
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
@@ -79,16 +89,17 @@ def main() -> None:
         | {f"spu's {name}": number for name, number in spu_versions(options.spu_python).items()},
         "command": f"python benchmarks/engines.py --spu-python PYTHON --networks {' '.join(options.networks)} --model "
         f"{' '.join(path.name for path in options.model)} --relus {' '.join(map(str, options.relus))} "
-        f"--most {options.most} --variants {' '.join(options.variants)} --rounds {options.rounds}",
+        f"--most {options.most} --variants {' '.join(options.variants)} --peers {' '.join(options.peers)} "
+        f"--links {' '.join(options.links)} --rounds {options.rounds}",
     }
     cases = [Case("network", name, *network(name)) for name in options.networks]
     cases += [Case("network", path.name, *trained(path)) for path in options.model]
     cases += [Case("relu", f"{count} ReLUs", *relus(count)) for count in options.relus]
     lines: list[str] = []
-    for case in cases:
+    for case, link in ((case, link) for case in cases for link in options.links):
         fits = case.kind == "network" or case.program.relus <= options.most
-        ours = [ReluConfig.parse(text) for text in options.variants if fits]
-        for row in measure(case, options.spu_python, options.rounds, ours):
+        ours = options.variants if fits else []
+        for row in measure(case, link, options, ours):
             lines.append(json.dumps(row | about))
             print(lines[-1], flush=True)
             if options.out:
@@ -142,23 +153,28 @@ def relus(count: int) -> tuple[Program, NDArray[np.int64]]:
     return Program(Ring(32), (1,), 12, 1 << 20, ops, own), np.array([1 << 20])
 
 
-def measure(case: Case, python: Path, rounds: int, ours: list[ReluConfig]) -> list[dict[str, Any]]:
-    """The rows of one case: all engines take turns in every round."""
+def measure(case: Case, at: str, options: argparse.Namespace, ours: list[str]) -> list[dict[str, Any]]:
+    """The rows of one case over one link: all engines take turns in every round."""
+    link = None if at == "loopback" else EmulatedLink(LINKS[at].latency, LINKS[at].up / 8)
     fraction = case.program.values[case.program.outputs[0]].fraction
     output = from_fixed(plain.run(case.program, case.x[None])[0], fraction)
     x = from_fixed(case.x, case.program.input_fraction)
-    own: dict[ReluConfig, list[dict[str, Any]]] = {relu: [] for relu in ours}
+    relus = {word: chosen_relus(case.program, Terms(word, link=LINKS[at]))[0] for word in ours}
+    own: dict[str, list[dict[str, Any]]] = {word: [] for word in ours}
     with ExitStack() as stack:
-        sessions = {name: stack.enter_context(SpuContext(case.program, name, python)) for name in PARTIES}
+        sessions: dict[str, SpuContext] = {}
+        for name in options.peers:
+            through = {"reach": stack.enter_context(closing(Relays(link))).reach} if link else {}
+            sessions[name] = stack.enter_context(SpuContext(case.program, name, options.spu_python, **through))
         answers = {name: [session.infer(x)] for name, session in sessions.items()}
-        for _ in range(rounds):
-            for relu, reports in own.items():
-                reports.append(run_local(case.program, case.x[None], relu))
+        for _ in range(options.rounds):
+            for word, reports in own.items():
+                reports.append(run_local(case.program, case.x[None], relus[word], link=link))
             for name, session in sessions.items():
                 answers[name].append(session.infer(x))
         logs = {name: session.close() for name, session in sessions.items()}
-    about = {"kind": case.kind, "network": case.name, "relus": case.program.relus, "n": rounds}
-    rows = [about | our_row(relu, own[relu], fraction) for relu in ours]
+    about = {"kind": case.kind, "network": case.name, "relus": case.program.relus, "link": at, "n": options.rounds}
+    rows = [about | our_row(word, own[word], fraction) | {"relu": str(relus[word])} for word in ours]
     limits = {
         "expected_difference": float(f"{expected(case.program, FRACTION).max():.3g}"),
         "bound": float(f"{bound(case.program, FRACTION).max():.3g}"),
@@ -175,13 +191,13 @@ def per_relu(row: dict[str, Any]) -> dict[str, float]:
     }
 
 
-def our_row(relu: ReluConfig, reports: list[dict[str, Any]], fraction: int) -> dict[str, Any]:
+def our_row(word: str, reports: list[dict[str, Any]], fraction: int) -> dict[str, Any]:
     first = reports[0]
     share = relu_seconds(first)
     every = {phase: [report["seconds"][phase] for report in reports] for phase in ("offline", "online")}
     every["total"] = [sum(both) for both in zip(*every.values(), strict=True)]
     return {
-        "engine": f"deepreshape {relu}",
+        "engine": f"deepreshape {word}",
         "parties": 2,
         "seconds": {phase: spread(found) for phase, found in every.items()},
         "bytes": first["bytes"] | {"total": sum(first["bytes"].values())},
@@ -258,7 +274,8 @@ def table(rows: list[dict[str, Any]]) -> str:
         if "online" in took:
             whole += f" = {took['offline']['median']} + {took['online']['median']}"
         share = row["relu_share"]
-        cells = [row["network"], f"{row['relus']:,}", row["engine"], row["parties"], whole, took.get("first_call", "")]
+        cells = [row["network"], f"{row['relus']:,}", row.get("link", "loopback"), row["engine"], row["parties"]]
+        cells += [whole, took.get("first_call", "")]
         cells += [f"{row['bytes']['total'] / 1e6:,.1f}", row.get("rounds", row.get("sends"))]
         cells += [f"{share['seconds']:.0%}", f"{share['bytes']:.0%}", row["us_per_relu"], row["bytes_per_relu"]]
         cells += [f"{row['max_difference']:.1e}", row.get("expected_difference", "")]

@@ -43,6 +43,7 @@ def test_cost_prices_a_users_network_even_if_it_cannot_be_lowered(tmp_path: Path
     [
         (("--link", "dsl"), "unknown link 'dsl'; known are loopback"),
         (("--protocol", "spdz"), "unknown protocol 'spdz'; known are gc-full"),
+        (("--objective", "bytes"), "--objective bytes is what auto chooses for; gc-full leaves nothing to choose"),
         (("--garbler", "me"), "--garbler is server or client, not 'me'"),
         (("--profile", "none.json"), "none.json is not a cost profile"),
         (("--storage", "16", "--arrivals", "5"), "--storage takes client/server in mb, gb or tb, such as 16gb/10tb"),

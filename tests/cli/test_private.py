@@ -83,6 +83,25 @@ def test_each_protocol_is_a_word_on_the_command_line(model: Path, words: str):
     assert sum(row["relus"] for row in report["layers"]) == report["relus"] == 2 * 64 * 3 + 4 * 16 * 2
 
 
+def test_auto_chooses_by_layer_says_why_and_runs_it(model: Path):
+    words = ("private", "local", "--model", str(model), "--cot", "iknp")
+    report = answer(*words, "--relu", "auto", "--link", "wan", "--objective", "bytes")
+    assert report["agree"] is report["declared_bytes_match"] is True
+    assigned = report["assigned"]
+    assert (assigned["word"], assigned["objective"], assigned["link"]) == (
+        report["relu"],
+        "bytes",
+        "100mbit/100mbit/50ms",
+    )
+    assert [row["relus"] for row in assigned["choices"]] == [row["relus"] for row in report["layers"] if row["relus"]]
+    assert all(row["more_bytes"] >= 0 and row["other"] for row in assigned["choices"])
+    mixed = answer(*words[:4], "--relu", "gc-sign@2+ot:tree,cot=iknp@3")
+    assert (mixed["agree"], mixed["declared_bytes_match"], mixed["assigned"]) == (True, True, None)
+    shown = call(*words, "--relu", "auto")
+    assert "next best" in shown.out
+    assert " ".join(shown.out.split()).count("chosen for seconds on link unlimited/unlimited/0ms") == 1
+
+
 OWN = """
 import torch
 
@@ -230,6 +249,17 @@ def test_the_caps_of_the_command_are_those_of_the_library():
         (("local", "--model", "x", "--calibrated"), "write --relu gc-sign:window or gc-stochastic:window"),
         (("local", "--model", "x", "--relu", "gc-full:drop=4"), "gc-full takes no drop; its settings are garbler"),
         (("local", "--model", "x", "--relu", "gc-stochastic:x"), "unknown setting 'x'"),
+        (("local", "--model", "x", "--relu", "ot:tree@1"), "the word of one config is for all layers"),
+        (("local", "--model", "x", "--relu", "auto:drop=2"), "auto takes window, batch, cot, garbler, and no 'drop=2'"),
+        (("local", "--model", "x", "--relu", "gc-sign:auto"), "gc-sign leaves nothing to choose"),
+        (("local", "--model", "x", "--link", "wan"), "--link is for --relu auto; gc-full leaves nothing to choose"),
+        (("local", "--model", "x", "--relu", "auto", "--objective", "time"), "known are seconds, bytes, online"),
+        (("local", "--model", "x", "--relu", "auto", "--link", "dsl"), "unknown link 'dsl'"),
+        (("local", "--model", "x", "--relu", "server-garbler"), "no ReLU protocol 'server-garbler'"),
+        (
+            ("local", "--model", "x", "--relu", "ot", "--cot", "ferret"),
+            "--cot is silent, softspoken, iknp, not 'ferret'",
+        ),
         (
             ("local", "--model", "x", "--max-loss", "1"),
             "--max-loss 1 is for --relu gc-stochastic:window, not for",

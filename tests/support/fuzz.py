@@ -53,7 +53,7 @@ from deepreshape.private.parties.store import Store
 from deepreshape.private.parties.streams import Stream
 from deepreshape.private.program.encoding import from_bytes, to_bytes
 from deepreshape.private.program.ops import ProgramError
-from deepreshape.private.program.relu_config import ReluConfig
+from deepreshape.private.program.relu_config import read_relus
 from deepreshape.private.service import bundle
 from deepreshape.private.service.quotas import Caps, Quotas
 from deepreshape.private.transport import certificates
@@ -315,8 +315,8 @@ TARGETS: dict[str, Target] = {
         (ProgramError,),
     ),
     "relu word": Target(
-        lambda: [b"gc-stochastic:drop=12,neg-pass", b"gc-sign:window"],
-        lambda _: lambda data: ReluConfig.parse(data.decode("latin1")),
+        lambda: [b"gc-stochastic:drop=12,neg-pass", b"gc-sign:window", b"ot:tree@3+gc-sign@2"],
+        lambda _: lambda data: read_relus(data.decode("latin1")),
         (ValueError,),
     ),
     "manifest of a batch": Target(

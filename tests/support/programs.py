@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,7 +35,7 @@ from deepreshape.private.program.ops import (
     Weights,
 )
 from deepreshape.private.program.program import Program
-from deepreshape.private.program.relu_config import GC_FULL, ReluConfig, Role
+from deepreshape.private.program.relu_config import GC_FULL, Assignment, ReluConfig, Role, takes
 from deepreshape.private.protocols.base import Run as TwoRuns
 from deepreshape.private.transport.ledger import Ledger
 from deepreshape.private.transport.memory import memory_pair
@@ -114,6 +115,10 @@ def random_program(seed: int, *, prime: bool = False, linear: int = 2) -> Progra
 
 ONE_RELU = Program(Ring(16), (2, 3), 4, 99, (Flatten("f", ("input",)), Relu("r", ("f",), 2)))
 """A ReLU layer and nothing else: a run takes a tenth of a second."""
+
+
+TWO_RELUS = Program(Ring(16), (2, 3), 4, 99, (Flatten("f", ("input",)), Relu("r", ("f",), 1), Relu("q", ("r",), 1)))
+"""Two layers of ReLUs and nothing else: the least that two protocols can share."""
 
 
 ONE_SQUARE = Program(
@@ -277,15 +282,22 @@ class Run:
     stored: tuple[int, int]
 
 
+def settled(relu: ReluConfig | Assignment, garbler: Role, batch: int) -> ReluConfig | Assignment:
+    """The same with this garbler, where anybody garbles, and batch."""
+    if isinstance(relu, Assignment):
+        return Assignment(tuple(cast(ReluConfig, settled(config, garbler, batch)) for config in relu.configs))
+    return replace(relu, batch=batch, **({"garbler": garbler} if takes(relu, "garbler") else {}))
+
+
 def run_both(
     program: Program,
     x: Integers,
     garbler: Role = "server",
     batch: int = 7,
-    relu: ReluConfig = GC_FULL,
+    relu: ReluConfig | Assignment = GC_FULL,
     workers: int | None = None,
 ) -> Run:
-    plan = Plan(program.public(), replace(relu, garbler=garbler, batch=batch))
+    plan = Plan(program.public(), settled(relu, garbler, batch))
     model = server.Model(program, plan, workers=workers)
     ends = memory_pair()
     materials = InMemory(), InMemory()
@@ -315,10 +327,14 @@ def run_both(
 
 
 def check_declared(
-    program: Program, garbler: Role, ends: tuple[Ledger, Ledger], stored: tuple[int, int], relu: ReluConfig = GC_FULL
+    program: Program,
+    garbler: Role,
+    ends: tuple[Ledger, Ledger],
+    stored: tuple[int, int],
+    relu: ReluConfig | Assignment = GC_FULL,
 ) -> None:
     """Every byte and wait of both ledgers is declared, and nothing else is."""
-    report = Plan(program.public(), replace(relu, garbler=garbler, batch=7)).declared()
+    report = Plan(program.public(), settled(relu, garbler, 7)).declared()
     places = {(row.layer, row.phase) for row in report.rows}
     mine, theirs = ends
     assert set(mine.traffic) | set(theirs.traffic) <= places

@@ -22,6 +22,7 @@ from rich.table import Table
 from typer.core import TyperCommand, TyperGroup, TyperOption
 
 if TYPE_CHECKING:
+    from deepreshape.cost import Assigned
     from deepreshape.data import Dataset
     from deepreshape.experiments.experiment import Experiment, Point
     from deepreshape.private.service.segmented import SegmentedImage
@@ -79,6 +80,18 @@ Threads = Annotated[
     int,
     typer.Option(min=0, help="Threads; 0 is torch's choice, and 1 for the digits, whose maps are too small to share."),
 ]
+ProfileFile = Annotated[
+    Path | None,
+    typer.Option(help="What `calibrate` wrote; the profile that comes with the package without.", show_default=False),
+]
+ObjectiveWord = Annotated[
+    str | None,
+    typer.Option(
+        "--objective",
+        help="What auto chooses for: seconds (without), bytes, or online, the seconds of a query that is prepared.",
+        show_default=False,
+    ),
+]
 Settings = Annotated[
     list[str] | None,
     typer.Option("--set", help="A setting of the recipe, such as lr=0.1; may be repeated.", show_default=False),
@@ -113,7 +126,7 @@ PANELS = {
     "Removal": "budget budgets granularity method methods price",
     "Search": "evidence iterations like macs max_bytes max_macs max_minutes max_relus max_seconds resource train "
     "trials",
-    "Protocol": "cot garbler max_loss protocol relu slots workers",
+    "Protocol": "cot garbler max_loss objective protocol relu slots workers",
     "Link and machines": "arrivals link profile storage",
     "Parties": "circuit count forget host keys name pin port program secret store",
     "Service": "days gigabytes pending sessions status_port until",
@@ -241,6 +254,23 @@ def with_groups(command: Callable[..., None]) -> Callable[..., None]:
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in shown}
     run.__signature__ = inspect.Signature(shown)  # pyright: ignore[reportFunctionMemberAccess] - what typer looks at
     return run
+
+
+def print_assigned(assigned: Assigned, to: Console = out) -> None:
+    """What ``auto`` chose for each layer, and what the next best would have cost."""
+    table = new_table("layer", "ReLUs", "protocol", "KB", "s", "next best", "+ KB", "+ s")
+    for row in assigned.choices:
+        mine = thousands(row.relus), row.protocol, f"{row.bytes / 1000:,.1f}", f"{row.seconds:.3f}"
+        more = (
+            (row.other, f"{row.more_bytes / 1000:+,.1f}", f"{row.more_seconds:+.3f}") if row.other else ("none", "", "")
+        )
+        table.add_row(row.layer, *mine, *more)
+    to.print(table)
+    to.print(
+        f"auto: {assigned}; layers without what a run sets up once, the next best as a change of the whole",
+        highlight=False,
+        soft_wrap=True,
+    )
 
 
 def stoppable(work: Any, then: str = "the same command goes on from here") -> Any:

@@ -15,10 +15,13 @@ from deepreshape.cli.console import (
     DataDir,
     InputData,
     Json,
+    ObjectiveWord,
+    ProfileFile,
     err,
     new_file,
     new_table,
     out,
+    print_assigned,
     print_json,
     read_shape,
     stoppable,
@@ -28,7 +31,7 @@ from deepreshape.cli.fhe import price_of, print_price
 
 if TYPE_CHECKING:
     from deepreshape.cli.models import Network
-    from deepreshape.cost import Profile, Quote
+    from deepreshape.cost import Quote
     from deepreshape.data import Dataset
     from deepreshape.pricing.quote import Terms
     from deepreshape.private.program.program import Program
@@ -40,8 +43,9 @@ BAR = 14
 Protocol = Annotated[
     str,
     typer.Option(
-        help="How ReLUs are computed: gc-full, gc-sign, gc-stochastic:drop=12 or ot (our runtime; squares need no "
-        "word), or a published system such as server-garbler; several by commas. Or fhe: squares under CKKS alone."
+        help="How ReLUs are computed: gc-full, gc-sign, gc-stochastic:drop=12 or ot, or auto, the best for each layer "
+        "on the link (our runtime; squares need no word), or a published system such as server-garbler; several by "
+        "commas. Or fhe: squares under CKKS alone."
     ),
 ]
 Links = Annotated[
@@ -57,10 +61,6 @@ Garbler = Annotated[
     typer.Option(
         help="Who garbles: server (without) or client; published systems say so themselves.", show_default=False
     ),
-]
-ProfileFile = Annotated[
-    Path | None,
-    typer.Option(help="What `calibrate` wrote; the profile that comes with the package without.", show_default=False),
 ]
 Slots = Annotated[bool, typer.Option("--slots", help="Divide the link's rate between its directions by need.")]
 Workers = Annotated[
@@ -78,6 +78,7 @@ def cost(
     slots: Slots = False,
     workers: Workers = None,
     profile: ProfileFile = None,
+    objective: ObjectiveWord = None,
     input: Annotated[
         str | None, typer.Option(help="Shape of one input: channels x height x width.", show_default=False)
     ] = None,
@@ -106,7 +107,14 @@ def cost(
     from deepreshape.report.bars import bars
 
     if protocol == "fhe":
-        others = {"--garbler": garbler, "--slots": slots, "--workers": workers, "--profile": profile, "--plot": plot}
+        others = {
+            "--objective": objective,
+            "--garbler": garbler,
+            "--slots": slots,
+            "--workers": workers,
+            "--profile": profile,
+            "--plot": plot,
+        }
         others |= {"--arrivals": arrivals, "--storage": storage}
         for option in (option for option, given in others.items() if given):
             raise ValueError(f"{option} is not for fhe, which is priced by counts and one model of the library's times")
@@ -114,7 +122,7 @@ def cost(
         report = {"network": model, **price_of(network, link)}
         print_json(report) if as_json else print_price(report)
         return
-    terms = read_terms(protocol, link, garbler, slots, workers, profile)
+    terms = read_terms(protocol, link, garbler, slots, workers, profile, objective)
     if plot:
         new_file(plot)
     network, dataset = shown_network(model, read_shape(input) if input else None, classes, data, data_dir)
@@ -188,18 +196,27 @@ def ui(
 
 
 def read_terms(
-    protocols: str, links: str | None, garbler: str | None, slots: bool, workers: int | None, profile: Path | None
+    protocols: str,
+    links: str | None,
+    garbler: str | None,
+    slots: bool,
+    workers: int | None,
+    profile: Path | None,
+    objective: str | None = None,
 ) -> list[Terms]:
     """Every protocol on every link."""
     from deepreshape.cost import Profile, read_link
+    from deepreshape.pricing.assign import read_objective
     from deepreshape.pricing.quote import Terms
 
-    measured: Profile | None = Profile.read(profile) if profile else None
+    measured, least = Profile.read(profile) if profile else None, read_objective(objective or "seconds")
     terms = [
-        Terms(name, read_role(garbler or "server"), at, slots, workers, measured)
+        Terms(name, read_role(garbler or "server"), at, slots, workers, measured, objective=least)
         for name in read_protocols(protocols)
         for at in ([read_link(text) for text in links.split(",")] if links else [None])
     ]
+    if objective and not any(each.chooses for each in terms):
+        raise ValueError(f"--objective {objective} is what auto chooses for; {protocols} leaves nothing to choose")
     if not any(each.ours for each in terms):
         for option, given in (
             ("--garbler", garbler),
@@ -228,7 +245,7 @@ def read_one_terms(protocol: str, link: str | None) -> Terms:
 
 def read_protocols(text: str) -> tuple[str, ...]:
     """Reads names with commas between; settings behind a colon may hold commas too."""
-    return tuple(re.split(r",(?!drop=|window|pos-zero|neg-pass|garbler=|batch=)", text))
+    return tuple(re.split(r",(?!drop=|window|pos-zero|neg-pass|chain|tree|exact|cot=|garbler=|batch=)", text))
 
 
 def read_role(text: str) -> Literal["server", "client"]:
@@ -308,7 +325,7 @@ def _print_compared(rows: list[dict[str, Any]]) -> None:
         table.add_row(row["protocol"], *seconds, *sizes, str(row["rounds"]))
     out.print(table)
     out.print(
-        f"the same shape, by its layers, link {rows[0]['link']}: ReLUs in three ways, and squares in their places, for "
+        f"the same shape, by its layers, link {rows[0]['link']}: ReLUs in four ways, and squares in their places, for "
         "which a network must be trained (-herpn, or linearize --method herpn); fhe, where it fits: an image's part of "
         "a full ciphertext, after one upload of keys (cost --protocol fhe)",
         highlight=False,
@@ -375,6 +392,8 @@ def _print_quote(model: str, quote: Quote) -> None:
             marks,
         )
     out.print(table)
+    if quote.assigned:
+        print_assigned(quote.assigned)
     seconds, sizes, stored = facts["seconds"], facts["bytes"], facts["stored_bytes"]
     out.print(
         f"{model}, {quote.protocol}, the {quote.garbler} garbles, link {quote.link}, profile {quote.profile}: offline "

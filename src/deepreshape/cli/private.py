@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -16,12 +17,15 @@ from deepreshape.cli.console import (
     DataDir,
     InputData,
     Json,
+    ObjectiveWord,
     PictureOption,
+    ProfileFile,
     bytes_bar,
     err,
     new_file,
     new_table,
     out,
+    print_assigned,
     print_json,
     print_segmented,
     read_data,
@@ -34,12 +38,14 @@ from deepreshape.cli.convex import GATES, ROW, gated_input, inputs_of, predictio
 
 if TYPE_CHECKING:
     from deepreshape.cli.models import Inputs, Network
+    from deepreshape.cost import Assigned
+    from deepreshape.pricing.quote import Terms
     from deepreshape.private.parties.plan import Plan
     from deepreshape.private.parties.sessions import InferenceClient
     from deepreshape.private.program.headroom import Headroom
     from deepreshape.private.program.program import Program
     from deepreshape.private.program.quantize import Lowered
-    from deepreshape.private.program.relu_config import ReluConfig
+    from deepreshape.private.program.relu_config import Assignment, ReluConfig
     from deepreshape.private.program.sign_bits import Calibrated
     from deepreshape.private.service.segmented import SegmentedImage
     from deepreshape.private.transport.tls import Endpoint
@@ -98,33 +104,62 @@ class Relus:
             help="How ReLUs are computed: gc-full, gc-sign, gc-sign:window, gc-stochastic:drop=12, "
             "gc-stochastic:drop=12,neg-pass, gc-stochastic:window; or without garbling ot (exact), ot:window, ot:tree "
             "(fewer bytes, more rounds). A window is the bits that the program says for each layer; `lower` chooses "
-            "them."
+            "them. auto takes what a layer costs least with on --link, of all that is exact; auto:window also of "
+            "windows, ot:auto of chain and tree alone."
         ),
     ] = "gc-full"
     cot: Annotated[
         str, typer.Option(help="What makes the transfers of --relu ot: silent, softspoken or iknp.", show_default=False)
     ] = "silent"
+    link: Annotated[
+        str | None,
+        typer.Option(
+            help="What --relu auto chooses for: lan, wan, or up/down/round trip such as 20mbit/100mbit/40ms; it slows "
+            "nothing down.",
+            show_default=False,
+        ),
+    ] = None
+    objective: ObjectiveWord = None
+    profile: ProfileFile = None
 
-    def config(self) -> ReluConfig:
-        """These options as one value."""
-        from deepreshape.private.program.relu_config import ReluConfig
+    def terms(self, link: str | None = None) -> Terms:
+        """These options, read; ``link`` is the one to choose for where none is named."""
+        from deepreshape.cost import Profile, read_link
+        from deepreshape.pricing.assign import candidates, read_objective
+        from deepreshape.pricing.quote import Terms
+        from deepreshape.private.program.relu_config import COTS, ReluConfig
 
         if self.garbler not in ("server", "client"):
             raise ValueError(f"--garbler is server or client, not {self.garbler!r}")
-        given = ReluConfig.parse(self.relu)
-        if given.protocol == "gc-stochastic" and not given.drop and not given.window:
+        if self.cot not in COTS:
+            raise ValueError(f"--cot is {', '.join(COTS)}, not {self.cot!r}")
+        candidates(self.relu)  # of our own runtime: no published system runs anywhere
+        least, at = read_objective(self.objective or "seconds"), self.link or link
+        measured = Profile.read(self.profile) if self.profile else None
+        terms = Terms(
+            self.relu, self.garbler, read_link(at) if at else None, profile=measured, cot=self.cot, objective=least
+        )
+        if terms.chooses and not at:
+            raise ValueError(f"--relu {self.relu} chooses for a link; say which by --link, such as lan or wan")
+        named = {"--link": self.link, "--objective": self.objective, "--profile": self.profile}
+        for option in (option for option, given in named.items() if given and not terms.chooses):
+            raise ValueError(f"{option} is for --relu auto; {self.relu} leaves nothing to choose")
+        alone = terms.candidates[0]
+        if isinstance(alone, ReluConfig) and alone.protocol == "gc-stochastic" and not (alone.drop or alone.window):
             raise ValueError(
                 f"--relu {self.relu} leaves out no bits and saves none; write gc-stochastic:drop=12 or :window"
             )
-        if self.cot != "silent":
-            given = replace(given, cot=self.cot)
-        return replace(given, garbler=self.garbler) if given.garbler == "server" else given
+        return terms
 
-    def plan(self, program: Program) -> Plan:
-        """How ``program`` is run."""
+    def plan(self, program: Program, tell: Callable[[Assigned], None]) -> Plan:
+        """How ``program`` is run; what was chosen for it is told."""
+        from deepreshape.pricing.quote import chosen_relus
         from deepreshape.private.parties.plan import Plan
 
-        return Plan(program.public(), self.config())
+        relu, assigned = chosen_relus(program, self.terms())
+        if assigned:
+            tell(assigned)
+        return Plan(program.public(), relu)
 
 
 PinOption = Annotated[
@@ -176,7 +211,7 @@ class Party:
 
         if not self.port:
             raise ValueError("--port 0 lets `serve` choose; a client needs the port that it chose")
-        plan = how.plan(_program(self.program))
+        plan = how.plan(_program(self.program), lambda assigned: _tell(f"ReLUs by {assigned}"))
         return InferenceClient(self.endpoint("client"), self.host, self.port, plan, Store(self.store), read_pin(pin))
 
 
@@ -218,27 +253,32 @@ def local(
     import numpy as np
 
     from deepreshape.cli.models import compare
+    from deepreshape.pricing.quote import chosen_relus
     from deepreshape.private.program.program import to_fixed
+    from deepreshape.private.program.relu_config import ReluConfig
     from deepreshape.private.service.bundle import Facts
     from deepreshape.private.service.local_run import run_local
     from deepreshape.private.service.segmented import SegmentedImage
 
-    relu = how.config()
-    chooses = relu.window and relu.protocol == "gc-stochastic"
+    terms = how.terms("loopback")
+    given = terms.candidates[0]
+    calibrates = isinstance(given, ReluConfig) and given.window and given.protocol == "gc-stochastic"
     if picture:
         new_file(picture)
-    if max_loss is not None and not chooses:
-        raise ValueError(f"--max-loss {max_loss:g} is for --relu gc-stochastic:window, not for {relu}")
+    if max_loss is not None and not calibrates:
+        raise ValueError(f"--max-loss {max_loss:g} is for --relu gc-stochastic:window, not for {how.relu}")
     network, lowered, inputs = _lowered(model, samples, data, data_dir, images, row)
     program, facts = lowered.program, inputs.facts
     if picture and "upsample" not in facts:
         raise ValueError(f"--picture {picture}: {model} gives one class for an image, and there is nothing to paint")
-    if chooses:
+    if isinstance(given, ReluConfig) and calibrates:
         most = MAX_LOSS if max_loss is None else max_loss
-        program = stoppable(lambda: _windows(lowered, inputs, most, relu), NOTHING_KEPT).program
+        program = stoppable(lambda: _windows(lowered, inputs, most, given), NOTHING_KEPT).program
+    relu, assigned = chosen_relus(program, terms)
     fixed = to_fixed(inputs.new[:images], program.input_fraction)
     with bytes_bar("offline") as show:
         report = stoppable(lambda: run_local(program, fixed, relu, progress=show, workers=workers), NOTHING_KEPT)
+    report |= {"relu": str(relu), "assigned": assigned and assigned.to_dict()}
     logits = program.decode(np.array(report.pop("outputs"), dtype=np.int64))[0]
     report["beside_float"] = compare(network, inputs.new[:images], logits, facts.get("upsample"))
     segmented: list[SegmentedImage] = []
@@ -264,6 +304,8 @@ def local(
         sizes = [f"{layer['bytes'][phase] / 1000:,.1f}" for phase in ("offline", "online")]
         table.add_row(layer["layer"], *(thousands(layer[name]) for name in counted), *took, *sizes)
     out.print(table)
+    if assigned:
+        print_assigned(assigned)
     out.print(f"formats: {lowered}", highlight=False)
     seconds, sizes, memory = report["seconds"], report["bytes"], report["peak_rss_mib"]
     out.print(
@@ -289,16 +331,17 @@ def local(
         out.print(told_by(network.fitted), highlight=False)
 
 
-def _nonlinear(report: dict[str, Any], relu: ReluConfig) -> str:
+def _nonlinear(report: dict[str, Any], relu: ReluConfig | Assignment) -> str:
     """What is not linear, and how it is computed."""
-    from deepreshape.private.program.relu_config import SETTINGS
+    from deepreshape.private.program.relu_config import Assignment, takes
 
     parts: list[str] = []
     if report["relus"] or not (report["squares"] or report["signs"]):
-        garbles = f", the {relu.garbler} garbles" if "garbler" in SETTINGS[relu.protocol] else ""
+        configs = relu.configs if isinstance(relu, Assignment) else (relu,)
+        garbles = f", the {relu.garbler} garbles" if any(takes(config, "garbler") for config in configs) else ""
         parts.append(f"{report['relus']:,} ReLUs by {relu}{garbles}")
     if report["squares"]:
-        parts.append(f"{report['squares']:,} squares by {relu.cot} transfers, one round trip a layer")
+        parts.append(f"{report['squares']:,} squares by {relu.squares.cot} transfers, one round trip a layer")
     if report["signs"]:
         by = f"{relu.cot} transfers" if relu.protocol == "ot" else f"garbled circuits, the {relu.garbler} garbles"
         parts.append(f"{report['signs']:,} signs by {by}")
@@ -438,7 +481,7 @@ def serve(
     program = _program(options.program)
     if not program.weights:
         raise ValueError(f"{options.program} has no weights: it is a client's part; `serve` takes server.program")
-    model = Model(program, how.plan(program), workers=workers)
+    model = Model(program, how.plan(program, lambda assigned: print_assigned(assigned, err)), workers=workers)
     endpoint, store = options.endpoint("server"), Store(options.store)
     with listen(options.host, options.port) as listener, ExitStack() as stack:
         page = None if status_port is None else stack.enter_context(listen("127.0.0.1", status_port))
@@ -473,7 +516,7 @@ def prepare(
 
     stoppable(work, "the batches counted above are kept")
     if as_json:
-        print_json({"batches": batches, "seconds": time.perf_counter() - started})
+        print_json({"batches": batches, "seconds": time.perf_counter() - started, "relu": str(party.plan.relu)})
 
 
 @app.command()
@@ -541,7 +584,8 @@ def query(
     prediction = Prediction.of(logits, facts, seconds=seconds, bytes=sizes, agree=None, done=done)
     if as_json:
         ranked = [{"class": name, "probability": share} for name, share in prediction.ranked]
-        print_json({"classes": ranked, "seconds": seconds, "bytes": sizes, "converted": done})
+        facts_of_run = {"seconds": seconds, "bytes": sizes, "relu": str(party.plan.relu)}
+        print_json({"classes": ranked, "converted": done} | facts_of_run)
         return
     for name, share in prediction.ranked:
         out.print(f"{share:7.2%}  {name}", highlight=False, markup=False)  # the server's owner chose the name

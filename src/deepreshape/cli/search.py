@@ -14,6 +14,7 @@ from deepreshape.cli.console import (
     DataDir,
     DataName,
     Json,
+    ProfileFile,
     Settings,
     into,
     new_table,
@@ -28,7 +29,7 @@ from deepreshape.cli.console import (
     stoppable,
     thousands,
 )
-from deepreshape.cli.costs import Garbler, Links, ProfileFile, Protocol, read_one_terms, read_protocols, read_terms
+from deepreshape.cli.costs import Garbler, Links, Protocol, read_one_terms, read_protocols, read_terms
 
 if TYPE_CHECKING:
     from deepreshape.data import Dataset

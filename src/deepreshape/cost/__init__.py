@@ -5,16 +5,18 @@ from deepreshape.cost.layers import Layer, LinearLayer, ReluLayer, SignLayer, Sq
 from deepreshape.cost.link import LINKS, Link, read_link, split
 from deepreshape.cost.profile import Profile, Work, reference
 from deepreshape.cost.published import PROFILES, Published, price_published, published_seconds
-from deepreshape.cost.quote import Quote
+from deepreshape.cost.quote import Assigned, LayerChoice, Quote
 from deepreshape.cost.report import Cost, CostReport, Phase
 from deepreshape.cost.schedule import Party, Segment, compute_schedule
 
 __all__ = [
     "LINKS",
     "PROFILES",
+    "Assigned",
     "Cost",
     "CostReport",
     "Layer",
+    "LayerChoice",
     "LinearLayer",
     "Link",
     "Party",

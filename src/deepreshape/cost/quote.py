@@ -3,18 +3,75 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from deepreshape.cost.link import Link
 from deepreshape.cost.report import CostReport
 
-__all__ = ["Quote"]
+__all__ = ["Assigned", "LayerChoice", "Quote"]
 
 LINEAR = ("he", "clear", "shares", "keys", "truncate")
 NONLINEAR = ("garble", "evaluate", "transfers", "transfer", "compare", "square")
 LITTLE = 0.05
 """Share of the time below which something is not worth removing."""
+
+
+@dataclass(frozen=True)
+class LayerChoice:
+    """The protocol that was chosen for one layer, and the next best for it.
+
+    Attributes:
+        layer: its name.
+        relus: how many ReLUs or signs it has.
+        protocol: that was chosen.
+        seconds, bytes: of this layer, both phases, without what a run sets up once.
+        other: what the whole costs least with in its place, other layers as they are; empty if nothing else can be.
+        more_seconds, more_bytes: how much more the whole would cost with that.
+    """
+
+    layer: str
+    relus: int
+    protocol: str
+    seconds: float
+    bytes: int
+    other: str = ""
+    more_seconds: float = 0.0
+    more_bytes: int = 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON has it."""
+        return asdict(self) | {
+            "seconds": round(self.seconds, 6),
+            "more_seconds": round(self.more_seconds, 6),
+        }
+
+
+@dataclass(frozen=True)
+class Assigned:
+    """What was chosen, layer by layer, and by what.
+
+    Attributes:
+        word: of the protocols, which both parties of a run need alike.
+        objective: what is least: seconds, bytes or online (seconds).
+        link: it was chosen for.
+        choices: by layer, in order.
+        tried: how many assignments were priced.
+    """
+
+    word: str
+    objective: str
+    link: str
+    choices: tuple[LayerChoice, ...]
+    tried: int
+
+    def __str__(self) -> str:
+        return f"{self.word}, chosen for {self.objective} on link {self.link}, {self.tried} assignments priced"
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON has it."""
+        facts = {name: getattr(self, name) for name in ("word", "objective", "link", "tried")}
+        return facts | {"choices": [choice.to_dict() for choice in self.choices]}
 
 
 @dataclass(frozen=True)
@@ -27,6 +84,7 @@ class Quote:
         exact: bytes and counts are those of a lowered program, not of its layers alone.
         memory: peak bytes of (client, server), about; None where nothing is known.
         notes: what a reader must know.
+        assigned: what was chosen for each layer, where the protocol was ``auto``.
     """
 
     protocol: str
@@ -37,6 +95,7 @@ class Quote:
     exact: bool = False
     memory: tuple[int, int] | None = None
     notes: tuple[str, ...] = ()
+    assigned: Assigned | None = None
 
     @property
     def online(self) -> CostReport:
@@ -169,6 +228,7 @@ class Quote:
             "layers": [self._layer(name) for name in self.report.layers],
             "advice": self.advice,
             "notes": list(self.notes),
+            "assigned": self.assigned and self.assigned.to_dict(),
         }
 
     def _layer(self, name: str) -> Mapping[str, Any]:

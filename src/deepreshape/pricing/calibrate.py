@@ -41,7 +41,7 @@ from deepreshape.private.parties.preprocessing import Reading, Writing
 from deepreshape.private.parties.store import Store
 from deepreshape.private.program.integer_linear import on_shares
 from deepreshape.private.program.ops import Conv2d, Relu, Weights
-from deepreshape.private.program.relu_config import GC_FULL, ROLES, ReluConfig, Role
+from deepreshape.private.program.relu_config import CARRIES, GC_FULL, ROLES, ReluConfig, Role
 from deepreshape.private.protocols.base import Prepared, Protocol, Run
 from deepreshape.private.protocols.garbled.label_transfer import GarbledLayer
 from deepreshape.private.protocols.garbled.relu_garbled import OTHER, GarbledRelu
@@ -289,13 +289,17 @@ def party_seconds(protocol: Protocol[Any, Any], layer: Any) -> dict[tuple[str, s
 
 
 def _transfer_relus(rounds: int) -> Units:
-    """A chain over all bits, by its transfers, whose making is in the offline time; a tree takes somewhat less."""
-    protocol = ReluOt(ReluConfig("ot", carry="chain"))
-    layer = protocol.layer(RING, Relu("calibration", ("input",), 11), 1 << 13)
-    rows = [party_seconds(protocol, layer) for _ in range(rounds)]
-    transfers = layer.count * (layer.relu.transfers + layer.relu.back)
-    phases = [(phase, role) for phase, role in rows[0] if phase != "setup"]
-    return {f"ot.{role}.{phase}": min(row[phase, role] for row in rows) / transfers for phase, role in phases}
+    """A chain and a tree over all bits, by their transfers, whose making is in the offline time."""
+    units: Units = {}
+    for carry in CARRIES:
+        protocol = ReluOt(ReluConfig("ot", carry=carry))
+        layer = protocol.layer(RING, Relu("calibration", ("input",), 11), 1 << 13)
+        rows = [party_seconds(protocol, layer) for _ in range(rounds)]
+        transfers = layer.count * (layer.relu.transfers + layer.relu.back)
+        phases = [(phase, role) for phase, role in rows[0] if phase != "setup"]
+        name = f"ot.{layer.relu.work_names}"
+        units |= {f"{name}.{role}.{phase}": min(row[phase, role] for row in rows) / transfers for phase, role in phases}
+    return units
 
 
 def _squares(rounds: int) -> Units:

@@ -10,8 +10,8 @@ from deepreshape.pricing.quote import Terms, quote_layers
 
 __all__ = ["WAYS", "compare"]
 
-WAYS = ("gc-full", "gc-sign", "ot", "squares")
-"""Three ways to compute ReLUs, and squares in their places, for which a network must be trained."""
+WAYS = ("gc-full", "gc-sign", "ot", "auto", "squares")
+"""Ways to compute ReLUs, with ``auto`` the best layer by layer, and squares, for which a network must be trained."""
 
 
 def compare(layers: Sequence[Layer], terms: Terms) -> list[Quote]:

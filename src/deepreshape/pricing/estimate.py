@@ -21,7 +21,7 @@ from deepreshape.private.crypto.he.packing import Convolution, Layout, choose_pa
 from deepreshape.private.crypto.he.parameters import Parameters
 from deepreshape.private.program.lowering.geometry import Placement, SquareForm, square_form, transposed_form
 from deepreshape.private.program.ops import Relu, Sign
-from deepreshape.private.program.relu_config import GC_FULL, ReluConfig
+from deepreshape.private.program.relu_config import GC_FULL, Assignment, ReluConfig, check_layers
 from deepreshape.private.protocols.base import Flight, Step
 from deepreshape.private.protocols.choose import relu_protocol, sign_protocol
 from deepreshape.private.protocols.linear import TYPICAL_WEIGHT, EncryptedLayer, HeLinear
@@ -48,15 +48,15 @@ class EstimatedNetwork:
         relu: how ReLUs are computed; windows are all bits here, as nothing is calibrated.
 
     Raises:
-        ValueError: if there is no linear layer, one that cannot be priced, or one that is too large for every known
-            set of parameters.
+        ValueError: if ``relu`` is for another number of layers, there is no linear layer, one that cannot be priced, or
+            one that is too large for every known set of parameters.
     """
 
     layers: tuple[Layer, ...]
     bits: int = RELU_BITS
     weight_bits: int = 11
     shift: int = 13
-    relu: ReluConfig = GC_FULL
+    relu: ReluConfig | Assignment = GC_FULL
 
     @property
     def modulus(self) -> Ring:
@@ -114,7 +114,8 @@ class EstimatedNetwork:
 
     def _flights(self, encrypted: Mapping[str, Step]) -> Iterator[Flight]:
         """Linear layers, truncations and rectifications, in order; those of one map go side by side."""
-        names, taken = iter(self.linear), set[str]()
+        check_layers(self.relu, sum(_has_choice(layer) for layer in self.layers))
+        names, taken, number = iter(self.linear), set[str](), 0
         truncation = Truncation()
         before: LinearLayer | None = None
         at = ""
@@ -130,8 +131,11 @@ class EstimatedNetwork:
             before = None
             name = _unique(layer.name, taken)
             taken.add(name)
+            config = self.relu.squares
+            if any(map(_has_choice, layers)):
+                config, number = self.relu.at(number), number + 1
             # as a program has them: ReLUs last, which may answer before they let the others go on
-            yield tuple(step for each in reversed(layers) for step in self._nonlinear(name, at, each))
+            yield tuple(step for each in reversed(layers) for step in self._nonlinear(name, at, each, config))
 
     def _maps(self) -> Iterator[list[Layer]]:
         """Layers, ReLUs and squares of one map as one."""
@@ -143,21 +147,26 @@ class EstimatedNetwork:
             group.append(layer)
         yield group
 
-    def _nonlinear(self, name: str, at: str, layer: Layer) -> Iterator[Step]:
+    def _nonlinear(self, name: str, at: str, layer: Layer, config: ReluConfig) -> Iterator[Step]:
         """The steps of ReLUs and truncations, or of squares, of a map behind layer ``at``."""
         if isinstance(layer, SquareLayer):
-            count, squaring = layer.squares, Squaring(self.modulus, *SQUARE_SHIFTS)
-            squares = SquaringLayer(name, squaring, count, self.relu.batch, slice(None), count)
-            yield Step(name, Squares(COTS[self.relu.cot]), squares)
+            count, squaring, made = layer.squares, Squaring(self.modulus, *SQUARE_SHIFTS), self.relu.squares
+            squares = SquaringLayer(name, squaring, count, made.batch, slice(None), count)
+            yield Step(name, Squares(COTS[made.cot]), squares)
         elif isinstance(layer, SignLayer):
-            protocol = sign_protocol(self.relu)
+            protocol = sign_protocol(config)
             yield Step(name, protocol, protocol.layer(self.modulus, Sign(name, (at,)), layer.signs))
         elif isinstance(layer, ReluLayer):
             if rest := layer.elements - layer.relus:
                 yield Step(name, Truncation(), TruncationLayer(name, self.modulus, self.shift, rest))
             if layer.relus:
-                protocol, op = relu_protocol(self.relu), Relu(name, (at,), self.shift)
+                protocol, op = relu_protocol(config), Relu(name, (at,), self.shift)
                 yield Step(name, protocol, protocol.layer(self.modulus, op, layer.relus))
+
+
+def _has_choice(layer: Layer) -> bool:
+    """Whether it has ReLUs or signs, whose protocol can be chosen."""
+    return isinstance(layer, SignLayer) or (isinstance(layer, ReluLayer) and layer.relus > 0)
 
 
 def _fan_in(layer: LinearLayer) -> int:
@@ -174,7 +183,9 @@ def square(layer: LinearLayer) -> SquareForm:
     return square_form(layer.in_size, Placement((rows, columns), layer.stride, layer.padding, layer.padding))
 
 
-def estimate_steps(layers: Sequence[Layer], relu: ReluConfig = GC_FULL, bits: int | None = None) -> EstimatedNetwork:
+def estimate_steps(
+    layers: Sequence[Layer], relu: ReluConfig | Assignment = GC_FULL, bits: int | None = None
+) -> EstimatedNetwork:
     """The steps of these layers at typical formats, in a ring that suits them unless ``bits`` says which."""
     squares = any(isinstance(layer, SquareLayer) for layer in layers)
     return EstimatedNetwork(tuple(layers), bits or (SQUARE_BITS if squares else RELU_BITS), relu=relu)

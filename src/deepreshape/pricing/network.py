@@ -9,6 +9,7 @@ from torch import nn
 
 from deepreshape.cost import Profile, Quote, read_link
 from deepreshape.counting import count
+from deepreshape.pricing.assign import read_objective
 from deepreshape.pricing.quote import Terms, quote_layers, quote_program
 from deepreshape.private.program.program import Program
 
@@ -23,23 +24,32 @@ def price(
     link: str | None = None,
     workers: int | None = None,
     profile: Path | str | None = None,
+    objective: str = "seconds",
 ) -> Quote:
     """Price a network by its layers, at once; or what ``lower`` gave, whose bytes are those that will travel.
 
     Args:
         network: a torch module, what ``lower`` gives, or a program.
         shape: of a module's input, (C, H, W).
-        protocol: of our runtime, such as ``gc-sign``, or a published system such as ``server-garbler``.
+        protocol: of our runtime, such as ``gc-sign`` or ``auto``, or a published system such as ``server-garbler``.
         link: ``"lan"``, ``"wan"``, ``"wireless"``, or up/down/round trip such as ``"20mbit/100mbit/40ms"``; loopback,
             or for a published system its own, without.
         workers: the most processes for homomorphic work; as many as pay without.
         profile: file that `deepreshape calibrate` wrote; the package's own without.
+        objective: what ``auto`` chooses for: ``"seconds"``, ``"bytes"`` or ``"online"`` (seconds); the quote's
+            ``assigned.word`` is what ``run_private``, ``Server`` and ``Client`` then take as ``relu``.
 
     Raises:
         ValueError: if a word or the shape does not fit, or there is nothing to price.
     """
     measured = Profile.read(Path(profile)) if profile else None
-    terms = Terms(protocol, link=read_link(link) if link else None, workers=workers, profile=measured)
+    terms = Terms(
+        protocol,
+        link=read_link(link) if link else None,
+        workers=workers,
+        profile=measured,
+        objective=read_objective(objective),
+    )
     if isinstance(network, nn.Module):
         if shape is None:
             raise ValueError("a module is priced for a shape of input, such as (3, 32, 32)")

@@ -16,10 +16,10 @@ import os, signal, sys
 from pathlib import Path
 
 from support.relay import Keys
-from support.programs import ONE_RELU, ONE_SQUARE, every_kind, random_inputs, with_signs
+from support.programs import ONE_RELU, ONE_SQUARE, TWO_RELUS, every_kind, random_inputs, with_signs
 
 from deepreshape.private.program import interpret as plain
-from deepreshape.private.program.relu_config import ReluConfig
+from deepreshape.private.program.relu_config import read_relus
 from deepreshape.private.errors import PrivateError
 from deepreshape.private.parties.sessions import InferenceClient, serve
 from deepreshape.private.errors import LostBatchError
@@ -30,9 +30,14 @@ from deepreshape.private.transport.tls import Endpoint, TlsChannel, listen
 
 folder = Path(sys.argv[1])
 keys = Keys.make(folder / "keys")
-programs = {"linear": every_kind(), "relus, signs": with_signs(ONE_RELU), "squares, signs": with_signs(ONE_SQUARE)}
-program = programs[sys.argv[3]]
-plan = Plan(program.public(), ReluConfig.parse(sys.argv[2]))
+programs = {
+    "linear": every_kind(),
+    "two layers": TWO_RELUS,
+    "relus, signs": with_signs(ONE_RELU),
+    "squares, signs": with_signs(ONE_SQUARE),
+}
+program, mixed = programs[sys.argv[3]], sys.argv[3] == "two layers"
+plan = Plan(program.public(), read_relus(sys.argv[2]))
 X = random_inputs(program, 1, 1)
 door = listen("127.0.0.1", 0)
 mine, theirs = Endpoint(keys.client), Endpoint(keys.server)
@@ -114,15 +119,15 @@ def next_goes_well():
         lost += 1
     assert code == 0, end
     expected = plain.run(program, X)
-    # a unit of rounding, where there is no ReLU; a square has one before it, too
+    # a unit of rounding for each layer of ReLUs, also where there is no ReLU; a square has one before it, too
     root = abs(expected[0]).max() ** 0.5 if program.squares else 0
-    assert abs(end.output - expected[0]).max() <= 1 + root
+    assert abs(end.output - expected[0]).max() <= (2 if mixed else 1) + root
     assert lost <= alone
     return lost
 
 for kind, victim, first, stride in (
-    ("prepare", "client", 1, 6),
-    ("prepare", "server", 2, 6),
+    ("prepare", "client", 1, 24 if mixed else 6),
+    ("prepare", "server", 2, 24 if mixed else 6),
     ("query", "client", 2, 4),
     ("query", "server", 4, 4),
 ):
@@ -143,7 +148,13 @@ for kind, victim, first, stride in (
 
 
 @pytest.mark.parametrize(
-    ("relu", "program"), [("gc-full", "linear"), ("ot:tree", "relus, signs"), ("gc-full", "squares, signs")]
+    ("relu", "program"),
+    [
+        ("gc-full", "linear"),
+        ("gc-sign@1+ot:tree@1", "two layers"),
+        ("ot:tree", "relus, signs"),
+        ("gc-full", "squares, signs"),
+    ],
 )
 def test_kill_at_every_frame(relu: str, program: str, tmp_path: Path) -> None:
     folders = [Path(deepreshape.__file__).parents[1], Path(__file__).parents[2]]

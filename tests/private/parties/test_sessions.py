@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from support.programs import ONE_RELU as PROGRAM
-from support.programs import random_inputs
+from support.programs import TWO_RELUS, random_inputs
 
 from deepreshape.private.errors import (
     ConfigurationMismatchError,
@@ -28,7 +28,7 @@ from deepreshape.private.parties.sessions import Admit, InferenceClient, Work, s
 from deepreshape.private.parties.store import Store
 from deepreshape.private.program import interpret as plain
 from deepreshape.private.program.encoding import digest
-from deepreshape.private.program.relu_config import ReluConfig
+from deepreshape.private.program.relu_config import ReluConfig, read_relus
 from deepreshape.private.transport.certificates import create_authority, issue
 from deepreshape.private.transport.handshake import Agreement, client_session
 from deepreshape.private.transport.tls import Endpoint, listen
@@ -227,4 +227,27 @@ def test_only_what_can_go_on_is_put_up_for_admission(pair: Pair, tmp_path: Path)
     with pytest.raises(ConfigurationMismatchError, match="garbler"):
         other.prepare()
     with pytest.raises(ConfigurationMismatchError, match="garbler"):
+        served.result()
+
+
+def test_an_assignment_binds_both_parties_and_their_batches(pair: Pair) -> None:
+    """A mixed list is agreed as a whole, and a batch that was made under another one is not used."""
+    first, second = (Plan(TWO_RELUS, read_relus(word)) for word in ("ot:tree@1+gc-sign@1", "gc-sign@1+ot:tree@1"))
+    ours = replace(pair.client, plan=first)
+    pair = replace(pair, model=Model(TWO_RELUS, first))
+    served = pair.served()
+    batch = ours.prepare().batch
+    served.result()
+    other, x = replace(ours, plan=second), random_inputs(TWO_RELUS, 1, 1)[0]
+    served = pair.served()
+    line = r'parameter relu "gc-sign@1\+ot:tree@1" here, "ot:tree@1\+gc-sign@1" there$'
+    with pytest.raises(ConfigurationMismatchError, match=line):
+        other.prepare()
+    with pytest.raises(ConfigurationMismatchError):
+        served.result()
+    pair = replace(pair, model=Model(TWO_RELUS, second))  # the server went over to it, and has the batch still
+    served = pair.served()
+    with pytest.raises(LostBatchError, match="the server has no batch"):
+        other.infer(x, batch)
+    with pytest.raises(ConfigurationMismatchError):
         served.result()

@@ -10,12 +10,21 @@ from __future__ import annotations
 import hashlib
 import json
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from support.programs import ONE_SIGN, ONE_SQUARE, every_kind, grouped, max_pool, random_inputs, squares_and_relus
+from support.programs import (
+    ONE_SIGN,
+    ONE_SQUARE,
+    TWO_RELUS,
+    every_kind,
+    grouped,
+    max_pool,
+    random_inputs,
+    settled,
+    squares_and_relus,
+)
 
 from deepreshape.private.arith.ring import Ring
 from deepreshape.private.arith.rng import Randomness
@@ -24,12 +33,13 @@ from deepreshape.private.parties.plan import Plan
 from deepreshape.private.parties.preprocessing import InMemory
 from deepreshape.private.program.ops import Flatten, Relu
 from deepreshape.private.program.program import Program
-from deepreshape.private.program.relu_config import ReluConfig, Role
+from deepreshape.private.program.relu_config import Role, read_relus
 from deepreshape.private.protocols.base import Run
 from deepreshape.private.transport.channel import Frame, Payload, as_bytes
 from deepreshape.private.transport.memory import MemoryChannel, memory_pair
 
 BASELINE = Path(__file__).parents[2] / "traces" / "wire.json"
+MIXED = "gc-sign@1+ot:tree@1"
 MASK = np.arange(24).reshape(2, 3, 4) % 3 > 0
 PROGRAMS = {
     "every kind": every_kind(),
@@ -68,7 +78,7 @@ class Recorder:
 
 def trace(program: Program, garbler: Role, relu: str = "gc-full") -> dict[str, object]:
     """What passes in one run, in order."""
-    plan = Plan(program.public(), replace(ReluConfig.parse(relu), garbler=garbler, batch=10))
+    plan = Plan(program.public(), settled(read_relus(relu), garbler, 10))
     model = server.Model(program, plan)
     near, far = memory_pair()
     recorder, id = Recorder(near), bytes(range(32))
@@ -105,7 +115,8 @@ def traces() -> dict[str, object]:
     signs |= {f"signs, {relu}": trace(ONE_SIGN, "server", relu) for relu in words}
     pools = {f"max pool, {relu}": trace(max_pool(), "server", relu) for relu in ("gc-full", "ot")}
     both = {"squares and ReLUs": trace(squares_and_relus(), "server")}
-    return garbled | transferred | squares | both | signs | pools
+    mixed = {f"two layers, {MIXED}, {role} garbles": trace(TWO_RELUS, role, MIXED) for role in roles}
+    return garbled | transferred | squares | both | signs | pools | mixed
 
 
 def test_the_wire_is_as_it_was() -> None:

@@ -9,7 +9,15 @@ from hypothesis import strategies as st
 from deepreshape.private.arith.drelu import MODES, Parity, Window, Wrap
 from deepreshape.private.arith.ring import CIRCA_PRIME, Field, Ring
 from deepreshape.private.program.ops import ProgramError, Relu
-from deepreshape.private.program.relu_config import GC_FULL, ROLES, ReluConfig
+from deepreshape.private.program.relu_config import (
+    GC_FULL,
+    MOST_LAYERS,
+    ROLES,
+    Assignment,
+    ReluConfig,
+    assigned,
+    read_relus,
+)
 from deepreshape.private.protocols.choose import relu_protocol
 
 CONFIGS = st.one_of(
@@ -75,3 +83,43 @@ def test_rooms() -> None:
     assert room(ReluConfig("gc-stochastic", drop=12, mode="neg-pass"), ring) == 2**36 - 2**12 - 2**9
     wrapping = room(ReluConfig("gc-stochastic", drop=12), Field(CIRCA_PRIME))
     assert CIRCA_PRIME // 4 - 2 * 2**9 < wrapping <= CIRCA_PRIME // 4
+
+
+ALIKE = st.lists(st.sampled_from(["gc-full", "gc-sign:window", "ot:tree", "ot", "ot:window,chain"]), min_size=1)
+
+
+@given(words=ALIKE)
+def test_an_assignment_is_its_word(words: list[str]) -> None:
+    relu = assigned([ReluConfig.parse(word) for word in words])
+    assert isinstance(relu, Assignment) == (len(set(words)) > 1)
+    assert read_relus(str(relu)) == relu
+    assert [str(relu.at(number)) for number in range(len(words))] == words
+
+
+def test_an_assignment_names_runs_and_what_it_shares() -> None:
+    relu = read_relus("gc-sign:garbler=client@2+ot:tree,cot=iknp@1+gc-full:garbler=client@1")
+    assert isinstance(relu, Assignment)
+    assert (len(relu.configs), relu.garbler, relu.cot) == (4, "client", "iknp")
+    assert relu.squares == relu.configs[2]
+    assert read_relus("gc-full@1+gc-sign@1").squares == GC_FULL
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("ot@3", "the word of one config is for all layers"),
+        ("ot:tree@2+ot:tree@1", "the word of one config is for all layers"),
+        ("ot:tree@0+gc-sign@1", "'ot:tree@0' is to be WORD@COUNT"),
+        ("ot:tree+gc-sign@1", r"'ot:tree' is to be WORD@COUNT, such as ot:tree@3"),
+        (f"ot:tree@{MOST_LAYERS}+gc-sign@1", f"for {MOST_LAYERS} layers at most"),
+        ("ot:tree@99999999999+gc-sign@1", "WORD@COUNT"),
+        ("gc-sign@1+gc-full:garbler=client@1", "a run has one garbler, not client and server"),
+        ("ot:cot=iknp@1+ot@1", "a run has one cot, not iknp and silent"),
+        ("gc-half@1+ot@1", "no ReLU protocol 'gc-half'"),
+        ("auto", "'auto' is chosen by price before a run"),
+        ("ot:auto", "'ot:auto' is chosen by price before a run"),
+    ],
+)
+def test_assignments_that_make_no_sense(text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        read_relus(text)

@@ -24,12 +24,15 @@ from deepreshape.private.parties.preprocessing import Source
 from deepreshape.private.program.interpret import coins_of
 from deepreshape.private.program.ops import INPUT, Conv2d, Linear, Local, Op, ProgramError, Shape
 from deepreshape.private.program.program import Program
-from deepreshape.private.program.relu_config import GC_FULL, ReluConfig, Role
+from deepreshape.private.program.relu_config import GC_FULL, Assignment, ReluConfig, Role, check_layers
 from deepreshape.private.protocols.base import Flight, Prepared, Step
 from deepreshape.private.protocols.choose import Protocols
 from deepreshape.private.protocols.linear import EncryptedLayer, HeLinear
 from deepreshape.private.protocols.steps import OUTPUT, SETUP, Steps
 from deepreshape.private.transport.ledger import Phase
+
+WORD = 60
+"""The longest word for ReLUs that both parties compare as it is; a greeting is of limited size."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,20 +41,21 @@ class Plan:
 
     Args:
         program: its public part.
-        relu: how ReLUs are computed.
+        relu: how ReLUs are computed, in all layers alike or layer by layer.
 
     Raises:
-        ValueError: if the program holds weights.
+        ValueError: if the program holds weights, or ``relu`` is for another number of layers.
         ProgramError: if a layer is too wide for every known set of homomorphic parameters, or too narrow for its sign
             test; names the layer.
     """
 
     program: Program
-    relu: ReluConfig = GC_FULL
+    relu: ReluConfig | Assignment = GC_FULL
 
     def __post_init__(self) -> None:
         if self.program.weights or self.program.limits:
             raise ValueError("a plan is made of public facts only; give it program.public()")
+        check_layers(self.relu, len(self.program.nonlinear))
         _ = self.by_operation  # refuses here what cannot be run
 
     @cached_property
@@ -185,7 +189,10 @@ class Plan:
     @cached_property
     def agreed(self) -> dict[str, int | str]:
         """The public settings that the handshake compares, beside the program's digest."""
-        settings: dict[str, int | str] = {"relu": str(self.relu)}
+        word = str(self.relu)
+        if len(word) > WORD:
+            word = f"{hashlib.sha256(word.encode()).hexdigest()[:32]} for {word}"[: 10 * WORD]
+        settings: dict[str, int | str] = {"relu": word}
         if self.parameters is not None:
             settings["degree"] = self.parameters.degree
             settings["primes"] = "-".join(map(str, self.parameters.prime_bits))

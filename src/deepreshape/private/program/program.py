@@ -100,6 +100,17 @@ class Program:
             values[op.name] = value_of(op, values, self.modulus)
         return values
 
+    @cached_property
+    def nonlinear(self) -> tuple[str, ...]:
+        """The operations with ReLUs or signs that run, in order: those whose protocol can be chosen."""
+        values = self.values
+        rectified = {op.name: op.relus if isinstance(op, Square) else op for op in self.ops}
+        return tuple(
+            name
+            for name, op in rectified.items()
+            if isinstance(op, Sign) or (isinstance(op, Relu) and op.count(values[name]))
+        )
+
     @property
     def relus(self) -> int:
         """ReLUs that are computed; masked-out positions do not count."""

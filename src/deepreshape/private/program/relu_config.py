@@ -1,5 +1,8 @@
 """How ReLUs are computed: one public value that both parties agree on, and the word for it.
 
+For all layers alike that is a :class:`ReluConfig`, layer by layer an :class:`Assignment`; :func:`read_relus` reads
+either.
+
 A word is a protocol's name with its settings behind a colon: ``gc-full``, ``gc-sign:window``,
 ``gc-stochastic:drop=12,neg-pass``, ``gc-full:garbler=client,batch=4096``. Settings that are left out have their
 defaults. What each setting means is said once, at :class:`ReluConfig`; which protocol takes which, in :data:`SETTINGS`.
@@ -7,7 +10,10 @@ defaults. What each setting means is said once, at :class:`ReluConfig`; which pr
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields, replace
+from itertools import groupby
 from typing import Literal
 
 from deepreshape.private.arith.drelu import MODES, Mode
@@ -25,6 +31,8 @@ CARRIES = ("chain", "tree")
 """How ``ot`` finds the carry of two shares; left out, each layer has what suits it."""
 COTS = ("silent", "softspoken", "iknp")
 """What makes the correlated transfers of ``ot``, by falling trust in its assumption and rising bytes."""
+MOST_LAYERS = 5000
+"""That an assignment may name."""
 REPLACED = {"calibrated": "window"}
 """Settings that have another name now."""
 
@@ -90,6 +98,15 @@ class ReluConfig:
         words += [f"{name}={getattr(self, name)}" for name in self._given() if name in ("cot", "garbler", "batch")]
         return ":".join([self.protocol, *([",".join(words)] if words else [])])
 
+    def at(self, number: int) -> ReluConfig:
+        """That of a layer: this one, whatever its number."""
+        return self
+
+    @property
+    def squares(self) -> ReluConfig:
+        """What says by which transfers squares are computed."""
+        return self
+
     def _given(self) -> list[str]:
         """The settings that differ from their defaults."""
         return [one.name for one in fields(self)[1:] if getattr(self, one.name) != one.default]
@@ -129,3 +146,115 @@ class ReluConfig:
 
 GC_FULL = ReluConfig()
 """The default: the whole ReLU in the circuit, garbled by the server."""
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """Which config each layer with ReLUs or signs has, in the order of the program (``Program.nonlinear``).
+
+    Its word names runs of layers: ``ot:tree@3+gc-sign@2`` is ``ot:tree`` for three layers and ``gc-sign`` for the two
+    behind them.
+
+    Attributes:
+        configs: of the layers, not all alike.
+
+    Raises:
+        ValueError: if all are alike, which a config says alone, or they differ in what a run has once: who garbles, and
+            what makes the transfers.
+    """
+
+    configs: tuple[ReluConfig, ...]
+
+    def __post_init__(self) -> None:
+        if len(set(self.configs)) < 2:
+            raise ValueError(f"{self}: an assignment has layers that differ; the word of one config is for all layers")
+        for name in ("garbler", "cot"):
+            if len(values := {getattr(config, name) for config in self.configs if takes(config, name)}) > 1:
+                raise ValueError(f"{self}: a run has one {name}, not {' and '.join(sorted(values))}")
+
+    def __str__(self) -> str:
+        return "+".join(f"{config}@{len([*layers])}" for config, layers in groupby(self.configs))
+
+    def at(self, number: int) -> ReluConfig:
+        """That of a layer, by its number from 0."""
+        return self.configs[number]
+
+    @property
+    def garbler(self) -> Role:
+        """Who garbles, if anybody does."""
+        return next((config for config in self.configs if takes(config, "garbler")), GC_FULL).garbler
+
+    @property
+    def squares(self) -> ReluConfig:
+        """What says by which transfers squares are computed: the first config of transfers, if there is one."""
+        return next((config for config in self.configs if takes(config, "cot")), self.configs[0])
+
+    @property
+    def cot(self) -> str:
+        """What makes the transfers."""
+        return self.squares.cot
+
+
+def takes(config: ReluConfig, setting: str) -> bool:
+    """Whether the protocol of a config has such a setting."""
+    return setting in SETTINGS[config.protocol]
+
+
+def assigned(configs: Sequence[ReluConfig]) -> ReluConfig | Assignment:
+    """Of all layers: one config where they are alike, an assignment elsewhere."""
+    return Assignment(tuple(configs)) if len(set(configs)) > 1 else configs[0]
+
+
+def check_layers(relu: ReluConfig | Assignment, count: int) -> None:
+    """Refuse an assignment that is for another number of layers.
+
+    Raises:
+        ValueError: saying both numbers.
+    """
+    if isinstance(relu, Assignment) and len(relu.configs) != count:
+        raise ValueError(f"{relu} is for {len(relu.configs)} layers with ReLUs or signs; this network has {count}")
+
+
+def read_relus(text: str) -> ReluConfig | Assignment:
+    """The inverse of ``str``.
+
+    Raises:
+        ValueError: with the text, if it is no word of either.
+    """
+    if "auto" in re.split("[:,]", text):
+        raise ValueError(f"{text!r} is chosen by price before a run: `deepreshape cost --protocol auto` says the word")
+    if "@" not in text:
+        return ReluConfig.parse(text)
+    configs: list[ReluConfig] = []
+    for run in text.split("+"):
+        word, _, count = run.rpartition("@")
+        if not (count.isdecimal() and len(count) < 5 and 1 <= int(count) <= MOST_LAYERS - len(configs)):
+            raise ValueError(
+                f"{text!r}: {run!r} is to be WORD@COUNT, such as ot:tree@3, for {MOST_LAYERS} layers at most in all"
+            )
+        configs += [ReluConfig.parse(word)] * int(count)
+    return Assignment(tuple(configs))
+
+
+def with_setting(
+    configs: Iterable[ReluConfig], setting: Literal["garbler", "cot"], value: str
+) -> tuple[ReluConfig, ...]:
+    """Configs with a setting that a run has once, wherever they take it and do not say another themselves.
+
+    Raises:
+        ValueError: if none takes it and ``value`` is not its default.
+    """
+    given = tuple(configs)
+    default = getattr(GC_FULL, setting)
+    if value == default:
+        return given
+    if not any(takes(config, setting) for config in given):
+        raise ValueError(
+            f"{given[0].protocol} takes no {setting}; its settings are {', '.join(SETTINGS[given[0].protocol])}"
+        )
+    return tuple(
+        replace(config, **{setting: value})
+        if takes(config, setting) and getattr(config, setting) == default
+        else config
+        for config in given
+    )

@@ -293,6 +293,11 @@ class Step:
         """What it sends, keeps and counts."""
         return self.protocol.declared(self.layer)
 
+    @cached_property
+    def work(self) -> Mapping[Phase, Sequence[Effort]]:
+        """The work behind each message that it declares."""
+        return self.protocol.work(self.layer)
+
     @property
     def stream(self) -> str:
         """What its preprocessing is called among that of its operation."""

@@ -89,6 +89,18 @@ class Steps:
             stages.append(Stage(alike[0].protocol, flights(alike)))
         return cls(inputs, outputs, element_bytes, tuple(stages), order)
 
+    @cached_property
+    def nonlinear(self) -> tuple[int, ...]:
+        """Where online there are flights with ReLUs or signs; as many as a program has ``nonlinear`` operations."""
+        kinds = [[step.protocol for step in flight] for flight in self.online]
+        return tuple(at for at, protocols in enumerate(kinds) if any(isinstance(p, ReluProtocol) for p in protocols))
+
+    def with_flights(self, others: Mapping[int, Flight]) -> Steps:
+        """The same with other flights online at some places."""
+        levels = [flight for stage in self.offline if stage.protocol.decides for flight in stage.flights]
+        online = [others.get(at, flight) for at, flight in enumerate(self.online)]
+        return Steps.of(self.inputs, self.outputs, self.element_bytes, levels, online)
+
     def __iter__(self) -> Iterator[Step]:
         """Every step, as it runs online."""
         return (step for flight in self.online for step in flight)
@@ -140,7 +152,7 @@ def _segments(step: Step, phase: Phase) -> list[list[Booked]]:
     messages = [message for segment in segments for message in segment]
     booked = [
         Booked(step.name, phase, kind, message, effort, {} if number else counts)
-        for number, (message, effort) in enumerate(zip(messages, step.protocol.work(step.layer)[phase], strict=True))
+        for number, (message, effort) in enumerate(zip(messages, step.work[phase], strict=True))
     ]
     cuts = iter(booked)
     return [[next(cuts) for _ in segment] for segment in segments]

@@ -39,7 +39,7 @@ from deepreshape.private.program import interpret as plain
 from deepreshape.private.program.encoding import from_bytes, to_bytes
 from deepreshape.private.program.ops import Integers
 from deepreshape.private.program.program import Program
-from deepreshape.private.program.relu_config import GC_FULL, ReluConfig, Role
+from deepreshape.private.program.relu_config import GC_FULL, Assignment, ReluConfig, Role, read_relus
 from deepreshape.private.service.segmented import largest_places
 from deepreshape.private.transport.certificates import Credentials, create_authority, issue
 from deepreshape.private.transport.ledger import Ledger
@@ -69,7 +69,7 @@ class Report(NamedTuple):
 def run_local(
     program: Program,
     inputs: Integers,
-    relu: ReluConfig = GC_FULL,
+    relu: ReluConfig | Assignment = GC_FULL,
     *,
     link: EmulatedLink | None = None,
     limits: Limits = PATIENT,
@@ -81,7 +81,7 @@ def run_local(
     Args:
         program: with its weights.
         inputs: (N, *input_shape), int64.
-        relu: how ReLUs are computed.
+        relu: how ReLUs are computed, in all layers alike or layer by layer.
         link: a slower link to emulate.
         limits: time-outs.
         progress: is told how many of the offline phases' bytes have travelled.
@@ -192,7 +192,7 @@ def _act(role: Role, folder: Path, number: int) -> None:
     settings = json.loads((folder / "settings.json").read_text())
     own = folder / role
     program = from_bytes((own / "program").read_bytes())
-    plan = Plan(program.public(), ReluConfig.parse(settings["relu"]))
+    plan = Plan(program.public(), read_relus(settings["relu"]))
     link = None if settings["link"] is None else EmulatedLink(**settings["link"])
     endpoint = Endpoint(Credentials.within(folder, role, "local"), Limits(**settings["limits"]), link)
     store = Store(own / "store")

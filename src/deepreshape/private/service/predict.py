@@ -22,7 +22,7 @@ from deepreshape.private.parties.plan import Plan
 from deepreshape.private.parties.server import Model
 from deepreshape.private.parties.store import Store
 from deepreshape.private.program.program import to_fixed
-from deepreshape.private.program.relu_config import ReluConfig
+from deepreshape.private.program.relu_config import read_relus
 from deepreshape.private.service.bundle import Bundle, Facts
 from deepreshape.private.service.local_run import run_local
 from deepreshape.private.service.quotas import Caps
@@ -89,7 +89,7 @@ def run_private(
     Args:
         program: what ``lower`` gives, a :class:`Bundle` or a bare program with weights.
         image: as :meth:`Facts.input_of` takes it.
-        relu: how ReLUs are computed, a word of :class:`ReluConfig`.
+        relu: how ReLUs are computed, a word of ``read_relus``.
         link: a slower link to emulate.
         progress: is told how many of the offline phase's bytes have travelled, and how many there are.
 
@@ -133,7 +133,7 @@ def _run_both(
     report = run_local(
         bundle.program,
         to_fixed(x[None], bundle.program.input_fraction),
-        ReluConfig.parse(relu),
+        read_relus(relu),
         link=link,
         progress=progress,
     )
@@ -181,7 +181,7 @@ class Server:
         notify: Callable[[str], None] | None = None,
     ) -> None:
         program = Bundle.read(bundle, "server").program
-        model = Model(program, Plan(program.public(), ReluConfig.parse(relu)), workers=workers)
+        model = Model(program, Plan(program.public(), read_relus(relu)), workers=workers)
         endpoint = Endpoint(Credentials.within(Path(keys), "server", "server"))
         folder = Path(store) if store else Path(keys) / "server-store"
         host, port = read_address(address)
@@ -230,7 +230,7 @@ class Client:
     ) -> None:
         known = Bundle.read(bundle, "client")
         self.facts = known.facts
-        self._plan = Plan(known.program.public(), ReluConfig.parse(relu))
+        self._plan = Plan(known.program.public(), read_relus(relu))
         endpoint = Endpoint(Credentials.within(Path(keys), "client", name))
         folder = Path(store) if store else Path(keys) / f"{name}-store"
         self._party = sessions.InferenceClient(endpoint, *read_address(address), self._plan, Store(folder))

@@ -228,11 +228,12 @@ class ReluOt(TransferProtocol[OtLayer], ReluProtocol[OtLayer, TransferEnds]):
 
     def work(self, layer: OtLayer) -> Mapping[Phase, Sequence[Effort]]:
         transfers, stored = layer.count * (layer.relu.transfers + layer.relu.back), sum(self.declared(layer).stored)
-        make, take = {"ot.client.offline": transfers}, {"ot.server.offline": transfers}
-        offline = [Effort(make, take, len(layer.spans), aside={"store.write": stored})]
+        name, pieces = f"ot.{layer.relu.work_names}", len(layer.spans)
+        make, take = {f"{name}.client.offline": transfers}, {f"{name}.server.offline": transfers}
+        offline = [Effort(make, take, pieces, aside={"store.write": stored})]
         if self.cot.random_bytes(1):
             offline.insert(0, Effort())
-        online = [Effort({"ot.server.online": transfers}, {"ot.client.online": transfers}, len(layer.spans))]
+        online = [Effort({f"{name}.server.online": transfers}, {f"{name}.client.online": transfers}, pieces)]
         return {"offline": offline, "online": online + [Effort()] * (len(layer.relu.messages) - 1)}
 
     def replay(self, layer: OtLayer, x: Integers, client: Words, coins: Words | None = None) -> Integers:

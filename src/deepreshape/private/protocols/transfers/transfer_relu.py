@@ -21,7 +21,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal, final
+from typing import Any, ClassVar, Literal, final
 
 import numpy as np
 
@@ -59,6 +59,9 @@ class TransferRelu(ABC):
     shift: int
     sign: Sign
     values: bool = False
+
+    work_names: ClassVar[str]
+    """Under which name its work is measured."""
 
     @cached_property
     def mux(self) -> Multiplexer:
@@ -188,6 +191,8 @@ class TransferRelu(ABC):
 class ChainRelu(TransferRelu):
     """One message either way."""
 
+    work_names = "chain"
+
     @cached_property
     def carry(self) -> Chain:
         return Chain(self.bits, self.carry_in)
@@ -261,6 +266,8 @@ class TreeRelu(TransferRelu):
     With the other's share of a level a party goes up to the next, for which it has the other's share already; so a
     level takes one trip. The server's last turn has its share of the sign, under t.
     """
+
+    work_names = "tree"
 
     @cached_property
     def carry(self) -> Tree:
