@@ -27,6 +27,7 @@ sys.path.insert(0, str(Path(__file__).parent))  # tests load this file from else
 
 import papers_networks
 import papers_shapes
+import papers_spatial
 import papers_squares
 from papers_claim import RESULTS, Claim, Measured, Verdict, at_least, cell, rows_of
 
@@ -209,6 +210,7 @@ CLAIMS: tuple[Claim, ...] = (
     ),
     *papers_networks.CLAIMS,
     *papers_shapes.CLAIMS,
+    *papers_spatial.CLAIMS,
 )
 
 

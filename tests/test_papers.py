@@ -72,6 +72,10 @@ def test_each_judge_can_say_no(papers: ModuleType):
         "CIR-3": {"points_lost": 3.1},
         "SPH-1": {"relus": {"a": 1}, "published": {"a": 2}},
         "NAD-1": {"adjusted": 167_552, "before": 188_416},
+        "SEM-1": {"largest_difference": 1e-4},
+        "SEM-2": {"times_faster": {"0.2": [1.0, 0.9, 1.0], "0.3": [1.5]}},
+        "SEM-3": {"points_lost": {"0.1": 1.1, "0.3": 4.1}},
+        "SEM-4": {"best_first": [[90.0, 91.0], [91.0, 90.0], [90.0, 90.0]]},
     }
     assert set(worst) == {claim.id for claim in papers.CLAIMS if claim.measure}
     assert {claims[name].judge(measured) for name, measured in worst.items()} == {"refuted"}
@@ -91,6 +95,9 @@ def test_judges_of_networks_can_say_yes_and_in_part(papers: ModuleType):
             {"by_seed": [{"gain_percent": 10, "dead_units": dead | {"split": 7}}]},
         ],
         "CIR-3": [{"points_lost": 1.0}, {"points_lost": 1.1}],
+        "SEM-2": [{"times_faster": {"0.2": [1.15, 1.2]}}, {"times_faster": {"0.2": [1.14, 1.2]}}],
+        "SEM-3": [{"points_lost": {"0.1": 1, "0.3": 4}}, {"points_lost": {"0.1": 0, "0.3": 4.1}}],
+        "SEM-4": [{"best_first": [[2, 1], [3, 2]]}, {"best_first": [[3, 1], [1, 1]]}],
     }
     for name, measured in cases.items():
         verdicts = [claims[name].judge(each) for each in measured]

@@ -203,13 +203,14 @@ def test_only_what_nothing_else_reads_is_behind_a_convolution():
     assert behind_convolutions(net, (3, 8, 8), sites) == {"second": "wide"}
 
 
-def test_a_budget_below_what_adds_leave_is_refused():
+def test_a_budget_below_what_adds_leave_is_refused_before_anything_is_written(tmp_path):
     least = TOTAL - REMOVABLE + sum(len(MASKS[path]) for path in BEHIND)
     assert columns(least)[1].relus == least
     with pytest.raises(
         ValueError, match=f"{TOTAL - REMOVABLE:,} of the network's {TOTAL:,} stand behind.*{least:,} is"
     ):
-        columns(least - 1)
+        columns(least - 1, folder=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_network_without_such_convolutions_is_refused():

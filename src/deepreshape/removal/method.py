@@ -130,6 +130,18 @@ class Method(ABC):
         """As in results and on the command line."""
         return type(self).__name__.lower()
 
+    def see_fits(self, network: nn.Module, input: Sequence[int], masks: Masks) -> None:  # noqa: B027 - most fit all
+        """Refuse a network that cannot be reduced so, before anything is written.
+
+        Args:
+            network: that is left as it is.
+            input: shape of one input, (channels, height, width).
+            masks: where it has ReLUs.
+
+        Raises:
+            ValueError: saying why, and what would work.
+        """
+
     @abstractmethod
     def reduce(self, network: nn.Module, task: Task) -> Reduced:
         """A network with exactly ``budget`` ReLUs, made of ``network``, which is a copy and may be used up."""
@@ -246,6 +258,7 @@ class Linearization:
                 f"a budget of {method.budget:,} ReLUs does not fit a network that has {self.before.total.relus:,}; "
                 f"0 to {self.before.total.relus:,} works"
             )
+        method.see_fits(model, data.shape, self.masks)
         recipe = recipe or tuning_recipe(model, data)
         self.recipe = recipe if method.mismatch is None else replace(recipe, mismatch=method.mismatch)
         self.teacher = copy.deepcopy(_teaching(teacher, data) if teacher else model).eval()

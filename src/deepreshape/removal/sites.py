@@ -85,7 +85,7 @@ def behind_convolutions(model: nn.Module, input: Sequence[int], sites: Iterable[
 
     watched = {path: modules[path] for path in (*linear, *sites)}
     handles = [
-        *(at.register_forward_pre_hook(lambda _, got, path=path: note(path, got)) for path, at in watched.items()),
+        *(at.register_forward_pre_hook(lambda *got, path=path: note(path, got[1])) for path, at in watched.items()),
         *(at.register_forward_hook(lambda *got, path=path: note_made(path, got[2])) for path, at in linear.items()),
     ]
     training = {module: module.training for module in modules.values()}

@@ -15,6 +15,7 @@ pixels cost nothing: a pixel left out saves its ReLUs and the server's product i
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -61,6 +62,10 @@ class Spatial(SearchMethod):
             raise ValueError(f"spatial masks are by position, not by {self.granularity}; leave granularity out")
         if self.begin >= self.end:
             raise ValueError(f"begin={self.begin} has to be before end={self.end}")
+
+    def see_fits(self, network: nn.Module, input: Sequence[int], masks: Masks) -> None:
+        if self.columns:
+            _removable(self, network, input, masks)
 
     def reduce(self, network: nn.Module, task: Task) -> Reduced:
         return self.find((_Columns if self.columns else _Search)(self, network, task), task)
@@ -137,7 +142,7 @@ class _Columns(_Search):
     """The search in which convolutions leave out what the sites behind them lose."""
 
     def __init__(self, method: Spatial, network: nn.Module, task: Task) -> None:
-        self.behind = _removable(method, network, task)
+        self.behind = _removable(method, network, task.data.shape, task.masks)
         super().__init__(method, network, task)
         for path, conv in self.behind.items():
             _put_column_mask(self.network, path, conv)
@@ -178,21 +183,21 @@ def _around(path: str) -> str:
     return path.removesuffix(".relu")
 
 
-def _removable(method: Spatial, network: nn.Module, task: Task) -> dict[str, str]:
+def _removable(method: Spatial, network: nn.Module, input: Sequence[int], masks: Masks) -> dict[str, str]:
     """The sites that columns may take, with the convolution before each.
 
     Raises:
         ValueError: if there are none, or fewer ReLUs than the budget wants gone.
     """
-    behind = behind_convolutions(network, task.data.shape, task.masks)
-    total = sum(int(mask.sum()) for mask in task.masks.values())
-    there = sum(int(task.masks[path].sum()) for path in behind)
+    behind = behind_convolutions(network, input, masks)
+    total = sum(int(mask.sum()) for mask in masks.values())
+    there = sum(int(masks[path].sum()) for path in behind)
     if not behind:
         raise ValueError(
             f"none of the network's {total:,} ReLUs stands directly behind a convolution wider than 1x1, where "
             "columns are left out; leave columns out"
         )
-    least = total - there + sum(len(task.masks[path]) for path in behind)
+    least = total - there + sum(len(masks[path]) for path in behind)
     if method.budget < least:
         raise ValueError(
             f"a budget of {method.budget:,} ReLUs is too small for columns: {total - there:,} of the network's "
