@@ -128,8 +128,8 @@ CLAIMS = (
         "accuracy",
         points_lost,
         little_lost,
-        "at most 1 point at 10 % and 4 at 30 % (CIFAR-100, ResNet-18 with m = 16, one epoch of search, one of tuning, one "
-        "seed); in part one of them",
+        "at most 1 point at 10 % and 4 at 30 % (CIFAR-100, ResNet-18 with m = 16, one epoch of search, one of tuning, "
+        "one seed); in part one of them",
         45.0,
         needs=(ROWS,),
     ),
@@ -150,7 +150,7 @@ CLAIMS = (
         "MobileNetV2 keeps 70.43, 69.94 and 67.92 % of 72.19 and becomes 1.04, 1.10 and 1.20 times faster",
         "the figures (read; ImageNet)",
         "accuracy",
-        why="ImageNet and a Raspberry Pi; pixels of 1x1 and of depthwise convolutions, of which it consists, are not left "
-        "out here",
+        why="ImageNet and a Raspberry Pi; pixels of 1x1 and of depthwise convolutions, of which it consists, are not "
+        "left out here",
     ),
 )

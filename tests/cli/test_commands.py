@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import typer
 from support.command_line import answer, call
@@ -125,6 +126,15 @@ def test_count_takes_the_users_own_network(tmp_path: Path):
     assert counted["unknown"] == [{"operator": "aten.gelu", "elements": 36}]
     assert "'mine:number' gives a int, not a torch module" in call("count", "mine:number", cwd=tmp_path).err
     assert "'nowhere:net' does not give a network" in call("count", "nowhere:net", cwd=tmp_path).err
+
+
+def test_count_writes_where_the_relus_are(tmp_path: Path):
+    to = tmp_path / "masks.npz"
+    counted = answer("count", "zoo:digits", "--masks", str(to))
+    with np.load(to, allow_pickle=False) as arrays:
+        assert sum(int(arrays[name].sum()) for name in arrays.files) == counted["relus"] == 250
+    assert "it is there already" in call("count", "zoo:digits", "--masks", str(to)).err
+    assert "give a name with .npz" in call("count", "zoo:digits", "--masks", str(tmp_path / "masks")).err
 
 
 def test_design_prints_the_fixed_shape():

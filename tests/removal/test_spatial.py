@@ -11,7 +11,7 @@ from torch import nn
 from deepreshape.counting import count
 from deepreshape.models.saved import load, save
 from deepreshape.nn import KnownReLU, MaskedConv2d
-from deepreshape.removal import Linearization, Spatial, Taylor, masks_of
+from deepreshape.removal import Linearization, Spatial, Taylor, export_masks, masks_of
 from deepreshape.removal.method import Task
 from deepreshape.removal.sites import behind_convolutions
 from deepreshape.removal.spatial import _ranked, _Search
@@ -154,6 +154,16 @@ def test_columns_are_saved_and_loaded(tmp_path):
     with torch.no_grad():
         assert torch.allclose(again(x), net(x), atol=1e-5)
     assert equal(weights(again), weights(net))
+
+
+def test_masks_are_exported_by_site_and_by_convolution():
+    net, _ = columns()
+    arrays = export_masks(net, DATA.shape)
+    assert {*arrays} == {f"relus/{path}" for path in MASKS} | {f"columns/{path}" for path in BEHIND.values()}
+    assert all(array.dtype == bool for array in arrays.values())
+    assert sum(int(array.sum()) for name, array in arrays.items() if name.startswith("relus/")) == FEWER
+    for path, conv in BEHIND.items():
+        assert not (arrays[f"relus/{path}"] & ~arrays[f"columns/{conv}"]).any()
 
 
 def test_a_search_for_columns_goes_on_where_it_was_killed(tmp_path):

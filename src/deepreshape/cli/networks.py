@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -54,14 +55,25 @@ def count(
     classes: Annotated[int, typer.Option(min=1, help="Number of classes, where the name does not fix it.")] = 100,
     data: InputData = None,
     data_dir: DataDir = None,
+    masks: Annotated[
+        Path | None,
+        typer.Option(
+            help="A new .npz: where its ReLUs are (relus/SITE), and which pixels convolutions compute (columns/CONV).",
+            show_default=False,
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Count ReLUs, max-pool comparisons, MACs and parameters of a network."""
     from deepreshape.cli.models import shown_network
     from deepreshape.counting import count as count_model
 
+    if masks and (masks.suffix != ".npz" or masks.exists()):
+        raise ValueError(f"--masks {masks}: " + ("it is there already" if masks.exists() else "give a name with .npz"))
     network, _ = shown_network(model, read_shape(input) if input else None, classes, data, data_dir)
     counted = count_model(network.module, network.shape).complete()
+    if masks:
+        _write_masks(masks, network.module, network.shape)
     if as_json:
         print_json(_count_values(counted))
         return
@@ -80,6 +92,15 @@ def count(
             out.print(f"{others:,} {what}")
     for name, elements in counted.unknown.items():
         out.print(f"[yellow]not counted:[/] {name}, {elements:,} elements; it is neither linear nor a ReLU")
+
+
+def _write_masks(to: Path, module: nn.Module, shape: tuple[int, int, int]) -> None:
+    import numpy as np
+
+    from deepreshape.removal import export_masks
+
+    arrays: dict[str, Any] = {**export_masks(module, shape)}
+    np.savez_compressed(to, **arrays)
 
 
 @app.command()

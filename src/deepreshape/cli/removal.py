@@ -168,7 +168,14 @@ def _finish(
     (to / "masks.svg").write_text(picture_of_masks(before, after))
     row = record.to_dict()
     shown = ("budget", "granularity", *(name for name in row if name.startswith(record.measures)), "warning")
-    values = {"relus": record.relus, **{name: row[name] for name in shown}, "record": row}
+    macs_before, macs = (count(each, shape).total.macs for each in (whole, small))
+    values = {
+        "relus": record.relus,
+        "macs_before": macs_before,
+        "macs": macs,
+        **{name: row[name] for name in shown},
+        "record": row,
+    }
     if as_json:
         print_json(values)
         return
@@ -178,6 +185,11 @@ def _finish(
         started, searched, ended = top1
         words = f"{searched:.2f} % searched, {ended:.2f} % fine-tuned" if record.epochs else f"{ended:.2f} % after"
         out.print(f"validation {METRICS[record.measures]} {started:.2f} % before, {words}")
+    if record.settings.get("columns"):
+        out.print(
+            f"{macs_before:,} -> {macs:,} multiply-adds in the clear; encrypted products are as many as before, since "
+            "a pixel left out saves its ReLUs alone"
+        )
     out.print(f"saved in {to}; masks.svg there shows which stayed")
     comparisons = count(small, shape).total.maxpool_comparisons if record.method == "herpn" else 0
     if comparisons:

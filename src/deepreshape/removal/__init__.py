@@ -12,7 +12,7 @@ from deepreshape.removal.descent import Descent
 from deepreshape.removal.herpn import Herpn
 from deepreshape.removal.method import Linearization, Method, Removal, linearize, relu_prices, tuning_recipe
 from deepreshape.removal.senet import SENet
-from deepreshape.removal.sites import masks_of
+from deepreshape.removal.sites import export_masks, masks_of
 from deepreshape.removal.snl import SNL
 from deepreshape.removal.spatial import Spatial
 from deepreshape.removal.substitute import Substitution, substitute
@@ -42,6 +42,7 @@ __all__ = [
     "apply",
     "binarize",
     "coarse_plans",
+    "export_masks",
     "linearize",
     "masks_of",
     "plan",

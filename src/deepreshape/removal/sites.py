@@ -7,13 +7,24 @@ from collections.abc import Iterable, Mapping, Sequence
 from math import prod
 from typing import Any, Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from deepreshape.counting import count
-from deepreshape.nn import MaskedReLU, Nonlinearity
+from deepreshape.nn import MaskedConv2d, MaskedReLU, Nonlinearity
 
-__all__ = ["Granularity", "Masks", "behind_convolutions", "keep_best", "masks_of", "put_masks", "unit_shape"]
+__all__ = [
+    "Granularity",
+    "Masks",
+    "behind_convolutions",
+    "export_masks",
+    "keep_best",
+    "masks_of",
+    "put_masks",
+    "unit_shape",
+]
 
 Granularity = Literal["pixel", "position", "channel", "layer"]
 """What is kept or removed as one: a ReLU, those of all channels at a position, a channel's, or a layer's."""
@@ -59,6 +70,28 @@ def masks_of(model: nn.Module, input: Sequence[int]) -> Masks:
             "models.convert makes modules of ReLU calls, and substitute makes ReLUs of other activations"
         )
     return masks
+
+
+def export_masks(model: nn.Module, input: Sequence[int]) -> dict[str, NDArray[np.bool_]]:
+    """Where a network has ReLUs, and which pixels its convolutions compute, for ``numpy.savez``.
+
+    Args:
+        model: as :func:`masks_of` takes it.
+        input: shape of one input, (channels, height, width).
+
+    Returns:
+        ``relus/PATH`` for each site: bool, shape of one output, true where a ReLU is computed; ``columns/PATH`` for
+        each convolution that leaves pixels out: bool, (H, W), true where it computes.
+
+    Raises:
+        ValueError: as :func:`masks_of`.
+    """
+    modules = dict(model.named_modules())
+    masks = {f"columns/{path}": at.columns for path, at in modules.items() if isinstance(at, MaskedConv2d)}
+    for path, mask in masks_of(model, input).items():
+        around = path.rpartition(".")[0]  # a site whose ReLUs are a part of what stands there
+        masks[f"relus/{around if isinstance(modules.get(around), Nonlinearity) else path}"] = mask
+    return {name: mask.cpu().numpy() for name, mask in masks.items()}
 
 
 def behind_convolutions(model: nn.Module, input: Sequence[int], sites: Iterable[str]) -> dict[str, str]:
