@@ -4,7 +4,8 @@
 
 Three shapes of convolutions of a ResNet-18 for ImageNet, 3x3, one image, one thread, float32: windows are copied
 (im2col), multiplied by the weights (GEMM), and what was left out is put in as zeros. Left out are random pixels, the
-same for all channels. Whole and partial products alternate, so that both see the same machine; a ratio is that of the medians.
+same for all channels. Whole and partial products alternate, so that both see the same machine; a ratio is that of the
+medians.
 ``gemm_only`` is the ratio of the matrix products alone, ``against_torch`` that of torch's own whole convolution,
 which copies no windows, to the product with columns left out. Nothing else should run on the machine.
 
