@@ -121,6 +121,13 @@ def test_a_rectified_position_that_is_no_constant_is_computed():
     assert program.relus > count(net, SHAPE).total.relus
 
 
+def test_constants_of_which_a_mask_rectifies_some_stay_before_it():
+    net = block()
+    net.act = MaskedReLU(torch.rand(4, 8, 8, generator=torch.Generator().manual_seed(6)) < 0.5)
+    program = checked(net, drawn(16, *SHAPE)).program
+    assert program.relus == count(net, SHAPE).total.relus
+
+
 def test_a_pixel_left_out_may_be_read_by_others_too():
     class Skip(Block):
         def forward(self, x):
