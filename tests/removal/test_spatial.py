@@ -213,6 +213,19 @@ def test_only_what_nothing_else_reads_is_behind_a_convolution():
     assert behind_convolutions(net, (3, 8, 8), sites) == {"second": "wide"}
 
 
+def test_sites_may_be_called_relu():
+    net = nn.Sequential()
+    net.add_module("conv", nn.Conv2d(DATA.shape[0], 4, 3, padding=1))
+    net.add_module("relu", nn.ReLU())
+    net.add_module("rest", nn.Sequential(nn.Flatten(), nn.Linear(256, 10)))
+    block = nn.Sequential()
+    block.add_module("block", net)
+    small, record = columns(160, model=block)
+    assert record.relus == 160
+    assert sum(name.startswith("relus/") for name in export_masks(small, DATA.shape)) == 1
+    assert columns(100, model=small)[1].relus == 100
+
+
 def test_a_budget_below_what_adds_leave_is_refused_before_anything_is_written(tmp_path):
     least = TOTAL - REMOVABLE + sum(len(MASKS[path]) for path in BEHIND)
     assert columns(least)[1].relus == least

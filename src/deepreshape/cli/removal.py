@@ -159,11 +159,12 @@ def _finish(
     """The picture of the masks, and what there is to say."""
     from deepreshape.counting import count
     from deepreshape.removal import masks_of
+    from deepreshape.removal.sites import site_of
     from deepreshape.report import picture_of_masks
     from deepreshape.training import METRICS
 
     before, after = (
-        {path.removesuffix(".relu"): mask for path, mask in masks_of(each, shape).items()} for each in (whole, small)
+        {site_of(each, path): mask for path, mask in masks_of(each, shape).items()} for each in (whole, small)
     )
     (to / "masks.svg").write_text(picture_of_masks(before, after))
     row = record.to_dict()

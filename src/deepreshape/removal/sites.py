@@ -23,6 +23,7 @@ __all__ = [
     "keep_best",
     "masks_of",
     "put_masks",
+    "site_of",
     "unit_shape",
 ]
 
@@ -72,6 +73,12 @@ def masks_of(model: nn.Module, input: Sequence[int]) -> Masks:
     return masks
 
 
+def site_of(model: nn.Module, path: str) -> str:
+    """The site of what computes ReLUs, which may be a part of what stands there."""
+    around = path.rpartition(".")[0]
+    return around if around and isinstance(model.get_submodule(around), Nonlinearity) else path
+
+
 def export_masks(model: nn.Module, input: Sequence[int]) -> dict[str, NDArray[np.bool_]]:
     """Where a network has ReLUs, and which pixels its convolutions compute, for ``numpy.savez``.
 
@@ -88,9 +95,7 @@ def export_masks(model: nn.Module, input: Sequence[int]) -> dict[str, NDArray[np
     """
     modules = dict(model.named_modules())
     masks = {f"columns/{path}": at.columns for path, at in modules.items() if isinstance(at, MaskedConv2d)}
-    for path, mask in masks_of(model, input).items():
-        around = path.rpartition(".")[0]  # a site whose ReLUs are a part of what stands there
-        masks[f"relus/{around if isinstance(modules.get(around), Nonlinearity) else path}"] = mask
+    masks |= {f"relus/{site_of(model, path)}": mask for path, mask in masks_of(model, input).items()}
     return {name: mask.cpu().numpy() for name, mask in masks.items()}
 
 

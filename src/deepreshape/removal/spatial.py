@@ -26,7 +26,7 @@ from torch.nn.functional import adaptive_avg_pool2d
 from deepreshape.nn import KnownReLU, MaskedConv2d, MaskedReLU
 from deepreshape.removal.mask_search import ChosenMasks, SearchMethod, weighed
 from deepreshape.removal.method import Reduced, Task
-from deepreshape.removal.sites import Granularity, Masks, behind_convolutions, keep_best
+from deepreshape.removal.sites import Granularity, Masks, behind_convolutions, keep_best, site_of
 from deepreshape.training import check_ranges
 from deepreshape.training.parallel import add_up
 
@@ -143,6 +143,7 @@ class _Columns(_Search):
 
     def __init__(self, method: Spatial, network: nn.Module, task: Task) -> None:
         self.behind = _removable(method, network, task.data.shape, task.masks)
+        self.site = {path: site_of(network, path) for path in self.behind}
         super().__init__(method, network, task)
         for path, conv in self.behind.items():
             _put_column_mask(self.network, path, conv)
@@ -150,13 +151,13 @@ class _Columns(_Search):
 
     def _pair(self, path: str) -> tuple[MaskedConv2d, KnownReLU]:
         """The convolution before a site, and what stands around the site's ReLUs."""
-        conv, site = self.network.get_submodule(self.behind[path]), self.network.get_submodule(_around(path))
+        conv, site = self.network.get_submodule(self.behind[path]), self.network.get_submodule(self.site[path])
         assert isinstance(conv, MaskedConv2d)  # noqa: S101 - put there by the search
         assert isinstance(site, KnownReLU)  # noqa: S101 - likewise
         return conv, site
 
     def layer(self, path: str) -> MaskedReLU:
-        return super().layer(f"{_around(path)}.relu" if path in self.behind else path)
+        return super().layer(f"{self.site[path]}.relu" if path in self.behind else path)
 
     def choose(self, masks: Masks) -> None:
         super().choose(masks)
@@ -176,11 +177,6 @@ class _Columns(_Search):
             return torch.full((1, *mask.shape[1:]), torch.inf)
         ranks = _ranked(drawn, mask)
         return torch.where(ranks == 1, torch.inf, ranks)
-
-
-def _around(path: str) -> str:
-    """The site of a path that may be the ReLU within what an earlier search put there."""
-    return path.removesuffix(".relu")
 
 
 def _removable(method: Spatial, network: nn.Module, input: Sequence[int], masks: Masks) -> dict[str, str]:
