@@ -118,7 +118,9 @@ def run(program: Program, inputs: Integers, relu: ReluConfig, workers: int) -> d
 
 def by_part(program: Program, relu: ReluConfig) -> dict[str, int]:
     """Bytes of one inference as its plan declares them, which is what was sent where ``declared_bytes_match``."""
-    parts = dict.fromkeys(("keys", "ciphertexts_up", "ciphertexts_down", "base_transfers", "relus", "shares"), 0)
+    parts: dict[str, int] = dict.fromkeys(
+        ("keys", "ciphertexts_up", "ciphertexts_down", "base_transfers", "relus", "shares"), 0
+    )
     names = {"keys": "keys", "transfers": "base_transfers", "shares": "shares"}
     for row in Plan(program.public(), relu).declared().rows:
         if row.kind == "he":
