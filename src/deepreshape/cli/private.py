@@ -336,15 +336,16 @@ def _nonlinear(report: dict[str, Any], relu: ReluConfig | Assignment) -> str:
     from deepreshape.private.program.relu_config import Assignment, takes
 
     parts: list[str] = []
+    configs = relu.configs if isinstance(relu, Assignment) else (relu,)
+    garbles = f", the {relu.garbler} garbles" if any(takes(config, "garbler") for config in configs) else ""
     if report["relus"] or not (report["squares"] or report["signs"]):
-        configs = relu.configs if isinstance(relu, Assignment) else (relu,)
-        garbles = f", the {relu.garbler} garbles" if any(takes(config, "garbler") for config in configs) else ""
         parts.append(f"{report['relus']:,} ReLUs by {relu}{garbles}")
     if report["squares"]:
         parts.append(f"{report['squares']:,} squares by {relu.squares.cot} transfers, one round trip a layer")
     if report["signs"]:
-        by = f"{relu.cot} transfers" if relu.protocol == "ot" else f"garbled circuits, the {relu.garbler} garbles"
-        parts.append(f"{report['signs']:,} signs by {by}")
+        ways = [f"{relu.cot} transfers"] * any(takes(config, "cot") for config in configs)
+        ways += [f"garbled circuits{garbles}"] * bool(garbles)
+        parts.append(f"{report['signs']:,} signs by {' or '.join(ways)}")
     return ", ".join(parts)
 
 
