@@ -250,7 +250,7 @@ class TlsChannel:
             self._read(memoryview(code))
         self._over = f"{self._them} aborted it"
         self._sock.close()
-        if code == BATCH_LOST:
+        if bytes(code) == BATCH_LOST:
             raise LostBatchError(f"{self._them} has a damaged half of this batch; destroyed here too, ask again")
         raise PeerAbortedError(f"{self._them} aborted the session instead of sending {kind.name}; its log says why")
 
