@@ -10,7 +10,6 @@ from support.random_networks import check
 
 from deepreshape.cost.layers import Layer, LinearLayer
 
-
 EVEN = pytest.mark.xfail(
     strict=True, reason="a 2x2 kernel padded to the same size is priced as 2x2, and planned as 3x3"
 )
