@@ -25,6 +25,7 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parent))  # tests load this file from elsewhere
 
+import papers_exits
 import papers_networks
 import papers_shapes
 import papers_spatial
@@ -211,6 +212,7 @@ CLAIMS: tuple[Claim, ...] = (
     *papers_networks.CLAIMS,
     *papers_shapes.CLAIMS,
     *papers_spatial.CLAIMS,
+    *papers_exits.CLAIMS,
 )
 
 

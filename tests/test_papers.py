@@ -76,6 +76,12 @@ def test_each_judge_can_say_no(papers: ModuleType):
         "SEM-2": {"times_faster": {"0.2": [1.0, 0.9, 1.0], "0.3": [1.5]}},
         "SEM-3": {"points_lost": {"0.1": 1.1, "0.3": 4.1}},
         "SEM-4": {"best_first": [[90.0, 91.0], [91.0, 90.0], [90.0, 90.0]]},
+        "MES-1": {"mean_points_at_exits": 0.0},
+        "MES-1c": {"mean_points_at_exits": -1.0},
+        "MES-2": {"points_over_kd": 0.0, "points_over_none": -0.1},
+        "MES-3": {"macs_ratio": {"shapes, seed 0": 1.49}},
+        "MES-4": {"seconds": {"shapes, seed 0": 3600.0}},
+        "MES-5": {"easy_that_end_early": {"a": 0.3}, "hard_that_end_early": {"a": 0.3}},
     }
     assert set(worst) == {claim.id for claim in papers.CLAIMS if claim.measure}
     assert {claims[name].judge(measured) for name, measured in worst.items()} == {"refuted"}
@@ -85,6 +91,13 @@ def test_judges_of_networks_can_say_yes_and_in_part(papers: ModuleType):
     claims = {claim.id: claim for claim in papers.CLAIMS}
     dead = {"plain": 10, "split": 6}
     cases = {
+        "MES-1": [{"mean_points_at_exits": 2.0}, {"mean_points_at_exits": 0.1}],
+        "MES-2": [{"points_over_kd": 0.1, "points_over_none": 0.1}, {"points_over_kd": 0.1, "points_over_none": -0.1}],
+        "MES-3": [{"macs_ratio": {"a": 2.83}}, {"macs_ratio": {"a": 1.5}}],
+        "MES-5": [
+            {"easy_that_end_early": {"a": 0.8}, "hard_that_end_early": {"a": 0.9}},
+            {"easy_that_end_early": {"a": 0.5}, "hard_that_end_early": {"a": 0.4}},
+        ],
         "REA-1": [{"cases": 200_000, "different": 0}],
         "REA-2": [{"points_lost": [3.0, -1.0]}, {"points_lost": [3.1, 2.0]}],
         "REA-3": [{"points": [2.0, 2.0, 2.0]}, {"points": [2.0, 2.0, 1.9]}],

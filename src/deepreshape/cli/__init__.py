@@ -17,6 +17,7 @@ from deepreshape.cli import (
     cells,
     convex,
     costs,
+    exits,
     explain,
     fhe,
     jobs,
@@ -57,9 +58,10 @@ for commands in (each.app for each in COMMANDS):
     app.registered_commands += commands.registered_commands
 app.add_typer(cells.app, name="cells")
 app.add_typer(convex.app, name="convex")
+app.add_typer(exits.app, name="exits")
 private.app.add_typer(fhe.app, name="fhe")
 app.add_typer(private.app, name="private")
-for group in (app, cells.app, convex.app, private.app, fhe.app):
+for group in (app, cells.app, convex.app, exits.app, private.app, fhe.app):
     group.info.cls = QuietGroup
     for command in group.registered_commands:
         command.cls = PanelCommand

@@ -113,19 +113,35 @@ PictureOption = Annotated[
         show_default=False,
     ),
 ]
-
+ExitPoint = Annotated[
+    int | None,
+    typer.Option(
+        "--exit",
+        help="Of a network with exits: up to the one after this stage; the whole without.",
+        show_default=False,
+    ),
+]
+ExitWord = Annotated[
+    str | None,
+    typer.Option(
+        "--exit",
+        help="Of a network with exits: a stage, whose exit answers all; or dynamic, dynamic:0.8 (the confidence that "
+        "ends) or dynamic:0.8:1.2 (and the exits asked): the client asks on where it is not sure.",
+        show_default=False,
+    ),
+]
 
 MANY = 8
 """A command with more options than these shows them in groups."""
 
 PANELS = {
-    "Network": "activation base baseline block bounds classes fix init input layers max_pool model networks order phi "
-    "rprelu stages strides teacher",
-    "Data": "data data_dir images row samples subsample target test_share",
-    "Training": "epochs gates keep lam reduced_epochs seed seeds settings threads tol views",
+    "Network": "activation at base baseline block bounds classes exit fix heads init input layers max_pool model "
+    "networks order phi rprelu stages strides teacher",
+    "Data": "data data_dir facts images row samples subsample target test_share",
+    "Training": "distill epochs gates keep lam reduced_epochs seed seeds settings threads tol trunk views",
     "Removal": "budget budgets granularity method methods price",
-    "Search": "evidence iterations like macs max_bytes max_macs max_minutes max_relus max_seconds resource train "
-    "trials",
+    "Search": "by evidence iterations like loss macs max_bytes max_macs max_minutes max_relus max_seconds resource "
+    "train trials",
     "Protocol": "cot garbler max_loss objective protocol relu slots workers",
     "Link and machines": "arrivals link profile storage",
     "Parties": "circuit count forget host keys name pin port program secret store",

@@ -13,6 +13,7 @@ from deepreshape.cli.console import (
     MODEL,
     NOTHING_KEPT,
     DataDir,
+    ExitWord,
     InputData,
     Json,
     ObjectiveWord,
@@ -27,6 +28,7 @@ from deepreshape.cli.console import (
     stoppable,
     thousands,
 )
+from deepreshape.cli.exits import price_dynamic, print_dynamic, read_stop
 from deepreshape.cli.fhe import price_of, print_price
 
 if TYPE_CHECKING:
@@ -98,6 +100,7 @@ def cost(
             help="With --arrivals: storage of client/server for what lies ready; 16gb/10tb without.", show_default=False
         ),
     ] = None,
+    exit: ExitWord = None,
     data: InputData = None,
     data_dir: DataDir = None,
     as_json: Json = False,
@@ -119,6 +122,7 @@ def cost(
         for option in (option for option, given in others.items() if given):
             raise ValueError(f"{option} is not for fhe, which is priced by counts and one model of the library's times")
         network, _ = shown_network(model, read_shape(input) if input else None, classes, data, data_dir)
+        network = _up_to(exit, network, model)
         report = {"network": model, **price_of(network, link)}
         print_json(report) if as_json else print_price(report)
         return
@@ -129,6 +133,14 @@ def cost(
     if storage and arrivals is None:
         raise ValueError(f"--storage {storage} is for queries that wait; --arrivals says how many there are an hour")
     room = _storage(storage or "16gb/10tb")
+    stop = read_stop(exit, network, model)
+    if stop and stop.static is None:
+        if plot or arrivals:
+            raise ValueError(f"--plot and --arrivals are for one program, and --exit {exit} asks for several")
+        priced = price_dynamic(network, stop, terms[0], dataset, data_dir)
+        print_json({"network": model, "exit": exit, **priced}) if as_json else print_dynamic(priced)
+        return
+    network = _up_to(exit, network, model)
     quotes, compared = _quotes(network, terms, dataset, data_dir)
     queues = [_queue(quote, arrivals, room) if arrivals else {} for quote in quotes]
     if plot:
@@ -144,6 +156,18 @@ def cost(
             _print_queue(queue["arrivals"])
     if compared:
         _print_compared([*map(_summary, compared), *_under_ckks(network, quotes, link)])
+
+
+def _up_to(word: str | None, network: Network, model: str) -> Network:
+    """The network up to the exit that a word says, if it says one.
+
+    Raises:
+        ValueError: if it says none that is there, or that inputs stop at different ones.
+    """
+    stop = read_stop(word, network, model)
+    if stop and stop.static is None:
+        raise ValueError(f"--exit {word} asks several programs, which --protocol fhe does not price; give a stage")
+    return network.at(stop.static) if stop else network
 
 
 @app.command()

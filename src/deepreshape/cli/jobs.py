@@ -15,6 +15,7 @@ from deepreshape.cli.console import (
     TRAINED,
     DataDir,
     DataName,
+    ExitPoint,
     Json,
     MacsLevels,
     SavedDataName,
@@ -141,6 +142,7 @@ def teach(
 def evaluate(
     model: Annotated[str, typer.Argument(help=TRAINED)],
     data: SavedDataName = None,
+    exit: ExitPoint = None,
     data_dir: DataDir = None,
     threads: Threads = 0,
     as_json: Json = False,
@@ -151,6 +153,7 @@ def evaluate(
     from deepreshape.training import accuracy
 
     network, dataset = trained_network(model, data, data_dir, threads)
+    network = network.at(exit)
     counts = {"relus": count_model(network.module, dataset.shape).total.relus, "n": len(dataset.test)}
     values: dict[str, Any]
     if dataset.maps:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -18,7 +18,8 @@ from torch import nn
 from deepreshape.cli.console import read_data, set_threads
 from deepreshape.convex.saved import is_fitted, load_fitted
 from deepreshape.experiments.points import see_fits
-from deepreshape.models import Architecture, architecture, build
+from deepreshape.models import Architecture, MultiExit, architecture, build
+from deepreshape.models.exits import MultiExitNetwork, read_exits_name
 from deepreshape.models.saved import Manifest, load, manifest_of
 from deepreshape.models.zoo import folder_of
 from deepreshape.nn import require_finite
@@ -36,6 +37,7 @@ __all__ = [
     "find_inputs",
     "find_network",
     "lowered",
+    "lowered_exits",
     "made_by",
     "random_inputs",
     "read_samples",
@@ -63,6 +65,8 @@ class Network:
         architecture: of a network by name.
         manifest: of a saved one.
         fitted: of a gated network, whose inputs are products of a row with its gates.
+        exits: the network with exits of which the module is the plain network up to one of them, or to the end.
+        point: the stage after which that is.
     """
 
     module: nn.Module
@@ -70,9 +74,37 @@ class Network:
     architecture: Architecture | None = None
     manifest: Manifest | None = None
     fitted: Fitted | None = None
+    exits: MultiExitNetwork | None = None
+    point: int = 0
+
+    @classmethod
+    def with_exits(cls, network: MultiExitNetwork, manifest: Manifest | None = None) -> Network:
+        """Of a network with exits, the one without them."""
+        point = network.architecture.points[-1]
+        named = None if manifest else network.architecture
+        return cls(network.exit(point), network.architecture.input, named, manifest, None, network, point)
+
+    def at(self, point: int | None) -> Network:
+        """The network up to one of its exits; as it is without one.
+
+        Raises:
+            ValueError: if there is none there.
+        """
+        if point is None:
+            return self
+        if self.exits is None:
+            raise ValueError(f"--exit {point}: the network has no exits; `deepreshape exits train` gives it some")
+        return replace(self, module=self.exits.exit(point), point=point)
+
+    def all_exits(self) -> MultiExitNetwork | None:
+        """The network with its exits, in evaluation mode, with weights as :meth:`built` has them; None without any."""
+        network = build(self.architecture, seed=0) if self.exits and self.architecture else self.exits
+        return network.eval() if isinstance(network, MultiExitNetwork) else None
 
     def built(self) -> nn.Module:
         """The module in evaluation mode; with random weights, always the same, if it has a name only."""
+        if network := self.all_exits():
+            return network.exit(self.point)
         return (build(self.architecture, seed=0) if self.architecture else self.module).eval()
 
     @torch.no_grad()
@@ -103,6 +135,8 @@ def _network_of(model: str, shape: Shape | None, classes: int) -> Network:
     if folder.is_dir():
         saved = load(folder)
         manifest = manifest_of(saved)
+        if isinstance(saved, MultiExitNetwork):
+            return replace(Network.with_exits(saved, manifest), shape=shape or manifest.architecture.input)
         return Network(saved, shape or manifest.architecture.input, manifest=manifest)
     if ":" in model:
         module = made_by(model, "a network")
@@ -116,6 +150,9 @@ def _network_of(model: str, shape: Shape | None, classes: int) -> Network:
         )
     if model.endswith(".py") and Path(model).is_file():
         raise ValueError(f"{model} holds code; say which callable makes the network, such as {model}:net")
+    if read := read_exits_name(model):
+        whole = architecture(read[0], shape or (3, 32, 32), classes)
+        return Network.with_exits(cast(MultiExitNetwork, build(MultiExit(whole, read[1]), "meta")))
     named = architecture(model, shape or (3, 32, 32), classes)
     return Network(build(named, "meta"), named.input, named)
 
@@ -290,7 +327,22 @@ def lowered(network: Network, inputs: Inputs) -> Lowered:
     """The integer program, with random weights if the network has a name only."""
     from deepreshape.private.program.lower import lower
 
+    if network.exits:
+        return lowered_exits(network, inputs)[network.point]
     return lower(network.built(), inputs.known)
+
+
+def lowered_exits(network: Network, inputs: Inputs) -> dict[int, Lowered]:
+    """By point, the integer programs of a network with exits: parts of one, so that what they share is the same."""
+    from deepreshape.private.program.lower import lower
+
+    whole = network.all_exits()
+    assert whole is not None  # noqa: S101 - the caller looked
+    every = lower(whole, inputs.known)
+    return {
+        point: every.up_to(output)
+        for point, output in zip(whole.architecture.points, every.program.outputs, strict=True)
+    }
 
 
 def compare(

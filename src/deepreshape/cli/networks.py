@@ -14,6 +14,7 @@ from deepreshape.cli.console import (
     NOTHING_KEPT,
     DataDir,
     DataName,
+    ExitPoint,
     InputData,
     Json,
     Settings,
@@ -53,6 +54,7 @@ def count(
         ),
     ] = None,
     classes: Annotated[int, typer.Option(min=1, help="Number of classes, where the name does not fix it.")] = 100,
+    exit: ExitPoint = None,
     data: InputData = None,
     data_dir: DataDir = None,
     masks: Annotated[
@@ -71,6 +73,7 @@ def count(
     if masks and (masks.suffix != ".npz" or masks.exists()):
         raise ValueError(f"--masks {masks}: " + ("it is there already" if masks.exists() else "give a name with .npz"))
     network, _ = shown_network(model, read_shape(input) if input else None, classes, data, data_dir)
+    network = network.at(exit)
     counted = count_model(network.module, network.shape).complete()
     if masks:
         _write_masks(masks, network.module, network.shape)
@@ -114,6 +117,7 @@ def check(
         ),
     ] = None,
     classes: Annotated[int, typer.Option(min=1, help="Number of classes, where the name does not fix it.")] = 100,
+    exit: ExitPoint = None,
     data: InputData = None,
     data_dir: DataDir = None,
     link: Annotated[str, typer.Option(help="Links that it is priced on, as `cost` takes them.")] = "lan,wan",
@@ -125,6 +129,7 @@ def check(
     from deepreshape.private.program.lower import problems
 
     network, _ = shown_network(model, read_shape(input) if input else None, classes, data, data_dir)
+    network = network.at(exit)
     obstacles = problems(network.built(), network.shape)
     try:
         counted = count_model(network.module, network.shape).complete()

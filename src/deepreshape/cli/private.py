@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,6 +15,8 @@ from deepreshape.cli.console import (
     MODEL,
     NOTHING_KEPT,
     DataDir,
+    ExitPoint,
+    ExitWord,
     InputData,
     Json,
     ObjectiveWord,
@@ -35,6 +37,7 @@ from deepreshape.cli.console import (
     write_pictures,
 )
 from deepreshape.cli.convex import GATES, ROW, gated_input, inputs_of, predictions, told_by, write_gates
+from deepreshape.cli.exits import print_exits, read_stop, run_dynamic
 
 if TYPE_CHECKING:
     from deepreshape.cli.models import Inputs, Network
@@ -243,6 +246,7 @@ def local(
     row: RowOption = None,
     picture: PictureOption = None,
     images: Annotated[int, typer.Option(min=1, help="How many inputs to run, one after the other.")] = 1,
+    exit: ExitWord = None,
     max_loss: MaxLossOption = None,
     workers: WorkersOption = None,
     data: InputData = None,
@@ -253,6 +257,7 @@ def local(
     import numpy as np
 
     from deepreshape.cli.models import compare
+    from deepreshape.cli.models import lowered as lowered_of
     from deepreshape.pricing.quote import chosen_relus
     from deepreshape.private.program.program import to_fixed
     from deepreshape.private.program.relu_config import ReluConfig
@@ -267,7 +272,24 @@ def local(
         new_file(picture)
     if max_loss is not None and not calibrates:
         raise ValueError(f"--max-loss {max_loss:g} is for --relu gc-stochastic:window, not for {how.relu}")
-    network, lowered, inputs = _lowered(model, samples, data, data_dir, images, row)
+    network, inputs = _network(model, samples, data, data_dir, images, row)
+    stop = read_stop(exit, network, model)
+    if stop and stop.static is None:
+        if terms.chooses or calibrates or not isinstance(given, ReluConfig):
+            raise ValueError(f"--relu {how.relu} is for one program, and --exit {exit} runs several; write gc-sign")
+        if picture:
+            raise ValueError(f"--picture {picture} is of one program, and --exit {exit} runs several; give a stage")
+        with bytes_bar("offline") as show:
+            new = inputs.new[:images]
+            report = stoppable(lambda: run_dynamic(network, inputs, new, stop, given, show, workers), NOTHING_KEPT)
+        if as_json:
+            print_json(report)
+            return
+        print_exits(report)
+        _print_run(report, given)
+        return
+    network = network.at(stop.static) if stop else network
+    lowered = lowered_of(network, inputs)
     program, facts = lowered.program, inputs.facts
     if picture and "upsample" not in facts:
         raise ValueError(f"--picture {picture}: {model} gives one class for an image, and there is nothing to paint")
@@ -281,6 +303,8 @@ def local(
     report |= {"relu": str(relu), "assigned": assigned and assigned.to_dict()}
     logits = program.decode(np.array(report.pop("outputs"), dtype=np.int64))[0]
     report["beside_float"] = compare(network, inputs.new[:images], logits, facts.get("upsample"))
+    if network.exits:
+        report |= {"exit_shares": {str(network.point): 1.0}, "leaked_bits": 0}
     segmented: list[SegmentedImage] = []
     if "upsample" in facts:
         segmented = [SegmentedImage.of(each, Facts(**facts), seconds={}, bytes={}, agree=None) for each in logits]
@@ -293,6 +317,18 @@ def local(
     if as_json:
         print_json(report)
         return
+    _print_layers(report)
+    if assigned:
+        print_assigned(assigned)
+    out.print(f"formats: {lowered}", highlight=False)
+    _print_run(report, relu, segmented)
+    if network.fitted:
+        out.print(f"predictions: {', '.join(map(str, report['predictions']))}", highlight=False)
+        out.print(told_by(network.fitted), highlight=False)
+
+
+def _print_layers(report: dict[str, Any]) -> None:
+    """What each layer of a run cost."""
     counted = [name for name in ("relus", "squares", "signs") if report[name]] or ["relus"]
     counted.append("he_products")
     named = {"relus": "ReLUs", "squares": "squares", "signs": "signs", "he_products": "HE products"}
@@ -304,13 +340,14 @@ def local(
         sizes = [f"{layer['bytes'][phase] / 1000:,.1f}" for phase in ("offline", "online")]
         table.add_row(layer["layer"], *(thousands(layer[name]) for name in counted), *took, *sizes)
     out.print(table)
-    if assigned:
-        print_assigned(assigned)
-    out.print(f"formats: {lowered}", highlight=False)
+
+
+def _print_run(report: dict[str, Any], relu: ReluConfig | Assignment, segmented: Sequence[SegmentedImage] = ()) -> None:
+    """What a run cost, and whether it came out right."""
     seconds, sizes, memory = report["seconds"], report["bytes"], report["peak_rss_mib"]
     out.print(
         f"{_nonlinear(report, relu)}; offline {seconds['offline']:.2f} s and {sizes['offline'] / 1e6:,.2f} MB, online "
-        f"{seconds['online']:.2f} s and {sizes['online'] / 1e6:,.2f} MB in {report['rounds']} rounds; peak memory "
+        f"{seconds['online']:.2f} s and {sizes['online'] / 1e6:,.2f} MB in {report['rounds']:g} rounds; peak memory "
         f"{memory['client']:.0f} MiB at the client, {memory['server']:.0f} MiB at the server",
         highlight=False,
     )
@@ -326,9 +363,6 @@ def local(
         print_segmented(segmented, report["pictures"])
     elif "answers" in report:
         out.print(f"answers: {', '.join(report['answers'])}", highlight=False, markup=False)
-    if network.fitted:
-        out.print(f"predictions: {', '.join(map(str, report['predictions']))}", highlight=False)
-        out.print(told_by(network.fitted), highlight=False)
 
 
 def _nonlinear(report: dict[str, Any], relu: ReluConfig | Assignment) -> str:
@@ -339,13 +373,13 @@ def _nonlinear(report: dict[str, Any], relu: ReluConfig | Assignment) -> str:
     configs = relu.configs if isinstance(relu, Assignment) else (relu,)
     garbles = f", the {relu.garbler} garbles" if any(takes(config, "garbler") for config in configs) else ""
     if report["relus"] or not (report["squares"] or report["signs"]):
-        parts.append(f"{report['relus']:,} ReLUs by {relu}{garbles}")
+        parts.append(f"{report['relus']:,.10g} ReLUs by {relu}{garbles}")
     if report["squares"]:
-        parts.append(f"{report['squares']:,} squares by {relu.squares.cot} transfers, one round trip a layer")
+        parts.append(f"{report['squares']:,.10g} squares by {relu.squares.cot} transfers, one round trip a layer")
     if report["signs"]:
         ways = [f"{relu.cot} transfers"] * any(takes(config, "cot") for config in configs)
         ways += [f"garbled circuits{garbles}"] * bool(garbles)
-        parts.append(f"{report['signs']:,} signs by {' or '.join(ways)}")
+        parts.append(f"{report['signs']:,.10g} signs by {' or '.join(ways)}")
     return ", ".join(parts)
 
 
@@ -384,6 +418,7 @@ def keygen(
 def lower(
     model: Annotated[str, typer.Argument(help=MODEL)],
     to: Annotated[Path, typer.Option("--out", help="Folder for the program's two parts.")],
+    exit: ExitPoint = None,
     samples: SamplesOption = None,
     facts: Annotated[
         Path | None,
@@ -402,6 +437,7 @@ def lower(
 ) -> None:
     """Turn a model into an integer program: one part with the weights for the server, a public one for the client."""
     from deepreshape.cli.models import compare
+    from deepreshape.cli.models import lowered as lowered_of
     from deepreshape.private.program import interpret as plain
     from deepreshape.private.program.encoding import digest
     from deepreshape.private.program.headroom import square_headroom
@@ -412,7 +448,9 @@ def lower(
     given = ReluConfig.parse(relu)
     if given.protocol != "gc-stochastic" or not given.window:
         raise ValueError(f"--relu {relu} has no windows to choose; gc-stochastic:window has, with neg-pass or without")
-    network, lowered, inputs = _lowered(model, samples, data, data_dir)
+    network, inputs = _network(model, samples, data, data_dir)
+    network = network.at(exit)
+    lowered = lowered_of(network, inputs)
     told = read_facts(facts, lowered.program) if facts else Facts(**inputs.facts)
     program, calibrated = lowered.program, None
     if max_loss is not None:
@@ -593,23 +631,21 @@ def query(
     out.print(f"online {answer.seconds:.2f} s, {sent / 1e6:,.2f} MB", highlight=False)
 
 
-def _lowered(
+def _network(
     model: str, samples: Path | None, data: str | None, data_dir: Path | None, count: int = 1, row: str | None = None
-) -> tuple[Network, Lowered, Inputs]:
-    """The network, lowered, and inputs of it."""
-    from deepreshape.cli.models import find_network, lowered
+) -> tuple[Network, Inputs]:
+    """The network, a gated one too, and inputs of it."""
+    from deepreshape.cli.models import find_network
     from deepreshape.convex.saved import is_fitted
     from deepreshape.models.zoo import folder_of
 
     if is_fitted(folder_of(model)):
         gated = find_network(model)
         assert gated.fitted is not None  # noqa: S101 - is_fitted says so
-        inputs = inputs_of(gated.fitted, samples, row, count)
-        return gated, lowered(gated, inputs), inputs
+        return gated, inputs_of(gated.fitted, samples, row, count)
     if row is not None:
         raise ValueError(f"--row is for networks that `convex fit` made, which {model} is not")
-    network, inputs = network_and_inputs(model, samples, data, data_dir, count)
-    return network, lowered(network, inputs), inputs
+    return network_and_inputs(model, samples, data, data_dir, count)
 
 
 def network_and_inputs(

@@ -15,6 +15,7 @@ from deepreshape.cost import PROFILES, price_published, published_seconds
 from deepreshape.counting import count
 from deepreshape.data import Dataset
 from deepreshape.models import Staged, architecture_for, build
+from deepreshape.models.exits import MultiExitNetwork
 from deepreshape.models.saved import Manifest, load, manifest_of, save, weights_digest
 from deepreshape.models.zoo import called
 from deepreshape.removal import METHODS, CoarsePlan, Linearization, Method, Removal, apply
@@ -260,9 +261,11 @@ def load_fitting(folder: Path, data: Dataset) -> nn.Module:
     """A saved model that takes the data set's images and knows its classes.
 
     Raises:
-        ValueError: if it takes other images or knows other classes.
+        ValueError: if it takes other images or knows other classes, or has exits.
     """
     model = load(folder)
+    if isinstance(model, MultiExitNetwork):
+        raise ValueError(f"{folder} has exits, and a network without is wanted; `deepreshape exits save` writes one")
     see_fits(model, data, str(folder))
     return model
 

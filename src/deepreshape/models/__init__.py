@@ -11,6 +11,7 @@ from torch import nn
 from deepreshape.data import Dataset
 from deepreshape.models.architecture import Architecture, Reduction, Site
 from deepreshape.models.cells import CellNet
+from deepreshape.models.exits import MultiExit, attach_exits
 from deepreshape.models.foreign import Foreign, convert
 from deepreshape.models.names import read_name
 from deepreshape.models.react import ReActNet
@@ -27,6 +28,7 @@ __all__ = [
     "Architecture",
     "CellNet",
     "Foreign",
+    "MultiExit",
     "ReActNet",
     "Reduction",
     "ResNet",
@@ -36,6 +38,7 @@ __all__ = [
     "WideResNet",
     "architecture",
     "architecture_for",
+    "attach_exits",
     "build",
     "convert",
     "from_dict",
@@ -98,6 +101,8 @@ def from_dict(values: Mapping[str, Any]) -> Architecture:
         ValueError: if its family is unknown, or a field is missing, unknown or does not fit.
     """
     family = values.get("family")
+    if family == MultiExit.family:
+        return MultiExit.of(values, from_dict(values.get("whole", {})))
     if family not in FAMILIES:
-        raise ValueError(f"unknown family of networks {family!r}; this version knows {', '.join(FAMILIES)}")
+        raise ValueError(f"unknown family of networks {family!r}; this version knows {', '.join(FAMILIES)} and exits")
     return FAMILIES[family].from_dict(values)

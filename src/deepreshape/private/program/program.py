@@ -136,6 +136,23 @@ class Program:
         """What the client gets: all but weights and limits."""
         return replace(self, weights={}, limits={})
 
+    def up_to(self, output: str) -> Program:
+        """The program that gives one of the outputs alone: the operations that it depends on, as they are.
+
+        Raises:
+            ValueError: if that is none of the outputs.
+        """
+        if output not in self.outputs:
+            raise ValueError(f"{output!r} is no output of the program, which gives {', '.join(self.outputs)}")
+        needed, kept = {output}, list[Op]()
+        for op in reversed(self.ops):
+            if op.name in needed:
+                needed.update(op.inputs)
+                kept.append(op)
+        weights = {name: value for name, value in self.weights.items() if name in needed}
+        limits = {name: value for name, value in self.limits.items() if name in needed}
+        return replace(self, ops=tuple(reversed(kept)), weights=weights, limits=limits, outputs=(output,))
+
     def encode(self, images: NDArray[np.floating]) -> Integers:
         """Real inputs, as the network gets them, as the program's: (..., *input_shape), int64.
 

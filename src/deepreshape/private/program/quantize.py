@@ -161,6 +161,19 @@ class Lowered:
         """Values that fit by calibration only, not for every input."""
         return tuple(form.name for form in self.formats if not form.proven)
 
+    def up_to(self, output: str) -> Lowered:
+        """The same for one of several outputs alone, whose program has the integers of the whole one.
+
+        Raises:
+            ValueError: if that is none of the outputs.
+        """
+        program, place = self.program.up_to(output), self.program.outputs.index(output)
+        sizes = [self.program.values[name].size for name in self.program.outputs]
+        error = np.split(self.error.reshape(-1), np.cumsum(sizes)[:-1])[place].reshape(program.values[output].shape)
+        formats = tuple(form for form in self.formats if form.name in program.values)
+        losses = tuple(line for line in self.losses if line.startswith(f"{output} is "))
+        return replace(self, program=program, formats=formats, error=error, losses=losses)
+
     def __str__(self) -> str:
         widest = max(self.formats, key=lambda form: form.bits)
         text = (

@@ -1,0 +1,458 @@
+"""Commands for networks with exits: exits train, exits search, exits save; and what the others say of exits."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from deepreshape.cli.console import (
+    MODEL,
+    TRAINED,
+    DataDir,
+    DataName,
+    ExitPoint,
+    Json,
+    SavedDataName,
+    Threads,
+    into,
+    new_model,
+    new_table,
+    out,
+    print_json,
+    progress_bar,
+    read_data,
+    read_integers,
+    read_pairs,
+    set_threads,
+    stoppable,
+    thousands,
+)
+
+if TYPE_CHECKING:
+    from deepreshape.cli.models import Images, Inputs, Network
+    from deepreshape.data import Dataset
+    from deepreshape.design.exits import Configuration, Evidence, Stop
+    from deepreshape.models.exits import MultiExitNetwork
+    from deepreshape.pricing.quote import Terms
+    from deepreshape.private.program.relu_config import ReluConfig
+    from deepreshape.training import Progress
+    from deepreshape.training.exits import ExitTraining
+
+app = typer.Typer(no_args_is_help=True, help="Networks with exits (MESS): train them, choose where to stop, save one.")
+
+LOSS = 0.5
+"""Points of quality that stopping early may cost, unless said."""
+
+
+@app.command()
+def train(
+    network: Annotated[str, typer.Argument(help=MODEL)],
+    to: Annotated[Path, typer.Option("--out", help="Folder for the model; a run that was cut there goes on.")],
+    at: Annotated[str, typer.Option(help="Stages after which there are exits, rising, with commas.")],
+    heads: Annotated[str, typer.Option(help="Kind of the exits' heads: light.")] = "light",
+    trunk: Annotated[
+        str, typer.Option(help="aware (trained with its exits first) or kept (a trained network's, as it is).")
+    ] = "aware",
+    distill: Annotated[
+        str, typer.Option(help="What teaches heads beside labels: pfd (the end where it is right), kd (the end), none.")
+    ] = "pfd",
+    data: DataName = "digits",
+    data_dir: DataDir = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of weights and training.")] = 0,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            help="A setting of the recipe of the trunk, such as lr=0.1, or of the heads, such as heads.epochs=2.",
+            show_default=False,
+        ),
+    ] = None,
+    threads: Threads = 0,
+    as_json: Json = False,
+) -> None:
+    """Give a network exits after some stages and train them; the command can be given a name or a trained network."""
+    from deepreshape.models import attach_exits
+    from deepreshape.models.saved import note_step, save, weights_digest
+    from deepreshape.training import METRICS, objective_of
+    from deepreshape.training.exits import train_exits
+    from deepreshape.training.runs import claim_folder
+
+    new_model(to)
+    points = read_integers(at, "--at")
+    set_threads(threads, data)
+    how, dataset = _training(data, settings, trunk, distill), read_data(data, data_dir)
+    start = _start(network, dataset, seed, kept=trunk == "kept")
+    model = attach_exits(start, points, heads, seed=seed)
+    step = {"method": "exits", "at": list(points), "heads": heads, "seed": seed, "distillation": distill}
+    step |= {"trunk": how.trunk and asdict(how.trunk), "recipe": asdict(how.heads)}
+    claim_folder(to / "run", step | {"data": dataset.name, "weights": weights_digest(model)})
+    with progress_bar() as bar:
+        task = bar.add_task("", total=None)
+
+        def show(phase: str, progress: Progress) -> None:
+            bar.update(task, description=f"exits: {phase}")
+            into(bar, task)(progress)
+
+        stoppable(lambda: train_exits(model, dataset, how, seed=seed, folder=to / "run", progress=show))
+    note_step(model, dataset, step, source=start)
+    save(model, to)
+    shutil.rmtree(to / "run")
+    rows = [_measured(model, point, dataset) for point in model.architecture.points]
+    values = {"exits": rows[:-1], "end": rows[-1], "model": str(to)}
+    if as_json:
+        print_json(values)
+        return
+    table = new_table("exit", "ReLUs", "MACs", f"validation {METRICS[objective_of(dataset).measures]}, %")
+    for row in rows:
+        table.add_row(str(row["at"]), thousands(row["relus"]), thousands(row["macs"]), f"{row['quality']:.2f}")
+    out.print(table)
+    out.print(f"{rows[-1]['at']} is the end; saved in {to}", highlight=False)
+
+
+def _training(data: str, settings: list[str] | None, trunk: str, distill: str) -> ExitTraining:
+    """How both steps are done, of a command line's words."""
+    from deepreshape.training import recipe_of
+    from deepreshape.training.exits import DISTILLATIONS, ExitTraining, heads_recipe
+
+    if trunk not in ("aware", "kept"):
+        raise ValueError(f"--trunk is aware or kept, not {trunk!r}")
+    if distill not in DISTILLATIONS:
+        raise ValueError(f"--distill is one of {', '.join(DISTILLATIONS)}, not {distill!r}")
+    pairs = read_pairs(settings, "--set")
+    of_heads = {name.removeprefix("heads."): value for name, value in pairs.items() if name.startswith("heads.")}
+    of_trunk = {name: value for name, value in pairs.items() if not name.startswith("heads.")}
+    if trunk == "kept" and of_trunk:
+        name, value = next(iter(of_trunk.items()))
+        raise ValueError(f"--set {name}={value} is of the trunk, which --trunk kept does not train; heads.{name} is")
+    first, second = recipe_of(data).with_values(dict(of_trunk)), heads_recipe(data).with_values(dict(of_heads))
+    if not (first.holdout and second.holdout):
+        raise ValueError("holdout=false leaves no validation split, on which exits are judged; leave it out")
+    return ExitTraining(first if trunk == "aware" else None, second, distill)  # pyright: ignore[reportArgumentType]
+
+
+def _start(word: str, data: Dataset, seed: int, *, kept: bool) -> Any:
+    """The network that gets exits: a trained one, or one by its name with fresh weights."""
+    from deepreshape.cli.models import find_network
+    from deepreshape.experiments.points import see_fits
+    from deepreshape.models import architecture_for, build
+
+    network = find_network(word, data.shape, len(data.class_names))
+    if network.architecture and not network.exits:
+        architecture_for(word, data)
+    if network.exits:
+        raise ValueError(f"{word} has exits already; give the network without: `deepreshape exits save` writes it")
+    if network.architecture:
+        if kept:
+            raise ValueError(f"--trunk kept: {word} is a name and no trained network; `deepreshape train` makes one")
+        return build(network.architecture, seed=seed)
+    if network.manifest:
+        see_fits(network.module, data, word)
+    return network.module
+
+
+def _measured(model: MultiExitNetwork, point: int, data: Dataset) -> dict[str, Any]:
+    """Counts of a plain network up to an exit, and its quality on the validation split."""
+    from deepreshape.counting import count
+    from deepreshape.training import accuracy
+
+    plain = model.exit(point)
+    total = count(plain, data.shape).total
+    quality = accuracy(plain, data, data.validation)
+    return {"at": point, "macs": total.macs, "relus": total.relus, "quality": quality}
+
+
+@app.command()
+def search(
+    model: Annotated[str, typer.Argument(help="A saved model with exits.")],
+    by: Annotated[str, typer.Option("--cost", help="What is spent: macs, relus, seconds or bytes.")] = "relus",
+    link: Annotated[
+        str, typer.Option(help="Of seconds: loopback, lan, wan, wireless or up/down/round trip.")
+    ] = "loopback",
+    protocol: Annotated[
+        str, typer.Option(help="Of seconds and bytes: how ReLUs are computed, as `cost` takes it.")
+    ] = "gc-full",
+    loss: Annotated[
+        float, typer.Option(min=0, max=100, help="Points of quality that the configuration named at the end may lose.")
+    ] = LOSS,
+    data: SavedDataName = None,
+    data_dir: DataDir = None,
+    threads: Threads = 0,
+    as_json: Json = False,
+) -> None:
+    """List where inputs may stop, with quality, expected cost and leak; nothing is trained or changed."""
+    from deepreshape.cli.models import trained_network
+    from deepreshape.design.exits import cheapest_within, gather, search_exits
+
+    network, dataset = trained_network(model, data, data_dir, threads)
+    whole = network.all_exits()
+    if whole is None:
+        raise ValueError(f"{model} has no exits to choose from; `deepreshape exits train` gives it some")
+    costs = exit_costs(whole, by, link, protocol)
+    evidence = gather(whole, ((dataset.normalize(x), y) for x, y in dataset.validation.batches(500)))
+    found = search_exits(evidence, costs)
+    chosen = cheapest_within(found, loss)
+    if as_json:
+        values = {"model": model, "cost": by, "n": evidence.confidence.shape[1], "loss": loss}
+        print_json(values | {"chosen": _values(chosen), "configurations": [_values(each) for each in found]})
+        return
+    table = new_table("--exit", "quality, %", f"expected {by}", "shares, %", "bits told")
+    for each in found:
+        shares = " / ".join(f"{100 * share:.0f}" for share in each.shares)
+        cost = f"{each.expected_cost:,.0f}" if by != "seconds" else f"{each.expected_cost:,.2f}"
+        table.add_row(each.word or f"({each.policy})", f"{each.quality:.2f}", cost, shares, str(each.leaked_bits))
+    out.print(table)
+    out.print(
+        f"{evidence.confidence.shape[1]:,} validation inputs; bits are what the server learns of one input, at most, "
+        f"and the client learns the logits of every exit that it asks. With at most {loss:g} points lost: "
+        f"{f'--exit {chosen.word}' if chosen.word else chosen.policy}",
+        highlight=False,
+    )
+
+
+def exit_costs(network: MultiExitNetwork, by: str, link: str, protocol: str = "gc-full") -> Any:
+    """What exits cost: MACs in the clear, where what the trunk gave is kept, all else as two parties start again.
+
+    Raises:
+        ValueError: if it has no price in that unit.
+    """
+    from deepreshape.counting import count
+    from deepreshape.design.exits import Costs
+    from deepreshape.pricing.network import price
+
+    architecture = network.architecture
+    plain = [network.exit(point) for point in architecture.points]
+    counted = [count(each, architecture.input).complete() for each in plain]
+    if by == "macs":
+        heads = tuple(float(each.by_stage["head"].macs) for each in counted)
+        return Costs(tuple(float(each.total.macs) for each in counted), heads)
+    if by == "relus":
+        return Costs(tuple(float(each.total.relus) for each in counted))
+    if by not in ("seconds", "bytes"):
+        raise ValueError(f"--cost is macs, relus, seconds or bytes, not {by!r}")
+    quotes = [price(each, architecture.input, link=link, protocol=protocol) for each in plain]
+    return Costs(tuple(float(q.report.seconds if by == "seconds" else q.report.bytes) for q in quotes))
+
+
+def _values(one: Configuration) -> dict[str, Any]:
+    return {**asdict(one), "word": one.word}
+
+
+@app.command("save")
+def save_exit(
+    model: Annotated[str, typer.Argument(help=TRAINED)],
+    to: Annotated[Path, typer.Option("--out", help="Folder for the plain network.")],
+    exit: ExitPoint = None,
+    as_json: Json = False,
+) -> None:
+    """Save the plain network up to an exit, or the one without exits, as a model of its own."""
+    from dataclasses import replace
+
+    from deepreshape.cli.models import find_network
+    from deepreshape.models.saved import save
+
+    new_model(to)
+    network = find_network(model)
+    if network.exits is None or network.manifest is None:
+        raise ValueError(f"{model} is no saved model with exits; `deepreshape exits train` makes one")
+    plain = network.at(exit)
+    point = plain.point
+    history = (*network.manifest.history, {"method": "exit", "exit": point})
+    save(plain.built(), to, replace(network.manifest, architecture=plain.module.architecture, history=history))
+    if as_json:
+        print_json({"model": str(to), "exit": point})
+    else:
+        out.print(f"exit {point} of {model} saved in {to}", highlight=False)
+
+
+def read_stop(word: str | None, network: Network, model: str) -> Stop | None:
+    """What ``--exit`` says of a network, if it says something.
+
+    Raises:
+        ValueError: if the network has no exits, or no such one.
+    """
+    from deepreshape.design.exits import Stop
+
+    if word is None:
+        return None
+    stop = Stop.parse(word)
+    if network.exits is None:
+        raise ValueError(f"--exit {word}: {model} has no exits; `deepreshape exits train` gives it some")
+    if stop.static is None:
+        stop.points(network.exits.architecture.points)
+    else:
+        network.exits.architecture.exit(stop.static)
+    return stop
+
+
+def with_threshold(stop: Stop, network: Network, inputs: Inputs) -> tuple[float, Evidence | None]:
+    """The threshold of a dynamic policy, and the validation inputs it rests on, where nobody said one.
+
+    Raises:
+        ValueError: if there are no labelled inputs to choose it on.
+    """
+    import torch
+
+    from deepreshape.design.exits import gather, lowest_threshold
+
+    if inputs.labels is None:
+        if stop.threshold is None:
+            raise ValueError("--exit dynamic chooses its threshold on labelled images; give one, as dynamic:0.8")
+        return stop.threshold, None
+    whole = network.all_exits()
+    assert whole is not None  # noqa: S101 - read_stop says so
+    evidence = gather(whole, [(torch.from_numpy(inputs.validation), torch.from_numpy(inputs.labels))])
+    if stop.threshold is not None:
+        return stop.threshold, evidence
+    return lowest_threshold(evidence, stop.points(whole.architecture.points), LOSS), evidence
+
+
+def price_dynamic(
+    network: Network, stop: Stop, terms: Terms, data: Dataset | None, data_dir: Path | None
+) -> dict[str, Any]:
+    """What an inference is expected to cost that asks exits in turn, by shares of validation inputs, and what it tells.
+
+    Raises:
+        ValueError: if there are no labelled inputs that say how many stop where, or the protocol is not our runtime's.
+    """
+    import numpy as np
+
+    from deepreshape.cli.models import find_inputs, lowered_exits
+    from deepreshape.design.exits import Costs
+    from deepreshape.pricing.quote import quote_program
+
+    if not terms.ours:
+        raise ValueError(f"{terms.protocol} has a price as it was published, for one network; give --exit a stage")
+    assert network.exits is not None  # noqa: S101 - read_stop says so
+    points = stop.points(network.exits.architecture.points)
+    inputs = find_inputs(network, data_dir=data_dir, data=data)
+    threshold, evidence = with_threshold(stop, network, inputs)
+    if evidence is None:
+        raise ValueError("--exit dynamic is priced by how many labelled images stop where; a saved model has its own")
+    lowered = lowered_exits(network, inputs)
+    quotes = [quote_program(lowered[point].program, terms) for point in points]
+    ends, quality = evidence.of([evidence.points.index(point) for point in points], threshold)
+    shares = [float(each) for each in np.bincount(ends, minlength=len(points)) / len(ends)]
+    rows = [quote.to_dict() for quote in quotes]
+    expected = {
+        name: {
+            phase: Costs(tuple(row[name][phase] for row in rows)).expected(range(len(points)), shares)
+            for phase in ("offline", "online", "total")
+        }
+        for name in ("seconds", "bytes")
+    }
+    return {
+        "protocol": terms.protocol,
+        "link": rows[0]["link"],
+        "threshold": threshold,
+        "quality": quality,
+        "expected": expected,
+        "exits": [{"at": at, "share": share, **row} for at, share, row in zip(points, shares, rows, strict=True)],
+        "leaked_bits": len(points) - 1,
+    }
+
+
+def print_dynamic(priced: dict[str, Any]) -> None:
+    """What :func:`price_dynamic` says, as a table."""
+    table = new_table("exit", "ends there", "ReLUs", "offline, s", "online, s", "MB")
+    rows = [(str(each["at"]), f"{each['share']:.0%}", thousands(each["relus"]), each) for each in priced["exits"]]
+    for at, share, relus, each in [*rows, ("expected", "", "", priced["expected"])]:
+        seconds = [f"{each['seconds'][phase]:.2f}" for phase in ("offline", "online")]
+        table.add_row(at, share, relus, *seconds, f"{each['bytes']['total'] / 1e6:,.1f}")
+    out.print(table)
+    whole, total = priced["exits"][-1]["seconds"]["total"], priced["expected"]["seconds"]["total"]
+    out.print(
+        f"{priced['protocol']}, link {priced['link']}: {total:.2f} s expected, where the whole network alone takes "
+        f"{whole:.2f} s; from confidence {priced['threshold']:g} on, quality {priced['quality']:.2f} % on validation "
+        f"images; {leak_of([each['at'] for each in priced['exits']])}",
+        highlight=False,
+    )
+
+
+def leak_of(points: Sequence[int]) -> str:
+    """What a dynamic policy tells, in words."""
+    bits = len(points) - 1
+    return (
+        f"the server learns of each input at which exit it ended, at most {bits} bit{'s' * (bits > 1)}; the client the "
+        "logits of every exit that it asked"
+    )
+
+
+def run_dynamic(
+    network: Network,
+    inputs: Inputs,
+    given: Images,
+    stop: Stop,
+    relu: ReluConfig,
+    progress: Any,
+    workers: int | None = None,
+) -> dict[str, Any]:
+    """Put inputs to exits in turn, each a private query of its own, and report it as of a network.
+
+    Args:
+        network: with exits.
+        inputs: what formats and the threshold rest on.
+        given: inputs to run, (N, C, H, W).
+        stop: which exits, and from which confidence on an answer is taken.
+        relu: how ReLUs are computed.
+        progress: told of bytes.
+        workers: of the server.
+    """
+    import numpy as np
+
+    from deepreshape.cli.models import compare, lowered_exits
+    from deepreshape.design.exits import confidence
+    from deepreshape.private.program.program import to_fixed
+    from deepreshape.private.service.exits_in_turn import run_in_turn
+
+    assert network.exits is not None  # noqa: S101 - read_stop says so
+    points = stop.points(network.exits.architecture.points)
+    threshold, _ = with_threshold(stop, network, inputs)
+    lowered = lowered_exits(network, inputs)
+    programs = {point: lowered[point].program for point in points}
+    done = run_in_turn(
+        programs,
+        to_fixed(given, programs[points[0]].input_fraction),
+        lambda logits: confidence(logits) >= threshold,
+        relu,
+        progress=progress,
+        workers=workers,
+    )
+    shares = np.bincount(done.ends, minlength=len(points)) / len(given)
+    ended = [points[number] for number in done.ends]
+    beside = [
+        compare(network.at(point), given[i : i + 1], done.logits[i].reshape(1, -1)) for i, point in enumerate(ended)
+    ]
+    report = done.report(dict(enumerate(map(str, points))))
+    report["exit_shares"] = {str(point): float(share) for point, share in zip(points, shares, strict=True)}
+    report |= {"leaked_bits": len(points) - 1, "threshold": threshold}
+    report["beside_float"] = {
+        name: (sum if name in ("inputs", "same_class") else max)(each[name] for each in beside) for name in beside[0]
+    }
+    names = inputs.facts.get("class_names")
+    if names and not network.exits.architecture.maps:
+        report["answers"] = [names[int(logits.argmax())] for logits in done.logits]
+    report["exits"] = [
+        {"at": point, "inputs": count, "report": own}
+        for point, count, own in zip(points, done.reached, done.reports, strict=True)
+    ]
+    return report
+
+
+def print_exits(report: dict[str, Any]) -> None:
+    """What every exit was asked and cost, and what was told by it."""
+    table = new_table("exit", "inputs asked", "ended there", "ReLUs", "offline, s", "online, s", "MB")
+    for row, share in zip(report["exits"], report["exit_shares"].values(), strict=True):
+        own, costs = row["report"], ["", "", "", ""]
+        if own:
+            seconds = [f"{own['seconds'][phase]:.2f}" for phase in ("offline", "online")]
+            costs = [thousands(own["relus"]), *seconds, f"{sum(own['bytes'].values()) / 1e6:,.2f}"]
+        table.add_row(str(row["at"]), str(row["inputs"]), f"{share:.0%}", *costs)
+    out.print(table)
+    points = [row["at"] for row in report["exits"]]
+    out.print(f"an answer was taken from confidence {report['threshold']:g} on; {leak_of(points)}", highlight=False)
+    out.print("of one input in the mean:", highlight=False)

@@ -1,0 +1,164 @@
+"""The commands for exits, from training to two parties, and what they refuse."""
+
+import json
+from contextlib import redirect_stdout
+from io import StringIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+from support.command_line import answer, call
+
+from deepreshape.cli.exits import print_exits
+from deepreshape.private.service.exits_in_turn import InTurn
+
+QUICK = ("--data", "digits", "--set", "epochs=1", "--set", "heads.epochs=1")
+
+
+@pytest.fixture(scope="module")
+def there(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("exits")
+    made = answer("exits", "train", "resnet20-m2-phi1.1.1", *QUICK, "--at", "1,2", "--out", "m", cwd=folder)
+    (folder / "made.json").write_text(json.dumps(made))
+    return folder
+
+
+def test_training_says_what_every_exit_is_worth(there: Path):
+    made = json.loads((there / "made.json").read_text())
+    assert [each["at"] for each in made["exits"]] == [1, 2]
+    assert made["end"]["at"] == 3
+    assert not (there / "m" / "run").exists()
+    for each in (*made["exits"], made["end"]):
+        counted = answer("count", "m", "--exit", str(each["at"]), cwd=there)
+        assert (counted["relus"], counted["macs"]) == (each["relus"], each["macs"])
+        assert 0 <= each["quality"] <= 100
+    assert answer("count", "m", cwd=there)["relus"] == made["end"]["relus"]
+    assert answer("eval", "m", "--exit", "1", cwd=there)["relus"] == made["exits"][0]["relus"]
+
+
+def test_a_search_lists_configurations_and_changes_nothing(there: Path):
+    before = (there / "m" / "model.safetensors").read_bytes(), (there / "m" / "manifest.json").read_bytes()
+    for cost in ("macs", "relus", "seconds", "bytes"):
+        found = answer("exits", "search", "m", "--cost", cost, "--link", "wan", cwd=there)
+        static = {tuple(each["exits"]): each for each in found["configurations"] if each["policy"] == "static"}
+        assert list(static) == sorted(static, key=lambda exits: static[exits]["expected_cost"])
+        assert set(static) == {(1,), (2,), (3,)}
+        assert {"quality", "expected_cost", "shares", "leaked_bits", "threshold"} <= set(found["chosen"])
+        if cost in ("macs", "relus"):
+            assert static[1,]["expected_cost"] == answer("count", "m", "--exit", "1", cwd=there)[cost]
+    assert before == ((there / "m" / "model.safetensors").read_bytes(), (there / "m" / "manifest.json").read_bytes())
+
+
+def test_an_exit_is_saved_as_a_network_of_its_own(there: Path):
+    answer("exits", "save", "m", "--exit", "1", "--out", "one", cwd=there)
+    assert answer("eval", "one", cwd=there) == answer("eval", "m", "--exit", "1", cwd=there)
+    done = call("linearize", "m", "--budget", "10", "--out", "less", cwd=there)
+    assert done.code == 2
+    assert "`deepreshape exits save` writes one" in done.err
+
+
+def test_a_price_says_what_is_told(there: Path):
+    quote = answer("cost", "m", "--exit", "1", "--link", "lan", cwd=there)
+    assert quote["relus"] == answer("count", "m", "--exit", "1", cwd=there)["relus"]
+    priced = answer("cost", "m", "--exit", "dynamic:0.3", "--link", "lan", cwd=there)
+    assert priced["leaked_bits"] == 2
+    assert [each["at"] for each in priced["exits"]] == [1, 2, 3]
+    totals = [each["seconds"]["total"] for each in priced["exits"]]
+    assert totals[0] == pytest.approx(quote["seconds"]["total"], rel=0.01)
+    first, second, _ = (each["share"] for each in priced["exits"])
+    expected = totals[0] + (1 - first) * totals[1] + (1 - first - second) * totals[2]
+    assert priced["expected"]["seconds"]["total"] == pytest.approx(expected)
+    assert "the server learns of each input" in call("cost", "m", "--exit", "dynamic:0.3", cwd=there).out.replace(
+        "\n", " "
+    )
+
+
+def test_a_static_exit_runs_between_two_parties(there: Path):
+    ran = answer("private", "local", "--model", "m", "--exit", "1", cwd=there)
+    assert ran["agree"]
+    assert ran["declared_bytes_match"]
+    assert ran["relus"] == answer("count", "m", "--exit", "1", cwd=there)["relus"]
+    assert ran["exit_shares"] == {"1": 1.0}
+    assert ran["leaked_bits"] == 0
+    lowered = answer("private", "lower", "m", "--exit", "1", "--out", "bundle", cwd=there)
+    assert lowered["relus"] == ran["relus"]
+
+
+def test_the_client_asks_on_until_it_is_sure(there: Path):
+    ran = answer("private", "local", "--model", "m", "--exit", "dynamic:1:1", cwd=there)
+    assert ran["agree"]
+    assert ran["declared_bytes_match"]
+    assert ran["exit_shares"] == {"1": 0.0, "3": 1.0}  # nothing reaches a confidence of 1
+    assert ran["leaked_bits"] == 1
+    first, end = (each["report"] for each in ran["exits"])
+    assert ran["relus"] == first["relus"] + end["relus"]
+    for phase in ("offline", "online"):
+        assert ran["bytes"][phase] == first["bytes"][phase] + end["bytes"][phase]
+    assert ran["beside_float"]["inputs"] == 1
+    stdout = StringIO()
+    with redirect_stdout(stdout):
+        print_exits(ran)
+    said = " ".join(stdout.getvalue().split())
+    assert "the server learns of each input at which exit it ended, at most 1 bit; the client the logits" in said
+
+
+def test_a_mean_of_inputs_that_ended_at_different_exits():
+    def report(n: int) -> dict:
+        pair = {"offline": 10.0 * n, "online": 1.0 * n}
+        flags = dict.fromkeys(("agree", "same_class", "declared_bytes_match"), True)
+        counts = dict.fromkeys(("relus", "squares", "signs", "rounds", "max_lsb_difference"), n)
+        roles = {"client": 5.0 * n, "server": 3.0}
+        sizes = {"bytes": pair, "seconds": pair, "peak_rss_mib": roles, "stored_mib": roles}
+        return {**flags, **counts, **sizes, "layers": [{"layer": f"l{n}"}]}
+
+    done = InTurn((np.zeros(2),) * 4, np.array([0, 1, 0, 0]), (report(1), report(5), None), (4, 1, 0))
+    of_all = done.report({0: "1", 1: "2", 2: "3"})
+    assert of_all["relus"] == 1 + 5 / 4
+    assert of_all["bytes"] == {"offline": 10 + 50 / 4, "online": 1 + 5 / 4}
+    assert of_all["peak_rss_mib"] == {"client": 25.0, "server": 3.0}
+    assert of_all["layers"] == [{"exit": "1", "layer": "l1"}, {"exit": "2", "layer": "l5"}]
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("exits", "train", "resnet20", *QUICK, "--at", "2,1"), "exits at 2,1: give stages that rise, from 1 to 2"),
+        (("exits", "train", "resnet20", *QUICK, "--at", "1,3"), "3 is no stage before the last of 3"),
+        (("exits", "train", "resnet20", *QUICK, "--at", "x"), "--at takes integers with commas between, not 'x'"),
+        (("exits", "train", "resnet20", *QUICK, "--at", "1", "--heads", "big"), "unknown kind of heads 'big'"),
+        (("exits", "train", "resnet20", *QUICK, "--at", "1", "--distill", "all"), "--distill is one of pfd, kd, none"),
+        (("exits", "train", "resnet20", *QUICK, "--at", "1", "--trunk", "new"), "--trunk is aware or kept, not 'new'"),
+        (
+            ("exits", "train", "resnet20", "--data", "digits", "--at", "1", "--trunk", "kept"),
+            "resnet20 is a name and no trained network",
+        ),
+        (("exits", "train", "m", *QUICK, "--at", "1"), "m has exits already"),
+        (("exits", "train", "sphynx-c2-l4-r0.2", *QUICK, "--at", "1"), "is not one stage after the other"),
+        (("exits", "train", "resnet20", "--data", "digits", "--at", "1", "--set", "holdout=false"), "holdout=false"),
+        (("exits", "search", "zoo:digits"), "zoo:digits has no exits to choose from"),
+        (("exits", "search", "m", "--cost", "joules"), "--cost is macs, relus, seconds or bytes, not 'joules'"),
+        (("exits", "save", "zoo:digits"), "zoo:digits is no saved model with exits"),
+        (("count", "m", "--exit", "4"), "there is no exit 4: exits are at 1, 2, and 3 is the whole"),
+        (("count", "zoo:digits", "--exit", "1"), "--exit 1: the network has no exits"),
+        (("count", "resnet18-exits2.1"), "exits at 2,1: give stages that rise"),
+        (("cost", "m", "--exit", "4"), "there is no exit 4"),
+        (("cost", "m", "--exit", "dynamic", "--protocol", "server-garbler"), "has a price as it was published"),
+        (("cost", "m", "--exit", "dynamic", "--protocol", "fhe"), "which --protocol fhe does not price"),
+        (("cost", "resnet20-exits1", "--exit", "dynamic:0.5"), "is priced by how many labelled images stop where"),
+        (("private", "local", "--model", "m", "--exit", "4"), "there is no exit 4"),
+        (("private", "local", "--model", "m", "--exit", "soon"), "--exit soon: give the stage of an exit"),
+        (("private", "local", "--model", "m", "--exit", "dynamic:0.5:3"), "the network has exits 1.2"),
+        (("private", "local", "--model", "zoo:digits", "--exit", "dynamic"), "zoo:digits has no exits"),
+        (
+            ("private", "local", "--model", "m", "--exit", "dynamic", "--relu", "gc-stochastic:window"),
+            "chooses bits for one program",
+        ),
+    ],
+)
+def test_wrong_input_is_one_line(there: Path, words: tuple[str, ...], says: str):
+    out = ("--out", "new") if words[:2] in (("exits", "train"), ("exits", "save")) else ()
+    done = call(*words, *out, cwd=there)
+    assert done.code == 2
+    assert says in done.err
+    assert done.err.count("\n") == 1
+    assert not (there / "new").exists()
