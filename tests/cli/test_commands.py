@@ -185,7 +185,7 @@ def test_linearize_prints_the_fixed_shape(tmp_path: Path):
     out = tmp_path / "small"
     made = answer("linearize", "zoo:digits", "--method", "taylor", "--budget", "120", "--out", str(out), *quick)
     top1s = ["top1_before", "top1_searched", "top1_validation"]
-    assert list(made) == ["relus", "budget", "granularity", *top1s, "warning", "record"]
+    assert list(made) == ["relus", "macs_before", "macs", "budget", "granularity", *top1s, "warning", "record"]
     assert (made["relus"], made["budget"], made["granularity"]) == (120, 120, "pixel")
     assert made["record"]["settings"]["search_epochs"] == 1
     assert made["record"]["recipe"]["epochs"] == 1
