@@ -149,10 +149,11 @@ def test_a_mean_of_inputs_that_ended_at_different_exits():
         (("private", "local", "--model", "m", "--exit", "soon"), "--exit soon: give the stage of an exit"),
         (("private", "local", "--model", "m", "--exit", "dynamic:0.5:3"), "the network has exits 1.2"),
         (("private", "local", "--model", "zoo:digits", "--exit", "dynamic"), "zoo:digits has no exits"),
-        (
-            ("private", "local", "--model", "m", "--exit", "dynamic", "--relu", "gc-stochastic:window"),
-            "chooses bits for one program",
+        *(
+            (("private", "local", "--model", "m", "--exit", "dynamic", "--relu", relu), f"{relu} is for one program")
+            for relu in ("gc-stochastic:window", "auto", "ot:auto")
         ),
+        (("private", "local", "--model", "m", "--exit", "dynamic", "--picture", "p.png"), "p.png is of one program"),
     ],
 )
 def test_wrong_input_is_one_line(there: Path, words: tuple[str, ...], says: str):
