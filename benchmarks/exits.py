@@ -67,7 +67,7 @@ def row(
     """Train heads on a trunk that stays, and measure every exit."""
     whole = attach_exits(model, AT, seed=seed)
     how = ExitTraining(None, replace(heads_recipe(data.name), epochs=HEAD_EPOCHS), distillation)
-    (run,) = train_exits(whole, data, how, seed=seed, folder=folder / f"{name}-{distillation}")
+    train_exits(whole, data, how, seed=seed, folder=folder / f"{name}-{distillation}")
     exits = list[dict[str, Any]]()
     for point in whole.architecture.points:
         total, plain = count(whole.exit(point), data.shape).total, whole.exit(point)
@@ -85,7 +85,6 @@ def row(
         "exits": exits,
         "n": len(data.validation),
         "search": searched(whole, data),
-        "head_minutes": round(run.seconds / 60, 2),
         "machine": machine(),
         "versions": versions(),
     }

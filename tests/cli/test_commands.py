@@ -226,8 +226,8 @@ def test_a_model_of_the_zoo_teaches_and_starts_others(tmp_path: Path):
 
 
 def test_eval_refuses_a_model_of_other_classes(tmp_path: Path):
-    model = build(architecture("resnet9-m2", (1, 8, 8), 7), seed=0)
-    save(model, tmp_path, Manifest(model.architecture))
+    seven = architecture("resnet9-m2", (1, 8, 8), 7)
+    save(build(seven, seed=0), tmp_path, Manifest(seven))
     done = call("eval", str(tmp_path), "--data", "digits")
     assert (done.code, "is for 7 classes of (1, 8, 8), digits has 10 of (1, 8, 8)" in done.err) == (2, True)
 
