@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from deepreshape.models.saved import load, save
     from deepreshape.pricing.network import price
     from deepreshape.private.program.lower import lower
-    from deepreshape.private.service.predict import Client, Server, run_private
+    from deepreshape.private.service.predict import Client, Server, run_private, segment_private
     from deepreshape.removal import linearize
     from deepreshape.training import Recipe, train
 

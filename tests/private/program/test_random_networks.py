@@ -10,14 +10,8 @@ from support.random_networks import check
 
 from deepreshape.cost.layers import Layer, LinearLayer
 
-EVEN = pytest.mark.xfail(
-    strict=True, reason="a 2x2 kernel padded to the same size is priced as 2x2, and planned as 3x3"
-)
 
-
-@pytest.mark.parametrize(
-    "seed", [pytest.param(seed, marks=EVEN if seed in (109, 113) else ()) for seed in range(100, 120)]
-)
+@pytest.mark.parametrize("seed", range(100, 120))
 @pytest.mark.filterwarnings("ignore:.*off with these formats")
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even")
 def test_a_random_network_is_its_program(seed: int):

@@ -136,16 +136,18 @@ def _conv(trace: Trace, node: fx.Node, path: str) -> None:
     steps, spread = _sides(stride, axes), _sides(dilation, axes)
     if isinstance(padding, str):
         total = [(k - 1) * d if padding == "same" else 0 for k, d in zip(real.shape[2:], spread, strict=True)]
-        before = tuple(n // 2 for n in total)
-        after = tuple(n - n // 2 for n in total)
+        pads, uneven = tuple(n // 2 for n in total), (0, 0, *(n % 2 for n in total))[-2:]
+        if any(uneven):  # as torch does it: one more row or column at the end, and then as much on both sides
+            ends = [side + more for side, more in zip(trace.shapes[source][1:], uneven, strict=True)]
+            source = _window(trace, f"{path}.same", source, (0, 0), ends)
     else:
-        before = after = _sides(padding, axes)
+        pads = _sides(padding, axes)
     if axes == 1:
         real, steps, spread = real[:, :, None], (1, *steps), (1, *spread)
-        before, after = (0, *before), (0, *after)
+        pads = (0, *pads)
     shift = np.zeros(len(real)) if bias is None else trace.constant(bias).numpy()
     real = _undilated(real, cast(tuple[int, int], spread))
-    window = Placement(*(cast(tuple[int, int], tuple(pair)) for pair in (real.shape[2:], steps, before, after)))
+    window = Placement(*(cast(tuple[int, int], tuple(pair)) for pair in (real.shape[2:], steps, pads, pads)))
     _give(trace, node, path, axes, lambda name: convolve(trace, name, source, real, shift, window, int(groups)))
 
 
