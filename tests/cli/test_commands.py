@@ -135,6 +135,7 @@ def test_count_writes_where_the_relus_are(tmp_path: Path):
         assert sum(int(arrays[name].sum()) for name in arrays.files) == counted["relus"] == 250
     assert "it is there already" in call("count", "zoo:digits", "--masks", str(to)).err
     assert "give a name with .npz" in call("count", "zoo:digits", "--masks", str(tmp_path / "masks")).err
+    assert "its folder is missing" in call("count", "zoo:digits", "--masks", str(tmp_path / "no" / "a.npz")).err
 
 
 def test_design_prints_the_fixed_shape():
@@ -325,7 +326,7 @@ def test_run_and_report(tmp_path: Path):
         (("run", "--out", "o", "--macs", "35m"), "--macs takes numbers with commas between, such as 35e6,66e6, not"),
         (
             ("sweep", "--networks", "hrn-5x5x3x", "--budgets", "9", "--macs", "1e5", "--out", "o"),
-            "hrn-5x5x3x has no base width with 0.1 M multiply-adds within 15%",
+            "hrn-5x5x3x has no base width with 100,000 multiply-adds within 15%",
         ),
         (("report", ".", "--link", "wan"), "--link wan goes with --protocol"),
         (

@@ -110,6 +110,14 @@ def net():
     conv = torch.nn.Conv2d(1, 2, 3, padding=1)
     return torch.nn.Sequential(conv, torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(2 * 36, 3))
 
+class Named(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.net = net()
+
+    def forward(self, x):
+        return {"logits": self.net(x), "pixels": x.flatten(1)}
+
 def broken():
     return 1 / 0
 """
@@ -144,6 +152,13 @@ def test_a_network_of_ones_own_runs_privately(own: Path):
         cwd=own,
     )
     assert (served.code, "p/client.program has no weights" in served.err) == (2, True)
+
+
+def test_of_outputs_in_a_dictionary_the_first_is_compared(own: Path):
+    words = ("private", "local", "--model", "mine.py:Named", "--samples", "x.npy", "--images", "2")
+    report = answer(*words, cwd=own)
+    assert (report["agree"], report["beside_float"]["same_class"]) == (True, 2)
+    assert report["beside_float"]["largest_difference"] < 0.01
 
 
 @pytest.mark.parametrize(

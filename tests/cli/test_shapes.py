@@ -33,6 +33,7 @@ def test_an_adjustment_that_cannot_be_is_one_line(words: tuple[str, ...], messag
     assert refused.code == 2
     assert message in refused.err
     assert refused.err.count("\n") == 1
+    assert not (tmp_path / "x").exists()
 
 
 def test_cells_are_named_and_searched(tmp_path: Path):

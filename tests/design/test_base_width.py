@@ -36,7 +36,11 @@ def test_multiply_adds_are_those_of_the_built_network():
 @pytest.mark.parametrize(
     ("name", "macs", "message"),
     [
-        ("hrn-5x5x3x", 2e6, "hrn-5x5x3x has no base width with 2.0 M multiply-adds within 15%; hrn-5x5x3x-m1 comes"),
+        (
+            "hrn-5x5x3x",
+            2e6,
+            "hrn-5x5x3x has no base width with 2,000,000 multiply-adds within 15%; hrn-5x5x3x-m1 comes",
+        ),
         ("resnet18", -1, "-1 multiply-adds is no budget"),
         ("resnet18", float("inf"), "inf multiply-adds is no budget"),
         ("resnet20-w" + ".".join(["8"] * 19), 3e6, "has its widths by layer"),

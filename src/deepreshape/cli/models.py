@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
+from torch.utils._pytree import tree_leaves
 
 from deepreshape.cli.console import read_data, set_threads
 from deepreshape.convex.saved import is_fitted, load_fitted
@@ -109,10 +110,19 @@ class Network:
 
     @torch.no_grad()
     def run(self, inputs: Images) -> NDArray[np.float64]:
-        """What it gives for inputs (N, channels, height, width), in floats: (N, classes) or maps (N, classes, h, w)."""
+        """What it gives for inputs (N, channels, height, width), in floats: (N, classes) or maps (N, classes, h, w).
+
+        Of several outputs, in a tuple, a list or a dictionary, the first, as of a program.
+
+        Raises:
+            TypeError: if it gives no tensor.
+        """
         module = self.built()
         parameter = next(module.parameters(), torch.zeros(()))
-        outputs = module(torch.from_numpy(inputs).to(parameter))
+        given = module(torch.from_numpy(inputs).to(parameter))
+        outputs = next((leaf for leaf in tree_leaves(given) if isinstance(leaf, torch.Tensor)), None)
+        if outputs is None:
+            raise TypeError(f"it gives a {type(given).__name__} without a tensor in it")
         return (outputs if is_map(outputs.shape[1:]) else outputs.flatten(1)).double().cpu().numpy()
 
 

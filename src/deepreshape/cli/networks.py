@@ -20,6 +20,7 @@ from deepreshape.cli.console import (
     Settings,
     Threads,
     into,
+    new_file,
     new_table,
     out,
     print_json,
@@ -72,6 +73,8 @@ def count(
 
     if masks and (masks.suffix != ".npz" or masks.exists()):
         raise ValueError(f"--masks {masks}: " + ("it is there already" if masks.exists() else "give a name with .npz"))
+    if masks:
+        new_file(masks)
     network, _ = shown_network(model, read_shape(input) if input else None, classes, data, data_dir)
     network = network.at(exit)
     counted = count_model(network.module, network.shape).complete()

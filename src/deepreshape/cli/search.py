@@ -213,17 +213,18 @@ def adjust(
     known = {field.name for field in fields(Adjustment)}
     chosen = with_values(Adjustment(iterations), {name: pairs.pop(name) for name in known & set(pairs)})
     recipe = recipe_of(data).with_values(pairs)
-    (to / "run").mkdir(parents=True, exist_ok=True)
+    amount = _resource(resource, protocol, link)
     with progress_bar() as bar:
         task = bar.add_task("iteration 0", total=None)
         measure = measure_by_training(
             dataset, recipe, rate=chosen.rate, seed=seed, folder=to / "run", progress=into(bar, task)
         )
+        (to / "run").mkdir(parents=True, exist_ok=True)
         steps = stoppable(
             lambda: adjust_widths(
                 start,
                 measure,
-                _resource(resource, protocol, link),
+                amount,
                 chosen,
                 folder=to,
                 max_seconds=60 * max_minutes if max_minutes is not None else math.inf,

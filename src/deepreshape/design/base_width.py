@@ -47,7 +47,7 @@ def scaled_to_macs(architecture: Staged, macs: float, tolerance: float = TOLERAN
     nearest = min((at(each) for each in {max(1, base - 1), base}), key=lambda near: abs(multiply_adds(near) - macs))
     if abs(multiply_adds(nearest) - macs) > tolerance * macs:
         raise ValueError(
-            f"{architecture.name} has no base width with {macs / 1e6:,.1f} M multiply-adds within "
-            f"{tolerance:.0%}; {nearest.name} comes nearest, with {multiply_adds(nearest) / 1e6:,.1f} M"
+            f"{architecture.name} has no base width with {macs:,.0f} multiply-adds within "
+            f"{tolerance:.0%}; {nearest.name} comes nearest, with {multiply_adds(nearest):,}"
         )
     return nearest

@@ -162,7 +162,9 @@ def test_all_problems_are_listed_at_once_with_their_paths():
     assert [line.split(":")[0] for line in found] == ["1", "2", "3.0", "3.2"]
     assert "running statistics" in found[0]
     assert "gelu" in found[1]
-    assert found[2].endswith("layer_norm cannot be lowered; take a batch norm")
+    assert found[2].endswith(
+        "layer_norm cannot be lowered; write torch.nn.BatchNorm2d there and train the network again"
+    )
     assert "hard sigmoid" in found[3]
     with pytest.raises(ProgramError) as refused:
         lower(model, np.zeros((1, 3, 8, 8), np.float32))

@@ -257,7 +257,7 @@ KINDS = {
 """What an operator of a network's own code is called in the name of its value, if not as the operator is."""
 
 SUBSTITUTE = "take a ReLU (`deepreshape substitute --activation relu`)"
-NORM = "take a batch norm"
+NORM = "write torch.nn.BatchNorm2d there and train the network again"
 INSTEAD = {
     **dict.fromkeys(("silu", "gelu", "elu", "celu", "selu", "mish", "softplus", "tanh"), SUBSTITUTE),
     **dict.fromkeys(("logsigmoid", "log_sigmoid", "softsign", "glu", "rrelu"), SUBSTITUTE),
