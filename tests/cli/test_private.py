@@ -259,6 +259,9 @@ def test_the_caps_of_the_command_are_those_of_the_library():
     [
         (("local", "--model", "resnet19"), "unknown network 'resnet19'"),
         (("local", "--model", "x", "--relu", "circa"), "no ReLU protocol 'circa'"),
+        (("local", "--model", "x", "--relu", "autoo"), "there are gc-full, gc-sign, gc-stochastic, ot, auto"),
+        (("local", "--model", "x", "--relu", "auto", "--link", ""), "unknown link ''"),
+        (("local", "--model", "x", "--relu", "auto", "--objective", ""), "unknown objective ''"),
         (("local", "--model", "x", "--drop-bits", "4"), "write --relu gc-stochastic:drop=BITS"),
         (("local", "--model", "x", "--mode=neg-pass"), "write --relu gc-stochastic:drop=BITS,neg-pass"),
         (("local", "--model", "x", "--calibrated"), "write --relu gc-sign:window or gc-stochastic:window"),

@@ -233,7 +233,8 @@ def read_terms(
     from deepreshape.pricing.assign import read_objective
     from deepreshape.pricing.quote import Terms
 
-    measured, least = Profile.read(profile) if profile else None, read_objective(objective or "seconds")
+    measured = Profile.read(profile) if profile else None
+    least = read_objective("seconds" if objective is None else objective)
     terms = [
         Terms(name, read_role(garbler or "server"), at, slots, workers, measured, objective=least)
         for name in read_protocols(protocols)

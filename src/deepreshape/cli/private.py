@@ -137,15 +137,15 @@ class Relus:
         if self.cot not in COTS:
             raise ValueError(f"--cot is {', '.join(COTS)}, not {self.cot!r}")
         candidates(self.relu)  # of our own runtime: no published system runs anywhere
-        least, at = read_objective(self.objective or "seconds"), self.link or link
+        least = read_objective("seconds" if self.objective is None else self.objective)
+        at = link if self.link is None else self.link
         measured = Profile.read(self.profile) if self.profile else None
-        terms = Terms(
-            self.relu, self.garbler, read_link(at) if at else None, profile=measured, cot=self.cot, objective=least
-        )
-        if terms.chooses and not at:
+        goal = None if at is None else read_link(at)
+        terms = Terms(self.relu, self.garbler, goal, profile=measured, cot=self.cot, objective=least)
+        if terms.chooses and at is None:
             raise ValueError(f"--relu {self.relu} chooses for a link; say which by --link, such as lan or wan")
         named = {"--link": self.link, "--objective": self.objective, "--profile": self.profile}
-        for option in (option for option, given in named.items() if given and not terms.chooses):
+        for option in (option for option, given in named.items() if given is not None and not terms.chooses):
             raise ValueError(f"{option} is for --relu auto; {self.relu} leaves nothing to choose")
         alone = terms.candidates[0]
         if isinstance(alone, ReluConfig) and alone.protocol == "gc-stochastic" and not (alone.drop or alone.window):

@@ -67,6 +67,8 @@ def candidates(word: str, garbler: Role = "server", cot: str = "silent") -> tupl
     """
     first, *settings = re.split("[:,]", word)
     if AUTO not in (first, *settings):
+        if "@" not in word and first not in SETTINGS:
+            raise ValueError(f"no ReLU protocol {first!r}; there are {', '.join([*SETTINGS, AUTO])}")
         given = read_relus(word)
         configs = given.configs if isinstance(given, Assignment) else (given,)
         return (assigned(_shared(configs, garbler, cot)),)

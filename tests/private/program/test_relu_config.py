@@ -45,6 +45,11 @@ def test_a_config_is_its_word(relu: ReluConfig) -> None:
         ("gc-stochastic:k=3", "unknown setting 'k=3'"),
         ("gc-sign:garbler=me", "unknown setting 'garbler=me'"),
         ("gc-sign:batch=0", "batch at least 1, not 0 and 0"),
+        ("ot:tree,chain", "'ot:tree,chain' gives carry as tree and as chain; give it once"),
+        ("gc-stochastic:drop=3,pos-zero,neg-pass", "gives mode as pos-zero and as neg-pass"),
+        ("gc-stochastic:drop=3,drop=12", "gives drop as 3 and as 12"),
+        ("ot:exact,window", "'ot:exact,window': exact leaves no bits out"),
+        ("ot:exact,drop=3", "exact leaves no bits out"),
         ("gc-sign:calibrated", "'calibrated' is now called 'window'"),
     ],
 )

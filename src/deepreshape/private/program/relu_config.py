@@ -120,20 +120,24 @@ class ReluConfig:
         """
         protocol, _, rest = text.partition(":")
         settings: dict[str, object] = {"protocol": protocol}
-        for word in filter(None, rest.split(",")):
+
+        def put(name: str, value: object) -> None:
+            if (other := settings.setdefault(name, value)) != value:
+                raise ValueError(f"{text!r} gives {name} as {other} and as {value}; give it once")
+
+        exact = protocol == "ot" and rest.split(",")[0] == "exact"  # ot is so unless another word leaves bits out
+        for word in filter(None, rest.split(",")[exact:]):
             name, _, value = word.partition("=")
             if name in ("drop", "batch") and value.isdecimal():
-                settings[name] = int(value)
+                put(name, int(value))
             elif (name == "garbler" and value in ROLES) or (name == "cot" and value in COTS):
-                settings[name] = value
+                put(name, value)
             elif word in MODES:
-                settings["mode"] = word
+                put("mode", word)
             elif word in CARRIES:
-                settings["carry"] = word
-            elif word == "exact" and protocol == "ot" and rest.split(",")[0] == word:
-                continue  # ot is exact unless another word says what it leaves out
+                put("carry", word)
             elif word == "window":
-                settings["window"] = True
+                put("window", True)
             elif word in REPLACED:
                 raise ValueError(f"{text!r}: {word!r} is now called {REPLACED[word]!r}")
             else:
@@ -141,6 +145,8 @@ class ReluConfig:
                     f"{text!r}: unknown setting {word!r}; there are window, drop=BITS, {', '.join(MODES)}, "
                     f"{', '.join(CARRIES)}, cot=NAME, garbler=client, batch=COUNT"
                 )
+        if exact and (settings.get("window") or settings.get("drop")):
+            raise ValueError(f"{text!r}: exact leaves no bits out; write it without exact, or without window and drop")
         return cls(**settings)  # pyright: ignore[reportArgumentType] - checked when it is made
 
 
