@@ -106,7 +106,9 @@ def test_a_mean_of_inputs_that_ended_at_different_exits():
     def report(n: int) -> dict:
         pair = {"offline": 10.0 * n, "online": 1.0 * n}
         flags = dict.fromkeys(("agree", "same_class", "declared_bytes_match"), True)
-        counts = dict.fromkeys(("relus", "squares", "signs", "rounds", "max_lsb_difference"), n)
+        counts = dict.fromkeys(
+            ("relus", "squares", "signs", "rounds", "max_lsb_difference", "same_places", "places"), n
+        )
         roles = {"client": 5.0 * n, "server": 3.0}
         sizes = {"bytes": pair, "seconds": pair, "peak_rss_mib": roles, "stored_mib": roles}
         return {**flags, **counts, **sizes, "layers": [{"layer": f"l{n}"}]}
@@ -115,6 +117,7 @@ def test_a_mean_of_inputs_that_ended_at_different_exits():
     of_all = done.report({0: "1", 1: "2", 2: "3"})
     assert of_all["relus"] == 1 + 5 / 4
     assert of_all["bytes"] == {"offline": 10 + 50 / 4, "online": 1 + 5 / 4}
+    assert (of_all["same_places"], of_all["places"]) == (6, 6)
     assert of_all["peak_rss_mib"] == {"client": 25.0, "server": 3.0}
     assert of_all["layers"] == [{"exit": "1", "layer": "l1"}, {"exit": "2", "layer": "l5"}]
 

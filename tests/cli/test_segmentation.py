@@ -1,12 +1,20 @@
 """Networks with a class for each pixel on every command, from training to a private picture."""
 
 import json
+import subprocess
+import sys
+from contextlib import redirect_stdout
+from dataclasses import replace
+from io import StringIO
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 from support.command_line import answer, call
+from support.results import ROWS
+
+from deepreshape.cli.jobs import _print_results
 
 NETWORK = "resnet20-m2-phi1.1.1-r4-seg"
 
@@ -74,6 +82,56 @@ def test_lower_tells_the_client_how_to_read_it(model: Path, tmp_path: Path):
     facts = json.loads((tmp_path / "bundle" / "client.json").read_text())
     assert facts["upsample"] == [48, 48]
     assert facts["colours"][1] == [214, 69, 65]
+
+
+def test_a_query_between_two_parties_paints_the_picture(model: Path, tmp_path: Path):
+    answer("private", "lower", str(model), "--out", "bundle", cwd=tmp_path)
+    answer("private", "keygen", "--out", "keys", cwd=tmp_path)
+    Image.fromarray(np.arange(48 * 48, dtype=np.uint8).reshape(48, 48)).save(tmp_path / "image.png")
+    serve = "--program bundle/server.program --keys keys --store server --port 0 --sessions 2 --relu ot"
+    command = [sys.executable, "-m", "deepreshape", "private", "serve", *serve.split(), "--json"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path) as server:
+        try:
+            assert server.stderr is not None
+            port = server.stderr.readline().rsplit(":", 1)[1].strip()
+            query = f"--program bundle/client.program --keys keys --store client --port {port} --relu ot"
+            told = answer("private", "query", "image.png", *query.split(), "--picture", "p.png", cwd=tmp_path)
+            assert json.loads(server.communicate(timeout=60)[0])["served"] == 2
+        finally:
+            server.kill()
+    assert told["pictures"] == ["p.png"]
+    with Image.open(tmp_path / "p.png") as picture:
+        assert (picture.mode, picture.size) == ("P", (48, 48))
+        assert len(np.unique(np.array(picture))) == len(told["classes"])
+    assert sum(row["share"] for row in told["classes"]) == pytest.approx(1)
+
+
+def test_maps_of_exits_asked_in_turn_are_compared_by_place_and_pixel(model: Path, tmp_path: Path):
+    words = "--data", "shapes", "--at", "1", "--trunk", "kept", "--set", "heads.epochs=1", "--out", "exits"
+    answer("exits", "train", str(model), *words, cwd=tmp_path)
+    words = "--exit", "dynamic:1:1", "--relu", "ot", "--images", "2"
+    report = answer("private", "local", "--model", "exits", *words, cwd=tmp_path)
+    first, end = (each["report"] for each in report["exits"])
+    assert report["places"] == first["places"] + end["places"] == 2 * (12 * 12 + 6 * 6)
+    assert report["same_places"] == first["same_places"] + end["same_places"]
+    assert report["beside_float"]["pixels"] == 2 * 48 * 48
+    assert report["beside_float"]["same_pixels"] >= 0.95 * 2 * 48 * 48
+    priced = call("cost", "exits", "--exit", "dynamic:0.8", cwd=tmp_path)
+    assert (priced.code, "of maps, `deepreshape exits search --cost seconds` has" in priced.err) == (2, True)
+
+
+def test_results_have_the_name_of_their_metric_and_a_report_has_one(tmp_path: Path):
+    maps = [replace(row, measures="miou") for row in ROWS]
+    with redirect_stdout(StringIO()) as said:
+        _print_results(maps, "base")
+    assert "mIoU, %" in said.getvalue()
+    assert "top-1" not in said.getvalue().lower()
+    for name, rows in (("maps", maps), ("classes", ROWS)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "results.jsonl").write_text("".join(json.dumps(row.to_row()) + "\n" for row in rows))
+    done = call("report", "maps", "classes", cwd=tmp_path)
+    assert done.code == 2
+    assert done.err == "error: one report is of one metric: maps has mIoU, classes has top-1; write a report for each\n"
 
 
 @pytest.mark.parametrize(

@@ -332,7 +332,10 @@ def price_dynamic(
     inputs = find_inputs(network, data_dir=data_dir, data=data)
     threshold, evidence = with_threshold(stop, network, inputs)
     if evidence is None:
-        raise ValueError("--exit dynamic is priced by how many labelled images stop where; a saved model has its own")
+        raise ValueError(
+            "--exit dynamic is priced by how many labelled images stop where, which a saved classifier brings; "
+            "of maps, `deepreshape exits search --cost seconds` has expected prices"
+        )
     lowered = lowered_exits(network, inputs)
     quotes = [quote_program(lowered[point].program, terms) for point in points]
     ends, quality = evidence.of([evidence.points.index(point) for point in points], threshold)
@@ -424,14 +427,13 @@ def run_dynamic(
     )
     shares = np.bincount(done.ends, minlength=len(points)) / len(given)
     ended = [points[number] for number in done.ends]
-    beside = [
-        compare(network.at(point), given[i : i + 1], done.logits[i].reshape(1, -1)) for i, point in enumerate(ended)
-    ]
+    size = inputs.facts.get("upsample")
+    beside = [compare(network.at(point), given[i : i + 1], done.logits[i][None], size) for i, point in enumerate(ended)]
     report = done.report(dict(enumerate(map(str, points))))
     report["exit_shares"] = {str(point): float(share) for point, share in zip(points, shares, strict=True)}
     report |= {"leaked_bits": len(points) - 1, "threshold": threshold}
     report["beside_float"] = {
-        name: (sum if name in ("inputs", "same_class") else max)(each[name] for each in beside) for name in beside[0]
+        name: (max if name.startswith("largest") else sum)(each[name] for each in beside) for name in beside[0]
     }
     names = inputs.facts.get("class_names")
     if names and not network.exits.architecture.maps:

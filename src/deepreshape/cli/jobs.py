@@ -284,6 +284,7 @@ def report(
     and predicted seconds.
     """
     from deepreshape.report import picture
+    from deepreshape.training import METRICS
     from deepreshape.training.runs import finished
 
     if link and not protocol:
@@ -293,6 +294,9 @@ def report(
         raise ValueError(
             f"no point is finished yet in {', '.join(map(str, folders))}; `deepreshape run` goes on with it"
         )
+    if len({row.measures for row in rows}) > 1:
+        metrics = [f"{folder} has {METRICS[row.measures]}" for folder in folders for row in finished(folder)[:1]]
+        raise ValueError(f"one report is of one metric: {', '.join(metrics)}; write a report for each")
     terms = read_one_terms(protocol, link) if protocol else None
     written = _write_report(folders, rows, to or folders[0] / "report.html", terms)
     if svg:
@@ -334,15 +338,15 @@ def _print_results(rows: list[Result], baseline: str) -> None:
     from deepreshape.report import advantages, summarize, verdict
 
     points = summarize(rows)
-    profile = next(iter(points[0].priced))
+    profile, metric = next(iter(points[0].priced)), points[0].metric
     table = Table("network", "what was removed", box=SIMPLE, pad_edge=False)
-    for name in ("ReLUs", "M MACs", "top-1, %", "priced, s"):
+    for name in ("ReLUs", "M MACs", f"{metric}, %", "priced, s"):
         table.add_column(name, justify="right", no_wrap=True)
     for point in points:
         numbers = (f"{point.macs / 1e6:,.1f}", f"{point.mean:.2f}", f"{point.priced[profile]:,.1f}")
         table.add_row(point.network, point.plan, thousands(point.relus), *numbers)
     out.print(table)
-    out.print(f"Top-1 on the test split; priced by {profile}, a published system.", highlight=False)
+    out.print(f"Test {metric}; priced by {profile}, a published system.", highlight=False)
     out.print(verdict(advantages(points, baseline), baseline), highlight=False)
 
 

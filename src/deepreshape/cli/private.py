@@ -352,7 +352,7 @@ def _print_run(report: dict[str, Any], relu: ReluConfig | Assignment, segmented:
         highlight=False,
     )
     same = _yes(report["same_class"])
-    if segmented:
+    if "pixels" in report["beside_float"]:
         same = f"{report['same_places']:,} of {report['places']:,} places"
     out.print(
         f"private equals plain, bit for bit: {_yes(report['agree'])}; same class as the plain program: {same}; "

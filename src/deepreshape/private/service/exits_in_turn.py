@@ -43,7 +43,7 @@ class InTurn:
     reached: tuple[int, ...]
 
     def report(self, names: Mapping[int, str]) -> dict[str, Any]:
-        """One report of all, as of a network: counts, seconds, bytes and rounds are means of one input.
+        """One report of all, as of a network: counts, seconds, bytes and rounds are means of one input, places sums.
 
         Args:
             names: of the exits, by their number, for the rows of layers.
@@ -61,6 +61,7 @@ class InTurn:
 
         return {
             **{name: all(report[name] for _, report in ran) for name in ("agree", "same_class")},
+            **{name: sum(report[name] for _, report in ran) for name in ("same_places", "places")},
             "max_lsb_difference": max(report["max_lsb_difference"] for _, report in ran),
             **{name: mean(lambda report, of=name: report[of]) for name in ("relus", "squares", "signs")},
             "seconds": phases("seconds"),
