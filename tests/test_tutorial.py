@@ -76,7 +76,8 @@ def test_from_a_folder_of_photos_to_two_clients(tmp_path: Path, monkeypatch: pyt
     for answer in answers:
         assert answer.done == "scaled and cropped from 30x21 to 16x16"
         assert answer.name == plain.name
-        assert np.allclose(answer.logits, plain.logits, atol=0.01)
+        # two runs round apart, as their shares do
+        assert np.allclose(answer.logits, plain.logits, atol=0.01, rtol=0.01)
 
 
 def test_every_name_on_the_page_is_there():

@@ -17,7 +17,7 @@ from deepreshape.experiments import live
 from deepreshape.experiments.live import explore, live_quote, page_server
 from deepreshape.models import architecture, build
 from deepreshape.models.saved import Manifest, save
-from deepreshape.private.crypto.he.packing import cheapest
+from deepreshape.private.crypto.he.packing import _cheapest
 from deepreshape.removal import plan
 from deepreshape.report import render, summarize
 from deepreshape.report.explore import Priced, described, embedded
@@ -164,9 +164,9 @@ def test_the_live_page_works_in_a_browser(port: int, tmp_path: Path):
 
 def test_another_link_lays_nothing_out_again():
     live_quote(WORDS)
-    before = cheapest.cache_info().misses
+    before = _cheapest.cache_info().misses
     far = live_quote({**WORDS, "wire": "wan"})
-    assert cheapest.cache_info().misses == before
+    assert _cheapest.cache_info().misses == before
     assert far["priced"] != live_quote(WORDS)["priced"]
 
 
