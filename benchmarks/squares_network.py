@@ -27,10 +27,10 @@ from emulated import Relays
 from deepreshape.engines.spu.launch import SpuContext, spu_versions
 from deepreshape.models import architecture, build
 from deepreshape.pricing.calibrate import machine
+from deepreshape.private.arith.ring import Field, Ring
 from deepreshape.private.program import interpret
 from deepreshape.private.program.lower import lower
 from deepreshape.private.program.program import Program, from_fixed
-from deepreshape.private.program.quantize import Modulus
 from deepreshape.private.program.relu_config import ReluConfig
 from deepreshape.private.service.local_run import run_local
 from deepreshape.private.transport.tls import EmulatedLink
@@ -88,7 +88,7 @@ def cheetah(program: Program, x: np.ndarray, link: str, python: Path) -> dict[st
 
 
 @cache
-def network(name: str, modulus: Modulus | None = None) -> tuple[Program, np.ndarray]:
+def network(name: str, modulus: Ring | Field | None = None) -> tuple[Program, np.ndarray]:
     """The integer program of a network with the statistics of a random batch, and the batch."""
     model = build(architecture(name, SHAPE), seed=0).train()
     x = torch.randn(24, *SHAPE, generator=torch.Generator().manual_seed(0))

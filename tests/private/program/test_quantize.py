@@ -12,7 +12,8 @@ from deepreshape.private.program import interpret as plain
 from deepreshape.private.program.graph import Conv, Dense, Flat, Layer, Pool, Rectify, Sum
 from deepreshape.private.program.ops import INPUT, Conv2d, Linear, ProgramError, Raise, Relu, Truncate
 from deepreshape.private.program.program import from_fixed, to_fixed
-from deepreshape.private.program.quantize import LEAST_BITS, WEIGHT_BITS, quantize
+from deepreshape.private.program.quantization.formats import LEAST_BITS, WEIGHT_BITS
+from deepreshape.private.program.quantize import quantize
 
 
 def real(layers: list[Layer], x: np.ndarray) -> dict[str, np.ndarray]:

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from deepreshape.models.react import fuse_thresholds
+from deepreshape.private.arith.ring import Field, Ring
 from deepreshape.private.program.folding.equalization import equalized
 from deepreshape.private.program.folding.simplify import simplify
 from deepreshape.private.program.graph import Graph, Layer
@@ -31,7 +32,7 @@ from deepreshape.private.program.lowering.real import largest_rows, observed_row
 from deepreshape.private.program.lowering.trace import Problem, Trace, trace
 from deepreshape.private.program.one_bit import make_exact
 from deepreshape.private.program.ops import ProgramError
-from deepreshape.private.program.quantize import MARGIN, Lowered, Modulus, quantize
+from deepreshape.private.program.quantize import MARGIN, Lowered, quantize
 from deepreshape.private.program.scales import carry_scales
 
 __all__ = ["LOWERED", "OPERATORS", "lower", "problems", "real_layers", "unsupported"]
@@ -66,7 +67,7 @@ def lower(
     model: nn.Module,
     calibration: NDArray[np.float32] | Known,
     *,
-    modulus: Modulus | None = None,
+    modulus: Ring | Field | None = None,
     fraction: int | None = None,
     margin: float = MARGIN,
 ) -> Lowered:
