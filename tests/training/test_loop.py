@@ -127,6 +127,18 @@ def test_an_orthogonal_step_has_the_singular_vectors_and_none_of_the_values(shap
     assert torch.linalg.norm(orthogonal(matrix) - left @ cosines.diag() @ right) < 1e-3
 
 
+@pytest.mark.parametrize("shape", [(8, 72), (72, 8), (16, 16), (6, 1)])
+def test_rounds_on_the_square_matrix_are_those_of_the_iteration_itself(shape: tuple[int, int]):
+    matrix = torch.randn(shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    x = matrix / (matrix.norm() + 1e-7)
+    for _ in range(5):
+        gram = x @ x.T
+        x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
+    assert torch.dist(orthogonal(matrix), x) < 1e-9
+    assert torch.dist(orthogonal(matrix.float()), x) < 1e-4
+    assert orthogonal(matrix.bfloat16()).dtype == torch.float32
+
+
 def test_muon_moves_convolutions_by_its_rate_and_everything_else_as_sgd_does():
     generator = torch.Generator().manual_seed(0)
     first = [torch.randn(shape, generator=generator) for shape in ((6, 4, 3, 3), (5, 7))]
@@ -268,7 +280,7 @@ def test_decay_is_for_weights_of_convolutions_and_linear_layers():
     network = build(architecture("resnet9-m2", (1, 8, 8), 10), seed=0)
     network.set_submodule("stem.act", PolynomialReLU(torch.ones(2, 8, 8, dtype=torch.bool), torch.zeros(2, 3)))
     names = {id(parameter): name for name, parameter in network.named_parameters()}
-    groups = make_optimizer(network, replace(SHORT, weight_decay=0.1), None, torch.float32).param_groups
+    groups = make_optimizer(network, replace(SHORT, weight_decay=0.1), None).param_groups
     decayed = {names[id(weight)] for group in groups if group["weight_decay"] for weight in group["params"]}
     kinds = (torch.nn.Conv2d, torch.nn.Linear)
     assert decayed == {f"{name}.weight" for name, module in network.named_modules() if isinstance(module, kinds)}

@@ -160,7 +160,7 @@ class TrainingRun:
         if teacher is not None:
             teacher.to(device=self.device, memory_format=torch.channels_last).eval()  # pyright: ignore[reportCallIssue]
         self.low = _low_precision(recipe, self.device)
-        self.optimizer = make_optimizer(model, recipe, hook, torch.bfloat16 if self.low else torch.float32)
+        self.optimizer = make_optimizer(model, recipe, hook)
         self.average = {name: tensor.clone() for name, tensor in model.state_dict().items()} if recipe.ema else {}
         learned = data.train if recipe.holdout else data.whole
         self.images = learned.images.to(self.device) if isinstance(learned.images, Tensor) else learned.images

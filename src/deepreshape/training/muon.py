@@ -20,23 +20,34 @@ NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 ROUNDS = 5
 
 
-def orthogonal(matrix: Tensor, precision: torch.dtype = torch.float32) -> Tensor:
+def orthogonal(matrix: Tensor) -> Tensor:
     """About U V^T of a matrix U S V^T, by a quintic Newton-Schulz iteration.
 
+    Each round takes X to P X, with P = a + b G + c G^2 and G = X X^T. As P commutes with G, the rounds are done on the
+    square matrix G alone, and X is multiplied once, by the product of all P: for the weight of a 3x3 convolution, nine
+    times as wide as high, a third of the multiply-adds.
+
     Args:
-        matrix: (n, m).
-        precision: to compute in.
+        matrix: (n, m), any floating dtype.
 
     Returns:
-        (n, m), of ``precision``, with singular values between 0.7 and 1.2 where those of ``matrix`` are not tiny.
+        (n, m), float32 (float64 for such a matrix), with singular values between 0.7 and 1.2 where those of ``matrix``
+        are not tiny.
     """
     tall = matrix.shape[0] > matrix.shape[1]
-    x = (matrix.T if tall else matrix).to(precision)
+    x = matrix.T if tall else matrix
+    x = x if x.dtype == torch.float64 else x.float()
     x = x / (x.norm() + 1e-7)
     a, b, c = NEWTON_SCHULZ
-    for _ in range(ROUNDS):
-        gram = x @ x.T
-        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    gram = x @ x.T
+    product = torch.eye(len(x), dtype=x.dtype, device=x.device)
+    for left in reversed(range(ROUNDS)):
+        polynomial = torch.addmm(gram, gram, gram, beta=b, alpha=c)
+        polynomial.diagonal().add_(a)
+        product = polynomial @ product
+        if left:
+            gram = polynomial @ gram @ polynomial
+    x = product @ x
     return x.T if tall else x
 
 
@@ -49,12 +60,10 @@ class Muon(torch.optim.Optimizer):
 
     Args:
         groups: parameters with ``lr``, ``weight_decay`` and ``orthogonal``.
-        precision: of the Newton-Schulz iteration.
     """
 
-    def __init__(self, groups: Iterable[dict[str, Any]], precision: torch.dtype = torch.float32) -> None:
+    def __init__(self, groups: Iterable[dict[str, Any]]) -> None:
         super().__init__(groups, {"lr": 0.1, "weight_decay": 0.0, "orthogonal": False})
-        self._precision = precision
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:
@@ -73,7 +82,7 @@ class Muon(torch.optim.Optimizer):
                 momentum = state["momentum_buffer"].mul_(MOMENTUM).add_(gradient)
                 update = gradient.add(momentum, alpha=MOMENTUM)
                 if group["orthogonal"]:
-                    update = orthogonal(update.flatten(1), self._precision).view(weight.shape).to(weight.dtype)
+                    update = orthogonal(update.flatten(1)).view(weight.shape).to(weight.dtype)
                     length = len(weight) ** 0.5
                     weight.mul_(length / weight.norm())
                     update = update * (length / update.norm())

@@ -14,16 +14,13 @@ from deepreshape.training.recipe import Recipe
 __all__ = ["make_optimizer", "set_rate"]
 
 
-def make_optimizer(
-    model: nn.Module, recipe: Recipe, hook: Hook | None, precision: torch.dtype
-) -> torch.optim.Optimizer:
+def make_optimizer(model: nn.Module, recipe: Recipe, hook: Hook | None) -> torch.optim.Optimizer:
     """The recipe's optimizer; each group has its peak learning rate as ``peak``.
 
     Args:
         model: whose parameters it moves.
         recipe: with rates and decay.
         hook: whose gates are a group of their own.
-        precision: that Muon's iteration computes in.
     """
     gates = hook.gates() if hook else []
     convolutions = [module.weight for module in model.modules() if isinstance(module, nn.Conv2d)]
@@ -42,7 +39,7 @@ def make_optimizer(
         if some
     ]
     if recipe.optimizer == "muon":
-        return Muon(groups, precision)
+        return Muon(groups)
     if recipe.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=recipe.lr, momentum=0.9, nesterov=True)
     return torch.optim.AdamW(groups, lr=recipe.lr)
