@@ -1,15 +1,15 @@
-"""Exits of a ResNet-18 on CIFAR-100: their quality by how trunk and heads are trained (Kouris et al., ECCV 2022, MESS).
+"""Exits: their quality by how trunk and heads are trained, and what stopping early saves (Kouris et al., ECCV 2022).
 
-    deepreshape train resnet18-m16 --data cifar100 --set epochs=6 --set optimizer=muon --set lr=0.05 --out start
-    python benchmarks/exits.py start --out runs/exits    # seven minutes of one core; again, to go on
-    deepreshape train resnet18-m8-seg --data shapes --set epochs=4 --out shapes
-    python benchmarks/exits.py shapes --data shapes --out runs/shapes
+    python benchmarks/exits.py resnet18-m8-seg --data shapes --out runs/shapes          # four minutes of one core
+    python benchmarks/exits.py resnet18-m16-seg --data camvid-120x96 --epochs 12 --ways joint,none,pfd --out runs/camvid
     python benchmarks/exits.py --prices                  # half a minute: what exits cost between two parties
 
-From the weights of one trained network two go on, for as many steps on part of its images: with exits (aware) and
-without (final). On each, kept as it is, fresh heads are trained in three ways: taught by the end where it is right
-(pfd), everywhere (kd), by labels alone (none). Quality is that of the validation split, on which nothing was chosen. A
-row each in ``benchmarks/results/exits.jsonl``; predicted costs, of nothing that was run, in ``exits-prices.jsonl``.
+Two networks are trained from the same weights for as many steps: with exits (aware) and without (final). On each, kept
+as it is, heads are trained: taught by the end where it is right (pfd), everywhere (kd), or by labels alone (none); the
+aware network's are also measured as its training left them (joint). Fresh heads go on a final trunk, an aware one's go
+on from there. Quality is that of the validation split, on which no setting of a row was chosen. A run that was cut goes
+on if it is started again. A row each in ``benchmarks/results/exits.jsonl``; predicted costs of single exits, of nothing
+that was run, in ``exits-prices.jsonl``.
 """
 
 import argparse
@@ -17,97 +17,110 @@ import json
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
-from torch import nn
 
 from deepreshape.cli.exits import exit_costs
 from deepreshape.counting import count
 from deepreshape.data import Dataset, Split
-from deepreshape.design.exits import cheapest_within, gather, lowest_threshold, search_exits
-from deepreshape.models import MultiExit, architecture, attach_exits, build
+from deepreshape.design.exits import Costs, Evidence, cheapest_within, gather, lowest_threshold, search_exits
+from deepreshape.models import MultiExit, architecture, architecture_for, attach_exits, build
 from deepreshape.models.exits import MultiExitNetwork
 from deepreshape.models.saved import MANIFEST, load, save
 from deepreshape.pricing.calibrate import machine, versions
 from deepreshape.pricing.network import price
-from deepreshape.training import Recipe, accuracy, recipe_of, train
-from deepreshape.training.exits import Distillation, ExitTraining, heads_recipe, train_exits
+from deepreshape.training import objective_of, recipe_of, train
+from deepreshape.training.exits import Distillation, ExitAware, ExitTraining, heads_recipe, train_exits
+from deepreshape.training.loop import TrainingRun
 from deepreshape.training.runs import append_row, read_rows, write_rows
 
 ROWS = Path(__file__).parent / "results" / "exits.jsonl"
-AT, TRUNK_EPOCHS, HEAD_EPOCHS = (1, 2, 3), 2, 2
+AT = (1, 2, 3)
+LOSSES = (0.0, 0.5, 2.0)
+"""Points that stopping early may cost, of which the cheapest configuration is noted."""
+LINKS = ("loopback", "lan", "wan")
+PROTOCOLS = ("gc-full", "ot")
 
 
-def recipe(data: str) -> Recipe:
-    """Of the trunks."""
-    return replace(recipe_of(data), epochs=TRUNK_EPOCHS, optimizer="muon", lr=0.02, lr_other=5.0)
-
-
-def trunk(name: str, start: Path, data: Dataset, folder: Path, seed: int) -> nn.Module:
-    """The network without exits after training with them (aware) or without (final)."""
-    to, how = folder / name, recipe(data.name)
+def trunk(name: str, network: str, data: Dataset, given: argparse.Namespace) -> MultiExitNetwork:
+    """A network with exits, whose heads are fresh if it was trained for its end alone (final)."""
+    to, how = given.out / name, replace(recipe_of(data.name), epochs=given.epochs)
     if not (to / MANIFEST).is_file():
-        model = load(start)
+        start = build(architecture_for(network, data), seed=given.seed)
+        whole = attach_exits(start, AT, given.heads, seed=given.seed)
+        model = whole.exit(whole.architecture.points[-1])
         if name == "final":
-            train(model, data, how, seed=seed, folder=to / "run")
+            train(model, data, how, seed=given.seed, folder=to / "run")
         else:
-            whole = attach_exits(model, AT, seed=seed)
-            train_exits(
-                whole, data, ExitTraining(how, replace(heads_recipe(data.name), epochs=1)), seed=seed, folder=to / "run"
-            )
-            model = whole.exit(whole.architecture.points[-1])
+            both, model = ExitAware(objective_of(data)), whole
+            TrainingRun(model, data, how, seed=given.seed, hook=both, objective=both).complete(to / "run", None)
         save(model, to)
-    return load(to)
+    model = load(to)
+    return model if isinstance(model, MultiExitNetwork) else attach_exits(model, AT, given.heads, seed=given.seed)
 
 
-def row(
-    name: str, model: nn.Module, distillation: Distillation, data: Dataset, folder: Path, seed: int
-) -> dict[str, Any]:
-    """Train heads on a trunk that stays, and measure every exit."""
-    whole = attach_exits(model, AT, seed=seed)
-    how = ExitTraining(None, replace(heads_recipe(data.name), epochs=HEAD_EPOCHS), distillation)
-    train_exits(whole, data, how, seed=seed, folder=folder / f"{name}-{distillation}")
+def row(name: str, whole: MultiExitNetwork, way: str, data: Dataset, given: argparse.Namespace) -> dict[str, Any]:
+    """Train heads on a trunk that stays, unless they stay as the trunk's training left them (joint); measure exits."""
+    to, began = given.out / f"{name}-{given.heads}-{way}", time.process_time()
+    if way != "joint":
+        recipe = replace(heads_recipe(data.name), epochs=given.head_epochs)
+        how = ExitTraining(None, recipe, cast(Distillation, way))
+        train_exits(whole, data, how, seed=given.seed, folder=to / "run")
+    seconds = time.process_time() - began
+    save(whole, to)
+    evidence = gather(whole, ((data.normalize(x), y) for x, y in data.validation.batches(50)))
     exits = list[dict[str, Any]]()
-    for point in whole.architecture.points:
-        total, plain = count(whole.exit(point), data.shape).total, whole.exit(point)
-        quality = accuracy(plain, data, data.validation)
+    for place, point in enumerate(whole.architecture.points):
+        total = count(whole.exit(point), data.shape).total
+        quality = round(evidence.of([place], 0.0)[1], 3)
         exits.append({"at": point, "macs": total.macs, "relus": total.relus, "quality": quality})
-    save(whole, folder / f"{name}-{distillation}" / "model")
     return {
         "network": whole.architecture.whole.name,
         "data": data.name,
         "trunk": name,
-        "distillation": distillation,
-        "seed": seed,
+        "heads": given.heads,
+        "distillation": way,
+        "seed": given.seed,
         "images": len(data.train),
-        "epochs": {"trunk": TRUNK_EPOCHS, "heads": HEAD_EPOCHS},
+        "epochs": {"trunk": given.epochs, "heads": 0 if way == "joint" else given.head_epochs},
+        "heads_seconds": round(seconds, 1),
         "exits": exits,
         "n": len(data.validation),
-        "search": searched(whole, data),
+        "search": searched(whole, evidence, data),
         "machine": machine(),
         "versions": versions(),
     }
 
 
-def searched(network: MultiExitNetwork, data: Dataset) -> dict[str, Any]:
-    """What the best configurations save on the validation split, and of the shapes which images end early."""
+def searched(network: MultiExitNetwork, evidence: Evidence, data: Dataset) -> dict[str, Any]:
+    """By what is spent, how much the best configurations save on the validation split; of the shapes, who ends early.
+
+    Costs are multiply-adds, where what the trunk gave is kept, and predicted seconds between two parties, where every
+    exit is a query of its own.
+    """
     began = time.process_time()
-    evidence = gather(network, ((data.normalize(x), y) for x, y in data.validation.batches(50)))
-    found: dict[str, Any] = {}
-    for by, name in (("macs", "macs_ratio"), ("seconds", "private_seconds_ratio")):
-        costs = exit_costs(network, by, "lan")
-        best = cheapest_within(search_exits(evidence, costs), 0.0)
-        found[name] = round(costs.alone[-1] / best.expected_cost, 3)
-        found[f"best_by_{by}"] = {"exits": best.exits, "policy": best.policy, "shares": best.shares}
+    found: dict[str, Any] = {"macs": best(evidence, exit_costs(network, "macs", ""))}
+    for protocol in PROTOCOLS:
+        found[protocol] = {link: best(evidence, exit_costs(network, "seconds", link, protocol)) for link in LINKS}
     found["seconds"] = round(time.process_time() - began, 2)
-    found |= {"easy_that_end_early": None, "hard_that_end_early": None}
     if data.name == "shapes":  # those at even places are easy
         places = range(len(evidence.points))
         ends, _ = evidence.of(places, lowest_threshold(evidence, evidence.points, 0.5))
         early = ends < places[-1]
         found |= {"easy_that_end_early": float(early[::2].mean()), "hard_that_end_early": float(early[1::2].mean())}
     return found
+
+
+def best(evidence: Evidence, costs: Costs) -> list[dict[str, Any]]:
+    """For each of :data:`LOSSES`, the cheapest configuration, and the whole network's cost over its expected one."""
+    tried = search_exits(evidence, costs)
+    rows = list[dict[str, Any]]()
+    for loss in LOSSES:
+        one = cheapest_within(tried, loss)
+        ratio = round(costs.alone[-1] / one.expected_cost, 3)
+        rows.append({"loss": loss, "times_less": ratio, "word": one.word, "quality": one.quality, "shares": one.shares})
+    return rows
 
 
 def prices() -> list[dict[str, Any]]:
@@ -145,31 +158,36 @@ def prices() -> list[dict[str, Any]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--prices", action="store_true", help="price exits; train nothing")
-    parser.add_argument("start", type=Path, nargs="?", help="folder of the trained network without exits")
-    parser.add_argument("--data", default="cifar100")
+    parser.add_argument("network", nargs="?", help="name of the network without exits")
+    parser.add_argument("--data", default="shapes")
     parser.add_argument("--out", type=Path, default=Path("runs/exits"), help="folder for checkpoints and models")
     parser.add_argument("--rows", type=Path, default=ROWS)
-    parser.add_argument("--images", type=int, default=12_000, help="of the training split")
+    parser.add_argument("--epochs", type=int, default=6, help="of the trunks")
+    parser.add_argument("--head-epochs", type=int, default=2)
+    parser.add_argument("--heads", default="light", help="kind of the heads")
+    parser.add_argument("--ways", default="joint,none,pfd,kd", help="how heads are taught, with commas")
+    parser.add_argument("--images", type=int, default=12_000, help="of the training split, at most")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=1)
     given = parser.parse_args()
-    torch.set_num_threads(1)
+    torch.set_num_threads(given.threads)
     if given.prices:
         write_rows(ROWS.with_name("exits-prices.jsonl"), prices())
         return
-    if given.start is None:
-        parser.error("the folder of the trained network is missing")
+    if given.network is None:
+        parser.error("the network's name is missing")
     data = Dataset.load(given.data)
     data = replace(data, train=Split(data.train.images[: given.images], data.train.labels[: given.images]))
-    done = read_rows(given.rows) if given.rows.is_file() else []
+    keys = ("data", "trunk", "heads", "distillation", "seed")
+    done = {tuple(each.get(key) for key in keys) for each in (read_rows(given.rows) if given.rows.is_file() else [])}
     for name in ("final", "aware"):
-        model = trunk(name, given.start, data, given.out, given.seed)
-        for distillation in ("pfd", "kd", "none"):
-            mine = (data.name, name, distillation, given.seed)
-            if mine in {(each["data"], each["trunk"], each["distillation"], each["seed"]) for each in done}:
+        for way in given.ways.split(","):
+            mine = (data.name, name, given.heads, way, given.seed)
+            if mine in done or (name, way) == ("final", "joint"):
                 continue
-            new = row(name, model, distillation, data, given.out, given.seed)
+            new = row(name, trunk(name, given.network, data, given), way, data, given)
             append_row(given.rows, new)
-            print(json.dumps({"trunk": name, "distillation": distillation, "exits": new["exits"]}), flush=True)
+            print(json.dumps({"trunk": name, "taught": way, "exits": new["exits"]}), flush=True)
 
 
 if __name__ == "__main__":

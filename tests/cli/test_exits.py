@@ -49,6 +49,20 @@ def test_a_search_lists_configurations_and_changes_nothing(there: Path):
     assert before == ((there / "m" / "model.safetensors").read_bytes(), (there / "m" / "manifest.json").read_bytes())
 
 
+def test_a_search_compares_kinds_of_heads(there: Path):
+    answer("exits", "save", "m", "--out", "trunk", cwd=there)
+    words = ("--trunk", "kept", "--heads", "conv", "--data", "digits", "--set", "heads.epochs=1")
+    trained = answer("exits", "train", "trunk", *words, "--at", "1,2", "--out", "conv", cwd=there)
+    assert trained["exits"][0]["relus"] == answer("count", "m", "--exit", "1", cwd=there)["relus"] + 2 * 64
+    both = answer("exits", "search", "m", "conv", "--cost", "relus", cwd=there)
+    alone = [answer("exits", "search", model, "--cost", "relus", cwd=there) for model in ("m", "conv")]
+    listed = [{**each, "model": None} for one in alone for each in one["configurations"]]
+    assert all({**each, "model": None} in listed for each in both["configurations"])
+    assert {each["model"] for each in both["configurations"]} == {"m", "conv"}
+    assert both["chosen"]["expected_cost"] == min(one["chosen"]["expected_cost"] for one in alone)
+    assert " of " in call("exits", "search", "m", "conv", cwd=there).out.splitlines()[-1]
+
+
 def test_an_exit_is_saved_as_a_network_of_its_own(there: Path):
     answer("exits", "save", "m", "--exit", "1", "--out", "one", cwd=there)
     assert answer("eval", "one", cwd=there) == answer("eval", "m", "--exit", "1", cwd=there)
@@ -128,7 +142,7 @@ def test_a_mean_of_inputs_that_ended_at_different_exits():
         (("exits", "train", "resnet20", *QUICK, "--at", "2,1"), "exits at 2,1: give stages that rise, from 1 to 2"),
         (("exits", "train", "resnet20", *QUICK, "--at", "1,3"), "3 is no stage before the last of 3"),
         (("exits", "train", "resnet20", *QUICK, "--at", "x"), "--at takes integers with commas between, not 'x'"),
-        (("exits", "train", "resnet20", *QUICK, "--at", "1", "--heads", "big"), "unknown kind of heads 'big'"),
+        (("exits", "train", "resnet20", *QUICK, "--at", "1", "--heads", "big"), "unknown kind of heads 'big'; known are light, conv"),
         (("exits", "train", "resnet20", *QUICK, "--at", "1", "--distill", "all"), "--distill is one of pfd, kd, none"),
         (("exits", "train", "resnet20", *QUICK, "--at", "1", "--trunk", "new"), "--trunk is aware or kept, not 'new'"),
         (

@@ -17,18 +17,18 @@ from deepreshape.models import (
     convert,
     from_dict,
 )
-from deepreshape.models.exits import MultiExitNetwork, read_exits_name
+from deepreshape.models.exits import HEADS, MultiExitNetwork, read_exits_name
 from deepreshape.models.saved import load, manifest_of, save
 
 SMALL = "resnet20-m2-phi1.1.1"
 
 
-def small(at=(1, 2), name=SMALL) -> MultiExitNetwork:
-    return attach_exits(build(architecture(name, (1, 8, 8), 10), seed=0), at).eval()
+def small(at=(1, 2), name=SMALL, heads="light") -> MultiExitNetwork:
+    return attach_exits(build(architecture(name, (1, 8, 8), 10), seed=0), at, heads).eval()
 
 
-def named(whole: Staged, at: tuple[int, ...]) -> MultiExitNetwork:
-    network = build(MultiExit(whole, at), "meta")
+def named(whole: Staged, at: tuple[int, ...], heads: str = "light") -> MultiExitNetwork:
+    network = build(MultiExit(whole, at, heads), "meta")
     assert isinstance(network, MultiExitNetwork)
     return network
 
@@ -41,11 +41,14 @@ def test_the_exits_of_resnet_18_cost_what_the_arithmetic_says():
     assert round(counts[0].relus / counts[-1].relus, 2) == 0.59
 
 
-@pytest.mark.parametrize("name", [name for name, preset in PRESETS.items() if preset.family != "cells"])
-def test_layers_and_relus_by_arithmetic_are_those_of_a_trace(name: str):
+@pytest.mark.parametrize(
+    ("name", "heads"),
+    [(name, heads) for name, each in PRESETS.items() if each.family != "cells" for heads in type(each).heads],
+)
+def test_layers_and_relus_by_arithmetic_are_those_of_a_trace(name: str, heads: str):
     whole = PRESETS[name]
     points = tuple(range(1, len(whole.phi)))
-    network = named(whole, points)
+    network = named(whole, points, heads)
     counted = count(network, whole.input)
     assert counted.layers == network.architecture.layers()
     assert counted.total.relus == network.architecture.relus
@@ -64,8 +67,9 @@ def test_an_exit_is_a_plain_network_with_the_weights_of_the_whole():
     assert set(dict(network.exit(1).named_children())) == {"stem", "stage1", "head"}
 
 
-def test_exits_of_a_network_for_maps_give_maps_of_their_stage():
-    network = small(name="resnet20-m2-phi1.1.1-seg")
+@pytest.mark.parametrize("heads", HEADS)
+def test_exits_of_a_network_for_maps_give_maps_of_their_stage(heads: str):
+    network = small(name="resnet20-m2-phi1.1.1-seg", heads=heads)
     x = torch.randn(2, 1, 8, 8)
     answers = network(x)
     assert [tuple(each.shape) for each in answers] == [(2, 10, 8, 8), (2, 10, 4, 4), (2, 10, 2, 2)]
@@ -85,8 +89,24 @@ def test_attaching_leaves_the_network_as_it_was_and_changes_no_answer():
     assert torch.equal(attach_exits(plain, (2,)).eval()(x)[-1], plain(x))
 
 
-def test_a_network_with_exits_and_each_of_its_exits_are_saved_and_loaded(tmp_path):
-    network, x = small((1,)), torch.randn(2, 1, 8, 8)
+def test_a_convolution_before_the_logits_is_the_exits_alone():
+    light, conv = (named(architecture("resnet18"), (1,), heads) for heads in HEADS)
+    more = [count(conv.exit(1), (3, 32, 32)).total, count(light.exit(1), (3, 32, 32)).total]
+    assert more[0].relus - more[1].relus == 64 * 1024
+    assert more[0].macs - more[1].macs == 64 * 64 * 9 * 1024
+    assert count(conv.exit(4), (3, 32, 32)).layers == count(light.exit(4), (3, 32, 32)).layers
+
+
+def test_a_plain_network_may_have_such_a_head_by_its_name():
+    plain = architecture("resnet18-m16-convhead", (3, 8, 8), 10)
+    assert (plain.head, plain.name) == ("conv", "resnet18-m16-convhead")
+    assert MultiExit(plain, (1,)).exit(1).head == "light"
+    assert build(plain, seed=0)(torch.randn(2, 3, 8, 8)).shape == (2, 10)
+
+
+@pytest.mark.parametrize("heads", HEADS)
+def test_a_network_with_exits_and_each_of_its_exits_are_saved_and_loaded(tmp_path, heads: str):
+    network, x = small((1,), heads=heads), torch.randn(2, 1, 8, 8)
     save(network, tmp_path / "all")
     save(network.exit(1), tmp_path / "one")
     again, one = load(tmp_path / "all"), load(tmp_path / "one")
@@ -113,9 +133,10 @@ def test_masks_of_the_trunk_go_with_every_exit(tmp_path):
 
 
 def test_a_network_by_its_name_has_exits_too():
-    assert read_exits_name("resnet18-m16-exits1.3") == ("resnet18-m16", (1, 3))
+    for heads, word in (("light", "resnet18-m16-exits1.3"), ("conv", "resnet18-m16-exits1.3-conv")):
+        assert read_exits_name(word) == ("resnet18-m16", (1, 3), heads)
+        assert MultiExit(architecture("resnet18-m16"), (1, 3), heads).name == word
     assert read_exits_name("resnet18-m16") is None
-    assert MultiExit(architecture("resnet18-m16"), (1, 3)).name == "resnet18-m16-exits1.3"
 
 
 @pytest.mark.parametrize(
@@ -134,8 +155,10 @@ def test_exits_that_do_not_fit_are_refused(at: tuple[int, ...], says: str):
 
 
 def test_what_has_no_place_for_exits_is_refused():
-    with pytest.raises(ValueError, match="unknown kind of heads 'big'; known are light"):
+    with pytest.raises(ValueError, match="unknown kind of heads 'big'; known are light, conv"):
         attach_exits(build(architecture(SMALL), "meta"), (1,), "big")
+    with pytest.raises(ValueError, match="a wide_resnet takes heads light, not 'conv'"):
+        attach_exits(build(architecture("wideresnet22-8"), "meta"), (1,), "conv")
     with pytest.raises(ValueError, match="has exits already, at 1,2"):
         attach_exits(small(), (1,))
     with pytest.raises(ValueError, match="a network of kind cells is not one stage after the other"):

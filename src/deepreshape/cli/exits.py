@@ -54,7 +54,13 @@ def train(
     network: Annotated[str, typer.Argument(help=MODEL)],
     to: Annotated[Path, typer.Option("--out", help="Folder for the model; a run that was cut there goes on.")],
     at: Annotated[str, typer.Option(help="Stages after which there are exits, rising, with commas.")],
-    heads: Annotated[str, typer.Option(help="Kind of the exits' heads: light.")] = "light",
+    heads: Annotated[
+        str,
+        typer.Option(
+            help="Kind of the exits' heads: light (a pool and a linear layer; of maps a 1x1 convolution) or conv (the "
+            "same behind a 3x3 convolution and a ReLU)."
+        ),
+    ] = "light",
     trunk: Annotated[
         str, typer.Option(help="aware (trained with its exits first) or kept (a trained network's, as it is).")
     ] = "aware",
@@ -168,7 +174,9 @@ def _measured(model: MultiExitNetwork, point: int, data: Dataset) -> dict[str, A
 
 @app.command()
 def search(
-    model: Annotated[str, typer.Argument(help="A saved model with exits.")],
+    models: Annotated[
+        list[str], typer.Argument(help="Saved models with exits; several, such as of two kinds of heads, are compared.")
+    ],
     by: Annotated[str, typer.Option("--cost", help="What is spent: macs, relus, seconds or bytes.")] = "relus",
     link: Annotated[
         str, typer.Option(help="Of seconds: loopback, lan, wan, wireless or up/down/round trip.")
@@ -188,28 +196,42 @@ def search(
     from deepreshape.cli.models import trained_network
     from deepreshape.design.exits import cheapest_within, gather, search_exits
 
-    network, dataset = trained_network(model, data, data_dir, threads)
-    whole = network.all_exits()
-    if whole is None:
-        raise ValueError(f"{model} has no exits to choose from; `deepreshape exits train` gives it some")
-    costs = exit_costs(whole, by, link, protocol)
-    evidence = gather(whole, ((dataset.normalize(x), y) for x, y in dataset.validation.batches(500)))
-    found = search_exits(evidence, costs)
+    of: dict[Configuration, str] = {}
+    inputs: dict[str, int] = {}
+    for model in models:
+        network, dataset = trained_network(model, data, data_dir, threads)
+        whole = network.all_exits()
+        if whole is None:
+            raise ValueError(f"{model} has no exits to choose from; `deepreshape exits train` gives it some")
+        inputs[dataset.name] = len(dataset.validation)
+        if len(inputs) > 1:
+            raise ValueError(
+                f"{model} is of {dataset.name} and {models[0]} of {next(iter(inputs))}; one data set at a time"
+            )
+        costs, at_once = exit_costs(whole, by, link, protocol), 50 if dataset.maps else 500
+        evidence = gather(whole, ((dataset.normalize(x), y) for x, y in dataset.validation.batches(at_once)))
+        of = dict.fromkeys(search_exits(evidence, costs), model) | of  # of two alike, the first model's
+    found = sorted(of, key=lambda each: (each.expected_cost, -each.quality))
     chosen = cheapest_within(found, loss)
+    (count,) = inputs.values()
     if as_json:
-        values = {"model": model, "cost": by, "n": evidence.confidence.shape[1], "loss": loss}
-        print_json(values | {"chosen": _values(chosen), "configurations": [_values(each) for each in found]})
+        values = {"models": models, "cost": by, "n": count, "loss": loss}
+        rows = {each: {"model": of[each], **asdict(each), "word": each.word} for each in found}
+        print_json(values | {"chosen": rows[chosen], "configurations": list(rows.values())})
         return
-    table = new_table("--exit", "quality, %", f"expected {by}", "shares, %", "bits told")
+    names = ("model",) * (len(models) > 1)
+    table = new_table(*names, "--exit", "quality, %", f"expected {by}", "shares, %", "bits told")
     for each in found:
         shares = " / ".join(f"{100 * share:.0f}" for share in each.shares)
         cost = f"{each.expected_cost:,.0f}" if by != "seconds" else f"{each.expected_cost:,.2f}"
-        table.add_row(each.word or f"({each.policy})", f"{each.quality:.2f}", cost, shares, str(each.leaked_bits))
+        row = (each.word or f"({each.policy})", f"{each.quality:.2f}", cost, shares, str(each.leaked_bits))
+        table.add_row(*(of[each] for _ in names), *row)
     out.print(table)
+    word = f"--exit {chosen.word}" if chosen.word else chosen.policy
     out.print(
-        f"{evidence.confidence.shape[1]:,} validation inputs; bits are what the server learns of one input, at most, "
-        f"and the client learns the logits of every exit that it asks. With at most {loss:g} points lost: "
-        f"{f'--exit {chosen.word}' if chosen.word else chosen.policy}",
+        f"{count:,} validation inputs; bits are what the server learns of one input, at most, and the client learns "
+        f"the logits of every exit that it asks. With at most {loss:g} points lost: "
+        f"{word}{f' of {of[chosen]}' if names else ''}",
         highlight=False,
     )
 
@@ -236,10 +258,6 @@ def exit_costs(network: MultiExitNetwork, by: str, link: str, protocol: str = "g
         raise ValueError(f"--cost is macs, relus, seconds or bytes, not {by!r}")
     quotes = [price(each, architecture.input, link=link, protocol=protocol) for each in plain]
     return Costs(tuple(float(q.report.seconds if by == "seconds" else q.report.bytes) for q in quotes))
-
-
-def _values(one: Configuration) -> dict[str, Any]:
-    return {**asdict(one), "word": one.word}
 
 
 @app.command("save")

@@ -162,7 +162,7 @@ def _network_of(model: str, shape: Shape | None, classes: int) -> Network:
         raise ValueError(f"{model} holds code; say which callable makes the network, such as {model}:net")
     if read := read_exits_name(model):
         whole = architecture(read[0], shape or (3, 32, 32), classes)
-        return Network.with_exits(cast(MultiExitNetwork, build(MultiExit(whole, read[1]), "meta")))
+        return Network.with_exits(cast(MultiExitNetwork, build(MultiExit(whole, *read[1:]), "meta")))
     named = architecture(model, shape or (3, 32, 32), classes)
     return Network(build(named, "meta"), named.input, named)
 

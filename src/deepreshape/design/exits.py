@@ -310,8 +310,10 @@ def _beats(one: Configuration, other: Configuration) -> bool:
 
 
 def cheapest_within(configurations: Sequence[Configuration], loss: float) -> Configuration:
-    """The cheapest whose quality is at most ``loss`` points below that of the whole network."""
-    whole = max((each for each in configurations if each.policy == "static"), key=lambda each: each.exits)
+    """The cheapest whose quality is at most ``loss`` points below the whole network's, of several the best one's."""
+    whole = max(
+        (each for each in configurations if each.policy == "static"), key=lambda each: (each.exits, each.quality)
+    )
     return min(
         (each for each in configurations if each.quality >= whole.quality - loss),
         key=lambda each: (each.expected_cost, each.leaked_bits, -each.quality),

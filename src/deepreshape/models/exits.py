@@ -24,18 +24,20 @@ from deepreshape.models.staged import Staged
 
 __all__ = ["HEADS", "MultiExit", "MultiExitNetwork", "attach_exits", "check_points", "cut_after", "read_exits_name"]
 
-HEADS = ("light",)
-"""Kinds of heads: ``light`` is what the network's family ends with, such as an average pool and a linear layer."""
+HEADS = ("light", "conv")
+"""Kinds of heads, of which every family takes the first: ``light`` is what it ends with, such as an average pool and a
+linear layer; ``conv`` the same behind a 3x3 convolution with a batch norm and a ReLU, of as many channels."""
 
-_NAME = re.compile(r"(?P<whole>.+)-exits(?P<at>\d+(?:\.\d+)*)")
+_NAME = re.compile(r"(?P<whole>.+)-exits(?P<at>\d+(?:\.\d+)*)(?:-(?P<heads>[a-z]+))?")
 
 
-def cut_after(whole: Staged, stage: int) -> Staged:
+def cut_after(whole: Staged, stage: int, head: str = "light") -> Staged:
     """The network of the first stages of another, with a head of its own.
 
     Args:
         whole: of several stages.
         stage: the last that is left, 1 and up.
+        head: kind of the head, one of :data:`HEADS`.
 
     Raises:
         ValueError: if there is no such stage before the last, or the network is not one stage after the other.
@@ -47,6 +49,7 @@ def cut_after(whole: Staged, stage: int) -> Staged:
         "phi": whole.phi[:stage],
         "multipliers": whole.multipliers[: stage - 1],
         "strides": whole.strides[:stage],
+        "head": head,
     }
     if getattr(whole, "layer_widths", ()):
         depth = (len(whole.layer_widths) - 1) // sum(whole.phi)  # pyright: ignore[reportAttributeAccessIssue]
@@ -101,6 +104,7 @@ class MultiExit:
         check_points(self.whole, self.at)
         if self.heads not in HEADS:
             raise ValueError(f"unknown kind of heads {self.heads!r}; known are {', '.join(HEADS)}")
+        self.exit(self.at[0])  # of a family that takes such heads
 
     @property
     def input(self) -> tuple[int, int, int]:
@@ -134,7 +138,8 @@ class MultiExit:
         Raises:
             ValueError: if the whole has none.
         """
-        return f"{self.whole.name}-exits{'.'.join(map(str, self.at))}"
+        kind = "" if self.heads == "light" else f"-{self.heads}"
+        return f"{self.whole.name}-exits{'.'.join(map(str, self.at))}{kind}"
 
     def exit(self, point: int) -> Staged:
         """The plain network that ends after stage ``point``; the whole after the last.
@@ -145,7 +150,7 @@ class MultiExit:
         if point not in self.points:
             listed = ", ".join(map(str, self.at))
             raise ValueError(f"there is no exit {point}: exits are at {listed}, and {self.points[-1]} is the whole")
-        return self.whole if point == self.points[-1] else cut_after(self.whole, point)
+        return self.whole if point == self.points[-1] else cut_after(self.whole, point, self.heads)
 
     @property
     def relus(self) -> int:
@@ -286,7 +291,11 @@ def attach_exits(network: nn.Module, at: Sequence[int], heads: str = "light", *,
     return attached.to(device).train(network.training)
 
 
-def read_exits_name(name: str) -> tuple[str, tuple[int, ...]] | None:
-    """The whole's name and the exits of a name such as ``resnet18-m16-exits1.2``; None of any other name."""
-    matched = _NAME.fullmatch(name)
-    return (matched["whole"], tuple(int(stage) for stage in matched["at"].split("."))) if matched else None
+def read_exits_name(name: str) -> tuple[str, tuple[int, ...], str] | None:
+    """The whole's name, the exits and their heads of a name such as ``resnet18-m16-exits1.2-conv``; None of any other.
+
+    Without a word for the heads they are light.
+    """
+    if not (matched := _NAME.fullmatch(name)):
+        return None
+    return matched["whole"], tuple(int(stage) for stage in matched["at"].split(".")), matched["heads"] or "light"

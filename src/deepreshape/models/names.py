@@ -3,8 +3,9 @@
 A name is a preset, ``hrn-`` or ``stch-`` with its multipliers, and then any of ``-m16`` (base channels),
 ``-phi3.4.6.3`` (blocks a stage), ``-w16.8.16...`` (a width for each convolution), ``-bottleneck``, ``-imagenet`` (7x7
 stem), ``-avg`` (average pools), ``-strided`` (strides for ResNet-9's pools), ``-herpn`` (quadratics for ReLUs),
-``-seg`` (a class for each pixel), ``-r2`` (stem down-samples by two more); of binary networks, ``-float`` (no bit at
-all), ``-signs`` (real weights), ``-relus`` and ``-norelus`` (in place of RPReLUs), ``-noshortcuts``.
+``-seg`` (a class for each pixel), ``-convhead`` (a convolution before the logits), ``-r2`` (stem down-samples by two
+more); of binary networks, ``-float`` (no bit at all), ``-signs`` (real weights), ``-relus`` and ``-norelus`` (in place
+of RPReLUs), ``-noshortcuts``.
 Networks of cells are ``sphynx-c5-l10-r0.5``: channels, cells, the two that halve the map; ``-g`` and a genotype's text
 gives them other cells.
 """
@@ -41,6 +42,7 @@ FLAGS = {
     "relus": ("rprelu", "relu"),
     "norelus": ("rprelu", "none"),
     "noshortcuts": ("shortcut", "none"),
+    "convhead": ("head", "conv"),
 }
 """Suffixes that set one field."""
 
@@ -104,8 +106,8 @@ def _changes(name: str, rest: str, start: Staged) -> dict[str, Any]:
         if not suffix:
             raise ValueError(
                 f"cannot read {rest!r} in {name!r}; a suffix is -m16, -phi3.4.6.3, -w16.8.., -bottleneck, -imagenet, "
-                "-avg, -strided, -herpn, -seg or -r2, or of a binary network -float, -signs, -relus, -norelus or "
-                "-noshortcuts"
+                "-avg, -strided, -herpn, -seg, -convhead or -r2, or of a binary network -float, -signs, -relus, "
+                "-norelus or -noshortcuts"
             )
         rest = rest[suffix.end() :]
         if suffix["base"]:

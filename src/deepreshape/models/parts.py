@@ -5,11 +5,11 @@ from __future__ import annotations
 from torch import nn
 
 from deepreshape.cost.layers import Layer, LinearLayer, ReluLayer, SquareLayer
-from deepreshape.models.architecture import Reduction
+from deepreshape.models.architecture import Reduction, Site
 from deepreshape.models.staged import Staged
 from deepreshape.nn import HerPN, ReuseConv, reuse_widths
 
-__all__ = ["LayerList", "Map", "activation", "conv_norm", "pool", "shrink"]
+__all__ = ["LayerList", "Map", "activation", "conv_norm", "head", "head_sites", "pool", "shrink"]
 
 Map = tuple[int, tuple[int, int]]
 """Channels, and (height, width)."""
@@ -42,6 +42,28 @@ def conv_norm(
     )
 
 
+def head(architecture: Staged, channels: int) -> nn.Sequential:
+    """Logits of each place of a map (N, channels, h, w), or of the means over its places, as the architecture says."""
+    classes = architecture.classes
+    out = nn.Sequential(nn.Conv2d(channels, classes, 1))
+    if not architecture.maps:
+        out = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, classes))
+    if architecture.head == "light":
+        return out
+    wide = nn.Sequential()
+    wide.conv = conv_norm(Reduction(), None, channels, channels, 3)
+    wide.act = activation(architecture, "head.act", channels)
+    wide.out = out
+    return wide
+
+
+def head_sites(architecture: Staged, channels: int, size: tuple[int, int]) -> list[Site]:
+    """Where what :func:`head` builds has ReLUs."""
+    if architecture.head == "light":
+        return []
+    return [Site("head.act", len(architecture.phi), 1, True, channels, size, reusable=False)]
+
+
 def pool(kind: str, kernel: int, stride: int, padding: int = 0) -> nn.Module:
     """A max pool or an average pool."""
     return (nn.MaxPool2d if kind == "max" else nn.AvgPool2d)(kernel, stride, padding)
@@ -56,6 +78,7 @@ class LayerList:
     """The layers of a network from arithmetic alone, in the order in which they run."""
 
     def __init__(self, architecture: Staged) -> None:
+        self.architecture = architecture
         self.reduction, self.squares = architecture.reduction, architecture.activation == "herpn"
         self.layers: list[Layer] = []
 
@@ -113,3 +136,14 @@ class LayerList:
     def _relus(self, name: str, at: Map) -> None:
         elements = at[0] * at[1][0] * at[1][1]
         self.layers.append(SquareLayer(name, elements) if self.squares else ReluLayer(name, elements, elements))
+
+    def head(self, before: Map) -> None:
+        """What :func:`head` builds."""
+        at, path = before, "head"
+        if self.architecture.head == "conv":
+            at, path = self.conv("head.conv.0", at, at[0], 3, 1), "head.out"
+            self.activation("head.act", at)
+        if self.architecture.maps:
+            self.conv(f"{path}.0", at, self.architecture.classes, 1, 1)
+        else:
+            self.linear(f"{path}.2", at[0], self.architecture.classes)

@@ -21,7 +21,7 @@ from torch.nn.functional import pad
 
 from deepreshape.cost.layers import Layer
 from deepreshape.models.architecture import Site
-from deepreshape.models.parts import LayerList, activation, conv_norm, pool, shrink
+from deepreshape.models.parts import LayerList, activation, conv_norm, head, head_sites, pool, shrink
 from deepreshape.models.staged import Staged
 
 __all__ = ["ResNet"]
@@ -70,6 +70,7 @@ class ResNet(Staged):
     """
 
     family: ClassVar[str] = "resnet"
+    heads: ClassVar[tuple[str, ...]] = ("light", "conv")
     scheme: ClassVar[str] = "redesign"
 
     block: Literal["basic", "bottleneck"] = "basic"
@@ -159,12 +160,13 @@ class ResNet(Staged):
     def sites(self) -> tuple[Site, ...]:
         size = shrink(self.input[1:], self.stem_stride)
         sites = [Site("stem.act", 0, 1, True, self.stem_width, size, reusable=False)]
-        size = shrink(size, 2) if self.stem == "7x7" else size
+        size, channels = shrink(size, 2) if self.stem == "7x7" else size, self.stem_width
         for block in self.blocks():
+            channels = block.out_channels
             for index, (_, wide, stride, _) in enumerate(block.chain, start=1):
                 size, last = shrink(size, stride), index == len(block.chain)
                 sites.append(Site(f"{block.path}.act{index}", block.stage, index, last, wide, size))
-        return tuple(sites)
+        return (*sites, *head_sites(self, channels, size))
 
     def layers(self) -> tuple[Layer, ...]:
         layers = LayerList(self)
@@ -181,10 +183,7 @@ class ResNet(Staged):
                     layers.conv(f"{block.path}.shortcut.0", start, wide, 1, block.stride)
                 layers.activation(site, at)
             at = block.out_channels, at[1]
-        if self.task == "segment":
-            layers.conv("head.0", at, self.classes, 1, 1)
-        else:
-            layers.linear("head.2", at[0], self.classes)
+        layers.head(at)
         return tuple(layers.layers)
 
     def build(self) -> nn.Module:
@@ -241,7 +240,4 @@ class _ResNet(nn.Sequential):
                 self.add_module(name, nn.Sequential())
             self.get_submodule(name).append(_Block(architecture, block))  # pyright: ignore[reportCallIssue]
             channels = block.out_channels
-        if architecture.task == "segment":
-            self.head = nn.Sequential(nn.Conv2d(channels, architecture.classes, 1))
-        else:
-            self.head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, architecture.classes))
+        self.head = head(architecture, channels)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from deepreshape.cost.layers import Layer
 from deepreshape.models.architecture import Site
-from deepreshape.models.parts import LayerList, activation, conv_norm, pool, shrink
+from deepreshape.models.parts import LayerList, activation, conv_norm, head, head_sites, pool, shrink
 from deepreshape.models.staged import Staged
 
 __all__ = ["ResNet9"]
@@ -27,6 +27,7 @@ class ResNet9(Staged):
     """Its first stage is the stem: one convolution, no pool."""
 
     family: ClassVar[str] = "resnet9"
+    heads: ClassVar[tuple[str, ...]] = ("light", "conv")
     pools: ClassVar[tuple[str, ...]] = ("max", "avg", "conv")
 
     @classmethod
@@ -43,7 +44,7 @@ class ResNet9(Staged):
             if residual:
                 sites.append(Site(f"stage{stage}.pair.act1", stage, 2, False, width, size))
                 sites.append(Site(f"stage{stage}.pair.act2", stage, 3, True, width, size))
-        return tuple(sites)
+        return (*sites, *head_sites(self, self.widths[-1], size))
 
     def layers(self) -> tuple[Layer, ...]:
         layers = LayerList(self)
@@ -60,7 +61,7 @@ class ResNet9(Staged):
                     site = f"stage{stage}.pair.act{part}"
                     at = layers.conv_norm(f"stage{stage}.pair.conv{part}", site, at, width, 3)
                     layers.activation(site, at)
-        layers.linear("head.2", at[0], self.classes)
+        layers.head(at)
         return tuple(layers.layers)
 
     def build(self) -> nn.Module:
@@ -107,4 +108,4 @@ class _ResNet9(nn.Sequential):
                 layers.pair = _Pair(architecture, f"stage{stage}.pair", width)
             self.add_module(f"stage{stage}", layers)
             channels = width
-        self.head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, architecture.classes))
+        self.head = head(architecture, channels)

@@ -35,11 +35,14 @@ class Staged(ABC):
             the convolution before strides, with a 4x4 kernel, which can be what a 3x3 one and an average pool make.
         activation: what stands at a site: ``"relu"``, or ``"herpn"``, a quadratic (AESPA).
         resolution: extra down-sampling in the stem (DeepReDuce's feature-map reshaping).
+        head: what gives the logits: ``"light"`` is an average pool and a linear layer, or of maps a 1x1 convolution;
+            ``"conv"`` the same behind a 3x3 convolution of as many channels, with a batch norm and a ReLU.
         reduction: which sites have fewer ReLUs.
     """
 
     family: ClassVar[str]
     pools: ClassVar[tuple[str, ...]] = ("max", "avg")
+    heads: ClassVar[tuple[str, ...]] = ("light",)
     scheme: ClassVar[str] = ""
     """What names beside the presets are of this family: ``"redesign"`` for ``hrn-`` and ``stch-``, ``"cells"``."""
     fewest: ClassVar[int] = 1
@@ -54,6 +57,7 @@ class Staged(ABC):
     pool: Literal["max", "avg", "conv"] = "max"
     resolution: int = 1
     activation: Literal["relu", "herpn"] = "relu"
+    head: Literal["light", "conv"] = "light"
     reduction: Reduction = field(default_factory=Reduction)
 
     def __post_init__(self) -> None:
@@ -68,6 +72,8 @@ class Staged(ABC):
             raise ValueError(f"{len(self.phi)} stages need as many strides, not {self.strides}")
         if self.pool not in self.pools:
             raise ValueError(f"a {self.family} cannot stride in place of its pools; resnet9 can")
+        if self.head not in self.heads:
+            raise ValueError(f"a {self.family} takes heads {', '.join(self.heads)}, not {self.head!r}")
         if self.activation not in ("relu", "herpn"):
             raise ValueError(f"unknown activation {self.activation!r}; known are 'relu' and 'herpn'")
         if self.activation == "herpn" and self.reduction != Reduction():

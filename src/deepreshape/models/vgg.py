@@ -10,7 +10,7 @@ from torch import nn
 
 from deepreshape.cost.layers import Layer
 from deepreshape.models.architecture import Site
-from deepreshape.models.parts import LayerList, activation, conv_norm, pool, shrink
+from deepreshape.models.parts import LayerList, activation, conv_norm, head, head_sites, pool, shrink
 from deepreshape.models.staged import Staged
 
 __all__ = ["VGG"]
@@ -22,6 +22,7 @@ class VGG(Staged):
     """A ReLU after each convolution; a stage ends with a pool; there is no stem."""
 
     family: ClassVar[str] = "vgg"
+    heads: ClassVar[tuple[str, ...]] = ("light", "conv")
 
     @classmethod
     def presets(cls) -> Mapping[str, VGG]:
@@ -36,7 +37,7 @@ class VGG(Staged):
                     Site(f"stage{stage}.{conv}.act", stage, conv + 1, conv == convs - 1, width, size, not first)
                 )
             size = max(1, size[0] // 2), max(1, size[1] // 2)
-        return tuple(sites)
+        return (*sites, *head_sites(self, self.widths[-1], size))
 
     def layers(self) -> tuple[Layer, ...]:
         layers, at = LayerList(self), (self.input[0], self.input[1:])
@@ -47,7 +48,7 @@ class VGG(Staged):
                 at = layers.conv_norm(f"{path}.conv", f"{path}.act", at, width, 3, stride)
                 layers.activation(f"{path}.act", at)
             at = (at[0], (at[1][0] // 2, at[1][1] // 2)) if min(at[1]) > 1 else at
-        layers.linear("head.2", at[0], self.classes)
+        layers.head(at)
         return tuple(layers.layers)
 
     def build(self) -> nn.Module:
@@ -75,4 +76,4 @@ class _VGG(nn.Sequential):
                 layers.append(pool(architecture.pool, 2, 2))
                 size = size[0] // 2, size[1] // 2
             self.add_module(f"stage{stage}", layers)
-        self.head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, architecture.classes))
+        self.head = head(architecture, channels)
