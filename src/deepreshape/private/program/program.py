@@ -1,6 +1,6 @@
 """The integer program: what a network is once it is made of integers, and all that the private runtime runs.
 
-A :class:`Program` is an ordered tuple of operations (``ops.py``) over Z_{2^l} or Z_p in single-assignment form: every
+A :class:`Program` is an ordered tuple of operations (``ops``) over Z_{2^l} or Z_p in single-assignment form: every
 operation makes one value, and the value bears the operation's name, which is the layer's path in the network. The value
 ``"input"`` is what the client brings. Operations, shapes, formats, bit widths and masks are public; weights and
 calibrated limits are the server's, kept apart from them in the program itself, so that what is made of
