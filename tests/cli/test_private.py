@@ -16,7 +16,7 @@ from support.command_line import answer, call
 
 from deepreshape.cli import console
 from deepreshape.cli.models import Network, compare
-from deepreshape.cli.private import Most
+from deepreshape.cli.private.options import Most
 from deepreshape.data import Dataset
 from deepreshape.models import architecture, build
 from deepreshape.models.saved import Manifest, save

@@ -19,7 +19,6 @@ from deepreshape.cli import (
     costs,
     exits,
     explain,
-    fhe,
     jobs,
     networks,
     private,
@@ -59,9 +58,8 @@ for commands in (each.app for each in COMMANDS):
 app.add_typer(cells.app, name="cells")
 app.add_typer(convex.app, name="convex")
 app.add_typer(exits.app, name="exits")
-private.app.add_typer(fhe.app, name="fhe")
 app.add_typer(private.app, name="private")
-for group in (app, cells.app, convex.app, exits.app, private.app, fhe.app):
+for group in (app, cells.app, convex.app, exits.app, private.app, private.fhe.app):
     group.info.cls = QuietGroup
     for command in group.registered_commands:
         command.cls = PanelCommand

@@ -420,6 +420,11 @@ def print_json(value: Any) -> None:
         reader_left()
 
 
+def tell(line: str) -> None:
+    """A line for people on standard error, as it is."""
+    err.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
 def thousands(value: int) -> str:
     """With commas."""
     return f"{value:,}"

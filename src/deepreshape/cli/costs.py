@@ -29,7 +29,7 @@ from deepreshape.cli.console import (
     thousands,
 )
 from deepreshape.cli.exits import price_dynamic, print_dynamic, read_stop
-from deepreshape.cli.fhe import price_of, print_price
+from deepreshape.cli.private.fhe import price_of, print_price
 
 if TYPE_CHECKING:
     from deepreshape.cli.models import Network

@@ -302,6 +302,27 @@ def _found_inputs(
     return Inputs(known, new, valid, labels, data.facts)
 
 
+def network_and_inputs(
+    model: str, samples: Path | None, data: str | None, data_dir: Path | None, count: int
+) -> tuple[Network, Inputs]:
+    """A network of any kind, and inputs of it: samples, those of a data set, or of its own."""
+    if samples and data:
+        raise ValueError(f"--samples {samples} and --data {data} both give inputs; leave one out")
+    given, dataset = (read_samples(samples) if samples else None), (read_data(data, data_dir) if data else None)
+    shape = dataset.shape if dataset else given.shape[1:] if given is not None else None
+    network = find_network(model, shape, len(dataset.class_names) if dataset else 100)
+    if given is not None:
+        try:
+            network.run(given[:1])
+        except (RuntimeError, ValueError, TypeError) as error:
+            why = str(error).splitlines()[0]
+            raise ValueError(f"{model} fails on an input of {samples}, of shape {given.shape[1:]}: {why}") from None
+    if dataset:
+        see_outputs(network, dataset, model)
+    inputs = find_inputs(network, given, data_dir, count, dataset)
+    return network, inputs
+
+
 def random_inputs(shape: Shape, count: int = 1) -> Inputs:
     """Inputs as random as the weights of a network that nobody trained, ``count`` of them new."""
     generator = torch.Generator().manual_seed(0)

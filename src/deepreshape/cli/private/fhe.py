@@ -10,7 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from deepreshape.cli.console import (
+    MODEL,
+    NOTHING_KEPT,
     DataDir,
+    InputData,
     Json,
     err,
     new_table,
@@ -18,17 +21,10 @@ from deepreshape.cli.console import (
     print_json,
     progress_bar,
     stoppable,
+    tell,
     with_groups,
 )
-from deepreshape.cli.private import (
-    MODEL,
-    NOTHING_KEPT,
-    InputData,
-    PinOption,
-    SamplesOption,
-    network_and_inputs,
-    read_pin,
-)
+from deepreshape.cli.private.options import PinOption, SamplesOption, read_pin
 
 if TYPE_CHECKING:
     from deepreshape.cli.models import Inputs, Network
@@ -73,7 +69,7 @@ class End:
         endpoint = Endpoint(credentials, LIMITS)
         if role == "client":  # a server's own process says it, every day
             for line in credentials.warnings():
-                _tell(line)
+                tell(line)
         return endpoint
 
 
@@ -169,9 +165,9 @@ def server(
     endpoint = options.endpoint("server")
     with listen(options.host, options.port) as listener:
         service = Service(
-            listener, endpoint, served, Store(shelf.store / "sessions"), Caps(sessions=shelf.sessions), notify=_tell
+            listener, endpoint, served, Store(shelf.store / "sessions"), Caps(sessions=shelf.sessions), notify=tell
         )
-        _tell(
+        tell(
             f"serving {compiled.squares} layers of squares on {options.host}:{listener.getsockname()[1]}; {UNPROTECTED}"
         )
         service.run(until)
@@ -213,8 +209,8 @@ def client(
         x, done = facts.input_of(path, public.input)
         images.append(x)
         if done:
-            _tell(f"{path}: {done}")
-    _tell(f"up to {upload_bytes(public) / 1e6:,.0f} MB of evaluation keys are uploaded once; what is there stays")
+            tell(f"{path}: {done}")
+    tell(f"up to {upload_bytes(public) / 1e6:,.0f} MB of evaluation keys are uploaded once; what is there stays")
     with progress_bar() as bar:
         task = bar.add_task("answers", total=None)
 
@@ -354,6 +350,8 @@ def _with_classes(
     model: str, samples: Path | None, data: str | None, data_dir: Path | None, count: int
 ) -> tuple[Network, Inputs]:
     """A network that gives one class for an image, and inputs of it."""
+    from deepreshape.cli.models import network_and_inputs
+
     network, inputs = network_and_inputs(model, samples, data, data_dir, count)
     if "upsample" in inputs.facts:
         raise ValueError(
@@ -422,7 +420,3 @@ def _print_ranges(ranges: dict[str, Any]) -> None:
         f"{ranges['answers_looked_at']:,} known inputs; no one sees whether another input goes beyond",
         highlight=False,
     )
-
-
-def _tell(line: str) -> None:
-    err.print(line, highlight=False, markup=False, soft_wrap=True)

@@ -1,0 +1,197 @@
+"""Commands of the two parties: private keygen, serve, prepare, query."""
+
+from __future__ import annotations
+
+import time
+from contextlib import ExitStack
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from deepreshape.cli.console import (
+    Json,
+    PictureOption,
+    bytes_bar,
+    err,
+    new_file,
+    out,
+    print_assigned,
+    print_json,
+    print_segmented,
+    stoppable,
+    tell,
+    with_groups,
+    write_pictures,
+)
+from deepreshape.cli.convex import GATES, gated_input
+from deepreshape.cli.private.options import Most, Party, PinOption, Relus, Role, RowOption, WorkersOption, read_program
+
+app = typer.Typer()
+
+
+@app.command()
+def keygen(
+    to: Annotated[Path, typer.Option("--out", help="Folder for the authority and the certificates.")],
+    client: Annotated[
+        list[str] | None, typer.Option(help="Name of a client; may be repeated. Else `client`.", show_default=False)
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Make an authority of your own with a certificate for a server, unless the folder has one, and for clients."""
+    from deepreshape.private.transport.certificates import create_authority, issue
+
+    server: list[tuple[Role, str]] = []
+    if not client or not (to / "authority.pem").exists():
+        create_authority(to)
+        server.append(("server", "server"))
+    wanted: list[tuple[Role, str]] = [*server, *(("client", name) for name in client or ["client"])]
+    fingerprints = {name: issue(to, role, name).identity().fingerprint for role, name in wanted}
+    if as_json:
+        print_json({"folder": str(to), "fingerprints": fingerprints})
+    else:
+        out.print(
+            f"made {', '.join(fingerprints)} in {to}; give each its own .pem and .key, and authority.pem to all",
+            soft_wrap=True,
+            highlight=False,
+        )
+        if "server" in fingerprints:
+            out.print(
+                f"clients accept this server only with --pin {fingerprints['server']}", soft_wrap=True, highlight=False
+            )
+
+
+@app.command()
+@with_groups
+def serve(
+    options: Party,
+    how: Relus,
+    most: Most,
+    workers: WorkersOption = None,
+    until: Annotated[int, typer.Option("--sessions", min=0, help="End after so many sessions; 0 never ends.")] = 0,
+    status_port: Annotated[
+        int | None,
+        typer.Option(min=0, max=65535, help="Show /status and /metrics on this port of 127.0.0.1.", show_default=False),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Serve a program to clients with a certificate of the same authority, several at once; Ctrl-C ends it."""
+    from deepreshape.private.parties.server import Model
+    from deepreshape.private.parties.store import Store
+    from deepreshape.private.service.quotas import Caps
+    from deepreshape.private.service.service import Service
+    from deepreshape.private.transport.tls import listen
+
+    program = read_program(options.program)
+    if not program.weights:
+        raise ValueError(f"{options.program} has no weights: it is a client's part; `serve` takes server.program")
+    model = Model(program, how.plan(program, lambda assigned: print_assigned(assigned, err)), workers=workers)
+    endpoint, store = options.endpoint("server"), Store(options.store)
+    with listen(options.host, options.port) as listener, ExitStack() as stack:
+        page = None if status_port is None else stack.enter_context(listen("127.0.0.1", status_port))
+        service = Service(listener, endpoint, model, store, Caps(**asdict(most)), status_listener=page, notify=tell)
+        if page:
+            tell(f"status on http://127.0.0.1:{page.getsockname()[1]}/status")
+        tell(f"serving {program.relus:,} ReLUs on {options.host}:{listener.getsockname()[1]}")
+        service.run(until)
+    if as_json:
+        print_json(service.ended)
+
+
+@app.command()
+@with_groups
+def prepare(
+    options: Party,
+    how: Relus,
+    pin: PinOption = None,
+    count: Annotated[int, typer.Option(min=1, help="Batches to make; each serves one query.")] = 1,
+    as_json: Json = False,
+) -> None:
+    """Do the offline work of queries ahead of time."""
+    party = options.client(how, pin)
+    batches: list[str] = []
+    started = time.perf_counter()
+
+    def work() -> None:
+        with bytes_bar("offline") as show:
+            for batch in party.prepare_several(count, show):
+                batches.append(batch.batch)
+                err.print(f"{len(batches)}/{count} batches", highlight=False)
+
+    stoppable(work, "the batches counted above are kept")
+    if as_json:
+        print_json({"batches": batches, "seconds": time.perf_counter() - started, "relu": str(party.plan.relu)})
+
+
+@app.command()
+@with_groups
+def query(
+    options: Party,
+    how: Relus,
+    input: Annotated[
+        Path | None,
+        typer.Argument(help="An image, a .npy array of the network's input shape, or a .csv with one row."),
+    ] = None,
+    row: RowOption = None,
+    pin: PinOption = None,
+    picture: PictureOption = None,
+    as_json: Json = False,
+) -> None:
+    """Ask for the classes of one input or its pixels, without showing it; prepares first if no batch is ready."""
+    from deepreshape.private.program.program import to_fixed
+    from deepreshape.private.service.bundle import FACTS, Facts, read_facts
+    from deepreshape.private.service.predict import Prediction
+    from deepreshape.private.service.segmented import SegmentedImage
+
+    party = options.client(how, pin)
+    public = party.plan.program
+    if (input is None) == (row is None):
+        raise ValueError(f"query takes one input, as a file or as --row, not {'neither' if input is None else 'two'}")
+    given, gates = options.program.with_name(FACTS), options.program.with_name(GATES)
+    facts = read_facts(given, public) if given.is_file() else Facts()
+    if picture:
+        new_file(picture)
+        if not facts.upsample:
+            raise ValueError(f"--picture {picture}: the program gives one class for an image, and none for its pixels")
+    if gates.is_file():
+        x, done = gated_input(gates, input, row), ""
+    elif input is None:
+        raise ValueError(f"--row is for networks that `convex fit` made, and there is no {gates}; give an image")
+    else:
+        x, done = facts.input_of(input, public.input_shape)
+    if done:
+        tell(f"{input}: {done}")
+    fixed = to_fixed(x, public.input_fraction)
+    with bytes_bar("offline") as show:
+        answer = stoppable(lambda: party.infer(fixed, progress=show), "no answer; a batch that it was using is spent")
+    for why in answer.lost:
+        tell(f"another batch was used: {why}")
+    sent = sum(moved.sent + moved.received for moved in answer.ledger.traffic.values())
+    values = public.decode(answer.output)[0]
+    logits, seconds, sizes = values.reshape(-1), {"online": answer.seconds}, {"online": sent}
+    if facts.upsample:
+        segmented = SegmentedImage.of(values, facts, seconds=seconds, bytes=sizes, agree=None, done=done)
+        pictures = write_pictures([segmented], picture)
+        if as_json:
+            shares = [{"class": name, "colour": colour, "share": share} for name, colour, share in segmented.legend()]
+            print_json({"classes": shares, "seconds": seconds, "bytes": sizes, "converted": done, "pictures": pictures})
+            return
+        print_segmented([segmented], pictures)
+        out.print(f"online {answer.seconds:.2f} s, {sent / 1e6:,.2f} MB", highlight=False)
+        return
+    if gates.is_file() and not facts.class_names:
+        if as_json:
+            print_json({"value": logits.item(), "seconds": seconds, "bytes": sizes})
+        else:
+            out.print(f"{logits.item():.6g}; online {answer.seconds:.2f} s, {sent / 1e6:,.2f} MB", highlight=False)
+        return
+    prediction = Prediction.of(logits, facts, seconds=seconds, bytes=sizes, agree=None, done=done)
+    if as_json:
+        ranked = [{"class": name, "probability": share} for name, share in prediction.ranked]
+        facts_of_run = {"seconds": seconds, "bytes": sizes, "relu": str(party.plan.relu)}
+        print_json({"classes": ranked, "converted": done} | facts_of_run)
+        return
+    for name, share in prediction.ranked:
+        out.print(f"{share:7.2%}  {name}", highlight=False, markup=False)  # the server's owner chose the name
+    out.print(f"online {answer.seconds:.2f} s, {sent / 1e6:,.2f} MB", highlight=False)
