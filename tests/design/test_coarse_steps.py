@@ -157,6 +157,25 @@ def test_a_plan_carries_masks_or_refuses():
             apply(plan_of(model.architecture, step), model)
 
 
+@pytest.mark.parametrize("step", ["-float", "-signs", "-norelus", ""])
+def test_a_binary_network_starts_from_its_first_step(step: str):
+    first = build(architecture("react18-m2-signs", (1, 8, 8), 10), seed=0)
+    with torch.no_grad():
+        for tensor in first.parameters():
+            tensor.add_(1)
+    chosen = plan_of(architecture(f"react18-m2{step}", (1, 8, 8), 10))
+    second, record = apply(chosen, first, seed=1)
+    assert record.fresh == ()
+    state = first.state_dict()
+    assert all(torch.equal(tensor, state[name]) for name, tensor in second.state_dict().items())
+
+
+def test_what_stands_at_a_site_goes_nowhere_else():
+    model = build(architecture("react18-m2", (1, 8, 8), 10), seed=0)
+    with pytest.raises(ValueError, match=r"the rprelu at stage1.0.unit1.act has no place in the new network"):
+        apply(plan_of(architecture("react18-m2-relus", (1, 8, 8), 10)), model)
+
+
 def test_a_plan_for_another_family_is_refused():
     chosen = plan_of(architecture("resnet18-m4", (1, 8, 8), 10), Thin())
     with pytest.raises(ValueError, match="a plan for a resnet does not fit a vgg, whose sites are others"):

@@ -188,9 +188,12 @@ def _carry_masks(model: nn.Module, built: nn.Module) -> None:
         if path not in factors and isinstance(modules.get(path), nn.Identity):
             continue
         positions = site.keep if isinstance(site, Zeroed) else site.mask
+        if positions is None and type(modules.get(path)) is type(site):
+            continue  # such as a sign, whose tensors are carried by name
         if path in factors or path not in sizes or (positions is not None and tuple(positions.shape) != sizes[path]):
+            what = "mask" if positions is not None else site.kind
             raise ValueError(
-                f"the mask at {path} has no place in the new network, where that site is reused or of another size; "
-                "apply the plan before ReLUs are removed one by one"
+                f"the {what} at {path} has no place in the new network, where that site is reused, missing or of "
+                "another size; apply the plan before ReLUs are removed one by one"
             )
         built.set_submodule(path, copy.deepcopy(site))

@@ -31,7 +31,7 @@ def sign(x: Tensor, threshold: Tensor) -> Tensor:
     Returns:
         A new tensor of the shape and dtype of ``x``.
     """
-    return torch.where(_above(x, threshold) > 0, 1.0, -1.0).to(x.dtype)
+    return _above(x, threshold).gt_(0).mul_(2).sub_(1).to(x.dtype)
 
 
 @sign.register_fake
@@ -51,9 +51,9 @@ def _save_sign(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
 
 def _sign_backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
     x, threshold = ctx.saved_tensors
-    # of -1, 2v + v^2, 2v - v^2, 1 on the four pieces of the line
-    slope = (2 - 2 * _above(x, threshold).abs()).clamp(min=0)
-    through = grad * slope.to(grad.dtype)
+    # of -1, 2v + v^2, 2v - v^2, 1 on the four pieces of the line; in place, as a training step is bound by memory here
+    slope = _above(x, threshold).abs_().mul_(-2).add_(2).clamp_(min=0)
+    through = slope.to(grad.dtype).mul_(grad)
     axes = [axis for axis in range(x.dim()) if axis != 1]
     return through, -through.sum(axes, dtype=threshold.dtype)
 
