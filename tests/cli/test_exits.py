@@ -142,7 +142,10 @@ def test_a_mean_of_inputs_that_ended_at_different_exits():
         (("exits", "train", "resnet20", *QUICK, "--at", "2,1"), "exits at 2,1: give stages that rise, from 1 to 2"),
         (("exits", "train", "resnet20", *QUICK, "--at", "1,3"), "3 is no stage before the last of 3"),
         (("exits", "train", "resnet20", *QUICK, "--at", "x"), "--at takes integers with commas between, not 'x'"),
-        (("exits", "train", "resnet20", *QUICK, "--at", "1", "--heads", "big"), "unknown kind of heads 'big'; known are light, conv"),
+        (
+            ("exits", "train", "resnet20", *QUICK, "--at", "1", "--heads", "big"),
+            "unknown kind of heads 'big'; known are light, conv",
+        ),
         (("exits", "train", "resnet20", *QUICK, "--at", "1", "--distill", "all"), "--distill is one of pfd, kd, none"),
         (("exits", "train", "resnet20", *QUICK, "--at", "1", "--trunk", "new"), "--trunk is aware or kept, not 'new'"),
         (

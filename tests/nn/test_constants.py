@@ -28,6 +28,16 @@ def test_it_is_rebuilt_from_its_tensors():
     assert torch.equal(again(x), site(x))
 
 
+@pytest.mark.parametrize(("kind", "map_name"), [("zeroed", "keep"), ("known-relu", "known")])
+def test_around_any_other_part_it_is_rebuilt_by_its_map(kind: str, map_name: str):
+    positions = torch.tensor([[True, False]])
+    again = rebuild(kind, {map_name: positions})
+    assert isinstance(again.relu, nn.ReLU)
+    assert list(again.state_dict()) == [map_name]
+    with pytest.raises(ValueError, match=f"a {kind} needs the tensor '{map_name}'"):
+        rebuild(kind, {"relu.mask": positions})
+
+
 def column_product(layer: nn.Conv2d, x: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
     """The product of weights and windows, only of the windows that are kept; zeros, or the bias, elsewhere."""
     place = layer.kernel_size, layer.dilation, layer.padding, layer.stride

@@ -8,7 +8,7 @@ norm it is one constant a channel, and behind the ReLU another one, so that noth
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Self
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor, library, nn
@@ -48,28 +48,36 @@ def _backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple[T
 zeroed.register_autograd(_backward, setup_context=_save)
 
 
-class Zeroed(Nonlinearity):
-    """A site at some of whose positions there is a constant 0; at the others stands another module, as ever.
+class SiteAround(Nonlinearity):
+    """A site at some of whose positions there is a constant; at the others stands another module, as ever.
 
-    What computes ReLUs is the part ``relu``, a site of its own: a search puts its masks there, and the zeros stay.
+    What computes ReLUs is the part ``relu``, a site of its own: a search puts its masks there, and the constants stay.
 
     Args:
         relu: what stands at the other positions.
-        keep: bool, shape of one output, (C, H, W) or (C,); false where the output is 0.
+        positions: bool; the buffer that :attr:`saved_as` names.
     """
 
-    kind = "zeroed"
     mask = None
-    keep: Tensor
+    saved_as: ClassVar[str]
 
-    def __init__(self, relu: nn.Module, keep: Tensor) -> None:
+    def __init__(self, relu: nn.Module, positions: Tensor) -> None:
         super().__init__()
         self.relu = relu
-        self.register_buffer("keep", keep.clone())
+        self.register_buffer(self.saved_as, positions.clone())
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor]) -> Self:
-        return cls(MaskedReLU(tensors["relu.mask"]), tensors["keep"])
+        # any other part is rebuilt behind this, in its place
+        return cls(MaskedReLU(tensors["relu.mask"]) if "relu.mask" in tensors else nn.ReLU(), tensors[cls.saved_as])
+
+
+class Zeroed(SiteAround):
+    """Zeros where ``keep``, bool of the shape of one output, (C, H, W) or (C,), is false."""
+
+    kind = "zeroed"
+    saved_as = "keep"
+    keep: Tensor
 
     def forward(self, x: Tensor) -> Tensor:
         return zeroed(self.relu(x), self.keep)
@@ -209,30 +217,15 @@ def _backward_known(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> t
 known_relu.register_autograd(_backward_known, setup_context=_save_known)
 
 
-class KnownReLU(Nonlinearity):
+class KnownReLU(SiteAround):
     """A site behind a :class:`MaskedConv2d`: the ReLU of a constant where that leaves pixels out.
 
-    At the other positions stands the part ``relu``, a site of its own as in :class:`Zeroed`, whose mask is false where
-    the value is known.
-
-    Args:
-        relu: what stands at the other positions.
-        known: bool, shape (H, W); true where the convolution before leaves out.
+    They are where ``known``, bool (H, W), is true; the mask of the part ``relu`` is false there.
     """
 
     kind = "known-relu"
-    mask = None
+    saved_as = "known"
     known: Tensor
-
-    def __init__(self, relu: nn.Module, known: Tensor) -> None:
-        super().__init__()
-        self.relu = relu
-        self.register_buffer("known", known.clone())
-
-    @classmethod
-    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> Self:
-        # any other part is rebuilt behind this, in its place
-        return cls(MaskedReLU(tensors["relu.mask"]) if "relu.mask" in tensors else nn.ReLU(), tensors["known"])
 
     def forward(self, x: Tensor) -> Tensor:
         return known_relu(self.relu(x), self.known)

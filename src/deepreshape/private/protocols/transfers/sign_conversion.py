@@ -19,12 +19,8 @@ from deepreshape.private.errors import ProtocolError
 S = TypeVar("S")
 
 
-class SignConversion(ABC, Generic[S]):
-    """The server sends with its first message of the carry, the client last. S is what the server holds in between.
-
-    All methods take and give fields, lists of uint64 (n,) whose widths stand beside them. Labels are (transfers, n, 2):
-    the client receives :attr:`transfers` by random choices, and sends one, whose choice is t.
-    """
+class TransferWidths(ABC):
+    """What is transferred, sent and kept for each element: how many transfers, and bits of the fields of the rest."""
 
     @property
     @abstractmethod
@@ -38,16 +34,6 @@ class SignConversion(ABC, Generic[S]):
 
     @property
     @abstractmethod
-    def sent_widths(self) -> list[int]:
-        """Of what the server sends online."""
-
-    @property
-    @abstractmethod
-    def answer_widths(self) -> list[int]:
-        """Of the client's answer."""
-
-    @property
-    @abstractmethod
     def client_widths(self) -> list[int]:
         """Of what the client keeps."""
 
@@ -55,6 +41,24 @@ class SignConversion(ABC, Generic[S]):
     @abstractmethod
     def server_widths(self) -> list[int]:
         """Of what the server keeps; the first is t."""
+
+
+class SignConversion(TransferWidths, Generic[S]):
+    """The server sends with its first message of the carry, the client last. S is what the server holds in between.
+
+    All methods take and give fields, lists of uint64 (n,) whose widths stand beside them. Labels are (transfers, n, 2):
+    the client receives :attr:`transfers` by random choices, and sends one, whose choice is t.
+    """
+
+    @property
+    @abstractmethod
+    def sent_widths(self) -> list[int]:
+        """Of what the server sends online."""
+
+    @property
+    @abstractmethod
+    def answer_widths(self) -> list[int]:
+        """Of the client's answer."""
 
     @abstractmethod
     def client_offline(

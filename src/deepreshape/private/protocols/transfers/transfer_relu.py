@@ -17,7 +17,7 @@ column of one batch: the labels of all its ReLUs that belong to the same bit.
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -34,7 +34,7 @@ from deepreshape.private.crypto.labels import Context, Delta, permute_bits
 from deepreshape.private.protocols.transfers.carry_chain import ONE, Blinds, Chain
 from deepreshape.private.protocols.transfers.carry_tree import Tree, Walk, hash_planes, planes, unpacked
 from deepreshape.private.protocols.transfers.multiplexer import Multiplexer
-from deepreshape.private.protocols.transfers.sign_conversion import SignConversion
+from deepreshape.private.protocols.transfers.sign_conversion import SignConversion, TransferWidths
 from deepreshape.private.protocols.transfers.sign_value import SignValue
 
 CHOICES, ANDS, ANDS_BACK = "choices", "ands", "ands back"
@@ -45,7 +45,7 @@ Online = Generator[Bits | None, Bits | memoryview, Words | None]
 
 
 @dataclass(frozen=True)
-class TransferRelu(ABC):
+class TransferRelu(TransferWidths):
     """A ReLU over ``modulus``, truncated by ``shift``, whose sign is tested by ``sign``; or that sign, as +1 or -1.
 
     Attributes:
@@ -84,33 +84,17 @@ class TransferRelu(ABC):
 
     @property
     @abstractmethod
-    def transfers(self) -> int:
-        """Those that the client receives, each ReLU."""
-
-    @property
-    @abstractmethod
     def back(self) -> int:
         """Those that the server receives."""
 
     @property
     def offline_widths(self) -> list[int]:
-        """Bits of the fields of the client's offline message."""
         return [self.bits, *self.conversion.offline_widths]
 
     @property
     @abstractmethod
     def messages(self) -> list[tuple[Literal["client", "server"], list[int]]]:
         """Who sends fields of how many bits, online, in order."""
-
-    @property
-    @abstractmethod
-    def client_widths(self) -> list[int]:
-        """Bits of the fields that the client keeps."""
-
-    @property
-    @abstractmethod
-    def server_widths(self) -> list[int]:
-        """Bits of the fields that the server keeps."""
 
     def client_offline(
         self, share: Words, blind: Words, labels: Words, back: Words, delta: Delta, context: Context, rng: Randomness
