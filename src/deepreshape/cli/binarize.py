@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import os
 import shutil
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from deepreshape.cli.console import (
-    TRAINED,
     DataDir,
     Json,
+    NewModel,
     SavedDataName,
+    Seed,
     Settings,
     Threads,
+    TrainedArgument,
     into,
     out,
     print_json,
@@ -33,8 +34,8 @@ app = typer.Typer()
 
 @app.command()
 def binarize(
-    model: Annotated[str, typer.Argument(help=TRAINED)],
-    to: Annotated[Path, typer.Option("--out", help="Folder for the model; a run that was cut there goes on.")],
+    model: TrainedArgument,
+    to: NewModel,
     layers: Annotated[
         str | None,
         typer.Option(help="Paths of the convolutions, with commas; all inner ones without.", show_default=False),
@@ -44,7 +45,7 @@ def binarize(
     ),
     data: SavedDataName = None,
     data_dir: DataDir = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of both steps.")] = 0,
+    seed: Seed = 0,
     settings: Settings = None,
     threads: Threads = 0,
     as_json: Json = False,

@@ -47,8 +47,12 @@ def reader_left() -> NoReturn:
 out, err = Output(), Console(stderr=True)
 
 MODEL = "A network's name, a saved model's folder, zoo:NAME, package.module:callable or file.py:callable."
-TRAINED = "A saved model's folder, zoo:NAME, package.module:callable or file.py:callable."
-
+ModelArgument = Annotated[str, typer.Argument(help=MODEL)]
+TrainedArgument = Annotated[
+    str, typer.Argument(help="A saved model's folder, zoo:NAME, package.module:callable or file.py:callable.")
+]
+NewModel = Annotated[Path, typer.Option("--out", help="Folder for the model; a run that was cut there goes on.")]
+Classes = Annotated[int, typer.Option(min=1, help="Number of classes, where the name does not fix it.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 DataName = Annotated[
     str,
@@ -76,6 +80,7 @@ InputData = Annotated[
 DataDir = Annotated[
     Path | None, typer.Option(help="Folder with the data sets; else DEEPRESHAPE_DATA, else ./data.", show_default=False)
 ]
+Seed = Annotated[int, typer.Option(min=0, help="Of everything random.")]
 Threads = Annotated[
     int,
     typer.Option(min=0, help="Threads; 0 is torch's choice, and 1 for the digits, whose maps are too small to share."),
@@ -92,10 +97,14 @@ ObjectiveWord = Annotated[
         show_default=False,
     ),
 ]
-Settings = Annotated[
-    list[str] | None,
-    typer.Option("--set", help="A setting of the recipe, such as lr=0.1; may be repeated.", show_default=False),
-]
+
+
+def setting(help: str) -> Any:
+    """The option ``--set``, which is given once for each setting; its parameter is ``list[str] | None``."""
+    return typer.Option("--set", help=help, show_default=False)
+
+
+Settings = Annotated[list[str] | None, setting("A setting of the recipe, such as lr=0.1; may be repeated.")]
 MacsLevels = Annotated[
     str | None,
     typer.Option(

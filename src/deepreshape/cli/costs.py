@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from deepreshape.cli.console import (
-    MODEL,
     NOTHING_KEPT,
+    Classes,
     DataDir,
     ExitWord,
     InputData,
     Json,
+    ModelArgument,
     ObjectiveWord,
     ProfileFile,
     err,
@@ -73,7 +74,7 @@ Workers = Annotated[
 
 @app.command()
 def cost(
-    model: Annotated[str, typer.Argument(help=MODEL)],
+    model: ModelArgument,
     protocol: Protocol = "gc-full",
     link: Links = None,
     garbler: Garbler = None,
@@ -84,7 +85,7 @@ def cost(
     input: Annotated[
         str | None, typer.Option(help="Shape of one input: channels x height x width.", show_default=False)
     ] = None,
-    classes: Annotated[int, typer.Option(min=1, help="Number of classes, where the name does not fix it.")] = 100,
+    classes: Classes = 100,
     plot: Annotated[
         Path | None, typer.Option(help="Also write the bars of every layer as an SVG.", show_default=False)
     ] = None,

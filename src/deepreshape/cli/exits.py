@@ -11,14 +11,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from deepreshape.cli.console import (
-    MODEL,
-    TRAINED,
     DataDir,
     DataName,
     ExitPoint,
     Json,
+    ModelArgument,
+    NewModel,
     SavedDataName,
+    Seed,
     Threads,
+    TrainedArgument,
     into,
     new_model,
     new_table,
@@ -29,6 +31,7 @@ from deepreshape.cli.console import (
     read_integers,
     read_pairs,
     set_threads,
+    setting,
     stoppable,
     thousands,
 )
@@ -51,8 +54,8 @@ LOSS = 0.5
 
 @app.command()
 def train(
-    network: Annotated[str, typer.Argument(help=MODEL)],
-    to: Annotated[Path, typer.Option("--out", help="Folder for the model; a run that was cut there goes on.")],
+    network: ModelArgument,
+    to: NewModel,
     at: Annotated[str, typer.Option(help="Stages after which there are exits, rising, with commas.")],
     heads: Annotated[
         str,
@@ -69,14 +72,10 @@ def train(
     ] = "pfd",
     data: DataName = "digits",
     data_dir: DataDir = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of weights and training.")] = 0,
+    seed: Seed = 0,
     settings: Annotated[
         list[str] | None,
-        typer.Option(
-            "--set",
-            help="A setting of the recipe of the trunk, such as lr=0.1, or of the heads, such as heads.epochs=2.",
-            show_default=False,
-        ),
+        setting("A setting of the recipe of the trunk, such as lr=0.1, or of the heads, such as heads.epochs=2."),
     ] = None,
     threads: Threads = 0,
     as_json: Json = False,
@@ -262,7 +261,7 @@ def exit_costs(network: MultiExitNetwork, by: str, link: str, protocol: str = "g
 
 @app.command("save")
 def save_exit(
-    model: Annotated[str, typer.Argument(help=TRAINED)],
+    model: TrainedArgument,
     to: Annotated[Path, typer.Option("--out", help="Folder for the plain network.")],
     exit: ExitPoint = None,
     as_json: Json = False,

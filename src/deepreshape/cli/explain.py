@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from deepreshape.cli.console import (
-    MODEL,
     NOTHING_KEPT,
     DataDir,
     Json,
+    ModelArgument,
     Threads,
     bytes_bar,
     new_file,
@@ -68,7 +68,7 @@ class Ascent:
 @app.command()
 @with_groups
 def inspect(
-    model: Annotated[str, typer.Argument(help=MODEL)],
+    model: ModelArgument,
     ascent: Ascent,
     data_dir: DataDir = None,
     threads: Threads = 0,

@@ -12,15 +12,17 @@ from rich.box import SIMPLE
 from rich.table import Table
 
 from deepreshape.cli.console import (
-    TRAINED,
     DataDir,
     DataName,
     ExitPoint,
     Json,
     MacsLevels,
+    NewModel,
     SavedDataName,
+    Seed,
     Settings,
     Threads,
+    TrainedArgument,
     bytes_bar,
     into,
     new_model,
@@ -52,7 +54,7 @@ app = typer.Typer()
 @app.command()
 def train(
     network: Annotated[str, typer.Argument(help="A network's name.")],
-    to: Annotated[Path, typer.Option("--out", help="Folder for the model; a run that was cut there goes on.")],
+    to: NewModel,
     data: DataName = "digits",
     data_dir: DataDir = None,
     budget: Annotated[
@@ -66,7 +68,7 @@ def train(
         typer.Option(help="Saved model that distils into this one, or a folder of `teach`.", show_default=False),
     ] = None,
     init: Annotated[str | None, typer.Option(help="Saved model to take weights from.", show_default=False)] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of weights and training.")] = 0,
+    seed: Seed = 0,
     settings: Settings = None,
     threads: Threads = 0,
     as_json: Json = False,
@@ -140,7 +142,7 @@ def teach(
 
 @app.command("eval")
 def evaluate(
-    model: Annotated[str, typer.Argument(help=TRAINED)],
+    model: TrainedArgument,
     data: SavedDataName = None,
     exit: ExitPoint = None,
     data_dir: DataDir = None,

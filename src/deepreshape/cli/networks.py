@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from deepreshape.cli.console import (
-    MODEL,
     NOTHING_KEPT,
+    Classes,
     DataDir,
     DataName,
     ExitPoint,
     InputData,
     Json,
+    ModelArgument,
     Settings,
     Threads,
     into,
@@ -43,18 +44,21 @@ if TYPE_CHECKING:
 
 app = typer.Typer()
 
+InputShape = Annotated[
+    str | None,
+    typer.Option(
+        "--input",
+        help="Shape of one input: channels x height x width; a saved model's own or 3x32x32 without.",
+        show_default=False,
+    ),
+]
+
 
 @app.command()
 def count(
-    model: Annotated[str, typer.Argument(help=MODEL)],
-    input: Annotated[
-        str | None,
-        typer.Option(
-            help="Shape of one input: channels x height x width; a saved model's own or 3x32x32 without.",
-            show_default=False,
-        ),
-    ] = None,
-    classes: Annotated[int, typer.Option(min=1, help="Number of classes, where the name does not fix it.")] = 100,
+    model: ModelArgument,
+    input: InputShape = None,
+    classes: Classes = 100,
     exit: ExitPoint = None,
     data: InputData = None,
     data_dir: DataDir = None,
@@ -111,15 +115,9 @@ def _write_masks(to: Path, module: nn.Module, shape: tuple[int, int, int]) -> No
 
 @app.command()
 def check(
-    model: Annotated[str, typer.Argument(help=MODEL)],
-    input: Annotated[
-        str | None,
-        typer.Option(
-            help="Shape of one input: channels x height x width; a saved model's own or 3x32x32 without.",
-            show_default=False,
-        ),
-    ] = None,
-    classes: Annotated[int, typer.Option(min=1, help="Number of classes, where the name does not fix it.")] = 100,
+    model: ModelArgument,
+    input: InputShape = None,
+    classes: Classes = 100,
     exit: ExitPoint = None,
     data: InputData = None,
     data_dir: DataDir = None,

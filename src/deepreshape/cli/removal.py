@@ -10,14 +10,16 @@ import typer
 
 from deepreshape.cli.console import (
     NOTHING_KEPT,
-    TRAINED,
     DataDir,
     DataName,
     Json,
     MacsLevels,
+    NewModel,
     SavedDataName,
+    Seed,
     Settings,
     Threads,
+    TrainedArgument,
     bytes_bar,
     err,
     into,
@@ -33,6 +35,7 @@ from deepreshape.cli.console import (
     run_experiment,
     scaled_names,
     set_threads,
+    setting,
     stoppable,
     thousands,
 )
@@ -50,8 +53,8 @@ app = typer.Typer()
 
 @app.command()
 def linearize(
-    model: Annotated[str, typer.Argument(help=TRAINED)],
-    to: Annotated[Path, typer.Option("--out", help="Folder for the model; a run that was cut there goes on.")],
+    model: TrainedArgument,
+    to: NewModel,
     budget: Annotated[
         int | None,
         typer.Option(
@@ -83,14 +86,10 @@ def linearize(
             show_default=False,
         ),
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of everything random.")] = 0,
+    seed: Seed = 0,
     settings: Annotated[
         list[str] | None,
-        typer.Option(
-            "--set",
-            help="A setting of the method or of the fine-tuning's recipe, such as search_epochs=2 or lr=0.1.",
-            show_default=False,
-        ),
+        setting("A setting of the method or of the fine-tuning's recipe, such as search_epochs=2 or lr=0.1."),
     ] = None,
     threads: Threads = 0,
     as_json: Json = False,
@@ -218,11 +217,7 @@ def sweep(
     ] = None,
     settings: Annotated[
         list[str] | None,
-        typer.Option(
-            "--set",
-            help="tune.NAME=VALUE for the fine-tuning, whole.NAME=VALUE for networks trained here, METHOD.NAME=VALUE.",
-            show_default=False,
-        ),
+        setting("tune.NAME=VALUE for the fine-tuning, whole.NAME=VALUE for networks trained here, METHOD.NAME=VALUE."),
     ] = None,
     threads: Threads = 0,
     as_json: Json = False,
@@ -273,7 +268,7 @@ def sweep(
 
 @app.command()
 def substitute(
-    model: Annotated[str, typer.Argument(help=TRAINED)],
+    model: TrainedArgument,
     to: Annotated[Path, typer.Option("--out", help="Folder for the model.")],
     activation: Annotated[
         str | None, typer.Option(help="What takes the place of every other activation: relu.", show_default=False)
@@ -283,7 +278,7 @@ def substitute(
     ] = None,
     data: SavedDataName = None,
     data_dir: DataDir = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of the fine-tuning.")] = 0,
+    seed: Seed = 0,
     settings: Settings = None,
     threads: Threads = 0,
     as_json: Json = False,

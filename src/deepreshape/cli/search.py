@@ -15,6 +15,7 @@ from deepreshape.cli.console import (
     DataName,
     Json,
     ProfileFile,
+    Seed,
     Settings,
     into,
     new_table,
@@ -26,6 +27,7 @@ from deepreshape.cli.console import (
     read_recipe,
     read_shape,
     run_experiment,
+    setting,
     stoppable,
     thousands,
 )
@@ -56,7 +58,7 @@ def search(
     garbler: Garbler = None,
     profile: ProfileFile = None,
     trials: Annotated[int, typer.Option(min=2, help="Designs to price.")] = 400,
-    seed: Annotated[int, typer.Option(min=0, help="Of the search.")] = 0,
+    seed: Seed = 0,
     evidence: Annotated[
         list[Path] | None,
         typer.Option(help="Job folders to fit the accuracy proxy to; may be repeated.", show_default=False),
@@ -185,14 +187,10 @@ def adjust(
     max_minutes: Annotated[
         float | None, typer.Option(min=0, help="No iteration begins later than this.", show_default=False)
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of everything random.")] = 0,
+    seed: Seed = 0,
     settings: Annotated[
         list[str] | None,
-        typer.Option(
-            "--set",
-            help="A setting of the adjustment (gain, moves, rate, repeats, floor ...) or of each training's recipe.",
-            show_default=False,
-        ),
+        setting("A setting of the adjustment (gain, moves, rate, repeats, floor ...) or of each training's recipe."),
     ] = None,
     as_json: Json = False,
 ) -> None:

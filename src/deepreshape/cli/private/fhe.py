@@ -15,6 +15,7 @@ from deepreshape.cli.console import (
     DataDir,
     InputData,
     Json,
+    ModelArgument,
     err,
     new_table,
     out,
@@ -24,12 +25,11 @@ from deepreshape.cli.console import (
     tell,
     with_groups,
 )
-from deepreshape.cli.private.options import PinOption, SamplesOption, read_pin
+from deepreshape.cli.private.options import End, PinOption, SamplesOption, read_pin
 
 if TYPE_CHECKING:
     from deepreshape.cli.models import Inputs, Network
     from deepreshape.engines.ckks.circuit import LeveledCircuit
-    from deepreshape.private.transport.tls import Endpoint
 
 __all__ = ["app", "price_of", "print_price"]
 
@@ -50,27 +50,11 @@ app = typer.Typer(
 )
 
 
-@dataclass(frozen=True)
-class End:
-    """Who a party is, and where the server listens."""
+@dataclass(frozen=True, kw_only=True)
+class FheEnd(End):
+    """The same, with a port of its own."""
 
-    keys: Annotated[Path, typer.Option(help="Folder with authority.pem, and this party's certificate and key.")]
-    name: Annotated[str, typer.Option(help="Name in this party's certificate; else its role.", show_default=False)] = ""
-    host: Annotated[str, typer.Option(help="Address of the server.")] = "127.0.0.1"
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port of the server; 0 lets the server choose.")] = 7412
-
-    def endpoint(self, role: Any) -> Endpoint:
-        """Its certificate, loaded."""
-        from deepreshape.engines.ckks.remote import LIMITS
-        from deepreshape.private.transport.certificates import Credentials
-        from deepreshape.private.transport.tls import Endpoint
-
-        credentials = Credentials.within(self.keys, role, self.name or role)
-        endpoint = Endpoint(credentials, LIMITS)
-        if role == "client":  # a server's own process says it, every day
-            for line in credentials.warnings():
-                tell(line)
-        return endpoint
 
 
 @dataclass(frozen=True)
@@ -88,7 +72,7 @@ class Shelf:
 
 @app.command()
 def lower(
-    model: Annotated[str, typer.Argument(help=MODEL)],
+    model: ModelArgument,
     to: Annotated[Path, typer.Option("--out", help="Folder for client.json, which every client gets.")],
     samples: SamplesOption = None,
     images: ImagesOption = 1,
@@ -139,7 +123,7 @@ def keygen(
 @app.command()
 @with_groups
 def server(
-    options: End,
+    options: FheEnd,
     shelf: Shelf,
     model: ModelOption,
     circuit: CircuitOption,
@@ -150,7 +134,7 @@ def server(
     from deepreshape.cli.models import find_network
     from deepreshape.engines.ckks.evaluate import EncodedCircuit
     from deepreshape.engines.ckks.keys import KeyCaps, KeyShelf
-    from deepreshape.engines.ckks.remote import ServedModel, read_client
+    from deepreshape.engines.ckks.remote import LIMITS, ServedModel, read_client
     from deepreshape.private.parties.store import Store
     from deepreshape.private.service.quotas import Caps
     from deepreshape.private.service.service import Service
@@ -162,7 +146,7 @@ def server(
         raise ValueError(f"{circuit} was made of another network than {model}; run `private fhe lower {model}` again")
     caps = KeyCaps(int(shelf.gigabytes_each * 1e9), int(shelf.gigabytes * 1e9), shelf.days)
     served = ServedModel(EncodedCircuit(compiled, keep=False), KeyShelf(shelf.store / "evaluation-keys", caps))
-    endpoint = options.endpoint("server")
+    endpoint = options.endpoint("server", LIMITS)
     with listen(options.host, options.port) as listener:
         service = Service(
             listener, endpoint, served, Store(shelf.store / "sessions"), Caps(sessions=shelf.sessions), notify=tell
@@ -178,7 +162,7 @@ def server(
 @app.command()
 @with_groups
 def client(
-    options: End,
+    options: FheEnd,
     circuit: CircuitOption,
     secret: Annotated[Path, typer.Option("--secret", help="Secret key file, which `private fhe keygen` made.")],
     inputs: Annotated[
@@ -192,14 +176,14 @@ def client(
     """Ask for the classes of images without showing them; uploads evaluation keys that the server has not."""
     from deepreshape.engines.ckks.exchange import upload_bytes
     from deepreshape.engines.ckks.keys import read_secret_key
-    from deepreshape.engines.ckks.remote import Remote, read_client
+    from deepreshape.engines.ckks.remote import LIMITS, Remote, read_client
     from deepreshape.private.service.predict import Prediction
 
     if not options.port:
         raise ValueError("--port 0 lets the server choose; a client needs the port that it chose")
     public, facts = read_client(circuit)
     holder = read_secret_key(secret, public)
-    remote = Remote(options.endpoint("client"), options.host, options.port, public, read_pin(pin))
+    remote = Remote(options.endpoint("client", LIMITS), options.host, options.port, public, read_pin(pin))
     if forget:
         stoppable(remote.forget, "the server may have deleted them")
         out.print("the server has deleted your evaluation keys of this circuit")

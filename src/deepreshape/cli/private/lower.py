@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from deepreshape.cli.console import (
-    MODEL,
     NOTHING_KEPT,
     DataDir,
     ExitPoint,
     InputData,
     Json,
+    ModelArgument,
     out,
     print_json,
     stoppable,
@@ -39,7 +39,7 @@ LOOKED = 256
 
 @app.command()
 def lower(
-    model: Annotated[str, typer.Argument(help=MODEL)],
+    model: ModelArgument,
     to: Annotated[Path, typer.Option("--out", help="Folder for the program's two parts.")],
     exit: ExitPoint = None,
     samples: SamplesOption = None,

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from deepreshape.private.parties.plan import Plan
     from deepreshape.private.parties.sessions import InferenceClient
     from deepreshape.private.program.program import Program
-    from deepreshape.private.transport.tls import Endpoint
+    from deepreshape.private.transport.tls import Endpoint, Limits
 
 Role = Literal["client", "server"]
 
@@ -151,28 +151,34 @@ def read_program(path: Path) -> Program:
         raise ValueError(f"{path}: {error}") from None
 
 
-@dataclass(frozen=True)
-class Party:
-    """What a party brings along; the same options for serve, prepare and query."""
+@dataclass(frozen=True, kw_only=True)
+class End:
+    """Who a party is, and where the server listens."""
 
-    program: Annotated[Path, typer.Option(help="This party's part of the program; the client's facts lie beside it.")]
     keys: Annotated[Path, typer.Option(help="Folder with authority.pem, and this party's certificate and key.")]
-    store: Annotated[Path, typer.Option(help="This party's folder for prepared batches; never copy it.")]
     name: Annotated[str, typer.Option(help="Name in this party's certificate; else its role.", show_default=False)] = ""
     host: Annotated[str, typer.Option(help="Address of the server.")] = "127.0.0.1"
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Port of the server; 0 lets `serve` choose one.")] = 7411
 
-    def endpoint(self, role: Role) -> Endpoint:
+    def endpoint(self, role: Role, limits: Limits | None = None) -> Endpoint:
         """Its certificate, loaded."""
         from deepreshape.private.transport.certificates import Credentials
         from deepreshape.private.transport.tls import Endpoint
 
         credentials = Credentials.within(self.keys, role, self.name or role)
-        endpoint = Endpoint(credentials)
+        endpoint = Endpoint(credentials, limits)
         if role == "client":  # a server's own process says it, every day
             for line in credentials.warnings():
                 tell(line)
         return endpoint
+
+
+@dataclass(frozen=True, kw_only=True)
+class Party(End):
+    """What a party brings along; the same options for serve, prepare and query."""
+
+    program: Annotated[Path, typer.Option(help="This party's part of the program; the client's facts lie beside it.")]
+    store: Annotated[Path, typer.Option(help="This party's folder for prepared batches; never copy it.")]
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port of the server; 0 lets `serve` choose one.")] = 7411
 
     def client(self, how: Relus, pin: str | None) -> InferenceClient:
         """A client with all of it."""
