@@ -1,5 +1,7 @@
 """One-bit layers in the integer program: whole numbers, windows that hold for every input, and no ReLU in between."""
 
+from dataclasses import replace
+from functools import cache
 from itertools import product
 
 import numpy as np
@@ -18,10 +20,12 @@ from deepreshape.private.program.encoding import from_bytes, to_bytes
 from deepreshape.private.program.graph import Conv, Dense, Graph, Signed
 from deepreshape.private.program.lower import lower
 from deepreshape.private.program.one_bit import make_exact
-from deepreshape.private.program.ops import Conv2d, Sign
-from deepreshape.private.program.program import to_fixed
-from deepreshape.private.program.relu_config import ReluConfig
+from deepreshape.private.program.ops import Conv2d, ProgramError, Sign
+from deepreshape.private.program.program import Program, to_fixed
+from deepreshape.private.program.relu_config import ReluConfig, read_relus
+from deepreshape.private.program.sign_bits import calibrate, program_accuracy, windowed
 from deepreshape.private.protocols.choose import Protocols
+from deepreshape.private.protocols.transfers.relu_ot import OtLayer
 
 SIGNS = np.array([*product([-1.0, 1.0], repeat=9)])
 """Every input of nine signs."""
@@ -211,6 +215,97 @@ def test_the_program_gives_what_the_network_gives(name: str):
     assert (np.abs(got - wanted) <= lowered.error).all()
     close = np.abs(got - wanted).max(1) <= 0.02 * (1 + np.abs(wanted).max())
     assert close.mean() >= 0.95
+
+
+@cache
+def behind_shortcuts() -> tuple[Program, np.ndarray]:
+    """A program whose signs read real numbers, and inputs of its network."""
+    model, x = network("react18-m4-phi1.1.1.1-norelus")
+    return lower(model, x).program, x
+
+
+def signs_of(program: Program) -> list[Sign]:
+    return [op for op in program.ops if isinstance(op, Sign)]
+
+
+def test_signs_of_real_numbers_have_calibrated_windows_that_hold_their_limits_and_never_widen():
+    program, _ = behind_shortcuts()
+    bounds = program.bounds()
+    for op in signs_of(program):
+        reach = op.reach(bounds[op.inputs[0]], program.weights[op.name])
+        assert 2 ** (op.calibrated - 2) <= reach <= 2 ** (op.calibrated - 1) - 1 or op.calibrated == op.high
+        assert op.calibrated <= (op.high or program.modulus.bits)
+    assert sum(op.calibrated < (op.high or program.modulus.bits) for op in signs_of(program)) >= 6
+    for word in ("gc-sign:window", "ot:window"):
+        program.check(Plan(program.public(), ReluConfig.parse(word)).max_inputs)
+
+
+def test_proven_windows_are_never_calibrated_and_stay_exact_whatever_may_be_lost():
+    model, x = network(STRAIGHT)
+    program = lower(model, x).program
+    first, *narrow = signs_of(program)
+    assert first.calibrated > 0
+    assert all(op.calibrated == 0 for op in narrow)
+    protocols = Protocols(ReluConfig.parse("gc-stochastic:window"))
+    inputs = to_fixed(x, program.input_fraction)
+    labels = interpret.run(program, inputs).argmax(1)
+    program = calibrate(program, inputs, labels, protocols=protocols, max_loss=100).program
+    assert signs_of(program)[0].low > 0
+    assert signs_of(program)[1:] == narrow
+    words = ("gc-stochastic:window", "ot:window")
+    for step in [step for word in words for step in Plan(program.public(), ReluConfig.parse(word)).steps]:
+        if step.name in {op.name for op in narrow}:
+            test = step.layer.relu.sign if isinstance(step.layer, OtLayer) else step.layer.test
+            assert test.low == 0
+
+
+def test_the_search_ignores_bits_of_signs_and_keeps_its_promise():
+    program, x = behind_shortcuts()
+    protocols = Protocols(ReluConfig.parse("gc-stochastic:window"))
+    inputs = to_fixed(x, program.input_fraction)
+    labels = interpret.run(program, inputs).argmax(1)
+    result = calibrate(program, inputs, labels, protocols=protocols, max_loss=4)
+    assert result.exact - result.reached <= 4
+    assert program_accuracy(result.program, inputs, labels, protocols=protocols) == result.reached
+    assert all(op.low > 0 for op in signs_of(result.program))
+    assert to_bytes(from_bytes(to_bytes(result.program))) == to_bytes(result.program)
+    plans = [Plan(result.program.public(), ReluConfig.parse(word)) for word in ("gc-sign", "gc-stochastic:window")]
+    wide, windowed = (plan.declared().only(layer=signs_of(program)[-1].name).bytes for plan in plans)
+    assert windowed < 0.6 * wide
+    assert max(op.calibrated - op.low for op in signs_of(result.program)) < 20
+
+
+def test_an_input_past_a_window_is_refused_by_the_interpreter_and_read_with_all_bits_without():
+    program, x = behind_shortcuts()
+    first = signs_of(program)[0]
+    narrow = replace(program, ops=tuple(replace(op, calibrated=9) if op == first else op for op in program.ops))
+    inputs = to_fixed(x, program.input_fraction)
+    exact = interpret.run(program, inputs)
+    assert np.array_equal(interpret.run(narrow, inputs, protocols=Protocols(ReluConfig.parse("gc-sign"))), exact)
+    with pytest.raises(OverflowError, match=rf"what {first.name} can take by gc-sign:window: 255"):
+        interpret.run(narrow, inputs, protocols=Protocols(ReluConfig.parse("gc-sign:window")))
+    with pytest.raises(ProgramError, match=rf"which {first.name} takes, and only 255 fits"):
+        narrow.check(Plan(narrow.public(), ReluConfig.parse("gc-sign:window")).max_inputs)
+
+
+@pytest.mark.parametrize("word", ["gc-sign:window", "gc-stochastic:window,neg-pass", "ot:window,tree"])
+def test_two_parties_read_windows_as_the_interpreter_does(word: str):
+    program, x = behind_shortcuts()
+    lows = {op.name: op.calibrated - 7 for op in signs_of(program)}  # so much that faults are common
+    program = windowed(program, lows)
+    relu, inputs = read_relus(word), to_fixed(x[:1], program.input_fraction)
+    run = run_both(program, inputs[0], batch=4096, relu=relu, workers=1)
+    signs = [dict[str, np.ndarray](), dict[str, np.ndarray]()]
+    wanted = interpret.run(
+        program, inputs, client=run.client_shares, protocols=Protocols(relu), observe=signs[0].__setitem__
+    )
+    assert np.array_equal(run.output, wanted[0])
+    interpret.run(program, inputs, observe=signs[1].__setitem__)
+    names = [op.name for op in signs_of(program)]
+    if word == "gc-sign:window":  # the first is not yet behind a truncation
+        assert np.array_equal(signs[0][names[0]], signs[1][names[0]])
+    else:
+        assert any((signs[0][name] != signs[1][name]).any() for name in names)
 
 
 @pytest.mark.parametrize("word", ["gc-full", "gc-sign", "gc-full:garbler=client", "ot", "ot:window,tree"])

@@ -64,7 +64,7 @@ def lower(
     from deepreshape.private.program import interpret as plain
     from deepreshape.private.program.encoding import digest
     from deepreshape.private.program.headroom import square_headroom
-    from deepreshape.private.program.ops import Relu
+    from deepreshape.private.program.ops import Relu, Sign
     from deepreshape.private.program.relu_config import ReluConfig
     from deepreshape.private.service.bundle import CLIENT_PROGRAM, FACTS, SERVER_PROGRAM, Bundle, Facts, read_facts
 
@@ -87,6 +87,7 @@ def lower(
         write_gates(network.fitted, to)
     known = inputs.labels is not None
     windows = {op.name: [op.low, op.high] for op in program.ops if isinstance(op, Relu)}
+    windows |= {op.name: [op.low, op.calibrated or op.high] for op in program.ops if isinstance(op, Sign)}
     looked = inputs.validation[:LOOKED] if len(inputs.validation) else tried
     near = square_headroom(program, program.encode(looked)) if program.squares else {}
     if as_json:

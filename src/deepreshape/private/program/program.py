@@ -244,7 +244,8 @@ def value_of(op: Op, values: Mapping[str, Value], modulus: Ring | Field) -> Valu
     if isinstance(op, Square):
         op.squaring(modulus)
     if isinstance(op, Sign):
-        op.require(op.high <= modulus.bits, f"bit {op.high - 1} is none of {modulus}")
+        most = max(op.high, op.calibrated)
+        op.require(most <= modulus.bits, f"bit {most - 1} is none of {modulus}")
     if isinstance(op, Relu | Truncate):
         op.require(op.shift <= modulus.bits - 3, f"cannot drop {op.shift} bits of {modulus}")
     return value

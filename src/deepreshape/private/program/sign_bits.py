@@ -1,4 +1,4 @@
-"""Which bits each ReLU's sign test may ignore, by a search over validation data with the plain interpreter.
+"""Which bits each sign test may ignore, of a ReLU or a sign: a search over validation data by the plain interpreter.
 
 The idea is HummingBird's (Maeng and Suh, 2023). High bits follow from the ranges seen in calibration, and lowering has
 put them into the program: leaving them out is exact while values keep to their limits, as everything else is. A value
@@ -7,6 +7,10 @@ past its limit may then be read with the wrong sign; with all bits it would be r
 Low bits cost accuracy. A ReLU that drops ``shift`` bits behind it has outputs that are multiples of 2^shift, so faults
 below 2^shift are of the size of its rounding. The search finds how far above the shifts all layers together can go, and
 then goes on layer by layer, the largest first.
+
+A sign's output is +1 or -1, and no fault of it is small; but few values lie near a threshold. Of the signs of real
+numbers as many bits are tried as a ReLU behind that value would shift away, more or fewer. Whole numbers, such as sums
+of signs under one-bit weights, keep all the bits that they are proven to need.
 """
 
 from __future__ import annotations
@@ -22,7 +26,7 @@ from deepreshape.private.arith.rng import Randomness
 from deepreshape.private.program import interpret as plain
 from deepreshape.private.program.encoding import digest
 from deepreshape.private.program.interpret import Replays
-from deepreshape.private.program.ops import Integers, Relu
+from deepreshape.private.program.ops import Integers, Op, Relu, Sign
 from deepreshape.private.program.program import Program
 
 BATCH = 64
@@ -31,7 +35,7 @@ BATCH = 64
 
 @dataclass(frozen=True)
 class Calibrated:
-    """A program whose ReLUs have low bits to ignore.
+    """A program whose sign tests have low bits to ignore.
 
     Attributes:
         program: with its windows, for ``gc-stochastic:window``.
@@ -55,7 +59,7 @@ def calibrate(
     max_loss: float,
     seed: bytes = bytes(32),
 ) -> Calibrated:
-    """Let every ReLU ignore as many low bits as ``max_loss`` allows.
+    """Let every ReLU, and every sign of a real number, ignore as many low bits as ``max_loss`` allows.
 
     Args:
         program: with its weights, from ``lower``; over a ring its high bits are left out too.
@@ -70,7 +74,7 @@ def calibrate(
     """
     if len(inputs) != len(labels) or not len(inputs) or max_loss < 0:
         raise ValueError(f"{len(inputs)} inputs with {len(labels)} labels and {max_loss:g} points to lose: no search")
-    relus = [op for op in program.ops if isinstance(op, Relu)]
+    shifts = {op.name: _shift(op, program) for op in program.ops if _has_window(op)}
     exact, tried = program_accuracy(program, inputs, labels), 0
 
     def afford(lows: Mapping[str, int]) -> float | None:
@@ -84,17 +88,17 @@ def calibrate(
         """Whether these low bits are not what a window's bounds make of those there are."""
         return digest(windowed(program, trial)) != digest(windowed(program, lows))
 
-    lows, reached = {op.name: 0 for op in relus}, exact
-    lowest, highest = -max((op.shift for op in relus), default=0), program.modulus.bits
+    lows, reached = dict.fromkeys(shifts, 0), exact
+    lowest, highest = -max(shifts.values(), default=0), program.modulus.bits
     while lowest < highest:  # the largest step above the shifts that can be afforded
         above = (lowest + highest + 1) // 2
-        trial = {op.name: max(op.shift + above, 0) for op in relus}
+        trial = {name: max(shift + above, 0) for name, shift in shifts.items()}
         affordable = afford(trial)
         if affordable is None:
             highest = above - 1
         else:
             lowest, lows, reached = above, trial, affordable
-    for op in sorted(relus, key=lambda op: -len(op.positions(program.values[op.name])[0])):
+    for op in sorted((op for op in program.ops if op.name in shifts), key=lambda op: -_count(op, program)):
         trial = lows | {op.name: lows[op.name] + 1}
         while changes(trial) and (affordable := afford(trial)) is not None:
             lows, reached, trial = trial, affordable, trial | {op.name: trial[op.name] + 1}
@@ -102,20 +106,49 @@ def calibrate(
 
 
 def windowed(program: Program, lows: Mapping[str, int]) -> Program:
-    """The program with these low bits ignored, by ReLU; fewer where the rest would be too few for its values."""
+    """The program with these low bits ignored, by operation; fewer where the rest would be too few for its values."""
     bounds = program.bounds()
 
-    def window(op: Relu) -> Relu:
+    def window(op: Op) -> Op:
+        if isinstance(op, Sign) and op.calibrated:
+            reach = op.reach(bounds[op.inputs[0]], program.weights.get(op.name))
+            low, high = _room(lows[op.name], op.calibrated, op.high or program.modulus.bits, reach)
+            return replace(op, low=low, calibrated=high)
+        if not isinstance(op, Relu):
+            return op
         bits = program.modulus.bits
-        high = op.high or bits
-        low = min(lows[op.name], high - 2)
-        if isinstance(program.modulus, Ring):  # the highest bit serves all values up to 2^(high-1) - 2^low only
-            bound = bounds[op.inputs[0]]
-            while low and (1 << (high - 1)) - (1 << low) < bound:
-                low, high = (low, high + 1) if high < bits else (low - 1, high)
+        if isinstance(program.modulus, Ring):
+            low, high = _room(lows[op.name], op.high or bits, bits, bounds[op.inputs[0]])
+        else:
+            low, high = min(lows[op.name], (op.high or bits) - 2), op.high or bits
         return replace(op, low=low, high=high)
 
-    return replace(program, ops=tuple(window(op) if isinstance(op, Relu) else op for op in program.ops))
+    return replace(program, ops=tuple(map(window, program.ops)))
+
+
+def _room(low: int, high: int, most: int, bound: int) -> tuple[int, int]:
+    """The window from ``low`` to ``high`` over a ring, with room for ``bound``: one bit more above, or fewer ignored.
+
+    The highest bit serves all values up to 2^(high-1) - 2^low only.
+    """
+    low = min(low, high - 2)
+    while low and (1 << (high - 1)) - (1 << low) < bound:
+        low, high = (low, high + 1) if high < most else (low - 1, high)
+    return low, high
+
+
+def _has_window(op: Op) -> bool:
+    return isinstance(op, Relu) or (isinstance(op, Sign) and op.calibrated > 0)
+
+
+def _shift(op: Op, program: Program) -> int:
+    """Bits by which a value is finer than one at rest, which a ReLU behind it shifts away."""
+    return op.shift if isinstance(op, Relu) else max(program.values[op.inputs[0]].fraction - program.input_fraction, 0)
+
+
+def _count(op: Op, program: Program) -> int:
+    value = program.values[op.name]
+    return op.count(value) if isinstance(op, Relu) else value.size
 
 
 def program_accuracy(

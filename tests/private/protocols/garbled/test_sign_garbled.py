@@ -18,10 +18,11 @@ from deepreshape.private.transport.memory import memory_pair
 RING = Ring(20)
 
 
-def run(word: str, x: np.ndarray, high: int, thresholds: np.ndarray) -> np.ndarray:
-    """What both parties make of ``x``; both count what was declared, and keep what was."""
+def run(word: str, x: np.ndarray, op: int | Sign, thresholds: np.ndarray) -> np.ndarray:
+    """What both parties make of ``x``; both count what was declared, and keep what was. It is what the replay gives."""
     protocol = GarbledSign(ReluConfig.parse(word))
-    layer = protocol.layer(RING, Sign("layer", ("input",), high), len(x))
+    op = op if isinstance(op, Sign) else Sign("layer", ("input",), op)
+    layer = protocol.layer(RING, op, len(x))
     serving = replace(protocol, thresholds={"layer": RING.encode(thresholds)})
     client_share, blind = (RING.random(len(x), fixed(number)) for number in (3, 4))
     shares = {"client": client_share, "server": RING.sub(RING.encode(x), client_share)}
@@ -47,7 +48,9 @@ def run(word: str, x: np.ndarray, high: int, thresholds: np.ndarray) -> np.ndarr
             traffic = channels[role].ledger.traffic["layer", phase]
             assert (traffic.sent, traffic.received) == expected, (role, phase)
     assert (stored["client"], stored["server"]) == declared.stored
-    return RING.decode(RING.add(share, blind))
+    signs = RING.decode(RING.add(share, blind))
+    assert np.array_equal(signs, protocol.replay(layer, x + thresholds, client_share))
+    return signs
 
 
 WORDS = ["gc-full", "gc-sign", "gc-stochastic:drop=3", "gc-full:garbler=client", "gc-sign:batch=50"]
@@ -81,6 +84,31 @@ def test_a_window_that_is_too_narrow_is_wrong_there_and_the_layer_says_how_far_i
     assert found.tolist() == [1, -1]
 
 
+@pytest.mark.parametrize(
+    ("word", "reads"),
+    [
+        ("gc-sign:window", (0, 12)),
+        ("gc-stochastic:window", (4, 12)),
+        ("gc-stochastic:window,neg-pass", (4, 12)),
+        ("gc-stochastic:window,garbler=client", (4, 12)),
+        ("gc-stochastic:drop=4", (0, 15)),
+        ("gc-full", (0, 15)),
+    ],
+)
+def test_a_calibrated_window_is_read_where_the_word_says_so_and_both_parties_have_the_same_faults(
+    word: str, reads: tuple[int, int]
+):
+    op = Sign("layer", ("input",), 15, 4, 12)
+    layer = GarbledSign(ReluConfig.parse(word)).layer(RING, op, 1)
+    assert (layer.test.width, layer.test.compared_bits) == (reads[1] - reads[0], reads[1] - reads[0] - 1)
+    x = np.concatenate([np.repeat(np.arange(-20, 21), 40), np.array([-2000, 2000])])
+    thresholds = np.where(np.arange(len(x)) % 2, 3, -3)
+    signs, exact = run(word, x, op, thresholds), np.where(x + thresholds > 0, 1, -1)
+    wrong = signs != exact
+    assert wrong.any() == (reads[0] > 0)
+    assert np.abs(x + thresholds)[wrong].max(initial=0) < 1 << reads[0]
+
+
 def test_a_narrow_sign_costs_a_fraction_of_a_wide_one():
     protocol = GarbledSign(ReluConfig())
     narrow, wide = (
@@ -97,6 +125,14 @@ def test_what_signs_are_not_computed_by_is_refused():
         Program(RING, (4,), 0, 8, (Sign("x", ("input",), 21),))
     with pytest.raises(ProgramError, match="x: a sign test of 1 bits"):
         Program(RING, (4,), 0, 8, (Sign("x", ("input",), 1),))
+    with pytest.raises(ProgramError, match="x: bit 20 is none of"):
+        Program(RING, (4,), 0, 8, (Sign("x", ("input",), 0, 2, 21),))
+    with pytest.raises(ProgramError, match="x: a sign test of the bits from 8 up to 9; it needs two bits"):
+        Program(RING, (4,), 0, 8, (Sign("x", ("input",), 12, 8, 9),))
+    with pytest.raises(ProgramError, match="x: a sign test of the bits from 3 up to 0"):
+        Program(RING, (4,), 0, 8, (Sign("x", ("input",), 12, 3),))
+    with pytest.raises(ProgramError, match="x: calibration reads 13 bits, and 12 are proven to be enough"):
+        Program(RING, (4,), 0, 8, (Sign("x", ("input",), 12, 0, 13),))
 
 
 @pytest.mark.parametrize("word", ["gc-full", "gc-full:garbler=client"])

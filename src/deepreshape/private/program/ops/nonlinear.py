@@ -151,18 +151,26 @@ class Sign(Secret):
 
     t is the server's, with the fraction of the input: the weight, (C,) for an input of C rows (channels). ``high`` says
     in how many bits x + t fits for every input, as a signed integer; a sign test reads no others. 0 says nothing.
+    ``low`` and ``calibrated`` say, by calibration, with which of these it may be content, as ``low`` and ``high`` of a
+    :class:`Relu`; 0 and 0 where x is a whole number, whose signs are exact.
     """
 
     kind = "sign"
     holds = "thresholds"
 
     high: int = 0
+    low: int = 0
+    calibrated: int = 0
 
     def weight_shape(self, source: Value) -> Shape:
         return source.shape[:1]
 
     def value(self, *sources: Value) -> Value:
         self.require(self.high == 0 or self.high >= 2, f"a sign test of {self.high} bits; it needs two")
+        window = (self.low, self.calibrated) == (0, 0) or 0 <= self.low <= self.calibrated - 2
+        self.require(window, f"a sign test of the bits from {self.low} up to {self.calibrated}; it needs two bits")
+        wider = self.high and self.calibrated > self.high
+        self.require(not wider, f"calibration reads {self.calibrated} bits, and {self.high} are proven to be enough")
         return Value(sources[0].shape, 0)
 
     def reach(self, bound: int, weights: Weights | None) -> int:

@@ -186,9 +186,10 @@ def _passed(step: AnyStep, offset: Integers, gained: int, source: Shape) -> Inte
 
 
 def _with_sign_bits(program: Program) -> Program:
-    """The program with the bits that its sign tests need, for every input.
+    """The program with the bits that its sign tests need for every input, and those that do by calibration.
 
-    A threshold beyond all values is moved to just beyond them, where it decides the same.
+    A threshold beyond all values is moved to just beyond them, where it decides the same. Whole numbers, which have no
+    fraction bits, have no window by calibration: theirs is proven, and narrow.
     """
     if not program.signs:
         return program
@@ -200,8 +201,10 @@ def _with_sign_bits(program: Program) -> Program:
             source, secret = op.inputs[0], weights[op.name]
             bound = worst[source] if worst[source] <= room else bounds[source]
             weights[op.name] = secret = replace(secret, weight=np.clip(secret.weight, -bound, bound + 1))
-            high = max(op.reach(worst[source], secret).bit_length() + 1, 2)
-            op = replace(op, high=high if high <= program.modulus.bits else 0)
+            proven, seen = (max(op.reach(most[source], secret).bit_length() + 1, 2) for most in (worst, bounds))
+            high = proven if proven <= program.modulus.bits else 0
+            seen = min(seen, high or program.modulus.bits) if program.values[source].fraction else 0
+            op = replace(op, high=high, calibrated=seen)
         ops.append(op)
     return replace(program, ops=tuple(ops), weights=weights)
 

@@ -1,7 +1,8 @@
-"""Signs by garbled circuits: shares of x to shares of +1 where x + t is above 0 and of -1 elsewhere, exactly.
+"""Signs by garbled circuits: shares of x to shares of +1 where x + t is above 0 and of -1 elsewhere.
 
 t is the server's, by channel, and added to its own share before. The circuit is the sign test of ``relu_sign.py`` over
-as many bits as x + t is proven to need: a sum of signs under one-bit weights needs few. What comes out of it is a label
+as many bits as x + t is proven to need: a sum of signs under one-bit weights needs few. So it is exact, unless the
+config's word has a ``window`` and calibration left bits out (``sign_test.py``). What comes out of it is a label
 of the sign s, and one message under each of its two labels makes shares of the value, as the rows of ``relu_sign.py``
 do. With p the permute bit of the label of s = 0, the label of s has the permute bit c = s ^ p, which the evaluator sees
 and which is uniform to it. Let m_c be +1 or -1 for s = c ^ p, and P_c a hash of that label:
@@ -30,7 +31,6 @@ from typing import final
 
 import numpy as np
 
-from deepreshape.private.arith.drelu import Window
 from deepreshape.private.arith.ring import Bits, Field, Ring, Words, to_bits
 from deepreshape.private.crypto.labels import permute_bits, pick
 from deepreshape.private.program.ops import ProgramError, Relu, Sign
@@ -65,6 +65,7 @@ from deepreshape.private.protocols.garbled.label_transfer import (
     send_labels,
 )
 from deepreshape.private.protocols.garbled.relu_garbled import OTHER, GarbledRelu
+from deepreshape.private.protocols.sign_test import replayed, window_of
 from deepreshape.private.transport.channel import Frame
 
 TWEAK = "value of a sign"
@@ -77,7 +78,7 @@ class GarbledSign(GarbledRelu):
     """See the module.
 
     Args:
-        config: who garbles, and in which batches.
+        config: who garbles, in which batches, and whether calibrated windows are read.
         thresholds: at the server, by layer, t of each element, uint64; :meth:`serving` makes it.
     """
 
@@ -85,12 +86,14 @@ class GarbledSign(GarbledRelu):
 
     mux = False
     work_names = "sign"
-    by_shares = False
+    by_shares = True
 
     def layer(self, modulus: Ring | Field, op: Relu | Sign, count: int) -> GarbledLayer:
-        if isinstance(modulus, Field):
-            raise ProgramError(f"{op.name}: signs are computed over a ring, not over {modulus}; use Ring(bits)")
-        test = Window(modulus, 0, op.high or modulus.bits)
+        assert isinstance(op, Sign)  # noqa: S101 - others are not given to it
+        try:
+            test = window_of(modulus, op, self.config)
+        except ValueError as error:
+            raise ProgramError(f"{op.name}: {error}") from None
         return GarbledLayer(op.name, modulus, 0, count, self.config.garbler, self.config.batch, test)
 
     def serving(self, layers: Sequence[GarbledLayer], program: Program, *, keep: bool, workers: int) -> GarbledSign:
@@ -101,7 +104,7 @@ class GarbledSign(GarbledRelu):
         return replace(self, thresholds=thresholds)
 
     def replay(self, layer: GarbledLayer, x: Integers, client: Words, coins: Words | None = None) -> Integers:
-        return np.where(x > 0, 1, -1).astype(np.int64)
+        return replayed(layer.test, x, client)
 
     def max_input(self, layer: GarbledLayer) -> int:
         return layer.test.max_input

@@ -2,8 +2,8 @@
 
 Model: semi-honest. Before: x = x_client + x_server, x_client known offline. After: shares of max(x, 0) / 2^shift,
 rounded, of which the client's is r, what it chose offline as its share of the next linear layer. Nobody garbles. Of an
-operation ``Sign``: shares of +1 where x + t is above 0 and of -1 elsewhere, exactly, where t is the server's, added to
-its share before. A sign that is proven to need few bits costs a few bytes.
+operation ``Sign``: shares of +1 where x + t is above 0 and of -1 elsewhere, where t is the server's, added to its share
+before; which bits are read is said in ``sign_test.py``. A sign that is proven to need few bits costs a few bytes.
 
 Transfers have random choices and go both ways; ``cot`` of the config says which protocol makes them. All of a run are
 reserved at set-up, in two sessions with a Delta of their own each, drawn for this use.
@@ -50,6 +50,7 @@ from deepreshape.private.protocols.base import (
     claim,
 )
 from deepreshape.private.protocols.garbled.label_transfer import wipe
+from deepreshape.private.protocols.sign_test import replayed, window_of
 from deepreshape.private.protocols.transfers.carry_chain import WIDEST
 from deepreshape.private.protocols.transfers.transfer_ends import (
     COTS,
@@ -116,7 +117,7 @@ class ReluOt(TransferProtocol[OtLayer], ReluProtocol[OtLayer, TransferEnds]):
     def _carried(self, modulus: Ring | Field, op: Relu | Sign, count: int) -> TransferRelu:
         """By the carry that suits the layer, unless the config names one."""
         values = isinstance(op, Sign)
-        sign, shift = (_sign_of(modulus, op), 0) if isinstance(op, Sign) else (self._test(modulus, op), op.shift)
+        sign, shift = (window_of(modulus, op, self.config), 0) if values else (self._test(modulus, op), op.shift)
         chain, tree = (kind(modulus, shift, sign, values) for kind in (ChainRelu, TreeRelu))
         if self.config.carry:
             return chain if self.config.carry == "chain" else tree
@@ -239,7 +240,7 @@ class ReluOt(TransferProtocol[OtLayer], ReluProtocol[OtLayer, TransferEnds]):
     def replay(self, layer: OtLayer, x: Integers, client: Words, coins: Words | None = None) -> Integers:
         sign, modulus = layer.relu.sign, layer.relu.modulus
         if layer.relu.values:
-            return np.where(x > 0, 1, -1).astype(np.int64)
+            return replayed(sign, x, client)
         server = modulus.sub(modulus.encode(x), client)
         positive = sign.positive(sign.client_word(client), sign.server_word(server))
         return np.where(positive, layer.relu.mux.truncation.rounded(x, client), 0)
@@ -247,10 +248,3 @@ class ReluOt(TransferProtocol[OtLayer], ReluProtocol[OtLayer, TransferEnds]):
     def max_input(self, layer: OtLayer) -> int:
         room = layer.relu.sign.max_input
         return room if layer.relu.values else min(room, layer.relu.mux.truncation.max_input)
-
-
-def _sign_of(modulus: Ring | Field, op: Sign) -> Window:
-    """The sign test over the bits that ``x + t`` is proven to need; exact, whatever the config leaves out of ReLUs."""
-    if isinstance(modulus, Field):
-        raise ValueError(f"signs are computed over a ring, not over {modulus}; use Ring(bits)")
-    return Window(modulus, 0, op.high or modulus.bits)
