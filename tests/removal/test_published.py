@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from support.few_digits import RECIPE, KilledError, digits, equal, kill_at, trained, weights
+from support.few_digits import RECIPE, KilledError, digits, equal, kill_at, task, trained, weights
 from torch.nn.functional import cross_entropy
 
 from deepreshape.models.saved import Manifest, load, save
@@ -18,28 +18,17 @@ from deepreshape.removal import SNL, AutoReP, Coarse, Descent, SENet, Taylor, li
 from deepreshape.removal.autorep import _Search as AutoRePSearch
 from deepreshape.removal.autorep import nearest_quadratic
 from deepreshape.removal.descent import _Search as DescentSearch
-from deepreshape.removal.method import Task
 from deepreshape.removal.senet import _Search as SENetSearch
 from deepreshape.removal.senet import layer_budgets, sensitivities
 from deepreshape.removal.snl import _Search as SNLSearch
 from deepreshape.removal.taylor import _Search as TaylorSearch
-from deepreshape.training import Classification, TrainingRun
+from deepreshape.training import TrainingRun
 from deepreshape.training.convolution import MatrixConvolutions
 
 DATA = digits()
 MODEL = trained()
-MASKS = masks_of(MODEL, DATA.shape)
-TASK = Task(
-    DATA,
-    RECIPE,
-    copy.deepcopy(MODEL).eval(),
-    MASKS,
-    dict.fromkeys(MASKS, 1.0),
-    0,
-    None,
-    lambda at: None,
-    Classification(),
-)
+TASK = task(MODEL)
+MASKS = TASK.masks
 
 
 def snl(**settings) -> SNLSearch:

@@ -5,32 +5,21 @@ from dataclasses import replace
 
 import pytest
 import torch
-from support.few_digits import RECIPE, KilledError, digits, equal, kill_at, trained, weights
+from support.few_digits import RECIPE, KilledError, digits, equal, kill_at, task, trained, weights
 from torch import nn
 
 from deepreshape.counting import count
 from deepreshape.models.saved import load, save
 from deepreshape.nn import KnownReLU, MaskedConv2d
 from deepreshape.removal import Linearization, Spatial, Taylor, export_masks, masks_of
-from deepreshape.removal.method import Task
 from deepreshape.removal.sites import behind_convolutions
 from deepreshape.removal.spatial import _ranked, _Search
-from deepreshape.training import Classification, TrainingRun
+from deepreshape.training import TrainingRun
 
 DATA = digits()
 MODEL = trained()
-MASKS = masks_of(MODEL, DATA.shape)
-TASK = Task(
-    DATA,
-    RECIPE,
-    copy.deepcopy(MODEL).eval(),
-    MASKS,
-    dict.fromkeys(MASKS, 1.0),
-    0,
-    None,
-    lambda at: None,
-    Classification(),
-)
+TASK = task(MODEL)
+MASKS = TASK.masks
 TOTAL = sum(int(mask.sum()) for mask in MASKS.values())
 BEHIND = behind_convolutions(MODEL, DATA.shape, MASKS)
 REMOVABLE = sum(int(MASKS[path].sum()) for path in BEHIND)

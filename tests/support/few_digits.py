@@ -1,5 +1,6 @@
 """A few of the digits and a network on them, so that searches take tenths of a second."""
 
+import copy
 from dataclasses import replace
 
 import torch
@@ -7,7 +8,9 @@ from torch import nn
 
 from deepreshape.data import Dataset, Split
 from deepreshape.models import architecture, build
-from deepreshape.training import Progress, Recipe, train
+from deepreshape.removal import masks_of
+from deepreshape.removal.method import Task
+from deepreshape.training import Classification, Progress, Recipe, train
 
 
 class Untouchable(Split):
@@ -32,6 +35,14 @@ def trained(name: str = "resnet20-m2-phi1.1.1") -> nn.Module:
     model = build(architecture(name, data.shape, 10), seed=0)
     train(model, data, RECIPE, seed=0)
     return model
+
+
+def task(model: nn.Module) -> Task:
+    """What a search on this network is given: its masks, itself as the teacher, and every ReLU of one price."""
+    data = digits()
+    masks = masks_of(model, data.shape)
+    teacher = copy.deepcopy(model).eval()
+    return Task(data, RECIPE, teacher, masks, dict.fromkeys(masks, 1.0), 0, None, lambda at: None, Classification())
 
 
 def weights(model: nn.Module) -> dict[str, torch.Tensor]:
