@@ -73,6 +73,7 @@ def test_local_reports_what_the_issue_fixes(folder: Path):
     assert min(report["bytes"].values()) > 0
     assert set(report["seconds"]) == {"keys", "encrypt", "evaluate", "decrypt"}
     assert report["peak_rss_mib"] > 10
+    assert report["evaluate_seconds"] > 0
     said = call(*words, cwd=folder)
     assert "the server's weights have no statistical protection" in " ".join(said.out.split())
     assert "must not hand on what it decrypted" in " ".join(said.out.split())

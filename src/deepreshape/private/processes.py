@@ -1,4 +1,6 @@
-"""Starting a helper process of this package, with nothing on its module path that happens to lie around."""
+"""Helper processes of this package: how many pay, and starting one with nothing on its module path that happens to lie
+around.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +10,11 @@ from pathlib import Path
 
 SOURCE = Path(__file__).resolve().parents[2]
 """The folder that holds this package: a checkout's ``src``, or where it is installed."""
+
+
+def available_cores() -> int:
+    """How many processor cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def command(module: str, *words: object) -> list[str]:

@@ -25,7 +25,7 @@ from deepreshape.cli.console import (
     tell,
     with_groups,
 )
-from deepreshape.cli.private.options import End, PinOption, SamplesOption, read_pin
+from deepreshape.cli.private.options import End, PinOption, SamplesOption, WorkersOption, read_pin
 
 if TYPE_CHECKING:
     from deepreshape.cli.models import Inputs, Network
@@ -127,6 +127,7 @@ def server(
     shelf: Shelf,
     model: ModelOption,
     circuit: CircuitOption,
+    workers: WorkersOption = None,
     until: Annotated[int, typer.Option("--sessions", min=0, help="End after so many sessions; 0 never ends.")] = 0,
     as_json: Json = False,
 ) -> None:
@@ -136,6 +137,7 @@ def server(
     from deepreshape.engines.ckks.keys import KeyCaps, KeyShelf
     from deepreshape.engines.ckks.remote import LIMITS, ServedModel, read_client
     from deepreshape.private.parties.store import Store
+    from deepreshape.private.processes import available_cores
     from deepreshape.private.service.quotas import Caps
     from deepreshape.private.service.service import Service
     from deepreshape.private.transport.tls import listen
@@ -145,7 +147,8 @@ def server(
     if compiled.public != public:
         raise ValueError(f"{circuit} was made of another network than {model}; run `private fhe lower {model}` again")
     caps = KeyCaps(int(shelf.gigabytes_each * 1e9), int(shelf.gigabytes * 1e9), shelf.days)
-    served = ServedModel(EncodedCircuit(compiled, keep=False), KeyShelf(shelf.store / "evaluation-keys", caps))
+    encoded = EncodedCircuit(compiled, workers=workers or available_cores())
+    served = ServedModel(encoded, KeyShelf(shelf.store / "evaluation-keys", caps))
     endpoint = options.endpoint("server", LIMITS)
     with listen(options.host, options.port) as listener:
         service = Service(
@@ -223,6 +226,7 @@ def local(
     samples: SamplesOption = None,
     images: ImagesOption = 1,
     keep: KeepOption = False,
+    workers: WorkersOption = None,
     data: InputData = None,
     data_dir: DataDir = None,
     as_json: Json = False,
@@ -233,6 +237,7 @@ def local(
     from deepreshape.cli.models import compare
     from deepreshape.engines.ckks.local import run_encrypted
     from deepreshape.engines.ckks.parameters import PRECISION
+    from deepreshape.private.processes import available_cores
 
     network, inputs = _with_classes(model, samples, data, data_dir, images)
     circuit = _compiled(network, images)
@@ -244,7 +249,11 @@ def local(
         task = bar.add_task("keys", total=None)
         answer = stoppable(
             lambda: run_encrypted(
-                circuit, chosen.astype(np.float64), keep=keep, progress=lambda what: bar.update(task, description=what)
+                circuit,
+                chosen.astype(np.float64),
+                keep=keep,
+                workers=workers or available_cores(),
+                progress=lambda what: bar.update(task, description=what),
             ),
             NOTHING_KEPT,
         )
@@ -260,6 +269,7 @@ def local(
         **_takes(circuit),
         **ranges,
         "seconds": {name: round(value, 3) for name, value in answer.cpu_seconds.items()},
+        "evaluate_seconds": round(answer.evaluate_seconds, 3),
         "bytes": answer.bytes,
         "peak_rss_mib": round(answer.peak_rss_mib),
     }
@@ -272,7 +282,8 @@ def local(
         table.add_row(name, f"{report['seconds'][name]:.2f}", size)
     out.print(table)
     out.print(
-        f"{images} inputs, {circuit.batch} to a ciphertext; peak memory {answer.peak_rss_mib:,.0f} MiB at the server",
+        f"{images} inputs, {circuit.batch} to a ciphertext, evaluated in {answer.evaluate_seconds:,.1f} s; "
+        f"peak memory {answer.peak_rss_mib:,.0f} MiB at the server",
         highlight=False,
     )
     out.print(

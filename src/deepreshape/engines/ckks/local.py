@@ -11,7 +11,6 @@ import resource
 import socket
 import struct
 import time
-import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -22,6 +21,7 @@ from deepreshape.engines.ckks.circuit import LeveledCircuit
 from deepreshape.engines.ckks.evaluate import EncodedCircuit
 from deepreshape.engines.ckks.exchange import NoKeys, Requester, answer_requests
 from deepreshape.engines.ckks.scheme import Cipher, CkksEvaluator, Holder, Scheme
+from deepreshape.engines.ckks.workers import exit_after
 from deepreshape.private.transport.channel import Frame, Payload, as_bytes
 
 __all__ = ["DecryptedOutputs", "run_encrypted"]
@@ -35,12 +35,14 @@ class DecryptedOutputs:
 
     Attributes:
         cpu_seconds: by step: keys (of both), encrypt, evaluate, decrypt.
+        evaluate_seconds: of the clock, for all ciphertexts.
         bytes: keys once, and up and down for all images.
         peak_rss_mib: of the server.
     """
 
     outputs: Real
     cpu_seconds: dict[str, float]
+    evaluate_seconds: float
     bytes: dict[str, int]
     peak_rss_mib: float
 
@@ -54,6 +56,7 @@ def run_encrypted(
     images: Real,
     *,
     keep: bool = False,
+    workers: int = 1,
     progress: Callable[[str], object] | None = None,
 ) -> DecryptedOutputs:
     """Answers, ``circuit.batch`` of them in a ciphertext.
@@ -62,6 +65,7 @@ def run_encrypted(
         circuit: of a network.
         images: real, (N, C, H, W).
         keep: encoded plaintexts between ciphertexts, for :attr:`EncodedCircuit.kept_bytes` of memory.
+        workers: processes that the server works with.
         progress: is told what is going on.
 
     Raises:
@@ -71,7 +75,7 @@ def run_encrypted(
     child = os.fork()
     if not child:
         near.close()
-        _exit_after(lambda: _serve(circuit, far, keep))
+        exit_after(lambda: _serve(_Timed(circuit, keep=keep, workers=workers), far))
     far.close()
     try:
         with near:
@@ -96,7 +100,7 @@ def _ask(
     for number, answers in enumerate(requester.ask(groups), 1):
         outputs.append(answers)
         progress(f"ciphertext {number} of {len(groups)}")
-    loading, evaluating, memory = struct.unpack("<3d", line.receive(Frame.READY, 24))
+    loading, evaluating, clock, memory = struct.unpack("<4d", line.receive(Frame.READY, 32))
     cpu = requester.cpu
     seconds = {
         "keys": cpu["keys"] + loading,
@@ -104,29 +108,37 @@ def _ask(
         "evaluate": evaluating,
         "decrypt": cpu["decrypt"],
     }
-    return DecryptedOutputs(np.concatenate(outputs), seconds, dict(requester.sent), memory)
+    return DecryptedOutputs(np.concatenate(outputs), seconds, clock, dict(requester.sent), memory)
 
 
-def _serve(circuit: LeveledCircuit, client: socket.socket, keep: bool) -> None:
-    line, model = _Line(client), _Timed(circuit, keep=keep)
-    since = time.process_time()
+def _serve(model: _Timed, client: socket.socket) -> None:
+    line, since = _Line(client), _cpu_seconds()
     (count,) = struct.unpack("<I", line.receive(Frame.READY, 4))
     answer_requests(line, model, NoKeys(), count)
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    line.send(Frame.READY, struct.pack("<3d", time.process_time() - since - model.seconds, model.seconds, memory))
+    loading = _cpu_seconds() - since - model.seconds
+    line.send(Frame.READY, struct.pack("<4d", loading, model.seconds, model.clock, memory))
+
+
+def _cpu_seconds() -> float:
+    """Of this process and of its children that have ended."""
+    uses = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(use.ru_utime + use.ru_stime for use in uses)
 
 
 class _Timed(EncodedCircuit):
-    """Knows how long it computed."""
+    """Knows how long it computed: CPU seconds, and those of the clock."""
 
     seconds = 0.0
+    clock = 0.0
 
     def evaluate(self, evaluator: CkksEvaluator, x: Cipher, progress: Callable[[str], object] | None = None) -> Cipher:
-        since = time.process_time()
+        since, began = _cpu_seconds(), time.monotonic()
         try:
             return super().evaluate(evaluator, x, progress)
         finally:
-            self.seconds += time.process_time() - since
+            self.seconds += _cpu_seconds() - since
+            self.clock += time.monotonic() - began
 
 
 class _Line:
@@ -147,15 +159,3 @@ class _Line:
                 raise EOFError("the peer hung up")
             done += got
         return view
-
-
-def _exit_after(work: Callable[[], None]) -> None:
-    """Do the work of a forked process and end it, without what the parent would do at its own end."""
-    code = 1
-    try:
-        work()
-        code = 0
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        os._exit(code)

@@ -30,7 +30,7 @@ from deepreshape.private.crypto.he.parameters import Parameters
 from deepreshape.private.crypto.he.residues import Buffer, Residues
 from deepreshape.private.crypto.he.responses import EncodedWeights, encode_rows, respond_in_part
 from deepreshape.private.errors import ProtocolError
-from deepreshape.private.processes import command, safe_environment
+from deepreshape.private.processes import available_cores, command, safe_environment
 
 PRODUCTS_EACH = 2000
 """Products that are worth a process: about a second of work, where starting one takes half of that."""
@@ -39,9 +39,7 @@ _DIED = "a worker process has ended; if it was killed, the machine may be out of
 
 def worthwhile(products: int, most: int | None = None) -> int:
     """How many processes to divide so many products among: at most ``most``, or as many as this process has cores."""
-    if most is None:
-        most = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(most, products // PRODUCTS_EACH))
+    return max(1, min(most or available_cores(), products // PRODUCTS_EACH))
 
 
 class Workers:

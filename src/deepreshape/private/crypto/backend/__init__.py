@@ -17,6 +17,7 @@ from typing import Protocol
 from deepreshape.private.arith.ring import Bits, Words
 from deepreshape.private.crypto.backend.numpy import Keys, Reference
 from deepreshape.private.crypto.circuit import Circuit
+from deepreshape.private.processes import available_cores
 
 ENGINE, THREADS = "DEEPRESHAPE_ENGINE", "DEEPRESHAPE_THREADS"
 """Environment variables: the engine's name, else the fastest here is taken; its threads, else one a processor."""
@@ -184,8 +185,7 @@ def _default() -> Engine:
 def _threads() -> int:
     text = os.environ.get(THREADS)
     if text is None:
-        here = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        return min(here, MOST_THREADS)
+        return min(available_cores(), MOST_THREADS)
     if not text.isdecimal() or not int(text):
         raise ValueError(f"{THREADS} is {text!r}; it must be a whole number, at least 1")
     return int(text)
