@@ -9,15 +9,18 @@ Fixed numbers of low bits (``drop``) are for ReLUs: they know nothing of how fin
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 
 from deepreshape.private.arith.drelu import MODES, Window
 from deepreshape.private.arith.drelu import Sign as SignTest
 from deepreshape.private.arith.ring import Field, Ring, Words
 from deepreshape.private.program.ops import Integers, Sign
+from deepreshape.private.program.program import Program
 from deepreshape.private.program.relu_config import ReluConfig
 
-__all__ = ["replayed", "window_of"]
+__all__ = ["replayed", "thresholds_of", "window_of"]
 
 
 def window_of(modulus: Ring | Field, op: Sign, config: ReluConfig) -> Window:
@@ -39,3 +42,9 @@ def replayed(test: SignTest, x: Integers, client: Words) -> Integers:
     """+1 and -1 as both parties have them, for x + t = ``x`` of which the client's share is ``client``."""
     server = test.modulus.sub(test.modulus.encode(x), client)
     return np.where(test.positive(test.client_word(client), test.server_word(server)), 1, -1).astype(np.int64)
+
+
+def thresholds_of(program: Program, counts: Mapping[str, int]) -> dict[str, Words]:
+    """At the server: t of each element of layers of signs with so many, uint64 (count,), by the layer's name."""
+    by_row = {name: program.weights[name].weight for name in counts}
+    return {name: program.modulus.encode(np.repeat(row, counts[name] // len(row))) for name, row in by_row.items()}

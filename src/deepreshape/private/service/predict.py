@@ -23,6 +23,7 @@ from deepreshape.private.parties.server import Model
 from deepreshape.private.parties.store import Store
 from deepreshape.private.program.program import to_fixed
 from deepreshape.private.program.relu_config import read_relus
+from deepreshape.private.service.answer import PrivateAnswer
 from deepreshape.private.service.bundle import Bundle, Facts
 from deepreshape.private.service.local_run import run_local
 from deepreshape.private.service.quotas import Caps
@@ -37,34 +38,21 @@ PORT = 7411
 
 
 @dataclass(frozen=True)
-class Prediction:
+class Prediction(PrivateAnswer):
     """The answer to one image.
 
     Attributes:
         name: of the most likely class.
         probability: of it, from the softmax of the logits.
         ranked: (name, probability) of the five most likely classes.
-        seconds, bytes: of the inference, ``{"offline", "online"}``, or ``{"online"}`` where the rest was done before.
-        agree: whether the private result equals the plain program's, bit for bit; None where nobody can compare them.
-        logits: float64, (classes,).
-        done: what was done to the image to fit the network, in words.
     """
 
     name: str
     probability: float
     ranked: tuple[tuple[str, float], ...]
-    seconds: dict[str, float]
-    bytes: dict[str, int]
-    agree: bool | None
-    logits: NDArray[np.float64]
-    done: str = ""
 
     def __str__(self) -> str:
-        took = ", ".join(
-            f"{phase} {seconds:.2f} s and {self.bytes[phase] / 1e6:.2f} MB" for phase, seconds in self.seconds.items()
-        )
-        agrees = {True: "; equals the plain program bit for bit", False: "; DIFFERS from the plain program", None: ""}
-        return f"{self.name} ({self.probability:.1%}); {took}{agrees[self.agree]}"
+        return f"{self.name} ({self.probability:.1%}); {self.took}"
 
     @classmethod
     def of(cls, logits: NDArray[np.float64], facts: Facts, **rest: Any) -> Prediction:

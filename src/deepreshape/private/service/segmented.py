@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from deepreshape.private.service.answer import PrivateAnswer
 from deepreshape.private.service.bundle import Facts
 
 __all__ = ["SegmentedImage", "class_maps", "is_map", "largest_places"]
@@ -23,35 +24,22 @@ ROWS_AT_ONCE = 16
 
 
 @dataclass(frozen=True)
-class SegmentedImage:
+class SegmentedImage(PrivateAnswer):
     """The answer to one image, a class for each pixel.
 
     Attributes:
         classes: numbers of the classes, uint16, (height, width).
         shares: (name, share of the pixels) of every class that some pixel has, the largest first.
         facts: with the names and colours of the classes.
-        seconds, bytes: of the inference, ``{"offline", "online"}``, or ``{"online"}`` where the rest was done before.
-        agree: whether the private logits equal the plain program's, bit for bit; None where nobody can compare them.
-        logits: float64, (classes, h, w), of the coarser map.
-        done: what was done to the image to fit the network, in words.
     """
 
     classes: NDArray[np.uint16]
     shares: tuple[tuple[str, float], ...]
     facts: Facts
-    seconds: dict[str, float]
-    bytes: dict[str, int]
-    agree: bool | None
-    logits: NDArray[np.float64]
-    done: str = ""
 
     def __str__(self) -> str:
         named = ", ".join(f"{name} {share:.1%}" for name, share in self.shares)
-        took = ", ".join(
-            f"{phase} {seconds:.2f} s and {self.bytes[phase] / 1e6:.2f} MB" for phase, seconds in self.seconds.items()
-        )
-        agrees = {True: "; equals the plain program bit for bit", False: "; DIFFERS from the plain program", None: ""}
-        return f"{named}; {took}{agrees[self.agree]}"
+        return f"{named}; {self.took}"
 
     @classmethod
     def of(cls, logits: NDArray[np.float64], facts: Facts, **rest: Any) -> SegmentedImage:

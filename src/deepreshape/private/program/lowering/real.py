@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import cast
 
 import numpy as np
@@ -67,14 +68,9 @@ def observed_rows(
         model = copy.deepcopy(model).double()
         parameter = parameter.double()
     rows: dict[str, NDArray[np.float64]] = {}
-
-    def note(name: str, value: Tensor) -> None:
-        largest = value.abs().transpose(0, 1).flatten(1).amax(1).numpy()
-        rows[name] = np.maximum(rows[name], largest) if name in rows else largest
-
     for start in range(0, len(calibration), CHUNK):
         chunk = torch.as_tensor(np.ascontiguousarray(calibration[start : start + CHUNK]))
-        results = run_layers(graph, chunk.to(torch.float64), note)
+        results = run_layers(graph, chunk.to(torch.float64), partial(_note, rows))
         with evaluating(model):
             wanted = [leaf for leaf in tree_leaves(model(chunk.to(parameter))) if isinstance(leaf, Tensor)]
         for name, result, theirs in zip(graph.outputs, results, wanted, strict=True):
@@ -91,15 +87,16 @@ def observed_rows(
 def largest_rows(graph: Graph, calibration: NDArray[np.float32]) -> dict[str, NDArray[np.float64]]:
     """What :func:`observed_rows` gives, of a graph that has been compared with its network before."""
     rows: dict[str, NDArray[np.float64]] = {}
-
-    def note(name: str, value: Tensor) -> None:
-        largest = value.abs().transpose(0, 1).flatten(1).amax(1).numpy()
-        rows[name] = np.maximum(rows[name], largest) if name in rows else largest
-
     for start in range(0, len(calibration), CHUNK):
         chunk = torch.as_tensor(np.ascontiguousarray(calibration[start : start + CHUNK]))
-        run_layers(graph, chunk.to(torch.float64), note)
+        run_layers(graph, chunk.to(torch.float64), partial(_note, rows))
     return rows
+
+
+def _note(rows: dict[str, NDArray[np.float64]], name: str, value: Tensor) -> None:
+    """Take the largest absolute value of each row of a batch into ``rows``."""
+    largest = value.abs().transpose(0, 1).flatten(1).amax(1).numpy()
+    rows[name] = np.maximum(rows[name], largest) if name in rows else largest
 
 
 def run_layers(graph: Graph, x: Tensor, observe: Callable[[str, Tensor], None] | None = None) -> list[Tensor]:

@@ -14,7 +14,7 @@ from deepreshape.private.arith.truncation import ShareTruncation
 from deepreshape.private.program.graph import Conv, Dense, PublicAffine
 from deepreshape.private.program.ops import ProgramError
 from deepreshape.private.program.program import truncation_room
-from deepreshape.private.program.quantization.plan import QuantizationPlan, largest, multiplies
+from deepreshape.private.program.quantization.plan import QuantizationPlan, magnitude, multiplies
 
 ACTIVATION_BITS = 12
 """Bits of the largest activation of a typical layer, where the modulus leaves the choice."""
@@ -83,7 +83,7 @@ class Formats:
             squaring = Squaring(self.modulus, *self.shifts(fraction))
         except ValueError:
             return False
-        return self.limit(name, fraction) + math.ceil(math.ldexp(largest(step.shift), fraction)) <= squaring.limit
+        return self.limit(name, fraction) + math.ceil(math.ldexp(magnitude(step.shift), fraction)) <= squaring.limit
 
     def overfull(self, plan: QuantizationPlan) -> str | None:
         """A value at rest that does not fit even so."""

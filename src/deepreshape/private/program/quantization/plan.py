@@ -78,11 +78,13 @@ class QuantizationPlan:
         """By the name of what signs read: the largest absolute threshold."""
         for step in self.steps.values():
             if isinstance(step, Signed):
-                self.thresholds[step.inputs[0]] = max(largest(step.threshold), self.thresholds.get(step.inputs[0], 0.0))
+                self.thresholds[step.inputs[0]] = max(
+                    magnitude(step.threshold), self.thresholds.get(step.inputs[0], 0.0)
+                )
         self.squared = {step.inputs[0]: step for step in self.steps.values() if isinstance(step, Squared)}
         """By the name of what is squared; where several squares read it, that of the largest shift."""
         for step in self.steps.values():
-            if isinstance(step, Squared) and largest(step.shift) > largest(self.squared[step.inputs[0]].shift):
+            if isinstance(step, Squared) and magnitude(step.shift) > magnitude(self.squared[step.inputs[0]].shift):
                 self.squared[step.inputs[0]] = step
 
     def _is_whole(self, step: AnyStep) -> bool:
@@ -177,7 +179,8 @@ class QuantizationPlan:
         return tuple(inputs)
 
 
-def largest(values: Real) -> float:
+def magnitude(values: Real) -> float:
+    """The largest absolute value."""
     return float(np.abs(values).max())
 
 

@@ -41,7 +41,11 @@ from deepreshape.private.protocols.garbled.label_transfer import (
     GarbledLayer,
     Garbler,
     Party,
+    choose,
+    choosing_bytes,
+    chosen_by_peer,
     evaluator_of,
+    garbled_bytes,
     garbler_of,
     random_choices,
     wipe,
@@ -86,14 +90,28 @@ class GarbledRelu(ReluProtocol[GarbledLayer, Party]):
             check_shares(layer.name, layer.modulus, layer.count, share=share, blind=blind)
         if layer.garbler == run.role:
             known, kept = self.known(run, layer, share, blind)
-            yield from self.garble(run, layer, garbler_of(setup, layer), known, kept)
+            garbler = garbler_of(setup, layer)
+            self._require_mux(garbler)
+            chosen = chosen_by_peer(run, layer, garbler)
+            yield None
+            yield from self.garble(run, layer, garbler, chosen, known, kept)
             return
         if share is None or blind is None:
             choices = random_choices(layer, run.rng)
             kept = {"choices": np.packbits(choices)}
         else:
             choices, kept = self.choices(layer, share, blind)
-        yield from self.evaluate(run, layer, evaluator_of(setup, layer), choices, kept)
+        evaluator = evaluator_of(setup, layer)
+        self._require_mux(evaluator)
+        labels = choose(run, layer, evaluator, choices)
+        yield None
+        yield from self.evaluate(run, layer, evaluator, labels, kept)
+
+    def _require_mux(self, party: Party) -> None:
+        if self.mux and party.mux is None:
+            raise TypeError(
+                f"this session's {type(party).__name__} has no transfers for the MUX; start it with mux=True"
+            )
 
     def online(self, run: Run, layer: GarbledLayer, prepared: Iterator[Prepared], share: Words | None) -> Online:
         yield from ()
@@ -117,12 +135,16 @@ class GarbledRelu(ReluProtocol[GarbledLayer, Party]):
         """The bits of an evaluating client, (chosen, count), and what it keeps of its own."""
 
     @abstractmethod
-    def garble(self, run: Run, layer: GarbledLayer, garbler: Garbler, known: Bits, kept: Arrays) -> Offline:
-        """Offline, at the garbler, with what :meth:`known` gave."""
+    def garble(
+        self, run: Run, layer: GarbledLayer, garbler: Garbler, chosen: list[Words], known: Bits, kept: Arrays
+    ) -> Offline:
+        """Offline, at the garbler, with the labels of zero of what its peer chose, and what :meth:`known` gave."""
 
     @abstractmethod
-    def evaluate(self, run: Run, layer: GarbledLayer, evaluator: Evaluator, choices: Bits, kept: Arrays) -> Offline:
-        """Offline, at the evaluator, with its bits; those of a server are random ones."""
+    def evaluate(
+        self, run: Run, layer: GarbledLayer, evaluator: Evaluator, labels: list[Words], kept: Arrays
+    ) -> Offline:
+        """Offline, at the evaluator, with the labels of its bits; those of a server are random ones."""
 
     @abstractmethod
     def client_online(self, run: Run, layer: GarbledLayer, head: Arrays, batches: Iterator[Prepared]) -> None:
@@ -135,8 +157,20 @@ class GarbledRelu(ReluProtocol[GarbledLayer, Party]):
         """The server's online step: its share of the output."""
 
     @abstractmethod
+    def and_gates(self, layer: GarbledLayer) -> int:
+        """Of one instance, by formula."""
+
+    @abstractmethod
+    def decode_bytes(self, layer: GarbledLayer) -> int:
+        """Bytes of what the garbler sends offline beside its circuits: decode bits, and its own transfers."""
+
     def offline_messages(self, layer: GarbledLayer) -> tuple[Segment, ...]:
         """What passes offline."""
+        chosen = Message(OTHER[layer.garbler], choosing_bytes(layer))
+        garbled = Message(layer.garbler, garbled_bytes(layer, self.and_gates(layer)) + self.decode_bytes(layer))
+        if self.mux and layer.garbler == "server":
+            return (chosen,), (garbled,), (Message("client", layer.count * layer.modulus.element_bytes),)
+        return (chosen,), (garbled,)
 
     @abstractmethod
     def online_bytes(self, layer: GarbledLayer) -> tuple[int, int]:

@@ -30,16 +30,12 @@ from deepreshape.private.crypto.gc.relu_circuits import relu_and_gates
 from deepreshape.private.crypto.labels import permute_bits
 from deepreshape.private.errors import ProtocolError
 from deepreshape.private.program.ops import Relu
-from deepreshape.private.protocols.base import Arrays, Integers, Message, Offline, Prepared, Run, Segment
+from deepreshape.private.protocols.base import Arrays, Integers, Offline, Prepared, Run
 from deepreshape.private.protocols.garbled.label_transfer import (
     Evaluator,
     GarbledLayer,
     Garbler,
-    choose,
-    choosing_bytes,
-    chosen_by_peer,
     evaluated,
-    garbled_bytes,
     kept_bytes,
     label_bytes,
     receive_choices,
@@ -48,7 +44,7 @@ from deepreshape.private.protocols.garbled.label_transfer import (
     send_circuits,
     send_labels,
 )
-from deepreshape.private.protocols.garbled.relu_garbled import OTHER, GarbledRelu
+from deepreshape.private.protocols.garbled.relu_garbled import GarbledRelu
 from deepreshape.private.transport.channel import Frame
 
 
@@ -78,17 +74,17 @@ class ReluGc(GarbledRelu):
     def choices(self, layer: GarbledLayer, share: Words, blind: Words) -> tuple[Bits, Arrays]:
         return to_bits(share, layer.modulus.bits), {"mask": blind.copy()}
 
-    def garble(self, run: Run, layer: GarbledLayer, garbler: Garbler, known: Bits, kept: Arrays) -> Offline:
-        chosen = chosen_by_peer(run, layer, garbler)
-        yield None
+    def garble(
+        self, run: Run, layer: GarbledLayer, garbler: Garbler, chosen: list[Words], known: Bits, kept: Arrays
+    ) -> Offline:
         head, batches = send_circuits(run, layer, garbler, chosen, known)
         for outputs in batches:
             run.channel.send(Frame.TABLES, np.packbits(permute_bits(outputs)))
         yield Prepared(head | kept)
 
-    def evaluate(self, run: Run, layer: GarbledLayer, evaluator: Evaluator, choices: Bits, kept: Arrays) -> Offline:
-        labels = choose(run, layer, evaluator, choices)
-        yield None
+    def evaluate(
+        self, run: Run, layer: GarbledLayer, evaluator: Evaluator, labels: list[Words], kept: Arrays
+    ) -> Offline:
         head, batches = receive_circuits(run, layer, labels)
         yield Prepared(head | kept)
         for size, batch in zip(layer.sizes, batches, strict=True):
@@ -113,11 +109,11 @@ class ReluGc(GarbledRelu):
         send_choices(run, layer, head, planes)
         return _results(run, layer, head, batches)
 
-    def offline_messages(self, layer: GarbledLayer) -> tuple[Segment, ...]:
-        decode = sum(-(-layer.modulus.bits * size // 8) for size in layer.sizes)
-        garbled = garbled_bytes(layer, relu_and_gates(layer.modulus, layer.shift)) + decode
-        evaluator = OTHER[layer.garbler]
-        return (Message(evaluator, choosing_bytes(layer)),), (Message(layer.garbler, garbled),)
+    def and_gates(self, layer: GarbledLayer) -> int:
+        return relu_and_gates(layer.modulus, layer.shift)
+
+    def decode_bytes(self, layer: GarbledLayer) -> int:
+        return sum(-(-layer.modulus.bits * size // 8) for size in layer.sizes)
 
     def online_bytes(self, layer: GarbledLayer) -> tuple[int, int]:
         if layer.garbler == "server":
@@ -125,12 +121,11 @@ class ReluGc(GarbledRelu):
         return label_bytes(layer), -(-layer.chosen * layer.count // 8)
 
     def stored(self, layer: GarbledLayer) -> tuple[int, int]:
-        bits = layer.modulus.bits
-        garbler, evaluator = kept_bytes(layer, relu_and_gates(layer.modulus, layer.shift))
-        evaluator += sum(-(-bits * size // 8) for size in layer.sizes)
+        garbler, evaluator = kept_bytes(layer, self.and_gates(layer))
+        evaluator += self.decode_bytes(layer)
         if layer.garbler == "server":
             return evaluator + 8 * layer.count, garbler + 8 * layer.count
-        return garbler, evaluator + -(-bits * layer.count // 8)
+        return garbler, evaluator + -(-layer.modulus.bits * layer.count // 8)
 
 
 def _results(run: Run, layer: GarbledLayer, head: Arrays, batches: Iterator[Prepared]) -> Words:

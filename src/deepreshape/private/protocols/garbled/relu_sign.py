@@ -66,18 +66,14 @@ from deepreshape.private.arith.truncation import ShareTruncation
 from deepreshape.private.crypto.labels import permute_bits, pick
 from deepreshape.private.crypto.ot.iknp import IKNP
 from deepreshape.private.program.ops import ProgramError, Relu
-from deepreshape.private.protocols.base import Arrays, Integers, Message, Offline, Prepared, Run, Segment
+from deepreshape.private.protocols.base import Arrays, Integers, Offline, Prepared, Run
 from deepreshape.private.protocols.garbled.label_transfer import (
     LABEL_BYTES,
     Evaluator,
     GarbledLayer,
     Garbler,
     blinds_of,
-    choose,
-    choosing_bytes,
-    chosen_by_peer,
     evaluated,
-    garbled_bytes,
     kept_bytes,
     label_bytes,
     receive_choices,
@@ -86,7 +82,7 @@ from deepreshape.private.protocols.garbled.label_transfer import (
     send_circuits,
     send_labels,
 )
-from deepreshape.private.protocols.garbled.relu_garbled import OTHER, GarbledRelu
+from deepreshape.private.protocols.garbled.relu_garbled import GarbledRelu
 from deepreshape.private.transport.channel import Frame
 
 SIGN_CORRECTION, WRAP_CORRECTION, HALF_CORRECTION = "row of the sign", "row of the wrap", "row of the half"
@@ -136,12 +132,11 @@ class ReluSign(GarbledRelu):
         word = _with_half(layer, to_bits(layer.test.client_word(share), layer.test.width), half)
         return word, {"part": part, "half": np.packbits(half), "mask": blind.copy()}
 
-    def garble(self, run: Run, layer: GarbledLayer, garbler: Garbler, known: Bits, kept: Arrays) -> Offline:
+    def garble(
+        self, run: Run, layer: GarbledLayer, garbler: Garbler, chosen: list[Words], known: Bits, kept: Arrays
+    ) -> Offline:
         """What it does not have to keep of its own part of x comes from the evaluator."""
-        if garbler.mux is None:
-            raise TypeError("this session's Garbler has no transfers for the MUX; start it with mux=True")
-        chosen = chosen_by_peer(run, layer, garbler)
-        yield None
+        assert garbler.mux is not None  # noqa: S101 - looked at before
         blind_bits = run.rng.bytes(layer.count) & np.uint8(1)
         product = blinds_of(layer, run, garbler.mux.chosen(run.channel, blind_bits), MUX, layer.modulus)
         head, batches = send_circuits(run, layer, garbler, chosen, known)
@@ -155,12 +150,11 @@ class ReluSign(GarbledRelu):
         arrays = {"outputs": np.concatenate(outputs, axis=1), "masks": np.packbits(blind_bits), "product": product}
         yield Prepared(head | arrays | kept)
 
-    def evaluate(self, run: Run, layer: GarbledLayer, evaluator: Evaluator, choices: Bits, kept: Arrays) -> Offline:
+    def evaluate(
+        self, run: Run, layer: GarbledLayer, evaluator: Evaluator, labels: list[Words], kept: Arrays
+    ) -> Offline:
         """If it knows its part of x already, it sends what the garbler shall hold of it."""
-        if evaluator.mux is None:
-            raise TypeError("this session's Evaluator has no transfers for the MUX; start it with mux=True")
-        labels = choose(run, layer, evaluator, choices)
-        yield None
+        assert evaluator.mux is not None  # noqa: S101 - looked at before
         received, delta = evaluator.mux.chosen(run.channel, layer.count), evaluator.mux.delta.words
         zero, one = (blinds_of(layer, run, r, MUX, layer.modulus) for r in (received, received ^ delta))
         product, part = layer.modulus.sub(one, zero), kept.pop("part", None)
@@ -200,14 +194,11 @@ class ReluSign(GarbledRelu):
             result = _receive_corrections(run, layer, head, batches, half)
         return modulus.add(result, _elements(run, layer))
 
-    def offline_messages(self, layer: GarbledLayer) -> tuple[Segment, ...]:
-        garbled = garbled_bytes(layer, layer.test.compared_bits) + IKNP.chosen_bytes(layer.count)
-        garbled += sum(-(-size // 8) for size in layer.sizes)
-        evaluator = OTHER[layer.garbler]
-        segments = (Message(evaluator, choosing_bytes(layer)),), (Message(layer.garbler, garbled),)
-        if layer.garbler == "client":
-            return segments
-        return (*segments, (Message("client", layer.count * layer.modulus.element_bytes),))
+    def and_gates(self, layer: GarbledLayer) -> int:
+        return layer.test.compared_bits
+
+    def decode_bytes(self, layer: GarbledLayer) -> int:
+        return IKNP.chosen_bytes(layer.count) + sum(-(-size // 8) for size in layer.sizes)
 
     def online_bytes(self, layer: GarbledLayer) -> tuple[int, int]:
         element = layer.count * layer.modulus.element_bytes
@@ -218,7 +209,7 @@ class ReluSign(GarbledRelu):
 
     def stored(self, layer: GarbledLayer) -> tuple[int, int]:
         bit, word = -(-layer.count // 8), 8 * layer.count
-        garbler, evaluator = kept_bytes(layer, layer.test.compared_bits)
+        garbler, evaluator = kept_bytes(layer, self.and_gates(layer))
         garbler += LABEL_BYTES * len(layer.circuit.outputs) * layer.count + bit + 2 * word
         evaluator += 2 * word + sum(-(-size // 8) for size in layer.sizes)
         if layer.garbler == "server":

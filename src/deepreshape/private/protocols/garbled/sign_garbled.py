@@ -39,11 +39,9 @@ from deepreshape.private.protocols.base import (
     Arrays,
     Declared,
     Integers,
-    Message,
     Offline,
     Prepared,
     Run,
-    Segment,
 )
 from deepreshape.private.protocols.garbled.label_transfer import (
     LABEL_BYTES,
@@ -51,11 +49,7 @@ from deepreshape.private.protocols.garbled.label_transfer import (
     GarbledLayer,
     Garbler,
     blinds_of,
-    choose,
-    choosing_bytes,
-    chosen_by_peer,
     evaluated,
-    garbled_bytes,
     kept_bytes,
     label_bytes,
     receive_choices,
@@ -64,8 +58,8 @@ from deepreshape.private.protocols.garbled.label_transfer import (
     send_circuits,
     send_labels,
 )
-from deepreshape.private.protocols.garbled.relu_garbled import OTHER, GarbledRelu
-from deepreshape.private.protocols.sign_test import replayed, window_of
+from deepreshape.private.protocols.garbled.relu_garbled import GarbledRelu
+from deepreshape.private.protocols.sign_test import replayed, thresholds_of, window_of
 from deepreshape.private.transport.channel import Frame
 
 TWEAK = "value of a sign"
@@ -97,11 +91,7 @@ class GarbledSign(GarbledRelu):
         return GarbledLayer(op.name, modulus, 0, count, self.config.garbler, self.config.batch, test)
 
     def serving(self, layers: Sequence[GarbledLayer], program: Program, *, keep: bool, workers: int) -> GarbledSign:
-        thresholds: dict[str, Words] = {}
-        for layer in layers:
-            above = program.weights[layer.name].weight
-            thresholds[layer.name] = layer.modulus.encode(np.repeat(above, layer.count // len(above)))
-        return replace(self, thresholds=thresholds)
+        return replace(self, thresholds=thresholds_of(program, {layer.name: layer.count for layer in layers}))
 
     def replay(self, layer: GarbledLayer, x: Integers, client: Words, coins: Words | None = None) -> Integers:
         return replayed(layer.test, x, client)
@@ -117,16 +107,16 @@ class GarbledSign(GarbledRelu):
     def choices(self, layer: GarbledLayer, share: Words, blind: Words) -> tuple[Bits, Arrays]:
         return to_bits(layer.test.client_word(share), layer.test.width), {"blind": blind.copy()}
 
-    def garble(self, run: Run, layer: GarbledLayer, garbler: Garbler, known: Bits, kept: Arrays) -> Offline:
-        chosen = chosen_by_peer(run, layer, garbler)
-        yield None
+    def garble(
+        self, run: Run, layer: GarbledLayer, garbler: Garbler, chosen: list[Words], known: Bits, kept: Arrays
+    ) -> Offline:
         head, batches = send_circuits(run, layer, garbler, chosen, known)
         outputs = np.concatenate([labels[0] for labels in batches])
         yield Prepared(head | {"outputs": outputs} | kept)
 
-    def evaluate(self, run: Run, layer: GarbledLayer, evaluator: Evaluator, choices: Bits, kept: Arrays) -> Offline:
-        labels = choose(run, layer, evaluator, choices)
-        yield None
+    def evaluate(
+        self, run: Run, layer: GarbledLayer, evaluator: Evaluator, labels: list[Words], kept: Arrays
+    ) -> Offline:
         head, batches = receive_circuits(run, layer, labels)
         yield Prepared(head | kept)
         for batch in batches:
@@ -154,9 +144,11 @@ class GarbledSign(GarbledRelu):
         reply = run.channel.receive(Frame.SHARES, layer.count * modulus.element_bytes)
         return modulus.add(part, modulus.unpack(reply, layer.count))
 
-    def offline_messages(self, layer: GarbledLayer) -> tuple[Segment, ...]:
-        garbled = garbled_bytes(layer, layer.test.compared_bits)
-        return (Message(OTHER[layer.garbler], choosing_bytes(layer)),), (Message(layer.garbler, garbled),)
+    def and_gates(self, layer: GarbledLayer) -> int:
+        return layer.test.compared_bits
+
+    def decode_bytes(self, layer: GarbledLayer) -> int:
+        return 0
 
     def online_bytes(self, layer: GarbledLayer) -> tuple[int, int]:
         element = layer.count * layer.modulus.element_bytes
@@ -165,7 +157,7 @@ class GarbledSign(GarbledRelu):
         return label_bytes(layer) + 2 * element, -(-layer.chosen * layer.count // 8)
 
     def stored(self, layer: GarbledLayer) -> tuple[int, int]:
-        garbler, evaluator = kept_bytes(layer, layer.test.compared_bits)
+        garbler, evaluator = kept_bytes(layer, self.and_gates(layer))
         garbler += LABEL_BYTES * layer.count
         blind = 8 * layer.count
         if layer.garbler == "server":

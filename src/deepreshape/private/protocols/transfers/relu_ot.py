@@ -50,7 +50,7 @@ from deepreshape.private.protocols.base import (
     claim,
 )
 from deepreshape.private.protocols.garbled.label_transfer import wipe
-from deepreshape.private.protocols.sign_test import replayed, window_of
+from deepreshape.private.protocols.sign_test import replayed, thresholds_of, window_of
 from deepreshape.private.protocols.transfers.carry_chain import WIDEST
 from deepreshape.private.protocols.transfers.transfer_ends import (
     COTS,
@@ -136,12 +136,8 @@ class ReluOt(TransferProtocol[OtLayer], ReluProtocol[OtLayer, TransferEnds]):
         return Window(modulus, low, high, config.mode)
 
     def serving(self, layers: Sequence[OtLayer], program: Program, *, keep: bool, workers: int) -> ReluOt:
-        signs = {layer.name: program.weights[layer.name].weight for layer in layers if layer.relu.values}
-        counts = {layer.name: layer.count for layer in layers}
-        encoded = {
-            name: program.modulus.encode(np.repeat(above, counts[name] // len(above))) for name, above in signs.items()
-        }
-        return replace(self, thresholds=encoded)
+        signs = {layer.name: layer.count for layer in layers if layer.relu.values}
+        return replace(self, thresholds=thresholds_of(program, signs))
 
     def reservation(self, layers: Sequence[OtLayer]) -> Reservation:
         there = sum(layer.relu.transfers * layer.count for layer in layers)
