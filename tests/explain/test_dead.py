@@ -6,8 +6,10 @@ from support.command_line import answer, call
 from torch import Tensor, nn
 
 from deepreshape.data import Dataset, Split
-from deepreshape.explain.dead import firing
+from deepreshape.explain.dead import firing, see_modules
+from deepreshape.models import architecture, build
 from deepreshape.nn import MaskedReLU
+from deepreshape.removal.sites import masks_of
 
 
 def images(pixels: Tensor) -> Dataset:
@@ -57,6 +59,15 @@ def test_only_kept_relus_count():
     model[1] = MaskedReLU(mask)
     found = firing(model, data)["1"]
     assert (int(found.kept.sum()), int(found.never.sum()), int(found.always.sum())) == (36, 36, 0)
+
+
+def test_rprelus_are_refused_by_their_name_and_relus_beside_signs_are_not():
+    network = build(architecture("react18-m2-phi1.1.1.1", (1, 8, 8), 10))
+    with pytest.raises(ValueError, match=r"^8 of the network's rectifiers are RPReLUs, .* by -relus"):
+        see_modules(network, (1, 8, 8), nn.ReLU)
+    with pytest.raises(ValueError, match=r"^480 of the model's 480 ReLUs .*: RPReLUs have learned slopes"):
+        masks_of(network, (1, 8, 8))
+    see_modules(build(architecture("react18-m2-phi1.1.1.1-relus", (1, 8, 8), 10)), (1, 8, 8), nn.ReLU)
 
 
 def test_functions_are_refused():

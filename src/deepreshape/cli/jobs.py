@@ -96,7 +96,8 @@ def train(
     if as_json:
         print_json(row.to_row())
         return
-    out.print(f"{network}: {row.plan}; {row.relus:,} ReLUs, {row.macs:,} MACs, {row.params:,} parameters")
+    signs = f"{row.signs:,} signs, " if row.signs else ""
+    out.print(f"{network}: {row.plan}; {row.relus:,} ReLUs, {signs}{row.macs:,} MACs, {row.params:,} parameters")
     out.print(f"test {METRICS[row.measures]} {row.top1:.2f} %, saved in {to}")
 
 
@@ -156,7 +157,8 @@ def evaluate(
 
     network, dataset = trained_network(model, data, data_dir, threads)
     network = network.at(exit)
-    counts = {"relus": count_model(network.module, dataset.shape).total.relus, "n": len(dataset.test)}
+    total = count_model(network.module, dataset.shape).total
+    counts = {"relus": total.relus, "n": len(dataset.test)} | ({"signs": total.signs} if total.signs else {})
     values: dict[str, Any]
     if dataset.maps:
         values = _judge_maps(network.built(), dataset)
@@ -167,7 +169,8 @@ def evaluate(
     if as_json:
         print_json(values | counts)
         return
-    out.print(f"{text} on {counts['n']:,} images, {counts['relus']:,} ReLUs")
+    signs = f", {total.signs:,} signs" if total.signs else ""
+    out.print(f"{text} on {len(dataset.test):,} images, {total.relus:,} ReLUs{signs}")
     if dataset.maps:
         table = new_table("class", "IoU, %")
         for name, value in values["iou"].items():

@@ -237,6 +237,7 @@ def measurements(model: nn.Module, data: Dataset) -> dict[str, Any]:
         "relus": counted.total.relus,
         "relus_without_stem": counted.relus_without_stem,
         "maxpool_comparisons": counted.total.maxpool_comparisons,
+        "signs": counted.total.signs,
         "macs": counted.total.macs,
         "params": counted.total.params,
         "priced_seconds": published_seconds(counted.priced_layers),

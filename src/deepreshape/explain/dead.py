@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from deepreshape.counting import count
 from deepreshape.data import Dataset
-from deepreshape.nn import MaskedReLU, Nonlinearity, PolynomialReLU
+from deepreshape.nn import MaskedReLU, Nonlinearity, PolynomialReLU, RPReLU
 
 __all__ = ["Firing", "firing", "see_modules"]
 
@@ -104,6 +104,12 @@ def see_modules(model: nn.Module, input: Sequence[int], kinds: type[nn.Module] |
     counts = count(model, input).by_module
     total = sum(each.relus for each in counts.values())
     reached = sum(each.relus for path, each in counts.items() if isinstance(model.get_submodule(path), kinds))
+    learned = sum(isinstance(module, RPReLU) for module in model.modules())
+    if reached != total and learned:
+        raise ValueError(
+            f"{learned} of the network's rectifiers are RPReLUs, whose slopes are learned, and only ReLUs can be "
+            "inspected; a binary network has them by -relus in its name, or by `binarize --rprelu none`"
+        )
     if reached != total:
         raise ValueError(
             f"{total - reached:,} of the network's {total:,} ReLUs are not computed by a torch.nn.ReLU module and "

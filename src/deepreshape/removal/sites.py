@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from deepreshape.counting import count
-from deepreshape.nn import MaskedConv2d, MaskedReLU, Nonlinearity
+from deepreshape.nn import MaskedConv2d, MaskedReLU, Nonlinearity, RPReLU
 
 __all__ = [
     "Granularity",
@@ -66,9 +66,14 @@ def masks_of(model: nn.Module, input: Sequence[int]) -> Masks:
             handle.remove()
     seen = sum(int(mask.sum()) for mask in masks.values())
     if seen != total:
+        others = "models.convert makes modules of ReLU calls, and substitute makes ReLUs of other activations"
+        if any(isinstance(module, RPReLU) for module in model.modules()):
+            others = (
+                "RPReLUs have learned slopes, and masks are for ReLUs: a binary network has these by -relus in its "
+                "name, or by `binarize --rprelu none`"
+            )
         raise ValueError(
-            f"{total - seen:,} of the model's {total:,} ReLUs are not computed by a torch.nn.ReLU module: "
-            "models.convert makes modules of ReLU calls, and substitute makes ReLUs of other activations"
+            f"{total - seen:,} of the model's {total:,} ReLUs are not computed by a torch.nn.ReLU module: {others}"
         )
     return masks
 

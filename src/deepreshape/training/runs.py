@@ -38,7 +38,7 @@ class Result:
             networks), and what was removed.
         granularity: of the removal.
         budget: ReLUs it was reduced to; None for all.
-        relus, relus_without_stem, maxpool_comparisons, macs, params: counts.
+        relus, relus_without_stem, maxpool_comparisons, signs, macs, params: counts.
         priced_seconds: of one inference, by published profile.
         top1: percent, on the ``n`` images of ``split`` of the data set ``data``; of another metric, where ``measures``
             names it.
@@ -65,6 +65,7 @@ class Result:
     granularity: str = "layer"
     relus_without_stem: int = 0
     maxpool_comparisons: int = 0
+    signs: int = 0
     split: str = "test"
     top1_validation: float | None = None
     epochs: int = 0
