@@ -161,7 +161,7 @@ def test_attention_counts_its_products_and_names_its_softmax():
 
     counted = count(Net(), torch.randn(1, 2, 6, 8))
     assert counted.total.macs == 2 * 2 * 6 * 6 * 8
-    assert any("softmax" in name for name in counted.unknown)
+    assert counted.complete().unknown == {"aten._softmax": 2 * 6 * 6}
 
 
 class Foreign(nn.Module):
@@ -232,6 +232,26 @@ def test_layers_are_those_of_one_input_of_a_batch():
     assert many.priced_layers == one.priced_layers
     assert one.priced_layers[-1].relus == 27 * 3
     assert (many.total.relus, many.total.maxpool_comparisons) == (5 * 3 * 36, 5 * 27 * 3)
+
+
+def test_an_upper_bound_is_priced_as_a_second_comparison():
+    bounded = nn.Sequential(nn.Conv2d(2, 3, 1), nn.ReLU6(), nn.Hardswish(), Bounded(), nn.ReLU(), nn.LeakyReLU())
+    counted = count(bounded, torch.zeros(4, 2, 2, 2))
+    assert counted.total.relus == 4 * 5 * 12
+    layers = [layer for layer in counted.priced_layers if layer.name.endswith(".upper")]
+    assert layers == [ReluLayer(f"{place}.upper", 12, 12) for place in (1, 2, 3)]
+
+
+class Bounded(nn.Module):
+    def forward(self, x):
+        return x.clamp(0, 3)
+
+
+def test_what_is_not_counted_has_no_price():
+    counted = count(nn.Sequential(nn.Conv2d(2, 4, 1), nn.GroupNorm(2, 4), nn.GELU()), (2, 2, 2))
+    words = r"the price would miss aten.native_group_norm \(.*, aten.gelu \(16 elements\).*`deepreshape check`"
+    with pytest.raises(ValueError, match=words):
+        _ = counted.priced_layers
 
 
 def test_what_does_not_depend_on_the_input_is_not_counted():

@@ -22,9 +22,9 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache
 from math import prod
 from typing import Any
@@ -79,6 +79,8 @@ class Count:
         stem_relus: ReLUs of the module called ``stem``; in networks of others, those that run before the first
             top-level module that has children.
         inputs: how many there were in the batch.
+        upper_bounds: by module, elements whose ReLU has an upper bound too, as a ReLU6 has: a second comparison, which
+            is priced and not counted; of one input.
     """
 
     by_module: dict[str, Counts]
@@ -87,6 +89,7 @@ class Count:
     layers: tuple[Layer, ...]
     stem_relus: int
     inputs: int = 1
+    upper_bounds: Mapping[str, int] = field(default_factory=dict[str, int])
 
     def __str__(self) -> str:
         stages = "".join(f"\n  {name}: {counts}" for name, counts in self.by_stage.items() if counts != Counts())
@@ -117,10 +120,21 @@ class Count:
 
     @property
     def priced_layers(self) -> tuple[Layer, ...]:
-        """The layers for a price: behind them the comparisons of max pools, as ReLU layers."""
+        """The layers for a price: behind them, as ReLU layers, upper bounds such as a ReLU6's, and max pools.
+
+        Raises:
+            ValueError: if an operator is unknown, whose price would be missing.
+        """
+        if self.unknown:
+            named = ", ".join(f"{name} ({elements:,} elements)" for name, elements in self.unknown.items())
+            raise ValueError(
+                f"the price would miss {named}: neither linear nor a ReLU; `deepreshape check` says what to do, and a "
+                "program that `lower` gives has a price"
+            )
         each = {path: counts.maxpool_comparisons // self.inputs for path, counts in self.by_module.items()}
         pools = (ReluLayer(f"{path}.comparisons", number, number) for path, number in each.items() if number)
-        return (*self.layers, *pools)
+        bounds = (ReluLayer(f"{path}.upper", number, number) for path, number in self.upper_bounds.items())
+        return (*self.layers, *bounds, *pools)
 
     @property
     def by_stage(self) -> dict[str, Counts]:
@@ -165,9 +179,9 @@ def count(model: nn.Module, input: Tensor | Sequence[int]) -> Count:
         for module, mode in training.items():
             module.training = mode
     layers = tuple(_of_one(layer, len(input)) for layer in trace.layers)
-    return Count(
-        trace.by_module, trace.by_operator, trace.unknown, layers, _stem_relus(model, trace.layers), len(input)
-    )
+    bounds = {path: elements // len(input) for path, elements in trace.upper_bounds.items()}
+    stem = _stem_relus(model, trace.layers)
+    return Count(trace.by_module, trace.by_operator, trace.unknown, layers, stem, len(input), bounds)
 
 
 def check_one_input(model: nn.Module) -> None:
@@ -183,9 +197,10 @@ def check_one_input(model: nn.Module) -> None:
         and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
     ]
     if len(needed) > 1:
+        names = ", ".join(needed)
         raise ValueError(
-            f"the network takes {len(needed)} inputs ({', '.join(needed)}), and only networks of one input are "
-            "counted, priced and run privately: join them along the channels, and begin its code with x.split([...], 1)"
+            f"the network takes {len(needed)} inputs ({names}), and only networks of one input are counted, priced and "
+            f"run privately; join them along the channels, and begin its code with `{names} = x.split([...], 1)`"
         )
 
 
@@ -232,6 +247,7 @@ class _Trace(TorchDispatchMode):
         self.unknown: dict[str, int] = {}
         self.layers: list[Layer] = []
         self.by_module: dict[str, Counts] = {}
+        self.upper_bounds: dict[str, int] = {}
         self.values = WeakTensorKeyDictionary()
         """Tensors that depend on the input, and the shape that each had before its leading axes became one."""
         seen: set[int] = set()
@@ -283,7 +299,7 @@ class _Trace(TorchDispatchMode):
                 queries.numel() * keys.shape[-2]
                 + queries.numel() // queries.shape[-1] * values.shape[-2] * values.shape[-1]
             )
-            self._unknown(f"{name} (its softmax)", out)
+            self._unknown("aten._softmax", queries.numel() // queries.shape[-1] * keys.shape[-2])
             self.layers.append(UnpricedLayer(path, f"{name}, a product of two values", counts.macs))
         elif func._overloadpacket in flop_registry:
             counts.macs = flop_registry[func._overloadpacket](*args, **kwargs, out_val=out) // 2
@@ -307,6 +323,8 @@ class _Trace(TorchDispatchMode):
             if plain == "deepreshape.polynomial_relu":
                 counts.squares = elements - counts.relus
             self.layers.append(ReluLayer(path, counts.relus, elements - counts.squares))
+            if plain in _BOUNDED and _BOUNDED[plain](args, kwargs):
+                self.upper_bounds[path] = self.upper_bounds.get(path, 0) + elements
             if plain == "aten.hardswish":
                 counts.squares = elements
             if counts.squares:
@@ -322,14 +340,13 @@ class _Trace(TorchDispatchMode):
         elif self._scales_by_constant(plain, args):
             return out
         else:
-            self._unknown(name, out)
+            self._unknown(name, sum(part.numel() for part in _tensors(out)))
             return out
         self.by_operator[name] = self.by_operator.get(name, Counts()) + counts
         self.by_module[path] = self.by_module[path] + counts
         return out
 
-    def _unknown(self, name: str, out: Any) -> None:
-        elements = sum(part.numel() for part in _tensors(out))
+    def _unknown(self, name: str, elements: int) -> None:
         self.unknown[name] = self.unknown.get(name, 0) + elements
 
     def _depends(self, value: Any) -> bool:
@@ -427,6 +444,10 @@ def _zero_floor(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     return kwargs.get("min_val", args[1] if len(args) > 1 else -1) == 0
 
 
+def _has_maximum(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    return kwargs.get("max", args[2] if len(args) > 2 else None) is not None
+
+
 _RELUS: dict[str, Callable[[tuple[Any, ...], dict[str, Any]], bool]] = {
     "aten.relu": _is_relu,
     "aten.leaky_relu": _is_relu,
@@ -440,6 +461,14 @@ _RELUS: dict[str, Callable[[tuple[Any, ...], dict[str, Any]], bool]] = {
     "deepreshape.masked_relu": _is_relu,
     "deepreshape.polynomial_relu": _is_relu,
 }
+
+_BOUNDED: dict[str, Callable[[tuple[Any, ...], dict[str, Any]], bool]] = {
+    "aten.hardsigmoid": _is_relu,
+    "aten.hardswish": _is_relu,
+    "aten.hardtanh": _is_relu,
+    "aten.clamp": _has_maximum,
+}
+"""Of these ReLUs, which have an upper bound too."""
 
 _MASKED = ("deepreshape.masked_relu", "deepreshape.polynomial_relu")
 """Those whose second argument says at which positions there is a ReLU."""

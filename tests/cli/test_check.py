@@ -1,10 +1,12 @@
 """The command that says before any training whether a network can run privately."""
 
 import json
+import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from support.command_line import answer, call
 
 NETWORKS = """
@@ -38,6 +40,36 @@ class Recurrent(nn.Module):
 
 def recurrent():
     return Recurrent()
+
+class Attention(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.patches = nn.Conv2d(3, 16, 4, 4)
+        self.layers = nn.TransformerEncoder(nn.TransformerEncoderLayer(16, 2, 32, batch_first=True), 4)
+        self.head = nn.Linear(16, 10)
+
+    def forward(self, x):
+        return self.head(self.layers(self.patches(x).flatten(2).transpose(1, 2)).mean(1))
+
+def attention():
+    return Attention()
+
+class Two(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(6, 4, 3)
+
+    def forward(self, left, right):
+        return self.conv(torch.cat([left, right], 1)).mean((2, 3))
+
+def two():
+    return Two()
+
+def bounded():
+    return nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.Hardtanh(), nn.Flatten(), nn.Linear(4096, 10))
+
+def even():
+    return nn.Sequential(nn.Conv2d(3, 4, 4, padding="same"), nn.ReLU(), nn.Flatten(), nn.Linear(4096, 10))
 
 def nan():
     broken = net()
@@ -115,3 +147,72 @@ def test_weights_that_are_no_numbers_are_named(there: Path):
 def test_names_and_saved_models_are_checked_too():
     assert answer("check", "resnet20-m4")["runs_privately"]
     assert answer("check", "zoo:digits")["runs_privately"]
+
+
+def test_problems_of_a_kind_are_one_line_and_attention_is_named(there: Path):
+    done = call("check", "mine.py:attention", cwd=there)
+    assert done.code == 2
+    lines = " ".join(done.out.split())
+    assert "layers.layers.0.norm1, layers.layers.0.norm2, layers.layers.1.norm1 and 5 more: layer_norm" in lines
+    assert lines.count("attention multiplies values by one another; take convolutions") == 1
+    assert "for a batch of one" not in lines  # of axes that are moved around the attention
+    problems = json.loads(call("check", "mine.py:attention", "--json", cwd=there).out)["problems"]
+    assert sorted({problem["operator"] for problem in problems}) == ["layer_norm", "scaled_dot_product_attention"]
+    assert len(problems) == 3 * 4
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("count", "MODEL"),
+        ("cost", "MODEL"),
+        ("cost", "MODEL", "--protocol", "server-garbler"),
+        ("eval", "MODEL"),
+        ("linearize", "MODEL", "--budget", "9", "--out", "o"),
+        ("substitute", "MODEL", "--activation", "relu", "--out", "o"),
+        ("sweep", "--networks", "MODEL", "--budgets", "9", "--out", "o"),
+        ("private", "local", "--model", "MODEL"),
+        ("private", "lower", "MODEL", "--out", "o"),
+        ("private", "fhe", "lower", "MODEL", "--out", "o"),
+    ],
+)
+def test_a_network_of_two_inputs_gets_one_line_everywhere(words: tuple[str, ...], there: Path):
+    done = call(*["mine.py:two" if word == "MODEL" else word for word in words], cwd=there)
+    assert (done.code, done.err.count("\n")) == (2, 1)
+    assert done.err.startswith("error: the network takes 2 inputs (left, right), and only networks of one input")
+    assert "`left, right = x.split([...], 1)`" in done.err
+
+
+def test_a_network_of_two_inputs_is_a_problem_with_what_to_do(there: Path):
+    (problem,) = json.loads(call("check", "mine.py:two", "--json", cwd=there).out)["problems"]
+    assert problem["reason"].endswith("run privately")
+    assert problem["instead"].startswith("join them along the channels")
+
+
+def test_what_runs_and_is_not_counted_is_priced_by_its_program_only(there: Path):
+    answered = answer("check", "mine.py:bounded", cwd=there)
+    assert (answered["runs_privately"], answered["prices"]) == (True, [])
+    assert "which miss aten.hardtanh; `deepreshape cost`" in " ".join(
+        call("check", "mine.py:bounded", cwd=there).out.split()
+    )
+    priced = answer("cost", "mine.py:bounded", cwd=there)
+    assert (priced["exact"], priced["relus"], priced["compared"]) == (True, 2 * 4096, [])
+
+
+def test_torchs_warning_of_even_kernels_is_not_shown(there: Path):
+    always = torch.is_warn_always_enabled()
+    torch.set_warn_always(True)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            for command in ("count", "check"):
+                assert call(command, "mine.py:even", cwd=there).code == 0
+    finally:
+        torch.set_warn_always(always)
+
+
+def test_a_warning_of_torch_has_no_path_of_its_build(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)
+    call("--version")
+    text = "The driver is too old (Triggered internally at /build/aten/x.cpp:11.)"
+    assert warnings.formatwarning(text, UserWarning, "a.py", 1) == "warning: The driver is too old\n"

@@ -23,17 +23,22 @@ def test_arrivals_are_answered():
     assert 2 < found["sustainable_an_hour"] < found["limit_an_hour"]
 
 
-def test_cost_prices_a_users_network_even_if_it_cannot_be_lowered(tmp_path: Path):
+def test_cost_prices_a_users_network_and_refuses_what_does_not_run_privately(tmp_path: Path):
     (tmp_path / "mine.py").write_text(
         "from torch import nn\n"
-        "def net():\n    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.MaxPool2d(2), nn.GELU(),\n"
+        "def net(*more):\n    return nn.Sequential(nn.Conv2d(3, 4, 3), *more, nn.ReLU(), nn.MaxPool2d(2),\n"
         "        nn.Flatten(), nn.Linear(36, 10))\n"
+        "def group():\n    return net(nn.GroupNorm(2, 4), nn.GELU())\n"
     )
     made = answer("cost", "mine.py:net", "--input", "3x8x8", "--link", "lan,wan", cwd=tmp_path)["quotes"]
     assert [quote["link"] for quote in made] == ["1000mbit/1000mbit/0.5ms", "100mbit/100mbit/50ms"]
     assert made[0]["relus"] == 144 + 108
-    assert any("gelu" in note for note in made[0]["notes"])
-    assert any("cannot be lowered" in note for note in made[0]["notes"])
+    refused = call("cost", "mine.py:group", "--input", "3x8x8", cwd=tmp_path)
+    assert (refused.code, refused.out, refused.err.count("\n")) == (2, "", 1)
+    assert "mine.py:group does not run privately as it is, so it has no price: 1: group_norm cannot" in refused.err
+    assert "write torch.nn.BatchNorm2d there and train the network again; 2: gelu cannot be lowered" in refused.err
+    words = "cost", "mine.py:group", "--input", "3x8x8", "--protocol", "server-garbler"
+    assert "the price would miss aten.native_group_norm" in call(*words, cwd=tmp_path).err
     assert "say which callable makes the network, such as mine.py:net" in call("cost", "mine.py", cwd=tmp_path).err
     assert "is an ONNX file" in call("cost", "mine.onnx", cwd=tmp_path).err
 
@@ -46,6 +51,8 @@ def test_cost_prices_a_users_network_even_if_it_cannot_be_lowered(tmp_path: Path
         (("--objective", "bytes"), "--objective bytes is what auto chooses for; gc-full leaves nothing to choose"),
         (("--garbler", "me"), "--garbler is server or client, not 'me'"),
         (("--profile", "none.json"), "none.json is not a cost profile"),
+        (("--plot", "bars.png"), "bars.png cannot be written: it is to be of the kind .svg"),
+        (("--arrivals", "nan"), "--arrivals"),
         (("--storage", "16", "--arrivals", "5"), "--storage takes client/server in mb, gb or tb, such as 16gb/10tb"),
     ],
 )

@@ -22,6 +22,25 @@ def test_a_profile_comes_back_from_its_file(tmp_path: Path):
         Profile.read(tmp_path / "q.json")
 
 
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"units": ["he.start"]}, r"its units is \['he.start'\]"),
+        ({"machine": {"cpu": "AMD"}}, "its machine has no cpus"),
+        ({"resident": "much"}, "its resident is 'much'"),
+        ({"seconds": {}}, "it is no JSON object with name, date, machine, versions, units, resident and factors"),
+    ],
+)
+def test_a_file_that_is_no_profile_is_refused_in_a_users_words(change: dict, why: str, tmp_path: Path):
+    (tmp_path / "p.json").write_text(json.dumps(json.loads(reference().to_json()) | change))
+    with pytest.raises(ValueError, match=rf"p\.json is not a cost profile \({why}\); create one with"):
+        Profile.read(tmp_path / "p.json")
+    for content, said in (("{}", "it is no JSON object with name"), ("{", "it is no JSON"), ("7", "it is no JSON obj")):
+        (tmp_path / "p.json").write_text(content)
+        with pytest.raises(ValueError, match=rf"cost profile \({said}"):
+            Profile.read(tmp_path / "p.json")
+
+
 @pytest.mark.parametrize("value", ["NaN", "Infinity", "-1", '"1"', "true", "null"])
 def test_a_unit_that_is_no_time_is_refused_when_the_file_is_read(value: str, tmp_path: Path):
     content = json.loads(reference().to_json())

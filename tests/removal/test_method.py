@@ -282,8 +282,12 @@ def test_a_network_whose_relus_are_no_modules_is_refused():
             return super().forward(x).relu()
 
     conv = nn.Conv2d(1, 2, 3, padding=1)
-    with pytest.raises(ValueError, match="128 of the model's 128 ReLUs are not computed by a"):
+    with pytest.raises(ValueError, match=r"128 of the model's 128 ReLUs are no torch\.nn\.ReLU"):
         masks_of(Mine(conv), DATA.shape)
+    with pytest.raises(
+        ValueError, match=r"one by one: 1 \(Hardswish\); `deepreshape substitute --activation relu` puts"
+    ):
+        masks_of(nn.Sequential(conv, nn.Hardswish()), DATA.shape)
     relu = nn.ReLU()
     with pytest.raises(ValueError, match="the ReLU 1 runs twice in one pass"):
         masks_of(nn.Sequential(conv, relu, relu), DATA.shape)

@@ -1,4 +1,5 @@
 import re
+from dataclasses import replace
 
 from support.results import ROWS, row
 
@@ -19,3 +20,18 @@ def test_the_report_needs_no_network_and_shows_every_point():
 def test_names_in_the_results_cannot_become_markup():
     html = render([row("<script>alert(1)</script>", 10, 1.0)], baseline="x", settings="", command="")
     assert "<script>" not in html
+
+
+def test_a_report_of_points_without_a_published_price_has_no_column_and_no_chart_of_it():
+    squares = replace(row("base-herpn", 0, 88.0), priced_seconds={})
+    html = render([*ROWS, squares], baseline="base", settings="", command="")
+    assert "server-garbler" not in html
+    assert html.count("<svg") == 2
+    assert "88.00" in html
+
+
+def test_a_report_on_the_digits_says_what_they_do_not_show():
+    words = "not which network is better"
+    assert words in render(ROWS, baseline="base", settings="", command="")
+    elsewhere = [replace(each, data="cifar100") for each in ROWS]
+    assert words not in render(elsewhere, baseline="base", settings="", command="")

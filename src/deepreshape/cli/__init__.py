@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import warnings
 from importlib.metadata import version as installed
@@ -81,10 +82,13 @@ def _show_version(wanted: bool) -> None:
 
 def main() -> None:
     """Run the command line; bad input ends with one line and exit code 2, and what is warned of is one line too."""
-    warnings.formatwarning = lambda message, *_, **__: f"warning: {' '.join(str(message).split())}\n"
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {_warned(str(message))}\n"
+    warnings.filterwarnings("ignore", "Using padding='same' with even kernel lengths")  # what was asked for is done
     try:
         sys.exit(app(standalone_mode=False) or 0)
-    except (ValueError, OSError, PrivateError) as error:
+    except OSError as error:
+        line = f"{error.filename}: {error.strerror}" if error.filename else error.strerror or str(error)
+    except (ValueError, PrivateError) as error:
         line = str(error)
     except ModuleNotFoundError as error:
         extra = EXTRAS.get((error.name or "").partition(".")[0])
@@ -101,6 +105,11 @@ def main() -> None:
     if line:  # without any words, help was shown
         err.print(f"[bold red]error:[/] {escape(' '.join(line.split()))}", highlight=False, soft_wrap=True)
     sys.exit(2)
+
+
+def _warned(text: str) -> str:
+    """A warning as one line, without the path where torch was built."""
+    return " ".join(re.sub(r"\(Triggered internally at [^)]*\)", "", text).split())
 
 
 def _explained(error: Any) -> str:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import inspect
 import json
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass, replace
+from itertools import pairwise
+from math import isfinite
 from pathlib import Path
 from threading import current_thread, main_thread
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn, get_type_hints
@@ -195,6 +198,19 @@ class PanelCommand(TyperCommand):
             places = list(PANELS)
             self.params.sort(key=lambda param: places.index(heading) if (heading := _heading(param)) in places else -1)
 
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Typer's numbers may be NaN or infinite, and its words empty; no option means one of these."""
+        for before, word in pairwise(["", *args]):
+            if not word or (word.startswith("--") and word.endswith("=")):
+                option = word[:-1] or (before if before.startswith("-") else "")
+                raise ValueError(f"{option} has an empty value" if option else "an empty word is no argument")
+        rest = super().parse_args(ctx, args)
+        for param in self.params:
+            value = ctx.params.get(param.name)
+            if isinstance(value, float) and not isfinite(value):
+                raise ValueError(f"{param.opts[0]} takes a finite number, not {value}")
+        return rest
+
 
 def _heading(param: Any) -> str:
     return getattr(param, "rich_help_panel", None) or ""
@@ -330,12 +346,18 @@ def stoppable(work: Any, then: str = "the same command goes on from here") -> An
 NOTHING_KEPT = "nothing was kept"
 
 
-def new_file(path: Path) -> None:
+def new_file(path: Path, ending: str = "") -> None:
     """See that a file can be written there, before the work and not after it.
 
+    Args:
+        path: of the file.
+        ending: that its name is to have, for the kind of file that is written; any without.
+
     Raises:
-        ValueError: if it is a folder, or in none that exists.
+        ValueError: if it is a folder, or in none that exists, or has the name of another kind of file.
     """
+    if ending and path.suffix.lower() != ending:
+        raise ValueError(f"{path} cannot be written: it is to be of the kind {ending}, so give a name that ends so")
     if path.is_dir() or not path.absolute().parent.is_dir():
         raise ValueError(f"{path} cannot be written: {'it is a folder' if path.is_dir() else 'its folder is missing'}")
 
@@ -344,10 +366,12 @@ def new_model(folder: Path) -> None:
     """See that no finished model would be written over; one that was cut off has its checkpoints beside it.
 
     Raises:
-        ValueError: if there is one.
+        ValueError: if there is one, or a file of that name.
     """
     from deepreshape.models.saved import MANIFEST
 
+    if folder.is_file():
+        raise ValueError(f"{folder} is a file; a model is written to a folder")
     if (folder / MANIFEST).is_file() and not (folder / "run").is_dir():
         raise ValueError(f"{folder} holds a finished model; choose another folder for what comes out")
 
@@ -453,12 +477,11 @@ def read_pairs(texts: list[str] | None, option: str) -> dict[str, str]:
 
 
 def read_integers(text: str, option: str, length: int | None = None) -> tuple[int, ...]:
-    """Integers with commas between, ``length`` of them if given."""
-    try:
-        values = tuple(int(part) for part in text.split(","))
-    except ValueError:
+    """Integers from 0 up with commas between, ``length`` of them if given."""
+    if not re.fullmatch(r"\s*\d+\s*(,\s*\d+\s*)*", text):
         kind = "an integer" if length == 1 else "integers with commas between"
-        raise ValueError(f"{option} takes {kind}, not {text!r}") from None
+        raise ValueError(f"{option} takes {kind}, not {text!r}")
+    values = tuple(int(part) for part in text.split(","))
     if length is not None and len(values) != length:
         raise ValueError(f"{option} takes {length} integers, not {text!r}")
     return values

@@ -129,7 +129,7 @@ def cost(
         return
     terms = read_terms(protocol, link, garbler, slots, workers, profile, objective)
     if plot:
-        new_file(plot)
+        new_file(plot, ".svg")
     network, dataset = shown_network(model, read_shape(input) if input else None, classes, data, data_dir)
     if storage and arrivals is None:
         raise ValueError(f"--storage {storage} is for queries that wait; --arrivals says how many there are an hour")
@@ -142,7 +142,7 @@ def cost(
         print_json({"network": model, "exit": exit, **priced}) if as_json else print_dynamic(priced)
         return
     network = _up_to(exit, network, model)
-    quotes, compared = _quotes(network, terms, dataset, data_dir)
+    quotes, compared = _quotes(network, model, terms, dataset, data_dir)
     queues = [_queue(quote, arrivals, room) if arrivals else {} for quote in quotes]
     if plot:
         plot.write_text(bars(model, quotes))
@@ -282,19 +282,23 @@ def read_role(text: str) -> Literal["server", "client"]:
 
 
 def _quotes(
-    network: Network, terms: list[Terms], data: Dataset | None, data_dir: Path | None
+    network: Network, model: str, terms: list[Terms], data: Dataset | None, data_dir: Path | None
 ) -> tuple[list[Quote], list[Quote]]:
-    """A quote for each of ``terms``, and, over the first link of our runtime, one for each way to be nonlinear."""
+    """A quote for each of ``terms``, and, over the first link of our runtime, one for each way to be nonlinear.
+
+    Raises:
+        ValueError: if the network, which the word ``model`` meant, cannot run privately, or has parts without a price.
+    """
     from deepreshape.cli.models import find_inputs, lowered, random_inputs
     from deepreshape.counting import count
     from deepreshape.pricing.compare import compare
     from deepreshape.pricing.quote import quote_layers, quote_program
     from deepreshape.private.parties.plan import Plan
+    from deepreshape.private.program.lowering.trace import UnsupportedNetworkError, by_kind
     from deepreshape.private.program.ops import ProgramError
 
-    counted = count(network.module, network.shape).complete()
-    layers = counted.priced_layers
-    notes = [f"not counted: {name}, {elements:,} elements" for name, elements in counted.unknown.items()]
+    counted = count(network.module, network.shape)
+    notes: list[str] = []
     program: Program | None = None
     if any(each.ours for each in terms):
         try:
@@ -302,20 +306,25 @@ def _quotes(
                 inputs = find_inputs(network, data_dir=data_dir, data=data)
             except ValueError as missing:
                 inputs = random_inputs(network.shape)
-                notes.append(f"formats rest on random inputs: {missing}")
+                why = missing if network.manifest else "--data says which are the network's own"
+                notes.append(f"formats rest on random inputs: {why}")
             program = lowered(network, inputs).program
             if program.squares:
                 _ = Plan(program.public()).parameters  # squares of an untrained network may grow past all of them
+        except UnsupportedNetworkError as error:
+            why = "; ".join(by_kind(error.problems))
+            raise ValueError(f"{model} does not run privately as it is, so it has no price: {why}") from None
         except ProgramError as error:
             program = None
             notes.append(f"priced by its layers, as it cannot be lowered as it is: {error}")
     quotes = [
         quote_program(program, each, tuple(notes))
         if program and each.ours
-        else quote_layers(layers, each, tuple(notes))
+        else quote_layers(counted.priced_layers, each, tuple(notes))
         for each in terms
     ]
-    return quotes, [quote for each in [each for each in terms if each.ours][:1] for quote in compare(layers, each)]
+    first = [each for each in terms if each.ours][: not counted.unknown]
+    return quotes, [quote for each in first for quote in compare(counted.priced_layers, each)]
 
 
 def _summary(quote: Quote) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from deepreshape.cli.console import (
     TrainedArgument,
     bytes_bar,
     into,
+    new_file,
     new_model,
     new_table,
     out,
@@ -61,7 +62,8 @@ def train(
         int | None, typer.Option(min=1, help="ReLU budget; all ReLUs without.", show_default=False)
     ] = None,
     max_macs: Annotated[
-        float | None, typer.Option(help="Multiply-adds that the reduced network may have too.", show_default=False)
+        float | None,
+        typer.Option(min=1, help="Multiply-adds that the reduced network may have too.", show_default=False),
     ] = None,
     teacher: Annotated[
         str | None,
@@ -81,6 +83,10 @@ def train(
     from deepreshape.training import METRICS
 
     new_model(to)
+    if ":" in network:
+        raise ValueError(
+            f"train takes a network's name; {network} is trained by its own code, or in Python by dr.train"
+        )
     set_threads(threads, data)
     recipe, dataset = read_recipe(data, settings), read_data(data, data_dir)
     start, taught_by = (folder_of(name) if name else None for name in (init, teacher))
@@ -292,6 +298,8 @@ def report(
     from deepreshape.training import METRICS
     from deepreshape.training.runs import finished
 
+    if svg:
+        new_file(svg, ".svg")
     if link and not protocol:
         raise ValueError(f"--link {link} goes with --protocol, which says what is predicted over it")
     rows = [row for folder in folders for row in finished(folder)]
@@ -340,19 +348,23 @@ def fetch(
 
 
 def _print_results(rows: list[Result], baseline: str) -> None:
-    from deepreshape.report import advantages, summarize, verdict
+    from deepreshape.report import advantages, profiles_of, scope, summarize, verdict
 
     points = summarize(rows)
-    profile, metric = next(iter(points[0].priced)), points[0].metric
+    profiles, metric = profiles_of(points)[:1], points[0].metric
     table = Table("network", "what was removed", box=SIMPLE, pad_edge=False)
-    for name in ("ReLUs", "M MACs", f"{metric}, %", "priced, s"):
+    for name in ("ReLUs", "M MACs", f"{metric}, %", *("priced, s" for _ in profiles)):
         table.add_column(name, justify="right", no_wrap=True)
     for point in points:
-        numbers = (f"{point.macs / 1e6:,.1f}", f"{point.mean:.2f}", f"{point.priced[profile]:,.1f}")
+        prices = (f"{point.priced[name]:,.1f}" for name in profiles)
+        numbers = (f"{point.macs / 1e6:,.1f}", f"{point.mean:.2f}", *prices)
         table.add_row(point.network, point.plan, thousands(point.relus), *numbers)
     out.print(table)
-    out.print(f"Test {metric}; priced by {profile}, a published system.", highlight=False)
+    priced = f"priced by {profiles[0]}, a published system" if profiles else "no published system prices all of these"
+    out.print(f"Test {metric}; {priced}.", highlight=False)
     out.print(verdict(advantages(points, baseline), baseline), highlight=False)
+    if said := scope(rows):
+        out.print(said, highlight=False)
 
 
 def _write_report(folders: list[Path], rows: list[Result], path: Path, terms: Terms | None = None) -> Path:

@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_leaves
 
 from deepreshape.cli.console import read_data, set_threads
 from deepreshape.convex.saved import is_fitted, load_fitted
+from deepreshape.counting import check_one_input
 from deepreshape.experiments.points import see_fits
 from deepreshape.models import Architecture, MultiExit, architecture, build
 from deepreshape.models.exits import MultiExitNetwork, read_exits_name
@@ -51,6 +52,8 @@ Shape = tuple[int, int, int]
 Images = NDArray[np.float32]
 """Normalised, channels first."""
 
+WEIGHTS = (".pt", ".pth", ".ckpt", ".bin", ".safetensors")
+"""Endings of files that torch's users keep weights in."""
 CALIBRATION_IMAGES = 256
 VALIDATION_IMAGES = 1000
 RANDOM_IMAGES = 8
@@ -153,6 +156,10 @@ def _network_of(model: str, shape: Shape | None, classes: int) -> Network:
         if not isinstance(module, nn.Module):
             raise ValueError(f"{model!r} gives a {type(module).__name__}, not a torch module")
         return Network(module, shape or (3, 32, 32))
+    if model.endswith(WEIGHTS):
+        raise ValueError(
+            f"{model} may hold weights, and no code; load it in a function of your own, and give that: mine.py:net"
+        )
     if model.endswith(".onnx"):
         raise ValueError(
             f"{model} is an ONNX file, which is no torch module; load it in code of your own (onnx2torch.convert), and "
@@ -193,6 +200,7 @@ def trained_network(model: str, data: str | None, data_dir: Path | None, threads
         ValueError: if it has no weights, or takes other images or knows other classes than those of the data set.
     """
     network = find_network(model)
+    check_one_input(network.module)
     if network.architecture:
         raise ValueError(f"{model} is a name and no trained network; `deepreshape train {model}` makes one")
     word = data or (network.manifest.dataset if network.manifest else "")
@@ -311,6 +319,7 @@ def network_and_inputs(
     given, dataset = (read_samples(samples) if samples else None), (read_data(data, data_dir) if data else None)
     shape = dataset.shape if dataset else given.shape[1:] if given is not None else None
     network = find_network(model, shape, len(dataset.class_names) if dataset else 100)
+    check_one_input(network.module)
     if given is not None:
         try:
             network.run(given[:1])

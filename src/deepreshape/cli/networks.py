@@ -138,7 +138,7 @@ def check(
         if not obstacles:
             raise
         counted = None
-    prices = _prices(counted, link.split(",")) if counted and not obstacles else []
+    prices = _prices(counted, link.split(",")) if counted and not counted.unknown and not obstacles else []
     if as_json:
         print_json(
             {
@@ -301,11 +301,13 @@ def _print_check(
     counted: Count | None,
     prices: list[dict[str, Any]],
 ) -> None:
+    from deepreshape.private.program.lowering.trace import by_kind
+
     name = f"{model}, input {'x'.join(map(str, shape))}"
     if obstacles:
         out.print(f"{name}, does not run privately as it is:", highlight=False)
-        for problem in obstacles:
-            out.print(f"  {problem}", highlight=False, markup=False)
+        for line in by_kind(obstacles):
+            out.print(f"  {line}", highlight=False, markup=False)
     else:
         out.print(f"{name}, runs privately", highlight=False)
     if counted:
@@ -313,6 +315,9 @@ def _print_check(
         kinds = {"ReLUs": total.relus, "max-pool comparisons": total.maxpool_comparisons, "squares": total.squares}
         parts = ", ".join(f"{number:,} {kind}" for kind, number in kinds.items() if number or kind == "ReLUs")
         out.print(f"{parts}; {total.macs:,} multiply-adds, {total.params:,} parameters", highlight=False)
+    if counted and counted.unknown and not obstacles:
+        names = ", ".join(counted.unknown)
+        out.print(f"not priced by its layers alone, which miss {names}; `deepreshape cost` lowers it", highlight=False)
     for price in prices:
         out.print(
             f"about {price['seconds']:,.2f} s and {price['bytes'] / 1e6:,.1f} MB on link {price['link']} by "

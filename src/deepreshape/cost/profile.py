@@ -70,11 +70,35 @@ class Profile:
             ValueError: if the file is none.
         """
         try:
-            return cls(**json.loads(path.read_text()))
-        except (OSError, TypeError, ValueError) as error:
+            return cls(**_fields(path))
+        except ValueError as error:
             raise ValueError(
                 f"{path} is not a cost profile ({error}); create one with `deepreshape calibrate --out {path}`"
             ) from None
+
+
+def _fields(path: Path) -> dict[str, Any]:
+    """What a profile's file says, by field, each of its type.
+
+    Raises:
+        ValueError: in a user's words, if that is not a profile.
+    """
+    try:
+        values: Any = json.loads(path.read_text())
+    except OSError as error:
+        raise ValueError(f"it cannot be read: {error.strerror}") from None
+    except (ValueError, RecursionError):
+        raise ValueError("it is no JSON") from None
+    kinds = {"name": str, "date": str, "machine": dict, "versions": dict, "units": dict, "resident": int}
+    if not isinstance(values, dict) or kinds.keys() - values.keys() or values.keys() - {*kinds, "factors"}:
+        raise ValueError(f"it is no JSON object with {', '.join(kinds)} and factors")
+    for name, kind in (kinds | {"factors": dict}).items():
+        if not isinstance(values.get(name, {}), kind):
+            raise ValueError(f"its {name} is {values[name]!r}")
+    for name, kind in {"cpu": str, "cpus": int}.items():
+        if not isinstance(values["machine"].get(name), kind):
+            raise ValueError(f"its machine has no {name}")
+    return values
 
 
 @cache

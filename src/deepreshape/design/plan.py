@@ -130,14 +130,16 @@ def plan(
     fitting = [candidate for candidate in plans if candidate.relus <= budget]
     if not fitting:
         fewest = min(candidate.relus for candidate in plans)
-        raise ValueError(f"no coarse plan reaches {budget:,} ReLUs; the smallest has {fewest:,}")
+        raise ValueError(
+            f"no coarse plan reaches {budget:,} ReLUs; the smallest has {fewest:,}, and fewer take `linearize`"
+        )
     if max_macs is not None:
         least = min(map(_macs, fitting))
         fitting = [candidate for candidate in fitting if _macs(candidate) <= max_macs]
         if not fitting:
             raise ValueError(
-                f"no coarse plan has {budget:,} ReLUs and {max_macs / 1e6:,.2f} M multiply-adds; with so few ReLUs the "
-                f"least is {least / 1e6:,.2f} M, so take a narrower network"
+                f"no coarse plan has {budget:,} ReLUs and {max_macs:,.0f} multiply-adds; with so few ReLUs the "
+                f"least is {least:,}, so take a narrower network"
             )
     return max(fitting, key=lambda candidate: candidate.relus)
 

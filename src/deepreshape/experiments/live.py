@@ -31,9 +31,10 @@ SHOWN = ("lan", "wan", "wireless")
 def explore(points: Sequence[Summary], folders: Sequence[Path]) -> dict[str, Any]:
     """Data of the explorable chart, from the saved models of job folders.
 
-    A point whose model is in none of the folders is left out.
+    A point whose model is in none of the folders, or that the published systems do not price, is left out.
     """
-    pairs = [(point, _priced(model, point)) for point in points if (model := _saved(point, folders))]
+    priced = [point for point in points if point.priced]  # squares, for one, have no price in published systems
+    pairs = [(point, _priced(model, point)) for point in priced if (model := _saved(point, folders))]
     return explorable([point for point, _ in pairs], [priced for _, priced in pairs])
 
 

@@ -87,7 +87,8 @@ def candidates(word: str, garbler: Role = "server", cot: str = "silent") -> tupl
     def parsed(each: str) -> ReluConfig:
         protocol, _, own = each.partition(":")
         takes = [setting for setting in rest if setting.partition("=")[0] in SETTINGS[protocol]]
-        return ReluConfig.parse(f"{protocol}:{','.join([*([own] if own else []), *takes])}")
+        settings = ",".join([*([own] if own else []), *takes])
+        return ReluConfig.parse(f"{protocol}:{settings}" if settings else protocol)
 
     return _shared(map(parsed, chosen), garbler, cot)
 

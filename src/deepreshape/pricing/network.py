@@ -40,7 +40,7 @@ def price(
             ``assigned.word`` is what ``run_private``, ``Server`` and ``Client`` then take as ``relu``.
 
     Raises:
-        ValueError: if a word or the shape does not fit, or there is nothing to price.
+        ValueError: if a word or the shape does not fit, there is nothing to price, or an operator has no price.
     """
     measured = Profile.read(Path(profile)) if profile else None
     terms = Terms(
@@ -54,6 +54,5 @@ def price(
         if shape is None:
             raise ValueError("a module is priced for a shape of input, such as (3, 32, 32)")
         counted = count(network, shape).complete()
-        unknown = tuple(f"not counted: {name}, {elements:,} elements" for name, elements in counted.unknown.items())
-        return quote_layers(counted.priced_layers, terms, unknown)
+        return quote_layers(counted.priced_layers, terms)
     return quote_program(network if isinstance(network, Program) else network.program, terms)

@@ -254,10 +254,14 @@ class Linearization:
         self.masks = masks_of(model, data.shape)
         self.before = count(model, data.shape)
         if not 0 <= method.budget <= self.before.total.relus:
+            works = f"0 to {self.before.total.relus:,} works"
+            if not self.before.total.relus:
+                works = "`deepreshape substitute --activation relu` puts ReLUs in place of other activations"
             raise ValueError(
                 f"a budget of {method.budget:,} ReLUs does not fit a network that has {self.before.total.relus:,}; "
-                f"0 to {self.before.total.relus:,} works"
+                f"{works}"
             )
+        self.price_before = price(self.before.priced_layers).seconds if price else None
         method.see_fits(model, data.shape, self.masks)
         recipe = recipe or tuning_recipe(model, data)
         self.recipe = recipe if method.mismatch is None else replace(recipe, mismatch=method.mismatch)
@@ -346,7 +350,7 @@ class Linearization:
             relus=after.total.relus,
             granularity=self.method.granularity,
             kept={layer.name: layer.relus for layer in after.layers if isinstance(layer, ReluLayer)},
-            price_before=price(self.before.priced_layers).seconds if price else None,
+            price_before=self.price_before,
             price=price(after.priced_layers).seconds if price else None,
             top1_before=top1_before,
             top1_searched=top1_searched,

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from deepreshape.cost import ReluLayer
 from deepreshape.counting import count
 from deepreshape.nn import MaskedConv2d, MaskedReLU, Nonlinearity, RPReLU
 
@@ -60,20 +61,27 @@ def masks_of(model: nn.Module, input: Sequence[int]) -> Masks:
         if isinstance(module, nn.ReLU) or (isinstance(module, Nonlinearity) and module.mask is not None)
     ]
     try:
-        total = count(model, input).total.relus
+        counted = count(model, input)
     finally:
         for handle in handles:
             handle.remove()
-    seen = sum(int(mask.sum()) for mask in masks.values())
+    seen, total = sum(int(mask.sum()) for mask in masks.values()), counted.total.relus
     if seen != total:
-        others = "models.convert makes modules of ReLU calls, and substitute makes ReLUs of other activations"
+        places = [layer.name for layer in counted.layers if isinstance(layer, ReluLayer) and layer.relus]
+        others = {path: model.get_submodule(path) for path in places if path not in masks}
+        named = [f"{path or 'the network'} ({type(module).__name__})" for path, module in others.items()]
+        instead = "`deepreshape substitute --activation relu` puts ReLUs there first"
+        if any([*module.children()] for module in others.values()):
+            instead = "models.convert makes modules of function calls"
+        why = f"{', '.join(named[:3])}{f' and {len(named) - 3} more' * (len(named) > 3)}; {instead}"
         if any(isinstance(module, RPReLU) for module in model.modules()):
-            others = (
+            why = (
                 "RPReLUs have learned slopes, and masks are for ReLUs: a binary network has these by -relus in its "
                 "name, or by `binarize --rprelu none`"
             )
         raise ValueError(
-            f"{total - seen:,} of the model's {total:,} ReLUs are not computed by a torch.nn.ReLU module: {others}"
+            f"{total - seen:,} of the model's {total:,} ReLUs are no torch.nn.ReLU and cannot be removed one by one: "
+            f"{why}"
         )
     return masks
 

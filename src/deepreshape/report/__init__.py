@@ -1,8 +1,16 @@
 """From rows of results to what a person looks at."""
 
-from deepreshape.report.html import picture, render, verdict
+from deepreshape.report.html import picture, render, scope, verdict
 from deepreshape.report.masks import picture_of_masks
-from deepreshape.report.pareto import Advantage, Summary, advantages, pareto_front, seconds_basis, summarize
+from deepreshape.report.pareto import (
+    Advantage,
+    Summary,
+    advantages,
+    pareto_front,
+    profiles_of,
+    seconds_basis,
+    summarize,
+)
 
 __all__ = [
     "Advantage",
@@ -11,7 +19,9 @@ __all__ = [
     "pareto_front",
     "picture",
     "picture_of_masks",
+    "profiles_of",
     "render",
+    "scope",
     "seconds_basis",
     "summarize",
     "verdict",

@@ -20,12 +20,20 @@ from deepreshape.report.pareto import (
     Summary,
     advantages,
     pareto_front,
+    profiles_of,
     seconds_basis,
     summarize,
 )
 from deepreshape.training.runs import Result
 
-__all__ = ["environment", "picture", "render", "verdict"]
+__all__ = ["environment", "picture", "render", "scope", "verdict"]
+
+SCOPES = {
+    "digits": "This shows the way from a design to private answers, not which network is better: the digits have 8x8 "
+    "pixels, of which the last two stages see 2x2 and 1x1, so that widening them buys next to nothing. The comparison "
+    "that means something is on CIFAR-100: docs/removal.md, at equal ReLU count."
+}
+"""By data set, what a comparison of networks on it does not show."""
 
 
 def render(
@@ -51,27 +59,29 @@ def render(
             first published profile without.
     """
     points = summarize(results)
-    profiles = list(points[0].priced)
-    if seconds is None:
+    profiles = profiles_of(points)
+    if seconds is None and profiles:
         priced = {(point.network, point.plan): point.priced[profiles[0]] for point in points}
         seconds = seconds_basis(profiles[0], priced)
-    gains = {basis: advantages(points, baseline, basis) for basis in (RELUS, MACS, BOTH, seconds)}
+    bases = [RELUS, MACS, BOTH, *([seconds] if seconds else [])]
+    gains = {basis: advantages(points, baseline, basis) for basis in bases}
     best = set(pareto_front([(point.relus, point.mean) for point in points]))
-    charts = (
+    charts = [
         _chart(points, "Accuracy against ReLUs", "ReLUs", [point.relus for point in points]),
         _chart(points, "Accuracy against multiply-adds", "MACs", [point.macs for point in points]),
-        _chart(
-            points, "Accuracy against priced time", f"seconds, {profiles[0]}", [p.priced[profiles[0]] for p in points]
+        *(
+            _chart(points, "Accuracy against priced time", f"seconds, {name}", [point.priced[name] for point in points])
+            for name in profiles[:1]
         ),
-    )
+    ]
     page = environment().get_template("report.html.j2")
     return page.render(
         title=f"{baseline} and its relatives on {results[0].data}",
         verdict=verdict(gains[RELUS], baseline),
+        scope=scope(results),
         data=data,
         answers=answers,
         charts=charts,
-        profile=profiles[0],
         profiles=profiles,
         points=points,
         anchors=[_anchor(point) for point in points],
@@ -85,6 +95,11 @@ def render(
         metric=points[0].metric,
         made=f"deepreshape {version('deepreshape')}, Python {platform.python_version()}, {platform.machine()}",
     )
+
+
+def scope(results: Sequence[Result]) -> str:
+    """What results on this data set show and what not, where that has to be said; empty elsewhere."""
+    return SCOPES.get(results[0].data, "")
 
 
 def picture(results: Sequence[Result]) -> str:

@@ -20,6 +20,7 @@ __all__ = [
     "Summary",
     "advantages",
     "pareto_front",
+    "profiles_of",
     "seconds_basis",
     "summarize",
 ]
@@ -106,6 +107,11 @@ def summarize(results: Iterable[Result]) -> tuple[Summary, ...]:
         )
         for (network, plan), group in groups.items()
     )
+
+
+def profiles_of(points: Sequence[Summary]) -> list[str]:
+    """The published profiles that price all points; none prices squares or signs."""
+    return [name for name in points[0].priced if all(name in point.priced for point in points)]
 
 
 def pareto_front(points: Sequence[tuple[float, float]]) -> tuple[tuple[float, float], ...]:

@@ -201,7 +201,7 @@ class Joined(nn.Module):
 
 def test_two_inputs_are_refused_everywhere_and_run_joined():
     network = TwoImages().eval()
-    words = r"the network takes 2 inputs \(left, right\), and only networks of one input .* x.split"
+    words = r"the network takes 2 inputs \(left, right\), and only networks of one input .*; .* `left, right = x.split"
     x = drawn(4, 6, 6, 6)
     for work in (lambda: count(network, (3, 6, 6)), lambda: convert(network, (3, 6, 6)), lambda: lower(network, x)):
         with pytest.raises(ValueError, match=words):

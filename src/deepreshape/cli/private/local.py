@@ -73,7 +73,7 @@ def local(
     given = terms.candidates[0]
     calibrates = isinstance(given, ReluConfig) and given.window and given.protocol == "gc-stochastic"
     if picture:
-        new_file(picture)
+        new_file(picture, ".png")
     if max_loss is not None and not calibrates:
         raise ValueError(f"--max-loss {max_loss:g} is for --relu gc-stochastic:window, not for {how.relu}")
     network, inputs = network_of(model, samples, data, data_dir, images, row)

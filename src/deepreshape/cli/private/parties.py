@@ -151,7 +151,7 @@ def query(
     given, gates = options.program.with_name(FACTS), options.program.with_name(GATES)
     facts = read_facts(given, public) if given.is_file() else Facts()
     if picture:
-        new_file(picture)
+        new_file(picture, ".png")
         if not facts.upsample:
             raise ValueError(f"--picture {picture}: the program gives one class for an image, and none for its pixels")
     if gates.is_file():

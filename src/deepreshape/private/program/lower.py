@@ -29,7 +29,7 @@ from deepreshape.private.program.lowering.arithmetic import ARITHMETIC
 from deepreshape.private.program.lowering.moves import MOVES
 from deepreshape.private.program.lowering.pools import POOLS
 from deepreshape.private.program.lowering.real import largest_rows, observed_rows, precision_losses
-from deepreshape.private.program.lowering.trace import Problem, Trace, trace
+from deepreshape.private.program.lowering.trace import Problem, Trace, UnsupportedNetworkError, trace
 from deepreshape.private.program.one_bit import make_exact
 from deepreshape.private.program.ops import ProgramError
 from deepreshape.private.program.quantize import MARGIN, Lowered, quantize
@@ -155,11 +155,11 @@ def _simplified(traced: Trace) -> Graph:
     """The folded layers of a trace.
 
     Raises:
-        ProgramError: if it has problems.
+        UnsupportedNetworkError: if it has problems.
     """
     if traced.problems:
         known = f"; what can be lowered: {LOWERED}" if traced.shapes else ""
-        raise ProgramError("; ".join(map(str, traced.problems)) + known)
+        raise UnsupportedNetworkError(traced.problems, known)
     graph = traced.graph()
     simplify(graph)
     return graph

@@ -118,7 +118,11 @@ class ReluConfig:
         Raises:
             ValueError: with the text, if it is not such a word.
         """
-        protocol, _, rest = text.partition(":")
+        protocol, colon, rest = text.partition(":")
+        if colon and not all(rest.split(",")):
+            raise ValueError(
+                f"{text!r}: a setting is missing behind the colon or a comma; {protocol} alone is a word too"
+            )
         settings: dict[str, object] = {"protocol": protocol}
 
         def put(name: str, value: object) -> None:
@@ -126,7 +130,7 @@ class ReluConfig:
                 raise ValueError(f"{text!r} gives {name} as {other} and as {value}; give it once")
 
         exact = protocol == "ot" and rest.split(",")[0] == "exact"  # ot is so unless another word leaves bits out
-        for word in filter(None, rest.split(",")[exact:]):
+        for word in filter(None, rest.split(",")[exact:]):  # one empty word where there is no colon
             name, _, value = word.partition("=")
             if name in ("drop", "batch") and value.isdecimal():
                 put(name, int(value))

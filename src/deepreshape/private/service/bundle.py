@@ -269,5 +269,6 @@ def _opened(path: Path) -> Any:
     except FileNotFoundError:
         raise
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{path} is not an image that can be read: {error}") from None
+        why = getattr(error, "strerror", None) or error
+        raise ValueError(f"{path} is not an image that can be read: {why}") from None
     return picture

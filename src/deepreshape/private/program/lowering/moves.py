@@ -16,7 +16,7 @@ from torch import Tensor, fx
 
 from deepreshape.private.program.graph import Flat, Join, Part, Pick, Stack
 from deepreshape.private.program.lowering.arithmetic import expanded, reshaped
-from deepreshape.private.program.lowering.trace import Handler, Trace, UnsupportedOperatorError
+from deepreshape.private.program.lowering.trace import NO_BATCH, Handler, Trace, UnsupportedOperatorError
 
 __all__ = ["MOVES"]
 
@@ -46,7 +46,7 @@ def _choose(trace: Trace, path: str, source: str, places: Tensor) -> str:
     """The elements at ``places``, a result with an axis for the batch."""
     if places.dim() == 0 or len(places) != 1:
         raise UnsupportedOperatorError(
-            f"gives a value of shape {tuple(places.shape)} for a batch of one", "keep the first axis for the batch"
+            f"gives a value of shape {tuple(places.shape)} {NO_BATCH}", "keep the first axis for the batch"
         )
     index = (places[0] - 1).to(torch.int32).numpy().copy()
     shape = trace.shapes[source]

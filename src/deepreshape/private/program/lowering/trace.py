@@ -13,7 +13,7 @@ import re
 import warnings
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import StringIO
 from typing import Any, cast
 
@@ -25,10 +25,19 @@ from torch import Tensor, fx, nn
 from deepreshape.counting import check_one_input
 from deepreshape.models.foreign.call_sites import raised_at
 from deepreshape.private.program.graph import Graph, Traced
-from deepreshape.private.program.ops import INPUT, Shape
+from deepreshape.private.program.ops import INPUT, ProgramError, Shape
 from deepreshape.private.program.program import NAME
 
-__all__ = ["Handler", "Problem", "Trace", "UnsupportedOperatorError", "evaluating", "trace"]
+__all__ = [
+    "Handler",
+    "Problem",
+    "Trace",
+    "UnsupportedNetworkError",
+    "UnsupportedOperatorError",
+    "by_kind",
+    "evaluating",
+    "trace",
+]
 
 Real = NDArray[np.float64]
 
@@ -45,6 +54,30 @@ class Problem:
     def __str__(self) -> str:
         where = f"{self.layer}: " if self.layer else ""
         return f"{where}{self.reason}" + (f"; {self.instead}" if self.instead else "")
+
+
+def by_kind(problems: Sequence[Problem]) -> list[str]:
+    """A line for each kind of problem, with the layers that have it; of many layers the first three, and how many."""
+    layers: dict[Problem, list[str]] = {}
+    for problem in problems:
+        layers.setdefault(replace(problem, layer=""), []).append(problem.layer)
+    more = [f" and {len(names) - 3} more" * (len(names) > 3) for names in layers.values()]
+    return [
+        str(replace(problem, layer=", ".join(names[:3]) + rest))
+        for (problem, names), rest in zip(layers.items(), more, strict=True)
+    ]
+
+
+class UnsupportedNetworkError(ProgramError):
+    """A network has parts that cannot be lowered.
+
+    Attributes:
+        problems: all of them.
+    """
+
+    def __init__(self, problems: Sequence[Problem], known: str = "") -> None:
+        super().__init__("; ".join(by_kind(problems)) + known)
+        self.problems = tuple(problems)
 
 
 class UnsupportedOperatorError(Exception):
@@ -76,6 +109,8 @@ class Trace:
         self._constants: dict[fx.Node, Any] = {}
         self._names: dict[fx.Node, str] = {}
         self._parts: dict[fx.Node, Sequence[str]] = {}
+        self._shapeless: set[fx.Node] = set()
+        """Values of problems, whose first axis is not the batch: what reads them says nothing new."""
 
     def graph(self) -> Graph:
         """What has been traced, if there are no problems."""
@@ -128,9 +163,17 @@ class Trace:
             if parts:
                 name = str(source.target).removeprefix("aten.").rpartition(".")[0]
                 self.problems.append(Problem(parts[0], name, "only the values are computed, not where they were"))
-            self._names[node] = self.unique(node.name)
-            self.shapes[self._names[node]] = self.shape(node)
+            self._stand_in(node, node.name)
         return True
+
+    def _stand_in(self, node: fx.Node, path: str) -> None:
+        """Name a value that cannot be computed, so that what reads it is looked at too."""
+        value = node.meta.get("val")
+        if isinstance(value, Tensor):
+            self._names[node] = self.unique(path)
+            self.shapes[self._names[node]] = tuple(value.shape[1:])
+        if not isinstance(value, Tensor) or not value.dim() or value.shape[0] != 1:
+            self._shapeless.add(node)
 
     def _check_constant(self, path: str, tensor: Tensor) -> None:
         if tensor.is_floating_point() and not tensor.isfinite().all():
@@ -146,12 +189,13 @@ class Trace:
         try:
             if handler is None:
                 raise UnsupportedOperatorError(f"{name} cannot be lowered", INSTEAD.get(name, ""))
-            handler(self, node, path)
+            if self._shapeless.isdisjoint(node.all_input_nodes):
+                handler(self, node, path)
+            else:
+                self._stand_in(node, path)
         except UnsupportedOperatorError as error:
             self.problems.append(Problem(path, name, str(error), error.instead))
-            if isinstance(node.meta.get("val"), Tensor):
-                self._names[node] = self.unique(path)
-                self.shapes[self._names[node]] = tuple(node.meta["val"].shape[1:])
+            self._stand_in(node, path)
 
     def _path(self, node: fx.Node, kind: str) -> str:
         """The layer's path; for an operator in a larger module's own code, that and the operator."""
@@ -195,7 +239,7 @@ class Trace:
         size = cast(Tensor, node.meta["val"]).shape
         if not len(size) or size[0] != 1:
             raise UnsupportedOperatorError(
-                f"gives a value of shape {tuple(size)} for a batch of one", "keep the first axis for the batch"
+                f"gives a value of shape {tuple(size)} {NO_BATCH}", "keep the first axis for the batch"
             )
         return tuple(int(side) for side in size[1:])
 
@@ -256,6 +300,8 @@ KINDS = {
 }
 """What an operator of a network's own code is called in the name of its value, if not as the operator is."""
 
+NO_BATCH = "for a batch of one"
+ATTENTION = "scaled_dot_product_attention"
 SUBSTITUTE = "take a ReLU (`deepreshape substitute --activation relu`)"
 NORM = "write torch.nn.BatchNorm2d there and train the network again"
 INSTEAD = {
@@ -265,7 +311,7 @@ INSTEAD = {
     **dict.fromkeys(("layer_norm", "group_norm", "instance_norm"), NORM),
     **dict.fromkeys(("softmax", "log_softmax"), "at the end it is the client's; inside, nothing exact does instead"),
     **dict.fromkeys(("max_pool3d", "avg_pool3d", "conv3d"), "take layers over two axes"),
-    "scaled_dot_product_attention": "attention multiplies values by one another; take convolutions",
+    ATTENTION: "attention multiplies values by one another; take convolutions",
     **dict.fromkeys(("bmm", "baddbmm", "einsum", "div"), "values cannot be multiplied by one another"),
 }
 """What does much the same as an operator that cannot be lowered."""
@@ -318,7 +364,7 @@ def trace(model: nn.Module, shape: Sequence[int], handlers: Mapping[str, Handler
         check_one_input(model)
     except ValueError as error:
         result = Trace(model, handlers)
-        result.problems.append(Problem("", "input", str(error)))
+        result.problems.append(Problem("", "input", *str(error).split("; ")))
         return result
     parameter = next(model.parameters(), torch.zeros(()))
     example = torch.zeros(1, *shape, device=parameter.device, dtype=parameter.dtype)
@@ -343,4 +389,12 @@ def trace(model: nn.Module, shape: Sequence[int], handlers: Mapping[str, Handler
             result.add(node, held)
     ends = {node.name: node for node in exported.graph.nodes}
     result.end([ends.get(name) for name in signature.user_outputs if isinstance(name, str)])
+    result.problems[:] = _without_consequences(result.problems)
     return result
+
+
+def _without_consequences(problems: Sequence[Problem]) -> list[Problem]:
+    """The problems without those of axes that are moved around an attention, which go with it."""
+    layers = [each.layer.rpartition(".")[0] for each in problems if each.operator == ATTENTION]
+    around = tuple(f"{layer}." for layer in layers if layer)
+    return [each for each in problems if NO_BATCH not in each.reason or not each.layer.startswith(around)]
