@@ -15,6 +15,7 @@ from deepreshape.private.arith.ring import DELPHI_PRIME, Field, Ring
 from deepreshape.private.arith.rng import Randomness
 from deepreshape.private.parties.plan import Plan
 from deepreshape.private.program import interpret as plain
+from deepreshape.private.program import sign_bits
 from deepreshape.private.program.encoding import digest, from_bytes, to_bytes
 from deepreshape.private.program.ops import Conv2d, Flatten, Linear, Relu, Weights
 from deepreshape.private.program.program import Program
@@ -121,6 +122,23 @@ def test_more_loss_allows_fewer_bytes_and_a_search_can_be_repeated() -> None:
     plans = [Plan(one.public(), relu=relu) for one, relu in zip(found, (CALIBRATED,) * 2, strict=False)]
     sizes = [plan.declared().bytes for plan in plans]
     assert sizes[1] < sizes[0]
+
+
+def test_the_loss_is_that_of_windows_and_not_of_rounding(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What nothing is left out of is judged as the rest is: with the same shares, which round."""
+    rounds: list[tuple[object, bytes]] = []
+
+    def note(program: Program, *given: np.ndarray, protocols: Protocols | None = None, seed: bytes = b"") -> float:
+        rounds.append((protocols, seed))
+        lows = [low for low, _ in windows(program)]
+        return 80.0 if any(lows) else 81.0
+
+    monkeypatch.setattr(sign_bits, "program_accuracy", note)
+    program, protocols = network(Ring(30)), Protocols(CALIBRATED)
+    result = calibrate(program, *data(program), protocols=protocols, max_loss=1)
+    assert set(rounds) == {(protocols, bytes(32))}
+    assert (result.exact, result.reached) == (81.0, 80.0)
+    assert min(low for low, _ in windows(result.program)) > 0
 
 
 def test_the_exact_signs_lose_nothing() -> None:

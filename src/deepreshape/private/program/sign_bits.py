@@ -39,7 +39,7 @@ class Calibrated:
 
     Attributes:
         program: with its windows, for ``gc-stochastic:window``.
-        exact: accuracy on the validation data with exact signs, in percent.
+        exact: accuracy on the validation data with all low bits, in percent, rounding as two parties do.
         reached: accuracy with the windows.
         tried: how many settings were evaluated.
     """
@@ -75,7 +75,10 @@ def calibrate(
     if len(inputs) != len(labels) or not len(inputs) or max_loss < 0:
         raise ValueError(f"{len(inputs)} inputs with {len(labels)} labels and {max_loss:g} points to lose: no search")
     shifts = {op.name: _shift(op, program) for op in program.ops if _has_window(op)}
-    exact, tried = program_accuracy(program, inputs, labels), 0
+    lows = dict.fromkeys(shifts, 0)
+    # the loss of windows, and not of rounding: signs between truncations are sensitive to that alone
+    exact = program_accuracy(windowed(program, lows), inputs, labels, protocols=protocols, seed=seed)
+    reached, tried = exact, 0
 
     def afford(lows: Mapping[str, int]) -> float | None:
         """The accuracy, if it is not too low."""
@@ -88,7 +91,6 @@ def calibrate(
         """Whether these low bits are not what a window's bounds make of those there are."""
         return digest(windowed(program, trial)) != digest(windowed(program, lows))
 
-    lows, reached = dict.fromkeys(shifts, 0), exact
     lowest, highest = -max(shifts.values(), default=0), program.modulus.bits
     while lowest < highest:  # the largest step above the shifts that can be afforded
         above = (lowest + highest + 1) // 2
