@@ -109,7 +109,7 @@ def _bits(layer: Any) -> int:
 
 def table(rows: Sequence[dict[str, Any]]) -> list[str]:
     """The lines of the table in docs/removal.md."""
-    lines: list[str] = HEAD.split("\n")
+    lines: list[str] = [HEAD]
     for name, what in SHOWN.items():
         for row in (row for row in rows if row["network"] == name):
             cells = [f"`{name}`, {what}" * (row["protocol"] == PROTOCOLS[0]), f"`{row['protocol']}`"]
