@@ -45,7 +45,8 @@ PROTOCOLS = ("gc-full", "ot")
 
 def trunk(name: str, network: str, data: Dataset, given: argparse.Namespace) -> MultiExitNetwork:
     """A network with exits, whose heads are fresh if it was trained for its end alone (final)."""
-    to, how = given.out / name, replace(recipe_of(data.name), epochs=given.epochs)
+    to = given.out / (name if name == "final" else f"{name}-{given.heads}")
+    how = replace(recipe_of(data.name), epochs=given.epochs)
     if not (to / MANIFEST).is_file():
         start = build(architecture_for(network, data), seed=given.seed)
         whole = attach_exits(start, AT, given.heads, seed=given.seed)
@@ -53,8 +54,8 @@ def trunk(name: str, network: str, data: Dataset, given: argparse.Namespace) -> 
         if name == "final":
             train(model, data, how, seed=given.seed, folder=to / "run")
         else:
-            both, model = ExitAware(objective_of(data)), whole
-            TrainingRun(model, data, how, seed=given.seed, hook=both, objective=both).complete(to / "run", None)
+            model, both = whole, ExitAware(objective_of(data))
+            TrainingRun(model, data, how, seed=given.seed, objective=both).complete(to / "run", None)
         save(model, to)
     model = load(to)
     return model if isinstance(model, MultiExitNetwork) else attach_exits(model, AT, given.heads, seed=given.seed)

@@ -37,12 +37,14 @@ def network() -> MultiExitNetwork:
     return attach_exits(trained(), (1, 2))
 
 
-def test_exit_i_is_trained_at_every_ith_step_and_the_end_at_all():
-    aware, outputs = ExitAware(Classification()), [logits(seed) for seed in range(3)]
-    each = [float(cross_entropy(one, TARGET)) for one in outputs]
-    for step, places in ((0, (0, 1, 2)), (1, (0, 2)), (2, (0, 1, 2)), (3, (0, 2))):
-        aware.before(step, 4)
-        assert float(aware.loss(outputs, TARGET, None, PLAIN)) == pytest.approx(sum(each[place] for place in places))
+def test_every_exit_and_the_end_are_trained_at_every_step_and_each_has_its_teacher():
+    aware, outputs, soft = ExitAware(Classification()), [logits(seed) for seed in range(3)], [logits(9)] * 3
+    assert float(aware.loss(outputs, TARGET, None, PLAIN)) == pytest.approx(
+        sum(float(cross_entropy(one, TARGET)) for one in outputs)
+    )
+    assert float(aware.loss(outputs, TARGET, soft, PLAIN)) == pytest.approx(
+        sum(float(distillation_loss(one, TARGET, soft[0])) for one in outputs)
+    )
 
 
 def test_positive_filtering_lets_the_end_teach_only_where_it_is_right():
@@ -128,3 +130,4 @@ def test_aware_training_moves_the_trunk_and_goes_on_where_it_was_killed(tmp_path
 def test_heads_have_a_recipe_of_their_own():
     assert heads_recipe("digits").lr == 1.0
     assert heads_recipe("digits").batch == 64
+    assert heads_recipe("digits").epochs == 2

@@ -68,8 +68,8 @@ def train(
         str, typer.Option(help="aware (trained with its exits first) or kept (a trained network's, as it is).")
     ] = "aware",
     distill: Annotated[
-        str, typer.Option(help="What teaches heads beside labels: pfd (the end where it is right), kd (the end), none.")
-    ] = "pfd",
+        str, typer.Option(help="What teaches heads beside labels: none, pfd (the end where it is right), kd (the end).")
+    ] = "none",
     data: DataName = "digits",
     data_dir: DataDir = None,
     seed: Seed = 0,

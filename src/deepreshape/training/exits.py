@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from deepreshape.data import Dataset
 from deepreshape.data.augment import VOID, Moves
 from deepreshape.training.distill import distillation_loss
-from deepreshape.training.hooks import Hook
 from deepreshape.training.loop import Progress, Trained, TrainingRun
 from deepreshape.training.objective import Objective, objective_of, upsampled
 from deepreshape.training.recipe import Recipe, recipe_of
@@ -56,11 +55,11 @@ class Exits(Protocol):
 
 
 @final
-class ExitAware(Hook):
-    """Objective and hook of exit-aware training: the end's loss at every step, exit i's at every i-th.
+class ExitAware:
+    """Objective of exit-aware training: the sum of the losses of all exits and of the end, at every step.
 
-    Exits are numbered from the front, so that the first, which shares the least of the trunk, is trained at every step.
-    The metric is the end's.
+    The metric is the end's. To train exit i at every i-th step only, as MESS is said to do, costs the later exits 4 to
+    7 points of mIoU on the shapes, and gives the first 2 (resnet18-m8-seg, six epochs).
 
     Args:
         of: the objective of every single exit.
@@ -68,7 +67,6 @@ class ExitAware(Hook):
 
     def __init__(self, of: Objective) -> None:
         self.of = of
-        self.step = 0
 
     @property
     def measures(self) -> str:
@@ -82,18 +80,14 @@ class ExitAware(Hook):
     def loss(
         self, outputs: Sequence[Tensor], target: Tensor, teacher: Sequence[Tensor] | None, recipe: Recipe
     ) -> Tensor:
-        """The sum of the losses of this step."""
-        places = [*(i for i in range(len(outputs) - 1) if self.step % (i + 1) == 0), len(outputs) - 1]
-        losses = [self.of.loss(outputs[i], target, None if teacher is None else teacher[i], recipe) for i in places]
+        """The sum over exits, of whose teacher's logits each has its own."""
+        taught = teacher or (None,) * len(outputs)
+        losses = [self.of.loss(logits, target, soft, recipe) for logits, soft in zip(outputs, taught, strict=True)]
         return torch.stack(losses).sum()
 
     def metric(self, batches: Iterable[tuple[Sequence[Tensor], Tensor]]) -> float:
         """The end's, in percent."""
         return self.of.metric((outputs[-1], labels) for outputs, labels in batches)
-
-    def before(self, step: int, steps: int) -> None:
-        """Note which step it is, from which follows which exits it trains."""
-        self.step = step
 
 
 @final
@@ -199,16 +193,17 @@ class ExitTraining:
 
     trunk: Recipe | None
     heads: Recipe
-    distillation: Distillation = "pfd"
+    distillation: Distillation = "none"
 
 
 def heads_recipe(data: str) -> Recipe:
-    """How heads are trained by default on a data set by name: as networks are there, in larger steps.
+    """How heads are trained by default on a data set by name: as networks are there, in larger steps and for 2 epochs.
 
     A linear layer on the means of maps has small gradients: on the digits, two epochs at 0.1 leave the heads of a
-    trained trunk at 18, 43 and 84 %, at 1.5 at 42, 73 and 89 %.
+    trained trunk at 18, 43 and 84 %, at 1.5 at 42, 73 and 89 %. Where the end teaches, it does so at temperature 1 and
+    with half of the weight: a head fits logits softened by 4 badly (on the shapes, 6 points of mIoU less at exit 3).
     """
-    return replace(recipe_of(data), optimizer="sgd", lr=1.0, lr_other=1.0)
+    return replace(recipe_of(data), optimizer="sgd", lr=1.0, lr_other=1.0, epochs=2, temperature=1.0, distill=0.5)
 
 
 def train_exits(
@@ -243,8 +238,7 @@ def train_exits(
     done: list[Trained] = []
     of = objective_of(data)
     if how.trunk:
-        both = ExitAware(of)
-        run = TrainingRun(network, data, how.trunk, seed=seed, hook=both, objective=both)
+        run = TrainingRun(network, data, how.trunk, seed=seed, objective=ExitAware(of))
         done.append(run.complete(folder / "trunk" if folder else None, told("trunk")))
     network.eval()
     losses = HeadLosses(how.distillation, of)
