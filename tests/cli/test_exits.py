@@ -1,6 +1,8 @@
 """The commands for exits, from training to two parties, and what they refuse."""
 
 import json
+import subprocess
+import sys
 from contextlib import redirect_stdout
 from io import StringIO
 from pathlib import Path
@@ -8,9 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from support.command_line import answer, call
+from support.few_digits import digits
 
-from deepreshape.cli.exits import print_exits
+from deepreshape.cli.private.exits import print_exits, print_exits_asked
+from deepreshape.private.program import interpret
+from deepreshape.private.service.bundle import Bundle
+from deepreshape.private.service.exit_bundle import Exits, read_exits
 from deepreshape.private.service.exits_in_turn import InTurn
+from deepreshape.private.service.predict import Prediction
 
 QUICK = ("--data", "digits", "--set", "epochs=1", "--set", "heads.epochs=1")
 
@@ -116,6 +123,75 @@ def test_the_client_asks_on_until_it_is_sure(there: Path):
     assert "the server learns of each input at which exit it ended, at most 1 bit; the client the logits" in said
 
 
+def test_a_client_asks_the_exits_that_a_server_offers(there: Path, tmp_path: Path):
+    lowered = answer("private", "lower", str(there / "m"), "--exit", "all", "--out", "bundle", cwd=tmp_path)
+    assert [each["at"] for each in lowered["exits"]] == [1, 2, 3]
+    assert read_exits(tmp_path / "bundle") == Exits((1, 2, 3), lowered["threshold"])
+    answer("private", "keygen", "--out", "keys", cwd=tmp_path)
+    np.save(tmp_path / "x.npy", digits().test.images[0].numpy())
+    serve = "--program bundle --keys keys --store server --port 0 --sessions 8 --relu ot"
+    command = [sys.executable, "-m", "deepreshape", "private", "serve", *serve.split(), "--json"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path) as server:
+        try:
+            assert server.stderr is not None
+            port = server.stderr.readline().rsplit(":", 1)[1].strip()
+            words = f"--program bundle --keys keys --store client --port {port} --relu ot".split()
+            assert len(answer("private", "prepare", *words, "--exit", "dynamic:1:2", cwd=tmp_path)["batches"]) == 2
+            # the two batches are used, and one is made for exit 1
+            on = answer("private", "query", "x.npy", *words, "--exit", "dynamic:1:2", cwd=tmp_path)
+            early = answer("private", "query", "x.npy", *words, "--exit", "dynamic:0", cwd=tmp_path)
+            static = call("private", "query", "x.npy", *words, "--exit", "2", cwd=tmp_path)
+            assert json.loads(server.communicate(timeout=60)[0])["served"] == 8
+        finally:
+            server.kill()
+    assert [each["at"] for each in on["asked"]] == [2, 3]  # nothing reaches a confidence of 1
+    assert (on["exit"], on["exits"], on["leaked_bits"]) == (3, [2, 3], 1)
+    assert on["bytes"]["online"] == sum(each["bytes"] for each in on["asked"])
+    assert ([each["at"] for each in early["asked"]], early["exits"], early["leaked_bits"]) == ([1], [1, 2, 3], 2)
+    assert "exit 2 answers everything: the server learns nothing of the input" in static.out
+    for said, point in ((on, 3), (early, 1)):
+        bundle = Bundle.read(tmp_path / "bundle" / f"exit{point}", "server")
+        x, _ = bundle.facts.input_of(tmp_path / "x.npy", bundle.program.input_shape)
+        logits = bundle.program.decode(interpret.run(bundle.program, bundle.program.encode(x[None])))[0][0]
+        wanted = Prediction.of(logits.reshape(-1), bundle.facts, seconds={}, bytes={}, agree=None).ranked
+        assert [(each["class"], each["probability"]) for each in said["classes"]] == list(wanted)
+        assert said["asked"][-1]["confidence"] == pytest.approx(wanted[0][1])
+
+
+def test_what_a_client_asks_and_who_learns_it_is_said():
+    told = {"exit": 3, "threshold": 0.8, "asked": [{"at": 1, "confidence": 0.42}, {"at": 3, "confidence": 0.7}]}
+    stdout = StringIO()
+    with redirect_stdout(stdout):
+        print_exits_asked(told | {"exits": [1, 3]})
+    said = " ".join(stdout.getvalue().split())
+    assert "asked exit 1 with confidence 0.42, exit 3 with confidence 0.7, where 0.8 ends" in said
+    assert "the server learns of each input at which exit it ended, at most 1 bit; the client the logits" in said
+
+
+@pytest.mark.parametrize(
+    ("program", "exit", "says"),
+    [
+        ("bundle", "9", "--exit 9: bundle holds exits 1, 4"),
+        ("bundle", "soon", "--exit soon: give the stage of an exit"),
+        ("bundle", "dynamic:0.5:2", "the network has exits 1; name some"),
+        ("bundle", "dynamic", "has no threshold; give one, as dynamic:0.8"),
+        ("file", "1", "--exit 1: file is one program"),
+        ("empty", "1", "empty holds no exits.json; `deepreshape private lower M --exit all --out empty` makes it"),
+        ("broken", "1", "exits.json is to hold points, stages that rise, and threshold"),
+    ],
+)
+def test_exits_that_a_folder_does_not_hold_are_refused(tmp_path: Path, program: str, exit: str, says: str):
+    for name, points in (("bundle", [1, 4]), ("broken", [4, 1])):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "exits.json").write_text(json.dumps({"points": points, "threshold": None}))
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").write_bytes(b"")
+    words = ("--program", program, "--keys", "keys", "--store", "store", "--exit", exit)
+    done = call("private", "query", "x.npy", *words, cwd=tmp_path)
+    assert done.code == 2
+    assert says in " ".join(done.err.split())
+
+
 def test_a_mean_of_inputs_that_ended_at_different_exits():
     def report(n: int) -> dict:
         pair = {"offline": 10.0 * n, "online": 1.0 * n}
@@ -166,6 +242,10 @@ def test_a_mean_of_inputs_that_ended_at_different_exits():
         (("cost", "m", "--exit", "dynamic", "--protocol", "fhe"), "which --protocol fhe does not price"),
         (("cost", "resnet20-exits1", "--exit", "dynamic:0.5"), "is priced by how many labelled images stop where"),
         (("private", "local", "--model", "m", "--exit", "4"), "there is no exit 4"),
+        (("private", "lower", "m", "--exit", "4"), "there is no exit 4"),
+        (("private", "lower", "m", "--exit", "some"), "--exit some: give the stage of an exit, such as 1, or all"),
+        (("private", "lower", "zoo:digits", "--exit", "all"), "--exit all: zoo:digits has no exits"),
+        (("private", "lower", "m", "--exit", "all", "--max-loss", "1"), "--max-loss 1 is for one program"),
         (("private", "local", "--model", "m", "--exit", "soon"), "--exit soon: give the stage of an exit"),
         (("private", "local", "--model", "m", "--exit", "dynamic:0.5:3"), "the network has exits 1.2"),
         (("private", "local", "--model", "zoo:digits", "--exit", "dynamic"), "zoo:digits has no exits"),
@@ -177,7 +257,7 @@ def test_a_mean_of_inputs_that_ended_at_different_exits():
     ],
 )
 def test_wrong_input_is_one_line(there: Path, words: tuple[str, ...], says: str):
-    out = ("--out", "new") if words[:2] in (("exits", "train"), ("exits", "save")) else ()
+    out = ("--out", "new") if words[:2] in (("exits", "train"), ("exits", "save"), ("private", "lower")) else ()
     done = call(*words, *out, cwd=there)
     assert done.code == 2
     assert says in done.err

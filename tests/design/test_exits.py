@@ -12,14 +12,13 @@ from deepreshape.design.exits import (
     THRESHOLDS,
     Costs,
     Evidence,
-    Stop,
     cheapest_within,
-    confidence,
     gather,
     lowest_threshold,
     search_exits,
 )
 from deepreshape.models import architecture, attach_exits, build
+from deepreshape.private.service.stop import Stop, confidence
 from deepreshape.training import Segmentation, TrainingRun, accuracy
 
 COSTS = Costs((4.0, 6.0, 9.0))

@@ -37,12 +37,12 @@ from deepreshape.cli.console import (
 )
 
 if TYPE_CHECKING:
-    from deepreshape.cli.models import Images, Inputs, Network
+    from deepreshape.cli.models import Inputs, Network
     from deepreshape.data import Dataset
-    from deepreshape.design.exits import Configuration, Evidence, Stop
+    from deepreshape.design.exits import Configuration, Evidence
     from deepreshape.models.exits import MultiExitNetwork
     from deepreshape.pricing.quote import Terms
-    from deepreshape.private.program.relu_config import ReluConfig
+    from deepreshape.private.service.stop import Stop
     from deepreshape.training import Progress
     from deepreshape.training.exits import ExitTraining
 
@@ -292,7 +292,7 @@ def read_stop(word: str | None, network: Network, model: str) -> Stop | None:
     Raises:
         ValueError: if the network has no exits, or no such one.
     """
-    from deepreshape.design.exits import Stop
+    from deepreshape.private.service.stop import Stop
 
     if word is None:
         return None
@@ -400,78 +400,3 @@ def leak_of(points: Sequence[int]) -> str:
         f"the server learns of each input at which exit it ended, at most {bits} bit{'s' * (bits > 1)}; the client the "
         "logits of every exit that it asked"
     )
-
-
-def run_dynamic(
-    network: Network,
-    inputs: Inputs,
-    given: Images,
-    stop: Stop,
-    relu: ReluConfig,
-    progress: Any,
-    workers: int | None = None,
-) -> dict[str, Any]:
-    """Put inputs to exits in turn, each a private query of its own, and report it as of a network.
-
-    Args:
-        network: with exits.
-        inputs: what formats and the threshold rest on.
-        given: inputs to run, (N, C, H, W).
-        stop: which exits, and from which confidence on an answer is taken.
-        relu: how ReLUs are computed.
-        progress: told of bytes.
-        workers: of the server.
-    """
-    import numpy as np
-
-    from deepreshape.cli.models import compare, lowered_exits
-    from deepreshape.design.exits import confidence
-    from deepreshape.private.program.program import to_fixed
-    from deepreshape.private.service.exits_in_turn import run_in_turn
-
-    assert network.exits is not None  # noqa: S101 - read_stop says so
-    points = stop.points(network.exits.architecture.points)
-    threshold, _ = with_threshold(stop, network, inputs)
-    lowered = lowered_exits(network, inputs)
-    programs = {point: lowered[point].program for point in points}
-    done = run_in_turn(
-        programs,
-        to_fixed(given, programs[points[0]].input_fraction),
-        lambda logits: confidence(logits) >= threshold,
-        relu,
-        progress=progress,
-        workers=workers,
-    )
-    shares = np.bincount(done.ends, minlength=len(points)) / len(given)
-    ended = [points[number] for number in done.ends]
-    size = inputs.facts.get("upsample")
-    beside = [compare(network.at(point), given[i : i + 1], done.logits[i][None], size) for i, point in enumerate(ended)]
-    report = done.report(dict(enumerate(map(str, points))))
-    report["exit_shares"] = {str(point): float(share) for point, share in zip(points, shares, strict=True)}
-    report |= {"leaked_bits": len(points) - 1, "threshold": threshold}
-    report["beside_float"] = {
-        name: (max if name.startswith("largest") else sum)(each[name] for each in beside) for name in beside[0]
-    }
-    names = inputs.facts.get("class_names")
-    if names and not network.exits.architecture.maps:
-        report["answers"] = [names[int(logits.argmax())] for logits in done.logits]
-    report["exits"] = [
-        {"at": point, "inputs": count, "report": own}
-        for point, count, own in zip(points, done.reached, done.reports, strict=True)
-    ]
-    return report
-
-
-def print_exits(report: dict[str, Any]) -> None:
-    """What every exit was asked and cost, and what was told by it."""
-    table = new_table("exit", "inputs asked", "ended there", "ReLUs", "offline, s", "online, s", "MB")
-    for row, share in zip(report["exits"], report["exit_shares"].values(), strict=True):
-        own, costs = row["report"], ["", "", "", ""]
-        if own:
-            seconds = [f"{own['seconds'][phase]:.2f}" for phase in ("offline", "online")]
-            costs = [thousands(own["relus"]), *seconds, f"{sum(own['bytes'].values()) / 1e6:,.2f}"]
-        table.add_row(str(row["at"]), str(row["inputs"]), f"{share:.0%}", *costs)
-    out.print(table)
-    points = [row["at"] for row in report["exits"]]
-    out.print(f"an answer was taken from confidence {report['threshold']:g} on; {leak_of(points)}", highlight=False)
-    out.print("of one input in the mean:", highlight=False)

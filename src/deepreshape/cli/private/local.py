@@ -28,7 +28,8 @@ from deepreshape.cli.console import (
     write_pictures,
 )
 from deepreshape.cli.convex import predictions, told_by
-from deepreshape.cli.exits import print_exits, read_stop, run_dynamic
+from deepreshape.cli.exits import read_stop
+from deepreshape.cli.private.exits import print_exits, run_dynamic
 from deepreshape.cli.private.lower import choose_windows, network_of, print_comparison
 from deepreshape.cli.private.options import MaxLossOption, Relus, RowOption, SamplesOption, WorkersOption
 

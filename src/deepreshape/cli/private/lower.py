@@ -11,7 +11,6 @@ import typer
 from deepreshape.cli.console import (
     NOTHING_KEPT,
     DataDir,
-    ExitPoint,
     InputData,
     Json,
     ModelArgument,
@@ -20,6 +19,7 @@ from deepreshape.cli.console import (
     stoppable,
 )
 from deepreshape.cli.convex import inputs_of, write_gates
+from deepreshape.cli.private.exits import COMPARED, lower_exits
 from deepreshape.cli.private.options import MaxLossOption, SamplesOption
 
 if TYPE_CHECKING:
@@ -31,8 +31,6 @@ if TYPE_CHECKING:
 
 app = typer.Typer()
 
-COMPARED = 8
-"""Inputs on which `lower` compares the program with the network."""
 LOOKED = 256
 """Validation inputs on which `lower` looks at the limits of squares."""
 
@@ -41,7 +39,15 @@ LOOKED = 256
 def lower(
     model: ModelArgument,
     to: Annotated[Path, typer.Option("--out", help="Folder for the program's two parts.")],
-    exit: ExitPoint = None,
+    exit: Annotated[
+        str | None,
+        typer.Option(
+            "--exit",
+            help="Of a network with exits: a stage, up to whose exit; all, for a client that asks them in turn; the "
+            "whole without.",
+            show_default=False,
+        ),
+    ] = None,
     samples: SamplesOption = None,
     facts: Annotated[
         Path | None,
@@ -72,7 +78,15 @@ def lower(
     if given.protocol != "gc-stochastic" or not given.window:
         raise ValueError(f"--relu {relu} has no windows to choose; gc-stochastic:window has, with neg-pass or without")
     network, inputs = network_of(model, samples, data, data_dir)
-    network = network.at(exit)
+    if exit == "all":
+        if facts or max_loss is not None:
+            given = f"--facts {facts}" if facts else f"--max-loss {max_loss:g}"
+            raise ValueError(f"{given} is for one program, and --exit all writes several; give --exit a stage")
+        lower_exits(network, inputs, model, to, as_json=as_json)
+        return
+    if exit is not None and not exit.isdecimal():
+        raise ValueError(f"--exit {exit}: give the stage of an exit, such as 1, or all")
+    network = network.at(None if exit is None else int(exit))
     lowered = lowered_of(network, inputs)
     told = read_facts(facts, lowered.program) if facts else Facts(**inputs.facts)
     program, calibrated = lowered.program, None

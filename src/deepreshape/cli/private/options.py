@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
 import typer
 
@@ -151,6 +151,16 @@ def read_program(path: Path) -> Program:
         raise ValueError(f"{path}: {error}") from None
 
 
+class Stages(NamedTuple):
+    """What a client asks: programs by their stages, 0 where there is one program, and the confidence that ends.
+
+    There is no threshold where one program answers everything.
+    """
+
+    paths: dict[int, Path]
+    threshold: float | None = None
+
+
 @dataclass(frozen=True, kw_only=True)
 class End:
     """Who a party is, and where the server listens."""
@@ -176,19 +186,68 @@ class End:
 class Party(End):
     """What a party brings along; the same options for serve, prepare and query."""
 
-    program: Annotated[Path, typer.Option(help="This party's part of the program; the client's facts lie beside it.")]
+    program: Annotated[
+        Path,
+        typer.Option(
+            help="This party's part of the program; the client's facts lie beside it. Or the folder of a network with "
+            "exits that `lower --exit all` wrote."
+        ),
+    ]
     store: Annotated[Path, typer.Option(help="This party's folder for prepared batches; never copy it.")]
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port of the server; 0 lets `serve` choose one.")] = 7411
 
-    def client(self, how: Relus, pin: str | None) -> InferenceClient:
-        """A client with all of it."""
+    def clients(self, how: Relus, pin: str | None, paths: dict[int, Path]) -> dict[int, InferenceClient]:
+        """By stage, clients with all of it, whose programs lie at ``paths``."""
         from deepreshape.private.parties.sessions import InferenceClient
         from deepreshape.private.parties.store import Store
 
         if not self.port:
             raise ValueError("--port 0 lets `serve` choose; a client needs the port that it chose")
-        plan = how.plan(read_program(self.program), lambda assigned: tell(f"ReLUs by {assigned}"))
-        return InferenceClient(self.endpoint("client"), self.host, self.port, plan, Store(self.store), read_pin(pin))
+        plans = {
+            at: how.plan(read_program(path), lambda assigned: tell(f"ReLUs by {assigned}"))
+            for at, path in paths.items()
+        }
+        endpoint, store, pinned = self.endpoint("client"), Store(self.store), read_pin(pin)
+        return {at: InferenceClient(endpoint, self.host, self.port, plan, store, pinned) for at, plan in plans.items()}
+
+    def served(self) -> list[Path]:
+        """The programs that a server offers."""
+        from deepreshape.private.service.bundle import SERVER_PROGRAM
+        from deepreshape.private.service.exit_bundle import exit_folder, read_exits
+
+        if not self.program.is_dir():
+            return [self.program]
+        return [exit_folder(self.program, point) / SERVER_PROGRAM for point in read_exits(self.program).points]
+
+    def asked(self, word: str | None) -> Stages:
+        """The programs that a client asks, by what ``--exit`` says.
+
+        Raises:
+            ValueError: if there are no such exits, or nothing says from which confidence on an answer is taken.
+        """
+        from deepreshape.private.service.bundle import CLIENT_PROGRAM
+        from deepreshape.private.service.exit_bundle import EXITS, exit_folder, read_exits
+        from deepreshape.private.service.stop import Stop
+
+        if not self.program.is_dir():
+            if word is not None:
+                raise ValueError(
+                    f"--exit {word}: {self.program} is one program; `private lower --exit all` writes one for each exit"
+                )
+            return Stages({0: self.program})
+        known = read_exits(self.program)
+        stop = Stop(known.points[-1]) if word is None else Stop.parse(word)
+        if stop.static is not None and stop.static not in known.points:
+            listed = ", ".join(map(str, known.points))
+            raise ValueError(f"--exit {word}: {self.program} holds exits {listed}")
+        points = stop.points(known.points) if stop.static is None else (stop.static,)
+        paths = {point: exit_folder(self.program, point) / CLIENT_PROGRAM for point in points}
+        threshold = known.threshold if stop.threshold is None else stop.threshold
+        if stop.static is None and threshold is None:
+            raise ValueError(
+                f"--exit {word}: {self.program / EXITS} names no confidence that ends; give one, as dynamic:0.8"
+            )
+        return Stages(paths, threshold if stop.static is None else None)
 
 
 @dataclass(frozen=True)

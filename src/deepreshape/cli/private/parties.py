@@ -5,12 +5,14 @@ from __future__ import annotations
 import time
 from contextlib import ExitStack
 from dataclasses import asdict
+from itertools import chain
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from deepreshape.cli.console import (
+    ExitWord,
     Json,
     PictureOption,
     bytes_bar,
@@ -26,6 +28,7 @@ from deepreshape.cli.console import (
     write_pictures,
 )
 from deepreshape.cli.convex import GATES, gated_input
+from deepreshape.cli.private.exits import exits_asked, print_exits_asked
 from deepreshape.cli.private.options import Most, Party, PinOption, Relus, Role, RowOption, WorkersOption, read_program
 
 app = typer.Typer()
@@ -76,24 +79,31 @@ def serve(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Serve a program to clients with a certificate of the same authority, several at once; Ctrl-C ends it."""
+    """Serve a program, or those of a network's exits, to clients with a certificate of the same authority.
+
+    Several at once; Ctrl-C ends it.
+    """
     from deepreshape.private.parties.server import Model
     from deepreshape.private.parties.store import Store
     from deepreshape.private.service.quotas import Caps
     from deepreshape.private.service.service import Service
     from deepreshape.private.transport.tls import listen
 
-    program = read_program(options.program)
-    if not program.weights:
-        raise ValueError(f"{options.program} has no weights: it is a client's part; `serve` takes server.program")
-    model = Model(program, how.plan(program, lambda assigned: print_assigned(assigned, err)), workers=workers)
+    models: list[Model] = []
+    for path in options.served():
+        program = read_program(path)
+        if not program.weights:
+            raise ValueError(f"{path} has no weights: it is a client's part; `serve` takes server.program")
+        plan = how.plan(program, lambda assigned: print_assigned(assigned, err))
+        models.append(Model(program, plan, workers=workers))
     endpoint, store = options.endpoint("server"), Store(options.store)
     with listen(options.host, options.port) as listener, ExitStack() as stack:
         page = None if status_port is None else stack.enter_context(listen("127.0.0.1", status_port))
-        service = Service(listener, endpoint, model, store, Caps(**asdict(most)), status_listener=page, notify=tell)
+        service = Service(listener, endpoint, models, store, Caps(**asdict(most)), status_listener=page, notify=tell)
         if page:
             tell(f"status on http://127.0.0.1:{page.getsockname()[1]}/status")
-        tell(f"serving {program.relus:,} ReLUs on {options.host}:{listener.getsockname()[1]}")
+        sizes = ", ".join(f"{each.program.relus:,}" for each in models)
+        tell(f"serving {sizes} ReLUs on {options.host}:{listener.getsockname()[1]}")
         service.run(until)
     if as_json:
         print_json(service.ended)
@@ -106,22 +116,24 @@ def prepare(
     how: Relus,
     pin: PinOption = None,
     count: Annotated[int, typer.Option(min=1, help="Batches to make; each serves one query.")] = 1,
+    exit: ExitWord = None,
     as_json: Json = False,
 ) -> None:
-    """Do the offline work of queries ahead of time."""
-    party = options.client(how, pin)
+    """Do the offline work of queries ahead of time; of exits that are asked in turn, for each as many batches."""
+    parties = list(options.clients(how, pin, options.asked(exit).paths).values())
     batches: list[str] = []
     started = time.perf_counter()
 
     def work() -> None:
         with bytes_bar("offline") as show:
-            for batch in party.prepare_several(count, show):
+            for batch in chain.from_iterable(party.prepare_several(count, show) for party in parties):
                 batches.append(batch.batch)
-                err.print(f"{len(batches)}/{count} batches", highlight=False)
+                err.print(f"{len(batches)}/{count * len(parties)} batches", highlight=False)
 
     stoppable(work, "the batches counted above are kept")
     if as_json:
-        print_json({"batches": batches, "seconds": time.perf_counter() - started, "relu": str(party.plan.relu)})
+        relu = str(parties[-1].plan.relu)
+        print_json({"batches": batches, "seconds": time.perf_counter() - started, "relu": relu})
 
 
 @app.command()
@@ -134,6 +146,7 @@ def query(
         typer.Argument(help="An image, a .npy array of the network's input shape, or a .csv with one row."),
     ] = None,
     row: RowOption = None,
+    exit: ExitWord = None,
     pin: PinOption = None,
     picture: PictureOption = None,
     as_json: Json = False,
@@ -141,14 +154,17 @@ def query(
     """Ask for the classes of one input or its pixels, without showing it; prepares first if no batch is ready."""
     from deepreshape.private.program.program import to_fixed
     from deepreshape.private.service.bundle import FACTS, Facts, read_facts
+    from deepreshape.private.service.exits_in_turn import ask_in_turn
     from deepreshape.private.service.predict import Prediction
     from deepreshape.private.service.segmented import SegmentedImage
 
-    party = options.client(how, pin)
+    stages = options.asked(exit)
+    parties = options.clients(how, pin, stages.paths)
+    path, party = next(iter(stages.paths.values())), next(iter(parties.values()))
     public = party.plan.program
     if (input is None) == (row is None):
         raise ValueError(f"query takes one input, as a file or as --row, not {'neither' if input is None else 'two'}")
-    given, gates = options.program.with_name(FACTS), options.program.with_name(GATES)
+    given, gates = path.with_name(FACTS), path.with_name(GATES)
     facts = read_facts(given, public) if given.is_file() else Facts()
     if picture:
         new_file(picture, ".png")
@@ -164,34 +180,41 @@ def query(
         tell(f"{input}: {done}")
     fixed = to_fixed(x, public.input_fraction)
     with bytes_bar("offline") as show:
-        answer = stoppable(lambda: party.infer(fixed, progress=show), "no answer; a batch that it was using is spent")
-    for why in answer.lost:
+        enough = 0.0 if stages.threshold is None else stages.threshold
+        asked = stoppable(
+            lambda: ask_in_turn(parties, fixed, enough, show), "no answer; a batch that it was using is spent"
+        )
+    for why in (why for each in asked for why in each.answer.lost):
         tell(f"another batch was used: {why}")
-    sent = sum(moved.sent + moved.received for moved in answer.ledger.traffic.values())
-    values = public.decode(answer.output)[0]
-    logits, seconds, sizes = values.reshape(-1), {"online": answer.seconds}, {"online": sent}
+    sent, took = sum(each.answer.bytes for each in asked), sum(each.answer.seconds for each in asked)
+    values, told = asked[-1].logits, exits_asked(asked, stages)
+    logits, seconds, sizes = values.reshape(-1), {"online": took}, {"online": sent}
+    if told and not as_json:
+        print_exits_asked(told)
     if facts.upsample:
         segmented = SegmentedImage.of(values, facts, seconds=seconds, bytes=sizes, agree=None, done=done)
         pictures = write_pictures([segmented], picture)
         if as_json:
             shares = [{"class": name, "colour": colour, "share": share} for name, colour, share in segmented.legend()]
-            print_json({"classes": shares, "seconds": seconds, "bytes": sizes, "converted": done, "pictures": pictures})
+            print_json(
+                {"classes": shares, "seconds": seconds, "bytes": sizes, "converted": done, "pictures": pictures} | told
+            )
             return
         print_segmented([segmented], pictures)
-        out.print(f"online {answer.seconds:.2f} s, {sent / 1e6:,.2f} MB", highlight=False)
+        out.print(f"online {took:.2f} s, {sent / 1e6:,.2f} MB", highlight=False)
         return
     if gates.is_file() and not facts.class_names:
         if as_json:
             print_json({"value": logits.item(), "seconds": seconds, "bytes": sizes})
         else:
-            out.print(f"{logits.item():.6g}; online {answer.seconds:.2f} s, {sent / 1e6:,.2f} MB", highlight=False)
+            out.print(f"{logits.item():.6g}; online {took:.2f} s, {sent / 1e6:,.2f} MB", highlight=False)
         return
     prediction = Prediction.of(logits, facts, seconds=seconds, bytes=sizes, agree=None, done=done)
     if as_json:
         ranked = [{"class": name, "probability": share} for name, share in prediction.ranked]
         facts_of_run = {"seconds": seconds, "bytes": sizes, "relu": str(party.plan.relu)}
-        print_json({"classes": ranked, "converted": done} | facts_of_run)
+        print_json({"classes": ranked, "converted": done} | facts_of_run | told)
         return
     for name, share in prediction.ranked:
         out.print(f"{share:7.2%}  {name}", highlight=False, markup=False)  # the server's owner chose the name
-    out.print(f"online {answer.seconds:.2f} s, {sent / 1e6:,.2f} MB", highlight=False)
+    out.print(f"online {took:.2f} s, {sent / 1e6:,.2f} MB", highlight=False)

@@ -14,7 +14,7 @@ one that the server has not, which cannot be used: the client destroys it when i
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -78,6 +78,11 @@ class Answer(NamedTuple):
     ledger: Ledger
     seconds: float
     lost: tuple[str, ...] = ()
+
+    @property
+    def bytes(self) -> int:
+        """Of the session, in both directions."""
+        return sum(moved.sent + moved.received for moved in self.ledger.traffic.values())
 
 
 @dataclass(frozen=True)
@@ -213,12 +218,12 @@ class InferenceClient:
         return Answer(output, channel.ledger, time.perf_counter() - start)
 
 
-def serve(channel: Connection, model: Model, store: Store, admit: Admit | None = None) -> int:
+def serve(channel: Connection, models: Model | Sequence[Model], store: Store, admit: Admit | None = None) -> int:
     """The server's side of a session: :meth:`InferenceClient.prepare` if the client names no batch, else ``infer``.
 
     Args:
         channel: to a client whose certificate has been verified.
-        model: what is served.
+        models: what is served; of several, such as the exits of a network, the one whose program the client names.
         store: the server's own.
         admit: is asked before the work begins.
 
@@ -230,10 +235,14 @@ def serve(channel: Connection, model: Model, store: Store, admit: Admit | None =
         LostBatchError: if this half of the batch is damaged, of which the client is told.
         StoreError: if the batch cannot be written or claimed.
     """
-    plan = model.plan
-    binding = _binding(plan, channel)
+    offered = {digest(each.program): each for each in ((models,) if isinstance(models, Model) else models)}
+
+    def named(program: str) -> Model:
+        return offered.get(program) or next(iter(offered.values()))
 
     def choose(proposed: Agreement) -> Agreement:
+        plan = named(proposed.program).plan
+        binding = _binding(plan, channel)
         if proposed.batch:
             chosen, number = _to_query(plan, proposed.batch if proposed.batch in store.fresh(binding) else ""), 1
         else:
@@ -245,6 +254,8 @@ def serve(channel: Connection, model: Model, store: Store, admit: Admit | None =
         return chosen
 
     with server_session(channel, choose) as session:
+        model = named(session.agreement.program)
+        binding = _binding(model.plan, channel)
         if batch := session.agreement.batch:
             with store.claim(binding, batch) as claimed:
                 channel.send(Frame.READY, CLAIMED)

@@ -1,4 +1,7 @@
-"""The programs of a network's exits, run one after the other on inputs that no exit before was sure of.
+"""The programs of a network's exits, asked one after the other about inputs that no exit before was sure of.
+
+    run_in_turn(programs, inputs, sure)      # both parties on this machine
+    ask_in_turn(clients, x, threshold=0.8)   # a client, whose server offers the programs of all exits
 
 Every exit is a program of its own and every question a new query, which starts again at the input: nothing of what the
 parties held for an earlier exit is used. The server learns of each input at which exit it ended, one bit an exit, and
@@ -10,18 +13,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from deepreshape.private.parties.sessions import Progress
+from deepreshape.private.parties.sessions import Answer, InferenceClient, Progress
 from deepreshape.private.program.ops import Integers
 from deepreshape.private.program.program import Program
 from deepreshape.private.program.relu_config import GC_FULL, ReluConfig
 from deepreshape.private.service.local_run import run_local
+from deepreshape.private.service.stop import confidence
 
-__all__ = ["InTurn", "run_in_turn"]
+__all__ = ["Asked", "InTurn", "ask_in_turn", "run_in_turn"]
 
 Real = NDArray[np.float64]
 
@@ -114,3 +118,44 @@ def run_in_turn(
         ends[open_[taken]] = number
         open_ = open_[~taken]
     return InTurn(tuple(logits[place] for place in range(len(inputs))), ends, tuple(reports), tuple(reached))
+
+
+class Asked(NamedTuple):
+    """What one exit was asked and answered.
+
+    Attributes:
+        at: its stage.
+        logits: float64, (classes,), or a map of them.
+        confidence: of the answer, 0 to 1.
+        answer: integers, traffic and seconds.
+    """
+
+    at: int
+    logits: Real
+    confidence: float
+    answer: Answer
+
+
+def ask_in_turn(
+    clients: Mapping[int, InferenceClient], x: Integers, threshold: float, progress: Progress | None = None
+) -> tuple[Asked, ...]:
+    """Put one input to a server's exits until an answer is sure enough; that is the last given.
+
+    Args:
+        clients: of one server, by stage in rising order, of programs with one output and the same format of inputs.
+        x: the input, int64 of the programs' input shape.
+        threshold: confidence from which an answer is taken; the last exit's is taken anyway.
+        progress: is told how far a batch is that is made now.
+
+    Raises:
+        ValueError, LostBatchError, ProtocolError, StoreError: as :meth:`~.sessions.InferenceClient.infer`; what exits
+            before have answered is lost then, and the server knows that it was asked.
+    """
+    asked: list[Asked] = []
+    for at, client in clients.items():
+        answer = client.infer(x, progress=progress)
+        logits = client.plan.program.decode(answer.output)[0]
+        asked.append(Asked(at, logits, float(confidence(logits[None])[0]), answer))
+        if asked[-1].confidence >= threshold:
+            break
+    return tuple(asked)

@@ -28,7 +28,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -98,7 +98,8 @@ class Service:
     Args:
         listener: listens; from :func:`~deepreshape.private.transport.tls.listen`. The service closes it.
         endpoint: with the server's certificate.
-        model: what is served: a program between two parties, or anything else with a way to serve.
+        model: what is served: a program between two parties, several of which a client names one, or anything else
+            with a way to serve.
         store: the server's own.
         caps: how much a client may have.
         status_listener: listens on loopback for readers of the status, or None. The service closes it.
@@ -114,7 +115,7 @@ class Service:
         self,
         listener: socket.socket,
         endpoint: Endpoint,
-        model: Model | Serving,
+        model: Model | Sequence[Model] | Serving,
         store: Store,
         caps: Caps | None = None,
         *,
@@ -453,7 +454,9 @@ class Service:
             os.close(end)
 
 
-def _run_session(pipe: socket.socket, channel: TlsChannel, model: Model | Serving, store: Store) -> None:
+def _run_session(
+    pipe: socket.socket, channel: TlsChannel, model: Model | Sequence[Model] | Serving, store: Store
+) -> None:
     """What a session's process does: the session, and a report of it on its line to the front."""
     began, error = time.monotonic(), ""
 
@@ -464,7 +467,7 @@ def _run_session(pipe: socket.socket, channel: TlsChannel, model: Model | Servin
 
     with pipe:
         try:
-            serve(channel, model, store, admit) if isinstance(model, Model) else model.serve(channel, admit)
+            serve(channel, model, store, admit) if isinstance(model, Model | Sequence) else model.serve(channel, admit)
         except SystemExit:
             error = ENDING
         except PrivateError as reason:
