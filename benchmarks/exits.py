@@ -1,10 +1,11 @@
 """Exits: their quality by how trunk and heads are trained, and what stopping early saves (Kouris et al., ECCV 2022).
 
     python benchmarks/exits.py resnet18-m8-seg --data shapes --out runs/shapes          # four minutes of one core
-    python benchmarks/exits.py resnet18-m16-seg --data camvid-120x96 --epochs 12 --ways joint,none,pfd --out runs/camvid
+    python benchmarks/exits.py resnet18-m16-seg --data camvid-120x96 --epochs 12 --trunks final,aware --out runs/camvid
     python benchmarks/exits.py --prices                  # half a minute: what exits cost between two parties
 
-Two networks are trained from the same weights for as many steps: with exits (aware) and without (final). On each, kept
+Networks are trained from the same weights for as many steps: with exits (aware), without (final), and each exit's plain
+network by itself (alone), which exits can be held against. On the first two, kept
 as it is, heads are trained: taught by the end where it is right (pfd), everywhere (kd), or by labels alone (none); the
 aware network's are also measured as its training left them (joint). Fresh heads go on a final trunk, an aware one's go
 on from there. Quality is that of the validation split, on which no setting of a row was chosen. A run that was cut goes
@@ -13,6 +14,7 @@ that was run, in ``exits-prices.jsonl``.
 """
 
 import argparse
+import copy
 import json
 import time
 from dataclasses import replace
@@ -20,6 +22,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from torch import nn
 
 from deepreshape.cli.exits import exit_costs
 from deepreshape.counting import count
@@ -30,7 +33,7 @@ from deepreshape.models.exits import MultiExitNetwork
 from deepreshape.models.saved import MANIFEST, load, save
 from deepreshape.pricing.calibrate import machine, versions
 from deepreshape.pricing.network import price
-from deepreshape.training import objective_of, recipe_of, train
+from deepreshape.training import accuracy, objective_of, recipe_of, train
 from deepreshape.training.exits import Distillation, ExitAware, ExitTraining, heads_recipe, train_exits
 from deepreshape.training.loop import TrainingRun
 from deepreshape.training.runs import append_row, read_rows, write_rows
@@ -61,6 +64,24 @@ def trunk(name: str, network: str, data: Dataset, given: argparse.Namespace) -> 
     return model if isinstance(model, MultiExitNetwork) else attach_exits(model, AT, given.heads, seed=given.seed)
 
 
+def alone(network: str, data: Dataset, given: argparse.Namespace) -> dict[str, Any]:
+    """What each exit's plain network reaches that is trained by itself, as many epochs as a trunk: what exits aim at."""
+    start = attach_exits(build(architecture_for(network, data), seed=given.seed), AT, given.heads, seed=given.seed)
+    how, exits = replace(recipe_of(data.name), epochs=given.epochs), list[dict[str, Any]]()
+    for point in start.architecture.points:
+        plain = copy.deepcopy(start.exit(point))
+        folder = given.out / f"alone-{given.heads}-{point}"
+        train(plain, data, how, seed=given.seed, folder=folder)
+        exits.append(measured(point, plain, data, accuracy(plain, data, data.validation)))
+    return facts("alone", "joint", start, data, given) | {"exits": exits}
+
+
+def measured(point: int, plain: nn.Module, data: Dataset, quality: float) -> dict[str, Any]:
+    """An exit's row."""
+    total = count(plain, data.shape).total
+    return {"at": point, "macs": total.macs, "relus": total.relus, "quality": round(quality, 3)}
+
+
 def row(name: str, whole: MultiExitNetwork, way: str, data: Dataset, given: argparse.Namespace) -> dict[str, Any]:
     """Train heads on a trunk that stays, unless they stay as the trunk's training left them (joint); measure exits."""
     to, began = given.out / f"{name}-{given.heads}-{way}", time.process_time()
@@ -71,11 +92,19 @@ def row(name: str, whole: MultiExitNetwork, way: str, data: Dataset, given: argp
     seconds = time.process_time() - began
     save(whole, to)
     evidence = gather(whole, ((data.normalize(x), y) for x, y in data.validation.batches(50)))
-    exits = list[dict[str, Any]]()
-    for place, point in enumerate(whole.architecture.points):
-        total = count(whole.exit(point), data.shape).total
-        quality = round(evidence.of([place], 0.0)[1], 3)
-        exits.append({"at": point, "macs": total.macs, "relus": total.relus, "quality": quality})
+    exits = [
+        measured(point, whole.exit(point), data, evidence.of([place], 0.0)[1])
+        for place, point in enumerate(whole.architecture.points)
+    ]
+    return facts(name, way, whole, data, given) | {
+        "heads_seconds": round(seconds, 1),
+        "exits": exits,
+        "search": searched(whole, evidence, data),
+    }
+
+
+def facts(name: str, way: str, whole: MultiExitNetwork, data: Dataset, given: argparse.Namespace) -> dict[str, Any]:
+    """What a row is of, and where it was made."""
     return {
         "network": whole.architecture.whole.name,
         "data": data.name,
@@ -85,10 +114,7 @@ def row(name: str, whole: MultiExitNetwork, way: str, data: Dataset, given: argp
         "seed": given.seed,
         "images": len(data.train),
         "epochs": {"trunk": given.epochs, "heads": 0 if way == "joint" else given.head_epochs},
-        "heads_seconds": round(seconds, 1),
-        "exits": exits,
         "n": len(data.validation),
-        "search": searched(whole, evidence, data),
         "machine": machine(),
         "versions": versions(),
     }
@@ -167,6 +193,7 @@ def main() -> None:
     parser.add_argument("--head-epochs", type=int, default=2)
     parser.add_argument("--heads", default="light", help="kind of the heads")
     parser.add_argument("--ways", default="joint,none,pfd,kd", help="how heads are taught, with commas")
+    parser.add_argument("--trunks", default="alone,final,aware", help="with commas")
     parser.add_argument("--images", type=int, default=12_000, help="of the training split, at most")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
@@ -181,12 +208,15 @@ def main() -> None:
     data = replace(data, train=Split(data.train.images[: given.images], data.train.labels[: given.images]))
     keys = ("data", "trunk", "heads", "distillation", "seed")
     done = {tuple(each.get(key) for key in keys) for each in (read_rows(given.rows) if given.rows.is_file() else [])}
-    for name in ("final", "aware"):
+    for name in given.trunks.split(","):
         for way in given.ways.split(","):
             mine = (data.name, name, given.heads, way, given.seed)
-            if mine in done or (name, way) == ("final", "joint"):
+            if mine in done or (name != "aware" and (name == "alone") != (way == "joint")):
                 continue
-            new = row(name, trunk(name, given.network, data, given), way, data, given)
+            if name == "alone":
+                new = alone(given.network, data, given)
+            else:
+                new = row(name, trunk(name, given.network, data, given), way, data, given)
             append_row(given.rows, new)
             print(json.dumps({"trunk": name, "taught": way, "exits": new["exits"]}), flush=True)
 

@@ -12,12 +12,17 @@ import pytest
 from support.command_line import answer, call
 from support.few_digits import digits
 
+from deepreshape.cli.exits import _ended
 from deepreshape.cli.private.exits import print_exits, print_exits_asked
+from deepreshape.design.exits import Configuration, gather
+from deepreshape.models.exits import MultiExitNetwork
+from deepreshape.models.saved import load
 from deepreshape.private.program import interpret
 from deepreshape.private.service.bundle import Bundle
 from deepreshape.private.service.exit_bundle import Exits, read_exits
 from deepreshape.private.service.exits_in_turn import InTurn
 from deepreshape.private.service.predict import Prediction
+from deepreshape.report.exits import page_of_exits
 
 QUICK = ("--data", "digits", "--set", "epochs=1", "--set", "heads.epochs=1")
 
@@ -54,6 +59,24 @@ def test_a_search_lists_configurations_and_changes_nothing(there: Path):
         if cost in ("macs", "relus"):
             assert static[1,]["expected_cost"] == answer("count", "m", "--exit", "1", cwd=there)[cost]
     assert before == ((there / "m" / "model.safetensors").read_bytes(), (there / "m" / "manifest.json").read_bytes())
+
+
+def test_a_page_shows_every_configuration_and_images_by_the_exit_they_end_at(there: Path, tmp_path: Path):
+    page = tmp_path / "exits.html"
+    found = answer("exits", "search", str(there / "m"), "--out", str(page), cwd=tmp_path)
+    text = page.read_text()
+    assert text.count("<tr>") == 1 + len(found["configurations"])
+    assert page.stat().st_size < 1e6
+    data, network = digits(), load(there / "m")
+    assert isinstance(network, MultiExitNetwork)
+    evidence = gather(network, [(data.normalize(data.validation.images), data.validation.labels)])
+    policy = Configuration((1, 3), "dynamic", float(np.median(evidence.confidence[0])), 50.0, 9.0, (0.5, 0.5), 1)
+    images = _ended(network, evidence, data, policy)
+    assert [each.at for each in images] == [1] * 8 + [3] * 8
+    assert all((each.confidence >= policy.threshold) for each in images[:8])
+    text = page_of_exits("m", found, "top-1", policy.word, images, "again")
+    assert text.count("<figure>") == text.count("data:image/png;base64,") == 16
+    assert f"--exit {policy.word}</h2>" in text
 
 
 def test_a_search_compares_kinds_of_heads(there: Path):

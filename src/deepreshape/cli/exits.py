@@ -22,6 +22,7 @@ from deepreshape.cli.console import (
     Threads,
     TrainedArgument,
     into,
+    new_file,
     new_model,
     new_table,
     out,
@@ -37,17 +38,24 @@ from deepreshape.cli.console import (
 )
 
 if TYPE_CHECKING:
+    from typing import TypeAlias
+
     from deepreshape.cli.models import Inputs, Network
     from deepreshape.data import Dataset
     from deepreshape.design.exits import Configuration, Evidence
     from deepreshape.models.exits import MultiExitNetwork
     from deepreshape.pricing.quote import Terms
     from deepreshape.private.service.stop import Stop
+    from deepreshape.report.exits import Ended
     from deepreshape.training import Progress
     from deepreshape.training.exits import ExitTraining
 
+    Seen: TypeAlias = tuple[MultiExitNetwork, Evidence, Dataset]
+
 app = typer.Typer(no_args_is_help=True, help="Networks with exits (MESS): train them, choose where to stop, save one.")
 
+SHOWN = 8
+"""Images of each exit on a page."""
 LOSS = 0.5
 """Points of quality that stopping early may cost, unless said."""
 
@@ -186,6 +194,10 @@ def search(
     loss: Annotated[
         float, typer.Option(min=0, max=100, help="Points of quality that the configuration named at the end may lose.")
     ] = LOSS,
+    page: Annotated[
+        Path | None,
+        typer.Option("--out", help="Also write a page with the list and images by exit.", show_default=False),
+    ] = None,
     data: SavedDataName = None,
     data_dir: DataDir = None,
     threads: Threads = 0,
@@ -194,8 +206,13 @@ def search(
     """List where inputs may stop, with quality, expected cost and leak; nothing is trained or changed."""
     from deepreshape.cli.models import trained_network
     from deepreshape.design.exits import cheapest_within, gather, search_exits
+    from deepreshape.report.exits import page_of_exits
+    from deepreshape.training import METRICS, objective_of
 
+    if page:
+        new_file(page)
     of: dict[Configuration, str] = {}
+    seen: dict[str, Seen] = {}
     inputs: dict[str, int] = {}
     for model in models:
         network, dataset = trained_network(model, data, data_dir, threads)
@@ -210,13 +227,22 @@ def search(
         costs, at_once = exit_costs(whole, by, link, protocol), 50 if dataset.maps else 500
         evidence = gather(whole, ((dataset.normalize(x), y) for x, y in dataset.validation.batches(at_once)))
         of = dict.fromkeys(search_exits(evidence, costs), model) | of  # of two alike, the first model's
+        seen[model] = whole, evidence, dataset
     found = sorted(of, key=lambda each: (each.expected_cost, -each.quality))
     chosen = cheapest_within(found, loss)
     (count,) = inputs.values()
+    rows = {each: {"model": of[each], **asdict(each), "word": each.word} for each in found}
+    values = {"models": models, "cost": by, "n": count, "loss": loss}
+    values |= {"chosen": rows[chosen], "configurations": list(rows.values())}
+    if page:
+        shown, metric = _shown(found, chosen), METRICS[objective_of(next(iter(seen.values()))[2]).measures]
+        where = "" if by in ("macs", "relus") else f" --link {link} --protocol {protocol}"
+        command = f"deepreshape exits search {' '.join(models)} --cost {by}{where} --loss {loss:g} --out {page.name}"
+        ended = _ended(*seen[of[shown]], shown) if shown else []
+        title = f"Exits of {', '.join(models)} by {by}{', ' * bool(where)}{f'{protocol} over {link}' * bool(where)}"
+        page.write_text(page_of_exits(title, values, metric, shown.word if shown else "", ended, command))
     if as_json:
-        values = {"models": models, "cost": by, "n": count, "loss": loss}
-        rows = {each: {"model": of[each], **asdict(each), "word": each.word} for each in found}
-        print_json(values | {"chosen": rows[chosen], "configurations": list(rows.values())})
+        print_json(values)
         return
     names = ("model",) * (len(models) > 1)
     table = new_table(*names, "--exit", "quality, %", f"expected {by}", "shares, %", "bits told")
@@ -233,6 +259,45 @@ def search(
         f"{word}{f' of {of[chosen]}' if names else ''}",
         highlight=False,
     )
+
+
+def _shown(found: Sequence[Configuration], chosen: Configuration) -> Configuration | None:
+    """The dynamic policy of which a page shows images: the one chosen, else the best of all."""
+    dynamic = [each for each in found if each.policy == "dynamic"]
+    return chosen if chosen in dynamic else max(dynamic, key=lambda each: each.quality, default=None)
+
+
+def _ended(network: MultiExitNetwork, evidence: Evidence, data: Dataset, policy: Configuration) -> list[Ended]:
+    """Some validation images of each exit at which a dynamic policy ends any, with their answers there."""
+    import numpy as np
+    import torch
+
+    from deepreshape.data.augment import VOID
+    from deepreshape.experiments.answers import pixels_of
+    from deepreshape.private.service.bundle import Facts
+    from deepreshape.private.service.segmented import class_maps
+    from deepreshape.report.exits import Ended
+
+    places, split = [evidence.points.index(point) for point in policy.exits], data.validation
+    ends, _ = evidence.of(places, policy.threshold or 0.0)
+    facts, images = Facts(**data.facts), list[Ended]()
+    colours = np.zeros((VOID + 1, 3), np.uint8)
+    colours[: len(data.class_names)] = [facts.colour(number) for number in range(len(data.class_names))]
+    for number, point in enumerate(policy.exits):
+        plain = network.exit(point)
+        for at in np.flatnonzero(ends == number)[:SHOWN]:
+            image, label = split.images[int(at) : int(at) + 1], split.labels[int(at)]
+            with torch.no_grad():
+                logits = plain(data.normalize(image)).double().numpy()
+            pictures, caption = [pixels_of(image[0])], ""
+            if data.maps:
+                answer = class_maps(logits, (image.shape[2], image.shape[3]))[0]
+                pictures += [colours[classes].tolist() for classes in (label.numpy(), answer)]
+            else:
+                name, true = (data.class_names[int(place)] for place in (logits.argmax(), label))
+                caption = name if name == true else f"{name} (it is {true})"
+            images.append(Ended.of(point, float(evidence.confidence[places[number], at]), pictures, caption))
+    return images
 
 
 def exit_costs(network: MultiExitNetwork, by: str, link: str, protocol: str = "gc-full") -> Any:

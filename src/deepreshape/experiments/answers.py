@@ -23,7 +23,7 @@ from deepreshape.private.service.segmented import SegmentedImage
 from deepreshape.report.answers import AnsweredImage, PrivateAnswers, SegmentedAnswer, png_of
 from deepreshape.training.runs import Result
 
-__all__ = ["answer_privately", "read_answers", "segmented_answer"]
+__all__ = ["answer_privately", "pixels_of", "read_answers", "segmented_answer"]
 
 ANSWERS = "private.json"
 
@@ -60,7 +60,7 @@ def answer_privately(
     answered: list[AnsweredImage] = []
     segmented: list[SegmentedAnswer] = []
     for image, output, label in zip(images, logits, data.test.labels[:count], strict=True):
-        png, given = png_of(_pixels(image)), {"seconds": {}, "bytes": {}, "agree": None}
+        png, given = png_of(pixels_of(image)), {"seconds": {}, "bytes": {}, "agree": None}
         if data.maps:
             answer = SegmentedImage.of(output, bundle.facts, **given)
             segmented.append(segmented_answer(png, answer, label.numpy()))
@@ -107,7 +107,7 @@ def segmented_answer(png: str, answer: SegmentedImage, truth: NDArray[np.uint8])
     return SegmentedAnswer(png, painted[0], painted[1], right, int(known.sum()))
 
 
-def _pixels(image: torch.Tensor) -> list[list[list[int]]]:
+def pixels_of(image: torch.Tensor) -> list[list[list[int]]]:
     """Rows of pixels; floats are stretched to 0 to 255."""
     if image.dtype != torch.uint8:
         image = (image - image.min()) / (image.max() - image.min()).clamp_min(1e-9) * 255
