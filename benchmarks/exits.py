@@ -5,12 +5,12 @@
     python benchmarks/exits.py --prices                  # half a minute: what exits cost between two parties
 
 Networks are trained from the same weights for as many steps: with exits (aware), without (final), and each exit's plain
-network by itself (alone), which exits can be held against. On the first two, kept
-as it is, heads are trained: taught by the end where it is right (pfd), everywhere (kd), or by labels alone (none); the
-aware network's are also measured as its training left them (joint). Fresh heads go on a final trunk, an aware one's go
-on from there. Quality is that of the validation split, on which no setting of a row was chosen. A run that was cut goes
-on if it is started again. A row each in ``benchmarks/results/exits.jsonl``; predicted costs of single exits, of nothing
-that was run, in ``exits-prices.jsonl``.
+network by itself (alone), which exits can be held against. On the first two, kept as they are, heads are trained: by
+labels alone (none), or taught by the end where it is right (pfd) or everywhere (kd). An aware network's heads are also
+measured as its training left them (joint). Fresh heads go on a final trunk, an aware one's go on from there. Quality is
+that of the validation split, on whose shapes some settings were chosen: that every exit is trained at every step, and
+the heads' rate, temperature and weight. A run that was cut goes on if it is started again. A row each in
+``benchmarks/results/exits.jsonl``; predicted costs of exits, of nothing that was run, in ``exits-prices.jsonl``.
 """
 
 import argparse
@@ -65,7 +65,7 @@ def trunk(name: str, network: str, data: Dataset, given: argparse.Namespace) -> 
 
 
 def alone(network: str, data: Dataset, given: argparse.Namespace) -> dict[str, Any]:
-    """What each exit's plain network reaches that is trained by itself, as many epochs as a trunk: what exits aim at."""
+    """What each exit's plain network reaches that is trained by itself, for as many epochs as a trunk."""
     start = attach_exits(build(architecture_for(network, data), seed=given.seed), AT, given.heads, seed=given.seed)
     how, exits = replace(recipe_of(data.name), epochs=given.epochs), list[dict[str, Any]]()
     for point in start.architecture.points:

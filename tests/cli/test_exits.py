@@ -19,7 +19,7 @@ from deepreshape.models.exits import MultiExitNetwork
 from deepreshape.models.saved import load
 from deepreshape.private.program import interpret
 from deepreshape.private.service.bundle import Bundle
-from deepreshape.private.service.exit_bundle import Exits, read_exits
+from deepreshape.private.service.exit_bundle import ExitFacts, read_exits
 from deepreshape.private.service.exits_in_turn import InTurn
 from deepreshape.private.service.predict import Prediction
 from deepreshape.report.exits import page_of_exits
@@ -149,7 +149,7 @@ def test_the_client_asks_on_until_it_is_sure(there: Path):
 def test_a_client_asks_the_exits_that_a_server_offers(there: Path, tmp_path: Path):
     lowered = answer("private", "lower", str(there / "m"), "--exit", "all", "--out", "bundle", cwd=tmp_path)
     assert [each["at"] for each in lowered["exits"]] == [1, 2, 3]
-    assert read_exits(tmp_path / "bundle") == Exits((1, 2, 3), lowered["threshold"])
+    assert read_exits(tmp_path / "bundle") == ExitFacts((1, 2, 3), lowered["threshold"])
     answer("private", "keygen", "--out", "keys", cwd=tmp_path)
     np.save(tmp_path / "x.npy", digits().validation.images[0].numpy())
     serve = "--program bundle --keys keys --store server --port 0 --sessions 8 --relu ot"

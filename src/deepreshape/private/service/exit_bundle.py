@@ -1,7 +1,7 @@
 """A folder that holds the programs of a network's exits, each a bundle of its own, and what clients may know of them.
 
     write_exits("bundle", {1: first, 4: whole}, threshold=0.8)   # bundle/exit1, bundle/exit4, bundle/exits.json
-    read_exits("bundle")                                         # Exits((1, 4), 0.8)
+    read_exits("bundle")                                         # ExitFacts((1, 4), 0.8)
 
 A client's copy leaves out the ``server.program`` of every exit.
 """
@@ -16,7 +16,7 @@ from pathlib import Path
 from deepreshape.private.files import read_json, replace_file
 from deepreshape.private.service.bundle import Bundle
 
-__all__ = ["EXITS", "Exits", "exit_folder", "read_exits", "write_exits"]
+__all__ = ["EXITS", "ExitFacts", "exit_folder", "read_exits", "write_exits"]
 
 EXITS = "exits.json"
 EXITS_BYTES = 1 << 16
@@ -25,7 +25,7 @@ MOST_EXITS = 64
 
 
 @dataclass(frozen=True)
-class Exits:
+class ExitFacts:
     """Public facts of a network's exits.
 
     Attributes:
@@ -49,15 +49,15 @@ def write_exits(folder: Path | str, bundles: Mapping[int, Bundle], threshold: fl
     Args:
         folder: is made.
         bundles: by stage.
-        threshold: as :class:`Exits` has it.
+        threshold: as :class:`ExitFacts` has it.
     """
     for point, bundle in bundles.items():
         bundle.write(exit_folder(folder, point))
-    facts = json.dumps(asdict(Exits(tuple(bundles), threshold))) + "\n"
+    facts = json.dumps(asdict(ExitFacts(tuple(bundles), threshold))) + "\n"
     replace_file(Path(folder) / EXITS, facts.encode("ascii"), 0o644)
 
 
-def read_exits(folder: Path | str) -> Exits:
+def read_exits(folder: Path | str) -> ExitFacts:
     """The facts of a folder, which another party may have written.
 
     Raises:
@@ -74,7 +74,7 @@ def read_exits(folder: Path | str) -> Exits:
             raise ValueError(points)
         if threshold is not None and not (type(threshold) in (int, float) and 0 <= threshold <= 1):
             raise ValueError(threshold)
-        return Exits(tuple(points), threshold)
+        return ExitFacts(tuple(points), threshold)
     except (ValueError, TypeError, KeyError, AttributeError):
         raise ValueError(
             f"{path} is to hold points, stages that rise, and threshold, a number from 0 to 1 or null"
