@@ -77,7 +77,6 @@ def test_each_judge_can_say_no(papers: ModuleType):
         "SEM-3": {"points_lost": {"0.1": 1.1, "0.3": 4.1}},
         "SEM-4": {"best_first": [[90.0, 91.0], [91.0, 90.0], [90.0, 90.0]]},
         "MES-1": {"mean_points_at_exits": 0.0},
-        "MES-1c": {"mean_points_at_exits": -1.0},
         "MES-2": {"points_over_kd": 0.0, "points_over_none": -0.1},
         "MES-3": {"macs_ratio": {"shapes, seed 0": 1.49}},
         "MES-4": {"seconds": {"shapes, seed 0": 3600.0}},
