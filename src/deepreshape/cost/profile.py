@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 __all__ = ["Profile", "Work", "reference"]
 
@@ -84,13 +84,14 @@ def _fields(path: Path) -> dict[str, Any]:
         ValueError: in a user's words, if that is not a profile.
     """
     try:
-        values: Any = json.loads(path.read_text())
+        read: Any = json.loads(path.read_text())
     except OSError as error:
         raise ValueError(f"it cannot be read: {error.strerror}") from None
     except (ValueError, RecursionError):
         raise ValueError("it is no JSON") from None
     kinds = {"name": str, "date": str, "machine": dict, "versions": dict, "units": dict, "resident": int}
-    if not isinstance(values, dict) or kinds.keys() - values.keys() or values.keys() - {*kinds, "factors"}:
+    values = cast(dict[str, Any], read if isinstance(read, dict) else {})
+    if kinds.keys() - values.keys() or values.keys() - {*kinds, "factors"}:
         raise ValueError(f"it is no JSON object with {', '.join(kinds)} and factors")
     for name, kind in (kinds | {"factors": dict}).items():
         if not isinstance(values.get(name, {}), kind):
