@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from itertools import permutations
 from random import Random
 from typing import Any
 
@@ -239,17 +240,38 @@ def mispriced(model: RandomNetwork, program: Program) -> str:
     """What is wrong with the layer records of a network beside the plan of its program; empty if nothing is.
 
     Each linear layer that was counted must be one of the plan, which has others too: norms and slopes that could not be
-    folded. A program has the comparisons of the network's activations, or fewer where some are the same.
+    folded; two with nothing between them may be one there. A program has the comparisons of the network's activations,
+    or fewer where some are the same.
     """
     planned = Counter(map(_geometry, Plan(program.public()).convolutions.values()))
     steps = estimate_steps(count(model, model.input).layers)
-    missing = Counter(_geometry(each) for _, each in steps.linear.values()) - planned
+    priced = Counter(_geometry(each) for _, each in steps.linear.values())
+    while missing := priced - planned:
+        fewer = (made for made in _with_two_as_one(priced) if (made - planned).total() < missing.total())
+        if not (priced := next(fewer, Counter[Convolution]())):
+            break
     if missing:
         return f"a layer is priced as {next(iter(missing))}, and the plan has {[*planned]}"
     total = arithmetic(model, torch.zeros(1, *model.input))
     relus = sum(op.count(program.values[op.inputs[0]]) for op in program.ops if isinstance(op, Relu))
     most = total["relus"] + total["pairs"] + total["maxpool_comparisons"]
     return f"the program has {relus} comparisons, and the network {most}" if relus > most else ""
+
+
+def _with_two_as_one(layers: Counter[Convolution]) -> Iterator[Counter[Convolution]]:
+    """The layers with two of them as one, where the second may read what the first gives and one has a 1x1 kernel."""
+    for first, second in permutations(layers.elements(), 2):
+        gives = [(side - first.kernel) // first.stride + 1 for side in (first.height, first.width)]
+        around = {side - given for side, given in zip((second.height, second.width), gives, strict=True)}
+        if first.out_channels != second.in_channels or len(around) > 1:
+            continue
+        (padded,) = around
+        rest = layers - Counter([first, second])
+        if second.kernel == 1 and not padded:
+            both = replace(first, out_channels=second.out_channels, stride=first.stride * second.stride)
+            yield rest + Counter([both])
+        if first.kernel == first.stride == 1 and padded >= 0:
+            yield rest + Counter([replace(second, in_channels=first.in_channels)])
 
 
 def _geometry(convolution: Convolution) -> Convolution:

@@ -3,6 +3,7 @@
 Where the exact plan takes formats from calibration and knows which values are added, this takes typical formats and
 looks only at what follows what. For a network with all its ReLUs, bytes and rounds are those of the exact plan at the
 same formats; where ReLUs are removed, the truncations that this leaves are counted between neighbouring layers only.
+Two linear layers with nothing between them, which lowering makes one if that has fewer multiply-adds, are two here.
 Comparisons of max pools are priced as ReLUs that run at once, k - 1 for a window of k; a lowered program shares those
 of windows that overlap and takes them in steps, so that it has fewer of them in more rounds.
 """
