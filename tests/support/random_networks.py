@@ -243,7 +243,11 @@ def mispriced(model: RandomNetwork, program: Program) -> str:
     folded; two with nothing between them may be one there. A program has the comparisons of the network's activations,
     or fewer where some are the same.
     """
-    planned = Counter(map(_geometry, Plan(program.public()).convolutions.values()))
+    try:
+        plan = Plan(program.public())
+    except ProgramError as error:
+        return f"refused by the plan: {error}"
+    planned = Counter(map(_geometry, plan.convolutions.values()))
     steps = estimate_steps(count(model, model.input).layers)
     priced = Counter(_geometry(each) for _, each in steps.linear.values())
     while missing := priced - planned:
