@@ -198,7 +198,7 @@ def test_what_a_client_asks_and_who_learns_it_is_said():
         ("bundle", "9", "--exit 9: bundle holds exits 1, 4"),
         ("bundle", "soon", "--exit soon: give the stage of an exit"),
         ("bundle", "dynamic:0.5:2", "the network has exits 1; name some"),
-        ("bundle", "dynamic", "has no threshold; give one, as dynamic:0.8"),
+        ("bundle", "dynamic", "names no confidence that ends; give one, as dynamic:0.8"),
         ("file", "1", "--exit 1: file is one program"),
         ("empty", "1", "empty holds no exits.json; `deepreshape private lower M --exit all --out empty` makes it"),
         ("broken", "1", "exits.json is to hold points, stages that rise, and threshold"),

@@ -45,8 +45,9 @@ def conv_norm(
 def head(architecture: Staged, channels: int) -> nn.Sequential:
     """Logits of each place of a map (N, channels, h, w), or of the means over its places, as the architecture says."""
     classes = architecture.classes
-    out = nn.Sequential(nn.Conv2d(channels, classes, 1))
-    if not architecture.maps:
+    if architecture.maps:
+        out = nn.Sequential(nn.Conv2d(channels, classes, 1))
+    else:
         out = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, classes))
     if architecture.head == "light":
         return out
