@@ -25,7 +25,7 @@ from deepreshape.cli.console import (
     tell,
     with_groups,
 )
-from deepreshape.cli.private.options import End, PinOption, SamplesOption, WorkersOption, read_pin
+from deepreshape.cli.private.options import End, PinOption, SamplesOption, read_pin
 
 if TYPE_CHECKING:
     from deepreshape.cli.models import Inputs, Network
@@ -41,6 +41,9 @@ UNPROTECTED = (
 )
 
 ModelOption = Annotated[str, typer.Option(help=MODEL)]
+SharedOption = Annotated[
+    int, typer.Option("--workers", min=1, help="Processes that share the products of one evaluation.")
+]
 KeepOption = Annotated[bool, typer.Option("--keep", help="Keep encoded weights: faster from the second on.")]
 CircuitOption = Annotated[Path, typer.Option(help="client.json, which `private fhe lower` made.")]
 ImagesOption = Annotated[int, typer.Option(min=1, help="How many inputs; as many as fit share a ciphertext.")]
@@ -127,7 +130,7 @@ def server(
     shelf: Shelf,
     model: ModelOption,
     circuit: CircuitOption,
-    workers: WorkersOption = None,
+    workers: SharedOption = 1,
     until: Annotated[int, typer.Option("--sessions", min=0, help="End after so many sessions; 0 never ends.")] = 0,
     as_json: Json = False,
 ) -> None:
@@ -137,7 +140,6 @@ def server(
     from deepreshape.engines.ckks.keys import KeyCaps, KeyShelf
     from deepreshape.engines.ckks.remote import LIMITS, ServedModel, read_client
     from deepreshape.private.parties.store import Store
-    from deepreshape.private.processes import available_cores
     from deepreshape.private.service.quotas import Caps
     from deepreshape.private.service.service import Service
     from deepreshape.private.transport.tls import listen
@@ -147,7 +149,7 @@ def server(
     if compiled.public != public:
         raise ValueError(f"{circuit} was made of another network than {model}; run `private fhe lower {model}` again")
     caps = KeyCaps(int(shelf.gigabytes_each * 1e9), int(shelf.gigabytes * 1e9), shelf.days)
-    encoded = EncodedCircuit(compiled, workers=workers or available_cores())
+    encoded = EncodedCircuit(compiled, workers=workers)
     served = ServedModel(encoded, KeyShelf(shelf.store / "evaluation-keys", caps))
     endpoint = options.endpoint("server", LIMITS)
     with listen(options.host, options.port) as listener:
@@ -226,7 +228,7 @@ def local(
     samples: SamplesOption = None,
     images: ImagesOption = 1,
     keep: KeepOption = False,
-    workers: WorkersOption = None,
+    workers: SharedOption = 1,
     data: InputData = None,
     data_dir: DataDir = None,
     as_json: Json = False,
@@ -237,7 +239,6 @@ def local(
     from deepreshape.cli.models import compare
     from deepreshape.engines.ckks.local import run_encrypted
     from deepreshape.engines.ckks.parameters import PRECISION
-    from deepreshape.private.processes import available_cores
 
     network, inputs = _with_classes(model, samples, data, data_dir, images)
     circuit = _compiled(network, images)
@@ -252,7 +253,7 @@ def local(
                 circuit,
                 chosen.astype(np.float64),
                 keep=keep,
-                workers=workers or available_cores(),
+                workers=workers,
                 progress=lambda what: bar.update(task, description=what),
             ),
             NOTHING_KEPT,
