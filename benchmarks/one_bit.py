@@ -54,9 +54,9 @@ HEAD = """\
 
 def lowered(name: str) -> tuple[Program, Integers]:
     """The network with random weights, and one input."""
-    made = architecture(name)
-    model, generator = build(made, seed=0), torch.Generator().manual_seed(0)
-    x = torch.randn(32, *made.input, generator=generator)
+    shape = architecture(name)
+    model, generator = build(shape, seed=0), torch.Generator().manual_seed(0)
+    x = torch.randn(32, *shape.input, generator=generator)
     with torch.no_grad():
         model.train()(x)
     program = lower(model.eval(), x.numpy()).program
@@ -160,8 +160,8 @@ def main() -> None:
             kept[key] = {"measured": kept[key]["measured"], **row} if "measured" in kept.get(key, {}) else row
             print(json.dumps(row), flush=True)
     if options.out:
-        made = {"command": "python benchmarks/one_bit.py", "versions": versions(), "rows": [*kept.values()]}
-        options.out.write_text(json.dumps(made, indent=1) + "\n")
+        content = {"command": "python benchmarks/one_bit.py", "versions": versions(), "rows": [*kept.values()]}
+        options.out.write_text(json.dumps(content, indent=1) + "\n")
 
 
 if __name__ == "__main__":

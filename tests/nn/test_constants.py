@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from torch import nn
+from torch import library, nn
 from torch.nn import functional
 
 from deepreshape.counting import count
@@ -81,8 +81,8 @@ def test_no_gradient_comes_from_pixels_left_out():
 def test_the_operators_are_what_torch_wants_of_them():
     columns = torch.tensor([[True, False], [False, True]])
     x = torch.randn(2, 3, 2, 2)
-    torch.library.opcheck(known_relu, (x.clone().requires_grad_(), columns))
-    torch.library.opcheck(masked_conv2d, (x, torch.randn(4, 3, 1, 1), None, columns, [1, 1, 1, 0, 0, 1, 1]))
+    library.opcheck(known_relu, (x.clone().requires_grad_(), columns))
+    library.opcheck(masked_conv2d, (x, torch.randn(4, 3, 1, 1), None, columns, [1, 1, 1, 0, 0, 1, 1]))
 
 
 def test_known_constants_are_rectified_and_count_no_relu():

@@ -251,8 +251,8 @@ def mispriced(model: RandomNetwork, program: Program) -> str:
     steps = estimate_steps(count(model, model.input).layers)
     priced = Counter(_geometry(each) for _, each in steps.linear.values())
     while missing := priced - planned:
-        fewer = (made for made in _with_two_as_one(priced) if (made - planned).total() < missing.total())
-        if not (priced := next(fewer, Counter[Convolution]())):
+        joined = (layers for layers in _with_two_as_one(priced) if (layers - planned).total() < missing.total())
+        if not (priced := next(joined, Counter[Convolution]())):
             break
     if missing:
         return f"a layer is priced as {next(iter(missing))}, and the plan has {[*planned]}"

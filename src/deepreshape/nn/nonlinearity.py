@@ -1,6 +1,6 @@
 """What may stand at a site in place of a whole ReLU, and the registry that rebuilds it from a saved model.
 
-A new one is one file: a subclass of :class:`Nonlinearity` with a ``kind`` and one ``torch.library.custom_op``, so that
+A new one is one file: a subclass of :class:`Nonlinearity` with a ``kind`` and one ``custom_op`` of torch, so that
 a trace (a count, a lowering) sees one operator.
 """
 

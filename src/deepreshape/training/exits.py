@@ -58,8 +58,8 @@ class Exits(Protocol):
 class ExitAware:
     """Objective of exit-aware training: the sum of the losses of all exits and of the end, at every step.
 
-    The metric is the end's. To train exit i at every i-th step only, as MESS is said to do, costs the later exits 4 to
-    7 points of mIoU on the shapes, and gives the first 2 (resnet18-m8-seg, six epochs).
+    The metric is the end's. To train exit i at every i-th step only, as MESS is said to do, was no better
+    (docs/exits.md: one seed of small networks).
 
     Args:
         of: the objective of every single exit.
@@ -201,7 +201,7 @@ def heads_recipe(data: str) -> Recipe:
 
     A linear layer on the means of maps has small gradients: on the digits, two epochs at 0.1 leave the heads of a
     trained trunk at 18, 43 and 84 %, at 1.5 at 42, 73 and 89 %. Where the end teaches, it does so at temperature 1 and
-    with half of the weight: a head fits logits softened by 4 badly (on the shapes, 6 points of mIoU less at exit 3).
+    with half of the weight: of one seed on the shapes, a head fitted logits softened by 4 badly (docs/exits.md).
     """
     return replace(recipe_of(data), optimizer="sgd", lr=1.0, lr_other=1.0, epochs=2, temperature=1.0, distill=0.5)
 

@@ -25,7 +25,7 @@ def orthogonal(matrix: Tensor) -> Tensor:
 
     Each round takes X to P X, with P = a + b G + c G^2 and G = X X^T. As P commutes with G, the rounds are done on the
     square matrix G alone, and X is multiplied once, by the product of all P: for the weight of a 3x3 convolution, nine
-    times as wide as high, a third of the multiply-adds.
+    times as wide as high, 36 of 95 n^3 multiply-adds.
 
     Args:
         matrix: (n, m), any floating dtype.
