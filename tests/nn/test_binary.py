@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional
 
 from deepreshape.nn import BinaryConv2d, RPReLU, RSign, SignConv2d, rebuild
 from deepreshape.nn.binary import binary_weight, fused_threshold, sign
@@ -28,6 +29,41 @@ def test_the_gradient_is_that_of_a_piecewise_quadratic():
     assert threshold.grad is not None
     assert x.grad.flatten().tolist() == [0.0, 1.0, 1.5, 1.0, 0.0]
     assert threshold.grad.item() == -3.5
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_maps_are_worked_on_by_parts_of_a_batch(monkeypatch: pytest.MonkeyPatch, layout: torch.memory_format):
+    whole = torch.randn(5, 3, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    results = []
+    for values in (1, 100, 1 << 20):  # a sample, two of them, all at a time
+        monkeypatch.setattr("deepreshape.nn.binary.CHUNK", values)
+        x = whole.contiguous(memory_format=layout).requires_grad_()
+        threshold = torch.tensor([-0.3, 0.0, 0.4], dtype=torch.float64, requires_grad=True)
+        y = sign(x, threshold)
+        assert y.is_contiguous(memory_format=layout)
+        results.append((y, *torch.autograd.grad((y * whole).sum(), (x, threshold))))
+    for some in results[:-1]:
+        assert all(torch.allclose(ours, whole) for ours, whole in zip(some, results[-1], strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_an_rprelu_in_training_is_a_prelu_between_shifts_in_its_inputs_dtype(dtype: torch.dtype):
+    random = torch.Generator().manual_seed(0)
+    act = RPReLU(3)
+    with torch.no_grad():
+        for parameter in act.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=random))
+    x, to_y = (torch.randn(6, 3, 5, 5, generator=random).to(dtype) for _ in range(2))
+    x.requires_grad_()
+    trained = act.train()(x)
+    plain = functional.prelu(x.float() - act.before, act.slope) + act.after
+    assert trained.dtype == dtype
+    assert torch.equal(trained, plain.to(dtype))
+    of = (x, *act.parameters())
+    given = torch.autograd.grad((trained * to_y).sum(), of)
+    for ours, right in zip(given, torch.autograd.grad((plain * to_y).sum(), of), strict=True):
+        assert ours.shape == right.shape
+        assert torch.allclose(ours, right, rtol=1e-2 if dtype == torch.bfloat16 else 1e-4, atol=1e-2)
 
 
 def test_weights_keep_their_size_by_channel_and_pass_gradients_within_one():

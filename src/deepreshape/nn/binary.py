@@ -6,7 +6,7 @@ of a piecewise quadratic, and weights that keep their size by channel.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Self
 
 import torch
@@ -16,6 +16,9 @@ from torch.nn import functional
 from deepreshape.nn.nonlinearity import Nonlinearity
 
 __all__ = ["BinaryConv2d", "RPReLU", "RSign", "ShiftedReLU", "SignConv2d", "binary_weight", "fused_threshold", "sign"]
+
+CHUNK = 1 << 18
+"""Values worked on at a time, few enough for a cache: a training step is bound by memory here."""
 
 
 @library.custom_op("deepreshape::sign", mutates_args=())
@@ -31,7 +34,10 @@ def sign(x: Tensor, threshold: Tensor) -> Tensor:
     Returns:
         A new tensor of the shape and dtype of ``x``.
     """
-    return _above(x, threshold).gt_(0).mul_(2).sub_(1).to(x.dtype)
+    out = torch.empty_like(x)
+    for (values,), part in zip(_chunks(x), _split(out), strict=True):
+        part.copy_(_above(values, threshold).gt_(0).mul_(2).sub_(1))
+    return out
 
 
 @sign.register_fake
@@ -39,10 +45,29 @@ def _(x: Tensor, threshold: Tensor) -> Tensor:
     return torch.empty_like(x)
 
 
+def _split(x: Tensor) -> tuple[Tensor, ...]:
+    return x.split(max(1, CHUNK * len(x) // x.numel())) if x.numel() else (x,)
+
+
+def _chunks(*tensors: Tensor) -> Iterator[list[Tensor]]:
+    """The same samples of each tensor, a few at a time, in float32 at least."""
+    dtype = torch.promote_types(tensors[0].dtype, torch.float32)
+    for parts in zip(*map(_split, tensors), strict=True):
+        yield [part.to(dtype) for part in parts]
+
+
+def _by_channel(values: Tensor, x: Tensor) -> Tensor:
+    """Values (C,) or (C, 1, 1) as ``x``, (N, C, ...), takes them, in its dtype."""
+    return values.to(x.dtype).view(-1, *(1,) * (x.dim() - 2))
+
+
+def _sum(x: Tensor) -> Tensor:
+    """Over all but channels, (C,)."""
+    return x.sum([axis for axis in range(x.dim()) if axis != 1])
+
+
 def _above(x: Tensor, threshold: Tensor) -> Tensor:
-    """How far ``x`` is above its threshold, in float32 or finer."""
-    wide = x if x.dtype == torch.float64 else x.float()
-    return wide - threshold.to(wide.dtype).view(-1, *(1,) * (x.dim() - 2))
+    return x - _by_channel(threshold, x)
 
 
 def _save_sign(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
@@ -51,11 +76,13 @@ def _save_sign(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
 
 def _sign_backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
     x, threshold = ctx.saved_tensors
-    # of -1, 2v + v^2, 2v - v^2, 1 on the four pieces of the line; in place, as a training step is bound by memory here
-    slope = _above(x, threshold).abs_().mul_(-2).add_(2).clamp_(min=0)
-    through = slope.to(grad.dtype).mul_(grad)
-    axes = [axis for axis in range(x.dim()) if axis != 1]
-    return through, -through.sum(axes, dtype=threshold.dtype)
+    to_x, to_threshold = torch.empty_like(x), torch.zeros_like(threshold)
+    for (values, g), part in zip(_chunks(x, grad), _split(to_x), strict=True):
+        # of -1, 2v + v^2, 2v - v^2, 1 on the four pieces of the line
+        through = _above(values, threshold).abs_().mul_(-2).add_(2).clamp_(min=0).mul_(g)
+        part.copy_(through)
+        to_threshold -= _sum(through)
+    return to_x, to_threshold
 
 
 sign.register_autograd(_sign_backward, setup_context=_save_sign)
@@ -118,6 +145,36 @@ class RSign(Nonlinearity):
         return f"{len(self.threshold)} channels"
 
 
+class _ShiftedPReLU(torch.autograd.Function):
+    """PReLU(x - before) + after in training, in the dtype of ``x``.
+
+    Its terms by themselves are float32 under autocast, as their parameters are, and so would be all behind them.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, before: Tensor, slope: Tensor, after: Tensor) -> Tensor:
+        out = torch.empty_like(x)
+        for (values,), part in zip(_chunks(x), _split(out), strict=True):
+            shifted = _above(values, before)
+            below = shifted.clamp(max=0).mul_(_by_channel(slope, values))
+            part.copy_(shifted.clamp_(min=0).add_(below).add_(_by_channel(after, values)))
+        ctx.save_for_backward(x, before, slope)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        x, before, slope = ctx.saved_tensors
+        to_x, sums = torch.empty_like(x), torch.zeros(3, len(slope), dtype=slope.dtype, device=x.device)
+        for (values, g), part in zip(_chunks(x, grads[0]), _split(to_x), strict=True):
+            shifted = _above(values, before)
+            to_slope = shifted.clamp(max=0).mul_(g)
+            below = _by_channel(slope, values)
+            through = torch.addcmul(below, shifted.gt_(0), 1 - below).mul_(g)  # `where` is twenty times an addition
+            part.copy_(through)
+            sums += torch.stack([_sum(through), _sum(to_slope), _sum(g)]).to(slope.dtype)
+        return to_x, -sums[0].view_as(before), sums[1], sums[2].view_as(before)
+
+
 class RPReLU(Nonlinearity):
     """A PReLU between two learned shifts, all by channel (ReActNet, equation 2): PReLU(x - before) + after.
 
@@ -140,6 +197,8 @@ class RPReLU(Nonlinearity):
         return module
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.training and torch.is_grad_enabled():
+            return _ShiftedPReLU.apply(x, self.before, self.slope, self.after)  # pyright: ignore[reportReturnType]
         return functional.prelu(x - self.before, self.slope) + self.after
 
     def extra_repr(self) -> str:
