@@ -108,21 +108,6 @@ def test_only_an_answer_comes_back():
     assert np.allclose(slots[3:width], 0, atol=1e-2)
 
 
-@pytest.mark.parametrize("keep", [False, True])
-def test_several_workers_give_the_same_ciphertext(keep: bool):
-    circuit = compiled(residual(), (3, 8, 8))
-    public, scheme = circuit.public, Scheme(circuit.parameters)
-    holder, evaluator = Holder(scheme), CkksEvaluator(scheme)
-    for name in public.key_names:
-        key = wire.key(scheme, name, holder.evaluation_key(name))
-        evaluator.add_key(name, wire.read_key(scheme, name, key))
-    up = wire.read_fresh(scheme, wire.fresh(scheme, holder.encrypt(public.pack(RNG.normal(size=(1, 3, 8, 8))))))
-    model, alone = (EncodedCircuit(circuit, keep=keep, workers=workers) for workers in (3, 1))
-    expected = wire.answer(scheme, alone.evaluate(evaluator, up))
-    for _ in range(2):  # the second time with kept plaintexts
-        assert wire.answer(scheme, model.evaluate(evaluator, up)) == expected
-
-
 def test_work_is_what_the_steps_do():
     circuit = compiled(residual(), (3, 8, 8))
     work = circuit.work()

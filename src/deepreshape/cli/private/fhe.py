@@ -41,9 +41,6 @@ UNPROTECTED = (
 )
 
 ModelOption = Annotated[str, typer.Option(help=MODEL)]
-SharedOption = Annotated[
-    int, typer.Option("--workers", min=1, help="Processes that share the products of one evaluation.")
-]
 KeepOption = Annotated[bool, typer.Option("--keep", help="Keep encoded weights: faster from the second on.")]
 CircuitOption = Annotated[Path, typer.Option(help="client.json, which `private fhe lower` made.")]
 ImagesOption = Annotated[int, typer.Option(min=1, help="How many inputs; as many as fit share a ciphertext.")]
@@ -130,7 +127,6 @@ def server(
     shelf: Shelf,
     model: ModelOption,
     circuit: CircuitOption,
-    workers: SharedOption = 1,
     until: Annotated[int, typer.Option("--sessions", min=0, help="End after so many sessions; 0 never ends.")] = 0,
     as_json: Json = False,
 ) -> None:
@@ -149,8 +145,7 @@ def server(
     if compiled.public != public:
         raise ValueError(f"{circuit} was made of another network than {model}; run `private fhe lower {model}` again")
     caps = KeyCaps(int(shelf.gigabytes_each * 1e9), int(shelf.gigabytes * 1e9), shelf.days)
-    encoded = EncodedCircuit(compiled, workers=workers)
-    served = ServedModel(encoded, KeyShelf(shelf.store / "evaluation-keys", caps))
+    served = ServedModel(EncodedCircuit(compiled), KeyShelf(shelf.store / "evaluation-keys", caps))
     endpoint = options.endpoint("server", LIMITS)
     with listen(options.host, options.port) as listener:
         service = Service(
@@ -228,7 +223,6 @@ def local(
     samples: SamplesOption = None,
     images: ImagesOption = 1,
     keep: KeepOption = False,
-    workers: SharedOption = 1,
     data: InputData = None,
     data_dir: DataDir = None,
     as_json: Json = False,
@@ -253,7 +247,6 @@ def local(
                 circuit,
                 chosen.astype(np.float64),
                 keep=keep,
-                workers=workers,
                 progress=lambda what: bar.update(task, description=what),
             ),
             NOTHING_KEPT,

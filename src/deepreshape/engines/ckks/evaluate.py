@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from deepreshape.engines.ckks.circuit import LeveledCircuit, LinearStep, SquareStep, Term
 from deepreshape.engines.ckks.packing import DenseReduction, Diagonals
 from deepreshape.engines.ckks.scheme import Cipher, CkksEvaluator
-from deepreshape.engines.ckks.workers import shared_out
 from deepreshape.private.program.ops import INPUT
 
 __all__ = ["EncodedCircuit"]
@@ -26,14 +25,11 @@ class EncodedCircuit:
     Args:
         circuit: of a network.
         keep: plaintexts from the first evaluation on; they are encoded anew each time otherwise.
-        workers: processes that an evaluation is spread over; the first one that keeps plaintexts has one.
     """
 
-    def __init__(self, circuit: LeveledCircuit, *, keep: bool = False, workers: int = 1) -> None:
+    def __init__(self, circuit: LeveledCircuit, *, keep: bool = False) -> None:
         self.circuit = circuit
         self._keep = keep
-        self._workers = workers
-        self._kept = False
         self._plain: dict[tuple[int, int], Any] = {}
 
     @property
@@ -50,7 +46,6 @@ class EncodedCircuit:
             values[step.name] = run(evaluator, step, values)  # pyright: ignore[reportArgumentType]
             if progress:
                 progress(step.name)
-        self._kept = self._keep
         return values[self.circuit.steps[-1].name]
 
     def _square(self, evaluator: CkksEvaluator, step: SquareStep, values: dict[str, Cipher]) -> Cipher:
@@ -90,22 +85,16 @@ class EncodedCircuit:
                 babies[down, column] = self._rotate(evaluator, babies[down, column - 1], 1)
             for column in range(-1, matrix.columns[0] - 1, -1):
                 babies[down, column] = self._rotate(evaluator, babies[down, column + 1], matrix.slots - 1)
-        if not matrix.giants:
+        total: Cipher | None = None
+        last = 0
+        for giant, terms in matrix.giants:
+            part = _total(evaluator, (self._times(evaluator, babies[baby], vector, scale) for baby, vector in terms))
+            if total is not None:
+                evaluator.add(part, self._rotate(evaluator, total, last - giant))
+            total, last = part, giant
+        if total is None:
             raise ValueError("a layer whose weights are all zero")
-
-        def part(number: int) -> Cipher:
-            _, terms = matrix.giants[number]
-            return _total(evaluator, (self._times(evaluator, babies[baby], vector, scale) for baby, vector in terms))
-
-        # a child's plaintexts end with it, so that those which are kept are encoded here
-        workers = self._workers if self._kept or not self._keep else 1
-        parts = shared_out(len(matrix.giants), workers, part, evaluator.save, evaluator.load)
-        turns = [giant for giant, _ in matrix.giants]
-        total = parts[0]
-        for last, giant, then in zip(turns, turns[1:], parts[1:], strict=False):
-            evaluator.add(then, self._rotate(evaluator, total, last - giant))
-            total = then
-        return self._rotate(evaluator, total, turns[-1]) if turns[-1] else total
+        return self._rotate(evaluator, total, last) if last else total
 
     def _reduction(self, evaluator: CkksEvaluator, matrix: DenseReduction, x: Cipher, scale: float) -> Cipher:
         total = self._times(evaluator, x, matrix.vectors[0], scale)

@@ -11,6 +11,7 @@ import resource
 import socket
 import struct
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -21,7 +22,6 @@ from deepreshape.engines.ckks.circuit import LeveledCircuit
 from deepreshape.engines.ckks.evaluate import EncodedCircuit
 from deepreshape.engines.ckks.exchange import NoKeys, Requester, answer_requests
 from deepreshape.engines.ckks.scheme import Cipher, CkksEvaluator, Holder, Scheme
-from deepreshape.engines.ckks.workers import exit_after
 from deepreshape.private.transport.channel import Frame, Payload, as_bytes
 
 __all__ = ["DecryptedOutputs", "run_encrypted"]
@@ -56,7 +56,6 @@ def run_encrypted(
     images: Real,
     *,
     keep: bool = False,
-    workers: int = 1,
     progress: Callable[[str], object] | None = None,
 ) -> DecryptedOutputs:
     """Answers, ``circuit.batch`` of them in a ciphertext.
@@ -65,7 +64,6 @@ def run_encrypted(
         circuit: of a network.
         images: real, (N, C, H, W).
         keep: encoded plaintexts between ciphertexts, for :attr:`EncodedCircuit.kept_bytes` of memory.
-        workers: processes that the server works with.
         progress: is told what is going on.
 
     Raises:
@@ -75,7 +73,7 @@ def run_encrypted(
     child = os.fork()
     if not child:
         near.close()
-        exit_after(lambda: _serve(_Timed(circuit, keep=keep, workers=workers), far))
+        _exit_after(lambda: _serve(_Timed(circuit, keep=keep), far))
     far.close()
     try:
         with near:
@@ -112,18 +110,12 @@ def _ask(
 
 
 def _serve(model: _Timed, client: socket.socket) -> None:
-    line, since = _Line(client), _cpu_seconds()
+    line, since = _Line(client), time.process_time()
     (count,) = struct.unpack("<I", line.receive(Frame.READY, 4))
     answer_requests(line, model, NoKeys(), count)
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    loading = _cpu_seconds() - since - model.seconds
+    loading = time.process_time() - since - model.seconds
     line.send(Frame.READY, struct.pack("<4d", loading, model.seconds, model.clock, memory))
-
-
-def _cpu_seconds() -> float:
-    """Of this process and of its children that have ended."""
-    uses = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return sum(use.ru_utime + use.ru_stime for use in uses)
 
 
 class _Timed(EncodedCircuit):
@@ -133,11 +125,11 @@ class _Timed(EncodedCircuit):
     clock = 0.0
 
     def evaluate(self, evaluator: CkksEvaluator, x: Cipher, progress: Callable[[str], object] | None = None) -> Cipher:
-        since, began = _cpu_seconds(), time.monotonic()
+        since, began = time.process_time(), time.monotonic()
         try:
             return super().evaluate(evaluator, x, progress)
         finally:
-            self.seconds += _cpu_seconds() - since
+            self.seconds += time.process_time() - since
             self.clock += time.monotonic() - began
 
 
@@ -159,3 +151,15 @@ class _Line:
                 raise EOFError("the peer hung up")
             done += got
         return view
+
+
+def _exit_after(work: Callable[[], None]) -> None:
+    """Do the work of a forked process and end it, without what the parent would do at its own end."""
+    code = 1
+    try:
+        work()
+        code = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(code)

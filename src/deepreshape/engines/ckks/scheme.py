@@ -5,7 +5,6 @@ What travels, and how a peer's bytes become an object of the library, is :mod:`.
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Iterable
 from typing import Any
 
@@ -13,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deepreshape.engines.ckks.parameters import CkksParameters
-from deepreshape.private.crypto.he.seal_container import check_library, load_into, saved_container, seal
+from deepreshape.private.crypto.he.seal_container import check_library, saved_container, seal
 
 __all__ = ["SQUARE", "Cipher", "CkksEvaluator", "Holder", "Scheme", "rotation_name"]
 
@@ -180,12 +179,3 @@ class CkksEvaluator:
         self._evaluator.square(x.raw, out)
         self._evaluator.relinearize_inplace(out, self._keys[SQUARE])
         return Cipher(out, x.level)
-
-    def save(self, x: Cipher) -> bytes:
-        """A ciphertext for another process of this server."""
-        return struct.pack("<I", x.level) + saved_container(x.raw)
-
-    def load(self, data: bytes) -> Cipher:
-        """What :meth:`save` gave; never bytes of a peer, which :mod:`.wire` reads."""
-        (level,) = struct.unpack_from("<I", data)
-        return Cipher(load_into(seal.Ciphertext(), self.scheme.context, memoryview(data)[4:]), level)
