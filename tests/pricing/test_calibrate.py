@@ -40,6 +40,7 @@ def test_a_line_through_two_sizes_gives_the_batch_and_the_instance():
     assert noisy == {"x": 0.015, "x.gate": 0.0}
 
 
+@pytest.mark.timeout(900)  # a minute on a quiet machine
 def test_calibration_measures_what_the_reference_holds():
     told: list[str] = []
     made = units.measure("quick", 1, told.append)

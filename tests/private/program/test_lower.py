@@ -8,14 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from deepreshape.models import architecture, build
-from deepreshape.nn import MaskedReLU, ReuseForm
+from deepreshape.nn import MaskedReLU, ReuseForm, RPReLU
 from deepreshape.private.arith.ring import Ring
 from deepreshape.private.program import interpret as plain
 from deepreshape.private.program.encoding import digest, from_bytes, to_bytes
 from deepreshape.private.program.folding.simplify import simplify
 from deepreshape.private.program.graph import Affine, Conv, Graph, Layer, Traced
 from deepreshape.private.program.lower import LOWERED, lower, unsupported
-from deepreshape.private.program.ops import INPUT, Conv2d, ProgramError, Relu, Truncate
+from deepreshape.private.program.ops import INPUT, Conv2d, Linear, ProgramError, Relu, Truncate
 from deepreshape.private.program.program import from_fixed, to_fixed
 from deepreshape.private.program.quantize import Lowered
 from deepreshape.removal import Cull, Reuse, Thin, plan_of
@@ -224,6 +224,35 @@ def chain(*layers: Traced, image: tuple[int, ...] = (4, 6, 6)) -> list[Layer]:
     graph = Graph(layers, [layers[-1].name], shapes)
     simplify(graph)
     return graph.layers
+
+
+class _Shifted(nn.Module):
+    """An RPReLU behind a sum of two convolutions, one of which is read elsewhere too, or both."""
+
+    def __init__(self, *, both: bool):
+        super().__init__()
+        self.both = both
+        self.one, self.two = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(3, 4, 1)
+        self.act, self.head = RPReLU(4), nn.Linear(4, 5)
+        for parameter in self.act.parameters():
+            nn.init.uniform_(parameter, 0.2, 0.8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        one, two = self.one(x), self.two(x)
+        other = (one + two).relu() + two.relu() if self.both else two.relu()
+        if self.both:
+            other = other + one.relu()
+        return self.head((self.act(one + two) + other).mean((2, 3)))
+
+
+@pytest.mark.parametrize(("both", "layers"), [(False, 5), (True, 6)])
+def test_a_shift_of_a_sum_is_one_of_a_term_that_nothing_else_reads(both: bool, layers: int):
+    """Of PReLU(x - b) + c, two slopes are left: b is the first convolution's where it can be, c a slope's."""
+    torch.manual_seed(0)
+    model, x = ready(_Shifted(both=both), 3, 6, 6)
+    lowered = lower(model, x)
+    assert sum(isinstance(op, Conv2d | Linear) for op in lowered.program.ops) == layers
+    assert agree(model, lowered, x) > 0
 
 
 def test_a_norm_before_a_convolution_folds_only_where_no_padding_would_see_its_shift():

@@ -37,6 +37,7 @@ from deepreshape.private.program.graph import (
     Pool,
     PublicAffine,
     Rectify,
+    Sum,
     Traced,
     Zero,
 )
@@ -182,7 +183,7 @@ def _swap(graph: Graph, pick: Pick, earlier: Affine | Rectify) -> None:
 
 
 def _fold_back(graph: Graph) -> None:
-    """Fold each affine map into the convolution or linear layer before it, or before the pool before it."""
+    """Fold each affine map into the convolution or linear layer before it, or before the pool or sum before it."""
     index = 0
     while index < len(graph.layers):
         affine, uses = graph.layers[index], graph.uses()
@@ -194,6 +195,10 @@ def _fold_back(graph: Graph) -> None:
         if isinstance(before, Pool) and before.inputs[0] != INPUT and uses[before.inputs[0]] == 1:
             # the windows are whole, so a sum over them scales and shifts like what it sums
             target, shift = graph.named(before.inputs[0]), shift / prod(before.kernel)
+        if isinstance(before, Sum) and (scale == 1).all():
+            # a shift of a sum is one of any of its terms
+            terms = [graph.named(name) for name in before.inputs if uses[name] == 1]
+            target = next((term for term in terms if isinstance(term, Conv | Dense | Affine)), None)
         if not isinstance(target, Conv | Dense | Affine):
             continue
         if isinstance(target, Affine):
