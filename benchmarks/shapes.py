@@ -1,18 +1,26 @@
-"""Shapes on the digits: Network Adjustment from three unbalanced starts, and searched cells beside cells at random.
+"""Shapes: Network Adjustment from three unbalanced starts, searched cells beside cells at random, equal budgets.
 
     python benchmarks/shapes.py adjust cells --out benchmarks/results/shapes-digits.jsonl
+    python benchmarks/shapes.py levels --out benchmarks/results/shapes.jsonl --work runs
 
 *adjust*: ResNet-20s of one block a stage with one layer far too wide; five iterations at equal multiply-adds, 3 seeds.
 Each row has the loss and top-1 on the test split, read once, of the start and of the last network, both trained anew
 with the same recipe and seed, and the place of the over-wide layer among the utilisations of iteration 1 (1 is the
-smallest). *cells*: for 3 seeds a searched genotype, then it and 5 at random trained alike. Rows that are in the file
-are not measured again.
+smallest). *cells*: for 3 seeds a searched genotype, then it and 5 at random trained alike. Both on the digits.
+
+*levels*: on CIFAR-100, families of shapes at two levels of multiply-adds, each within 15 % by its base width (StCh at
+the lower one within 18 %, as widths are whole numbers): trained with all ReLUs for six epochs, then reduced to 50,000
+and to 25,000 by Taylor gates, one epoch of search and two of tuning. Networks and checkpoints are below ``--work``.
+
+Rows that are in the file are not measured again.
 """
 
 import argparse
 import json
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +33,11 @@ from deepreshape.design.adjust import Adjustment, adjust
 from deepreshape.design.base_width import multiply_adds
 from deepreshape.design.cells import CellSearch, random_genotype, search_cells
 from deepreshape.experiments.adjusting import measure_by_training
-from deepreshape.models import ResNet, Staged, architecture, build
+from deepreshape.experiments.points import RemovalPoint, TrainingPoint
+from deepreshape.models import ResNet, Staged, architecture, architecture_for, build
 from deepreshape.pricing.calibrate import machine, versions
-from deepreshape.training import RECIPES, accuracy, train
+from deepreshape.removal import Taylor, plan_of
+from deepreshape.training import RECIPES, accuracy, recipe_of, train
 
 STARTS = {
     "stem.conv": "resnet20-phi1.1.1-w64.8.8.8.8.8.8",
@@ -38,6 +48,18 @@ STARTS = {
 
 SEEDS, RANDOM, EPOCHS, SEARCH_EPOCHS = 3, 5, 10, 10
 CELLS = "sphynx-c4-l4-r1.2"
+LEVELS = {
+    "resnet18-m16": 35,
+    "hrn-5x5x3x-m3": 35,
+    "hrn-2x5x2x-m9": 35,
+    "stch-4x4x4x-m4": 35,
+    "resnet18-m22": 66,
+    "hrn-5x5x3x-m4": 66,
+    "hrn-2x5x2x-m12": 66,
+    "stch-4x4x4x-m5": 66,
+}
+"""Networks by their level of multiply-adds, in millions."""
+BUDGETS = (50_000, 25_000)
 
 
 def trained(network: Staged, data: Dataset, seed: int) -> dict[str, float]:
@@ -102,21 +124,49 @@ def cells(data: Dataset, done: set[tuple[Any, ...]]) -> Iterator[dict[str, Any]]
         }
 
 
+def levels(networks: list[str], seeds: list[int], work: Path, done: set[str]) -> Iterator[dict[str, Any]]:
+    """A row for each network with all its ReLUs and at each budget."""
+    data = Dataset.load("cifar100")
+    recipe = replace(recipe_of(data.name), optimizer="muon")
+    for seed, name in product(seeds, networks):
+        plan = plan_of(architecture_for(name, data))
+        whole = TrainingPoint(name, plan, None, seed, replace(recipe, lr=0.05, epochs=6))
+        tune = replace(recipe, lr=0.02, epochs=2)
+        points = [RemovalPoint(name, work / whole.id, Taylor(budget, mismatch=0.0), seed, tune) for budget in BUDGETS]
+        for point in (whole, *points):
+            if point.id not in done:
+                shutil.rmtree(work / point.id, ignore_errors=True)
+                result = point.result(data, work / point.id, work / f"{point.id}_run", lambda _: None)
+                yield result.to_row() | {"macs_level": LEVELS[name], "family": name.rpartition("-m")[0]}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", nargs="+", choices=("adjust", "cells"))
+    parser.add_argument("what", nargs="+", choices=("adjust", "cells", "levels"))
+    parser.add_argument("--networks", nargs="+", default=list(LEVELS), help="of levels")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="of levels")
+    parser.add_argument("--work", type=Path, default=Path("runs"), help="of levels")
     parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args()
     torch.set_num_threads(1)
     rows = [json.loads(line) for line in given.out.read_text().splitlines()] if given.out.is_file() else []
+    if "levels" in given.what:
+        given.what.remove("levels")
+        for row in levels(given.networks, given.seeds, given.work, {row.get("id") for row in rows}):
+            write(row, given.out)
     done = {(row["what"], row["network"], row["seed"]) for row in rows}
     data = Dataset.load("digits")
     for what in given.what:
         for row in (adjusted if what == "adjust" else cells)(data, done):
-            row |= {"epochs": EPOCHS, "machine": machine(), "versions": versions()}
-            with given.out.open("a") as results:
-                results.write(json.dumps(row) + "\n")
-            print(json.dumps(row), flush=True)
+            write(row | {"epochs": EPOCHS}, given.out)
+
+
+def write(row: dict[str, Any], to: Path) -> None:
+    """Append a row, with the machine that made it."""
+    text = json.dumps(row | {"machine": machine(), "versions": versions()})
+    with to.open("a") as results:
+        results.write(text + "\n")
+    print(text, flush=True)
 
 
 if __name__ == "__main__":
