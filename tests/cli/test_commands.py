@@ -303,6 +303,7 @@ def test_run_and_report(tmp_path: Path):
         (("train", "mine.py:net", "--out", "o"), "train takes a network's name; mine.py:net is trained by its own"),
         (("sweep", "--networks", "resnet20", "--budgets", "9", "--seeds", "-1", "--out", "o"), "not '-1'"),
         (("frobnicate",), "No such command 'frobnicate'; there are adjust, binarize, calibrate"),
+        (("lower", "zoo:digits"), "No such command 'lower'; there is `deepreshape private lower`"),
         (("count", "resnet18", "--classes", "abc"), "not 'abc'"),
         (("train", "resnet18", "--budget", "0", "--out", "o"), "not '0'"),
         (("count", "hrn-5x5x3x-m99999999"), "a stage would have 7,499,999,925 channels; up to 16,777,216 work"),

@@ -41,10 +41,12 @@ def test_what_a_method_left_is_compared_with_what_the_same_method_left_of_the_ba
     ]
     (gain,) = advantages(summarize(rows), "base")
     assert (gain.point.network, gain.baseline, gain.gain) == ("hrn, snl", 60.0, 1.5)
-    assert "1 of 1 other points are ahead of base, each against the same method: from" in verdict((gain,), "base")
+    assert "1 of 1 other points between two of base's are ahead of it, each against the same method: from" in verdict(
+        (gain,), "base"
+    )
     against = advantages(summarize(rows), "base, coarse")
     assert [each.gain for each in against] == [10.0, 11.5]
-    assert "2 of 2 other points are ahead of base, coarse: from" in verdict(against, "base, coarse")
+    assert "2 of 2 other points between two of base, coarse's are ahead of it: from" in verdict(against, "base, coarse")
 
 
 def networks(*points: tuple[str, int, float, float]) -> tuple[Summary, ...]:
@@ -91,7 +93,7 @@ def test_at_equal_seconds_the_best_of_the_baselines_widths_stands_for_it():
 
 def test_the_verdict_follows_from_the_numbers():
     gains = advantages(summarize(ROWS), "base")
-    assert "1 of 1 other points are ahead of base" in verdict(gains, "base")
+    assert "1 of 1 other points between two of base's are ahead of it" in verdict(gains, "base")
     assert "1 of them differ by more than twice" in verdict(gains, "base")
     assert "0 of 1" in verdict(advantages(summarize([*ROWS[:4], row("hrn", 500, 60.0)]), "base"), "base")
     assert "one seed" in verdict(advantages(summarize([ROWS[0], ROWS[2], ROWS[4]]), "base"), "base")

@@ -124,4 +124,8 @@ def _explained(error: Any) -> str:
         return f"{message}, not {given[-1]!r}"
     context = getattr(error, "ctx", None)
     known = getattr(context and context.command, "commands", {})
+    for name, group in known.items():
+        for word in getattr(group, "commands", {}):
+            if repr(word) in message:
+                return f"{message}; there is `deepreshape {name} {word}`"
     return f"{message}; there are {', '.join(sorted(known))}" if message and known else message

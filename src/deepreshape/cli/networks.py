@@ -89,14 +89,15 @@ def count(
         return
     table = new_table("stage", "ReLUs", "max-pool comparisons", "MACs", "params")
     for name, stage in counted.by_stage.items():
-        table.add_row(
-            name or "(network)", *map(thousands, (stage.relus, stage.maxpool_comparisons, stage.macs, stage.params))
-        )
+        numbers = stage.relus, stage.maxpool_comparisons, stage.macs, stage.params
+        if name or any(numbers):
+            table.add_row(name or "(in no stage)", *map(thousands, numbers))
     total = counted.total
     table.add_section()
     table.add_row("total", *map(thousands, (total.relus, total.maxpool_comparisons, total.macs, total.params)))
     out.print(table)
-    out.print(f"{counted.relus_without_stem:,} ReLUs without the stem's")
+    if counted.relus_without_stem != total.relus:
+        out.print(f"{counted.relus_without_stem:,} ReLUs without the stem's")
     for what, others in (("squares", total.squares), ("signs", total.signs)):
         if others:
             out.print(f"{others:,} {what}")

@@ -125,7 +125,7 @@ def verdict(gains: Sequence[Advantage], baseline: str, basis: Basis = RELUS) -> 
     )
     like = ", each against the same method" if any(", " in gain.point.network for gain in gains) else ""
     return (
-        f"At equal {basis.name}, {ahead} of {len(gains)} other points are ahead of {baseline}"
+        f"At equal {basis.name}, {ahead} of {len(gains)} other points between two of {baseline}'s are ahead of it"
         f"{'' if ', ' in baseline else like}: from "
         f"{worst.gain:+.1f} points ({worst.point.network}, {worst.point.relus:,} ReLUs) to {best.gain:+.1f} "
         f"({best.point.network}, {best.point.relus:,} ReLUs). {seeds}"
