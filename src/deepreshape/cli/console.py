@@ -14,10 +14,12 @@ from dataclasses import fields, is_dataclass, replace
 from itertools import pairwise
 from math import isfinite
 from pathlib import Path
+from textwrap import wrap
 from threading import current_thread, main_thread
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn, get_type_hints
 
 import typer
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -413,11 +415,11 @@ def run_experiment(experiment: Experiment, data: Dataset, to: Path) -> list[Resu
 
 
 def new_table(*names: str) -> Table:
-    """A table whose columns after the first hold numbers."""
-    table = Table()
+    """A table whose columns after the first hold numbers; where it is narrow, only the first column is broken."""
+    table = Table(box=SIMPLE_HEAD)
     table.add_column(names[0], overflow="fold")
     for name in names[1:]:
-        table.add_column(name, justify="right")
+        table.add_column("\n".join(wrap(name, 8, break_long_words=False)), justify="right", no_wrap=True)
     return table
 
 
