@@ -411,7 +411,8 @@ def _print_quote(model: str, quote: Quote) -> None:
     facts = quote.to_dict()
     counted = [name for name in ("relus", "squares", "signs") if facts[name]] or ["relus"]
     named = {"relus": "ReLUs", "squares": "squares", "signs": "signs"}
-    table = new_table("layer", *(named[name] for name in counted), "offline, s", "online, s", "KB", "█\u00a0off ▒\u00a0on")
+    bars = "█\u00a0off ▒\u00a0on"
+    table = new_table("layer", *(named[name] for name in counted), "offline, s", "online, s", "KB", bars)
     table.columns[-1].justify = "left"
     longest = max(row["seconds"]["total"] for row in facts["layers"]) or 1.0
     for row in facts["layers"]:
