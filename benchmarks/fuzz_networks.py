@@ -30,7 +30,7 @@ EVERY = 20
 
 
 def main() -> None:
-    """Check so many networks; exit 1 if one is wrong."""
+    """Check so many networks; exit 1 if one is wrong or refused."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--networks", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=0, help="of the first")
@@ -52,22 +52,25 @@ def main() -> None:
             if problem:
                 print(seed, problem, words, flush=True)
             if len(rows) % EVERY == 0:
-                wrong = sum(bool(row["wrong"]) for row in rows)
-                print(f"{len(rows)} of {given.networks} networks, {wrong} wrong", file=sys.stderr, flush=True)
+                problems = sum(bool(row["wrong"]) for row in rows)
+                print(f"{len(rows)} of {given.networks}, {problems} wrong or refused", file=sys.stderr, flush=True)
     except KeyboardInterrupt:
         then = "the same command goes on from here" if part else "nothing was kept"
         print(f"stopped after {len(rows)} of {given.networks} networks; {then}", file=sys.stderr)
         sys.exit(130)
-    wrong = {row["seed"]: row["wrong"] for row in rows if row["wrong"]}
-    print(f"{given.networks} networks, {len(wrong)} wrong")
+    problems = {row["seed"]: row["wrong"] for row in rows if row["wrong"]}
+    refused = {seed: problem for seed, problem in problems.items() if problem.startswith("refused")}
+    wrong = {seed: problem for seed, problem in problems.items() if seed not in refused}
+    print(f"{given.networks} networks, {len(wrong)} wrong, {len(refused)} refused")
     if given.out and part:
         kinds = Counter[str]()
         for row in rows:
             kinds.update({word.split(" (")[0].rstrip("0123456789 ") for word in row["words"]})
-        content = {"command": command, "networks": given.networks, "wrong": wrong, "with": dict(sorted(kinds.items()))}
+        content = {"command": command, "networks": given.networks, "wrong": wrong, "refused": refused}
+        content["with"] = dict(sorted(kinds.items()))
         given.out.write_text(json.dumps(content, indent=1) + "\n")
         part.unlink()
-    sys.exit(bool(wrong))
+    sys.exit(bool(problems))
 
 
 def _code() -> str:
