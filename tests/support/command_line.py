@@ -30,6 +30,16 @@ def call(*words: str, cwd: Path | None = None) -> Done:
     return Done(int(ended.value.code or 0), stdout.getvalue(), stderr.getvalue())
 
 
+def refusal(*words: str, cwd: Path | None = None) -> str:
+    """The one line with which the command line refuses; warnings may stand before it."""
+    done = call(*words, cwd=cwd)
+    assert done.code == 2
+    *before, last = done.err.splitlines()
+    assert last.startswith("error: ")
+    assert not any(line.startswith(("error", "Traceback")) for line in before)
+    return last
+
+
 def answer(*words: str, cwd: Path | None = None) -> dict:
     done = call(*words, "--json", cwd=cwd)
     assert done.code == 0, done.err

@@ -178,7 +178,7 @@ def test_lengths_and_counts_of_frames_do_not_depend_on_inputs_or_weights(program
         assert runs[0].server.traffic == runs[1].server.traffic == runs[2].server.traffic
 
 
-def test_client_shares_are_fresh_and_what_leaves_the_client_is_masked() -> None:
+def test_client_shares_are_fresh() -> None:
     program = masked_program(np.ones((2, 3, 3), np.bool_))
     x = random_inputs(program, 1, 5)[0]
     first, second = run_both(program, x), run_both(program, x)
@@ -226,12 +226,22 @@ def test_runs_that_share_a_homomorphic_key_share_nothing_else(garbler: Role) -> 
 def test_material_is_used_once_and_a_wrong_input_uses_none() -> None:
     program = masked_program(np.ones((2, 3, 3), np.bool_))
     plan = Plan(program.public())
-    material = InMemory()
-    run = Run(memory_pair()[0], b"s", "client", Randomness())
-    with pytest.raises(ValueError, match="absolute values up to 15"):
-        client.online(run, plan, material, np.full((1, 3, 3), 16))
+    model, ends = server.Model(program, plan), memory_pair()
+    runs = Run(ends[0], b"s", "client", Randomness()), Run(ends[1], b"s", "server", Randomness())
+    kept = InMemory(), InMemory()
+    x = random_inputs(program, 1, 5)[0]
+    with ThreadPoolExecutor(1) as threads:
+        done = threads.submit(model.offline, runs[1], kept[1])
+        client.offline(runs[0], plan, kept[0])
+        done.result()
+        with pytest.raises(ValueError, match="absolute values up to 15"):
+            client.online(runs[0], plan, kept[0], np.full(program.input_shape, 16))
+        done = threads.submit(model.online, runs[1], kept[1])
+        output = client.online(runs[0], plan, kept[0], x)
+        done.result()
+    assert np.abs(output - plain.run(program, x[None])[0]).max() <= 1
     with pytest.raises(RuntimeError, match="read before or never made"):
-        client.online(run, plan, material, np.zeros((1, 3, 3), np.int64))
+        client.online(runs[0], plan, kept[0], x)
 
 
 def test_a_model_is_refused_for_another_plan_and_a_plan_for_weights() -> None:
