@@ -314,6 +314,19 @@ def test_the_offline_bar_shows_bytes_and_the_time_left(monkeypatch: pytest.Monke
     assert "500.0/1000.0 kB" in shown.getvalue() or "0.5/1.0 MB" in shown.getvalue()
 
 
+def test_where_there_is_no_terminal_a_line_now_and_then_says_how_far_it_is(monkeypatch: pytest.MonkeyPatch):
+    shown = StringIO()
+    monkeypatch.setattr(console, "err", Console(file=shown, width=100))
+    with console.bytes_bar("offline") as show:
+        show(250_000, 1_000_000)
+    assert shown.getvalue() == ""
+    monkeypatch.setattr(console, "LINE_S", 0.0)
+    with console.bytes_bar("offline") as show, console.count_bar("[images]") as count:
+        show(2_500_000, 8_000_000)
+        count(3, 1_200)
+    assert shown.getvalue() == "offline: 2 of 8 MB\n[images]: 3 of 1,200\n"
+
+
 def test_a_network_and_a_folder_of_your_own(tmp_path: Path):
     image = pytest.importorskip("PIL.Image")
     for at, name in enumerate(("cat", "dog")):

@@ -8,8 +8,9 @@ import os
 import re
 import signal
 import sys
+import time
 from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import fields, is_dataclass, replace
 from itertools import pairwise
 from math import isfinite
@@ -22,7 +23,16 @@ import typer
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 from typer.core import TyperCommand, TyperGroup, TyperOption
 
@@ -50,6 +60,9 @@ def reader_left() -> NoReturn:
 
 
 out, err = Output(), Console(stderr=True)
+
+LINE_S = 30.0
+"""Between lines that say how far long work is, where there is no terminal."""
 
 MODEL = "A network's name, a saved model's folder, zoo:NAME, package.module:callable or file.py:callable."
 ModelArgument = Annotated[str, typer.Argument(help=MODEL)]
@@ -378,17 +391,43 @@ def new_model(folder: Path) -> None:
         raise ValueError(f"{folder} holds a finished model; choose another folder for what comes out")
 
 
+class _Bar(Progress):
+    """A bar on standard error with the time left; where that is no terminal, a line now and then."""
+
+    def __init__(self, column: ProgressColumn, *, megabytes: bool = False) -> None:
+        columns = TextColumn("{task.description}"), BarColumn(), column, TimeRemainingColumn()
+        super().__init__(*columns, console=err, transient=True, disable=not err.is_terminal)
+        self._unit, self._name = (1e6, " MB") if megabytes else (1, "")
+        self._said = time.monotonic()
+
+    def update(self, task_id: TaskID, **fields: Any) -> None:
+        """Where the task is now."""
+        super().update(task_id, **fields)
+        if self.disable and time.monotonic() - self._said >= LINE_S:
+            self._said, task = time.monotonic(), self._tasks[task_id]
+            far = [f"{number / self._unit:,.0f}" for number in (task.completed, task.total or 0)]
+            said = [task.description, f"{' of '.join(far)}{self._name}" if task.total else ""]
+            err.print(": ".join(filter(None, said)), highlight=False, markup=False)
+
+
 def progress_bar() -> Progress:
-    """A bar on standard error with the time left; silent where that is no terminal."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    return Progress(*columns, console=err, transient=True, disable=not err.is_terminal)
+    """A bar of steps."""
+    return _Bar(MofNCompleteColumn())
+
+
+def count_bar(what: str) -> AbstractContextManager[Callable[[int, int], None]]:
+    """A bar that is told how many of how many."""
+    return _telling(progress_bar(), what)
+
+
+def bytes_bar(what: str) -> AbstractContextManager[Callable[[int, int], None]]:
+    """The same, of bytes."""
+    return _telling(_Bar(DownloadColumn(), megabytes=True), what)
 
 
 @contextmanager
-def bytes_bar(what: str) -> Generator[Callable[[int, int], None]]:
-    """A bar of bytes with the time left, to be told how many of how many; silent where that is no terminal."""
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as bar:
+def _telling(bar: Progress, what: str) -> Generator[Callable[[int, int], None]]:
+    with bar:
         task = bar.add_task(what)
         yield lambda done, total: bar.update(task, completed=done, total=total)
 

@@ -14,7 +14,7 @@ from deepreshape.cli.console import (
     Json,
     ModelArgument,
     Threads,
-    bytes_bar,
+    count_bar,
     new_file,
     new_table,
     out,
@@ -92,7 +92,7 @@ def inspect(
         raise ValueError(f"--out {ascent.page} is for --maximize LAYER:UNIT; the table goes to standard output")
     data = Dataset.load(network.manifest.dataset, data_dir)
     set_threads(threads, data.name)
-    with bytes_bar("images") as show:
+    with count_bar("images") as show:
         firings = stoppable(lambda: firing(network.module, data, show), NOTHING_KEPT)
     rows = [
         {"name": path, "kept": int(site.kept.sum()), "never": int(site.never.sum()), "always": int(site.always.sum())}

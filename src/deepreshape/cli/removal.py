@@ -20,7 +20,7 @@ from deepreshape.cli.console import (
     Settings,
     Threads,
     TrainedArgument,
-    bytes_bar,
+    count_bar,
     err,
     into,
     new_model,
@@ -146,7 +146,7 @@ def _remove_free(whole: nn.Module, data: Dataset, to: Path) -> tuple[nn.Module, 
     from deepreshape.models.saved import save
     from deepreshape.removal import remove_dead
 
-    with bytes_bar("images") as show:
+    with count_bar("images") as show:
         small, record = stoppable(lambda: remove_dead(whole, data, show), NOTHING_KEPT)
     save(small, to)
     return small, record
