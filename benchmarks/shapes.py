@@ -133,10 +133,13 @@ def levels(networks: list[str], seeds: list[int], work: Path, done: set[str]) ->
         whole = TrainingPoint(name, plan, None, seed, replace(recipe, lr=0.05, epochs=6))
         tune = replace(recipe, lr=0.02, epochs=2)
         points = [RemovalPoint(name, work / whole.id, Taylor(budget, mismatch=0.0), seed, tune) for budget in BUDGETS]
-        for point in (whole, *points):
+        wanted = [point for point in (whole, *points) if point.id not in done]
+        if wanted and whole not in wanted and not (work / whole.id).is_dir():
+            wanted.insert(0, whole)  # what ReLUs are removed from, again
+        for point in wanted:
+            shutil.rmtree(work / point.id, ignore_errors=True)
+            result = point.result(data, work / point.id, work / f"{point.id}_run", lambda _: None)
             if point.id not in done:
-                shutil.rmtree(work / point.id, ignore_errors=True)
-                result = point.result(data, work / point.id, work / f"{point.id}_run", lambda _: None)
                 yield result.to_row() | {"macs_level": LEVELS[name], "family": name.rpartition("-m")[0]}
 
 
