@@ -10,7 +10,8 @@ smallest). *cells*: for 3 seeds a searched genotype, then it and 5 at random tra
 
 *levels*: on CIFAR-100, families of shapes at two levels of multiply-adds, each within 15 % by its base width (StCh at
 the lower one within 18 %, as widths are whole numbers): trained with all ReLUs for six epochs, then reduced to 50,000
-and to 25,000 by Taylor gates, one epoch of search and two of tuning. Networks and checkpoints are below ``--work``.
+and to 25,000 by Taylor gates, one epoch of search and two of tuning, and by coarse plans, two of tuning. Networks and
+checkpoints are below ``--work``.
 
 Rows that are in the file are not measured again.
 """
@@ -20,6 +21,7 @@ import json
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -36,7 +38,7 @@ from deepreshape.experiments.adjusting import measure_by_training
 from deepreshape.experiments.points import RemovalPoint, TrainingPoint
 from deepreshape.models import ResNet, Staged, architecture, architecture_for, build
 from deepreshape.pricing.calibrate import machine, versions
-from deepreshape.removal import Taylor, plan_of
+from deepreshape.removal import Coarse, Taylor, plan_of
 from deepreshape.training import RECIPES, accuracy, recipe_of, train
 
 STARTS = {
@@ -132,7 +134,8 @@ def levels(networks: list[str], seeds: list[int], work: Path, done: set[str]) ->
         plan = plan_of(architecture_for(name, data))
         whole = TrainingPoint(name, plan, None, seed, replace(recipe, lr=0.05, epochs=6))
         tune = replace(recipe, lr=0.02, epochs=2)
-        points = [RemovalPoint(name, work / whole.id, Taylor(budget, mismatch=0.0), seed, tune) for budget in BUDGETS]
+        methods = [make(budget) for make in (partial(Taylor, mismatch=0.0), Coarse) for budget in BUDGETS]
+        points = [RemovalPoint(name, work / whole.id, method, seed, tune) for method in methods]
         wanted = [point for point in (whole, *points) if point.id not in done]
         if wanted and whole not in wanted and not (work / whole.id).is_dir():
             wanted.insert(0, whole)  # what ReLUs are removed from, again
