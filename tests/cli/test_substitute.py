@@ -1,11 +1,17 @@
 """Networks of users on the command line: substituted, reduced, and never written over."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import yaml
 from support.command_line import answer, call, refusal
+
+from deepreshape.data import Dataset
+from deepreshape.experiments.points import see_fits
+from deepreshape.models import architecture, build
+from deepreshape.models.saved import Manifest, load, save
 
 NETWORK = """
 import torch
@@ -100,3 +106,21 @@ def test_a_data_set_says_shape_and_classes_and_gives_inputs(there: Path):
 def test_what_cannot_be_is_one_line(there: Path, words: tuple[str, ...], message: str):
     assert message in refusal(*words, cwd=there)
     assert not (there / "x").exists()
+
+
+def test_what_others_keep_where_checkpoints_lie_is_left_alone(tmp_path: Path):
+    (tmp_path / "o" / "run").mkdir(parents=True)
+    (tmp_path / "o" / "run" / "thesis.txt").write_text("mine")
+    said = refusal("train", "resnet20-m2", "--data", "digits", "--out", str(tmp_path / "o"))
+    assert "run is no run of this package" in said
+    assert (tmp_path / "o" / "run" / "thesis.txt").read_text() == "mine"
+
+
+def test_classes_of_other_names_are_refused(there: Path):
+    small = build(architecture("resnet20-m2-phi1.1.1", (1, 8, 8), 10), seed=0)
+    whole = Dataset.load("digits")
+    save(small, there / "m", Manifest(small.architecture, "letters", tuple("abcdefghij"), whole.mean, whole.std))
+    named = replace(whole, class_names=tuple("abcdefghik"))
+    with pytest.raises(ValueError, match="knows other classes than digits has: 'j' where that has 'k', as class 9"):
+        see_fits(load(there / "m"), named, "m")
+    see_fits(load(there / "m"), whole, "m")  # numbers are no names

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from sklearn.datasets import load_iris
-from support.command_line import answer, call
+from support.command_line import answer, call, refusal
 
 from deepreshape.cli.convex import read_row
 from deepreshape.convex.saved import load_fitted
@@ -108,6 +108,7 @@ def arrays(**changed: Any) -> dict[str, Any]:
         ({"X": np.array([[1.0, np.nan]] * 4)}, (), "nan in row 0, column 1 is not a finite number"),
         ({"X": np.array([["1", "two"]] * 4)}, (), "two in row 0, column 1 is not a finite number"),
         ({"y": np.zeros(4, int)}, (), "all rows are of one class, 0"),
+        ({"X": np.float64(3)}, (), "it is to hold X (N, features) and y (N,)"),
         ({"y": np.zeros(3, int)}, (), "4 rows and a target of shape (3,)"),
         ({"X": np.zeros(4)}, (), "they are to be (N, 4)"),
         ({}, ("--lam", "0"), "lam is a number above 0, not 0.0"),
@@ -125,6 +126,16 @@ def test_bad_tables(changed: dict[str, Any], words: tuple[str, ...], said: str, 
     assert not (tmp_path / "G").exists()
 
 
+def test_a_table_without_a_target_and_a_folder_with_a_model_are_refused(tmp_path: Path):
+    np.savez(tmp_path / "t.npz", X=np.zeros((4, 2)), z=np.zeros(4))
+    assert "holds X, z; it is to hold X" in refusal("convex", "fit", str(tmp_path / "t.npz"), "--out", "G")
+    (tmp_path / "G").mkdir()
+    (tmp_path / "G" / "manifest.json").write_text("{}")
+    said = refusal("convex", "fit", "breast_cancer", "--out", str(tmp_path / "G"))
+    assert "holds a finished model" in said
+    assert (tmp_path / "G" / "manifest.json").read_text() == "{}"
+
+
 @pytest.mark.parametrize(
     ("text", "words", "said"),
     [
@@ -132,6 +143,10 @@ def test_bad_tables(changed: dict[str, Any], words: tuple[str, ...], said: str, 
         ("a,b\n1,2\n", ("--target", "c"), "has the columns a, b; --target c is none of them"),
         ("a,b\n1\n", ("--target", "b"), "row 2: 1 values and 2 columns"),
         ("a,b\n", ("--target", "b"), "it needs a header and rows"),
+        ("a,b\n1,0\n2,\n", ("--target", "b"), "row 3: b is empty"),
+        ("a,b\n1,0\n2,NA\n", ("--target", "b"), "b has numbers and words, such as 'NA'"),
+        ("a,a,b\n1,2,0\n", ("--target", "b"), "has two columns 'a'"),
+        (f"a,b\n1,{'0' * 140_000}\n", ("--target", "b"), "no table of comma-separated values"),
     ],
 )
 def test_bad_csv(text: str, words: tuple[str, ...], said: str, tmp_path: Path):

@@ -130,6 +130,15 @@ def test_folders_that_hold_no_data_set_are_one_line(files: dict[str, bytes], mes
         Dataset.from_folder(tmp_path)
 
 
+def test_a_class_without_an_image_and_images_without_pixels_are_refused(tmp_path: Path):
+    pictures(tmp_path)
+    with pytest.raises(ValueError, match="has images of no pixels"):
+        Dataset.load(f"folder:{tmp_path}:0")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="empty has no image; a class needs some"):
+        Dataset.load(f"folder:{tmp_path}:8")
+
+
 def test_a_broken_image_is_named(tmp_path: Path):
     pictures(tmp_path)
     data = Dataset.from_folder(tmp_path, side=8)

@@ -98,7 +98,7 @@ InputData = Annotated[
 DataDir = Annotated[
     Path | None, typer.Option(help="Folder with the data sets; else DEEPRESHAPE_DATA, else ./data.", show_default=False)
 ]
-Seed = Annotated[int, typer.Option(min=0, help="Of everything random.")]
+Seed = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Of everything random.")]
 Threads = Annotated[
     int,
     typer.Option(min=0, help="Threads; 0 is torch's choice, and 1 for the digits, whose maps are too small to share."),
@@ -378,17 +378,23 @@ def new_file(path: Path, ending: str = "") -> None:
 
 
 def new_model(folder: Path) -> None:
-    """See that no finished model would be written over; one that was cut off has its checkpoints beside it.
+    """See that no finished model would be written over, nor what others keep where checkpoints are to lie.
 
     Raises:
         ValueError: if there is one, or a file of that name.
     """
     from deepreshape.models.saved import MANIFEST
+    from deepreshape.training.runs import RUN
 
     if folder.is_file():
         raise ValueError(f"{folder} is a file; a model is written to a folder")
     if (folder / MANIFEST).is_file() and not (folder / "run").is_dir():
         raise ValueError(f"{folder} holds a finished model; choose another folder for what comes out")
+    run = folder / "run"
+    if run.is_dir() and any(run.iterdir()) and not any(run.rglob(RUN)):
+        raise ValueError(
+            f"{run} is no run of this package and would be removed; choose another folder for what comes out"
+        )
 
 
 class _Bar(Progress):

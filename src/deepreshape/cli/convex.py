@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from deepreshape.cli.console import NOTHING_KEPT, Json, out, print_json, read_pairs, stoppable
+from deepreshape.cli.console import NOTHING_KEPT, Json, new_model, out, print_json, read_pairs, stoppable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -49,7 +49,7 @@ def fit(
     subsample: Annotated[
         int | None, typer.Option(help="Fit to so many rows at most, drawn at random.", show_default=False)
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of gates, split and subsample.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of gates, split and subsample.")] = 0,
     as_json: Json = False,
 ) -> None:
     """Fit a two-layer gated ReLU network to its global optimum, and say how far from it the fit can be at most."""
@@ -59,6 +59,7 @@ def fit(
 
     if not 0 < test_share < 1:
         raise ValueError(f"--test-share is between 0 and 1, not {test_share:g}")
+    new_model(to)
     table = read_table(data, target)
     train, test = table.split(test_share, seed)
     if len(train) < 2 or not len(test):

@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_leaves
 from deepreshape.cli.console import read_data, set_threads
 from deepreshape.convex.saved import is_fitted, load_fitted
 from deepreshape.counting import check_one_input
-from deepreshape.experiments.points import see_fits
+from deepreshape.experiments.points import see_fits, see_names
 from deepreshape.models import Architecture, MultiExit, architecture, build
 from deepreshape.models.exits import MultiExitNetwork, read_exits_name
 from deepreshape.models.saved import Manifest, load, manifest_of
@@ -225,8 +225,8 @@ def see_outputs(network: Network, dataset: Dataset, model: str) -> None:
     """
     try:
         outputs = network.run(dataset.normalize(dataset.train.images[:1]).contiguous().numpy())
-    except (RuntimeError, ValueError, TypeError, IndexError) as error:
-        why = str(error).splitlines()[0]
+    except Exception as error:  # of the user's own code
+        why = (str(error) or type(error).__name__).splitlines()[0]
         raise ValueError(f"{model} fails on an image of {dataset.name}, of shape {dataset.shape}: {why}") from None
     if is_map(outputs.shape[1:]) != dataset.maps:
         labels = "a class for each pixel" if dataset.maps else "one class for each image"
@@ -323,11 +323,13 @@ def network_and_inputs(
     if given is not None:
         try:
             network.run(given[:1])
-        except (RuntimeError, ValueError, TypeError) as error:
-            why = str(error).splitlines()[0]
+        except Exception as error:  # of the user's own code
+            why = (str(error) or type(error).__name__).splitlines()[0]
             raise ValueError(f"{model} fails on an input of {samples}, of shape {given.shape[1:]}: {why}") from None
     if dataset:
         see_outputs(network, dataset, model)
+        if network.manifest:
+            see_names(network.manifest.class_names, dataset, model)
     inputs = find_inputs(network, given, data_dir, count, dataset)
     return network, inputs
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,7 +70,7 @@ def read_table(data: str, target: str | None = None) -> Table:
     if target is not None:
         raise ValueError(f"--target {target} names a column of a .csv; {path} has its target as y")
     arrays = _arrays(path)
-    if set(arrays) < {"X", "y"}:
+    if not set(arrays) >= {"X", "y"} or not arrays["X"].ndim:
         raise ValueError(f"{path} holds {', '.join(arrays) or 'nothing'}; it is to hold X (N, features) and y (N,)")
     rows, names = arrays["X"], arrays.get("feature_names")
     features = names.tolist() if names is not None else [f"x{k}" for k in range(rows.shape[-1])]
@@ -114,11 +113,16 @@ def _arrays(path: Path) -> dict[str, NDArray[Any]]:
 
 
 def _lines(path: Path) -> tuple[list[str], list[list[str]]]:
-    with path.open(newline="") as file:
-        lines = [line for line in csv.reader(file) if line]
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            lines = [line for line in csv.reader(file) if line]
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is no table of comma-separated values in UTF-8: {error}") from None
     if len(lines) < 2:
         raise ValueError(f"{path} has {len(lines)} lines; it needs a header and rows")
     header = [name.strip() for name in lines[0]]
+    if len({*header}) < len(header):
+        raise ValueError(f"{path} has two columns {next(name for name in header if header.count(name) > 1)!r}")
     for number, line in enumerate(lines[1:], 2):
         if len(line) != len(header):
             raise ValueError(f"{path}, row {number}: {len(line)} values and {len(header)} columns")
@@ -134,9 +138,23 @@ def _csv(path: Path, target: str | None) -> Table:
     features = [name for name in header if name != target]
     rows = np.array([[value for at, value in enumerate(line) if at != place] for line in lines])
     wanted = np.array([line[place].strip() for line in lines])
-    with suppress(ValueError):  # words are classes
+    numbers = [_is_number(value) for value in wanted]
+    if "" in wanted:
+        raise ValueError(f"{path}, row {int(np.argmax(wanted == '')) + 2}: {target} is empty; leave such rows out")
+    if all(numbers):  # words are classes
         wanted = wanted.astype(np.float64)
+    elif any(numbers):
+        word = str(wanted[numbers.index(False)])
+        raise ValueError(f"{path}: {target} has numbers and words, such as {word!r}; it is to have one or the other")
     return _table(str(path), rows, wanted, features, None)
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _table(

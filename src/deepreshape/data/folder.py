@@ -42,6 +42,8 @@ def load_word(word: str) -> Dataset:
     path = word.removeprefix("folder:")
     start, colon, side = path.rpartition(":")
     if colon and side.isdigit():
+        if not int(side):
+            raise ValueError(f"{word} has images of no pixels; give the side of the squares that they are cropped to")
         return from_folder(start, side=int(side))
     return from_folder(path)
 
@@ -140,6 +142,9 @@ def _files(root: Path) -> tuple[dict[str, list[str]], list[str]]:
     def listed(where: Path) -> list[str]:
         files = images_below(where, root)
         classes = {_class_of(file) for file in files}
+        folders = {path.name for path in where.iterdir() if path.is_dir() and not path.name.startswith(".")}
+        if empty := folders - classes:
+            raise ValueError(f"{where / min(empty)} has no image; a class needs some, so remove the folder or fill it")
         if not names:  # those of train, which comes first
             names.extend(sorted(classes))
             if len(names) < 2:

@@ -42,6 +42,7 @@ __all__ = [
     "measurements",
     "removal_command",
     "see_fits",
+    "see_names",
 ]
 
 
@@ -271,6 +272,18 @@ def load_fitting(folder: Path, data: Dataset) -> nn.Module:
     return model
 
 
+def see_names(known: tuple[str, ...], data: Dataset, name: str) -> None:
+    """Refuse a network whose classes have other names, or another order, than a data set's; numbers are no names."""
+    theirs = data.class_names
+    if all(names != tuple(map(str, range(len(names)))) for names in (known, theirs)):
+        other = [at for at, pair in enumerate(zip(known, theirs, strict=False)) if pair[0] != pair[1]]
+        if other:
+            raise ValueError(
+                f"{name} knows other classes than {data.name} has: {known[other[0]]!r} where that has "
+                f"{theirs[other[0]]!r}, as class {other[0]}"
+            )
+
+
 def see_fits(model: nn.Module, data: Dataset, name: str) -> None:
     """Refuse a network for other images, other classes, or classes of other things than the data set's.
 
@@ -279,11 +292,13 @@ def see_fits(model: nn.Module, data: Dataset, name: str) -> None:
         data: the data set.
         name: of the network, for the message.
     """
-    architecture = manifest_of(model).architecture
+    manifest = manifest_of(model)
+    architecture, known = manifest.architecture, manifest.class_names
     if architecture.input != data.shape or architecture.classes != len(data.class_names):
         raise ValueError(
             f"{name} is for {architecture.classes} classes of {architecture.input}, {data.name} has "
             f"{len(data.class_names)} of {data.shape}"
         )
+    see_names(known, data, name)
     if isinstance(architecture, Staged) and architecture.maps != data.maps:
         architecture_for(architecture.name, data)

@@ -120,6 +120,8 @@ def load(folder: Path | str) -> nn.Module:
         content = json.loads(path.read_text())
         if content["format"] not in (1, FORMAT):
             raise ValueError(f"its format is {content['format']}, this version reads 1 and {FORMAT}")
+        if not isinstance(content["dataset"], str):
+            raise ValueError(f"its data set is {content['dataset']!r}, which is no name")
         if _digest(folder / WEIGHTS) != content["digest"]:
             raise ValueError(f"{WEIGHTS} is not the file that was saved (its digest differs)")
         state = {

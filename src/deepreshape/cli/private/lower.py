@@ -18,7 +18,7 @@ from deepreshape.cli.console import (
     print_json,
     stoppable,
 )
-from deepreshape.cli.convex import inputs_of, write_gates
+from deepreshape.cli.convex import GATES, inputs_of, write_gates
 from deepreshape.cli.private.exits import COMPARED, lower_exits
 from deepreshape.cli.private.options import MaxLossOption, SamplesOption
 
@@ -97,6 +97,7 @@ def lower(
     outputs = program.decode(plain.run(program, program.encode(tried)))[0]
     beside = compare(network, tried, outputs, inputs.facts.get("upsample"))
     Bundle(program, told).write(to)
+    (to / GATES).unlink(missing_ok=True)  # of another program that was here
     if network.fitted:
         write_gates(network.fitted, to)
     known = inputs.labels is not None
