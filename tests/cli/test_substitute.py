@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from support.command_line import answer, call, refusal
 
@@ -114,6 +115,15 @@ def test_what_others_keep_where_checkpoints_lie_is_left_alone(tmp_path: Path):
     said = refusal("train", "resnet20-m2", "--data", "digits", "--out", str(tmp_path / "o"))
     assert "run is no run of this package" in said
     assert (tmp_path / "o" / "run" / "thesis.txt").read_text() == "mine"
+
+
+def test_a_network_without_a_finite_answer_has_no_accuracy(there: Path):
+    small = build(architecture("resnet20-m2-phi1.1.1", (1, 8, 8), 10), seed=0)
+    whole = Dataset.load("digits")
+    with torch.no_grad():
+        small.get_parameter("stem.conv.0.weight").fill_(1e38)
+    save(small, there / "n", Manifest(small.architecture, "digits", whole.class_names, whole.mean, whole.std))
+    assert "n gives no finite number for the first 16 test images" in refusal("eval", str(there / "n"))
 
 
 def test_classes_of_other_names_are_refused(there: Path):

@@ -52,6 +52,24 @@ def test_splits_of_ones_own_and_names_with_colours(tmp_path: Path):
     assert data.facts["upsample"] == (16, 24)
 
 
+def test_images_are_grey_only_if_all_are(tmp_path: Path):
+    write(tmp_path)
+    Image.new("RGB", (24, 16), (1, 2, 3)).save(tmp_path / "images" / "7.png")
+    assert Dataset.load(f"folder:{tmp_path}").shape == (3, 16, 24)
+
+
+def test_classes_that_occur_nowhere_are_named_by_a_file(tmp_path: Path):
+    write(tmp_path)
+    labels = np.zeros((16, 24), np.uint8)
+    labels[3, 3] = 9
+    for number in range(COUNT):
+        Image.fromarray(labels).save(tmp_path / "maps" / f"{number}.png")
+    with pytest.raises(ValueError, match=r"have class 9 and nowhere class 1; classes\.txt says how many"):
+        Dataset.load(f"folder:{tmp_path}")
+    (tmp_path / "classes.txt").write_text("\n".join("abcdefghij"))
+    assert len(Dataset.load(f"folder:{tmp_path}").class_names) == 10
+
+
 def test_a_side_crops_images_and_maps_alike(tmp_path: Path):
     write(tmp_path, size=(40, 20))
     labels = np.zeros((20, 40), np.uint8)

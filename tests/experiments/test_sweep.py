@@ -86,7 +86,7 @@ def test_the_report_has_a_series_for_each_network_and_method(done: Path, tmp_pat
     for series in (name, f"{name}, coarse", f"{name}, snl"):
         assert f"<title>{series}: " in page
         assert f"<title>{series}: " in (tmp_path / "picture.svg").read_text()
-    assert f"points are ahead of {name}, coarse" in page
+    assert f"other points between two of {name}, coarse" in page
 
 
 def test_a_finished_sweep_is_not_done_again(done: Path):

@@ -157,6 +157,8 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Accuracy of a trained network on a data set's test split; mIoU where every pixel has a class."""
+    import numpy as np
+
     from deepreshape.cli.models import trained_network
     from deepreshape.counting import count as count_model
     from deepreshape.training import accuracy
@@ -164,6 +166,9 @@ def evaluate(
     network, dataset = trained_network(model, data, data_dir, threads)
     network = network.at(exit)
     total = count_model(network.module, dataset.shape).total
+    first = network.run(dataset.normalize(dataset.test.images[:16]).contiguous().numpy())
+    if not np.isfinite(first).any():
+        raise ValueError(f"{model} gives no finite number for the first {len(first)} test images; look at its weights")
     counts = {"relus": total.relus, "n": len(dataset.test)} | ({"signs": total.signs} if total.signs else {})
     values: dict[str, Any]
     if dataset.maps:

@@ -59,6 +59,11 @@ def from_map_folder(
     labels = {part: torch.stack([pictures.map_of(file, len(names) or VOID) for file in files[part]]) for part in files}
     if not names:
         names = tuple(map(str, range(_largest(labels["train"]) + 1)))
+        if absent := {*range(len(names))} - {*labels["train"].unique().tolist()}:
+            raise ValueError(
+                f"{root}: maps of train have class {len(names) - 1} and nowhere class {min(absent)}; {NAMES} says how "
+                "many classes there are"
+            )
         for part, maps in labels.items():
             if _largest(maps) >= len(names):
                 raise ValueError(
@@ -85,7 +90,7 @@ def _largest(maps: Tensor) -> int:
 
 
 class _Pictures:
-    """Reads images and maps, all of one size and in the mode of the first image."""
+    """Reads images and maps, all of one size; images are grey if all are, once their maps have been read."""
 
     def __init__(self, root: Path, side: int | None) -> None:
         self.root, self.side = root, side
@@ -109,7 +114,7 @@ class _Pictures:
             turned = picture.getexif().get(ORIENTATION, 1) != 1
         if turned:
             raise ValueError(f"{self.root / file} is turned by its EXIF data, and its map is not; save it upright")
-        self.mode = self.mode or mode
+        self.mode = self.mode if self.mode == "RGB" else mode
         if not self.side and size != (self.size or size):
             (width, height), (wide, high) = size, self.size or size
             raise ValueError(
