@@ -40,6 +40,7 @@ from deepreshape.models import ResNet, Staged, architecture, architecture_for, b
 from deepreshape.pricing.calibrate import machine, versions
 from deepreshape.removal import Coarse, Taylor, plan_of
 from deepreshape.training import RECIPES, accuracy, recipe_of, train
+from deepreshape.training.runs import append_row
 
 STARTS = {
     "stem.conv": "resnet20-phi1.1.1-w64.8.8.8.8.8.8",
@@ -169,10 +170,9 @@ def main() -> None:
 
 def write(row: dict[str, Any], to: Path) -> None:
     """Append a row, with the machine that made it."""
-    text = json.dumps(row | {"machine": machine(), "versions": versions()})
-    with to.open("a") as results:
-        results.write(text + "\n")
-    print(text, flush=True)
+    row = row | {"machine": machine(), "versions": versions()}
+    append_row(to, row)
+    print(json.dumps(row), flush=True)
 
 
 if __name__ == "__main__":

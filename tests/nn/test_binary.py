@@ -36,7 +36,7 @@ def test_maps_are_worked_on_by_parts_of_a_batch(monkeypatch: pytest.MonkeyPatch,
     whole = torch.randn(5, 3, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     results = []
     for values in (1, 100, 1 << 20):  # a sample, two of them, all at a time
-        monkeypatch.setattr("deepreshape.nn.binary.CHUNK", values)
+        monkeypatch.setattr("deepreshape.nn.chunks.CHUNK", values)
         x = whole.contiguous(memory_format=layout).requires_grad_()
         threshold = torch.tensor([-0.3, 0.0, 0.4], dtype=torch.float64, requires_grad=True)
         y = sign(x, threshold)

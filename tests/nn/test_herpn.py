@@ -44,7 +44,7 @@ def test_bases_are_normalised_one_by_one():
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_a_training_step_is_that_of_two_batch_norms(layout: torch.memory_format, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("deepreshape.nn.herpn.CHUNK", 20)  # chunks that do not divide the rows
+    monkeypatch.setattr("deepreshape.nn.chunks.CHUNK", 20)  # chunks that do not divide the rows
     generator = torch.Generator().manual_seed(6)
     module = HerPN(3).double()
     with torch.no_grad():

@@ -6,19 +6,17 @@ of a piecewise quadratic, and weights that keep their size by channel.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, Self
 
 import torch
 from torch import Tensor, library, nn
 from torch.nn import functional
 
+from deepreshape.nn.chunks import chunks, parts
 from deepreshape.nn.nonlinearity import Nonlinearity
 
 __all__ = ["BinaryConv2d", "RPReLU", "RSign", "ShiftedReLU", "SignConv2d", "binary_weight", "fused_threshold", "sign"]
-
-CHUNK = 1 << 18
-"""Values worked on at a time, few enough for a cache: a training step is bound by memory here."""
 
 
 @library.custom_op("deepreshape::sign", mutates_args=())
@@ -35,7 +33,7 @@ def sign(x: Tensor, threshold: Tensor) -> Tensor:
         A new tensor of the shape and dtype of ``x``.
     """
     out = torch.empty_like(x)
-    for (values,), part in zip(_chunks(x), _split(out), strict=True):
+    for (values,), part in zip(chunks(x), parts(out), strict=True):
         part.copy_(_above(values, threshold).gt_(0).mul_(2).sub_(1))
     return out
 
@@ -43,17 +41,6 @@ def sign(x: Tensor, threshold: Tensor) -> Tensor:
 @sign.register_fake
 def _(x: Tensor, threshold: Tensor) -> Tensor:
     return torch.empty_like(x)
-
-
-def _split(x: Tensor) -> tuple[Tensor, ...]:
-    return x.split(max(1, CHUNK * len(x) // x.numel())) if x.numel() else (x,)
-
-
-def _chunks(*tensors: Tensor) -> Iterator[list[Tensor]]:
-    """The same samples of each tensor, a few at a time, in float32 at least."""
-    dtype = torch.promote_types(tensors[0].dtype, torch.float32)
-    for parts in zip(*map(_split, tensors), strict=True):
-        yield [part.to(dtype) for part in parts]
 
 
 def _by_channel(values: Tensor, x: Tensor) -> Tensor:
@@ -77,7 +64,7 @@ def _save_sign(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
 def _sign_backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
     x, threshold = ctx.saved_tensors
     to_x, to_threshold = torch.empty_like(x), torch.zeros_like(threshold)
-    for (values, g), part in zip(_chunks(x, grad), _split(to_x), strict=True):
+    for (values, g), part in zip(chunks(x, grad), parts(to_x), strict=True):
         # of -1, 2v + v^2, 2v - v^2, 1 on the four pieces of the line
         through = _above(values, threshold).abs_().mul_(-2).add_(2).clamp_(min=0).mul_(g)
         part.copy_(through)
@@ -154,7 +141,7 @@ class _ShiftedPReLU(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, before: Tensor, slope: Tensor, after: Tensor) -> Tensor:
         out = torch.empty_like(x)
-        for (values,), part in zip(_chunks(x), _split(out), strict=True):
+        for (values,), part in zip(chunks(x), parts(out), strict=True):
             shifted = _above(values, before)
             below = shifted.clamp(max=0).mul_(_by_channel(slope, values))
             part.copy_(shifted.clamp_(min=0).add_(below).add_(_by_channel(after, values)))
@@ -165,7 +152,7 @@ class _ShiftedPReLU(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         x, before, slope = ctx.saved_tensors
         to_x, sums = torch.empty_like(x), torch.zeros(3, len(slope), dtype=slope.dtype, device=x.device)
-        for (values, g), part in zip(_chunks(x, grads[0]), _split(to_x), strict=True):
+        for (values, g), part in zip(chunks(x, grads[0]), parts(to_x), strict=True):
             shifted = _above(values, before)
             to_slope = shifted.clamp(max=0).mul_(g)
             below = _by_channel(slope, values)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, library, nn
 from torch.nn.functional import softshrink
 
+from deepreshape.nn.chunks import chunks, parts
 from deepreshape.nn.nonlinearity import Nonlinearity
 from deepreshape.nn.polynomial import polynomial
 
@@ -19,8 +20,6 @@ __all__ = ["ESCAPE", "LINEAR", "SQUARE", "Escape", "HerPN", "escape", "herpn", "
 LINEAR, SQUARE = 0.5, 1 / math.sqrt(4 * math.pi)
 """Coefficients of a ReLU under Hermite's orthonormal polynomials h1 = x and h2 = (x^2 - 1) / sqrt(2)."""
 MOMENTUM, EPSILON = 0.1, 1e-5
-CHUNK = 1 << 16
-"""Values worked on at a time in training, few enough for a cache."""
 ESCAPE = 4.0
 """Deviations from the mean beyond which an input of a square is penalised."""
 
@@ -61,28 +60,17 @@ def _maps(rows: Tensor, like: Tensor) -> Tensor:
     return rows.view(len(like), *like.shape[2:], like.shape[1]).movedim(-1, 1)
 
 
-def _split(rows: Tensor) -> tuple[Tensor, ...]:
-    return rows.split(max(1, CHUNK // rows.shape[1]))
-
-
-def _chunks(*tensors: Tensor) -> Iterator[list[Tensor]]:
-    """The same rows of each tensor, a few at a time, in float32 at least."""
-    dtype = torch.promote_types(tensors[0].dtype, torch.float32)
-    for parts in zip(*map(_split, tensors), strict=True):
-        yield [part.to(dtype) for part in parts]
-
-
 def _moments(rows: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and variance by channel, float64, (2, C), of the bases x and (x^2 - 1) / sqrt(2) over rows (values, C).
 
     In two passes: the mean of squares less the square of the mean would lose the variance of what lies far from 0.
     """
     sums = torch.zeros(2, rows.shape[1], dtype=torch.float64, device=rows.device)
-    for (values,) in _chunks(rows):
+    for (values,) in chunks(rows):
         sums += torch.stack([values.sum(0), values.square().sum(0)])
     first, second = sums / len(rows)
     apart = torch.zeros_like(sums)
-    for (values,) in _chunks(rows):
+    for (values,) in chunks(rows):
         square = values.square().sub_(second.to(values.dtype)).square_().sum(0)
         apart += torch.stack([(values - first.to(values.dtype)).square_().sum(0), square])
     halved = torch.tensor([[1.0], [0.5]], dtype=torch.float64, device=rows.device)
@@ -102,7 +90,7 @@ class _BatchHerPN(torch.autograd.Function):
         rows = _rows(x)
         out = torch.empty_like(rows)
         coefficients = quadratic(scale.double(), shift.double(), means, variances)
-        for (values,), part in zip(_chunks(rows), _split(out), strict=True):
+        for (values,), part in zip(chunks(rows), parts(out), strict=True):
             constant, linear, square = coefficients.to(values.dtype).unbind(1)
             part.copy_(torch.addcmul(constant, values, torch.addcmul(linear, values, square)))
         ctx.save_for_backward(x, scale, means, variances)
@@ -113,7 +101,7 @@ class _BatchHerPN(torch.autograd.Function):
         x, scale, means, variances = ctx.saved_tensors
         rows, outer = _rows(x), _rows(grads[0])
         sums = torch.zeros(3, x.shape[1], dtype=torch.float64, device=x.device)
-        for values, g in _chunks(rows, outer):
+        for values, g in chunks(rows, outer):
             first = g * values
             sums += torch.stack([g.sum(0), first.sum(0), first.mul_(values).sum(0)])
         total = sums[0]
@@ -126,10 +114,10 @@ class _BatchHerPN(torch.autograd.Function):
         constants = -rates * (total / len(rows) - means * shares)
         third = -rates[1] * shares[1] / math.sqrt(2)
         first = constants[1] - rates[0] * shares[0] - third
-        parts = torch.stack([rates[0], rates[1], constants[0], first, third])
+        terms = torch.stack([rates[0], rates[1], constants[0], first, third])
         to_x = torch.empty_like(rows)
-        for (values, g), part in zip(_chunks(rows, outer), _split(to_x), strict=True):
-            a, b, k0, k1, k3 = parts.to(values.dtype)
+        for (values, g), part in zip(chunks(rows, outer), parts(to_x), strict=True):
+            a, b, k0, k1, k3 = terms.to(values.dtype)
             slope = torch.addcmul(k1, values.square(), k3).addcmul_(g, b)
             part.copy_(torch.addcmul(k0, g, a).addcmul_(values, slope))
         return _maps(to_x, x), to_scale.to(scale.dtype), total.to(scale.dtype), None, None
@@ -193,7 +181,7 @@ class HerPN(Nonlinearity):
 
 def _beyond(x: Tensor, mean: Tensor, inverse: Tensor, limit: float) -> Iterator[Tensor]:
     """By chunk of values (values, C), the deviations beyond the limit, with their sign."""
-    for (values,) in _chunks(_rows(x)):
+    for (values,) in chunks(_rows(x)):
         yield softshrink((values - mean.to(values.dtype)).mul_(inverse.to(values.dtype)), limit)
 
 
@@ -211,7 +199,7 @@ class _Excess(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
         x, mean, inverse = ctx.saved_tensors
         to_x = torch.empty_like(_rows(x))
-        for part, beyond in zip(_split(to_x), _beyond(x, mean, inverse, ctx.limit), strict=True):
+        for part, beyond in zip(parts(to_x), _beyond(x, mean, inverse, ctx.limit), strict=True):
             part.copy_(beyond.mul_((2 * grads[0] / x.numel() * inverse).to(beyond.dtype)))
         return _maps(to_x, x), None, None, None
 
