@@ -25,6 +25,7 @@ from deepreshape.pricing.calibrate import machine, versions
 from deepreshape.removal import SNL, Method, Spatial, masks_of, plan_of
 from deepreshape.removal.sites import behind_convolutions
 from deepreshape.training import recipe_of
+from deepreshape.training.runs import append_row, read_rows
 
 SHARES = (0.3, 0.1, 0.5, 0.2)
 CHOICES = ("best", "first", "snl", "validation")
@@ -73,7 +74,7 @@ def main() -> None:
     for seed in given.seeds:
         for network in given.networks:
             for what, point in points(network, seed, data, given.work):
-                rows = [json.loads(line) for line in given.out.read_text().splitlines()] if given.out.is_file() else []
+                rows = read_rows(given.out) if given.out.is_file() else []
                 whose = {"network": network, "seed": seed, **what}
                 if any(all(row[name] == value for name, value in whose.items()) for row in rows):
                     continue
@@ -82,8 +83,7 @@ def main() -> None:
                 shutil.rmtree(to, ignore_errors=True)
                 result = point.result(data, to, given.work / f"{name}_run", lambda _: None)
                 row = result.to_row() | what | {"id": name, "machine": machine(), "versions": versions()}
-                with given.out.open("a") as results:
-                    results.write(json.dumps(row) + "\n")
+                append_row(given.out, row)
                 print(json.dumps(row), flush=True)
 
 

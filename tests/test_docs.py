@@ -15,10 +15,11 @@ FILE = re.compile(r"(?<![\w/.-])((?:tests|benchmarks|examples|src)/[\w/.-]+\.(?:
 LINK = re.compile(r"\]\(([\w./-]+)(?:#([\w-]+))?\)")
 
 
-def anchors(page: Path) -> set[str]:
+def anchors(page: Path) -> list[str]:
     """What a link may point to within a page, as GitHub makes it of headings."""
-    heads = [line.lstrip("#").strip() for line in page.read_text().splitlines() if line.startswith("#")]
-    return {re.sub(r"[^\w\- ]", "", head.lower()).replace(" ", "-") for head in heads}
+    text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    heads = [line.lstrip("#").strip() for line in text.splitlines() if line.startswith("#")]
+    return [re.sub(r"[^\w\- ]", "", head.lower()).replace(" ", "-") for head in heads]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -47,3 +48,9 @@ def test_files_and_links_are_there(page: Path):
         target = page.parent / path
         assert target.exists(), path
         assert not anchor or anchor in anchors(target), f"{path}#{anchor}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_no_heading_comes_twice(page: Path):
+    heads = anchors(page)
+    assert sorted(set(heads)) == sorted(heads)

@@ -302,6 +302,7 @@ def test_run_and_report(tmp_path: Path):
         (("count", "weights.pt"), "weights.pt may hold weights, and no code; load it in a function of your own"),
         (("train", "mine.py:net", "--out", "o"), "train takes a network's name; mine.py:net is trained by its own"),
         (("sweep", "--networks", "resnet20", "--budgets", "9", "--seeds", "-1", "--out", "o"), "not '-1'"),
+        (("binarize", "zoo:digits", "--out", f"{__file__}/b"), "test_commands.py is a file; a model is written to a"),
         (("frobnicate",), "No such command 'frobnicate'; there are adjust, binarize, calibrate"),
         (("lower", "zoo:digits"), "No such command 'lower'; there is `deepreshape private lower`"),
         (("count", "resnet18", "--classes", "abc"), "not 'abc'"),

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from rich.console import Console
-from support.command_line import answer, call
+from support.command_line import answer, call, refusal
 
 from deepreshape.cli import console
 from deepreshape.cli.models import Network, compare
@@ -214,6 +214,9 @@ def test_two_parties_with_certificates(model: Path, tmp_path: Path):
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as server:
         assert server.stderr is not None
         port = server.stderr.readline().rsplit(":", 1)[1].strip()
+        again = ("--keys", str(keys), "--store", str(tmp_path / "again"), "--port", port)
+        assert f"cannot listen on 127.0.0.1:{port}" in refusal("private", "serve", "--program", str(program), *again)
+        assert not (tmp_path / "again").exists()
         place = ("--program", str(program / "client.program"), "--keys", str(keys), "--port", port)
         place += ("--store", str(tmp_path / "client"), "--relu", "gc-stochastic:drop=4")
         another = call("private", "prepare", *place, "--pin", fingerprints["client"])

@@ -88,13 +88,13 @@ def test_a_query_between_two_parties_paints_the_picture(model: Path, tmp_path: P
     answer("private", "lower", str(model), "--out", "bundle", cwd=tmp_path)
     answer("private", "keygen", "--out", "keys", cwd=tmp_path)
     Image.fromarray(np.arange(48 * 48, dtype=np.uint8).reshape(48, 48)).save(tmp_path / "image.png")
-    serve = "--program bundle/server.program --keys keys --store server --port 0 --sessions 2 --relu ot"
+    serve = "--program bundle --keys keys --store server --port 0 --sessions 2 --relu ot"
     command = [sys.executable, "-m", "deepreshape", "private", "serve", *serve.split(), "--json"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path) as server:
         try:
             assert server.stderr is not None
             port = server.stderr.readline().rsplit(":", 1)[1].strip()
-            query = f"--program bundle/client.program --keys keys --store client --port {port} --relu ot"
+            query = f"--program bundle --keys keys --store client --port {port} --relu ot"
             told = answer("private", "query", "image.png", *query.split(), "--picture", "p.png", cwd=tmp_path)
             assert json.loads(server.communicate(timeout=60)[0])["served"] == 2
         finally:

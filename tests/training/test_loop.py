@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 from torch.nn import functional
 
 from deepreshape.data import Dataset, Split
@@ -398,3 +399,10 @@ def test_a_network_may_call_convolutions_with_few_arguments(digits: Dataset):
     before = weights(model)
     train(model, digits, replace(SHORT, epochs=1), seed=0)
     assert not equal(before, weights(model))
+
+
+def test_a_folder_where_another_run_is_at_work_is_refused(digits: Dataset, tmp_path: Path):
+    with FileLock(tmp_path / "lock"), pytest.raises(ValueError, match="another run is at work in") as refused:
+        train(build(TINY, seed=1), digits, SHORT, seed=3, folder=tmp_path)
+    assert str(tmp_path) in str(refused.value)
+    train(build(TINY, seed=1), digits, SHORT, seed=3, folder=tmp_path)

@@ -86,6 +86,8 @@ def main() -> None:
     warnings.filterwarnings("ignore", "Using padding='same' with even kernel lengths")  # what was asked for is done
     try:
         sys.exit(app(standalone_mode=False) or 0)
+    except FileExistsError as error:
+        line = f"{error.filename} is in the way; choose another name"
     except OSError as error:
         line = f"{error.filename}: {error.strerror}" if error.filename else error.strerror or str(error)
     except (ValueError, PrivateError) as error:

@@ -18,6 +18,7 @@ from deepreshape.cli.console import (
     Threads,
     TrainedArgument,
     into,
+    new_model,
     out,
     print_json,
     progress_bar,
@@ -52,14 +53,13 @@ def binarize(
 ) -> None:
     """Put signs and one-bit weights in a trained network, in two distilled steps."""
     from deepreshape.cli.models import trained_network
-    from deepreshape.models.saved import MANIFEST, save
+    from deepreshape.models.saved import save
     from deepreshape.removal.binarize import binarize as make_binary
     from deepreshape.removal.binarize import binary_recipe
 
     if "TORCHELASTIC_RUN_ID" in os.environ:
         raise ValueError("binarize trains in one process; start it without torchrun")
-    if (to / MANIFEST).is_file():
-        raise ValueError(f"{to} holds a finished model; choose another folder for what comes out")
+    new_model(to)
     network, dataset = trained_network(model, data, data_dir, threads)
     recipe = binary_recipe(dataset.name).with_values(read_pairs(settings, "--set"))
     with progress_bar() as bar:

@@ -375,19 +375,24 @@ def new_file(path: Path, ending: str = "") -> None:
         raise ValueError(f"{path} cannot be written: it is to be of the kind {ending}, so give a name that ends so")
     if path.is_dir() or not path.absolute().parent.is_dir():
         raise ValueError(f"{path} cannot be written: {'it is a folder' if path.is_dir() else 'its folder is missing'}")
+    if not os.access(path if path.exists() else path.absolute().parent, os.W_OK):
+        raise ValueError(f"{path} cannot be written: you may not write {'it' if path.exists() else 'to its folder'}")
 
 
 def new_model(folder: Path) -> None:
     """See that no finished model would be written over, nor what others keep where checkpoints are to lie.
 
     Raises:
-        ValueError: if there is one, or a file of that name.
+        ValueError: if there is one, or no folder can be there.
     """
     from deepreshape.models.saved import MANIFEST
     from deepreshape.training.runs import RUN
 
-    if folder.is_file():
-        raise ValueError(f"{folder} is a file; a model is written to a folder")
+    nearest = next(each for each in (folder, *folder.absolute().parents) if each.exists())
+    if not nearest.is_dir():
+        raise ValueError(f"{nearest} is a file; a model is written to a folder")
+    if not os.access(nearest, os.W_OK):
+        raise ValueError(f"{folder} cannot be written: you may not write to {nearest}")
     if (folder / MANIFEST).is_file() and not (folder / "run").is_dir():
         raise ValueError(f"{folder} holds a finished model; choose another folder for what comes out")
     run = folder / "run"

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -20,6 +23,7 @@ __all__ = ["CHECKPOINT", "METRICS", "Checkpoint"]
 
 CHECKPOINT = "checkpoint.safetensors"
 METRICS = "metrics.jsonl"
+LOCK = "lock"
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,27 @@ class Checkpoint:
     model: nn.Module
     optimizer: torch.optim.Optimizer
     average: dict[str, Tensor]
+
+    @contextmanager
+    def alone(self) -> Generator[None]:
+        """Alone in the folder, among all processes that write to one.
+
+        Raises:
+            ValueError: if another run is in it.
+        """
+        if rank():
+            yield
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.folder / LOCK)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise ValueError(f"another run is at work in {self.folder}; let it end, or choose another folder") from None
+        try:
+            yield
+        finally:
+            lock.release()
 
     def save(self, step: int, seconds: float) -> None:
         """One file, written beside the old one and then put in its place."""
@@ -64,7 +89,6 @@ class Checkpoint:
         Raises:
             ValueError: if the folder holds another run.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
         path, metrics = self.folder / CHECKPOINT, self.folder / METRICS
         if not path.is_file():
             if rank() == 0:

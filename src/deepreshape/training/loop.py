@@ -174,12 +174,13 @@ class TrainingRun:
         """Do the steps that are left; arguments, result and errors as :func:`train` has them."""
         settings = {**asdict(self.recipe), "seed": self.seed}
         checkpoint = Checkpoint(folder, settings, self.model, self.optimizer, self.average) if folder else None
-        spent = 0.0
-        if checkpoint:
-            self.step, spent = checkpoint.resume()
         clock = time.monotonic if self.device.type == "cuda" else time.process_time
-        started, saved, top1 = clock() - spent, time.monotonic(), None
+        started, saved, top1 = clock(), time.monotonic(), None
         with ExitStack() as during:
+            if checkpoint:
+                during.enter_context(checkpoint.alone())
+                self.step, spent = checkpoint.resume()
+                started -= spent
             self._begin(during)
             while not self._over():
                 loss = self._advance()

@@ -189,8 +189,7 @@ class Party(End):
     program: Annotated[
         Path,
         typer.Option(
-            help="This party's part of the program; the client's facts lie beside it. Or the folder of a network with "
-            "exits that `lower --exit all` wrote."
+            help="The folder that `lower` wrote, or this party's part of it, a file; the client's facts lie beside it."
         ),
     ]
     store: Annotated[Path, typer.Option(help="This party's folder for prepared batches; never copy it.")]
@@ -210,13 +209,20 @@ class Party(End):
         endpoint, store, pinned = self.endpoint("client"), Store(self.store), read_pin(pin)
         return {at: InferenceClient(endpoint, self.host, self.port, plan, store, pinned) for at, plan in plans.items()}
 
+    def _alone(self, part: str) -> Path | None:
+        """The one program that ``--program`` means; None of a network's exits."""
+        if not self.program.is_dir():
+            return self.program
+        return self.program / part if (self.program / part).is_file() else None
+
     def served(self) -> list[Path]:
         """The programs that a server offers."""
         from deepreshape.private.service.bundle import SERVER_PROGRAM
         from deepreshape.private.service.exit_bundle import exit_folder, read_exits
 
-        if not self.program.is_dir():
-            return [self.program]
+        alone = self._alone(SERVER_PROGRAM)
+        if alone:
+            return [alone]
         return [exit_folder(self.program, point) / SERVER_PROGRAM for point in read_exits(self.program).points]
 
     def asked(self, word: str | None) -> Stages:
@@ -229,12 +235,13 @@ class Party(End):
         from deepreshape.private.service.exit_bundle import EXITS, exit_folder, read_exits
         from deepreshape.private.service.stop import Stop
 
-        if not self.program.is_dir():
+        alone = self._alone(CLIENT_PROGRAM)
+        if alone:
             if word is not None:
                 raise ValueError(
                     f"--exit {word}: {self.program} is one program; `private lower --exit all` writes one for each exit"
                 )
-            return Stages({0: self.program})
+            return Stages({0: alone})
         known = read_exits(self.program)
         stop = Stop(known.points[-1]) if word is None else Stop.parse(word)
         if stop.static is not None and stop.static not in known.points:

@@ -96,8 +96,9 @@ def serve(
             raise ValueError(f"{path} has no weights: it is a client's part; `serve` takes server.program")
         plan = how.plan(program, lambda assigned: print_assigned(assigned, err))
         models.append(Model(program, plan, workers=workers))
-    endpoint, store = options.endpoint("server"), Store(options.store)
+    endpoint = options.endpoint("server")
     with listen(options.host, options.port) as listener, ExitStack() as stack:
+        store = Store(options.store)
         page = None if status_port is None else stack.enter_context(listen("127.0.0.1", status_port))
         service = Service(listener, endpoint, models, store, Caps(**asdict(most)), status_listener=page, notify=tell)
         if page:

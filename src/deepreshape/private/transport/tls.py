@@ -508,6 +508,8 @@ def _reason(error: Exception) -> str:
     """What the operating system or TLS says, in one line without file names of the library."""
     if isinstance(error, ssl.SSLCertVerificationError):
         return error.verify_message
+    if isinstance(error, ssl.SSLEOFError):
+        return "it hung up, or was killed"
     if isinstance(error, ssl.SSLError) and error.reason:
         return error.reason.lower().replace("_", " ")
     return (error.strerror if isinstance(error, OSError) else "") or str(error) or type(error).__name__
