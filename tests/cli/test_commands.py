@@ -15,7 +15,8 @@ from typer.core import TyperOption
 from typer.main import get_command
 
 from deepreshape.cli import app
-from deepreshape.cli.console import MANY, NOTHING_KEPT, PANELS, stoppable
+from deepreshape.cli.console import NOTHING_KEPT, stoppable
+from deepreshape.cli.options import MANY, PANELS
 from deepreshape.models import architecture, build
 from deepreshape.models.saved import Manifest, save
 

@@ -26,7 +26,8 @@ from deepreshape.cli import (
     removal,
     search,
 )
-from deepreshape.cli.console import PanelCommand, QuietGroup, err, out
+from deepreshape.cli.console import err, out
+from deepreshape.cli.options import PanelCommand, QuietGroup
 from deepreshape.private.errors import PrivateError
 
 __all__ = ["app", "main"]

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from deepreshape.cli.console import (
+from deepreshape.cli.console import into, out, print_json, progress_bar, stoppable, thousands
+from deepreshape.cli.options import (
     DataDir,
     Json,
     NewModel,
@@ -17,14 +18,8 @@ from deepreshape.cli.console import (
     Settings,
     Threads,
     TrainedArgument,
-    into,
     new_model,
-    out,
-    print_json,
-    progress_bar,
     read_pairs,
-    stoppable,
-    thousands,
 )
 
 if TYPE_CHECKING:

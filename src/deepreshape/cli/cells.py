@@ -12,21 +12,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from deepreshape.cli.console import (
+from deepreshape.cli.console import into, out, print_json, progress_bar, stoppable
+from deepreshape.cli.options import (
     DataDir,
     DataName,
     Json,
     Seed,
     Threads,
-    into,
-    out,
-    print_json,
-    progress_bar,
     read_data,
     read_pairs,
     set_threads,
     setting,
-    stoppable,
     with_groups,
 )
 

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from deepreshape.cli.console import NOTHING_KEPT, Json, new_model, out, print_json, read_pairs, stoppable
+from deepreshape.cli.console import NOTHING_KEPT, out, print_json, stoppable
+from deepreshape.cli.options import Json, new_model, read_pairs
 
 if TYPE_CHECKING:
     import numpy as np

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from deepreshape.cli.console import (
-    NOTHING_KEPT,
+from deepreshape.cli.console import NOTHING_KEPT, err, new_table, out, print_assigned, print_json, stoppable, thousands
+from deepreshape.cli.exits import price_dynamic, print_dynamic, read_stop
+from deepreshape.cli.options import (
     Classes,
     DataDir,
     ExitWord,
@@ -19,17 +20,9 @@ from deepreshape.cli.console import (
     ModelArgument,
     ObjectiveWord,
     ProfileFile,
-    err,
     new_file,
-    new_table,
-    out,
-    print_assigned,
-    print_json,
     read_shape,
-    stoppable,
-    thousands,
 )
-from deepreshape.cli.exits import price_dynamic, print_dynamic, read_stop
 from deepreshape.cli.private.fhe import price_of, print_price
 
 if TYPE_CHECKING:

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from deepreshape.cli.console import (
+from deepreshape.cli.console import into, new_table, out, print_json, progress_bar, stoppable, thousands
+from deepreshape.cli.options import (
     DataDir,
     DataName,
     ExitPoint,
@@ -21,20 +22,13 @@ from deepreshape.cli.console import (
     Seed,
     Threads,
     TrainedArgument,
-    into,
     new_file,
     new_model,
-    new_table,
-    out,
-    print_json,
-    progress_bar,
     read_data,
     read_integers,
     read_pairs,
     set_threads,
     setting,
-    stoppable,
-    thousands,
 )
 
 if TYPE_CHECKING:

@@ -8,22 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from deepreshape.cli.console import (
-    NOTHING_KEPT,
-    DataDir,
-    Json,
-    ModelArgument,
-    Threads,
-    count_bar,
-    new_file,
-    new_table,
-    out,
-    print_json,
-    set_threads,
-    stoppable,
-    thousands,
-    with_groups,
-)
+from deepreshape.cli.console import NOTHING_KEPT, count_bar, new_table, out, print_json, stoppable, thousands
+from deepreshape.cli.options import DataDir, Json, ModelArgument, Threads, new_file, set_threads, with_groups
 
 if TYPE_CHECKING:
     from deepreshape.cli.models import Network

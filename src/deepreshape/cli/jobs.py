@@ -12,6 +12,18 @@ from rich.box import SIMPLE
 from rich.table import Table
 
 from deepreshape.cli.console import (
+    bytes_bar,
+    into,
+    new_table,
+    out,
+    print_json,
+    progress_bar,
+    run_experiment,
+    stoppable,
+    thousands,
+)
+from deepreshape.cli.costs import Links, read_one_terms
+from deepreshape.cli.options import (
     DataDir,
     DataName,
     ExitPoint,
@@ -23,24 +35,14 @@ from deepreshape.cli.console import (
     Settings,
     Threads,
     TrainedArgument,
-    bytes_bar,
-    into,
     new_file,
     new_model,
-    new_table,
-    out,
-    print_json,
-    progress_bar,
     read_data,
     read_integers,
     read_recipe,
-    run_experiment,
     scaled_names,
     set_threads,
-    stoppable,
-    thousands,
 )
-from deepreshape.cli.costs import Links, read_one_terms
 
 if TYPE_CHECKING:
     from torch import nn

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.utils._pytree import tree_leaves
 
-from deepreshape.cli.console import read_data, set_threads
+from deepreshape.cli.options import read_data, set_threads
 from deepreshape.convex.saved import is_fitted, load_fitted
 from deepreshape.counting import check_one_input
 from deepreshape.experiments.points import see_fits, see_names

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from deepreshape.cli.console import (
-    NOTHING_KEPT,
+from deepreshape.cli.console import NOTHING_KEPT, into, new_table, out, print_json, progress_bar, stoppable, thousands
+from deepreshape.cli.options import (
     Classes,
     DataDir,
     DataName,
@@ -20,20 +20,13 @@ from deepreshape.cli.console import (
     ModelArgument,
     Settings,
     Threads,
-    into,
     new_file,
-    new_table,
-    out,
-    print_json,
-    progress_bar,
     read_data,
     read_integers,
     read_pairs,
     read_recipe,
     read_shape,
     set_threads,
-    stoppable,
-    thousands,
 )
 
 if TYPE_CHECKING:

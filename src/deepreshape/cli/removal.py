@@ -10,6 +10,18 @@ import typer
 
 from deepreshape.cli.console import (
     NOTHING_KEPT,
+    count_bar,
+    err,
+    into,
+    new_table,
+    out,
+    print_json,
+    progress_bar,
+    run_experiment,
+    stoppable,
+    thousands,
+)
+from deepreshape.cli.options import (
     DataDir,
     DataName,
     Json,
@@ -20,24 +32,14 @@ from deepreshape.cli.console import (
     Settings,
     Threads,
     TrainedArgument,
-    count_bar,
-    err,
-    into,
     new_model,
-    new_table,
-    out,
-    print_json,
-    progress_bar,
     read_data,
     read_integers,
     read_pairs,
     read_recipe,
-    run_experiment,
     scaled_names,
     set_threads,
     setting,
-    stoppable,
-    thousands,
 )
 
 if TYPE_CHECKING:

@@ -11,27 +11,29 @@ import typer
 
 from deepreshape.cli.console import (
     NOTHING_KEPT,
+    into,
+    new_table,
+    out,
+    print_json,
+    progress_bar,
+    run_experiment,
+    stoppable,
+    thousands,
+)
+from deepreshape.cli.costs import Garbler, Links, Protocol, read_one_terms, read_protocols, read_terms
+from deepreshape.cli.options import (
     DataDir,
     DataName,
     Json,
     ProfileFile,
     Seed,
     Settings,
-    into,
-    new_table,
-    out,
-    print_json,
-    progress_bar,
     read_data,
     read_pairs,
     read_recipe,
     read_shape,
-    run_experiment,
     setting,
-    stoppable,
-    thousands,
 )
-from deepreshape.cli.costs import Garbler, Links, Protocol, read_one_terms, read_protocols, read_terms
 
 if TYPE_CHECKING:
     from deepreshape.data import Dataset

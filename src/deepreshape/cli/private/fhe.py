@@ -9,22 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from deepreshape.cli.console import (
-    MODEL,
-    NOTHING_KEPT,
-    DataDir,
-    InputData,
-    Json,
-    ModelArgument,
-    err,
-    new_table,
-    out,
-    print_json,
-    progress_bar,
-    stoppable,
-    tell,
-    with_groups,
-)
+from deepreshape.cli.console import NOTHING_KEPT, err, new_table, out, print_json, progress_bar, stoppable, tell
+from deepreshape.cli.options import MODEL, DataDir, InputData, Json, ModelArgument, with_groups
 from deepreshape.cli.private.options import End, PinOption, SamplesOption, read_pin
 
 if TYPE_CHECKING:

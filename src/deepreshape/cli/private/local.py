@@ -8,15 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from deepreshape.cli.console import (
-    MODEL,
     NOTHING_KEPT,
-    DataDir,
-    ExitWord,
-    InputData,
-    Json,
-    PictureOption,
     bytes_bar,
-    new_file,
     new_table,
     out,
     print_assigned,
@@ -24,11 +17,11 @@ from deepreshape.cli.console import (
     print_segmented,
     stoppable,
     thousands,
-    with_groups,
     write_pictures,
 )
 from deepreshape.cli.convex import predictions, told_by
 from deepreshape.cli.exits import read_stop
+from deepreshape.cli.options import MODEL, DataDir, ExitWord, InputData, Json, PictureOption, new_file, with_groups
 from deepreshape.cli.private.exits import print_exits, run_dynamic
 from deepreshape.cli.private.lower import choose_windows, network_of, print_comparison
 from deepreshape.cli.private.options import MaxLossOption, Relus, RowOption, SamplesOption, WorkersOption

@@ -8,17 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from deepreshape.cli.console import (
-    NOTHING_KEPT,
-    DataDir,
-    InputData,
-    Json,
-    ModelArgument,
-    out,
-    print_json,
-    stoppable,
-)
+from deepreshape.cli.console import NOTHING_KEPT, out, print_json, stoppable
 from deepreshape.cli.convex import GATES, inputs_of, write_gates
+from deepreshape.cli.options import DataDir, InputData, Json, ModelArgument
 from deepreshape.cli.private.exits import COMPARED, lower_exits
 from deepreshape.cli.private.options import MaxLossOption, SamplesOption
 

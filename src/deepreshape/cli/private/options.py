@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
 import typer
 
-from deepreshape.cli.console import ObjectiveWord, ProfileFile, tell
+from deepreshape.cli.console import tell
 from deepreshape.cli.convex import ROW
+from deepreshape.cli.options import ObjectiveWord, ProfileFile
 
 if TYPE_CHECKING:
     from deepreshape.cost import Assigned

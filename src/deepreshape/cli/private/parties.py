@@ -12,22 +12,18 @@ from typing import Annotated
 import typer
 
 from deepreshape.cli.console import (
-    ExitWord,
-    Json,
-    PictureOption,
     bytes_bar,
     err,
-    new_file,
     out,
     print_assigned,
     print_json,
     print_segmented,
     stoppable,
     tell,
-    with_groups,
     write_pictures,
 )
 from deepreshape.cli.convex import GATES, gated_input
+from deepreshape.cli.options import ExitWord, Json, PictureOption, new_file, with_groups
 from deepreshape.cli.private.exits import exits_asked, print_exits_asked
 from deepreshape.cli.private.options import Most, Party, PinOption, Relus, Role, RowOption, WorkersOption, read_program
 
