@@ -97,12 +97,12 @@ def measure(path: Path, images: int, most: int | None, workers: int) -> dict[str
     }
 
 
-def against(found: NDArray[np.int64], expected: NDArray[np.int64], labels: NDArray[np.int64]) -> dict[str, Any]:
+def against(classes: NDArray[np.int64], expected: NDArray[np.int64], labels: NDArray[np.int64]) -> dict[str, Any]:
     return {
-        "top1": top1(found, labels),
-        "difference": round(top1(found, labels) - top1(expected, labels), 3),
-        "same_class": round(100 * float(np.mean(found == expected)), 3),
-        "overflows": int((found == NONE).sum()),
+        "top1": top1(classes, labels),
+        "difference": round(top1(classes, labels) - top1(expected, labels), 3),
+        "same_class": round(100 * float(np.mean(classes == expected)), 3),
+        "overflows": int((classes == NONE).sum()),
     }
 
 
@@ -146,8 +146,10 @@ def classify(program: Program, inputs: NDArray[np.int64], shares: Mapping[str, W
     except OverflowError:
         if len(inputs) == 1:
             return np.array([NONE])
-        each = [{name: own[at : at + 1] for name, own in shares.items()} for at in range(len(inputs))]
-        return np.concatenate([classify(program, x[None], own) for x, own in zip(inputs, each, strict=True)])
+        each = [{name: share[at : at + 1] for name, share in shares.items()} for at in range(len(inputs))]
+        return np.concatenate(
+            [classify(program, x[None], client_shares) for x, client_shares in zip(inputs, each, strict=True)]
+        )
     return outputs.reshape(len(inputs), -1).argmax(1)
 
 

@@ -71,8 +71,8 @@ def main() -> None:
         wide = spread(layers(architecture(WIDE, shape, classes)))
         networks: dict[str, tuple[str, Sequence[Layer]]] = {WIDE: ("spread over all layers", wide)}
         for name in HYBRID:
-            found = plan(architecture(name, shape, classes), BUDGET)
-            networks[name] = (str(found), layers(found.architecture))
+            coarse_plan = plan(architecture(name, shape, classes), BUDGET)
+            networks[name] = (str(coarse_plan), layers(coarse_plan.architecture))
         programs = {name: lowered(architecture(name, shape, classes))[1] for name in RUN[data]}
         for protocol in PROTOCOLS:
             ours = protocol in OURS
@@ -148,29 +148,29 @@ def measured(runs: int, known: Sequence[dict[str, Any]]) -> Iterator[dict[str, A
                 }
 
 
-def lowered(made: Architecture) -> tuple[str, Program, NDArray[np.float32]]:
+def lowered(design: Architecture) -> tuple[str, Program, NDArray[np.float32]]:
     """What was removed to reach the budget, the program with random weights, and inputs."""
-    removed, network = reduced(made)
-    x = torch.randn(4, *made.input, generator=torch.Generator().manual_seed(0)).numpy()
+    removed, network = reduced(design)
+    x = torch.randn(4, *design.input, generator=torch.Generator().manual_seed(0)).numpy()
     return removed, lower(network, x).program, x
 
 
-def reduced(made: Architecture) -> tuple[str, torch.nn.Module]:
+def reduced(design: Architecture) -> tuple[str, torch.nn.Module]:
     """What was removed to reach the budget, and the network; the wide one loses the same share of every layer."""
-    if made.family == "wide_resnet":
-        network = build(made, seed=0).eval()
-        whole = masks_of(network, made.input)
+    if design.family == "wide_resnet":
+        network = build(design, seed=0).eval()
+        whole = masks_of(network, design.input)
         kept = BUDGET / sum(mask.numel() for mask in whole.values())
         generator = torch.Generator().manual_seed(0)
         put_masks(network, {path: torch.rand(mask.shape, generator=generator) < kept for path, mask in whole.items()})
         return "spread over all layers", network
-    found = plan(made, BUDGET)
-    return str(found), build(found.architecture, seed=0).eval()
+    coarse_plan = plan(design, BUDGET)
+    return str(coarse_plan), build(coarse_plan.architecture, seed=0).eval()
 
 
-def layers(made: Architecture) -> Sequence[Layer]:
+def layers(design: Architecture) -> Sequence[Layer]:
     """Of an architecture."""
-    return count(build(made, "meta"), made.input).layers
+    return count(build(design, "meta"), design.input).layers
 
 
 def spread(whole: Sequence[Layer]) -> list[Layer]:

@@ -107,12 +107,12 @@ def measured(name: str, seeds: int) -> dict[str, Any]:
     }
 
 
-def error(table: Table, found: NDArray[Any], places: NDArray[np.intp]) -> float:
+def error(table: Table, predictions: NDArray[Any], places: NDArray[np.intp]) -> float:
     """Share of wrong classes, or squared error over the variance of the target."""
     wanted = table.target[places]
     if table.classes:
-        return float((found != wanted).mean())
-    return float(np.square(found - wanted).mean() / table.target.var())
+        return float((predictions != wanted).mean())
+    return float(np.square(predictions - wanted).mean() / table.target.var())
 
 
 def trained(table: Table, scaled: Real, train: NDArray[np.intp], seed: int) -> nn.Module:
@@ -161,7 +161,7 @@ def run(network: nn.Module, known: NDArray[np.float32], new: NDArray[np.float32]
     """Between two processes over loopback."""
     program = lower(network, known).program
     report = run_local(program, to_fixed(new, program.input_fraction))
-    found = from_fixed(np.array(report["outputs"]), program.values[program.outputs[0]].fraction).reshape(len(new), -1)
+    outputs = from_fixed(np.array(report["outputs"]), program.values[program.outputs[0]].fraction).reshape(len(new), -1)
     kind = next(network.parameters()).dtype
     wanted = network(torch.from_numpy(new).to(kind)).double().numpy()
     return {
@@ -171,7 +171,7 @@ def run(network: nn.Module, known: NDArray[np.float32], new: NDArray[np.float32]
         "bytes": report["bytes"],
         "seconds": {phase: round(value, 3) for phase, value in report["seconds"].items()},
         "agree": report["agree"],
-        "largest_difference_from_float": float(f"{np.abs(found - wanted).max():.2g}"),
+        "largest_difference_from_float": float(f"{np.abs(outputs - wanted).max():.2g}"),
         "largest_output": float(f"{np.abs(wanted).max():.3g}"),
     }
 

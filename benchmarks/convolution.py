@@ -49,11 +49,11 @@ def main() -> None:
 
 def measure(name: str, rounds: int) -> dict[str, Any]:
     """Seconds of a step, by kind."""
-    made = architecture(name)
-    network = build(made, seed=0).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    design = architecture(name)
+    network = build(design, seed=0).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     generator = torch.Generator().manual_seed(0)
-    images = torch.randn(BATCH, *made.input, generator=generator).contiguous(memory_format=torch.channels_last)
-    labels = torch.randint(made.classes, (BATCH,), generator=generator)
+    images = torch.randn(BATCH, *design.input, generator=generator).contiguous(memory_format=torch.channels_last)
+    labels = torch.randint(design.classes, (BATCH,), generator=generator)
     weights = list(network.parameters())
     groups = [{"params": [w], "lr": 1e-3, "orthogonal": w.dim() == 4} for w in weights]
     optimizer = Muon(groups, torch.bfloat16)

@@ -49,8 +49,8 @@ def ptflops(model: nn.Module, x: torch.Tensor) -> dict[str, int]:
 
 def timed(work: Callable[[], object]) -> tuple[float, object]:
     started = time.perf_counter()
-    made = work()
-    return time.perf_counter() - started, made
+    result = work()
+    return time.perf_counter() - started, result
 
 
 def measure(name: str, rounds: int) -> dict[str, object]:
@@ -59,7 +59,7 @@ def measure(name: str, rounds: int) -> dict[str, object]:
     counters = {"deepreshape": ours, "fvcore": fvcore, "ptflops": ptflops}
     ratios: dict[str, list[float]] = {counter: [] for counter in counters}
     forward: list[float] = []
-    found: dict[str, object] = {}
+    counts: dict[str, object] = {}
     with torch.no_grad():
         for _ in range(3):
             model(x)
@@ -69,12 +69,12 @@ def measure(name: str, rounds: int) -> dict[str, object]:
             base, _ = timed(lambda: model(x))
             forward.append(base)
             for counter, work in counters.items():
-                seconds, found[counter] = timed(lambda work=work: work(model, x))
+                seconds, counts[counter] = timed(lambda work=work: work(model, x))
                 ratios[counter].append(seconds / base)
     return {
         "network": name,
         "forward_ms": round(1000 * statistics.median(forward), 2),
-        "counts": found,
+        "counts": counts,
         "time_over_forward": {
             counter: {
                 "median": round(statistics.median(values), 2),

@@ -149,8 +149,8 @@ def relus(count: int) -> tuple[Program, NDArray[np.int64]]:
     """A linear layer of one input, and as many ReLUs as outputs."""
     ops = Linear("spread", ("input",), count, 8, 8), Relu("relu", ("spread",), 8)
     weight = np.random.default_rng(0).integers(-255, 256, (count, 1))
-    own = {"spread": Weights(weight, np.zeros(count, np.int64))}
-    return Program(Ring(32), (1,), 12, 1 << 20, ops, own), np.array([1 << 20])
+    weights = {"spread": Weights(weight, np.zeros(count, np.int64))}
+    return Program(Ring(32), (1,), 12, 1 << 20, ops, weights), np.array([1 << 20])
 
 
 def measure(case: Case, at: str, options: argparse.Namespace, ours: list[str]) -> list[dict[str, Any]]:
@@ -160,7 +160,7 @@ def measure(case: Case, at: str, options: argparse.Namespace, ours: list[str]) -
     output = from_fixed(plain.run(case.program, case.x[None])[0], fraction)
     x = from_fixed(case.x, case.program.input_fraction)
     relus = {word: chosen_relus(case.program, Terms(word, link=LINKS[at]))[0] for word in ours}
-    own: dict[str, list[dict[str, Any]]] = {word: [] for word in ours}
+    reports_of: dict[str, list[dict[str, Any]]] = {word: [] for word in ours}
     with ExitStack() as stack:
         sessions: dict[str, SpuContext] = {}
         for name in options.peers:
@@ -168,13 +168,13 @@ def measure(case: Case, at: str, options: argparse.Namespace, ours: list[str]) -
             sessions[name] = stack.enter_context(SpuContext(case.program, name, options.spu_python, **through))
         answers = {name: [session.infer(x)] for name, session in sessions.items()}
         for _ in range(options.rounds):
-            for word, reports in own.items():
+            for word, reports in reports_of.items():
                 reports.append(run_local(case.program, case.x[None], relus[word], link=link))
             for name, session in sessions.items():
                 answers[name].append(session.infer(x))
         logs = {name: session.close() for name, session in sessions.items()}
     about = {"kind": case.kind, "network": case.name, "relus": case.program.relus, "link": at, "n": options.rounds}
-    rows = [about | our_row(word, own[word], fraction) | {"relu": str(relus[word])} for word in ours]
+    rows = [about | our_row(word, reports_of[word], fraction) | {"relu": str(relus[word])} for word in ours]
     limits = {
         "expected_difference": float(f"{expected(case.program, FRACTION).max():.3g}"),
         "bound": float(f"{bound(case.program, FRACTION).max():.3g}"),
@@ -199,7 +199,7 @@ def our_row(word: str, reports: list[dict[str, Any]], fraction: int) -> dict[str
     return {
         "engine": f"deepreshape {word}",
         "parties": 2,
-        "seconds": {phase: spread(found) for phase, found in every.items()},
+        "seconds": {phase: spread(seconds) for phase, seconds in every.items()},
         "bytes": first["bytes"] | {"total": sum(first["bytes"].values())},
         "rounds": first["rounds"],
         "relu_share": {"seconds": round(share, 3), "bytes": round(relu_bytes(first), 3)},
@@ -226,9 +226,9 @@ def spu_row(
 ) -> dict[str, Any]:
     warm = [runs[1:] for runs in logs]
     revealed = 8 * output.size * (len(logs) - 1)  # the others' shares of the output; the log does not count them
-    mine, everyone = warm[SERVER], [run for runs in warm for run in runs]
-    seconds = sum(run.relu.seconds for run in mine) / sum(run.seconds for run in mine)
-    size = sum(run.relu.sent for run in everyone) / sum(run.sent for run in everyone)
+    server_runs, all_runs = warm[SERVER], [run for runs in warm for run in runs]
+    seconds = sum(run.relu.seconds for run in server_runs) / sum(run.seconds for run in server_runs)
+    size = sum(run.relu.sent for run in all_runs) / sum(run.sent for run in all_runs)
     return {
         "engine": f"spu {protocol}",
         "parties": len(logs),
@@ -250,8 +250,8 @@ def spu_row(
 
 def kernels(run: PartyRun) -> dict[str, Any]:
     """The kernels above a hundredth of a run's time."""
-    found = sorted(run.kernels.items(), key=lambda item: -item[1].seconds)
-    return {name: kernel._asdict() for name, kernel in found if kernel.seconds > 0.01 * run.seconds}
+    slowest_first = sorted(run.kernels.items(), key=lambda item: -item[1].seconds)
+    return {name: kernel._asdict() for name, kernel in slowest_first if kernel.seconds > 0.01 * run.seconds}
 
 
 def spread(values: list[float]) -> dict[str, float]:

@@ -127,16 +127,16 @@ def searched(network: MultiExitNetwork, evidence: Evidence, data: Dataset) -> di
     exit is a query of its own.
     """
     began = time.process_time()
-    found: dict[str, Any] = {"macs": best(evidence, exit_costs(network, "macs", ""))}
+    search: dict[str, Any] = {"macs": best(evidence, exit_costs(network, "macs", ""))}
     for protocol in PROTOCOLS:
-        found[protocol] = {link: best(evidence, exit_costs(network, "seconds", link, protocol)) for link in LINKS}
-    found["seconds"] = round(time.process_time() - began, 2)
+        search[protocol] = {link: best(evidence, exit_costs(network, "seconds", link, protocol)) for link in LINKS}
+    search["seconds"] = round(time.process_time() - began, 2)
     if data.name == "shapes":  # those at even places are easy
         places = range(len(evidence.points))
         ends, _ = evidence.of(places, lowest_threshold(evidence, evidence.points, 0.5))
         early = ends < places[-1]
-        found |= {"easy_that_end_early": float(early[::2].mean()), "hard_that_end_early": float(early[1::2].mean())}
-    return found
+        search |= {"easy_that_end_early": float(early[::2].mean()), "hard_that_end_early": float(early[1::2].mean())}
+    return search
 
 
 def best(evidence: Evidence, costs: Costs) -> list[dict[str, Any]]:
@@ -210,8 +210,8 @@ def main() -> None:
     done = {tuple(each.get(key) for key in keys) for each in (read_rows(given.rows) if given.rows.is_file() else [])}
     for name in given.trunks.split(","):
         for way in given.ways.split(","):
-            mine = (data.name, name, given.heads, way, given.seed)
-            if mine in done or (name != "aware" and (name == "alone") != (way == "joint")):
+            row_key = (data.name, name, given.heads, way, given.seed)
+            if row_key in done or (name != "aware" and (name == "alone") != (way == "joint")):
                 continue
             if name == "alone":
                 new = alone(given.network, data, given)

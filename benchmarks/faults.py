@@ -76,10 +76,10 @@ def main() -> None:
     done = {row["relu"] for row in report["rows"]}
     left = [relu for relu in configs if str(relu) not in done]
     with ThreadPoolExecutor(options.threads) as threads:
-        found = threads.map(
+        accuracies = threads.map(
             lambda one: program_accuracy(lowered.program, inputs, labels, protocols=Protocols(one), seed=seed), left
         )
-        for relu, top1 in zip(left, found, strict=True):
+        for relu, top1 in zip(left, accuracies, strict=True):
             report["rows"].append({"relu": str(relu), "top1": round(top1, 2)})
             print(f"{relu!s:32} {top1:6.2f} %", flush=True)
             if options.out:

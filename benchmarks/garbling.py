@@ -77,16 +77,16 @@ def main() -> None:
 
 def engines() -> list[tuple[Engine, int]]:
     """What runs here, and its threads."""
-    found: list[tuple[Engine, int]] = [(named("numpy"), 1)]
+    choices: list[tuple[Engine, int]] = [(named("numpy"), 1)]
     try:
-        found.append((named("fused", 1), 1))
+        choices.append((named("fused", 1), 1))
     except UnavailableError:
-        return found
+        return choices
     from deepreshape.private.crypto.backend.fused import Fused
 
-    found.append((Fused(1, 1), 1))
+    choices.append((Fused(1, 1), 1))
     threads = os.cpu_count() or 1
-    return [*found, (named("fused", threads), threads)] if threads > 1 else found
+    return [*choices, (named("fused", threads), threads)] if threads > 1 else choices
 
 
 def measure(

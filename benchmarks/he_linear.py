@@ -134,7 +134,7 @@ def main() -> None:
         name: measure(layer, 2**arguments.bits, arguments.rounds)
         for name, layer in cases(arguments.weight_bits).items()
     }
-    found = {
+    report = {
         "machine": machine(),
         "versions": {name: version(name) for name in ("numpy", "tenseal", "zstandard")},
         "n": arguments.rounds,
@@ -145,9 +145,10 @@ def main() -> None:
         "layers": rows,
     }
     if arguments.json:
-        print(json.dumps(found, indent=1))
+        print(json.dumps(report, indent=1))
         return
-    print(f"{found['machine']['cpu']}, n = {arguments.rounds}, modulo {found['modulus']}, medians of CPU milliseconds")
+    cpu, modulus = report["machine"]["cpu"], report["modulus"]
+    print(f"{cpu}, n = {arguments.rounds}, modulo {modulus}, medians of CPU milliseconds")
     titles = f"{'client':>8}{'server':>8}{'kept':>8}{'x limit':>9}{'kB up':>8}{'kB down':>9}{'in/out':>9}{'spare':>7}"
     print(f"{'layer':32}{titles}")
     for name, row in rows.items():

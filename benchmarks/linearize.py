@@ -184,15 +184,15 @@ def time_steps(procedure: str, network: str, steps: int, batch: int) -> dict[str
 
 def speed(options: argparse.Namespace) -> dict[str, Any]:
     """Every procedure in processes of its own, in turn, several rounds."""
-    found: dict[str, list[dict[str, float]]] = {procedure: [] for procedure in PROCEDURES}
+    rounds_of: dict[str, list[dict[str, float]]] = {procedure: [] for procedure in PROCEDURES}
     for _ in range(options.rounds):
-        for procedure, rounds in found.items():
+        for procedure, rounds in rounds_of.items():
             words = ["one", procedure, "--network", options.network]
             words += ["--steps", str(options.steps), "--batch", str(options.batch), "--threads", str(options.threads)]
             done = subprocess.run([sys.executable, __file__, *words], check=True, capture_output=True, text=True)
             rounds.append(json.loads(done.stdout))
     rows = []
-    for procedure, rounds in found.items():
+    for procedure, rounds in rounds_of.items():
         row: dict[str, Any] = {"procedure": procedure}
         for name in ("seconds_a_step", "peak_mib"):
             values = [measured[name] for measured in rounds]

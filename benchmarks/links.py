@@ -73,17 +73,17 @@ def main() -> None:
 
 def lowered(network: str, keep: int) -> tuple[Program, Integers]:
     """The network with random weights and ``keep`` ReLUs at random places, and one input."""
-    made = architecture(network)
-    model = build(made, seed=0).eval()
+    design = architecture(network)
+    model = build(design, seed=0).eval()
     generator = torch.Generator().manual_seed(0)
     if keep:
-        whole = masks_of(model, made.input)
+        whole = masks_of(model, design.input)
         chosen = torch.randperm(sum(mask.numel() for mask in whole.values()), generator=generator)[:keep]
         flat = torch.zeros(sum(mask.numel() for mask in whole.values()), dtype=torch.bool)
         flat[chosen] = True
         parts = flat.split([mask.numel() for mask in whole.values()])
         put_masks(model, {path: part.reshape(whole[path].shape) for path, part in zip(whole, parts, strict=True)})
-    inputs = torch.randn(8, *made.input, generator=generator).numpy()
+    inputs = torch.randn(8, *design.input, generator=generator).numpy()
     program = lower(model, inputs).program
     return program, to_fixed(inputs[:1], program.input_fraction)
 

@@ -72,13 +72,13 @@ def main() -> None:
 
 def measure(size: Size, columns: int) -> dict[str, float]:
     """One row."""
-    found = core(columns, round(columns * size.outputs / size.secret), 1) / columns
+    core_share = core(columns, round(columns * size.outputs / size.secret), 1) / columns
     expected = random_set(size) / size.secret
     return {
         "columns": columns,
         "random": round(expected, 4),
-        "core": round(found, 4),
-        "ratio": round(found / expected, 4),
+        "core": round(core_share, 4),
+        "ratio": round(core_share / expected, 4),
         "security_bits": round(security_bits(size), 1),
     }
 

@@ -44,13 +44,13 @@ def certified_optimum() -> Measured:
 
     from deepreshape.convex.estimator import ConvexGatedReLU
 
-    found = ConvexGatedReLU(n_gates=500, lam=0.1, random_state=1).fit(*load_breast_cancer(return_X_y=True))
-    steps = found.objectives_
+    model = ConvexGatedReLU(n_gates=500, lam=0.1, random_state=1).fit(*load_breast_cancer(return_X_y=True))
+    steps = model.objectives_
     return {
-        "objective_over_ntk": round(found.objective_ / found.ntk_objective_, 4),
-        "gap": float(f"{found.gap_:.2g}"),
+        "objective_over_ntk": round(model.objective_ / model.ntk_objective_, 4),
+        "gap": float(f"{model.gap_:.2g}"),
         "never_rises": all(after <= before for before, after in pairwise(steps)),
-        "gates_with_weights": found.active_gates_,
+        "gates_with_weights": model.active_gates_,
     }
 
 

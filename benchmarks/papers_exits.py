@@ -50,13 +50,13 @@ def gains(points: float):
 
 def filtering() -> Measured:
     """By how many points heads taught by positive filtering are better than others, over exits, trunks and sets."""
-    rows, found = qualities(), dict[str, list[float]](kd=[], none=[])
+    rows, points_over = qualities(), dict[str, list[float]](kd=[], none=[])
     for (data, heads, trunk, way, seed), ours in rows.items():
-        for other, points in found.items():
+        for other, points in points_over.items():
             theirs = rows.get((data, heads, trunk, other, seed))
             if way == "pfd" and theirs:
                 points += [a - b for a, b in zip(ours[:-1], theirs[:-1], strict=True)]
-    return {f"points_over_{name}": round(mean(values), 2) for name, values in found.items() if values}
+    return {f"points_over_{name}": round(mean(values), 2) for name, values in points_over.items() if values}
 
 
 def both_beaten(measured: Measured) -> Verdict:

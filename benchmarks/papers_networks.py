@@ -110,14 +110,14 @@ def learned_thresholds() -> Measured:
     """Validation accuracy with thresholds that are learned and that stay 0, on inputs shifted by 0.9 (3 seeds)."""
     data = digits()
     recipe = Recipe(epochs=30, batch=64, optimizer="adamw", lr=5e-3, crop=0, flip=False, precision="float32")
-    found: dict[bool, list[float]] = {True: [], False: []}
+    accuracies: dict[bool, list[float]] = {True: [], False: []}
     for seed in SEEDS:
-        for learned in found:
+        for learned in accuracies:
             torch.manual_seed(seed)
             trained = train(Shifted(learned=learned), data, recipe, seed=seed)
-            found[learned].append(trained.top1_validation or 0.0)
-    points = [round(one - other, 2) for one, other in zip(found[True], found[False], strict=True)]
-    return {"learned": found[True], "zero": found[False], "points": points, "epochs": recipe.epochs}
+            accuracies[learned].append(trained.top1_validation or 0.0)
+    points = [round(one - other, 2) for one, other in zip(accuracies[True], accuracies[False], strict=True)]
+    return {"learned": accuracies[True], "zero": accuracies[False], "points": points, "epochs": recipe.epochs}
 
 
 class Perceptron(nn.Sequential):
@@ -245,8 +245,8 @@ def gains(name: str, whole: float) -> Callable[[Measured], Verdict]:
 
     def judge(measured: Measured) -> Verdict:
         points = measured[name]
-        found = mean(points if isinstance(points, list) else points.values())
-        return "re-made" if found >= whole else "in part" if found > 0 else "refuted"
+        average = mean(points if isinstance(points, list) else points.values())
+        return "re-made" if average >= whole else "in part" if average > 0 else "refuted"
 
     return judge
 

@@ -84,11 +84,11 @@ def measure(
     """A row for each (ReLU protocol, garbler)."""
     if not todo:
         return
-    made = architecture(network)
-    made = plan(made, budget).architecture if budget else made
+    whole = architecture(network)
+    design = plan(whole, budget).architecture if budget else whole
     generator = torch.Generator().manual_seed(0)
-    inputs = torch.randn(8, *made.input, generator=generator).numpy()
-    program = lower(build(made, seed=0).eval(), inputs).program
+    inputs = torch.randn(8, *design.input, generator=generator).numpy()
+    program = lower(build(design, seed=0).eval(), inputs).program
     for relu, garbler in todo:
         quote = quote_program(program, Terms(relu, garbler, profile=profile))
         predicted = quote.to_dict()

@@ -92,8 +92,8 @@ def family(role: str) -> Iterator[int]:
 
 def children(pid: int) -> list[int]:
     tasks = Path(f"/proc/{pid}/task")
-    found = [read(f"{task}/children") for task in tasks.iterdir()] if tasks.exists() else []
-    return [int(child) for text in found for child in text.split()]
+    texts = [read(f"{task}/children") for task in tasks.iterdir()] if tasks.exists() else []
+    return [int(child) for text in texts for child in text.split()]
 
 
 def resident_mib(pid: int) -> float:
@@ -112,8 +112,8 @@ def read(path: str) -> str:
 def run(program: Program, inputs: Integers, relu: ReluConfig, workers: int) -> dict[str, Any]:
     with Memory() as memory:
         report = run_local(program, inputs, relu, workers=workers)
-    own = report["peak_rss_mib"]
-    return report | {"peak_rss_mib": {role: max(own[role], memory.peak[role]) for role in own}}
+    reported_peaks = report["peak_rss_mib"]
+    return report | {"peak_rss_mib": {role: max(reported_peaks[role], memory.peak[role]) for role in reported_peaks}}
 
 
 def by_part(program: Program, relu: ReluConfig) -> dict[str, int]:

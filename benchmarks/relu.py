@@ -96,16 +96,16 @@ def run(runs: tuple[Run, Run], setups: tuple[Any, Any], layer: GarbledLayer) -> 
         step = protocol.offline(runs[at], setups[at], layer, *shares)
         side_by_side(runs[at], "offline", [(layer.name, step)], lambda _, prepared: kept[at].append(prepared))
 
-    def answer(at: int, own: Any) -> Any:
-        step = protocol.online(runs[at], layer, iter(kept[at]), own)
+    def answer(at: int, input_share: Any) -> Any:
+        step = protocol.online(runs[at], layer, iter(kept[at]), input_share)
         return side_by_side(runs[at], "online", [(layer.name, step)])[0]
 
     start = time.perf_counter()
     both(lambda: prepare(0, share, mask), lambda: prepare(1, None, None))
     middle = time.perf_counter()
-    _, own = both(lambda: answer(0, None), lambda: answer(1, theirs))
+    _, output_share = both(lambda: answer(0, None), lambda: answer(1, theirs))
     end = time.perf_counter()
-    off = modulus.decode(modulus.add(own, mask)) - (np.maximum(x, 0) >> SHIFT)
+    off = modulus.decode(modulus.add(output_share, mask)) - (np.maximum(x, 0) >> SHIFT)
     # over the field a few signs are wrong for large values too
     assert np.mean(np.abs(off) > 1) < 1e-3, "ReLUs came out wrong by more than faults and rounding can make them"
     return {"offline": middle - start, "online": end - middle}

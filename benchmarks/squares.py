@@ -57,15 +57,15 @@ def main() -> None:
     options = parser.parse_args()
     engine().prepare()
     rounds = 3 if options.quick else 11
-    found = [row(*case, rounds) | {"engine": engine_name(), "machine": machine()} for case in cases()]
+    rows = [row(*case, rounds) | {"engine": engine_name(), "machine": machine()} for case in cases()]
     if options.spu_python:
-        found.append(spu_row(options.spu_python, 1 << 17, 3))
+        rows.append(spu_row(options.spu_python, 1 << 17, 3))
     if options.json:
-        print(json.dumps(found, indent=1))
+        print(json.dumps(rows, indent=1))
         return
-    columns = [name for name in found[0] if name not in ("engine", "machine", "rounds", "count")]
+    columns = [name for name in rows[0] if name not in ("engine", "machine", "rounds", "count")]
     print(" ".join(f"{name:>19}" for name in columns))
-    for each in found:
+    for each in rows:
         print(" ".join(f"{each[name] if each[name] is not None else '':>19}" for name in columns))
 
 

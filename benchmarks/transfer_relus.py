@@ -51,8 +51,8 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="5 rounds instead of 21, and fewer transfers")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     options = parser.parse_args()
-    found = rows(options.quick)
-    print(json.dumps(found, indent=1) if options.json else table(found))
+    all_rows = rows(options.quick)
+    print(json.dumps(all_rows, indent=1) if options.json else table(all_rows))
 
 
 def rows(quick: bool) -> list[dict[str, Any]]:
@@ -63,15 +63,15 @@ def rows(quick: bool) -> list[dict[str, Any]]:
         ("softspoken", SOFTSPOKEN, BITS, 100_000 if quick else 1_000_000),
         ("iknp", IKNP, 127.0, 100_000 if quick else 1_000_000),
     ]
-    found: list[dict[str, Any]] = []
+    transfer_rows: list[dict[str, Any]] = []
     for name, protocol, bits, count in plan:
         times = [transfer_seconds(protocol, count) for _ in range(2 if quick else 5)]
         ns = [1e9 * seconds / count / 2 for seconds in times[1:] or times]
         row = {"circuit": "cot", "protocol": name, "ns_per_cot": round(median(ns), 1), "bits_per_cot": round(bits, 3)}
-        found.append(row | {"ns_per_cot_spread": [round(min(ns), 1), round(max(ns), 1)], "count": count})
-    silent = found[0]["ns_per_cot"]
-    found += [relu_row(name, relu, silent, rounds) for name, relu in CASES]
-    return [row | {"engine": engine_name(), "machine": machine()} for row in found]
+        transfer_rows.append(row | {"ns_per_cot_spread": [round(min(ns), 1), round(max(ns), 1)], "count": count})
+    silent = transfer_rows[0]["ns_per_cot"]
+    relu_rows = [relu_row(name, relu, silent, rounds) for name, relu in CASES]
+    return [row | {"engine": engine_name(), "machine": machine()} for row in transfer_rows + relu_rows]
 
 
 def marginal_bits() -> float:
@@ -134,7 +134,7 @@ def relu_seconds(relu: TransferRelu, number: int) -> tuple[float, float]:
     zero, chosen = labels(relu.back, back, rng)
     client, server, mask = (RING.random(BATCH, rng) for _ in range(3))
     begin = time.thread_time()
-    message, client_kept = relu.client_offline(client, mask, r, zero, back, context)
+    message, client_kept = relu.client_offline(client, mask, r, zero, back, context, rng)
     server_kept = relu.server_offline(message, q, there, chosen, context, rng)
     middle = time.thread_time()
     steps = {"client": relu.client_online(client_kept, BATCH), "server": relu.server_online(server_kept, server)}

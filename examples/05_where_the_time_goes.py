@@ -4,8 +4,8 @@ from deepreshape import architecture, build, count
 from deepreshape.cost import read_link
 from deepreshape.pricing.quote import Terms, quote_layers
 
-made = architecture("resnet18-m16")
-layers = count(build(made, "meta"), made.input).layers
+resnet = architecture("resnet18-m16")
+layers = count(build(resnet, "meta"), resnet.input).layers
 for name in ("lan", "wan", "20mbit/100mbit/40ms"):
     quote = quote_layers(layers, Terms("gc-full", link=read_link(name)))
     print(

@@ -3,10 +3,10 @@
 from deepreshape import architecture, build, price
 from deepreshape.cost import QueryService, simulate, sustainable
 
-made = architecture("resnet18", (3, 32, 32), classes=10)
-network = build(made, "meta")
+resnet = architecture("resnet18", (3, 32, 32), classes=10)
+network = build(resnet, "meta")
 for name in ("server-garbler", "client-garbler+lphe+wsa"):
-    report = price(network, made.input, protocol=name).report
+    report = price(network, resnet.input, protocol=name).report
     online = report.only(phase="online").seconds
     stored = report.stored_client, report.stored_server
     service = QueryService.of(report.seconds - online, online, stored, storage=(16e9, 10e12))

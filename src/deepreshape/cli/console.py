@@ -62,11 +62,11 @@ def print_assigned(assigned: Assigned, to: Console = out) -> None:
     """What ``auto`` chose for each layer, and what the next best would have cost."""
     table = new_table("layer", "ReLUs", "protocol", "KB", "s", "next best", "+ KB", "+ s")
     for row in assigned.choices:
-        mine = thousands(row.relus), row.protocol, f"{row.bytes / 1000:,.1f}", f"{row.seconds:.3f}"
+        chosen = thousands(row.relus), row.protocol, f"{row.bytes / 1000:,.1f}", f"{row.seconds:.3f}"
         more = (
             (row.other, f"{row.more_bytes / 1000:+,.1f}", f"{row.more_seconds:+.3f}") if row.other else ("none", "", "")
         )
-        table.add_row(row.layer, *mine, *more)
+        table.add_row(row.layer, *chosen, *more)
     to.print(table)
     to.print(
         f"auto: {assigned}; layers without what a run sets up once, the next best as a change of the whole",

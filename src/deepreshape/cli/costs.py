@@ -334,11 +334,11 @@ def _under_ckks(network: Network, quotes: list[Quote], links: str | None) -> lis
         return []
     at = (links or "loopback").split(",")[0]
     try:
-        found = price_of(network, at)
+        price = price_of(network, at)
     except ValueError:
         return []
-    images, sizes = found["images_a_ciphertext"], found["bytes"]
-    online = (found["seconds"]["kept"] + found["links"][at]["query"]) / images
+    images, sizes = price["images_a_ciphertext"], price["bytes"]
+    online = (price["seconds"]["kept"] + price["links"][at]["query"]) / images
     sent = (sizes["up"] + sizes["down"]) // images
     counts = {"protocol": "fhe", "link": str(ours.link), "relus": 0, "squares": ours.squares, "rounds": 1}
     phases = {"seconds": (0.0, online), "bytes": (0, sent)}

@@ -222,14 +222,14 @@ def search(
         evidence = gather(whole, ((dataset.normalize(x), y) for x, y in dataset.validation.batches(at_once)))
         of = dict.fromkeys(search_exits(evidence, costs), model) | of  # of two alike, the first model's
         seen[model] = whole, evidence, dataset
-    found = sorted(of, key=lambda each: (each.expected_cost, -each.quality))
-    chosen = cheapest_within(found, loss)
+    configurations = sorted(of, key=lambda each: (each.expected_cost, -each.quality))
+    chosen = cheapest_within(configurations, loss)
     (count,) = inputs.values()
-    rows = {each: {"model": of[each], **asdict(each), "word": each.word} for each in found}
+    rows = {each: {"model": of[each], **asdict(each), "word": each.word} for each in configurations}
     values = {"models": models, "cost": by, "n": count, "loss": loss}
     values |= {"chosen": rows[chosen], "configurations": list(rows.values())}
     if page:
-        shown, metric = _shown(found, chosen), METRICS[objective_of(next(iter(seen.values()))[2]).measures]
+        shown, metric = _shown(configurations, chosen), METRICS[objective_of(next(iter(seen.values()))[2]).measures]
         where = "" if by in ("macs", "relus") else f" --link {link} --protocol {protocol}"
         command = f"deepreshape exits search {' '.join(models)} --cost {by}{where} --loss {loss:g} --out {page.name}"
         ended = _ended(*seen[of[shown]], shown) if shown else []
@@ -240,7 +240,7 @@ def search(
         return
     names = ("model",) * (len(models) > 1)
     table = new_table(*names, "--exit", "quality, %", f"expected {by}", "shares, %", "bits told")
-    for each in found:
+    for each in configurations:
         shares = " / ".join(f"{100 * share:.0f}" for share in each.shares)
         cost = f"{each.expected_cost:,.0f}" if by != "seconds" else f"{each.expected_cost:,.2f}"
         row = (each.word or f"({each.policy})", f"{each.quality:.2f}", cost, shares, str(each.leaked_bits))
@@ -255,9 +255,9 @@ def search(
     )
 
 
-def _shown(found: Sequence[Configuration], chosen: Configuration) -> Configuration | None:
+def _shown(configurations: Sequence[Configuration], chosen: Configuration) -> Configuration | None:
     """The dynamic policy of which a page shows images: the one chosen, else the best of all."""
-    dynamic = [each for each in found if each.policy == "dynamic"]
+    dynamic = [each for each in configurations if each.policy == "dynamic"]
     return chosen if chosen in dynamic else max(dynamic, key=lambda each: each.quality, default=None)
 
 

@@ -128,12 +128,12 @@ class Quote:
         """Share of the seconds that work of these kinds takes, sending its bytes included."""
         of = {row.layer for row in self.report.rows if row.kind in kinds}
         other = {row.layer for row in self.report.rows if row.kind in (*LINEAR, *NONLINEAR) and row.kind not in kinds}
-        mine = sum(
+        seconds = sum(
             row.seconds
             for row in self.report.rows
             if row.kind in kinds or (row.kind == "send" and row.layer in of - other)
         )
-        return mine / self.seconds if self.seconds else 0.0
+        return seconds / self.seconds if self.seconds else 0.0
 
     @property
     def relu_share(self) -> float:

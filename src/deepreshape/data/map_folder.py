@@ -148,10 +148,10 @@ def _map_path(root: Path, file: str) -> str:
     parts = file.split("/")
     parts[parts.index(IMAGES)] = MAPS
     stem = "/".join(parts).rpartition(".")[0]
-    found = [stem + ending for ending in MAP_ENDINGS if (root / (stem + ending)).is_file()]
-    if not found:
+    paths = [stem + ending for ending in MAP_ENDINGS if (root / (stem + ending)).is_file()]
+    if not paths:
         raise ValueError(f"{root / file} has no map: there is no {root / stem}.png")
-    return found[0]
+    return paths[0]
 
 
 def _names(root: Path) -> tuple[tuple[str, ...], tuple[Colour, ...]]:

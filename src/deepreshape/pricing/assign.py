@@ -85,9 +85,9 @@ def candidates(word: str, garbler: Role = "server", cot: str = "silent") -> tupl
             raise ValueError(f"{word!r}: auto takes window, {', '.join(sorted(known))}, and no {setting!r}")
 
     def parsed(each: str) -> ReluConfig:
-        protocol, _, own = each.partition(":")
+        protocol, _, preset = each.partition(":")
         takes = [setting for setting in rest if setting.partition("=")[0] in SETTINGS[protocol]]
-        settings = ",".join([*([own] if own else []), *takes])
+        settings = ",".join([*([preset] if preset else []), *takes])
         return ReluConfig.parse(f"{protocol}:{settings}" if settings else protocol)
 
     return _shared(map(parsed, chosen), garbler, cot)
@@ -238,9 +238,9 @@ class _Search:
         whole = self.report(choice)
         for number, options in enumerate(self.options):
             config, flight = options[choice[number]]
-            mine = _of(whole, flight)
+            layer_report = _of(whole, flight)
             relus = sum(step.layer.count for step in _rectifying(flight))
-            row = LayerChoice(flight[0].name, relus, str(config), mine.seconds, mine.bytes)
+            row = LayerChoice(flight[0].name, relus, str(config), layer_report.seconds, layer_report.bytes)
             other = min(self.others(choice, number), key=self.cost, default=None)
             if other is not None:
                 then, word = self.report(other), str(options[other[number]].config)

@@ -151,9 +151,9 @@ class EstimatedNetwork:
     def _nonlinear(self, name: str, at: str, layer: Layer, config: ReluConfig) -> Iterator[Step]:
         """The steps of ReLUs and truncations, or of squares, of a map behind layer ``at``."""
         if isinstance(layer, SquareLayer):
-            count, squaring, made = layer.squares, Squaring(self.modulus, *SQUARE_SHIFTS), self.relu.squares
-            squares = SquaringLayer(name, squaring, count, made.batch, slice(None), count)
-            yield Step(name, Squares(COTS[made.cot]), squares)
+            count, squaring, square_config = layer.squares, Squaring(self.modulus, *SQUARE_SHIFTS), self.relu.squares
+            squares = SquaringLayer(name, squaring, count, square_config.batch, slice(None), count)
+            yield Step(name, Squares(COTS[square_config.cot]), squares)
         elif isinstance(layer, SignLayer):
             protocol = sign_protocol(config)
             yield Step(name, protocol, protocol.layer(self.modulus, Sign(name, (at,)), layer.signs))

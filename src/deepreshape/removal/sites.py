@@ -123,7 +123,7 @@ def behind_convolutions(model: nn.Module, input: Sequence[int], sites: Iterable[
         input: shape of one input, (channels, height, width).
         sites: paths of modules that compute ReLUs.
     """
-    made: dict[Any, str] = {}
+    producers: dict[Any, str] = {}
     read: dict[str, Any] = {}
     modules = dict(model.named_modules())
     linear = {path: at for path, at in modules.items() if isinstance(at, nn.Conv2d | nn.BatchNorm2d)}
@@ -131,13 +131,13 @@ def behind_convolutions(model: nn.Module, input: Sequence[int], sites: Iterable[
     def note(path: str, inputs: tuple[Tensor, ...]) -> None:
         read[path] = inputs[0].grad_fn
 
-    def note_made(path: str, output: Tensor) -> None:
-        made[output.grad_fn] = path
+    def note_output(path: str, output: Tensor) -> None:
+        producers[output.grad_fn] = path
 
     watched = {path: modules[path] for path in (*linear, *sites)}
     handles = [
         *(at.register_forward_pre_hook(lambda *got, path=path: note(path, got[1])) for path, at in watched.items()),
-        *(at.register_forward_hook(lambda *got, path=path: note_made(path, got[2])) for path, at in linear.items()),
+        *(at.register_forward_hook(lambda *got, path=path: note_output(path, got[2])) for path, at in linear.items()),
     ]
     training = {module: module.training for module in modules.values()}
     try:
@@ -152,7 +152,7 @@ def behind_convolutions(model: nn.Module, input: Sequence[int], sites: Iterable[
 
     def before(path: str) -> str:
         """What alone made the input of a module, for nobody else."""
-        return made.get(read[path], "") if uses[read[path]] == 1 else ""
+        return producers.get(read[path], "") if uses[read[path]] == 1 else ""
 
     chains = {path: before(path) for path in sites}
     chains |= {path: before(at) for path, at in chains.items() if isinstance(linear.get(at), nn.BatchNorm2d)}

@@ -38,13 +38,13 @@ class Ended:
 
 
 def page_of_exits(
-    title: str, found: Mapping[str, Any], metric: str, shown: str, ended: Sequence[Ended], command: str
+    title: str, search: Mapping[str, Any], metric: str, shown: str, ended: Sequence[Ended], command: str
 ) -> str:
     """The page.
 
     Args:
         title: of the networks and what was searched.
-        found: what ``exits search --json`` gives.
+        search: what ``exits search --json`` gives.
         metric: what quality is, in words.
         shown: the word of the policy by which the images ended.
         ended: images, by exit.
@@ -52,4 +52,4 @@ def page_of_exits(
     """
     page = environment().get_template("exits.html.j2")
     by_exit = {at: [one for one in ended if one.at == at] for at in sorted({one.at for one in ended})}
-    return page.render(title=title, metric=metric, shown=shown, by_exit=by_exit, command=command, **found)
+    return page.render(title=title, metric=metric, shown=shown, by_exit=by_exit, command=command, **search)

@@ -93,7 +93,7 @@ def render(
         settings=settings,
         n=results[0].n,
         metric=points[0].metric,
-        made=f"deepreshape {version('deepreshape')}, Python {platform.python_version()}, {platform.machine()}",
+        provenance=f"deepreshape {version('deepreshape')}, Python {platform.python_version()}, {platform.machine()}",
     )
 
 

@@ -74,8 +74,8 @@ def run_dynamic(
     if names and not network.exits.architecture.maps:
         report["answers"] = [names[int(logits.argmax())] for logits in done.logits]
     report["exits"] = [
-        {"at": point, "inputs": count, "report": own}
-        for point, count, own in zip(points, done.reached, done.reports, strict=True)
+        {"at": point, "inputs": count, "report": exit_report}
+        for point, count, exit_report in zip(points, done.reached, done.reports, strict=True)
     ]
     return report
 
@@ -84,10 +84,10 @@ def print_exits(report: dict[str, Any]) -> None:
     """What every exit was asked and cost, and what was told by it."""
     table = new_table("exit", "inputs asked", "ended there", "ReLUs", "offline, s", "online, s", "MB")
     for row, share in zip(report["exits"], report["exit_shares"].values(), strict=True):
-        own, costs = row["report"], ["", "", "", ""]
-        if own:
-            seconds = [f"{own['seconds'][phase]:.2f}" for phase in ("offline", "online")]
-            costs = [thousands(own["relus"]), *seconds, f"{sum(own['bytes'].values()) / 1e6:,.2f}"]
+        exit_report, costs = row["report"], ["", "", "", ""]
+        if exit_report:
+            seconds = [f"{exit_report['seconds'][phase]:.2f}" for phase in ("offline", "online")]
+            costs = [thousands(exit_report["relus"]), *seconds, f"{sum(exit_report['bytes'].values()) / 1e6:,.2f}"]
         table.add_row(str(row["at"]), str(row["inputs"]), f"{share:.0%}", *costs)
     out.print(table)
     points = [row["at"] for row in report["exits"]]

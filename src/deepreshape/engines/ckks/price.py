@@ -104,11 +104,11 @@ def measure_operations(tell: Callable[[str], object] | None = None) -> tuple[Con
         rows += _timed(CkksParameters(degree, bits, levels, special, 0))
     constants: dict[str, tuple[float, float]] = {}
     for operation in OPERATIONS:
-        mine = [row for row in rows if row["operation"] == operation]
+        timings = [row for row in rows if row["operation"] == operation]
         # weighed by the time itself, so that all sizes count alike
-        shares = np.array([_terms(operation, row["primes"]) for row in mine])
-        scales = np.array([row["degree"] * log2(row["degree"]) / (1e9 * row["seconds"]) for row in mine])
-        (first, second), *_ = np.linalg.lstsq(shares * scales[:, None], np.ones(len(mine)), rcond=None)
+        shares = np.array([_terms(operation, row["primes"]) for row in timings])
+        scales = np.array([row["degree"] * log2(row["degree"]) / (1e9 * row["seconds"]) for row in timings])
+        (first, second), *_ = np.linalg.lstsq(shares * scales[:, None], np.ones(len(timings)), rcond=None)
         constants[operation] = (float(first), float(second))
     for row in rows:
         row["modelled"] = _modelled(constants[row["operation"]], row["operation"], row["degree"], row["primes"])
@@ -129,14 +129,14 @@ def _timed(parameters: CkksParameters) -> list[dict[str, Any]]:
     scheme = Scheme(parameters)
     holder, evaluator = Holder(scheme), CkksEvaluator(scheme)
     values = np.random.default_rng(0).normal(size=parameters.slots)
-    made = {
+    timed_keys = {
         name: _least(lambda name=name: wire.key(scheme, name, holder.evaluation_key(name)), 2)
         for name in (SQUARE, "rotate-1")
     }
-    key, data = made["rotate-1"]
+    key, data = timed_keys["rotate-1"]
     read, _ = _least(lambda: wire.read_key(scheme, "rotate-1", data), 2)
     rows = [_row("key", parameters, parameters.levels, key + read)]
-    for name, (_, saved) in made.items():
+    for name, (_, saved) in timed_keys.items():
         evaluator.add_key(name, wire.read_key(scheme, name, saved))
     top = wire.read_fresh(scheme, wire.fresh(scheme, holder.encrypt(values)))
     for level in sorted({parameters.levels, (parameters.levels + 1) // 2, 1}):

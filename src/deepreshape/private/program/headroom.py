@@ -49,13 +49,13 @@ def square_headroom(program: Program, inputs: Integers) -> dict[str, Headroom]:
         except OverflowError:
             for one in some[:, None]:
                 _look_at_one(program, squares, one, seen)
-    found: dict[str, Headroom] = {}
+    headrooms: dict[str, Headroom] = {}
     for op in squares:
         value = program.values[op.inputs[0]]
         limit, largest = op.squaring(program.modulus).limit, np.array(seen[op.name])
         unit = 2.0**-value.fraction
-        found[op.name] = Headroom(limit * unit, float(largest.max()) * unit, float((2 * largest > limit).mean()))
-    return found
+        headrooms[op.name] = Headroom(limit * unit, float(largest.max()) * unit, float((2 * largest > limit).mean()))
+    return headrooms
 
 
 def _look(program: Program, squares: list[Square], inputs: Integers, seen: dict[str, list[float]]) -> None:

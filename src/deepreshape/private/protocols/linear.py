@@ -144,8 +144,8 @@ class HeLinear(Protocol[EncryptedLayer, "ClientKey | Workers"]):
 
     def setup_work(self, layers: Sequence[EncryptedLayer]) -> Sequence[Effort]:
         primes, count = layers[0].primes, layers[0].layout.parameters.galois_keys
-        made = {f"{primes}.keys": 1, f"{primes}.switching": count, "he.start": 1}
-        return [Effort(made, {f"{primes}.receive": 1, f"{primes}.switching.receive": count})]
+        client_work = {f"{primes}.keys": 1, f"{primes}.switching": count, "he.start": 1}
+        return [Effort(client_work, {f"{primes}.receive": 1, f"{primes}.switching.receive": count})]
 
     def offline(
         self, run: Run, setup: ClientKey | Workers, layer: EncryptedLayer, share: Words | None, blind: Words | None

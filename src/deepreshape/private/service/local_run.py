@@ -119,18 +119,18 @@ def run_local(
         (folder / "settings.json").write_text(json.dumps(settings))
         create_authority(folder)
         parts: dict[Role, Program] = {"client": program.public(), "server": program}
-        for role, own in parts.items():
+        for role, part in parts.items():
             issue(folder, role, "local")
             (folder / role).mkdir(mode=0o700)
-            (folder / role / "program").write_bytes(to_bytes(own))
+            (folder / role / "program").write_bytes(to_bytes(part))
         inputs.tofile(folder / "client" / "inputs")
         _run_processes(folder, listener, lambda done: progress and progress(done, len(inputs) * plan.offline_bytes()))
         outputs = _array(folder / "client" / "outputs", np.dtype(np.int64), floor.shape)
         shares = [_shares(folder, plan, number) for number in range(len(inputs))]
         reports = {role: Report(**json.loads((folder / role / "report").read_text())) for role in ("client", "server")}
     rounded = [
-        plain.run(program, x[None], client=own, protocols=plan.protocols)[0]
-        for x, own in zip(inputs, shares, strict=True)
+        plain.run(program, x[None], client=client_shares, protocols=plan.protocols)[0]
+        for x, client_shares in zip(inputs, shares, strict=True)
     ]
     compared = {
         "agree": bool(np.array_equal(outputs, np.stack(rounded))),
@@ -190,12 +190,12 @@ def _failure(folder: Path, role: str, code: int) -> str:
 def _act(role: Role, folder: Path, number: int) -> None:
     """What a party's process does. ``number`` is the port to connect to, or the listening socket's descriptor."""
     settings = json.loads((folder / "settings.json").read_text())
-    own = folder / role
-    program = from_bytes((own / "program").read_bytes())
+    party_folder = folder / role
+    program = from_bytes((party_folder / "program").read_bytes())
     plan = Plan(program.public(), read_relus(settings["relu"]))
     link = None if settings["link"] is None else EmulatedLink(**settings["link"])
     endpoint = Endpoint(Credentials.within(folder, role, "local"), Limits(**settings["limits"]), link)
-    store = Store(own / "store")
+    store = Store(party_folder / "store")
     if role == "server":
         engine().prepare()  # as a service does once
         model = Model(program, plan, keep=_keeps(plan, settings["count"]), workers=settings["workers"])
@@ -204,9 +204,9 @@ def _act(role: Role, folder: Path, number: int) -> None:
     else:
         while not (folder / READY).exists():  # what is timed is the protocol, not how long a process takes to start
             time.sleep(POLL_S)
-        inputs = _array(own / "inputs", np.dtype(np.int64), (settings["count"], *program.input_shape))
-        report = _query(InferenceClient(endpoint, "127.0.0.1", number, plan, store), inputs, own)
-    (own / "report").write_text(json.dumps(report._asdict()))
+        inputs = _array(party_folder / "inputs", np.dtype(np.int64), (settings["count"], *program.input_shape))
+        report = _query(InferenceClient(endpoint, "127.0.0.1", number, plan, store), inputs, party_folder)
+    (party_folder / "report").write_text(json.dumps(report._asdict()))
 
 
 def _keeps(plan: Plan, count: int) -> bool:
@@ -305,17 +305,17 @@ def _layer(plan: Plan, name: str, reports: Mapping[str, Report]) -> dict[str, An
         times = reports[role].times
         return sum(time.get(f"{name}|{phase}", 0.0) for time in times) / len(times)
 
-    own = plan.declared().only(layer=name)
-    online = own.only(phase="online")
+    declared = plan.declared().only(layer=name)
+    online = declared.only(phase="online")
     return {
         "layer": name,
         "relus": sum(row.relus for row in online.rows),
         "squares": sum(row.squares for row in online.rows),
         "signs": sum(row.signs for row in online.rows),
-        "macs": sum(row.macs for row in own.rows),
-        "he_products": sum(row.he_products for row in own.rows),
+        "macs": sum(row.macs for row in declared.rows),
+        "he_products": sum(row.he_products for row in declared.rows),
         "rounds": sum(row.rounds for row in online.rows),
-        "bytes": {"offline": own.bytes - online.bytes, "online": online.bytes},
+        "bytes": {"offline": declared.bytes - online.bytes, "online": online.bytes},
         "seconds": {role: {phase: round(took(role, phase), 6) for phase in ("offline", "online")} for role in reports},
     }
 

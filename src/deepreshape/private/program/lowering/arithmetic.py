@@ -160,9 +160,9 @@ def _masked_conv(trace: Trace, node: fx.Node, path: str) -> None:
     shift = np.zeros(len(real)) if bias is None else trace.constant(bias).numpy()
     window = Placement(cast(tuple[int, int], real.shape[2:]), steps, before, before)
     name = convolve(trace, path, source, real, shift, window, int(groups))
-    made = trace.layers[-1]
-    if isinstance(made, Conv):
-        trace.layers[-1] = replace(made, columns=columns)
+    layer = trace.layers[-1]
+    if isinstance(layer, Conv):
+        trace.layers[-1] = replace(layer, columns=columns)
         trace.shapes[name] = (len(real), int(np.count_nonzero(columns)))
     else:
         index = np.ascontiguousarray(whole(trace.shapes[name])[:, columns])

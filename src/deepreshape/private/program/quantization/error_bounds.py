@@ -46,7 +46,7 @@ def error_bounds(
     for op in program.ops:
         step, source = plan.steps[op.name], op.inputs[0]
         before, value = errors[source], program.values[op.name]
-        own = 0.0 * before
+        added_error = 0.0 * before
         match op:
             case Conv2d() | Linear():
                 if isinstance(step, Conv | Dense):
@@ -55,24 +55,24 @@ def error_bounds(
                     bias = from_fixed(weights.bias - offsets[op.name], value.fraction)
                     wrong = np.abs(used - step.weight).reshape(len(used), -1).sum(1)
                     most = formats.margin * formats.observed[source]
-                    own = most * wrong + np.abs(bias - step.bias)
+                    added_error = most * wrong + np.abs(bias - step.bias)
                     before = _through(np.abs(used).reshape(*used.shape[:2], -1).sum(2), before)
             case Rescale():
                 if isinstance(step, PublicAffine):
                     used = math.ldexp(op.factor, -op.fraction)
                     most = formats.margin * formats.observed[source]
                     wrong = abs(used - step.factor) * most + abs(math.ldexp(op.offset, -value.fraction) - step.offset)
-                    before, own = abs(used) * before, np.full(len(before), wrong)
+                    before, added_error = abs(used) * before, np.full(len(before), wrong)
             case Gather():
                 before = op.rows(before, program.values[source])
-                own = 0.0 * before
+                added_error = 0.0 * before
             case Fill():
                 if isinstance(step, Filled):
                     used = from_fixed(program.weights[op.name].weight - offsets[op.name], value.fraction)
                     before = np.maximum(before, np.abs(used - step.constants))
             case Concat():
                 before = np.concatenate([errors[name] for name in op.inputs])
-                own = 0.0 * before
+                added_error = 0.0 * before
             case Add():
                 before = np.sum([errors[name] for name in op.inputs], axis=0)
             case SumPool():
@@ -81,11 +81,11 @@ def error_bounds(
                 pass
             case Flatten():
                 before = np.repeat(before, value.size // len(before))
-                own = 0.0 * before
+                added_error = 0.0 * before
             case Sign():
                 # a value within its error of the threshold may fall on either side
                 sure = op.inputs[0] in plan.whole and not before.any()
-                before, own = 0.0 * before, np.full(len(before), 0.0 if sure else 2.0)
+                before, added_error = 0.0 * before, np.full(len(before), 0.0 if sure else 2.0)
             case Square():
                 if isinstance(step, Squared):
                     nudged = np.abs(from_fixed(offsets[source], program.values[source].fraction))
@@ -94,16 +94,18 @@ def error_bounds(
                     # neither the integers nor the real values exceed the limit
                     most = 2 * formats.margin * formats.observed[op.name]
                     before = np.minimum(2 * (size + alone) * before + before**2, most)
-                    own = 2 * size * alone + alone**2 + 2 * unit
+                    added_error = 2 * size * alone + alone**2 + 2 * unit
             case Relu() | Truncate():
                 if op.shift:
                     raised = np.abs(from_fixed(offsets[source], op.shift))
                     # without a circuit two parties round up or down, and one unit beside it over a field
                     most = 1 + raised + isinstance(program.modulus, Field)
-                    own = unit * np.where(rectified_channels([step], len(before)), np.maximum(raised, 1 - raised), most)
+                    added_error = unit * np.where(
+                        rectified_channels([step], len(before)), np.maximum(raised, 1 - raised), most
+                    )
             case _:
                 raise TypeError(f"{op.name}: no error is known for {type(op).__name__}")
-        added[op.name], errors[op.name] = own, before + own
+        added[op.name], errors[op.name] = added_error, before + added_error
     at_end = {o: errors[o] + np.abs(from_fixed(offsets[o], program.values[o].fraction)) for o in program.outputs}
     return added, errors | at_end
 
