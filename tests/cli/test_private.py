@@ -183,6 +183,12 @@ def test_wrong_inputs_of_a_network_of_ones_own_are_one_line(words: tuple[str, ..
     assert message in done.err
 
 
+def test_lower_says_when_it_replaces_another_program(model: Path, tmp_path: Path):
+    program = str(tmp_path / "program")
+    said = [call("private", "lower", each, "--out", program).err for each in (str(model), str(model), "zoo:digits")]
+    assert ["held another program" in each for each in said] == [False, False, True]
+
+
 def test_lower_chooses_low_bits_and_the_windows_save_bytes(model: Path, tmp_path: Path):
     whole = answer("private", "lower", str(model), "--out", str(tmp_path / "whole"))
     found = answer("private", "lower", str(model), "--out", str(tmp_path / "found"), "--max-loss", "5")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from deepreshape.cli.console import NOTHING_KEPT, out, print_json, stoppable
+from deepreshape.cli.console import NOTHING_KEPT, out, print_json, stoppable, tell
 from deepreshape.cli.convex import GATES, inputs_of, write_gates
 from deepreshape.cli.options import DataDir, InputData, Json, ModelArgument
 from deepreshape.cli.private.exits import COMPARED, lower_exits
@@ -88,7 +88,11 @@ def lower(
     tried = inputs.known[:COMPARED]
     outputs = program.decode(plain.run(program, program.encode(tried)))[0]
     beside = compare(network, tried, outputs, inputs.facts.get("upsample"))
+    secret = to / SERVER_PROGRAM
+    before = secret.read_bytes() if secret.is_file() else None
     Bundle(program, told).write(to)
+    if before is not None and before != secret.read_bytes():
+        tell(f"{to} held another program, which this one replaced; its clients need the new {CLIENT_PROGRAM}")
     (to / GATES).unlink(missing_ok=True)  # of another program that was here
     if network.fitted:
         write_gates(network.fitted, to)
@@ -124,7 +128,7 @@ def lower(
                 if "upsample" in inputs.facts:
                     text = f"{kept}validation maps' places keep the class of exact signs"
             out.print(f"{text}; {calibrated.tried} settings tried", highlight=False)
-        out.print(f"{to / SERVER_PROGRAM} is the server's secret; the client gets {CLIENT_PROGRAM} and {FACTS}")
+        out.print(f"{secret} is the server's secret; the client gets {CLIENT_PROGRAM} and {FACTS}")
 
 
 def network_of(
