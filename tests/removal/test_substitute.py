@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.few_digits import RECIPE, digits, trained
+from support.few_digits import RECIPE, KilledError, digits, equal, kill_at, trained, weights
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
@@ -50,6 +50,22 @@ def test_activations_become_relus_with_masks_and_pools_average(tmp_path: Path):
     save(network, tmp_path, Manifest(network.architecture, history=(record.to_dict(),)))
     x = DATA.normalize(DATA.validation.images)
     assert torch.allclose(load(tmp_path)(x), network(x), atol=1e-5)
+
+
+def test_a_cut_run_goes_on_to_the_same_network_and_the_folder_is_no_others(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr("deepreshape.training.loop.CHECKPOINT_SECONDS", 0)
+    model, layers, stop = Smooth(), {"GELU": "ReLU"}, kill_at("", 2)
+    whole, _ = substitute(model, layers, DATA, recipe=RECIPE, seed=1)
+    with pytest.raises(KilledError):
+        substitute(model, layers, DATA, recipe=RECIPE, seed=1, folder=tmp_path, progress=lambda at: stop("", at))
+    with pytest.raises(ValueError, match="holds another run"):
+        substitute(model, {"SiLU": "ReLU"}, DATA, recipe=RECIPE, seed=1, folder=tmp_path)
+    steps: list[int] = []
+    cut, _ = substitute(
+        model, layers, DATA, recipe=RECIPE, seed=1, folder=tmp_path, progress=lambda at: steps.append(at.step)
+    )
+    assert steps == [3, 4]
+    assert equal(weights(cut), weights(whole))
 
 
 def test_only_what_was_asked_for_is_replaced():

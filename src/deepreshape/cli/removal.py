@@ -271,7 +271,7 @@ def sweep(
 @app.command()
 def substitute(
     model: TrainedArgument,
-    to: Annotated[Path, typer.Option("--out", help="Folder for the model.")],
+    to: NewModel,
     activation: Annotated[
         str | None, typer.Option(help="What takes the place of every other activation: relu.", show_default=False)
     ] = None,
@@ -303,8 +303,15 @@ def substitute(
     recipe = tuning_recipe(whole, dataset).with_values(dict(read_pairs(settings, "--set")))
     layers: dict[str, str] = {**dict.fromkeys(ACTIVATIONS, "ReLU")} if activation else {}
     layers |= {**dict.fromkeys(POOLS, "avg")} if max_pool else {}
-    changed, record = stoppable(lambda: substitute_layers(whole, layers, dataset, recipe=recipe, seed=seed))
+    with progress_bar() as bar:
+        show = into(bar, bar.add_task("fine-tuning", total=None))
+        changed, record = stoppable(
+            lambda: substitute_layers(
+                whole, layers, dataset, recipe=recipe, seed=seed, folder=to / "run", progress=show
+            )
+        )
     save(changed, to)
+    shutil.rmtree(to / "run")
     if as_json:
         print_json(record.to_dict())
         return

@@ -7,7 +7,7 @@ the same windows. The network that came teaches the one with the substitutes.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,11 +17,11 @@ from torch import nn
 from deepreshape.data import Dataset
 from deepreshape.models import Foreign, convert
 from deepreshape.models.foreign import traced
-from deepreshape.models.saved import note_step
+from deepreshape.models.saved import note_step, weights_digest
 from deepreshape.nn import require_finite
 from deepreshape.removal.method import tuning_recipe
-from deepreshape.training import Recipe, accuracy, objective_of, train
-from deepreshape.training.runs import measured_as
+from deepreshape.training import Progress, Recipe, accuracy, objective_of, train
+from deepreshape.training.runs import claim_folder, measured_as
 
 __all__ = ["ACTIVATIONS", "POOLS", "Substitution", "substitute"]
 
@@ -66,6 +66,7 @@ def substitute(
     recipe: Recipe | None = None,
     seed: int = 0,
     folder: Path | None = None,
+    progress: Callable[[Progress], None] | None = None,
 ) -> tuple[nn.Module, Substitution]:
     """Put other layers in a trained network, and train it.
 
@@ -76,13 +77,14 @@ def substitute(
         data: its test split is not touched.
         recipe: of the fine-tuning; :func:`~deepreshape.removal.method.tuning_recipe` without one.
         seed: of the fine-tuning.
-        folder: for checkpoints.
+        folder: for checkpoints; a run that was cut there goes on.
+        progress: called after every step of the fine-tuning.
 
     Returns:
         The network, in evaluation mode, and the record.
 
     Raises:
-        ValueError: if a layer cannot be replaced so, or the network has none of them.
+        ValueError: if a layer cannot be replaced so, the network has none of them, or the folder holds another run.
     """
     require_finite(model)
     device = next(model.parameters()).device
@@ -103,12 +105,16 @@ def substitute(
         raise ValueError(f"the network has no {' or '.join(layers)} to replace; its layers are {', '.join(held)}")
     network = traced(changed, batch, architecture.label)
     recipe = recipe or tuning_recipe(whole, data)
+    if folder:
+        settings = {"substitute": dict(layers), "recipe": asdict(recipe), "seed": seed, "data": data.name}
+        claim_folder(folder, settings | {"network": weights_digest(whole)})
 
     def top1(of: nn.Module) -> float | None:
         return accuracy(of, data, data.validation) if recipe.holdout else None
 
     before, substituted = top1(whole), top1(network)
-    trained = train(network, data, recipe, seed=seed, teacher=copy.deepcopy(whole).eval(), folder=folder)
+    teacher = copy.deepcopy(whole).eval()
+    trained = train(network, data, recipe, seed=seed, teacher=teacher, folder=folder, progress=progress)
     measures = objective_of(data).measures
     record = Substitution(replaced, before, substituted, trained.top1_validation, asdict(recipe), seed, measures)
     note_step(network, data, record.to_dict(), source=whole)
