@@ -354,14 +354,14 @@ def test_quadratics_are_counted_as_squares():
     mask = torch.zeros(4, 3, 3, dtype=torch.bool)
     mask[:, 0] = True
     mixed = PolynomialReLU(mask, torch.ones(4, 3))
-    found = count(nn.Sequential(nn.Conv2d(1, 4, 1), mixed, HerPN(4)), (1, 3, 3))
-    assert (found.total.relus, found.total.squares, found.unknown) == (12, 24 + 36, {})
-    assert [layer.squares for layer in found.layers if isinstance(layer, SquareLayer)] == [24, 36]
+    counts = count(nn.Sequential(nn.Conv2d(1, 4, 1), mixed, HerPN(4)), (1, 3, 3))
+    assert (counts.total.relus, counts.total.squares, counts.unknown) == (12, 24 + 36, {})
+    assert [layer.squares for layer in counts.layers if isinstance(layer, SquareLayer)] == [24, 36]
 
 
 def test_published_quadratics_of_a_resnet20():
-    found = count(build(architecture("resnet20-herpn"), "meta"), (3, 32, 32))
-    assert (found.total.relus, found.total.squares, found.total.macs) == (0, 188_416, 40_818_944)
+    counts = count(build(architecture("resnet20-herpn"), "meta"), (3, 32, 32))
+    assert (counts.total.relus, counts.total.squares, counts.total.macs) == (0, 188_416, 40_818_944)
 
 
 def test_published_systems_price_no_squares():

@@ -75,15 +75,15 @@ def room(path: Path) -> str:
 
 def imports(path: Path) -> set[str]:
     """Full names of the modules that a file imports, anywhere in it."""
-    found: set[str] = set()
+    names: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
+            names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path} imports relatively"
-            found.add(node.module or "")
-            found |= {f"{node.module}.{alias.name}" for alias in node.names}
-    return found
+            names.add(node.module or "")
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
 
 
 def breaches(path: Path) -> list[str]:
@@ -135,12 +135,12 @@ LOADERS = {"torch", "np", "numpy", "yaml"}
 
 def risky(tree: ast.AST) -> list[str]:
     """Where a source could run what somebody else has written."""
-    found: list[str] = []
+    risks: list[str] = []
     shared = "multiprocessing" in ast.unparse(tree)  # what it passes on in these ways, it pickles
     for node in ast.walk(tree):
         if isinstance(node, ast.Import | ast.ImportFrom):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module or ""]
-            found += [f"imports {name}" for name in names if name.split(".")[0] in CODE_FROM_DATA]
+            risks += [f"imports {name}" for name in names if name.split(".")[0] in CODE_FROM_DATA]
         if not isinstance(node, ast.Call):
             continue
         called = ast.unparse(node.func)
@@ -150,10 +150,10 @@ def risky(tree: ast.AST) -> list[str]:
         loads = "load" in method and root.partition(".")[0] in LOADERS and not array
         pickles = shared and method in ("send", "recv", "Process", "Pool", "Queue", "Manager")
         if (not root and method in BUILTINS) or pickles or loads or called in ("os.system", "os.popen"):
-            found.append(f"calls {called}, line {node.lineno}")
+            risks.append(f"calls {called}, line {node.lineno}")
         if given.get("shell", "False") != "False" or given.get("allow_pickle", "False") != "False":
-            found.append(f"calls {called} with a shell or a pickle, line {node.lineno}")
-    return found
+            risks.append(f"calls {called} with a shell or a pickle, line {node.lineno}")
+    return risks
 
 
 @pytest.mark.parametrize(
@@ -248,6 +248,8 @@ FULL = 14
 """The most files that a room may have beside its ``__init__``."""
 LONG, MANY = 80, 8
 """The most lines of a function outside ``cli``, and the most parameters."""
+EMPTY = {"found", "made", "own", "mine"}
+"""Names that would fit any value, and so say nothing of the one that they hold."""
 
 
 def definitions(path: Path) -> list[str]:
@@ -267,6 +269,21 @@ def oversized(path: Path) -> list[str]:
         if count > MANY or (node.end_lineno or 0) - node.lineno >= LONG:
             large.append(node.name)
     return large
+
+
+def empty_names(path: Path) -> list[str]:
+    """Variables, parameters, functions and imports that a file gives a name of no meaning, each with its line."""
+    names: list[tuple[int, str]] = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            names.append((node.lineno, node.id))
+        elif isinstance(node, ast.arg):
+            names.append((node.lineno, node.arg))
+        elif isinstance(node, ast.alias):
+            names.append((node.lineno, node.asname or node.name))
+        elif isinstance(node, ast.FunctionDef | ast.ExceptHandler | ast.MatchAs):
+            names.append((node.lineno, node.name or ""))
+    return [f"{name}, line {line}" for line, name in sorted(names) if name in EMPTY]
 
 
 def test_no_room_is_crowded():
@@ -295,17 +312,51 @@ def test_the_rules_of_size_can_fail(tmp_path: Path):
     assert definitions(bad) == ["long", "wide"]
 
 
+@pytest.mark.parametrize("folder", ["src", "tests", "benchmarks", "examples"])
+def test_every_variable_says_what_it_holds(folder: str):
+    paths = sorted((ROOT / folder).rglob("*.py"))
+    assert paths
+    assert {str(path.relative_to(ROOT)): names for path in paths if (names := empty_names(path))} == {}
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "made = 1",
+        "made: int = 1",
+        "first, (made, *rest) = pair",
+        "for made in range(3): pass",
+        "sum(made for made in (1, 2))",
+        "if made := 1: pass",
+        "with open(path) as made: pass",
+        "try: pass\nexcept OSError as made: pass",
+        "import json as made",
+        "from json import loads as made",
+        "match pair:\n    case made: pass",
+        "lambda made: made",
+        "def run(*, made): pass",
+        "def made(): pass",
+    ],
+)
+def test_the_rule_of_names_can_fail(line: str, tmp_path: Path):
+    bad = tmp_path / "bad.py"
+    bad.write_text(f"{line}\n")
+    assert [name.partition(",")[0] for name in empty_names(bad)] == ["made"]
+    bad.write_text(f"{line.replace('made', 'profile')}\nmaker.made(own='mine').found\n")
+    assert empty_names(bad) == []
+
+
 def protocols() -> list[type[Protocol[Any, Any]]]:
     """Every final protocol of the private runtime."""
     for info in pkgutil.walk_packages([str(SOURCE / "private" / "protocols")], "deepreshape.private.protocols."):
         importlib.import_module(info.name)
-    found, waiting = list[type[Protocol[Any, Any]]](), [Protocol[Any, Any].__origin__]
+    kinds, waiting = list[type[Protocol[Any, Any]]](), [Protocol[Any, Any].__origin__]
     while waiting:
         kind = waiting.pop()
         waiting += kind.__subclasses__()
         if not kind.__subclasses__() and kind.__module__.startswith("deepreshape."):
-            found.append(kind)
-    return found
+            kinds.append(kind)
+    return kinds
 
 
 RING = Ring(20)

@@ -25,15 +25,15 @@ ROOT = Path(__file__).parents[2]
 
 def commands() -> dict[str, Any]:
     """Every command by its full name, those of groups too."""
-    found: dict[str, Any] = {}
+    by_name: dict[str, Any] = {}
     left = [*get_command(app).commands.items()]  # pyright: ignore[reportAttributeAccessIssue]
     while left:
         name, command = left.pop()
         if inner := getattr(command, "commands", None):
             left += [(f"{name} {part}", leaf) for part, leaf in inner.items()]
         else:
-            found[name] = command
-    return found
+            by_name[name] = command
+    return by_name
 
 
 COMMANDS = commands()
@@ -140,12 +140,13 @@ def test_count_writes_where_the_relus_are(tmp_path: Path):
 
 
 def test_design_prints_the_fixed_shape():
-    found = answer("design", "--phi", "2,2,2,2", "--order", "3,2,4,1", "--fix", "alpha=2", "--base", "32")["solutions"]
-    assert [solution["name"] for solution in found] == [
+    words = ("--phi", "2,2,2,2", "--order", "3,2,4,1", "--fix", "alpha=2", "--base", "32")
+    solutions = answer("design", *words)["solutions"]
+    assert [solution["name"] for solution in solutions] == [
         "hrn-2x5x2x-m32", "hrn-2x5x3x-m32", "hrn-2x6x2x-m32", "hrn-2x7x2x-m32",
     ]  # fmt: skip
-    assert found[0]["multipliers"] == [2, 5, 2]
-    assert set(found[0]) == {"name", "multipliers", "relus", "macs", "params"}
+    assert solutions[0]["multipliers"] == [2, 5, 2]
+    assert set(solutions[0]) == {"name", "multipliers", "relus", "macs", "params"}
     assert answer("design", "--block", "bottleneck", "--phi", "3,4,6,3")["solutions"]
     assert answer("design", "--strides", "2,2,2,2")["solutions"][0]["name"].endswith("x")
 
@@ -185,12 +186,12 @@ def test_stored_answers_teach_a_student(tmp_path: Path):
 def test_linearize_prints_the_fixed_shape(tmp_path: Path):
     quick = ("--set", "epochs=1", "--set", "search_epochs=1", "--set", "batch=256", "--threads", "1")
     out = tmp_path / "small"
-    made = answer("linearize", "zoo:digits", "--method", "taylor", "--budget", "120", "--out", str(out), *quick)
+    report = answer("linearize", "zoo:digits", "--method", "taylor", "--budget", "120", "--out", str(out), *quick)
     top1s = ["top1_before", "top1_searched", "top1_validation"]
-    assert list(made) == ["relus", "macs_before", "macs", "budget", "granularity", *top1s, "warning", "record"]
-    assert (made["relus"], made["budget"], made["granularity"]) == (120, 120, "pixel")
-    assert made["record"]["settings"]["search_epochs"] == 1
-    assert made["record"]["recipe"]["epochs"] == 1
+    assert list(report) == ["relus", "macs_before", "macs", "budget", "granularity", *top1s, "warning", "record"]
+    assert (report["relus"], report["budget"], report["granularity"]) == (120, 120, "pixel")
+    assert report["record"]["settings"]["search_epochs"] == 1
+    assert report["record"]["recipe"]["epochs"] == 1
     assert sorted(path.name for path in out.iterdir()) == ["manifest.json", "masks.svg", "model.safetensors"]
     assert answer("count", str(out))["relus"] == answer("eval", str(out))["relus"] == 120
     priced = ("--granularity", "channel", "--price", "server-garbler")
@@ -214,8 +215,8 @@ def test_a_network_with_quadratics_is_saved_with_its_picture(tmp_path: Path):
         "--set",
         "lr=0.01",
     )
-    made = answer("linearize", str(tmp_path / "whole"), *words, "--out", str(tmp_path / "a"), "--threads", "1")
-    assert made["relus"] == 100
+    report = answer("linearize", str(tmp_path / "whole"), *words, "--out", str(tmp_path / "a"), "--threads", "1")
+    assert report["relus"] == 100
     assert (tmp_path / "a" / "masks.svg").read_text().startswith("<svg")
     again = call("linearize", str(tmp_path / "a"), "--budget", "50", "--out", str(tmp_path / "b"))
     assert (again.code, "the network has polynomials in place of ReLUs" in again.err) == (2, True)
@@ -245,29 +246,29 @@ def test_linearize_under_torchrun(tmp_path: Path):
 
 def test_sweep_prints_where_its_rows_are(tmp_path: Path):
     words = "--networks zoo:digits --methods descent --budgets 50 --set tune.epochs=1 --threads 1"
-    made = answer("sweep", "--out", str(tmp_path / "s"), *words.split())
-    (row,) = (json.loads(line) for line in Path(made["results"]).read_text().splitlines())
+    report = answer("sweep", "--out", str(tmp_path / "s"), *words.split())
+    (row,) = (json.loads(line) for line in Path(report["results"]).read_text().splitlines())
     assert (row["network"], row["method"], row["relus"]) == ("digits", "descent", 50)
 
 
 def test_a_sweep_at_a_level_of_multiply_adds_takes_each_network_at_its_base_width(tmp_path: Path):
     words = "--networks resnet18,stch-4x4x4x --macs 6e5 --methods descent --budgets 50 --threads 1".split()
-    made = answer("sweep", "--out", str(tmp_path / "s"), *words, "--set", "whole.epochs=1", "--set", "tune.epochs=1")
-    rows = [json.loads(line) for line in Path(made["results"]).read_text().splitlines()]
+    report = answer("sweep", "--out", str(tmp_path / "s"), *words, "--set", "whole.epochs=1", "--set", "tune.epochs=1")
+    rows = [json.loads(line) for line in Path(report["results"]).read_text().splitlines()]
     assert {row["network"] for row in rows} == {"resnet18-m8", "stch-4x4x4x-m2"}
     assert all(abs(row["macs"] / 6e5 - 1) <= 0.15 for row in rows)
 
 
 def test_criticality_orders_the_stages():
-    found = answer("criticality", "resnet20-m4-phi1.1.1", "--set", "epochs=1", "--threads", "1")
-    assert sorted(found["order"]) == [1, 2, 3]
-    assert min(stage["score"] for stage in found["stages"]) == 0
+    criticality = answer("criticality", "resnet20-m4-phi1.1.1", "--set", "epochs=1", "--threads", "1")
+    assert sorted(criticality["order"]) == [1, 2, 3]
+    assert min(stage["score"] for stage in criticality["stages"]) == 0
 
 
 def test_run_and_report(tmp_path: Path):
     small = "--networks resnet18-m4,hrn-2x5x2x-m2 --baseline resnet18-m4 --budgets 600 --epochs 1 --threads 1"
-    made = answer("run", "--out", str(tmp_path / "one"), *small.split())
-    assert made["points"] == 4
+    summary = answer("run", "--out", str(tmp_path / "one"), *small.split())
+    assert summary["points"] == 4
     assert "deepreshape run --data digits --baseline resnet18-m4" in (tmp_path / "one" / "report.html").read_text()
     written = ("--out", str(tmp_path / "both.html"), "--svg", str(tmp_path / "a.svg"))
     again = answer("report", str(tmp_path / "one"), *written, "--protocol", "ot", "--link", "wan")

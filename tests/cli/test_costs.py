@@ -5,22 +5,22 @@ from support.command_line import answer, call
 
 
 def test_cost_prints_the_fixed_shape_and_the_bytes_that_travel(tmp_path: Path):
-    made = answer("cost", "resnet18-m2", "--protocol", "gc-full", "--link", "wan", "--plot", str(tmp_path / "a.svg"))
-    assert {"seconds", "bytes", "rounds", "stored_bytes", "relu_share", "linear_share", "layers"} <= set(made)
-    assert made["exact"]
-    assert {"session", "store"} <= set(made["layers"][0]["kinds"])
-    assert set(made["seconds"]) == set(made["bytes"]) == {"offline", "online", "total"}
+    quote = answer("cost", "resnet18-m2", "--protocol", "gc-full", "--link", "wan", "--plot", str(tmp_path / "a.svg"))
+    assert {"seconds", "bytes", "rounds", "stored_bytes", "relu_share", "linear_share", "layers"} <= set(quote)
+    assert quote["exact"]
+    assert {"session", "store"} <= set(quote["layers"][0]["kinds"])
+    assert set(quote["seconds"]) == set(quote["bytes"]) == {"offline", "online", "total"}
     sent = answer("private", "local", "--model", "resnet18-m2")
-    assert {phase: made["bytes"][phase] for phase in ("offline", "online")} == sent["bytes"]
-    assert made["rounds"] == sent["rounds"]
+    assert {phase: quote["bytes"][phase] for phase in ("offline", "online")} == sent["bytes"]
+    assert quote["rounds"] == sent["rounds"]
     assert (tmp_path / "a.svg").read_text().startswith("<svg")
 
 
 def test_arrivals_are_answered():
     words = ("--protocol", "server-garbler", "--arrivals", "2", "--storage", "16gb/10tb")
-    found = answer("cost", "resnet18", "--classes", "10", *words)["arrivals"]
-    assert found["stored_batches"] == 1
-    assert 2 < found["sustainable_an_hour"] < found["limit_an_hour"]
+    arrivals = answer("cost", "resnet18", "--classes", "10", *words)["arrivals"]
+    assert arrivals["stored_batches"] == 1
+    assert 2 < arrivals["sustainable_an_hour"] < arrivals["limit_an_hour"]
 
 
 def test_cost_prices_a_users_network_and_refuses_what_does_not_run_privately(tmp_path: Path):
@@ -30,9 +30,9 @@ def test_cost_prices_a_users_network_and_refuses_what_does_not_run_privately(tmp
         "        nn.Flatten(), nn.Linear(36, 10))\n"
         "def group():\n    return net(nn.GroupNorm(2, 4), nn.GELU())\n"
     )
-    made = answer("cost", "mine.py:net", "--input", "3x8x8", "--link", "lan,wan", cwd=tmp_path)["quotes"]
-    assert [quote["link"] for quote in made] == ["1000mbit/1000mbit/0.5ms", "100mbit/100mbit/50ms"]
-    assert made[0]["relus"] == 144 + 108
+    quotes = answer("cost", "mine.py:net", "--input", "3x8x8", "--link", "lan,wan", cwd=tmp_path)["quotes"]
+    assert [quote["link"] for quote in quotes] == ["1000mbit/1000mbit/0.5ms", "100mbit/100mbit/50ms"]
+    assert quotes[0]["relus"] == 144 + 108
     refused = call("cost", "mine.py:group", "--input", "3x8x8", cwd=tmp_path)
     assert (refused.code, refused.out, refused.err.count("\n")) == (2, "", 1)
     assert "mine.py:group does not run privately as it is, so it has no price: 1: group_norm cannot" in refused.err

@@ -30,32 +30,32 @@ QUICK = ("--data", "digits", "--set", "epochs=1", "--set", "heads.epochs=1")
 @pytest.fixture(scope="module")
 def there(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("exits")
-    made = answer("exits", "train", "resnet20-m2-phi1.1.1", *QUICK, "--at", "1,2", "--out", "m", cwd=folder)
-    (folder / "made.json").write_text(json.dumps(made))
+    report = answer("exits", "train", "resnet20-m2-phi1.1.1", *QUICK, "--at", "1,2", "--out", "m", cwd=folder)
+    (folder / "report.json").write_text(json.dumps(report))
     return folder
 
 
 def test_training_says_what_every_exit_is_worth(there: Path):
-    made = json.loads((there / "made.json").read_text())
-    assert [each["at"] for each in made["exits"]] == [1, 2]
-    assert made["end"]["at"] == 3
+    report = json.loads((there / "report.json").read_text())
+    assert [each["at"] for each in report["exits"]] == [1, 2]
+    assert report["end"]["at"] == 3
     assert not (there / "m" / "run").exists()
-    for each in (*made["exits"], made["end"]):
+    for each in (*report["exits"], report["end"]):
         counted = answer("count", "m", "--exit", str(each["at"]), cwd=there)
         assert (counted["relus"], counted["macs"]) == (each["relus"], each["macs"])
         assert 0 <= each["quality"] <= 100
-    assert answer("count", "m", cwd=there)["relus"] == made["end"]["relus"]
-    assert answer("eval", "m", "--exit", "1", cwd=there)["relus"] == made["exits"][0]["relus"]
+    assert answer("count", "m", cwd=there)["relus"] == report["end"]["relus"]
+    assert answer("eval", "m", "--exit", "1", cwd=there)["relus"] == report["exits"][0]["relus"]
 
 
 def test_a_search_lists_configurations_and_changes_nothing(there: Path):
     before = (there / "m" / "model.safetensors").read_bytes(), (there / "m" / "manifest.json").read_bytes()
     for cost in ("macs", "relus", "seconds", "bytes"):
-        found = answer("exits", "search", "m", "--cost", cost, "--link", "wan", cwd=there)
-        static = {tuple(each["exits"]): each for each in found["configurations"] if each["policy"] == "static"}
+        report = answer("exits", "search", "m", "--cost", cost, "--link", "wan", cwd=there)
+        static = {tuple(each["exits"]): each for each in report["configurations"] if each["policy"] == "static"}
         assert list(static) == sorted(static, key=lambda exits: static[exits]["expected_cost"])
         assert set(static) == {(1,), (2,), (3,)}
-        assert {"quality", "expected_cost", "shares", "leaked_bits", "threshold"} <= set(found["chosen"])
+        assert {"quality", "expected_cost", "shares", "leaked_bits", "threshold"} <= set(report["chosen"])
         if cost in ("macs", "relus"):
             assert static[1,]["expected_cost"] == answer("count", "m", "--exit", "1", cwd=there)[cost]
     assert before == ((there / "m" / "model.safetensors").read_bytes(), (there / "m" / "manifest.json").read_bytes())
@@ -63,9 +63,9 @@ def test_a_search_lists_configurations_and_changes_nothing(there: Path):
 
 def test_a_page_shows_every_configuration_and_images_by_the_exit_they_end_at(there: Path, tmp_path: Path):
     page = tmp_path / "exits.html"
-    found = answer("exits", "search", str(there / "m"), "--out", str(page), cwd=tmp_path)
+    report = answer("exits", "search", str(there / "m"), "--out", str(page), cwd=tmp_path)
     text = page.read_text()
-    assert text.count("<tr>") == 1 + len(found["configurations"])
+    assert text.count("<tr>") == 1 + len(report["configurations"])
     assert page.stat().st_size < 1e6
     data, network = digits(), load(there / "m")
     assert isinstance(network, MultiExitNetwork)
@@ -74,7 +74,7 @@ def test_a_page_shows_every_configuration_and_images_by_the_exit_they_end_at(the
     images = _ended(network, evidence, data, policy)
     assert [each.at for each in images] == [1] * 8 + [3] * 8
     assert all((each.confidence >= policy.threshold) for each in images[:8])
-    text = page_of_exits("m", found, "top-1", policy.word, images, "again")
+    text = page_of_exits("m", report, "top-1", policy.word, images, "again")
     assert text.count("<figure>") == text.count("data:image/png;base64,") == 16
     assert f"--exit {policy.word}</h2>" in text
 

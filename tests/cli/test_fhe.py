@@ -56,8 +56,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         np.save(where / f"x{at}.npy", x[at])
     answer("private", "fhe", "lower", "mine.py:net", *SAMPLES, "--images", "2", "--out", "public", cwd=where)
     answer("private", "keygen", "--out", "certs", cwd=where)
-    made = answer("private", "fhe", "keygen", "--circuit", "public/client.json", "--out", "me.key", cwd=where)
-    assert made["upload_bytes"] > 1_000_000
+    report = answer("private", "fhe", "keygen", "--circuit", "public/client.json", "--out", "me.key", cwd=where)
+    assert report["upload_bytes"] > 1_000_000
     return where
 
 

@@ -28,10 +28,10 @@ DATA = Dataset.load("digits")
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny network of two stages; its weights do not matter here."""
-    made = architecture("hrn-2x-m2-phi1.1", DATA.shape, 10)
+    network = architecture("hrn-2x-m2-phi1.1", DATA.shape, 10)
     folder = tmp_path_factory.mktemp("private") / "model"
-    manifest = Manifest(made, dataset="digits", class_names=DATA.class_names, mean=DATA.mean, std=DATA.std)
-    save(build(made, seed=0), folder, manifest)
+    manifest = Manifest(network, dataset="digits", class_names=DATA.class_names, mean=DATA.mean, std=DATA.std)
+    save(build(network, seed=0), folder, manifest)
     return folder
 
 
@@ -49,12 +49,12 @@ def test_local_prints_the_fixed_shape_and_private_equals_plain(model: Path, garb
 
 
 def test_local_reports_squares_and_the_bytes_of_each_layer(tmp_path: Path):
-    made = architecture("hrn-2x-m2-phi1.1-herpn", DATA.shape, 10)
-    network = build(made, seed=0).train()
+    design = architecture("hrn-2x-m2-phi1.1-herpn", DATA.shape, 10)
+    network = build(design, seed=0).train()
     with torch.no_grad():
         for _ in range(20):
             network(DATA.normalize(torch.as_tensor(DATA.train.images[:64])))
-    save(network.eval(), tmp_path / "m", Manifest(made, "digits", DATA.class_names, mean=DATA.mean, std=DATA.std))
+    save(network.eval(), tmp_path / "m", Manifest(design, "digits", DATA.class_names, mean=DATA.mean, std=DATA.std))
     report = answer("private", "local", "--model", str(tmp_path / "m"), "--images", "1")
     assert (report["agree"], report["declared_bytes_match"]) == (True, True)
     assert (report["relus"], report["squares"], report["signs"]) == (0, 2 * 64 * 3 + 4 * 16 * 2, 0)
@@ -124,7 +124,7 @@ def broken():
 
 
 @pytest.fixture
-def own(tmp_path: Path) -> Path:
+def folder(tmp_path: Path) -> Path:
     """A folder with code that makes a network, and 260 inputs of it."""
     (tmp_path / "mine.py").write_text(OWN)
     np.save(tmp_path / "x.npy", np.random.default_rng(0).normal(size=(260, 1, 6, 6)).astype(np.float32))
@@ -136,27 +136,27 @@ def own(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_a_network_of_ones_own_runs_privately(own: Path):
-    report = answer("private", "local", "--model", "mine.py:net", "--samples", "x.npy", "--images", "2", cwd=own)
+def test_a_network_of_ones_own_runs_privately(folder: Path):
+    report = answer("private", "local", "--model", "mine.py:net", "--samples", "x.npy", "--images", "2", cwd=folder)
     assert report["agree"] is True
     assert report["relus"] == 2 * 36
     assert (report["beside_float"]["inputs"], report["beside_float"]["same_class"]) == (2, 2)
     assert 0 < report["beside_float"]["largest_difference"] < 0.01 < report["beside_float"]["largest_output"]
     low = ("private", "lower", "mine.py:net", "--samples", "x.npy", "--max-loss", "1", "--out", "low")
-    assert answer(*low, cwd=own)["same_class_percent"] >= 99
-    assert "of 260 samples keep the class of exact signs; no labels were given" in call(*low, cwd=own).out
-    answer("private", "lower", "mine.py:net", "--samples", "x.npy", "--facts", "facts.json", "--out", "p", cwd=own)
-    assert json.loads((own / "p" / "client.json").read_text())["class_names"] == ["a", "b", "c"]
+    assert answer(*low, cwd=folder)["same_class_percent"] >= 99
+    assert "of 260 samples keep the class of exact signs; no labels were given" in call(*low, cwd=folder).out
+    answer("private", "lower", "mine.py:net", "--samples", "x.npy", "--facts", "facts.json", "--out", "p", cwd=folder)
+    assert json.loads((folder / "p" / "client.json").read_text())["class_names"] == ["a", "b", "c"]
     served = call(
         *("private", "serve", "--program", "p/client.program", "--keys", "k", "--store", "s"),
-        cwd=own,
+        cwd=folder,
     )
     assert (served.code, "p/client.program has no weights" in served.err) == (2, True)
 
 
-def test_of_outputs_in_a_dictionary_the_first_is_compared(own: Path):
+def test_of_outputs_in_a_dictionary_the_first_is_compared(folder: Path):
     words = ("private", "local", "--model", "mine.py:Named", "--samples", "x.npy", "--images", "2")
-    report = answer(*words, cwd=own)
+    report = answer(*words, cwd=folder)
     assert (report["agree"], report["beside_float"]["same_class"]) == (True, 2)
     assert report["beside_float"]["largest_difference"] < 0.01
 
@@ -177,8 +177,8 @@ def test_of_outputs_in_a_dictionary_the_first_is_compared(own: Path):
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )
-def test_wrong_inputs_of_a_network_of_ones_own_are_one_line(words: tuple[str, ...], message: str, own: Path):
-    done = call("private", "local", *words, cwd=own)
+def test_wrong_inputs_of_a_network_of_ones_own_are_one_line(words: tuple[str, ...], message: str, folder: Path):
+    done = call("private", "local", *words, cwd=folder)
     assert (done.code, done.err.count("\n")) == (2, 1)
     assert message in done.err
 
@@ -191,12 +191,12 @@ def test_lower_says_when_it_replaces_another_program(model: Path, tmp_path: Path
 
 def test_lower_chooses_low_bits_and_the_windows_save_bytes(model: Path, tmp_path: Path):
     whole = answer("private", "lower", str(model), "--out", str(tmp_path / "whole"))
-    found = answer("private", "lower", str(model), "--out", str(tmp_path / "found"), "--max-loss", "5")
-    assert found["top1_exact"] - found["top1_calibrated"] <= 5
-    assert found["digest"] != whole["digest"]
-    assert set(found["windows"]) == set(whole["windows"])
+    calibration = answer("private", "lower", str(model), "--out", str(tmp_path / "calibrated"), "--max-loss", "5")
+    assert calibration["top1_exact"] - calibration["top1_calibrated"] <= 5
+    assert calibration["digest"] != whole["digest"]
+    assert set(calibration["windows"]) == set(whole["windows"])
     assert all(low == 0 < high for low, high in whole["windows"].values())
-    assert any(low > 0 for low, _ in found["windows"].values())
+    assert any(low > 0 for low, _ in calibration["windows"].values())
     windowed = ("private", "local", "--model", str(model), "--relu", "gc-stochastic:window", "--max-loss", "5")
     report, exact = answer(*windowed), answer("private", "local", "--model", str(model), "--relu", "gc-sign")
     assert report["agree"] is True

@@ -77,8 +77,8 @@ def test_private_answers_are_maps_and_pictures(model: Path, tmp_path: Path):
 
 
 def test_lower_tells_the_client_how_to_read_it(model: Path, tmp_path: Path):
-    made = answer("private", "lower", str(model), "--out", str(tmp_path / "bundle"))
-    assert made["beside_float"]["same_pixels"] >= 0.95 * made["beside_float"]["pixels"]
+    report = answer("private", "lower", str(model), "--out", str(tmp_path / "bundle"))
+    assert report["beside_float"]["same_pixels"] >= 0.95 * report["beside_float"]["pixels"]
     facts = json.loads((tmp_path / "bundle" / "client.json").read_text())
     assert facts["upsample"] == [48, 48]
     assert facts["colours"][1] == [214, 69, 65]

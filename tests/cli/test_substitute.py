@@ -39,9 +39,9 @@ def there(tmp_path: Path) -> Path:
 
 def test_a_network_is_substituted_then_reduced_and_nothing_is_written_over(there: Path):
     words = ("substitute", "mine.py:net", *QUICK, "--activation", "relu", "--max-pool", "avg", "--out", "relus")
-    found = answer(*words, cwd=there)
-    assert found["replaced"] == {"1": ["GELU", "ReLU"], "2": ["MaxPool2d", "AvgPool2d"]}
-    assert all(0 <= found[top1] <= 100 for top1 in ("top1_before", "top1_substituted", "top1_after"))
+    report = answer(*words, cwd=there)
+    assert report["replaced"] == {"1": ["GELU", "ReLU"], "2": ["MaxPool2d", "AvgPool2d"]}
+    assert all(0 <= report[top1] <= 100 for top1 in ("top1_before", "top1_substituted", "top1_after"))
     fewer = ("linearize", "relus", "--budget", "100", "--set", "epochs=1")
     assert "relus holds a finished model; choose another folder" in call(*fewer, "--out", "relus", cwd=there).err
     assert "relus holds a finished model" in call(*words, cwd=there).err
@@ -54,10 +54,10 @@ def test_a_network_is_substituted_then_reduced_and_nothing_is_written_over(there
 
 def test_code_goes_straight_to_linearize(there: Path):
     (there / "mine.py").write_text(NETWORK.replace("GELU", "ReLU"))
-    found = answer(
+    report = answer(
         "linearize", "mine.py:net", *QUICK, "--budget", "64", "--method", "taylor", "--out", "few", cwd=there
     )
-    assert found["relus"] == 64
+    assert report["relus"] == 64
     assert answer("count", "few", cwd=there)["relus"] == 64
 
 
@@ -81,8 +81,8 @@ def test_code_goes_to_eval_and_sweep(there: Path):
 def test_a_data_set_says_shape_and_classes_and_gives_inputs(there: Path):
     (there / "mine.py").write_text(NETWORK.replace("GELU", "ReLU").replace("MaxPool2d", "AvgPool2d"))
     assert answer("count", "mine.py:net", "--data", "digits", cwd=there)["relus"] == 256
-    found = answer("cost", "mine.py:net", "--data", "digits", cwd=there)
-    assert (found["exact"], found["relus"], found["notes"]) == (True, 256, [])
+    quote = answer("cost", "mine.py:net", "--data", "digits", cwd=there)
+    assert (quote["exact"], quote["relus"], quote["notes"]) == (True, 256, [])
     message = call("count", "mine.py:net", "--data", "digits", "--input", "1x9x9", cwd=there).err
     assert "--input 1x9x9 and --data digits, whose images are 1x8x8, both say the shape" in message.replace("\n", " ")
     assert (

@@ -43,11 +43,11 @@ def group_lasso(x: Real, patterns: Real, y: Real, penalty: float, steps: int) ->
 def test_the_optimum_is_that_of_the_group_lasso():
     x, patterns, y = problem()
     gates = patterns.shape[1]
-    found = solve(x, patterns, y, np.ones(gates), lam=0.3, tol=1e-7, max_iter=20_000)
-    total = np.linalg.norm(found.weights[:, :, 0], axis=1).sum()
-    fitted = sum(patterns[:, j] * (x @ found.weights[j, :, 0]) for j in range(gates))
+    solution = solve(x, patterns, y, np.ones(gates), lam=0.3, tol=1e-7, max_iter=20_000)
+    total = np.linalg.norm(solution.weights[:, :, 0], axis=1).sum()
+    fitted = sum(patterns[:, j] * (x @ solution.weights[j, :, 0]) for j in range(gates))
     loss = 0.5 * np.sum((fitted - y[:, 0]) ** 2)
-    assert loss + 0.3 / 2 * total**2 == pytest.approx(found.objectives[-1], rel=1e-5)
+    assert loss + 0.3 / 2 * total**2 == pytest.approx(solution.objectives[-1], rel=1e-5)
     other = group_lasso(x, patterns, y, 0.3 * total, 6000)
     assert loss + 0.3 * total * total == pytest.approx(other, rel=1e-5)
 
@@ -102,8 +102,8 @@ def test_planted_gates_are_recovered_and_the_ntk_does_not():
     for name, steps in (("ntk", 0), ("mkl", 3000)):
         best = np.inf
         for lam in (1e-3, 1e-2, 1e-1, 1.0):
-            found = solve(x, patterns, y, np.ones(150), lam=lam, tol=1e-3, max_iter=steps)
-            fitted = ((new @ gates >= 0) * (new @ found.weights[:, :, 0].T)).sum(1)
+            solution = solve(x, patterns, y, np.ones(150), lam=lam, tol=1e-3, max_iter=steps)
+            fitted = ((new @ gates >= 0) * (new @ solution.weights[:, :, 0].T)).sum(1)
             best = min(best, float(np.mean((fitted - target(new)) ** 2)))
         errors[name] = best
     assert errors["mkl"] <= 0.1 * errors["ntk"]
@@ -111,11 +111,13 @@ def test_planted_gates_are_recovered_and_the_ntk_does_not():
 
 def test_breast_cancer_at_a_tenth():
     x, y = load_breast_cancer(return_X_y=True)
-    found = ConvexGatedReLU(n_gates=500, lam=0.1, tol=0.02, random_state=0).fit(x, y)
-    assert found.objective_ <= 0.70 * found.ntk_objective_
-    assert found.gap_ <= 0.02
-    assert all(after <= before for before, after in zip(found.objectives_, found.objectives_[1:], strict=False))
-    assert found.score(x, y) > 0.97
+    classifier = ConvexGatedReLU(n_gates=500, lam=0.1, tol=0.02, random_state=0).fit(x, y)
+    assert classifier.objective_ <= 0.70 * classifier.ntk_objective_
+    assert classifier.gap_ <= 0.02
+    assert all(
+        after <= before for before, after in zip(classifier.objectives_, classifier.objectives_[1:], strict=False)
+    )
+    assert classifier.score(x, y) > 0.97
 
 
 @pytest.mark.parametrize("estimator", [ConvexGatedReLU(40, max_iter=200), ConvexGatedReLURegressor(40, max_iter=200)])
@@ -128,9 +130,9 @@ def test_scikit_learn_accepts_it(estimator: ConvexGatedReLU | ConvexGatedReLUReg
 
 def test_predictions_are_those_of_the_products_of_gates_and_features():
     x, y = load_iris(return_X_y=True)
-    found = ConvexGatedReLU(30, tol=1e-2, random_state=0).fit(x, y)
-    by_hand = found.gates_.expand(x) @ found.weights_.reshape(-1, 3)
-    assert np.allclose(by_hand, found.decision_function(x), atol=1e-9)
+    classifier = ConvexGatedReLU(30, tol=1e-2, random_state=0).fit(x, y)
+    by_hand = classifier.gates_.expand(x) @ classifier.weights_.reshape(-1, 3)
+    assert np.allclose(by_hand, classifier.decision_function(x), atol=1e-9)
 
 
 def test_a_gate_whose_product_is_exactly_zero_is_open():
@@ -140,13 +142,13 @@ def test_a_gate_whose_product_is_exactly_zero_is_open():
 
 def test_pruning_keeps_the_heaviest():
     x, y = load_iris(return_X_y=True)
-    found = ConvexGatedReLU(60, tol=1e-2, random_state=0).fit(x, y)
-    few = found.prune(3)
-    assert few.active_gates_ == len(few.gates_) == 3 < found.active_gates_
-    assert min(few.eta_) >= sorted(found.eta_)[-3]
+    classifier = ConvexGatedReLU(60, tol=1e-2, random_state=0).fit(x, y)
+    few = classifier.prune(3)
+    assert few.active_gates_ == len(few.gates_) == 3 < classifier.active_gates_
+    assert min(few.eta_) >= sorted(classifier.eta_)[-3]
     assert few.predict(x).shape == (150,)
     with pytest.raises(ValueError, match="0 gates cannot be kept"):
-        found.prune(0)
+        classifier.prune(0)
 
 
 @pytest.mark.parametrize(
@@ -170,8 +172,8 @@ def test_more_rows_than_memory_says_the_size_and_what_would_do():
     y = (x[:, 0] > 0).astype(int)
     with pytest.raises(ValueError, match=r"3,001 rows need matrices of .* GB.*subsample=3000"):
         ConvexGatedReLU(10).fit(x, y)
-    found = ConvexGatedReLU(10, tol=0.1, subsample=100, random_state=0).fit(x, y)
-    assert found.score(x, y) > 0.9
+    classifier = ConvexGatedReLU(10, tol=0.1, subsample=100, random_state=0).fit(x, y)
+    assert classifier.score(x, y) > 0.9
 
 
 def test_one_class_is_refused():

@@ -63,8 +63,8 @@ def test_two_parties_with_a_row(iris: Path, tmp_path: Path):
         assert server.stderr is not None
         port = server.stderr.readline().rsplit(":", 1)[1].strip()
         place = ("--program", str(program / "client.program"), "--keys", str(keys), "--port", port)
-        found = answer("private", "query", "--row", FLOWER, *place, "--store", str(tmp_path / "client"))
-        assert found["classes"][0]["class"] == "setosa"
+        prediction = answer("private", "query", "--row", FLOWER, *place, "--store", str(tmp_path / "client"))
+        assert prediction["classes"][0]["class"] == "setosa"
         assert server.wait(60) == 0
 
 

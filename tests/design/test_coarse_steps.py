@@ -124,9 +124,9 @@ def test_reuse_once():
 
 @pytest.mark.parametrize("form", [ReuseForm("proportional"), ReuseForm(mix=False)])
 def test_every_wiring_of_reuse_gives_the_same_count(form: ReuseForm):
-    made = plan_of(architecture("resnet18-m16"), Cull(1), Thin(), Reuse(4, form))
-    assert made.relus == 7_168
-    assert count(build(made.architecture, "meta"), (3, 32, 32)).total.relus == 7_168
+    coarse_plan = plan_of(architecture("resnet18-m16"), Cull(1), Thin(), Reuse(4, form))
+    assert coarse_plan.relus == 7_168
+    assert count(build(coarse_plan.architecture, "meta"), (3, 32, 32)).total.relus == 7_168
 
 
 def test_applying_a_plan_takes_over_what_it_can():

@@ -13,10 +13,10 @@ def test_keeping_one_stage_keeps_the_stem_with_the_first():
 def test_criticality_is_the_published_score():
     tops = {1: 50.0, 2: 60.0, 3: 65.0, 4: 55.0}
     by_relus = {only_stage(architecture("resnet18"), stage).relus: tops[stage] for stage in tops}
-    found = measure_criticality(
+    criticality = measure_criticality(
         architecture("resnet18"), lambda candidate, seed: by_relus[candidate.relus] + seed, seeds=(0, 2)
     )
-    assert found.order == (3, 2, 4, 1)
-    assert found.mean[2] == pytest.approx((65 - 50) / 65_536**0.07)
-    assert found.mean[0] == 0
-    assert found.spread == pytest.approx((0, 0, 0, 0), abs=1e-12)
+    assert criticality.order == (3, 2, 4, 1)
+    assert criticality.mean[2] == pytest.approx((65 - 50) / 65_536**0.07)
+    assert criticality.mean[0] == 0
+    assert criticality.spread == pytest.approx((0, 0, 0, 0), abs=1e-12)

@@ -17,25 +17,25 @@ def multipliers(name: str, **options) -> list[tuple[int, ...]]:
 
 
 def test_resnet18_gives_the_four_published_networks():
-    found = equalize(architecture("resnet18-m16"))
-    assert [design.architecture.name for design in found] == [
+    designs = equalize(architecture("resnet18-m16"))
+    assert [design.architecture.name for design in designs] == [
         "hrn-5x5x3x",
         "hrn-5x7x2x",
         "hrn-6x6x2x",
         "hrn-7x5x2x",
     ]
-    assert [design.relus for design in found] == [343_040, 378_880, 401_408, 411_648]
+    assert [design.relus for design in designs] == [343_040, 378_880, 401_408, 411_648]
 
 
 def test_alpha_2_gives_the_four_published_networks():
-    found = equalize(architecture("resnet18-m32"), fixed={"alpha": 2})
+    designs = equalize(architecture("resnet18-m32"), fixed={"alpha": 2})
     names = ["hrn-2x5x2x-m32", "hrn-2x5x3x-m32", "hrn-2x6x2x-m32", "hrn-2x7x2x-m32"]
-    assert [design.architecture.name for design in found] == names
+    assert [design.architecture.name for design in designs] == names
 
 
 def test_resnet34_gives_its_sixteen():
-    found = multipliers("resnet34-m16")
-    assert sorted(found) == [
+    triples = multipliers("resnet34-m16")
+    assert sorted(triples) == [
         (4, 3, 6), (4, 4, 5), (4, 5, 4), (4, 6, 3), (4, 9, 2), (5, 3, 5), (5, 4, 4), (5, 5, 3), (5, 7, 2),
         (6, 3, 4), (6, 4, 3), (6, 6, 2), (7, 5, 2), (8, 3, 3), (9, 4, 2), (11, 3, 2),
     ]  # fmt: skip
@@ -98,8 +98,8 @@ def test_six_stages_are_searched_not_enumerated(monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr(module, "prod", counted_prod)
     counts = [2 * 4 ** (6 - stage) for stage in range(6)]
-    found = list(_solutions(inequalities(counts, (4, 3, 5, 2, 6, 1)), ((2, 12),) * 5, minimal=True))
-    assert len(found) == 19
+    solutions = list(_solutions(inequalities(counts, (4, 3, 5, 2, 6, 1)), ((2, 12),) * 5, minimal=True))
+    assert len(solutions) == 19
     assert visits < 11**4  # trying everything would look at 11^5 candidates
 
 

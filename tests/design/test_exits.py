@@ -88,14 +88,14 @@ def test_what_a_search_says_is_what_the_evidence_says():
 
 
 def test_static_exits_are_all_there_and_no_dynamic_one_is_beaten():
-    found = search_exits(made_up(), COSTS)
-    assert [each.exits for each in found if each.policy == "static"] == [(1,), (2,), (4,)]
-    assert [each.expected_cost for each in found] == sorted(each.expected_cost for each in found)
-    (anytime,) = (each for each in found if each.policy == "anytime")
+    configurations = search_exits(made_up(), COSTS)
+    assert [each.exits for each in configurations if each.policy == "static"] == [(1,), (2,), (4,)]
+    assert [each.expected_cost for each in configurations] == sorted(each.expected_cost for each in configurations)
+    (anytime,) = (each for each in configurations if each.policy == "anytime")
     assert anytime.expected_cost == 4 + 6 + 9
     assert anytime.shares == (0, 0, 1)
-    for one in found:
-        for other in found:
+    for one in configurations:
+        for other in configurations:
             if other.policy == "dynamic" and one.policy != "anytime":
                 assert not (one.expected_cost < other.expected_cost and one.quality >= other.quality)
 
@@ -110,13 +110,15 @@ def test_a_higher_threshold_lets_fewer_end_at_the_first_exit(seed: int):
 
 
 def test_the_cheapest_keeps_to_the_loss():
-    found = search_exits(made_up(), COSTS)
-    whole = next(each.quality for each in found if each.exits == (4,))
+    configurations = search_exits(made_up(), COSTS)
+    whole = next(each.quality for each in configurations if each.exits == (4,))
     for loss in (0.0, 3.0, 100.0):
-        chosen = cheapest_within(found, loss)
+        chosen = cheapest_within(configurations, loss)
         assert chosen.quality >= whole - loss
-        assert all(each.expected_cost >= chosen.expected_cost for each in found if each.quality >= whole - loss)
-    assert cheapest_within(found, 100.0).exits == (1,)
+        assert all(
+            each.expected_cost >= chosen.expected_cost for each in configurations if each.quality >= whole - loss
+        )
+    assert cheapest_within(configurations, 100.0).exits == (1,)
     evidence = made_up()
     threshold = lowest_threshold(evidence, (1, 4), 2.0)
     assert evidence.of((0, 2), threshold)[1] >= whole - 2.0

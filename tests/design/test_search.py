@@ -28,15 +28,15 @@ def PRICE(layers, protocol):  # noqa: N802 - as constant as what it closes over
 
 def test_the_proxy_is_the_one_fitted_to_the_trained_points():
     rows = [json.loads(line) for line in POINTS.read_text().splitlines()]
-    found = Proxy.fit(rows)
-    assert (found.points, found.correlation) == (PROXY.points, PROXY.correlation)
-    assert (found.fitted, found.data) == (PROXY.fitted, PROXY.data)
-    assert (found.relus, found.macs, found.params) == pytest.approx((PROXY.relus, PROXY.macs, PROXY.params), abs=2e-3)
-    assert found.correlation > 0.95
+    proxy = Proxy.fit(rows)
+    assert (proxy.points, proxy.correlation) == (PROXY.points, PROXY.correlation)
+    assert (proxy.fitted, proxy.data) == (PROXY.fitted, PROXY.data)
+    assert (proxy.relus, proxy.macs, proxy.params) == pytest.approx((PROXY.relus, PROXY.macs, PROXY.params), abs=2e-3)
+    assert proxy.correlation > 0.95
 
 
 def test_a_proxy_that_follows_the_law_ranks_networks_it_has_not_seen():
-    made = [(f"n{at % 4}", 1000 * (at + 1), 10**6 * (1 + at % 7), 10**4 * (1 + at % 5)) for at in range(16)]
+    points = [(f"n{at % 4}", 1000 * (at + 1), 10**6 * (1 + at % 7), 10**4 * (1 + at % 5)) for at in range(16)]
     law = Proxy(2, 3, 1, 0, 0, (), ())
     rows = [
         {
@@ -47,21 +47,21 @@ def test_a_proxy_that_follows_the_law_ranks_networks_it_has_not_seen():
             "top1": law.score(relus, macs, params),
             "data": "d",
         }
-        for name, relus, macs, params in made
+        for name, relus, macs, params in points
     ]
-    found = Proxy.fit(rows)
-    assert (found.relus, found.macs, found.params, found.correlation) == pytest.approx((2, 3, 1, 1))
+    proxy = Proxy.fit(rows)
+    assert (proxy.relus, proxy.macs, proxy.params, proxy.correlation) == pytest.approx((2, 3, 1, 1))
     with pytest.raises(ValueError, match="7 points of 4 networks are too few"):
         Proxy.fit(rows[:7])
 
 
 @given(st.integers(0, 10**6), st.integers(2, 5))
 def test_a_candidate_counts_as_the_built_network_does(seed: int, stages: int):
-    found = list(search(replace(SPACE, stages=stages), PRICE, [Limit("bytes", 1e12)], 2, proxy=WIDE, seed=seed))
-    for candidate in found:
-        made = candidate.plan.architecture
-        assert len(made.phi) == stages
-        counted = count(build(made, "meta"), made.input)
+    candidates = list(search(replace(SPACE, stages=stages), PRICE, [Limit("bytes", 1e12)], 2, proxy=WIDE, seed=seed))
+    for candidate in candidates:
+        network = candidate.plan.architecture
+        assert len(network.phi) == stages
+        counted = count(build(network, "meta"), network.input)
         total = counted.total
         assert (candidate.relus, candidate.macs, candidate.params) == (total.relus, total.macs, total.params)
         quote = quote_layers(counted.layers, TERMS)
@@ -69,15 +69,15 @@ def test_a_candidate_counts_as_the_built_network_does(seed: int, stages: int):
 
 
 def test_the_search_keeps_its_limit_repeats_itself_and_gets_better():
-    found = list(search(SPACE, PRICE, [LIMIT], 120, proxy=WIDE, seed=1))
-    assert found
-    assert all(candidate.seconds <= LIMIT.most for candidate in found)
-    assert found == list(search(SPACE, PRICE, [LIMIT], 120, proxy=WIDE, seed=1))
-    best = undominated(found, LIMIT)
-    assert best[0].score == max(candidate.score for candidate in found)
-    assert best[0] in found[len(found) // 3 :]  # what comes after the random half builds on it
+    candidates = list(search(SPACE, PRICE, [LIMIT], 120, proxy=WIDE, seed=1))
+    assert candidates
+    assert all(candidate.seconds <= LIMIT.most for candidate in candidates)
+    assert candidates == list(search(SPACE, PRICE, [LIMIT], 120, proxy=WIDE, seed=1))
+    best = undominated(candidates, LIMIT)
+    assert best[0].score == max(candidate.score for candidate in candidates)
+    assert best[0] in candidates[len(candidates) // 3 :]  # what comes after the random half builds on it
     assert [candidate.seconds for candidate in best] == sorted((c.seconds for c in best), reverse=True)
-    assert len({candidate.choice for candidate in found}) == len(found)
+    assert len({candidate.choice for candidate in candidates}) == len(candidates)
 
 
 def test_what_has_no_such_plan_is_no_candidate():
@@ -87,9 +87,9 @@ def test_what_has_no_such_plan_is_no_candidate():
 
 def test_nothing_is_proposed_that_the_proxy_was_not_fitted_on():
     small = replace(WIDE, fitted=((1, 2_000), (1, 10**6), (1, 10**5)))
-    found = list(search(SPACE, PRICE, [Limit("bytes", 1e12)], 30, proxy=small))
-    assert found
-    assert all(c.relus <= 2_000 and c.macs <= 10**6 and c.params <= 10**5 for c in found)
+    candidates = list(search(SPACE, PRICE, [Limit("bytes", 1e12)], 30, proxy=small))
+    assert candidates
+    assert all(c.relus <= 2_000 and c.macs <= 10**6 and c.params <= 10**5 for c in candidates)
     assert list(search(replace(SPACE, input=(3, 32, 32)), PRICE, [Limit("bytes", 1e12)], 5, proxy=small)) == []
 
 
@@ -101,11 +101,11 @@ def test_the_score_says_what_it_is():
 
 def test_search_prints_its_front_and_trains_the_best(tmp_path: Path):
     small = ("search", "--protocol", "server-garbler", "--max-bytes", "4e8", "--input", "1x8x8", "--classes", "10")
-    made = [(f"n{at % 4}", 10 + 500 * at, 10**3 + 10**7 * at, 10**3 + 10**6 * (at % 7)) for at in range(16)]
+    points = [(f"n{at % 4}", 10 + 500 * at, 10**3 + 10**7 * at, 10**3 + 10**6 * (at % 7)) for at in range(16)]
     law = Proxy(2, 3, 1, 0, 0, (), ())
     rows = [
         {"network": name, "relus": relus, "macs": macs, "params": params, "top1": law.score(relus, macs, params)}
-        for name, relus, macs, params in made
+        for name, relus, macs, params in points
     ]
     (tmp_path / "known").mkdir()
     lines = [json.dumps(row | {"data": "digits"}) for row in rows]
@@ -125,13 +125,13 @@ def test_search_prints_its_front_and_trains_the_best(tmp_path: Path):
         "--out",
         "there",
     )
-    found = answer(*words, cwd=tmp_path)
-    assert (found["proxy"]["rank_correlation"], found["proxy"]["points"]) == (pytest.approx(1, abs=1e-3), 16)
-    assert found["proxy"]["fitted_on"]["relus"] == [10, 7510]
-    assert "top-1 on digits" in found["proxy"]["score"]
-    assert all(candidate["bytes"] <= 4e8 for candidate in found["front"])
-    (row,) = found["trained"]
-    assert (row["network"], row["relus"]) == (found["front"][0]["network"], found["front"][0]["relus"])
+    report = answer(*words, cwd=tmp_path)
+    assert (report["proxy"]["rank_correlation"], report["proxy"]["points"]) == (pytest.approx(1, abs=1e-3), 16)
+    assert report["proxy"]["fitted_on"]["relus"] == [10, 7510]
+    assert "top-1 on digits" in report["proxy"]["score"]
+    assert all(candidate["bytes"] <= 4e8 for candidate in report["front"])
+    (row,) = report["trained"]
+    assert (row["network"], row["relus"]) == (report["front"][0]["network"], report["front"][0]["relus"])
     assert answer(*words, cwd=tmp_path)["trained"] == [row]  # nothing is trained twice
     assert answer("report", "there", cwd=tmp_path)
     assert not list((tmp_path / "there" / "runs").iterdir())

@@ -47,7 +47,7 @@ class Numpy:
 def run(program: Program, x: Any, engine: Numpy) -> Any:
     weights = parameters(program)
     if engine.fraction is not None:
-        weights = {name: LinearParameters(*map(engine.held, own)) for name, own in weights.items()}
+        weights = {name: LinearParameters(*map(engine.held, layer_weights)) for name, layer_weights in weights.items()}
         x = engine.held(x)
     return evaluate_program(program.public(), x, weights, engine)
 
@@ -58,9 +58,9 @@ def test_real_and_integer_outputs_are_within_the_bound(seed: int, fraction: int 
     program = random_program(seed)
     inputs = random_inputs(program, 3, seed)
     expected = from_fixed(plain.run(program, inputs), program.values[program.outputs[0]].fraction)
-    found = run(program, from_fixed(inputs, program.input_fraction), Numpy(fraction))
-    assert found.shape == expected.shape
-    assert (np.abs(found - expected) <= bound(program, EXACT_FRACTION if fraction is None else fraction)).all()
+    outputs = run(program, from_fixed(inputs, program.input_fraction), Numpy(fraction))
+    assert outputs.shape == expected.shape
+    assert (np.abs(outputs - expected) <= bound(program, EXACT_FRACTION if fraction is None else fraction)).all()
 
 
 def test_a_mask_costs_only_the_relus_it_keeps() -> None:

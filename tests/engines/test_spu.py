@@ -39,8 +39,8 @@ def test_outputs_are_within_the_bound_of_the_plain_program(protocol: str) -> Non
     with SpuContext(program, protocol, SPU_PYTHON) as session:
         answers = [session.infer(x) for x in from_fixed(inputs, program.input_fraction)]
         logs = session.close()
-    found = np.stack([answer.output for answer in answers])
-    assert (np.abs(found - expected) <= bound(program, FRACTION)).all()
+    outputs = np.stack([answer.output for answer in answers])
+    assert (np.abs(outputs - expected) <= bound(program, FRACTION)).all()
     assert [len(runs) for runs in logs] == [2] * PARTIES[protocol]
     for runs in logs:
         assert all(run.relu.seconds > 0 and run.sent >= run.relu.sent for run in runs)
@@ -66,10 +66,10 @@ def test_two_hosts(tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", from_fixed(x[0], program.input_fraction))
     tag = f"dr{os.getpid()}"
     names = [f"{tag}c", f"{tag}s"]
-    made = [ip(f"netns add {name}") for name in names]
+    exit_codes = [ip(f"netns add {name}") for name in names]
     try:
-        made.append(ip(f"link add {names[0]} netns {names[0]} type veth peer name {names[1]} netns {names[1]}"))
-        if any(made):
+        exit_codes.append(ip(f"link add {names[0]} netns {names[0]} type veth peer name {names[1]} netns {names[1]}"))
+        if any(exit_codes):
             pytest.skip("network namespaces cannot be made here")
         for rank, name in enumerate(names):
             assert not ip(f"-n {name} addr add 10.77.0.{rank + 1}/24 dev {name}")
@@ -82,8 +82,8 @@ def test_two_hosts(tmp_path: Path) -> None:
         for name in names:
             ip(f"netns del {name}")
     expected = from_fixed(plain.run(program, x), program.values[program.outputs[0]].fraction)[0]
-    found = np.array(json.loads(said)["output"])
-    assert (np.abs(found - expected) <= bound(program, FRACTION)).all()
+    output = np.array(json.loads(said)["output"])
+    assert (np.abs(output - expected) <= bound(program, FRACTION)).all()
 
 
 def ip(words: str) -> int:
@@ -91,8 +91,8 @@ def ip(words: str) -> int:
 
 
 def party(rank: int, namespace: str, folder: Path) -> subprocess.Popen[str]:
-    own = folder / ("client.program", "server.program")[rank]
-    words = f"--rank {rank} --hosts 10.77.0.1:7501,10.77.0.2:7502 --program {own} --log {folder / str(rank)}"
+    program_file = folder / ("client.program", "server.program")[rank]
+    words = f"--rank {rank} --hosts 10.77.0.1:7501,10.77.0.2:7502 --program {program_file} --log {folder / str(rank)}"
     command = ["ip", "netns", "exec", namespace, str(SPU_PYTHON), "-m", "deepreshape.engines.spu.party", *words.split()]
     pipe, environment = subprocess.PIPE, {**os.environ, "PYTHONPATH": str(SOURCE)}
     return subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env=environment)

@@ -36,10 +36,10 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> Path:
     whole = architecture("resnet18-m4", (1, 8, 8), 10)
     rows = []
     for budget in (None, 600):
-        made = plan(whole, budget).architecture if budget else whole
-        model = build(made, seed=0)
-        relus = count(model, made.input).total.relus
-        manifest = Manifest(made, "digits", tuple("0123456789"), (0.0,), (1.0,), ({"recipe": {"lr": 0.1}},))
+        network = plan(whole, budget).architecture if budget else whole
+        model = build(network, seed=0)
+        relus = count(model, network.input).total.relus
+        manifest = Manifest(network, "digits", tuple("0123456789"), (0.0,), (1.0,), ({"recipe": {"lr": 0.1}},))
         save(model, folder / "models" / str(budget), manifest)
         rows.append(
             {"id": str(budget), "network": "resnet18-m4", "plan": str(budget), "budget": budget, "relus": relus}
@@ -73,13 +73,13 @@ def test_nothing_in_the_data_can_leave_its_script_element():
 
 
 def test_the_sliders_are_answered_by_arithmetic_as_a_trace_would():
-    found = live_quote(WORDS)
+    quote = live_quote(WORDS)
     whole = architecture("hrn-5x5x3x-m4", (3, 16, 16))
     chosen = plan(whole, 30 * count(build(whole, "meta"), whole.input).total.relus // 100)
     traced = count(build(chosen.architecture, "meta"), whole.input).total
-    assert (found["network"], found["plan"]) == ("hrn-5x5x3x-m4", str(chosen))
-    assert (found["relus"], found["macs"]) == (traced.relus, traced.macs)
-    assert list(found["priced"]) == ["gc-full, 20mbit/100mbit/40ms"]
+    assert (quote["network"], quote["plan"]) == ("hrn-5x5x3x-m4", str(chosen))
+    assert (quote["relus"], quote["macs"]) == (traced.relus, traced.macs)
+    assert list(quote["priced"]) == ["gc-full, 20mbit/100mbit/40ms"]
     assert live_quote(WORDS | {"phi": "1,1", "budget": "100"})["network"] == "stch-5x-m4-phi1.1"
 
 

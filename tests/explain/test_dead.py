@@ -38,16 +38,16 @@ def network() -> nn.Sequential:
 
 def test_what_never_or_always_fires_can_go_without_a_change_on_the_split():
     model, data = network(), images(torch.randint(0, 256, (300, 1, 8, 8), dtype=torch.uint8))
-    found = firing(model.train(), data)
+    sites = firing(model.train(), data)
     assert model.training
-    first = found["1"]
+    first = sites["1"]
     assert first.always[:2].all()
     assert first.never[2].all()
     assert not (first.never & first.always).any()
     assert not (first.never | first.always)[3:].all()
     x = data.normalize(data.train.images)
     wanted = model.eval()(x)
-    for path, site in found.items():
+    for path, site in sites.items():
         model.set_submodule(path, Removed(site.never, site.always))
     assert torch.equal(model(x), wanted)
 
@@ -57,8 +57,8 @@ def test_only_kept_relus_count():
     mask = torch.zeros(6, 6, 6, dtype=torch.bool)
     mask[2] = True
     model[1] = MaskedReLU(mask)
-    found = firing(model, data)["1"]
-    assert (int(found.kept.sum()), int(found.never.sum()), int(found.always.sum())) == (36, 36, 0)
+    site = firing(model, data)["1"]
+    assert (int(site.kept.sum()), int(site.never.sum()), int(site.always.sum())) == (36, 36, 0)
 
 
 def test_rprelus_are_refused_by_their_name_and_relus_beside_signs_are_not():

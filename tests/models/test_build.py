@@ -13,21 +13,21 @@ from deepreshape.models import PRESETS, Architecture, Reduction, architecture, b
 )
 @pytest.mark.parametrize("side", [32, 24])
 def test_sites_are_where_a_trace_finds_relus(name: str, side: int):
-    made = architecture(name, (3, side, side))
-    assert isinstance(made, Architecture)
-    counted = count(build(made, "meta"), made.input)
-    by_site = {site.name: site.relus for site in made.sites()}
+    network = architecture(name, (3, side, side))
+    assert isinstance(network, Architecture)
+    counted = count(build(network, "meta"), network.input)
+    by_site = {site.name: site.relus for site in network.sites()}
     assert by_site == {path: counts.relus for path, counts in counted.by_module.items() if counts.relus}
-    assert made.relus == counted.total.relus
+    assert network.relus == counted.total.relus
 
 
 @pytest.mark.parametrize(
     "name", ["resnet9-m4", "resnet18-m2", "resnet50-m2", "wideresnet22-8-m4", "vgg16-m4", "hrn-2x3x-m2"]
 )
 def test_networks_run_and_average_pools_leave_no_comparisons(name: str):
-    made = architecture(name, (3, 16, 16), 5)
-    assert build(made)(torch.zeros(2, 3, 16, 16)).shape == (2, 5)
-    assert count(build(replace(made, pool="avg"), "meta"), made.input).total.maxpool_comparisons == 0
+    network = architecture(name, (3, 16, 16), 5)
+    assert build(network)(torch.zeros(2, 3, 16, 16)).shape == (2, 5)
+    assert count(build(replace(network, pool="avg"), "meta"), network.input).total.maxpool_comparisons == 0
 
 
 def test_a_strided_resnet9_can_be_what_one_with_average_pools_is():
@@ -40,16 +40,16 @@ def test_a_strided_resnet9_can_be_what_one_with_average_pools_is():
     other.load_state_dict(state)
     image = torch.rand(2, 3, 16, 16)
     torch.testing.assert_close(other(image), one(image))
-    macs = [count(build(made, "meta"), made.input).total.macs for made in (strided, pooled)]
+    macs = [count(build(network, "meta"), network.input).total.macs for network in (strided, pooled)]
     assert macs[0] < macs[1]
     with pytest.raises(ValueError, match="a vgg cannot stride"):
         architecture("vgg16-strided")
 
 
 def test_a_site_can_be_emptied():
-    made = architecture("resnet20")
-    site = made.sites()[3]
-    assert replace(made, reduction=Reduction(frozenset({site.name}))).relus == made.relus - site.relus
+    network = architecture("resnet20")
+    site = network.sites()[3]
+    assert replace(network, reduction=Reduction(frozenset({site.name}))).relus == network.relus - site.relus
 
 
 def test_a_seed_fixes_the_weights_and_leaves_the_global_generator_alone():

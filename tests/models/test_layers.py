@@ -16,10 +16,10 @@ NETWORKS = """
 """.split()
 
 
-def agree(made: Staged) -> None:
-    found = made.layers()
-    assert found == count(build(made, "meta"), made.input).layers
-    assert sum(getattr(layer, "relus", 0) for layer in found) == made.relus
+def agree(network: Staged) -> None:
+    layers = network.layers()
+    assert layers == count(build(network, "meta"), network.input).layers
+    assert sum(getattr(layer, "relus", 0) for layer in layers) == network.relus
 
 
 @pytest.mark.parametrize("side", [32, 24])

@@ -31,7 +31,7 @@ def test_names_parse_both_ways(name: str):
 )
 def test_every_resnet_has_a_name_that_gives_it_back(phi, data, base, block, stem, pool, resolution):
     multipliers = data.draw(st.lists(st.integers(1, 12), min_size=len(phi) - 1, max_size=len(phi) - 1))
-    made = ResNet(
+    resnet = ResNet(
         tuple(phi),
         base,
         tuple(multipliers),
@@ -42,7 +42,7 @@ def test_every_resnet_has_a_name_that_gives_it_back(phi, data, base, block, stem
         pool=pool,
         resolution=resolution,
     )
-    assert architecture(made.name, (3, 64, 64), 7) == made
+    assert architecture(resnet.name, (3, 64, 64), 7) == resnet
 
 
 @pytest.mark.parametrize(
@@ -75,12 +75,12 @@ def test_a_network_without_a_name_says_so():
 def test_architectures_survive_json(name: str):
     plain = architecture(name)
     sites = plain.sites()
-    made = replace(plain, reduction=Reduction(frozenset({sites[0].name}), ((sites[-1].name, 4),)))
-    assert from_dict(json.loads(json.dumps(made.to_dict()))) == made
-    with pytest.raises(ValueError, match=f"unknown fields of a {made.family}: weights"):
-        from_dict({**made.to_dict(), "weights": 1})
-    with pytest.raises(ValueError, match=f"not a {made.family}: 'phi'"):
-        from_dict({"family": made.family})
+    network = replace(plain, reduction=Reduction(frozenset({sites[0].name}), ((sites[-1].name, 4),)))
+    assert from_dict(json.loads(json.dumps(network.to_dict()))) == network
+    with pytest.raises(ValueError, match=f"unknown fields of a {network.family}: weights"):
+        from_dict({**network.to_dict(), "weights": 1})
+    with pytest.raises(ValueError, match=f"not a {network.family}: 'phi'"):
+        from_dict({"family": network.family})
 
 
 def test_a_family_of_a_later_version_is_named():

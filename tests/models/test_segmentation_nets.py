@@ -14,21 +14,21 @@ from deepreshape.models import architecture, architecture_for, build, from_dict,
     [("resnet18-m2-seg", 8), ("resnet18-m2-r4-seg", 8), ("resnet50-m2-imagenet-seg", 8), ("resnet20-m2-seg", 4)],
 )
 def test_logits_are_a_map_an_eighth_of_the_image_at_most(name: str, down: int):
-    made = architecture(name, (3, 64, 48), 5)
-    assert build(made, seed=0)(torch.zeros(2, 3, 64, 48)).shape == (2, 5, 64 // down, 48 // down)
-    assert made.maps
-    assert from_dict(made.to_dict()) == made
-    assert architecture(made.name, made.input, made.classes) == made
+    network = architecture(name, (3, 64, 48), 5)
+    assert build(network, seed=0)(torch.zeros(2, 3, 64, 48)).shape == (2, 5, 64 // down, 48 // down)
+    assert network.maps
+    assert from_dict(network.to_dict()) == network
+    assert architecture(network.name, network.input, network.classes) == network
 
 
 @pytest.mark.parametrize("name", ["resnet18-m2-r4-seg", "resnet50-m2-imagenet-seg", "resnet18-m2-phi1.3.2.2-r8-seg"])
 def test_dilation_computes_what_strides_would_and_the_places_between(name: str, monkeypatch: pytest.MonkeyPatch):
     """At every second place of the wider map stands what the strided network has there, so that weights carry over."""
-    made = architecture(name, (3, 64, 64), 3)
-    dilated = build(made, seed=1).double().eval()
+    network = architecture(name, (3, 64, 64), 3)
+    dilated = build(network, seed=1).double().eval()
     x = torch.randn(1, 3, 64, 64, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     monkeypatch.setattr(resnet, "OUTPUT_STRIDE", 1 << 20)
-    strided = build(made, seed=1).double().eval()
+    strided = build(network, seed=1).double().eval()
     strided.load_state_dict(dilated.state_dict())
     with torch.no_grad():
         wide, narrow = dilated(x), strided(x)

@@ -39,13 +39,13 @@ def test_the_documented_command_has_the_settings_that_made_it(name: str):
     given = dict(re.findall(r"--set (\w+)=([\w.-]+)", row.rpartition("`deepreshape linearize")[2]))
     _ = load(folder_of(f"zoo:{name}"))
     manifest = manifest_of(_)
-    made = manifest.history[-1]
-    usual = {"settings": METHODS[made["method"]](made["budget"]), "recipe": RECIPES[manifest.dataset]}
+    step = manifest.history[-1]
+    usual = {"settings": METHODS[step["method"]](step["budget"]), "recipe": RECIPES[manifest.dataset]}
     for part, config in usual.items():
-        own = {key: value for key, value in given.items() if key in made[part]}
-        here = asdict(with_values(config, own))
-        taken = {key: value for key, value in here.items() if key in made[part] and value is not None}
-        assert taken == {key: made[part][key] for key in taken}
+        options = {key: value for key, value in given.items() if key in step[part]}
+        here = asdict(with_values(config, options))
+        taken = {key: value for key, value in here.items() if key in step[part] and value is not None}
+        assert taken == {key: step[part][key] for key in taken}
 
 
 @pytest.mark.parametrize("name", ["digits", "digits-herpn"])
@@ -74,10 +74,10 @@ def test_masks_by_pixel_are_lowered(name: str):
     x = torch.randn(64, *manifest.architecture.input, generator=torch.Generator().manual_seed(0))
     program = lower(model, x.numpy()).program
     assert program.relus == manifest.history[-1]["relus"]
-    found = plain.run(program, to_fixed(x.numpy(), program.input_fraction)).reshape(len(x), -1)
+    outputs = plain.run(program, to_fixed(x.numpy(), program.input_fraction)).reshape(len(x), -1)
     with torch.no_grad():
         wanted = model(x).numpy()
-    assert (np.argmax(found, axis=1) == np.argmax(wanted, axis=1)).mean() > 0.95
+    assert (np.argmax(outputs, axis=1) == np.argmax(wanted, axis=1)).mean() > 0.95
 
 
 def test_a_path_is_a_path_and_a_wrong_name_is_one_line(tmp_path):

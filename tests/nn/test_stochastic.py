@@ -30,9 +30,9 @@ def test_a_stochastic_relu_over_a_field_follows_the_formula(mode: Mode):
 
 def test_a_stochastic_relu_has_the_gradient_of_a_relu_whatever_it_gives():
     x = torch.linspace(-1, 1, 41).requires_grad_()
-    found = StochasticReLU(Faults(30, 20), generator=torch.Generator().manual_seed(1))(x)
-    assert not found.any()
-    found.sum().backward()
+    output = StochasticReLU(Faults(30, 20), generator=torch.Generator().manual_seed(1))(x)
+    assert not output.any()
+    output.sum().backward()
     assert torch.equal(x.grad, (x > 0).float())
 
 

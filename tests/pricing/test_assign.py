@@ -62,11 +62,11 @@ def test_the_choice_is_the_least_of_all_assignments(objective: Objective) -> Non
             of = {config: estimate_steps(layers, config).steps for config in terms.candidates}
             places = next(iter(of.values())).nonlinear
             every = itertools.product(terms.candidates, repeat=len(places))
-            made = (
+            assignments = (
                 of[first[0]].with_flights({at: of[config].online[at] for at, config in zip(places, first, strict=True)})
                 for first in every
             )
-            best = min(value(steps, terms) for steps in made)
+            best = min(value(steps, terms) for steps in assignments)
             quote = quote_layers(layers, terms)
             assert quote.assigned is not None
             chosen = read_relus(quote.assigned.word)

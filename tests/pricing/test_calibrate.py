@@ -34,8 +34,8 @@ def test_one_party_works_at_a_time(monkeypatch):
 
 
 def test_a_line_through_two_sizes_gives_the_batch_and_the_instance():
-    found = units._line("x", "gate", (1, 10, 2 + 10 * 0.5), (4, 100, 4 * 2 + 100 * 0.5))
-    assert found == {"x": 0.5, "x.gate": 2.0}
+    costs = units._line("x", "gate", (1, 10, 2 + 10 * 0.5), (4, 100, 4 * 2 + 100 * 0.5))
+    assert costs == {"x": 0.5, "x.gate": 2.0}
     noisy = units._line("x", "gate", (1, 10, 1.0), (2, 100, 1.5))
     assert noisy == {"x": 0.015, "x.gate": 0.0}
 
@@ -43,14 +43,14 @@ def test_a_line_through_two_sizes_gives_the_batch_and_the_instance():
 @pytest.mark.timeout(900)  # a minute on a quiet machine
 def test_calibration_measures_what_the_reference_holds():
     told: list[str] = []
-    made = units.measure("quick", 1, told.append)
-    assert set(made.units) == set(reference().units)
-    assert all(np.isfinite(value) and value >= 0 for value in made.units.values())
+    profile = units.measure("quick", 1, told.append)
+    assert set(profile.units) == set(reference().units)
+    assert all(np.isfinite(value) and value >= 0 for value in profile.units.values())
     assert len(told) == len(set(told)) == 10
     kinds = [f"{kind}.{garbler}.{phase}" for kind in ("gc-full", "sign") for garbler in ROLES for phase in PHASES]
     relus = {f"{kind}{what}" for kind in kinds for what in ("", ".relu")}
-    assert set(made.factors) == {"he", "he.weights", "clear", "clear.weight", "store", "claim", *relus}
-    assert made.resident > 0
+    assert set(profile.factors) == {"he", "he.weights", "clear", "clear.weight", "store", "claim", *relus}
+    assert profile.resident > 0
 
 
 def test_factors_and_a_constant_are_found_whatever_the_mixture():

@@ -54,15 +54,15 @@ def test_an_estimate_comes_near_the_exact_plan(network, relu):
     program = lower(model, np.random.default_rng(0).normal(size=(4, 3, 16, 16)).astype(np.float32)).program
     chosen = ReluConfig.parse(relu)
     exact = Plan(program.public(), relu=chosen).declared()
-    found = estimate_steps(count(model, shape.input).layers, bits=program.modulus.bits, relu=chosen)
-    report = compute_schedule(segments(found.steps), ANY, LINKS["lan"])
+    estimate = estimate_steps(count(model, shape.input).layers, bits=program.modulus.bits, relu=chosen)
+    report = compute_schedule(segments(estimate.steps), ANY, LINKS["lan"])
     assert report.only(phase="online").rounds == exact.only(phase="online").rounds
     assert report.rounds == exact.rounds
     assert report.bytes == pytest.approx(exact.bytes, rel=0.05)
     for name in ("relus", "macs"):
         assert sum(getattr(row, name) for row in report.rows) == sum(getattr(row, name) for row in exact.rows)
-    assert report.stored_client == found.steps.stored[0]
-    assert report.stored_server == found.steps.stored[1]
+    assert report.stored_client == estimate.steps.stored[0]
+    assert report.stored_server == estimate.steps.stored[1]
 
 
 def test_a_network_without_products_has_no_estimate():

@@ -60,8 +60,8 @@ def test_a_killed_run_goes_on_to_the_same_network(phase: str, whole: nn.Module, 
     expected, _ = binarize(whole, digits(), recipe=RECIPE)
     with pytest.raises(KilledError):
         binarize(whole, digits(), recipe=RECIPE, folder=tmp_path, progress=kill_at(phase, 2))
-    found, _ = binarize(whole, digits(), recipe=RECIPE, folder=tmp_path)
-    assert equal(weights(found), weights(expected))
+    network, _ = binarize(whole, digits(), recipe=RECIPE, folder=tmp_path)
+    assert equal(weights(network), weights(expected))
 
 
 def with_a(site: nn.Module) -> nn.Module:

@@ -57,8 +57,8 @@ def test_no_output_changes_on_the_training_split_and_the_record_says_what_was_le
     assert torch.equal(outputs(small, digits), outputs(model, digits))
     assert not any(isinstance(module, Zeroed) for module in model.modules())
     assert any(isinstance(module, Zeroed) for module in small.modules())
-    found = count(small, digits.shape)
-    assert (found.total.relus, found.unknown) == (record.relus, {})
+    counts = count(small, digits.shape)
+    assert (counts.total.relus, counts.unknown) == (record.relus, {})
     assert record.relus_before == count(model, digits.shape).total.relus
     assert 0.4 * record.relus_before < record.relus < 0.8 * record.relus_before
     assert (record.method, record.epochs, record.top1_before) == ("dead", 0, record.top1_validation)
@@ -87,14 +87,14 @@ def test_a_second_look_adds_zeros_to_those_of_the_first(digits: Dataset):
 
 def test_a_network_of_ones_own_keeps_its_zeros_on_disk(tmp_path: Path, digits: Dataset):
     torch.manual_seed(0)
-    own = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 10)).eval()
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 10)).eval()
     with torch.no_grad():
-        own[0].bias[0] = -40.0
-    small, record = remove_dead(own, digits)
+        model[0].bias[0] = -40.0
+    small, record = remove_dead(model, digits)
     assert record.relus <= record.relus_before - 36
     save(small, tmp_path)
     again = load(tmp_path)
-    assert torch.equal(outputs(again, digits), outputs(own, digits))
+    assert torch.equal(outputs(again, digits), outputs(model, digits))
 
 
 def test_polynomials_are_refused(digits: Dataset):
@@ -132,7 +132,7 @@ def test_the_program_has_zeros_there_for_free_and_agrees_within_its_bound(name: 
     assert sum(isinstance(op, Gather) for op in program.ops) > 1
     seen: dict[str, np.ndarray] = {}
     integers = interpret.run(program, to_fixed(x, program.input_fraction), observe=seen.__setitem__)
-    found = from_fixed(integers, program.values[program.outputs[0]].fraction)
+    decoded = from_fixed(integers, program.values[program.outputs[0]].fraction)
     for path, site in small.named_modules():
         if isinstance(site, Zeroed):
             (value,) = (seen[name] for name in seen if name.startswith(path) and name.endswith("zeroed"))
@@ -140,7 +140,7 @@ def test_the_program_has_zeros_there_for_free_and_agrees_within_its_bound(name: 
             assert value.any(), path
     with torch.no_grad():
         wanted = small.double()(torch.from_numpy(x).double()).numpy()
-    assert (np.abs(found - wanted) <= lowered.error).all()
+    assert (np.abs(decoded - wanted) <= lowered.error).all()
 
 
 def test_zeros_in_reused_convolutions_become_one_layer(digits: Dataset):
@@ -160,8 +160,8 @@ def test_zeros_in_reused_convolutions_become_one_layer(digits: Dataset):
     lowered = lower(small.float(), x)
     program = lowered.program
     integers = interpret.run(program, to_fixed(x, program.input_fraction))
-    found = from_fixed(integers, program.values[program.outputs[0]].fraction)
-    assert (np.abs(found - wanted) <= lowered.error).all()
+    decoded = from_fixed(integers, program.values[program.outputs[0]].fraction)
+    assert (np.abs(decoded - wanted) <= lowered.error).all()
     assert any(isinstance(op, Gather) for op in program.ops)
 
 

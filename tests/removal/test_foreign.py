@@ -42,14 +42,14 @@ class Mine(nn.Module):
         return self.fc2(self.fc1(x).relu())
 
 
-def mine() -> nn.Module:
+def foreign_network() -> nn.Module:
     torch.manual_seed(0)
     return Mine()
 
 
 @pytest.mark.parametrize("name", FINE)
 def test_every_method_takes_any_module_and_leaves_it_as_it_was(name: str):
-    model = mine()
+    model = foreign_network()
     before = copy.deepcopy(model.state_dict())
     reduced, record = linearize(model, METHODS[name](100), DATA, recipe=RECIPE)
     assert count(reduced, DATA.shape).total.relus == record.relus == 100
@@ -60,7 +60,7 @@ def test_every_method_takes_any_module_and_leaves_it_as_it_was(name: str):
 
 
 def test_what_comes_out_is_saved_loaded_and_lowered(tmp_path: Path):
-    reduced, record = linearize(mine(), SNL(100), DATA, recipe=RECIPE)
+    reduced, record = linearize(foreign_network(), SNL(100), DATA, recipe=RECIPE)
     save(reduced, tmp_path)
     again = load(tmp_path)
     assert manifest_of(again).dataset == DATA.name
@@ -69,15 +69,15 @@ def test_what_comes_out_is_saved_loaded_and_lowered(tmp_path: Path):
     x = DATA.normalize(DATA.validation.images[:40])
     assert torch.allclose(again(x), reduced(x), atol=1e-5)  # layouts in memory differ
     program = lower(again, x.contiguous().numpy()).program
-    found = interpret.run(program, to_fixed(x.contiguous().numpy(), program.input_fraction)).reshape(len(x), -1)
+    logits = interpret.run(program, to_fixed(x.contiguous().numpy(), program.input_fraction)).reshape(len(x), -1)
     assert program.relus == 100
     wanted = again(x).detach().numpy()
-    assert (found.argmax(1) == wanted.argmax(1)).mean() > 0.95
+    assert (logits.argmax(1) == wanted.argmax(1)).mean() > 0.95
 
 
 def test_coarse_removal_says_that_it_needs_stages():
     with pytest.raises(ValueError, match="coarse removal needs a network of the package"):
-        linearize(mine(), METHODS["coarse"](100), DATA, recipe=RECIPE)
+        linearize(foreign_network(), METHODS["coarse"](100), DATA, recipe=RECIPE)
 
 
 def test_a_loss_of_more_than_was_asked_is_warned_of(caplog: pytest.LogCaptureFixture):
@@ -94,20 +94,20 @@ def test_a_loss_of_more_than_was_asked_is_warned_of(caplog: pytest.LogCaptureFix
 
 def test_networks_trained_elsewhere_are_tuned_in_small_steps():
     usual = tuning_recipe(trained(), DATA)
-    for own in (mine(), convert(mine(), DATA.shape)):
-        recipe = tuning_recipe(own, DATA)
+    for model in (foreign_network(), convert(foreign_network(), DATA.shape)):
+        recipe = tuning_recipe(model, DATA)
         assert recipe.lr == FOREIGN_LR < usual.lr
         assert recipe.smoothing == 0 < usual.smoothing
         assert recipe.batch == 32 < usual.batch
     for images, batch in ((13_000, 256), (9_000, 128), (100, 32)):
         train = Split(torch.zeros(images, 1, 8, 8), torch.zeros(images, dtype=torch.int64))
-        assert tuning_recipe(mine(), replace(DATA, name="many", train=train)).batch == batch
+        assert tuning_recipe(foreign_network(), replace(DATA, name="many", train=train)).batch == batch
 
 
 def test_what_a_mask_would_replace_is_refused():
-    own = convert(networks.ReadAgain(1), DATA.shape)
-    site = own.architecture.sites()[0]
+    model = convert(networks.ReadAgain(1), DATA.shape)
+    site = model.architecture.sites()[0]
     mask = torch.ones(site.channels, *site.size, dtype=torch.bool)
-    own.set_submodule(site.name, PolynomialReLU(mask, torch.zeros(site.channels, 3)))
+    model.set_submodule(site.name, PolynomialReLU(mask, torch.zeros(site.channels, 3)))
     with pytest.raises(ValueError, match=r"polynomials in place of ReLUs \(polynomial-relu at relu\)"):
-        linearize(own, SNL(100), DATA, recipe=RECIPE)
+        linearize(model, SNL(100), DATA, recipe=RECIPE)

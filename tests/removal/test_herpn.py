@@ -37,22 +37,22 @@ def test_a_trained_network_of_squares_comes_out(data: Dataset, model: nn.Module,
     model = load(tmp_path / "came")
     phases: list[str] = []
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    made, record = linearize(model, Herpn(0), data, recipe=RECIPE, progress=lambda phase, _: phases.append(phase))
-    total = count(made, data.shape).total
+    quadratic, record = linearize(model, Herpn(0), data, recipe=RECIPE, progress=lambda phase, _: phases.append(phase))
+    total = count(quadratic, data.shape).total
     assert (total.relus, total.squares) == (0, count(model, data.shape).total.relus)
-    assert made.architecture.name == "stch-2x-m8-phi1.1-herpn"
+    assert quadratic.architecture.name == "stch-2x-m8-phi1.1-herpn"
     assert record.top1_before is not None
     assert record.top1_searched is not None
     assert record.top1_searched > 70  # fitted, not drawn
-    assert accuracy(made, data, data.validation) > record.top1_before - 5
+    assert accuracy(quadratic, data, data.validation) > record.top1_before - 5
     assert set(phases) == {"tune"}
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
-    save(made, tmp_path / "went")
+    save(quadratic, tmp_path / "went")
     again = load(tmp_path / "went")
     x = data.normalize(data.validation.images[:8])
     with torch.no_grad():
-        assert torch.allclose(again(x), made.eval()(x), atol=1e-5)
-    assert again.architecture.name == made.architecture.name
+        assert torch.allclose(again(x), quadratic.eval()(x), atol=1e-5)
+    assert again.architecture.name == quadratic.architecture.name
 
 
 def test_a_site_starts_as_the_least_squares_fit():
@@ -85,8 +85,8 @@ def test_a_channel_that_is_off_or_constant_keeps_a_square():
 def test_a_network_of_ones_own_is_converted_too(data: Dataset):
     torch.manual_seed(0)
     foreign = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 10))
-    made, record = linearize(foreign, Herpn(0), data, recipe=replace(RECIPE, epochs=1))
-    total = count(made, data.shape).total
+    quadratic, record = linearize(foreign, Herpn(0), data, recipe=replace(RECIPE, epochs=1))
+    total = count(quadratic, data.shape).total
     assert (total.relus, total.squares, record.relus) == (0, 144, 0)
 
 

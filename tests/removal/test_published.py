@@ -101,10 +101,10 @@ def test_the_first_order_of_taylor_gates_is_the_gradient_to_the_gate():
 
 
 def test_senet_finds_layers_less_sensitive_whose_weights_matter():
-    found = sensitivities(MODEL, TASK, 0.1)
-    assert found.keys() == MASKS.keys()
-    assert all(0 <= value <= 1 for value in found.values())
-    assert found["stage3.0.act1"] < 1.0
+    scores = sensitivities(MODEL, TASK, 0.1)
+    assert scores.keys() == MASKS.keys()
+    assert all(0 <= value <= 1 for value in scores.values())
+    assert scores["stage3.0.act1"] < 1.0
     idle = copy.deepcopy(MODEL)
     with torch.no_grad():
         idle.stage3[0].conv1[0].weight.mul_(1e-9)
@@ -158,8 +158,10 @@ def test_the_quadratic_is_the_least_squares_one(mean: float, deviation: float):
     weight = torch.exp(-(((x - mean) / deviation) ** 2) / 4)  # the square root of the density
     basis = torch.stack([torch.ones_like(x), x, x * x], 1)
     best = torch.linalg.lstsq(basis * weight[:, None], (x.clamp(min=0) * weight)[:, None]).solution[:, 0]
-    found = nearest_quadratic(torch.tensor([mean], dtype=torch.float64), torch.tensor([deviation], dtype=torch.float64))
-    assert torch.allclose(found[0], best, atol=1e-3)
+    coefficients = nearest_quadratic(
+        torch.tensor([mean], dtype=torch.float64), torch.tensor([deviation], dtype=torch.float64)
+    )
+    assert torch.allclose(coefficients[0], best, atol=1e-3)
 
 
 def test_autorep_with_polynomials_is_saved_and_counted(tmp_path):

@@ -46,8 +46,8 @@ def test_whole_units_reach_the_budget_and_cut_nothing(choice):
     kept = keep_best(scores, masks, budget, 0, whole_units=True)
     assert sum(int(mask.sum()) for mask in kept.values()) >= budget
     for site, mask in kept.items():
-        own = masks[site].sum_to_size(scores[site].shape)
-        assert ((mask.sum_to_size(scores[site].shape) == 0) | (mask.sum_to_size(scores[site].shape) == own)).all()
+        sizes = masks[site].sum_to_size(scores[site].shape)
+        assert ((mask.sum_to_size(scores[site].shape) == 0) | (mask.sum_to_size(scores[site].shape) == sizes)).all()
 
 
 def test_equal_scores_are_decided_by_the_seed_and_not_by_the_order_of_layers():

@@ -188,9 +188,9 @@ def _saved(save: Callable[[Path], None], load: Callable[[Path], object], part: s
 
 
 def _save(folder: Path) -> None:
-    made = architecture("hrn-2x-m2-phi1.1", (1, 8, 8), 10)
-    model: nn.Module = build(made, seed=0)
-    saved.save(model, folder, saved.Manifest(made, "digits", tuple("0123456789"), (0.5,), (0.2,)))
+    network = architecture("hrn-2x-m2-phi1.1", (1, 8, 8), 10)
+    model: nn.Module = build(network, seed=0)
+    saved.save(model, folder, saved.Manifest(network, "digits", tuple("0123456789"), (0.5,), (0.2,)))
 
 
 def _save_foreign(folder: Path) -> None:
@@ -220,8 +220,8 @@ def _splits(folder: Path) -> Reader:
 
 def _answers_seeds() -> list[bytes]:
     image = answers.AnsweredImage("data:image/png;base64,AA", "cat", 0.5, "dog")
-    made = answers.PrivateAnswers("net", 100, (image,), {"online": 1.0}, {"online": 5}, True)
-    return [json.dumps(asdict(made)).encode()]
+    private_answers = answers.PrivateAnswers("net", 100, (image,), {"online": 1.0}, {"online": 5}, True)
+    return [json.dumps(asdict(private_answers)).encode()]
 
 
 def _array_seeds(array: np.ndarray) -> list[bytes]:
@@ -245,8 +245,8 @@ def _cifar_seeds() -> list[bytes]:
 def _certificate_seeds() -> list[bytes]:
     with tempfile.TemporaryDirectory() as name:
         certificates.create_authority(Path(name))
-        made = certificates.issue(Path(name), "client", "alice")
-        return [ssl.PEM_cert_to_DER_cert(made.certificate.read_text())]
+        credentials = certificates.issue(Path(name), "client", "alice")
+        return [ssl.PEM_cert_to_DER_cert(credentials.certificate.read_text())]
 
 
 def _credentials(path: Path) -> frozenset[str]:
@@ -309,7 +309,8 @@ TARGETS: dict[str, Target] = {
     ),
     "program": Target(
         lambda: [
-            to_bytes(made) for made in (every_kind(), squares_relus_and_signs(), max_pool(), random_program(5).public())
+            to_bytes(program)
+            for program in (every_kind(), squares_relus_and_signs(), max_pool(), random_program(5).public())
         ],
         lambda _: from_bytes,
         (ProgramError,),

@@ -228,17 +228,19 @@ def slow(program: Program, x: Integers) -> dict[str, NDArray[np.object_]]:
         for at in np.ndindex(*shape):
             if isinstance(op, Conv2d):
                 row, column = at[1:] if op.mask is None else np.argwhere(op.mask)[at[1]]
-                own, per_group = program.weights[op.name], op.out_channels // op.groups
-                first = at[0] // per_group * own.weight.shape[1]
-                total = int(own.bias[at[0]])
-                for c, a, b in np.ndindex(*own.weight.shape[1:]):
+                weights, per_group = program.weights[op.name], op.out_channels // op.groups
+                first = at[0] // per_group * weights.weight.shape[1]
+                total = int(weights.bias[at[0]])
+                for c, a, b in np.ndindex(*weights.weight.shape[1:]):
                     i, j = row * op.stride + a - op.padding, column * op.stride + b - op.padding
                     if 0 <= i < source.shape[1] and 0 <= j < source.shape[2]:
-                        total += int(own.weight[at[0], c, a, b]) * source[first + c, i, j]
+                        total += int(weights.weight[at[0], c, a, b]) * source[first + c, i, j]
                 out[at] = total
             elif isinstance(op, Linear):
-                own = program.weights[op.name]
-                out[at] = int(own.bias[at[0]]) + sum(int(w) * v for w, v in zip(own.weight[at[0]], source, strict=True))
+                weights = program.weights[op.name]
+                out[at] = int(weights.bias[at[0]]) + sum(
+                    int(w) * v for w, v in zip(weights.weight[at[0]], source, strict=True)
+                )
             elif isinstance(op, Add):
                 out[at] = sum(values[name][at] for name in op.inputs)
             elif isinstance(op, SumPool):
@@ -253,9 +255,9 @@ def slow(program: Program, x: Integers) -> dict[str, NDArray[np.object_]]:
             elif isinstance(op, Gather):
                 out[at] = source.reshape(-1)[op.index[at]] if op.index[at] >= 0 else 0
             elif isinstance(op, Square) and (op.mask is None or not op.mask[at]):
-                own = program.weights[op.name]
-                root = (source[at] + int(own.weight[at[0]])) >> op.before
-                out[at] = (root**2 >> op.after) + int(own.bias[at[0]])
+                weights = program.weights[op.name]
+                root = (source[at] + int(weights.weight[at[0]])) >> op.before
+                out[at] = (root**2 >> op.after) + int(weights.bias[at[0]])
             elif isinstance(op, Sign):
                 out[at] = 1 if source[at] + int(program.weights[op.name].weight[at[0]]) > 0 else -1
             elif isinstance(op, Fill):
@@ -336,14 +338,14 @@ def check_declared(
     """Every byte and wait of both ledgers is declared, and nothing else is."""
     report = Plan(program.public(), settled(relu, garbler, 7)).declared()
     places = {(row.layer, row.phase) for row in report.rows}
-    mine, theirs = ends
-    assert set(mine.traffic) | set(theirs.traffic) <= places
+    client_ledger, server_ledger = ends
+    assert set(client_ledger.traffic) | set(server_ledger.traffic) <= places
     for layer, phase in places:
         rows = report.only(layer=layer, phase=phase).rows
         up, down = sum(row.bytes_up for row in rows), sum(row.bytes_down for row in rows)
         waits = sum(row.rounds for row in rows)
-        counted = mine.traffic.get((layer, phase))
-        other = theirs.traffic.get((layer, phase))
+        counted = client_ledger.traffic.get((layer, phase))
+        other = server_ledger.traffic.get((layer, phase))
         assert (up, down, waits) == ((counted.sent, counted.received, counted.rounds) if counted else (0, 0, 0))
         assert (up, down) == ((other.received, other.sent) if other else (0, 0))
     assert (report.stored_client, report.stored_server) == stored

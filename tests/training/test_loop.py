@@ -174,10 +174,10 @@ def test_a_matrix_convolution_is_a_convolution(shape: tuple[int, ...], kernel: i
     ours, theirs = matrix_convolution(x, weight, *steps), functional.conv2d(x, weight, None, *steps)
     assert torch.allclose(ours, theirs)
     grad = torch.randn(ours.shape, generator=generator, dtype=torch.float64)
-    for own, their in zip(
+    for gradient, expected in zip(
         torch.autograd.grad(ours, (x, weight), grad), torch.autograd.grad(theirs, (x, weight), grad), strict=True
     ):
-        assert torch.allclose(own, their)
+        assert torch.allclose(gradient, expected)
 
 
 @pytest.mark.parametrize(

@@ -26,15 +26,15 @@ def every(shares: int, parts: int) -> tuple[Words, Words]:
 def squared(squaring: Squaring, client: Words, server: Words, secrets: dict[str, Words]) -> dict[str, Words]:
     """All that both parties compute, from u, t, rho, both Qs and r."""
     blind, part, rho = secrets["u"], secrets["t"], secrets["rho"]
-    mine, theirs = squaring.client_root(client), squaring.server_root(server)
-    v = (mine * blind - part) & np.uint64((1 << squaring.product) - 1)
-    delta = squaring.delta(theirs, blind)
-    share, half = squaring.server_square(theirs, part)
+    client_root, server_root = squaring.client_root(client), squaring.server_root(server)
+    v = (client_root * blind - part) & np.uint64((1 << squaring.product) - 1)
+    delta = squaring.delta(server_root, blind)
+    share, half = squaring.server_square(server_root, part)
     d = half ^ rho.astype(np.uint8)
-    coins = squaring.client_product(mine, v, delta)
-    own, low = squaring.client_square(mine, coins)
+    coins = squaring.client_product(client_root, v, delta)
+    client_square, low = squaring.client_square(client_root, coins)
     zero, one = (np.where(d == choice, secrets["q0"], secrets["q1"]) for choice in (0, 1))
-    e, msg = squaring.answer(own, low, zero, one, secrets["r"])
+    e, msg = squaring.answer(client_square, low, zero, one, secrets["r"])
     known = np.where(rho == 0, secrets["q0"], secrets["q1"])
     out = squaring.result(share, half, known, e, msg)
     return {"v": v, "delta": delta, "d": d, "e": e, "msg": msg, "known": known, "out": out, "coins": coins}
@@ -122,10 +122,10 @@ def views(squaring: Squaring, *, short: bool = False) -> tuple[dict, dict]:
     clients: dict[tuple[int, int], Counter] = {}
     servers: dict[tuple[int, int], Counter] = {}
     for client, server in product(range(1 << squaring.modulus.bits), repeat=2):
-        mine, theirs = words(np.full(grid.shape[1], client), np.full(grid.shape[1], server))
+        client_share, server_share = words(np.full(grid.shape[1], client), np.full(grid.shape[1], server))
         # a fixed r for each pair of inputs: msg is then a function of the result and of the rest
         r = np.full(grid.shape[1], RNG.integers(1 << squaring.modulus.bits), np.uint64)
-        seen = squared(squaring, mine, theirs, secrets | {"r": r})
+        seen = squared(squaring, client_share, server_share, secrets | {"r": r})
         client_view = zip(seen["v"], secrets["q0"], secrets["q1"], seen["delta"], seen["d"], strict=True)
         server_view = zip(secrets["u"], secrets["t"], secrets["rho"], seen["known"], seen["e"], strict=True)
         clients[client, server] = Counter((*map(int, view),) for view in client_view)

@@ -129,9 +129,9 @@ def test_planted_secrets_are_in_no_text_and_no_file(
         return InferenceClient(endpoint, "127.0.0.1", port, plan, stores["client"])
 
     def prepare(endpoint: Endpoint, port: int) -> bytes:
-        made = party(endpoint, port).prepare(look)
-        texts.append(repr(made))
-        return made.batch.encode()
+        prepared = party(endpoint, port).prepare(look)
+        texts.append(repr(prepared))
+        return prepared.batch.encode()
 
     def query(endpoint: Endpoint, port: int) -> bytes:
         answer = party(endpoint, port).infer(INPUT)
@@ -172,13 +172,13 @@ def test_lengths_on_the_network_do_not_depend_on_inputs_or_weights(kind: str, tm
     keys = Keys.make(tmp_path / "keys")
     program = squares_relus_and_signs()
     other = replace(
-        program, weights={name: Weights(0 * own.weight, 0 * own.bias) for name, own in program.weights.items()}
+        program, weights={name: Weights(0 * layer.weight, 0 * layer.bias) for name, layer in program.weights.items()}
     )
     seen: list[list[tuple[str, int]]] = []
     runs = [(program, random_inputs(program, 1, 1)[0]), (program, 0 * INPUT), (other, 0 * INPUT + 99)]
-    for number, (made, x) in enumerate(runs):
+    for number, (variant, x) in enumerate(runs):
         stores = {role: Store(tmp_path / f"{role}-{number}") for role in ("client", "server")}
-        model = Model(made, Plan(made.public()))
+        model = Model(variant, Plan(variant.public()))
 
         def visit(endpoint: Endpoint, port: int, stores: Any = stores, x: Any = x, asked: str = kind) -> bytes:
             client = InferenceClient(endpoint, "127.0.0.1", port, Plan(program.public()), stores["client"])

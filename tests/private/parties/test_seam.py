@@ -43,10 +43,10 @@ class Halve(Op):
     def value(self, *sources: Value) -> Value:
         return Value((sources[0].size // 2,), sources[0].fraction)
 
-    def worst(self, inputs: Sequence[int], own: Weights | None) -> int:
+    def worst(self, inputs: Sequence[int], weights: Weights | None) -> int:
         return inputs[0] + 1
 
-    def interpret(self, inputs: Sequence[Integers], own: Weights | None, rounding: Rounding) -> Exact:
+    def interpret(self, inputs: Sequence[Integers], weights: Weights | None, rounding: Rounding) -> Exact:
         return rounding.rounded(self, inputs[0], inputs[0].reshape(len(inputs[0]), -1)[:, 1::2])
 
 

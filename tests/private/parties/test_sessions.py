@@ -55,26 +55,26 @@ def pair(tmp_path: Path) -> Iterator[Pair]:
     create_authority(tmp_path)
     plan = Plan(PROGRAM)
     with listen("127.0.0.1", 0) as door, ThreadPoolExecutor(1) as threads:
-        mine = Endpoint(issue(tmp_path, "client", "c"))
-        client = InferenceClient(mine, "127.0.0.1", door.getsockname()[1], plan, Store(tmp_path / "client"))
-        theirs = Endpoint(issue(tmp_path, "server", "s"))
-        yield Pair(client, theirs, door, Model(PROGRAM, plan), Store(tmp_path / "server"), threads)
+        client_endpoint = Endpoint(issue(tmp_path, "client", "c"))
+        client = InferenceClient(client_endpoint, "127.0.0.1", door.getsockname()[1], plan, Store(tmp_path / "client"))
+        server_endpoint = Endpoint(issue(tmp_path, "server", "s"))
+        yield Pair(client, server_endpoint, door, Model(PROGRAM, plan), Store(tmp_path / "server"), threads)
         with suppress(OSError):  # who still waits for a session that never comes
             door.shutdown(socket.SHUT_RDWR)
 
 
 def test_batches_are_made_ahead_and_used_once(pair: Pair) -> None:
     x = random_inputs(PROGRAM, 1, 1)
-    made = []
+    batches = []
     for _ in range(2):
         served = pair.served()
         told: list[tuple[int, int]] = []
-        made.append(pair.client.prepare(progress=lambda *now: told.append(now)))  # noqa: B023
+        batches.append(pair.client.prepare(progress=lambda *now: told.append(now)))  # noqa: B023
         assert served.result() > 0
         done, total = zip(*told, strict=True)
         assert set(total) == {pair.client.plan.offline_bytes()} == {done[-1]}
         assert list(done) == sorted(done)
-    assert made[0].batch != made[1].batch
+    assert batches[0].batch != batches[1].batch
     with pytest.raises(ValueError, match="99"):  # nothing is used up
         pair.client.infer(x[0] + 200)
     for _ in range(2):
@@ -91,13 +91,13 @@ def test_several_batches_take_one_session_and_what_is_stored_outlives_it(
     pair: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     served = pair.served()
-    made = list(pair.client.prepare_several(3))
+    batches = list(pair.client.prepare_several(3))
     assert served.result() > 0
-    assert len({one.batch for one in made}) == 3
-    booked = [row for (layer, _), row in made[-1].ledger.traffic.items() if layer]
+    assert len({one.batch for one in batches}) == 3
+    booked = [row for (layer, _), row in batches[-1].ledger.traffic.items() if layer]
     assert sum(row.sent + row.received for row in booked) == pair.client.plan.offline_bytes(3)
     x = random_inputs(PROGRAM, 1, 1)
-    for one in reversed(made):
+    for one in reversed(batches):
         served = pair.served()
         assert np.array_equal(pair.client.infer(x[0], one.batch).output, plain.run(PROGRAM, x)[0])
         assert served.result() == 0
@@ -139,27 +139,27 @@ def test_parties_that_lay_layers_out_otherwise_part_before_they_wait(pair: Pair,
 
 
 def test_a_batch_that_only_the_client_has_is_refused_and_destroyed(pair: Pair, tmp_path: Path) -> None:
-    made = []
+    batches = []
     for _ in range(2):
         served = pair.served()
-        made.append(pair.client.prepare().batch)
+        batches.append(pair.client.prepare().batch)
         served.result()
     pair.store = Store(tmp_path / "another")
     served = pair.served()
-    with pytest.raises(LostBatchError, match=f"the server has no batch {made[0][:16]}"):
-        pair.client.infer(random_inputs(PROGRAM, 1, 1)[0], made[0])
+    with pytest.raises(LostBatchError, match=f"the server has no batch {batches[0][:16]}"):
+        pair.client.infer(random_inputs(PROGRAM, 1, 1)[0], batches[0])
     with pytest.raises(ProtocolError, match="offline batch"):
         served.result()
     pair.store = Store(tmp_path / "server")
     for lost in (True, False):  # the half that is left at the server is never used, whoever asks
         served = pair.served()
         with pytest.raises(SpentError) if lost else nullcontext():
-            pair.client.infer(random_inputs(PROGRAM, 1, 1)[0], made[0] if lost else made[1])
+            pair.client.infer(random_inputs(PROGRAM, 1, 1)[0], batches[0] if lost else batches[1])
         with pytest.raises(ProtocolError) if lost else nullcontext():
             served.result()
     served = pair.served()
     with pytest.raises(LostBatchError):
-        pair.client.infer(random_inputs(PROGRAM, 1, 1)[0], made[1])
+        pair.client.infer(random_inputs(PROGRAM, 1, 1)[0], batches[1])
     with pytest.raises(ProtocolError):
         served.result()
 

@@ -82,22 +82,25 @@ def trace(program: Program, garbler: Role, relu: str = "gc-full") -> dict[str, o
     model = server.Model(program, plan)
     near, far = memory_pair()
     recorder, id = Recorder(near), bytes(range(32))
-    mine, theirs = Run(recorder, id, "client", Randomness(b"c" * 32)), Run(far, id, "server", Randomness(b"s" * 32))
+    client_run, server_run = (
+        Run(recorder, id, "client", Randomness(b"c" * 32)),
+        Run(far, id, "server", Randomness(b"s" * 32)),
+    )
     materials = InMemory(), InMemory()
 
     def serve() -> None:
-        model.offline(theirs, materials[1])
-        model.online(theirs, materials[1])
+        model.offline(server_run, materials[1])
+        model.online(server_run, materials[1])
 
     with ThreadPoolExecutor(1) as threads:
         served = threads.submit(serve)
-        client.offline(mine, plan, materials[0])
-        client.online(mine, plan, materials[0], random_inputs(program, 1, 1)[0])
+        client.offline(client_run, plan, materials[0])
+        client.online(client_run, plan, materials[0], random_inputs(program, 1, 1)[0])
         served.result()
-    found: dict[str, object] = {"frames": recorder.frames}
+    record: dict[str, object] = {"frames": recorder.frames}
     if plan.parameters is None:
-        found["sha256"] = recorder.digest.hexdigest()
-    return found
+        record["sha256"] = recorder.digest.hexdigest()
+    return record
 
 
 def traces() -> dict[str, object]:

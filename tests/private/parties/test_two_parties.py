@@ -163,8 +163,8 @@ def _gates(plan: Plan) -> int:
 def masked_program(mask: np.ndarray) -> Program:
     rng = np.random.default_rng(3)
     conv = Conv2d("conv", ("input",), 2, 3, 3, 4, padding=1)
-    own = Weights(rng.integers(-8, 9, (2, 1, 3, 3)), rng.integers(-99, 99, 2))
-    return Program(Ring(20), (1, 3, 3), 4, 15, (conv, Relu("relu", ("conv",), 4, mask)), {"conv": own})
+    weights = Weights(rng.integers(-8, 9, (2, 1, 3, 3)), rng.integers(-99, 99, 2))
+    return Program(Ring(20), (1, 3, 3), 4, 15, (conv, Relu("relu", ("conv",), 4, mask)), {"conv": weights})
 
 
 @pytest.mark.parametrize(("program", "factor"), [(random_program(11), -1), (grouped(Ring(22)), 0)])
@@ -209,15 +209,15 @@ def test_runs_that_share_a_homomorphic_key_share_nothing_else(garbler: Role) -> 
     x = random_inputs(program, 2, 1)
     offsets = []
     for number, session in enumerate((b"one", b"two")):
-        mine, theirs = kept[number]
-        garbling = theirs if garbler == "server" else mine
+        client_store, server_store = kept[number]
+        garbling = server_store if garbler == "server" else client_store
         head, *rest = (prepared.take() for prepared in garbling.get(plan.stream("garble", "relu")))
         offsets.append(head["offset"].tolist())
         for arrays in (head, *rest):
             garbling.put(plan.stream("garble", "relu"), Prepared(arrays))
         with ThreadPoolExecutor(1) as threads:
-            done = threads.submit(model.online, Run(ends[1], session, "server", Randomness()), theirs)
-            output = client.online(Run(ends[0], session, "client", Randomness()), plan, mine, x[number])
+            done = threads.submit(model.online, Run(ends[1], session, "server", Randomness()), server_store)
+            output = client.online(Run(ends[0], session, "client", Randomness()), plan, client_store, x[number])
             done.result()
         assert np.abs(output - plain.run(program, x[number][None])[0]).max() <= 1
     assert offsets[0] != offsets[1]

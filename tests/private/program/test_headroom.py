@@ -27,15 +27,15 @@ def test_it_is_the_largest_input_of_each_square_beside_its_limit(program: Progra
     values: dict[str, np.ndarray] = {}
     inputs = program.encode(X)
     run(program, inputs, observe=lambda name, integers: values.setdefault(name, np.abs(integers)))
-    found = square_headroom(program, inputs)
+    headroom = square_headroom(program, inputs)
     squares = [op for op in program.ops if isinstance(op, Square)]
-    assert list(found) == [op.name for op in squares]
+    assert list(headroom) == [op.name for op in squares]
     for op in squares:
         largest = values[op.inputs[0]].reshape(len(X), -1).max(axis=1)
         unit, limit = 2.0 ** -program.values[op.inputs[0]].fraction, op.squaring(program.modulus).limit
-        assert found[op.name].limit == limit * unit
-        assert found[op.name].largest == largest.max() * unit
-        assert found[op.name].share == (2 * largest > limit).mean()
+        assert headroom[op.name].limit == limit * unit
+        assert headroom[op.name].largest == largest.max() * unit
+        assert headroom[op.name].share == (2 * largest > limit).mean()
 
 
 def test_inputs_beyond_what_can_be_computed_count_as_beyond(program: Program):

@@ -38,10 +38,10 @@ def test_equals_loops(seed: int, count: int) -> None:
 def test_products_of_any_width_are_exact(seed: int, bits: int, weight_bits: int) -> None:
     rng = np.random.default_rng(seed)
     weight = rng.integers(-(1 << weight_bits), (1 << weight_bits) + 1, (3, 5))
-    own = Weights(weight, np.zeros(3, np.int64))
+    weights = Weights(weight, np.zeros(3, np.int64))
     x = rng.integers(-(1 << bits), (1 << bits) + 1, (2, 5))
     op = Linear("l", ("input",), 3, weight_bits, 0)
-    total = sum(part.astype(object) << shift for shift, part in products(op, own, x))
+    total = sum(part.astype(object) << shift for shift, part in products(op, weights, x))
     assert np.array_equal(total, x.astype(object) @ weight.T.astype(object))
 
 
@@ -49,16 +49,16 @@ def test_products_of_any_width_are_exact(seed: int, bits: int, weight_bits: int)
 def test_a_linear_operation_on_shares_is_one_modulo_the_order(modulus: Ring | Field) -> None:
     rng = np.random.default_rng(1)
     op = Conv2d("c", ("input",), 4, 3, 8, 0, stride=2, padding=1, groups=2)
-    own = Weights(rng.integers(-256, 257, (4, 1, 3, 3)), np.zeros(4, np.int64))
+    weights = Weights(rng.integers(-256, 257, (4, 1, 3, 3)), np.zeros(4, np.int64))
     share = modulus.random((2, 5, 5), Randomness())
     share[0, 0, 0] = modulus.order - 1
-    expected = sum(part.astype(object) << s for s, part in products(op, own, share.view(np.int64)[None]))
-    assert np.array_equal(on_shares(op, own, share, modulus), expected[0] % modulus.order)
+    expected = sum(part.astype(object) << s for s, part in products(op, weights, share.view(np.int64)[None]))
+    assert np.array_equal(on_shares(op, weights, share, modulus), expected[0] % modulus.order)
 
 
 def linear(weight: int, bias: int = 0, modulus: Ring | None = None, bound: int = 1 << 40) -> Program:
-    own = Weights(np.array([[weight]], np.int64), np.array([bias], np.int64))
-    return Program(modulus or Ring(16), (1,), 0, bound, (Linear("fc", ("input",), 1, 30, 0),), {"fc": own})
+    weights = Weights(np.array([[weight]], np.int64), np.array([bias], np.int64))
+    return Program(modulus or Ring(16), (1,), 0, bound, (Linear("fc", ("input",), 1, 30, 0),), {"fc": weights})
 
 
 def test_overflow_is_reported_with_its_layer_and_never_wraps() -> None:

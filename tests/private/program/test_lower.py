@@ -33,8 +33,8 @@ def ready(model: nn.Module, *shape: int) -> tuple[nn.Module, np.ndarray]:
 def integers(lowered: Lowered, x: np.ndarray) -> np.ndarray:
     """Results of the plain interpreter, real."""
     program = lowered.program
-    found = plain.run(program, to_fixed(x, program.input_fraction))
-    return from_fixed(found, program.values[program.outputs[0]].fraction)
+    outputs = plain.run(program, to_fixed(x, program.input_fraction))
+    return from_fixed(outputs, program.values[program.outputs[0]].fraction)
 
 
 def agree(model: nn.Module, lowered: Lowered, x: np.ndarray) -> float:
@@ -158,17 +158,17 @@ def test_all_problems_are_listed_at_once_with_their_paths():
         nn.Flatten(),
         nn.Linear(64, 3),
     )
-    found = unsupported(model, (3, 8, 8))
-    assert [line.split(":")[0] for line in found] == ["1", "2", "3.0", "3.2"]
-    assert "running statistics" in found[0]
-    assert "gelu" in found[1]
-    assert found[2].endswith(
+    problems = unsupported(model, (3, 8, 8))
+    assert [line.split(":")[0] for line in problems] == ["1", "2", "3.0", "3.2"]
+    assert "running statistics" in problems[0]
+    assert "gelu" in problems[1]
+    assert problems[2].endswith(
         "layer_norm cannot be lowered; write torch.nn.BatchNorm2d there and train the network again"
     )
-    assert "hard sigmoid" in found[3]
+    assert "hard sigmoid" in problems[3]
     with pytest.raises(ProgramError) as refused:
         lower(model, np.zeros((1, 3, 8, 8), np.float32))
-    assert all(line in str(refused.value) for line in (*found, LOWERED))
+    assert all(line in str(refused.value) for line in (*problems, LOWERED))
     (line,) = unsupported(nn.Linear(3, 2), (4,))
     assert "cannot be traced on an input of shape (4,)" in line
 
@@ -267,8 +267,8 @@ def test_a_norm_before_a_convolution_folds_only_where_no_padding_would_see_its_s
     x = torch.from_numpy(rng.normal(size=(1, 4, 6, 6)))
     scaled = torch.from_numpy(norm.scale).view(4, 1, 1) * x + torch.from_numpy(norm.shift).view(4, 1, 1)
     wanted = nn.functional.conv2d(scaled, torch.from_numpy(padded.weight), torch.from_numpy(padded.bias), groups=2)
-    found = nn.functional.conv2d(x, torch.from_numpy(folded.weight), torch.from_numpy(folded.bias), groups=2)
-    assert torch.allclose(found, wanted)
+    output = nn.functional.conv2d(x, torch.from_numpy(folded.weight), torch.from_numpy(folded.bias), groups=2)
+    assert torch.allclose(output, wanted)
 
 
 def test_convolutions_are_fused_only_where_it_is_exact_and_cheaper():

@@ -43,9 +43,9 @@ def test_survives_bytes(seed: int, prime: bool) -> None:
     assert again.values == program.values
     assert again.limits == program.limits
     assert digest(again) == digest(program) == digest(program.public())
-    for name, own in program.weights.items():
-        assert np.array_equal(own.weight, again.weights[name].weight)
-        assert np.array_equal(own.bias, again.weights[name].bias)
+    for name, weights in program.weights.items():
+        assert np.array_equal(weights.weight, again.weights[name].weight)
+        assert np.array_equal(weights.bias, again.weights[name].bias)
 
 
 def example() -> Program:
@@ -96,8 +96,8 @@ def test_the_digest_covers_all_that_is_public_and_nothing_else() -> None:
 def test_a_bound_on_sums_that_lies_is_refused_and_one_that_holds_is_kept() -> None:
     program = example()
     conv, *rest = program.ops
-    own = program.weights[conv.name].weight
-    total = int(np.abs(own.reshape(len(own), -1)).sum(1).max())
+    weight = program.weights[conv.name].weight
+    total = int(np.abs(weight.reshape(len(weight), -1)).sum(1).max())
     true = (total - 1).bit_length()
     kept = replace(program, ops=(replace(conv, sum_bits=true), *rest))
     assert vars(from_bytes(to_bytes(kept)).ops[0]) == vars(kept.ops[0])
@@ -197,13 +197,13 @@ def test_shapes_and_fractions() -> None:
 
 def test_weights_must_be_those_of_the_program() -> None:
     program = example()
-    own = program.weights["fc"]
+    weights = program.weights["fc"]
     for wrong, words in [
-        ({"fc": own}, "weights are missing"),
-        ({**program.weights, "fc": Weights(own.weight.T, own.bias)}, "fc: weights and bias are"),
-        ({**program.weights, "fc": Weights(own.weight + 16, own.bias)}, r"fc: a weight is \d+, above the 2\^4"),
-        ({**program.weights, "relu": own}, "not wanted for"),
-        ({**program.weights, "nope": own}, "no value of this program"),
+        ({"fc": weights}, "weights are missing"),
+        ({**program.weights, "fc": Weights(weights.weight.T, weights.bias)}, "fc: weights and bias are"),
+        ({**program.weights, "fc": Weights(weights.weight + 16, weights.bias)}, r"fc: a weight is \d+, above the 2\^4"),
+        ({**program.weights, "relu": weights}, "not wanted for"),
+        ({**program.weights, "nope": weights}, "no value of this program"),
     ]:
         with pytest.raises(ProgramError, match=words):
             replace(program, weights=wrong)

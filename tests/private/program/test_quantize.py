@@ -157,8 +157,8 @@ def test_sums_of_weights_are_declared_as_the_next_power_of_two():
     program = quantize(layers, (3, 2, 2), seen).program
     for op in program.ops:
         if isinstance(op, Conv2d | Linear):
-            own = program.weights[op.name].weight
-            total = int(np.abs(own.reshape(len(own), -1)).sum(1).max())
+            weight = program.weights[op.name].weight
+            total = int(np.abs(weight.reshape(len(weight), -1)).sum(1).max())
             assert total <= 1 << op.sum_bits < 2 * total
 
 

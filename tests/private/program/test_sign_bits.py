@@ -101,25 +101,25 @@ def test_dropping_repeated_high_bits_is_exact(seed: int) -> None:
 def test_the_search_loses_no_more_than_it_may(modulus: Ring | Field, max_loss: float) -> None:
     program = network(modulus)
     inputs, labels = data(program)
-    found = calibrate(program, inputs, labels, protocols=Protocols(CALIBRATED), max_loss=max_loss)
-    assert found.exact == 100
-    assert found.exact - found.reached <= max_loss
-    assert program_accuracy(found.program, inputs, labels, protocols=Protocols(CALIBRATED)) == found.reached
-    lows = [low for low, _ in windows(found.program)]
+    calibration = calibrate(program, inputs, labels, protocols=Protocols(CALIBRATED), max_loss=max_loss)
+    assert calibration.exact == 100
+    assert calibration.exact - calibration.reached <= max_loss
+    assert program_accuracy(calibration.program, inputs, labels, protocols=Protocols(CALIBRATED)) == calibration.reached
+    lows = [low for low, _ in windows(calibration.program)]
     assert min(lows) > 0
     if max_loss == 100 and isinstance(modulus, Ring):
-        assert all(high - low <= 3 for low, high in windows(found.program))
+        assert all(high - low <= 3 for low, high in windows(calibration.program))
 
 
 def test_more_loss_allows_fewer_bytes_and_a_search_can_be_repeated() -> None:
     program = network(Ring(30))
     inputs, labels = data(program)
-    found = [
+    programs = [
         calibrate(program, inputs, labels, protocols=Protocols(CALIBRATED), max_loss=loss).program
         for loss in (0.0, 10.0, 10.0)
     ]
-    assert digest(found[1]) == digest(found[2])
-    plans = [Plan(one.public(), relu=relu) for one, relu in zip(found, (CALIBRATED,) * 2, strict=False)]
+    assert digest(programs[1]) == digest(programs[2])
+    plans = [Plan(one.public(), relu=relu) for one, relu in zip(programs, (CALIBRATED,) * 2, strict=False)]
     sizes = [plan.declared().bytes for plan in plans]
     assert sizes[1] < sizes[0]
 

@@ -76,9 +76,9 @@ def test_two_parties_run_a_network_with_squares_as_it_is(make):
     fine = lower(model, x, fraction=15)
     (got,) = fine.program.decode(plain.run(fine.program, fine.program.encode(x)))
     assert np.abs(got - wanted).max() < 0.05 * np.abs(wanted).max()
-    for made in (lowered, fine):
-        (got,) = made.program.decode(plain.run(made.program, made.program.encode(x)))
-        assert np.abs(got - wanted).max() <= made.error.max() < np.inf
+    for lowered_model in (lowered, fine):
+        (got,) = lowered_model.program.decode(plain.run(lowered_model.program, lowered_model.program.encode(x)))
+        assert np.abs(got - wanted).max() <= lowered_model.error.max() < np.inf
     run = run_both(program, program.encode(x[0]), batch=4096)
     replayed = plain.run(program, program.encode(x[:1]), client=run.client_shares, protocols=Protocols())
     assert np.array_equal(run.output, replayed[0])

@@ -47,8 +47,8 @@ def test_together_they_answer_as_one_would(key: ClientKey, count: int) -> None:
             assert [len(response) for response in responses] == [len(response) for response in alone]
             opened = share.copy()
             for response, (channels, rows) in zip(responses, layout.slices(), strict=True):
-                found = key.decrypt(response, layout.form, layout.positions(channels, rows))
-                opened[channels, rows] += found.reshape(opened[channels, rows].shape)
+                plaintext = key.decrypt(response, layout.form, layout.positions(channels, rows))
+                opened[channels, rows] += plaintext.reshape(opened[channels, rows].shape)
             assert np.array_equal(opened % 2**37, exact_product(layout.layer, weights, mask, 2**37))
 
 

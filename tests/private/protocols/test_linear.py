@@ -53,20 +53,20 @@ def run(layout: Layout, weights, mask, rng=RANDOM):
     with here.ledger.at("layer", "offline"), there.ledger.at("layer", "offline"):
         send_input(here, key, layout, mask)
         received = receive_input(there, layout)
-        responses, theirs = respond(responder, EncodedWeights(layout, weights), received)
+        responses, server_share = respond(responder, EncodedWeights(layout, weights), received)
         send_responses(there, responses)
-        mine = receive_share(here, key, layout)
-    return mine, theirs, here.ledger.traffic, there.ledger.traffic
+        client_share = receive_share(here, key, layout)
+    return client_share, server_share, here.ledger.traffic, there.ledger.traffic
 
 
 def check(layout: Layout, seed: int = 0):
     layer, modulus = layout.layer, layout.parameters.modulus
     weights, mask = random_case(layer, modulus, seed)
-    mine, theirs, here, there = run(layout, weights, mask)
-    assert mine.shape == theirs.shape == layer.output_shape
-    assert int(mine.max()) < modulus
-    assert int(theirs.max()) < modulus
-    opened = (mine.astype(object) + theirs.astype(object)) % modulus
+    client_share, server_share, here, there = run(layout, weights, mask)
+    assert client_share.shape == server_share.shape == layer.output_shape
+    assert int(client_share.max()) < modulus
+    assert int(server_share.max()) < modulus
+    opened = (client_share.astype(object) + server_share.astype(object)) % modulus
     assert (opened == exact_product(layer, weights, mask, modulus)).all()
 
     out, back = layout.declared.traffic["offline"]
@@ -175,8 +175,8 @@ def test_the_worst_weights_that_the_bounds_allow_decrypt(case, modulus, byte):
     layer, weights = case
     mask = np.full(layer.input_shape, modulus - 1, np.uint64)
     layout = lay_out(layer, choose_parameters(modulus, [layer]))
-    mine, theirs, _, _ = run(layout, weights, mask, Constant(byte))
-    opened = (mine.astype(object) + theirs.astype(object)) % modulus
+    client_share, server_share, _, _ = run(layout, weights, mask, Constant(byte))
+    opened = (client_share.astype(object) + server_share.astype(object)) % modulus
     assert (opened == exact_product(layer, weights, mask, modulus)).all()
 
 
@@ -189,8 +189,8 @@ def test_packed_responses_of_the_worst_weights_decrypt(case, interleave, byte):
     layout = Layout(layer, parameters, 1, layer.output_shape[1], layer.in_channels, out_tile, interleave)
     assume(layout.fits)
     mask = np.full(layer.input_shape, 2**37 - 1, np.uint64)
-    mine, theirs, _, _ = run(layout, weights, mask, Constant(byte))
-    opened = (mine.astype(object) + theirs.astype(object)) % 2**37
+    client_share, server_share, _, _ = run(layout, weights, mask, Constant(byte))
+    opened = (client_share.astype(object) + server_share.astype(object)) % 2**37
     assert (opened == exact_product(layer, weights, mask, 2**37)).all()
 
 
@@ -257,16 +257,16 @@ def test_kept_encodings_answer_the_same():
         responses, share = respond(responder, kept, sent)
         opened = np.zeros(layer.output_shape, np.uint64)
         for response, (channels, rows) in zip(responses, layout.slices(), strict=True):
-            found = key.decrypt(response, layout.form, layout.positions(channels, rows))
-            opened[channels, rows] = found.reshape(opened[channels, rows].shape)
+            plaintext = key.decrypt(response, layout.form, layout.positions(channels, rows))
+            opened[channels, rows] = plaintext.reshape(opened[channels, rows].shape)
         assert (((opened + share) % np.uint64(2**37)).astype(object) == expected).all()
 
 
 def test_zero_weights():
     layer = Convolution(2, 4, 4, 2, kernel=3, padding=1)
     layout = lay_out(layer, choose_parameters(2**37, [layer]))
-    mine, theirs, _, _ = run(layout, np.zeros(layer.weight_shape, np.int64), random_case(layer, 2**37)[1])
-    assert not ((mine + theirs) % np.uint64(2**37)).any()
+    client_share, server_share, _, _ = run(layout, np.zeros(layer.weight_shape, np.int64), random_case(layer, 2**37)[1])
+    assert not ((client_share + server_share) % np.uint64(2**37)).any()
 
 
 def test_shares_are_uniform_and_fresh():
@@ -296,9 +296,9 @@ def test_share_of_zero():
     layer = Convolution(2, 4, 4, 2, kernel=3, padding=1)
     layout = lay_out(layer, choose_parameters(2**37, [layer]))
     weights, mask = random_case(layer, 2**37)
-    mine, theirs, _, _ = run(layout, weights, mask, Zeros())
-    assert not theirs.any()
-    assert (mine.astype(object) == exact_product(layer, weights, mask, 2**37)).all()
+    client_share, server_share, _, _ = run(layout, weights, mask, Zeros())
+    assert not server_share.any()
+    assert (client_share.astype(object) == exact_product(layer, weights, mask, 2**37)).all()
 
 
 @pytest.mark.parametrize(
@@ -392,9 +392,11 @@ def test_joined_groups_compute_what_the_groups_do(groups, channels, size, place)
     rng = np.random.default_rng(groups)
     weights = rng.integers(-16, 17, (groups * outs, fan_in, kernel, kernel))
     x = rng.integers(0, 99, (groups, fan_in, *size))
-    apart = [exact_product(group, own, part, 2**20) for own, part in zip(np.split(weights, groups), x, strict=True)]
+    apart = [
+        exact_product(group, filters, part, 2**20) for filters, part in zip(np.split(weights, groups), x, strict=True)
+    ]
     parts = zip(split_groups(weights, layer), x.reshape(count, *layer.input_shape), strict=True)
-    together = [exact_product(layer, own, part, 2**20) for own, part in parts]
+    together = [exact_product(layer, filters, part, 2**20) for filters, part in parts]
     assert np.array_equal(np.concatenate(apart), np.concatenate(together))
 
 

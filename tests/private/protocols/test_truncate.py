@@ -24,10 +24,12 @@ PROTOCOL = Truncation()
 MODULI = [Ring(8), Field(251), Field(257)]
 
 
-def run(layer: TruncationLayer, mine: Words, theirs: Words, mask: Words) -> tuple[Words, Ledger, tuple[int, int]]:
+def run(
+    layer: TruncationLayer, client_share: Words, server_share: Words, mask: Words
+) -> tuple[Words, Ledger, tuple[int, int]]:
     """The server's share of the output, the client's ledger, and the stored bytes."""
     ends = memory_pair()
-    shares: dict[Role, tuple[Words | None, Words | None]] = {"client": (mine, mask), "server": (None, None)}
+    shares: dict[Role, tuple[Words | None, Words | None]] = {"client": (client_share, mask), "server": (None, None)}
 
     def act(end: Channel, role: Role, share: Words | None) -> tuple[Words | None, int]:
         run, kept = Run(end, b"session", role, Randomness()), list[Prepared]()
@@ -39,7 +41,7 @@ def run(layer: TruncationLayer, mine: Words, theirs: Words, mask: Words) -> tupl
 
     with ThreadPoolExecutor(1) as threads:
         client = threads.submit(act, ends[0], "client", None)
-        out, kept = act(ends[1], "server", theirs)
+        out, kept = act(ends[1], "server", server_share)
         assert out is not None
         return out, ends[0].ledger, (client.result()[1], kept)
 
@@ -50,12 +52,12 @@ def test_every_share_of_every_value(modulus: Ring | Field, shift: int) -> None:
     room = truncation_room(modulus, shift)
     values = np.arange(-room, room + 1, dtype=np.int64)
     shares = np.arange(modulus.order, dtype=np.uint64)
-    x, mine = (grid.reshape(-1) for grid in np.meshgrid(values, shares))
+    x, client_share = (grid.reshape(-1) for grid in np.meshgrid(values, shares))
     mask = modulus.random(x.size, Randomness())
     layer = TruncationLayer("t", modulus, shift, x.size)
-    theirs, ledger, stored = run(layer, mine, modulus.sub(modulus.encode(x), mine), mask)
-    result = modulus.decode(modulus.add(mask, theirs))
-    assert np.array_equal(result, PROTOCOL.replay(layer, x, mine))
+    server_share, ledger, stored = run(layer, client_share, modulus.sub(modulus.encode(x), client_share), mask)
+    result = modulus.decode(modulus.add(mask, server_share))
+    assert np.array_equal(result, PROTOCOL.replay(layer, x, client_share))
     off = result - (x >> shift)
     if isinstance(modulus, Ring):
         assert set(off.tolist()) == {0, 1}
@@ -73,27 +75,27 @@ def test_messages_look_uniform_to_the_peer_and_pads_are_fresh() -> None:
     layer = TruncationLayer("t", Ring(12), 4, 4096)
     labels = Randomness().labels(4096)
     message, here = layer.truncation.message, Context(b"a", "t", 0)
-    found = derive_blinds(labels, here, truncate.TWEAK, message)
-    assert np.bincount(found.astype(np.int64), minlength=16).min() > 150  # 256 expected, deviation 16
+    blinds = derive_blinds(labels, here, truncate.TWEAK, message)
+    assert np.bincount(blinds.astype(np.int64), minlength=16).min() > 150  # 256 expected, deviation 16
     for elsewhere in (Context(b"b", "t", 0), Context(b"a", "u", 0)):
-        assert np.mean(derive_blinds(labels, elsewhere, truncate.TWEAK, message) == found) < 0.2
+        assert np.mean(derive_blinds(labels, elsewhere, truncate.TWEAK, message) == blinds) < 0.2
 
 
 def test_a_layer_is_prepared_once_and_its_material_used_once() -> None:
     layer, zero = TruncationLayer("t", Ring(12), 4, 1), np.zeros(1, np.uint64)
     ends = memory_pair()
-    mine, theirs = Run(ends[0], b"s", "client", Randomness()), Run(ends[1], b"s", "server", Randomness())
+    client_run, server_run = Run(ends[0], b"s", "client", Randomness()), Run(ends[1], b"s", "server", Randomness())
     with ThreadPoolExecutor(1) as threads:
-        sender = threads.submit(PROTOCOL.setup, theirs, [layer])
-        receiver = PROTOCOL.setup(mine, [layer])
-        next(PROTOCOL.offline(mine, receiver, layer, zero, zero))
-        prepared = next(PROTOCOL.offline(theirs, sender.result(), layer, None, None))
+        sender = threads.submit(PROTOCOL.setup, server_run, [layer])
+        receiver = PROTOCOL.setup(client_run, [layer])
+        next(PROTOCOL.offline(client_run, receiver, layer, zero, zero))
+        prepared = next(PROTOCOL.offline(server_run, sender.result(), layer, None, None))
     assert prepared is not None
-    next(PROTOCOL.online(theirs, layer, iter([prepared]), zero))
+    next(PROTOCOL.online(server_run, layer, iter([prepared]), zero))
     with pytest.raises(RuntimeError, match="was used"):
-        next(PROTOCOL.online(theirs, layer, iter([prepared]), zero))
+        next(PROTOCOL.online(server_run, layer, iter([prepared]), zero))
     with pytest.raises(RuntimeError, match="'t' was prepared before"):
-        next(PROTOCOL.offline(mine, receiver, layer, zero, zero))
+        next(PROTOCOL.offline(client_run, receiver, layer, zero, zero))
 
 
 def test_an_answer_outside_the_field_is_refused() -> None:

@@ -23,24 +23,24 @@ SEED = 13
 def test_two_processes_agree_with_plain(garbler: Role) -> None:
     program = random_program(SEED)
     told: list[tuple[int, int]] = []
-    found = run_local(
+    report = run_local(
         program,
         random_inputs(program, 2, 1),
         ReluConfig(garbler=garbler, batch=16),
         progress=lambda *now: told.append(now),
     )
     assert told == sorted(told)
-    assert told[-1] == (2 * found["bytes"]["offline"], 2 * found["bytes"]["offline"])
-    assert found["agree"]
-    assert found["declared_bytes_match"]
-    assert found["relus"] == program.relus > 0
-    assert sum(layer["relus"] for layer in found["layers"]) == program.relus
+    assert told[-1] == (2 * report["bytes"]["offline"], 2 * report["bytes"]["offline"])
+    assert report["agree"]
+    assert report["declared_bytes_match"]
+    assert report["relus"] == program.relus > 0
+    assert sum(layer["relus"] for layer in report["layers"]) == program.relus
     for phase in ("offline", "online"):
-        assert found["seconds"][phase] > 0
-        assert found["bytes"][phase] == sum(layer["bytes"][phase] for layer in found["layers"])
-    assert found["rounds"] == sum(layer["rounds"] for layer in found["layers"])
-    assert all(mib > 10 for mib in found["peak_rss_mib"].values())
-    assert np.array(found["outputs"]).shape == (2, 3)
+        assert report["seconds"][phase] > 0
+        assert report["bytes"][phase] == sum(layer["bytes"][phase] for layer in report["layers"])
+    assert report["rounds"] == sum(layer["rounds"] for layer in report["layers"])
+    assert all(mib > 10 for mib in report["peak_rss_mib"].values())
+    assert np.array(report["outputs"]).shape == (2, 3)
 
 
 def test_what_cannot_run_is_refused_before_a_process_starts() -> None:

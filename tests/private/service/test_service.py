@@ -160,8 +160,8 @@ def test_a_crowd_of_visitors_does_not_disturb_a_running_session(how: str, open_s
             if number == 125:  # in the midst of it
                 assert np.array_equal(client.infer(X[0], batch).output, EXPECTED)
         until(lambda: status(server)["refused"] >= 250 - 64)
-        found = status(server)
-        assert (found["running"], found["failed"], found["arrivals"] <= 64) == (1, 0, True)
+        counts = status(server)
+        assert (counts["running"], counts["failed"], counts["arrivals"] <= 64) == (1, 0, True)
         assert len(server.children()) == 2  # the page and the one session: a visitor costs no process
         channel.send(Frame.HELLO, bytes(HELLO_BYTES))  # the session that was open all the time still answers
         with pytest.raises(PeerAbortedError):
@@ -266,8 +266,8 @@ def test_status_tells_counts_and_no_more(tmp_path: Path) -> None:
         client.prepare()
         until(lambda: status(server)["served"] == 3)
         until(lambda: status(server)["clients"][0]["batches_held"] == 1)
-        found = status(server)
-        (row,) = found["clients"]
+        counts = status(server)
+        (row,) = counts["clients"]
         assert row["client"] == client.endpoint.identity.fingerprint[:SHOWN]
         assert (row["prepared"], row["answered"], row["queries"], row["batches_held"]) == (2, 1, 1, 1)
         assert row["bytes_received"] > 0 < row["bytes_sent"]
@@ -276,7 +276,7 @@ def test_status_tells_counts_and_no_more(tmp_path: Path) -> None:
         assert f'deepreshape_client_batches_held{{client="{row["client"]}"}} 1\n' in text
         families = [line.split()[2] for line in text.splitlines() if line.startswith("# TYPE")]
         assert len(families) == len(set(families))
-        assert "ann" not in text + json.dumps(found)
+        assert "ann" not in text + json.dumps(counts)
         assert read(server, "/secrets")[0] == 404
         assert read(server, "/status", "evil.example")[0] == 403
 

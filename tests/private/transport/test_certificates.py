@@ -82,11 +82,11 @@ def forge(
     if uris:
         san = x509.SubjectAlternativeName([x509.UniformResourceIdentifier(uri) for uri in uris])
         builder = builder.add_extension(san, critical=False)
-    made = Credentials(folder / "mallory.pem", folder / "mallory.key", keys.client.authority)
-    made.certificate.write_bytes(builder.sign(signer, None).public_bytes(Encoding.PEM))
-    made.key.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
-    made.key.chmod(0o600)
-    return made
+    credentials = Credentials(folder / "mallory.pem", folder / "mallory.key", keys.client.authority)
+    credentials.certificate.write_bytes(builder.sign(signer, None).public_bytes(Encoding.PEM))
+    credentials.key.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    credentials.key.chmod(0o600)
+    return credentials
 
 
 def test_both_sides_know_each_other(keys: Keys) -> None:
@@ -164,12 +164,12 @@ CLIENT, SERVER = ExtendedKeyUsageOID.CLIENT_AUTH, ExtendedKeyUsageOID.SERVER_AUT
 
 def test_expired_and_not_yet_valid_certificates_are_refused(keys: Keys, tmp_path: Path) -> None:
     for days in ((-10, -1), (1, 10)):
-        made = forge(keys, tmp_path, uris=["deepreshape:client"], purpose=CLIENT, days=days)
-        served, visited = meet(Endpoint(keys.server, PATIENT), Endpoint(made, PATIENT))
+        credentials = forge(keys, tmp_path, uris=["deepreshape:client"], purpose=CLIENT, days=days)
+        served, visited = meet(Endpoint(keys.server, PATIENT), Endpoint(credentials, PATIENT))
         assert isinstance(served, RefusedError)
         assert isinstance(visited, ProtocolError)
-        made = forge(keys, tmp_path, uris=["deepreshape:server"], purpose=SERVER, days=days)
-        served, visited = meet(Endpoint(made, PATIENT), Endpoint(keys.client, PATIENT))
+        credentials = forge(keys, tmp_path, uris=["deepreshape:server"], purpose=SERVER, days=days)
+        served, visited = meet(Endpoint(credentials, PATIENT), Endpoint(keys.client, PATIENT))
         assert isinstance(visited, RefusedError)
         assert "certificate has expired" in str(visited) or "not yet valid" in str(visited)
 
@@ -180,9 +180,9 @@ def test_a_client_cannot_act_as_server(keys: Keys, tmp_path: Path) -> None:
         (CLIENT, "unsuitable certificate purpose|unsupported"),
         (SERVER, "is for a client, and so is"),
     ):
-        made = forge(keys, tmp_path, uris=["deepreshape:client"], purpose=purpose)
+        credentials = forge(keys, tmp_path, uris=["deepreshape:client"], purpose=purpose)
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(made.certificate, made.key)
+        context.load_cert_chain(credentials.certificate, credentials.key)
 
         def serve(context: ssl.SSLContext = context) -> None:
             with context.wrap_socket(listening.accept()[0], server_side=True) as sock:
@@ -207,11 +207,11 @@ def test_a_client_cannot_act_as_server(keys: Keys, tmp_path: Path) -> None:
 def test_a_certificate_of_no_one_client_role_is_refused_by_the_server(
     keys: Keys, tmp_path: Path, uris: list[str]
 ) -> None:
-    made = forge(keys, tmp_path, uris=uris, purpose=CLIENT)
+    credentials = forge(keys, tmp_path, uris=uris, purpose=CLIENT)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
     context.load_verify_locations(keys.client.authority)
-    context.load_cert_chain(made.certificate, made.key)
+    context.load_cert_chain(credentials.certificate, credentials.key)
     with listen("127.0.0.1", 0) as listening, ThreadPoolExecutor(1) as pool:
         served = pool.submit(lambda: Endpoint(keys.server, PATIENT).accept(listening.accept()[0]))
         with context.wrap_socket(socket.create_connection(listening.getsockname())):
@@ -229,7 +229,7 @@ def test_pinned_server_must_be_that_one(keys: Keys) -> None:
 def test_keys_are_private_and_nothing_is_overwritten(tmp_path: Path) -> None:
     folder = tmp_path / "keys"
     create_authority(folder)
-    made = issue(folder, "client", "alice")
+    credentials = issue(folder, "client", "alice")
     for path in folder.glob("*.key"):
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
@@ -238,34 +238,34 @@ def test_keys_are_private_and_nothing_is_overwritten(tmp_path: Path) -> None:
         create_authority(folder)
     with pytest.raises(CertificateError, match=r"client-alice\.key: exists"):
         issue(folder, "client", "alice")
-    made.key.unlink()
+    credentials.key.unlink()
     with pytest.raises(CertificateError, match=r"client-alice\.pem: exists"):
         issue(folder, "client", "alice")
-    del before[made.key]
+    del before[credentials.key]
     assert {path: path.read_bytes() for path in folder.iterdir()} == before
 
 
 def test_key_that_others_can_read_is_refused(tmp_path: Path) -> None:
-    made = Keys.make(tmp_path).client
-    made.key.chmod(0o644)
+    credentials = Keys.make(tmp_path).client
+    credentials.key.chmod(0o644)
     with pytest.raises(CertificateError, match=r"others can read this key \(mode 644\); run: chmod 600"):
-        Endpoint(made)
+        Endpoint(credentials)
 
 
 def test_certificate_ends_with_its_authority_and_not_at_once(tmp_path: Path) -> None:
     authority = x509.load_pem_x509_certificate(create_authority(tmp_path, days=1).read_bytes())
-    made = x509.load_pem_x509_certificate(issue(tmp_path, "client", "alice").certificate.read_bytes())
-    assert made.not_valid_after_utc == authority.not_valid_after_utc
-    assert made.not_valid_after_utc - datetime.datetime.now(datetime.UTC) > datetime.timedelta(hours=23)
+    certificate = x509.load_pem_x509_certificate(issue(tmp_path, "client", "alice").certificate.read_bytes())
+    assert certificate.not_valid_after_utc == authority.not_valid_after_utc
+    assert certificate.not_valid_after_utc - datetime.datetime.now(datetime.UTC) > datetime.timedelta(hours=23)
 
 
 def test_key_with_a_passphrase_is_refused_and_not_asked_for(tmp_path: Path) -> None:
-    made = Keys.make(tmp_path).client
-    for path in (made.key, tmp_path / "authority.key"):
+    credentials = Keys.make(tmp_path).client
+    for path in (credentials.key, tmp_path / "authority.key"):
         key = load_pem_private_key(path.read_bytes(), None)
         path.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(b"secret")))
     with pytest.raises(CertificateError, match="unusable with its key"):
-        Endpoint(made)
+        Endpoint(credentials)
     with pytest.raises(CertificateError, match="no PEM file without passphrase"):
         issue(tmp_path, "client", "carol")
 

@@ -265,10 +265,10 @@ def test_changed_confirmation_or_greeting_ends_both(kind: Frame) -> None:
 
 def test_roles_come_from_certificates() -> None:
     left, right = memory_pair()
-    for own, peer in ((BOB, ALICE), (ALICE, ALICE)):
+    for identity, peer in ((BOB, ALICE), (ALICE, ALICE)):
         with (
             pytest.raises(ProtocolError, match="but this side acts as the client"),
-            client_session(Ends(left, own, peer), AGREED),
+            client_session(Ends(left, identity, peer), AGREED),
         ):
             pass
     with (

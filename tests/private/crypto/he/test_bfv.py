@@ -269,12 +269,12 @@ def test_injected_randomness_alone_decides_the_response(session):
     key, _ = session
     public, sent = key.public_key(), key.encrypt(np.zeros(8192, np.uint64))
     form = SMALL.response_format(WEIGHT_SUM, REVEALED)
-    found = []
+    responses = []
     for seed in (bytes(32), bytes(32), bytes([1] * 32)):
         responder = Responder(SMALL, public, rng=Randomness(seed))
         pairs = [(responder.receive(sent), he.encode(SMALL, np.eye(1, 8192, dtype=int)[0]))]
-        found.append(responder.respond([pairs], np.zeros(3, np.uint64), form, np.arange(3)))
-    assert found[0] == found[1] != found[2]
+        responses.append(responder.respond([pairs], np.zeros(3, np.uint64), form, np.arange(3)))
+    assert responses[0] == responses[1] != responses[2]
 
 
 def test_without_memory_files(session, monkeypatch):

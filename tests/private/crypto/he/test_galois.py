@@ -102,10 +102,10 @@ def test_keys_on_the_wire_are_those_that_seal_made(session):
     context = bfv._context(PARAMETERS)
     generator = seal.KeyGenerator(context)
     one = Parameters(PARAMETERS.modulus, PARAMETERS.prime_bits, galois_keys=1)
-    made = generator.create_galois_keys([galois.element(N, 0)])
-    [wire] = galois.made_keys(one, context, SimpleNamespace(create_galois_keys=lambda _: made))
+    keys = generator.create_galois_keys([galois.element(N, 0)])
+    [wire] = galois.made_keys(one, context, SimpleNamespace(create_galois_keys=lambda _: keys))
     assert len(wire) == one.switching_key_bytes == one.setup_bytes - one.fresh_bytes
-    theirs = load_into(seal.GaloisKeys(), context, saved_container(made))
+    theirs = load_into(seal.GaloisKeys(), context, saved_container(keys))
     assert saved_container(galois.loaded_keys(one, context, [wire])) == saved_container(theirs)
 
 

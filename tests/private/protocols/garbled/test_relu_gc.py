@@ -192,14 +192,14 @@ def test_the_evaluator_never_holds_both_labels_of_a_wire(session: Session) -> No
         share, mask, theirs = (modulus.random(30, fixed(number)) for _ in range(3))
         prepared = tapped.offline(layer, share, mask)
         head, *batches = [part.take() for part in prepared[evaluator]]
-        own = np.concatenate([part["labels"] for part in batches])
+        stored_labels = np.concatenate([part["labels"] for part in batches])
         derived = Randomness(head["seed"].tobytes()).labels(2 * modulus.bits * 30)
         prepared[evaluator][:] = [Prepared(part) for part in (head, *batches)]
         tapped.online(layer, prepared, theirs)
         labels = [data for kind, data in taps[garbler].frames if kind is Frame.LABELS][1:]  # the first is the seed
         online = np.frombuffer(b"".join(labels), np.uint64).reshape(-1, 2)
         sent = np.frombuffer(b"".join(d for _, d in taps[garbler].frames if len(d) % 16 == 0), np.uint64).reshape(-1, 2)
-        for blocks in (own, derived, online, own ^ online, sent):
+        for blocks in (stored_labels, derived, online, stored_labels ^ online, sent):
             seen |= {(low, high) for low, high in blocks.tolist()}
     engine = session.engines[garbler]
     assert isinstance(engine, Garbler)
@@ -293,17 +293,17 @@ def test_tables_that_give_no_shares_are_refused(session: Session) -> None:
     evaluator = client if role_of(session) == "server" else server
     broken = evaluator[1].take()
     evaluator[1] = Prepared({**broken, "decode": ~broken["decode"]})  # 60 values below 5, mapped to 7 minus them
-    own = np.zeros(60, np.uint64)
+    server_share = np.zeros(60, np.uint64)
     with ThreadPoolExecutor(1) as pool:
         if role_of(session) == "server":
-            pool.submit(server_online, session.server, layer, SESSION, server, own)
+            pool.submit(server_online, session.server, layer, SESSION, server, server_share)
             with pytest.raises(ProtocolError, match="gives a value not in Field"):
                 client_online(session.client, layer, SESSION, client)
             session.client.send(Frame.SHARES, bytes(60))
         else:
             pool.submit(client_online, session.client, layer, SESSION, client)
             with pytest.raises(ProtocolError, match="gives a value not in Field"):
-                server_online(session.server, layer, SESSION, server, own)
+                server_online(session.server, layer, SESSION, server, server_share)
 
 
 def test_bad_arguments_are_refused(session: Session) -> None:

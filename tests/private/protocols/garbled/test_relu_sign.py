@@ -239,7 +239,7 @@ def test_the_evaluator_never_holds_both_labels_of_a_wire(session: Session) -> No
         share, mask, theirs = (sign.modulus.random(count, fixed(number)) for _ in range(3))
         prepared = tapped.offline(layer, share, mask)
         head, *batches = [part.take() for part in prepared[evaluator]]
-        own = np.concatenate([part["labels"] for part in batches])
+        stored_labels = np.concatenate([part["labels"] for part in batches])
         derived = Randomness(head["seed"].tobytes()).labels(2 * sign.width * count)
         prepared[evaluator][:] = [Prepared(part) for part in (head, *batches)]
         tapped.online(layer, prepared, theirs)
@@ -247,9 +247,9 @@ def test_the_evaluator_never_holds_both_labels_of_a_wire(session: Session) -> No
         sent = np.frombuffer(b"".join(d for d in blocks if len(d) % 16 == 0), np.uint64).reshape(-1, 2)
         labels = [data for kind, data in taps[garbler].frames if kind is Frame.LABELS][1:]
         online = np.frombuffer(b"".join(labels), np.uint64).reshape(-1, 2)
-        arrays = [own, derived, sent]
+        arrays = [stored_labels, derived, sent]
         if role_of(session) == "client":
-            arrays.append(own ^ online)
+            arrays.append(stored_labels ^ online)
         seen |= {(low, high) for array in arrays for low, high in array.tolist()}
     engine = session.engines[garbler]
     assert isinstance(engine, Garbler)
@@ -334,10 +334,10 @@ def test_several_layers_go_side_by_side(session: Session) -> None:
         return {layer.name: one for layer, one in zip(layers, kept, strict=True)}
 
     theirs = modulus.sub(modulus.encode(x), share)
-    mine, other = both(client, server)
-    assert set(mine) == set(other) == {layer.name for layer in layers}
+    client_material, server_material = both(client, server)
+    assert set(client_material) == set(server_material) == {layer.name for layer in layers}
     for layer in layers:
-        out = session.online(layer, (mine[layer.name], other[layer.name]), theirs)
+        out = session.online(layer, (client_material[layer.name], server_material[layer.name]), theirs)
         result = modulus.decode(modulus.add(out, mask))
         wanted = np.maximum(x, 0) >> 1 if layer.sign is None else expected(layer.sign, 1, x, share)
         assert np.array_equal(result, wanted)

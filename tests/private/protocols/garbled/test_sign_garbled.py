@@ -60,28 +60,28 @@ WORDS = ["gc-full", "gc-sign", "gc-stochastic:drop=3", "gc-full:garbler=client",
 def test_every_value_of_a_window_has_its_sign_and_zero_is_minus_one(word: str):
     high = 7
     x = np.arange(-(2 ** (high - 1)) + 1, 2 ** (high - 1))
-    found = run(word, x, high, np.zeros_like(x))
-    assert found.tolist() == np.where(x > 0, 1, -1).tolist()
+    signs = run(word, x, high, np.zeros_like(x))
+    assert signs.tolist() == np.where(x > 0, 1, -1).tolist()
 
 
 def test_thresholds_are_the_servers_and_move_the_sign():
     x = np.arange(-20, 21)
     thresholds = np.where(np.arange(41) % 2, 5, -5)
-    found = run("gc-full", x, 6, thresholds)
-    assert found.tolist() == np.where(x + thresholds > 0, 1, -1).tolist()
+    signs = run("gc-full", x, 6, thresholds)
+    assert signs.tolist() == np.where(x + thresholds > 0, 1, -1).tolist()
 
 
 def test_all_bits_are_read_where_no_window_is_proven():
     x = np.array([-(2**19) + 1, -1, 0, 1, 2**19 - 1])
-    found = run("gc-full", x, 0, np.zeros_like(x))
-    assert found.tolist() == [-1, -1, -1, 1, 1]
+    signs = run("gc-full", x, 0, np.zeros_like(x))
+    assert signs.tolist() == [-1, -1, -1, 1, 1]
 
 
 def test_a_window_that_is_too_narrow_is_wrong_there_and_the_layer_says_how_far_it_goes():
     layer = GarbledSign(ReluConfig()).layer(RING, Sign("layer", ("input",), 6), 1)
     assert GarbledSign(ReluConfig()).max_input(layer) == 31
-    found = run("gc-full", np.array([31, 33]), 6, np.zeros(2, np.int64))
-    assert found.tolist() == [1, -1]
+    signs = run("gc-full", np.array([31, 33]), 6, np.zeros(2, np.int64))
+    assert signs.tolist() == [1, -1]
 
 
 @pytest.mark.parametrize(

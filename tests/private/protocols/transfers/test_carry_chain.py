@@ -92,14 +92,14 @@ def views(chain: Chain, a: int, b: int, blind: int | None = None) -> np.ndarray:
         at += width
         return (coins >> U(at - width)) & U((1 << width) - 1)
 
-    rng, own, others = fixed(9), list[Words](), list[Words]()
+    rng, known_hashes, others = fixed(9), list[Words](), list[Words]()
     for digit in halves.values():
         others.append(np.stack([take(digit.length) if half < digit.halves else take(0) for half in range(2)], axis=1))
-        own.append(np.broadcast_to(rng.words(2), others[-1].shape))
+        known_hashes.append(np.broadcast_to(rng.words(2), others[-1].shape))
     swaps = np.full_like(coins, int(rng.words(1)[0]) % (1 << chain.bits))
     chosen = [(a ^ int(swaps[0])) >> bit & 1 for bit in range(chain.bits)]
-    zero = [(mine, other)[bit] for mine, other, bit in zip(own, others, chosen, strict=True)]
-    one = [(other, mine)[bit] for mine, other, bit in zip(own, others, chosen, strict=True)]
+    zero = [(known, other)[bit] for known, other, bit in zip(known_hashes, others, chosen, strict=True)]
+    one = [(other, known)[bit] for known, other, bit in zip(known_hashes, others, chosen, strict=True)]
     blinds = take(1) if blind is None else np.full_like(coins, blind)
     lambdas = take(max(0, len(chain.digits) - 2)) << U(1)
     rows = chain.garble(chain.server_blinds(zero, one, swaps), np.full_like(coins, b), blinds, lambdas)

@@ -43,29 +43,29 @@ Repeated = Literal["", "pad", "triple"]
 
 
 def run(
-    tree: Tree, a: Words, b: Words, own: Coins, other: Coins, seen_by: str = "", repeated: Repeated = ""
+    tree: Tree, a: Words, b: Words, watcher_coins: Coins, other_coins: Coins, seen_by: str = "", repeated: Repeated = ""
 ) -> tuple[Words, list[Bits]]:
     """The carry, and all planes that the client or the server sees.
 
-    Pads and triples are ideal: ``own`` makes what the watching party knows of them, ``other`` the rest.
+    Pads and triples are ideal: ``watcher_coins`` makes what the watching party knows of them, ``other_coins`` the rest.
     """
     a_planes, b_planes, rows = planes(a, tree.bits), planes(b, tree.bits), len(tree.row_bits)
     if seen_by == "server":  # it knows both pads
-        zero, one = own.known(rows), own.known(rows)
+        zero, one = watcher_coins.known(rows), watcher_coins.known(rows)
         own_pads = zero ^ ((zero ^ one) & a_planes[tree.row_bits])
     else:
-        own_pads, others, chosen = own.known(rows), other.hidden(rows), a_planes[tree.row_bits]
+        own_pads, others, chosen = watcher_coins.known(rows), other_coins.hidden(rows), a_planes[tree.row_bits]
         zero, one = own_pads ^ ((own_pads ^ others) & chosen), own_pads ^ ((own_pads ^ others) & ~chosen)
     triples: list[list[Bits]] = [[], []]
     watching = 1 if seen_by == "server" else 0
     for width in tree.ands:
-        share = [own.known(1 + 2 * width), None]
-        alpha, beta = other.hidden(1), other.hidden(width)
+        share = [watcher_coins.known(1 + 2 * width), None]
+        alpha, beta = other_coins.hidden(1), other_coins.hidden(width)
         product = (share[0][:1] ^ alpha) & (share[0][1 : 1 + width] ^ beta)
         share[1] = np.concatenate([alpha, beta, product ^ share[0][1 + width :]])
         triples[watching].append(share[0])
         triples[1 - watching].append(share[1])
-    client_triples, server_triples = (np.concatenate(part) if part else own.known(0) for part in triples)
+    client_triples, server_triples = (np.concatenate(part) if part else watcher_coins.known(0) for part in triples)
     if repeated == "pad":
         for pads in (zero, one, own_pads):
             pads[1] = pads[0]
