@@ -164,7 +164,7 @@ CLAIMS: tuple[Claim, ...] = (
         "accuracy",
         nested_maximum,
         gained,
-        "15 points more of 200 starts within 5 % of the maximum of one nested function at slope 0.1 "
+        "of 200 starts, 15 in 100 more come within 5 % of the maximum of one nested function at slope 0.1 than at 0 "
         "(figures of a prototype were known when this was written)",
         0.1,
     ),
@@ -279,8 +279,10 @@ def page() -> str:
         "# The papers' claims, and what came of them",
         "",
         "Written by `python benchmarks/papers.py --page` from [its rows](../benchmarks/results/papers.jsonl); edit",
-        "neither by hand. A verdict is code. *In part*: the sign holds and not the size, or on fewer sets than",
-        "claimed. *Refuted* is always *at this scale*: our networks, epochs and machine, not the paper's.",
+        "neither by hand. How a published figure is known: *read* in the paper, *secondary* (others quote it) or",
+        "*digitised* from a plot. A verdict is computed from the measured values. *In part*: the sign holds and not",
+        "the size, or on fewer sets than claimed. *Refuted* is always *at this scale*: our networks, epochs and",
+        "machine, not the paper's.",
         "",
         "| claim | published | judged by | verdict | measured |",
         "|---|---|---|---|---|",
@@ -290,7 +292,7 @@ def page() -> str:
         held = f" Test: `{claim.test}`." if claim.test else ""
         what = f"**{claim.id}**, {claim.paper}: {claim.claim}.{held}"
         lines.append(f"| {what} | {claim.published} | {claim.threshold or '–'} | {row['verdict']} | {values} |")
-    lines += ["", "One claim again: `python benchmarks/papers.py --run ID`.", ""]
+    lines += ["", "`python benchmarks/papers.py --run ID` runs one claim again.", ""]
     return "\n".join(lines)
 
 
