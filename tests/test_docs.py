@@ -22,6 +22,11 @@ def anchors(page: Path) -> list[str]:
     return [re.sub(r"[^\w\- ]", "", head.lower()).replace(" ", "-") for head in heads]
 
 
+@pytest.mark.parametrize("pattern", [IMPORT, RUN, FILE, LINK], ids=lambda pattern: pattern.pattern[:8])
+def test_what_is_looked_for_occurs(pattern: re.Pattern[str]):
+    assert any(pattern.search(page.read_text()) for page in PAGES)
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_what_is_imported_or_run_is_there(page: Path):
     text = page.read_text()

@@ -81,5 +81,7 @@ def test_from_a_folder_of_photos_to_two_clients(tmp_path: Path, monkeypatch: pyt
 
 
 def test_every_name_on_the_page_is_there():
-    for name in re.findall(r"\bdr\.([A-Za-z_]+)", PAGE):
+    names = re.findall(r"\bdr\.([A-Za-z_]+)", PAGE)
+    assert names
+    for name in names:
         assert getattr(dr, name)

@@ -44,7 +44,7 @@ def test_local_prints_the_fixed_shape_and_private_equals_plain(model: Path, garb
     assert set(report["seconds"]) == set(report["bytes"]) == {"offline", "online"}
     assert set(report["peak_rss_mib"]) == {"client", "server"}
     assert report["rounds"] > 0
-    assert report["max_lsb_difference"] >= 0
+    assert isinstance(report["max_lsb_difference"], int)
     assert sum(row["relus"] for row in report["layers"]) == report["relus"]
 
 

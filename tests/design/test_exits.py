@@ -70,7 +70,9 @@ def test_expected_costs_follow_from_shares():
 
 def test_what_a_search_says_is_what_the_evidence_says():
     evidence = made_up()
-    for each in search_exits(evidence, COSTS):
+    configurations = search_exits(evidence, COSTS)
+    assert {each.policy for each in configurations} == {"static", "anytime", "dynamic"}
+    for each in configurations:
         places = [evidence.points.index(point) for point in each.exits]
         if each.policy == "dynamic":
             assert each.threshold is not None

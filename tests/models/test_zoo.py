@@ -41,6 +41,7 @@ def test_the_documented_command_has_the_settings_that_made_it(name: str):
     manifest = manifest_of(_)
     step = manifest.history[-1]
     usual = {"settings": METHODS[step["method"]](step["budget"]), "recipe": RECIPES[manifest.dataset]}
+    assert set(given) <= set(step["settings"]) | set(step["recipe"])
     for part, config in usual.items():
         options = {key: value for key, value in given.items() if key in step[part]}
         here = asdict(with_values(config, options))

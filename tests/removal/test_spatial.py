@@ -129,6 +129,7 @@ def test_no_value_of_a_pixel_left_out_depends_on_the_input():
         net.get_submodule(path).register_forward_hook(lambda *got, at=path: seen.update({at: got[2]}))
     with torch.no_grad():
         net(torch.randn(4, *DATA.shape))
+    assert set(seen) == set(BEHIND)
     for path, value in seen.items():
         known = value[:, :, net.get_submodule(path).known]
         assert known.numel()

@@ -163,7 +163,7 @@ CLIENT, SERVER = ExtendedKeyUsageOID.CLIENT_AUTH, ExtendedKeyUsageOID.SERVER_AUT
 
 
 def test_expired_and_not_yet_valid_certificates_are_refused(keys: Keys, tmp_path: Path) -> None:
-    for days in ((-10, -1), (1, 10)):
+    for days, why in (((-10, -1), "certificate has expired"), ((1, 10), "not yet valid")):
         credentials = forge(keys, tmp_path, uris=["deepreshape:client"], purpose=CLIENT, days=days)
         served, visited = meet(Endpoint(keys.server, PATIENT), Endpoint(credentials, PATIENT))
         assert isinstance(served, RefusedError)
@@ -171,7 +171,7 @@ def test_expired_and_not_yet_valid_certificates_are_refused(keys: Keys, tmp_path
         credentials = forge(keys, tmp_path, uris=["deepreshape:server"], purpose=SERVER, days=days)
         served, visited = meet(Endpoint(credentials, PATIENT), Endpoint(keys.client, PATIENT))
         assert isinstance(visited, RefusedError)
-        assert "certificate has expired" in str(visited) or "not yet valid" in str(visited)
+        assert why in str(visited)
 
 
 def test_a_client_cannot_act_as_server(keys: Keys, tmp_path: Path) -> None:

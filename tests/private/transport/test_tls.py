@@ -187,8 +187,9 @@ def test_bytes_are_booked_and_nothing_is_copied(keys: Keys) -> None:
     assert (row.sent, row.received, row.frames_sent, row.rounds) == (sent.nbytes, 0, 1, 1)
     assert (other.sent, other.received, other.frames_received, other.rounds) == (0, sent.nbytes, 1, 0)
     with ThreadPoolExecutor(1) as pool:
-        pool.submit(client.finish)
+        finished = pool.submit(client.finish)
         server.finish()
+        finished.result()
 
 
 def test_received_payload_is_writable_and_exact(keys: Keys) -> None:
@@ -325,7 +326,8 @@ def test_two_senders_at_once_time_out_instead_of_waiting_for_ever(keys: Keys) ->
     ends = pair(keys, Limits(write_s=0.3))
     big = np.zeros(1 << 26, np.uint8)
     with ThreadPoolExecutor(2) as pool:
-        errors = [pool.submit(end.send, Frame.TABLES, big).exception() for end in ends]
+        sent = [pool.submit(end.send, Frame.TABLES, big) for end in ends]
+        errors = [each.exception() for each in sent]
     assert any(isinstance(error, TimeLimitError) for error in errors)
     assert all(isinstance(error, TimeLimitError | ConnectionLostError) for error in errors)
     assert any("or sending itself" in str(error) for error in errors)
@@ -345,10 +347,11 @@ def test_a_drip_of_bytes_ends_with_the_session(keys: Keys) -> None:
             return
 
     with ThreadPoolExecutor(1) as pool:
-        pool.submit(drip)
+        dripped = pool.submit(drip)
         with pytest.raises(TimeLimitError, match="session_s"):
             raw.server.receive(Frame.TABLES, 1 << 20)
         stop.set()
+        dripped.result()
     raw.close()
 
 

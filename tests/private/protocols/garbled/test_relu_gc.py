@@ -296,14 +296,15 @@ def test_tables_that_give_no_shares_are_refused(session: Session) -> None:
     server_share = np.zeros(60, np.uint64)
     with ThreadPoolExecutor(1) as pool:
         if role_of(session) == "server":
-            pool.submit(server_online, session.server, layer, SESSION, server, server_share)
+            garbled = pool.submit(server_online, session.server, layer, SESSION, server, server_share)
             with pytest.raises(ProtocolError, match="gives a value not in Field"):
                 client_online(session.client, layer, SESSION, client)
             session.client.send(Frame.SHARES, bytes(60))
         else:
-            pool.submit(client_online, session.client, layer, SESSION, client)
+            garbled = pool.submit(client_online, session.client, layer, SESSION, client)
             with pytest.raises(ProtocolError, match="gives a value not in Field"):
                 server_online(session.server, layer, SESSION, server, server_share)
+        garbled.result()
 
 
 def test_bad_arguments_are_refused(session: Session) -> None:

@@ -309,10 +309,11 @@ def test_rows_that_are_no_elements_are_refused() -> None:
 
     real.send = spoilt  # pyright: ignore[reportAttributeAccessIssue]
     with ThreadPoolExecutor(1) as pool:
-        pool.submit(server_online, real, layer, SESSION, server, zeros)
+        served = pool.submit(server_online, real, layer, SESSION, server, zeros)
         with pytest.raises(ProtocolError, match="not an element"):
             client_online(session.client, layer, SESSION, client)
         session.client.send(Frame.SHARES, bytes(5))
+        served.result()
 
 
 def test_several_layers_go_side_by_side(session: Session) -> None:
