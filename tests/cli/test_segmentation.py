@@ -54,7 +54,7 @@ def test_methods_that_look_at_labels_take_maps(model: Path, tmp_path: Path, word
     method, *settings = words.split()
     chosen = [] if method == "dead" else ["--budget", "500", "--set", "epochs=1", *settings]
     done = call("linearize", str(model), "--method", method, *chosen, "--out", str(tmp_path / "out"), "--json")
-    assert done.code == 0 or "none is free" in done.err, done.err
+    assert done.code == 0 or (method == "dead" and "none is free" in done.err), done.err
 
 
 def test_private_answers_are_maps_and_pictures(model: Path, tmp_path: Path):
