@@ -105,8 +105,8 @@ def arrays(**changed: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("changed", "words", "said"),
     [
-        ({"X": np.array([[1.0, np.nan]] * 4)}, (), "nan in row 0, column 1 is not a finite number"),
-        ({"X": np.array([["1", "two"]] * 4)}, (), "two in row 0, column 1 is not a finite number"),
+        ({"X": np.array([[1.0, np.nan]] * 4)}, (), "nan is not a finite number (row 1, feature 2"),
+        ({"X": np.array([["1", "two"]] * 4)}, (), "two is not a finite number (row 1, feature 2"),
         ({"y": np.zeros(4, int)}, (), "all rows are of one class, 0"),
         ({"X": np.float64(3)}, (), "it is to hold X (N, features) and y (N,)"),
         ({"y": np.zeros(3, int)}, (), "4 rows and a target of shape (3,)"),

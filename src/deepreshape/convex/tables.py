@@ -193,9 +193,8 @@ def _numbers(source: str, rows: NDArray[Any], features: int) -> NDArray[np.float
     bad = np.argwhere(~np.isfinite(numbers))
     if len(bad):
         row, column = bad[0]
-        raise ValueError(
-            f"{source}: {rows[row, column]!s} in row {row}, column {column} is not a finite number; leave such rows out"
-        )
+        where = f"row {row + 1}, feature {column + 1}, counted from 1 and without the target"
+        raise ValueError(f"{source}: {rows[row, column]!s} is not a finite number ({where}); leave such rows out")
     return numbers
 
 
