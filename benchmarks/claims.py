@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 
 from deepreshape.cost import LINKS, Layer, Profile, ReluLayer
 from deepreshape.counting import count
-from deepreshape.models import Architecture, architecture, build
+from deepreshape.models import Architecture, Staged, architecture, build
 from deepreshape.pricing.calibrate import machine, versions
 from deepreshape.pricing.quote import OURS, PROTOCOLS, Terms, quote_layers, quote_program
 from deepreshape.private.program.lower import lower
@@ -164,6 +164,7 @@ def reduced(design: Architecture) -> tuple[str, torch.nn.Module]:
         generator = torch.Generator().manual_seed(0)
         put_masks(network, {path: torch.rand(mask.shape, generator=generator) < kept for path, mask in whole.items()})
         return "spread over all layers", network
+    assert isinstance(design, Staged)
     coarse_plan = plan(design, BUDGET)
     return str(coarse_plan), build(coarse_plan.architecture, seed=0).eval()
 

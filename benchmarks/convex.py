@@ -76,7 +76,7 @@ def measured(name: str, seeds: int) -> dict[str, Any]:
             "optimum": error(table, model.predict(table.rows[test]), test),
             "ntk": error(table, kernel.predict(table.rows[test]), test),
             "ridge": error(table, ridge.predict(scaled[test]), test),
-            "relu network": error(table, answers(network, scaled[test], table), test),
+            "relu network": error(table, answers(network, scaled[test], table, train), test),
         }
         fits.append({"model": model, "errors": errors, "seconds": seconds})
         if not seed:
@@ -130,16 +130,17 @@ def trained(table: Table, scaled: Real, train: NDArray[np.intp], seed: int) -> n
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    network.scale = (float(target.mean()), float(target.std()))
     return network.eval()
 
 
 @torch.no_grad()
-def answers(network: nn.Module, scaled: Real, table: Table) -> NDArray[Any]:
-    """Classes or numbers."""
+def answers(network: nn.Module, scaled: Real, table: Table, train: NDArray[np.intp]) -> NDArray[Any]:
+    """Classes, or numbers on the scale of the rows it was trained on."""
     out = network(torch.from_numpy(scaled).float()[:, :, None, None])
-    mean, deviation = network.scale
-    return out.argmax(1).numpy() if table.classes else out[:, 0].numpy() * deviation + mean
+    if table.classes:
+        return out.argmax(1).numpy()
+    target = table.target[train]
+    return out[:, 0].numpy() * float(target.std()) + float(target.mean())
 
 
 def private_gated(table: Table, model: Any, train: NDArray[np.intp], test: NDArray[np.intp]) -> dict[str, Any]:

@@ -56,7 +56,7 @@ def measure(name: str, rounds: int) -> dict[str, Any]:
     labels = torch.randint(design.classes, (BATCH,), generator=generator)
     weights = list(network.parameters())
     groups = [{"params": [w], "lr": 1e-3, "orthogonal": w.dim() == 4} for w in weights]
-    optimizer = Muon(groups, torch.bfloat16)
+    optimizer = Muon(groups)
 
     def step() -> float:
         begin = time.process_time()

@@ -19,8 +19,8 @@ from io import StringIO
 from pathlib import Path
 
 import torch
-from fvcore.nn import FlopCountAnalysis
-from ptflops import get_model_complexity_info
+from fvcore.nn import FlopCountAnalysis  # pyright: ignore[reportMissingImports]
+from ptflops import get_model_complexity_info  # pyright: ignore[reportMissingImports]
 from torch import nn
 
 from deepreshape import architecture, build, count

@@ -21,6 +21,7 @@ import time
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import nn
@@ -28,7 +29,7 @@ from torch import nn
 from deepreshape.counting import count
 from deepreshape.data import Dataset, Split
 from deepreshape.experiments.points import measurements
-from deepreshape.models import architecture, build
+from deepreshape.models import Architecture, architecture, build
 from deepreshape.models.saved import Manifest, load, save, weights_digest
 from deepreshape.pricing.calibrate import machine
 from deepreshape.removal import SNL, Taylor, linearize
@@ -239,8 +240,8 @@ class Comparison:
         return load(self.out / "models" / phase).to(self.device)
 
     def _save(self, phase: Phase, network: nn.Module) -> None:
-        of = network.architecture  # pyright: ignore[reportAttributeAccessIssue]
-        save(network, self.out / "models" / phase.id, Manifest.of(of, self.data, (asdict(phase),)), half=True)
+        design = cast(Architecture, network.architecture)
+        save(network, self.out / "models" / phase.id, Manifest.of(design, self.data, (asdict(phase),)), half=True)
 
     def _answers(self, phase: str) -> None:
         network = self._load(phase)

@@ -16,6 +16,7 @@ import statistics
 import time
 from collections.abc import Callable
 from importlib.metadata import version
+from typing import Any
 
 import numpy as np
 
@@ -26,6 +27,7 @@ from deepreshape.private.crypto.he import residues
 from deepreshape.private.crypto.he.packing import Convolution, choose_parameters, lay_out
 from deepreshape.private.crypto.he.parameters import DEGREE, STATISTICAL_BITS
 from deepreshape.private.crypto.he.responses import EncodedWeights, respond
+from deepreshape.private.crypto.he.seal_container import seal
 
 TARGET = {"layer": "64x8x8 -> 64, 3x3", "cpu_seconds": 0.15, "bytes": 3_000_000}
 
@@ -51,7 +53,7 @@ def spread(values: list[float]) -> dict[str, float]:
     }
 
 
-def measure(layer: Convolution, modulus: int, rounds: int) -> dict[str, object]:
+def measure(layer: Convolution, modulus: int, rounds: int) -> dict[str, Any]:
     parameters = choose_parameters(modulus, [layer])
     layout = lay_out(layer, parameters)
     rng = Randomness()
@@ -64,7 +66,7 @@ def measure(layer: Convolution, modulus: int, rounds: int) -> dict[str, object]:
     mask = residues.uniform(rng, int(np.prod(layer.input_shape)), modulus).reshape(layer.input_shape)
     seconds: dict[str, list[float]] = {"client": [], "server": [], "server_kept": [], "limit": []}
 
-    def timed(role: str, work: Callable[[], object]) -> object:
+    def timed(role: str, work: Callable[[], Any]) -> Any:
         began = time.process_time()
         result = work()
         seconds[role].append(time.process_time() - began)
@@ -74,7 +76,7 @@ def measure(layer: Convolution, modulus: int, rounds: int) -> dict[str, object]:
     respond(responder, kept, sent)  # encodes what is kept, and warms everything up
     received = responder.receive(sent[0], layout.interleave)
     plain = he.encode(parameters, np.random.default_rng(1).integers(-top, top + 1, parameters.degree)).plain
-    total, product = he.seal.Ciphertext(), he.seal.Ciphertext()
+    total, product = seal.Ciphertext(), seal.Ciphertext()
     evaluator = he._evaluator(parameters)
     evaluator.multiply_plain(received, plain, total)
 

@@ -97,6 +97,10 @@ class Published(SearchMethod):
 class PublishedSearch(MaskSearch):
     """Ends when the gates above the threshold are within the budget, which they then fall short of or meet."""
 
+    strength: Tensor
+    least: Tensor
+    epoch: Tensor
+
     def __init__(self, method: Published, network: nn.Module, task: Task) -> None:
         super().__init__(network, task)
         self.method = method

@@ -28,7 +28,7 @@ from deepreshape.pricing.calibrate import measure as measure_units
 from deepreshape.pricing.quote import Terms, quote_program
 from deepreshape.private.program.lower import lower
 from deepreshape.private.program.program import to_fixed
-from deepreshape.private.program.relu_config import ReluConfig
+from deepreshape.private.program.relu_config import ReluConfig, Role
 from deepreshape.private.service.local_run import run_local
 from deepreshape.removal import plan
 
@@ -79,7 +79,7 @@ def main() -> None:
 
 
 def measure(
-    network: str, budget: int | None, todo: list[tuple[str, str]], profile: Profile, rounds: int, most: float
+    network: str, budget: int | None, todo: list[tuple[str, Role]], profile: Profile, rounds: int, most: float
 ) -> Iterator[dict[str, Any]]:
     """A row for each (ReLU protocol, garbler)."""
     if not todo:

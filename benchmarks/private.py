@@ -47,7 +47,8 @@ def lowered(model: str, window: int | None) -> tuple[Program, Integers]:
         shape = manifest.architecture.input
     else:
         name, _, size = model.partition("@")
-        shape = tuple(int(side) for side in size.split("x")) if size else (3, 32, 32)
+        channels, height, width = map(int, (size or "3x32x32").split("x"))
+        shape = channels, height, width
         network = build(architecture(name, shape, 200 if shape[-1] == 64 else 100), seed=0).eval()
     x = torch.randn(8, *shape, generator=torch.Generator().manual_seed(0)).numpy()
     program = lower(network, x).program

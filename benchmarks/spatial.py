@@ -48,7 +48,9 @@ def method_of(choice: str, budget: int) -> Method:
     return Spatial(budget, choice=choice, columns=True)  # pyright: ignore[reportArgumentType]
 
 
-def points(network: str, seed: int, data: Dataset, work: Path) -> Iterator[tuple[dict[str, object], object]]:
+def points(
+    network: str, seed: int, data: Dataset, work: Path
+) -> Iterator[tuple[dict[str, object], TrainingPoint | RemovalPoint]]:
     """What tells a row from the others, and its point, each after the one it starts from."""
     recipe = replace(recipe_of(data.name), optimizer="muon")
     whole = TrainingPoint(

@@ -24,7 +24,7 @@ def net() -> nn.Module:
 
 def main() -> None:
     data = Dataset.load("digits")
-    images, labels = data.normalize(data.train.images), data.train.labels
+    images, labels = data.normalize(data.train.images[:]), data.train.labels
     network = net()
     optimizer = torch.optim.Adam(network.parameters(), lr=0.01)
     for _ in range(60):
