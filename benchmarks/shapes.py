@@ -2,6 +2,7 @@
 
     python benchmarks/shapes.py adjust cells --out benchmarks/results/shapes-digits.jsonl
     python benchmarks/shapes.py levels --out benchmarks/results/shapes.jsonl --work runs
+    python benchmarks/shapes.py resources --seeds 0 1 --out benchmarks/results/adjusted.jsonl --work runs
 
 *adjust*: ResNet-20s of one block a stage with one layer far too wide; five iterations at equal multiply-adds, 3 seeds.
 Each row has the loss and top-1 on the test split, read once, of the start and of the last network, both trained anew
@@ -13,6 +14,11 @@ the lower one within 18 %, as widths are whole numbers): trained with all ReLUs 
 and to 25,000 by Taylor gates, one epoch of search and two of tuning, and by coarse plans, two of tuning. Networks and
 checkpoints are below ``--work``.
 
+*resources*: the widths of ResNet-20 on CIFAR-100, moved in three iterations of two epochs each, at equal multiply-adds,
+equal ReLUs, and equal predicted seconds of our runtime on the wan. The start, whose widths are uniform, and the three
+networks are then trained alike for each seed. Rows have the utilisations too; the widths are chosen once, with the
+first seed.
+
 Rows that are in the file are not measured again.
 """
 
@@ -20,8 +26,8 @@ import argparse
 import json
 import shutil
 from collections.abc import Iterator
-from dataclasses import replace
-from functools import partial
+from dataclasses import asdict, replace
+from functools import cache, partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -29,15 +35,17 @@ from typing import Any
 import torch
 from torch.nn.functional import cross_entropy
 
+from deepreshape.cost import LINKS
 from deepreshape.counting import count
 from deepreshape.data import Dataset
-from deepreshape.design.adjust import Adjustment, adjust
+from deepreshape.design.adjust import AdjustedStep, Adjustment, adjust
 from deepreshape.design.base_width import multiply_adds
 from deepreshape.design.cells import CellSearch, random_genotype, search_cells
-from deepreshape.experiments.adjusting import measure_by_training
+from deepreshape.experiments.adjusting import measure_by_training, resource_of
 from deepreshape.experiments.points import RemovalPoint, TrainingPoint
 from deepreshape.models import ResNet, Staged, architecture, architecture_for, build
 from deepreshape.pricing.calibrate import machine, versions
+from deepreshape.pricing.quote import Terms
 from deepreshape.removal import Coarse, Taylor, plan_of
 from deepreshape.training import RECIPES, accuracy, recipe_of, train
 from deepreshape.training.runs import append_row
@@ -147,12 +155,52 @@ def levels(networks: list[str], seeds: list[int], work: Path, done: set[str]) ->
                 yield result.to_row() | {"macs_level": LEVELS[name], "family": name.rpartition("-m")[0]}
 
 
+def resources(seeds: list[int], work: Path, done: set[tuple[Any, ...]]) -> Iterator[dict[str, Any]]:
+    """A row for each seed and network: the start, and what each resource makes of it."""
+    data = Dataset.load("cifar100")
+    recipe = replace(recipe_of(data.name), optimizer="muon", lr=0.05)
+    start = architecture_for("resnet20", data)
+    assert isinstance(start, ResNet)
+    config = Adjustment(iterations=3, repeats=1)
+    measure = partial(measure_by_training, data, replace(recipe, epochs=2), rate=config.rate, seed=seeds[0])
+    # the start is trained once for all resources, as they differ only in what they ask of it
+    whole = cache(lambda: measure(folder=work / "adjusted")(start, 0))
+    amounts = {name: resource_of(name, Terms(link=LINKS["wan"])) for name in ("macs", "relus", "seconds")}
+    steps: dict[str, tuple[AdjustedStep, ...]] = {"uniform": ()}
+    for name, amount in amounts.items():
+        folder = work / f"adjusted-{name}"
+        folder.mkdir(parents=True, exist_ok=True)
+        measured = measure(folder=folder / "run")
+        steps[name] = adjust(
+            start,
+            lambda network, iteration, measured=measured: measured(network, iteration) if iteration else whole(),
+            amount,
+            config,
+            folder=folder,
+        )
+    for seed, (kept, chosen) in product(seeds, steps.items()):
+        if ("resources", kept, seed) in done:
+            continue
+        network = architecture_for(chosen[-1].network if chosen else start.name, data)
+        assert isinstance(network, ResNet)
+        point = TrainingPoint(network.name, plan_of(network), None, seed, replace(recipe, epochs=3))
+        to = work / f"adjusted_{kept}_s{seed}"
+        shutil.rmtree(to, ignore_errors=True)
+        row = point.result(data, to, to.with_name(f"{to.name}_run"), lambda _: None).to_row()
+        yield row | {
+            "what": "resources",
+            "resource": kept,
+            "wan_seconds": round(amounts["seconds"](network), 3),
+            "steps": [asdict(step) for step in chosen],
+        }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", nargs="+", choices=("adjust", "cells", "levels"))
+    parser.add_argument("what", nargs="+", choices=("adjust", "cells", "levels", "resources"))
     parser.add_argument("--networks", nargs="+", default=list(LEVELS), help="of levels")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="of levels")
-    parser.add_argument("--work", type=Path, default=Path("runs"), help="of levels")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="of levels and resources")
+    parser.add_argument("--work", type=Path, default=Path("runs"), help="of levels and resources")
     parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args()
     torch.set_num_threads(1)
@@ -161,7 +209,11 @@ def main() -> None:
         given.what.remove("levels")
         for row in levels(given.networks, given.seeds, given.work, {row.get("id") for row in rows}):
             write(row, given.out)
-    done = {(row["what"], row["network"], row["seed"]) for row in rows}
+    done = {(row["what"], row.get("resource", row["network"]), row["seed"]) for row in rows if "what" in row}
+    if "resources" in given.what:
+        given.what.remove("resources")
+        for row in resources(given.seeds, given.work, done):
+            write(row, given.out)
     data = Dataset.load("digits")
     for what in given.what:
         for row in (adjusted if what == "adjust" else cells)(data, done):

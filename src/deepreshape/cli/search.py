@@ -202,7 +202,7 @@ def adjust(
     from deepreshape.counting import count
     from deepreshape.design.adjust import Adjustment, layer_paths, layer_widths
     from deepreshape.design.adjust import adjust as adjust_widths
-    from deepreshape.experiments.adjusting import measure_by_training
+    from deepreshape.experiments.adjusting import measure_by_training, resource_of
     from deepreshape.models import architecture_for, build
     from deepreshape.report.widths import picture_of_widths
     from deepreshape.training import recipe_of, with_values
@@ -213,7 +213,9 @@ def adjust(
     known = {field.name for field in fields(Adjustment)}
     chosen = with_values(Adjustment(iterations), {name: pairs.pop(name) for name in known & set(pairs)})
     recipe = recipe_of(data).with_values(pairs)
-    amount = _resource(resource, protocol, link)
+    if resource not in ("seconds", "bytes") and (link or protocol != "gc-full"):
+        raise ValueError(f"--resource {resource} is not priced; --link and --protocol go with seconds and bytes")
+    amount = resource_of(resource, read_one_terms(protocol, link))
     with progress_bar() as bar:
         task = bar.add_task("iteration 0", total=None)
         measure = measure_by_training(
@@ -264,29 +266,3 @@ def _adjustable(network: str, data: Dataset) -> ResNet:
     if start.input != data.shape or start.relus != start.unreduced.relus:
         raise ValueError(f"{network} has fewer ReLUs than its layers or takes other images than {data.name}'s")
     return start
-
-
-def _resource(name: str, protocol: str, link: str | None):
-    """The function of an architecture that ``--resource`` names."""
-    from deepreshape.counting import count
-    from deepreshape.design.base_width import multiply_adds
-    from deepreshape.models import build
-    from deepreshape.pricing.quote import quote_layers
-
-    if name in ("seconds", "bytes"):
-        terms = read_one_terms(protocol, link)
-
-        def priced(network: ResNet) -> float:
-            quote = quote_layers(network.layers(), terms)
-            return quote.seconds if name == "seconds" else float(quote.report.bytes)
-
-        return priced
-    if link or protocol != "gc-full":
-        raise ValueError(f"--resource {name} is not priced; --link and --protocol go with seconds and bytes")
-    if name == "relus":
-        return lambda network: float(network.relus)
-    if name == "macs":
-        return lambda network: float(multiply_adds(network))
-    if name == "params":
-        return lambda network: float(count(build(network, "meta"), network.input).total.params)
-    raise ValueError(f"unknown resource {name!r}; known are macs, params, relus, seconds and bytes")

@@ -1,4 +1,4 @@
-"""What Network Adjustment asks of training: networks trained under channel dropout, and their validation loss."""
+"""What Network Adjustment asks of others: training under channel dropout, the validation loss, and what widths cost."""
 
 from __future__ import annotations
 
@@ -9,13 +9,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from deepreshape.counting import count
 from deepreshape.data import Dataset
-from deepreshape.design.adjust import Measure, layer_paths
+from deepreshape.design.adjust import Measure, Resource, layer_paths
+from deepreshape.design.base_width import multiply_adds
 from deepreshape.models import ResNet, build
 from deepreshape.nn.channel_dropout import channel_dropout
+from deepreshape.pricing.quote import Terms, quote_layers
 from deepreshape.training import Hook, Progress, Recipe, TrainingRun
 
-__all__ = ["measure_by_training"]
+__all__ = ["measure_by_training", "resource_of"]
 
 EVAL_BATCH = 1000
 
@@ -90,3 +93,28 @@ def validation_loss(model: nn.Module, data: Dataset) -> float:
         logits = model(data.normalize(images.to(device))).float()
         total += float(cross_entropy(logits, labels.to(device), reduction="sum"))
     return total / len(data.validation)
+
+
+def resource_of(name: str, terms: Terms) -> Resource:
+    """What an architecture has of a resource.
+
+    Args:
+        name: macs, params, relus, or, of an inference under ``terms``, seconds or bytes.
+        terms: protocol and link.
+
+    Raises:
+        ValueError: if it is no resource.
+    """
+    match name:
+        case "macs":
+            return lambda network: float(multiply_adds(network))
+        case "params":
+            return lambda network: float(count(build(network, "meta"), network.input).total.params)
+        case "relus":
+            return lambda network: float(network.relus)
+        case "seconds":
+            return lambda network: quote_layers(network.layers(), terms).seconds
+        case "bytes":
+            return lambda network: float(quote_layers(network.layers(), terms).report.bytes)
+        case _:
+            raise ValueError(f"unknown resource {name!r}; known are macs, params, relus, seconds and bytes")
