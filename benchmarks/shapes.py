@@ -45,7 +45,7 @@ from deepreshape.experiments.adjusting import measure_by_training, resource_of
 from deepreshape.experiments.points import RemovalPoint, TrainingPoint
 from deepreshape.models import ResNet, Staged, architecture, architecture_for, build
 from deepreshape.pricing.calibrate import machine, versions
-from deepreshape.pricing.quote import Terms
+from deepreshape.pricing.quote import Terms, quote_layers
 from deepreshape.removal import Coarse, Taylor, plan_of
 from deepreshape.training import RECIPES, accuracy, recipe_of, train
 from deepreshape.training.runs import append_row
@@ -165,34 +165,35 @@ def resources(seeds: list[int], work: Path, done: set[tuple[Any, ...]]) -> Itera
     measure = partial(measure_by_training, data, replace(recipe, epochs=2), rate=config.rate, seed=seeds[0])
     # the start is trained once for all resources, as they differ only in what they ask of it
     whole = cache(lambda: measure(folder=work / "adjusted")(start, 0))
-    amounts = {name: resource_of(name, Terms(link=LINKS["wan"])) for name in ("macs", "relus", "seconds")}
-    steps: dict[str, tuple[AdjustedStep, ...]] = {"uniform": ()}
-    for name, amount in amounts.items():
-        folder = work / f"adjusted-{name}"
-        folder.mkdir(parents=True, exist_ok=True)
-        measured = measure(folder=folder / "run")
-        steps[name] = adjust(
-            start,
-            lambda network, iteration, measured=measured: measured(network, iteration) if iteration else whole(),
-            amount,
-            config,
-            folder=folder,
-        )
-    for seed, (kept, chosen) in product(seeds, steps.items()):
-        if ("resources", kept, seed) in done:
-            continue
-        network = architecture_for(chosen[-1].network if chosen else start.name, data)
-        assert isinstance(network, ResNet)
-        point = TrainingPoint(network.name, plan_of(network), None, seed, replace(recipe, epochs=3))
-        to = work / f"adjusted_{kept}_s{seed}"
-        shutil.rmtree(to, ignore_errors=True)
-        row = point.result(data, to, to.with_name(f"{to.name}_run"), lambda _: None).to_row()
-        yield row | {
-            "what": "resources",
-            "resource": kept,
-            "wan_seconds": round(amounts["seconds"](network), 3),
-            "steps": [asdict(step) for step in chosen],
-        }
+    terms = Terms(link=LINKS["wan"])
+    amounts = {name: resource_of(name, terms) for name in ("macs", "relus", "seconds")}
+    for kept in ("uniform", *amounts):
+        missing = [seed for seed in seeds if ("resources", kept, seed) not in done]
+        steps: tuple[AdjustedStep, ...] = ()
+        if missing and kept != "uniform":
+            folder = work / f"adjusted-{kept}"
+            folder.mkdir(parents=True, exist_ok=True)
+            measured = measure(folder=folder / "run")
+            steps = adjust(
+                start,
+                lambda network, iteration, measured=measured: measured(network, iteration) if iteration else whole(),
+                amounts[kept],
+                config,
+                folder=folder,
+            )
+        network = architecture_for(steps[-1].network, data) if steps else start
+        for seed in missing:
+            point = TrainingPoint(network.name, plan_of(network), None, seed, replace(recipe, epochs=3))
+            to = work / f"adjusted_{kept}_s{seed}"
+            shutil.rmtree(to, ignore_errors=True)
+            row = point.result(data, to, to.with_name(f"{to.name}_run"), lambda _: None).to_row()
+            price = quote_layers(network.layers(), terms).seconds
+            yield row | {
+                "what": "resources",
+                "resource": kept,
+                "wan_seconds": round(price, 3),
+                "steps": [asdict(step) for step in steps],
+            }
 
 
 def main() -> None:
