@@ -374,6 +374,14 @@ def test_visitors_without_tls_are_only_refused(keys: Keys, first: bytes, reset: 
             Endpoint(keys.server, PATIENT).accept(sock)
 
 
+def test_a_visitor_that_is_gone_in_the_handshake_hung_up(keys: Keys) -> None:
+    with listen("127.0.0.1", 0) as listening:
+        with socket.create_connection(listening.getsockname()) as visitor:
+            visitor.sendall(b"\x16\x03\x01")
+        with pytest.raises(ConnectionLostError, match=r"gone during the TLS handshake: it hung up, or was killed$"):
+            Endpoint(keys.server, PATIENT).accept(listening.accept()[0])
+
+
 def test_nobody_listens(keys: Keys) -> None:
     with listen("127.0.0.1", 0) as listening:
         port = listening.getsockname()[1]

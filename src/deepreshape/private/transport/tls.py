@@ -446,7 +446,7 @@ class Endpoint:
                 case TimeoutError():
                     limit = f"{self.limits.connect_s:g} s (connect_s)"
                     raise TimeLimitError(f"{where}: TLS handshake not done in {limit}") from None
-                case ssl.SSLError():
+                case ssl.SSLError() if not isinstance(error, ssl.SSLEOFError):
                     raise RefusedError(f"{where}: TLS 1.3 with mutual certificates failed: {_reason(error)}") from None
                 case OSError():
                     raise ConnectionLostError(f"{where}: gone during the TLS handshake: {_reason(error)}") from None
