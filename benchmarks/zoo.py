@@ -1,0 +1,64 @@
+"""The zoo's networks on CIFAR-100: test accuracy, and whole private runs under each protocol.
+
+    python benchmarks/zoo.py --out benchmarks/results/zoo.jsonl
+
+A row for each network, protocol and link: two processes over TLS on this machine (``private local``), one test image,
+the wan (100 Mbit/s, 50 ms) injected. Test top-1 is that of the network in floating point on all 10,000 test images.
+Nothing else should run on the machine. A row replaces one of the same network, protocol and link.
+"""
+
+import argparse
+import json
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from deepreshape.counting import count
+from deepreshape.data import Dataset
+from deepreshape.models.saved import load
+from deepreshape.models.zoo import folder_of, names
+from deepreshape.pricing.calibrate import machine, versions
+from deepreshape.private.program.lower import lower
+from deepreshape.private.program.relu_config import ReluConfig
+from deepreshape.private.service.local_run import run_local
+from deepreshape.private.transport.tls import EmulatedLink
+from deepreshape.training import accuracy
+from deepreshape.training.runs import read_rows, write_rows
+
+LINKS = {"loopback": None, "wan": EmulatedLink(25e-3, 100e6 / 8)}
+PROTOCOLS = ("gc-full", "gc-sign", "ot")
+KEPT = ("agree", "declared_bytes_match", "same_class", "relus", "rounds", "seconds", "bytes", "stored_mib")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    known = [name for name in names() if name.startswith("cifar100") and not name.endswith("herpn")]
+    parser.add_argument("--networks", nargs="+", default=known, choices=known)
+    parser.add_argument("--out", type=Path, required=True)
+    given = parser.parse_args()
+    data = Dataset.load("cifar100")
+    for name in given.networks:
+        model = load(folder_of(f"zoo:{name}"))
+        facts = {"network": f"zoo:{name}", "macs": count(model, data.shape).total.macs}
+        facts |= {"top1": accuracy(model, data, data.test), "n": len(data.test)}
+        program = lower(model, data).program
+        inputs = program.encode(data.normalize(data.test.images[:1]).numpy())
+        for protocol, link in product(PROTOCOLS, LINKS):
+            report = run_local(program, inputs, ReluConfig.parse(protocol), link=LINKS[link])
+            row = facts | {"protocol": protocol, "link": link} | {key: report[key] for key in KEPT}
+            keep(row | {"machine": machine(), "versions": versions()}, given.out)
+
+
+def keep(row: dict[str, Any], to: Path) -> None:
+    """Write a row in place of an older one."""
+    rows = read_rows(to) if to.is_file() else []
+    same = ("network", "protocol", "link")
+    write_rows(to, [*(old for old in rows if any(old[key] != row[key] for key in same)), row])
+    print(json.dumps(row), flush=True)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(2)
+    main()
