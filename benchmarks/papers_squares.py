@@ -77,7 +77,7 @@ def accuracy_kept() -> Measured:
     trained = {
         (row["network"], row["data"], row["epochs"], row["seed"]): row["top1"]
         for row in rows_of("squares-accuracy.jsonl")
-        if row["method"] == "all"
+        if row["method"] == "all" and row.get("escape", 1.0)
     }
     for (network, data, epochs, seed), top1 in trained.items():
         twin = trained.get((f"{network}-herpn", data, epochs, seed))
