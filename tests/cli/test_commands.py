@@ -353,8 +353,8 @@ def test_run_and_report(tmp_path: Path):
         (("report", "."), ". holds no results: there is no results.jsonl"),
         (
             ("eval", "zoo:cats"),
-            "there is no 'cats' in the zoo; it has cifar100-13k, cifar100-25k, cifar100-coarse-herpn, digits, "
-            "digits-herpn",
+            "there is no 'cats' in the zoo; it has cifar100-13k, cifar100-25k, cifar100-50k, cifar100-coarse-herpn, "
+            "digits, digits-herpn",
         ),
         (("linearize", ".", "--budget", "9", "--out", "o"), ". holds no saved model"),
         (
