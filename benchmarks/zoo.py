@@ -4,7 +4,7 @@
 
 A row for each network, protocol and link: two processes over TLS on this machine (``private local``), one test image,
 the wan (100 Mbit/s, 50 ms) injected. Test top-1 is that of the network in floating point on all 10,000 test images.
-Nothing else should run on the machine. A row replaces one of the same network, protocol and link.
+The networks' rows in ``results/cifar100.jsonl`` gain what was measured. Nothing else should run on the machine.
 """
 
 import argparse
@@ -29,17 +29,17 @@ from deepreshape.training.runs import read_rows, write_rows
 
 LINKS = {"loopback": None, "wan": EmulatedLink(25e-3, 100e6 / 8)}
 PROTOCOLS = ("gc-full", "gc-sign", "ot")
+ACCURACY = Path(__file__).parent / "results" / "cifar100.jsonl"
 KEPT = ("agree", "declared_bytes_match", "same_class", "relus", "rounds", "seconds", "bytes", "stored_mib")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    known = [name for name in names() if name.startswith("cifar100") and not name.endswith("herpn")]
-    parser.add_argument("--networks", nargs="+", default=known, choices=known)
     parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args()
     data = Dataset.load("cifar100")
-    for name in given.networks:
+    rows: list[dict[str, Any]] = []
+    for name in (name for name in names() if name.startswith("cifar100") and not name.endswith("herpn")):
         model = load(folder_of(f"zoo:{name}"))
         facts = {"network": f"zoo:{name}", "macs": count(model, data.shape).total.macs}
         facts |= {"top1": accuracy(model, data, data.test), "n": len(data.test)}
@@ -48,15 +48,21 @@ def main() -> None:
         for protocol, link in product(PROTOCOLS, LINKS):
             report = run_local(program, inputs, ReluConfig.parse(protocol), link=LINKS[link])
             row = facts | {"protocol": protocol, "link": link} | {key: report[key] for key in KEPT}
-            keep(row | {"machine": machine(), "versions": versions()}, given.out)
+            rows.append(row | {"machine": machine(), "versions": versions()})
+            print(json.dumps(rows[-1]), flush=True)
+    write_rows(given.out, rows)
+    write_rows(ACCURACY, with_private_costs(read_rows(ACCURACY), rows))
 
 
-def keep(row: dict[str, Any], to: Path) -> None:
-    """Write a row in place of an older one."""
-    rows = read_rows(to) if to.is_file() else []
-    same = ("network", "protocol", "link")
-    write_rows(to, [*(old for old in rows if any(old[key] != row[key] for key in same)), row])
-    print(json.dumps(row), flush=True)
+def with_private_costs(rows: list[dict[str, Any]], measured: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows by a network's id, those of measured networks with their seconds and bytes by protocol."""
+    gained: dict[str, dict[str, Any]] = {}
+    for run in measured:
+        costs = gained.setdefault(run["network"].removeprefix("zoo:"), {"private_seconds": {}, "private_bytes": {}})
+        seconds = {phase: round(taken, 3) for phase, taken in run["seconds"].items()}
+        costs["private_seconds"][f"{run['protocol']}, {run['link']}"] = seconds
+        costs["private_bytes"][run["protocol"]] = run["bytes"]
+    return [row | gained.get(row["id"], {}) for row in rows]
 
 
 if __name__ == "__main__":

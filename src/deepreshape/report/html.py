@@ -31,7 +31,7 @@ __all__ = ["environment", "picture", "render", "scope", "verdict"]
 SCOPES = {
     "digits": "This shows the way from a design to private answers, not which network is better: the digits have 8x8 "
     "pixels, of which the last two stages see 2x2 and 1x1, so that widening them buys next to nothing. Plans that "
-    "reuse ReLUs add linear layers, whose fixed prices outweigh so few ReLUs. The comparison that means "
+    "reuse ReLUs add linear layers, whose fixed prices can outweigh the ReLUs they save. The comparison that means "
     "something is on CIFAR-100: docs/removal.md, at equal ReLU count."
 }
 """By data set, what a comparison of networks on it does not show."""
