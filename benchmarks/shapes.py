@@ -14,10 +14,10 @@ the lower one within 18 %, as widths are whole numbers): trained with all ReLUs 
 and to 25,000 by Taylor gates, one epoch of search and two of tuning, and by coarse plans, two of tuning. Networks and
 checkpoints are below ``--work``.
 
-*resources*: the widths of ResNet-20 on CIFAR-100, moved in three iterations of two epochs each, at equal multiply-adds,
+*resources*: the widths of ResNet-20 on CIFAR-100, moved in three iterations of one epoch each, at equal multiply-adds,
 equal ReLUs, and equal predicted seconds of our runtime on the wan. The start, whose widths are uniform, and the three
-networks are then trained alike for each seed. Rows have the utilisations too; the widths are chosen once, with the
-first seed.
+networks are then trained alike for each seed, three epochs with growing images. Rows have the utilisations too; the
+widths are chosen once, with the first seed.
 
 Rows that are in the file are not measured again.
 """
@@ -162,7 +162,7 @@ def resources(seeds: list[int], work: Path, done: set[tuple[Any, ...]]) -> Itera
     start = architecture_for("resnet20", data)
     assert isinstance(start, ResNet)
     config = Adjustment(iterations=3, repeats=1)
-    measure = partial(measure_by_training, data, replace(recipe, epochs=2), rate=config.rate, seed=seeds[0])
+    measure = partial(measure_by_training, data, replace(recipe, epochs=1), rate=config.rate, seed=seeds[0])
     # the start is trained once for all resources, as they differ only in what they ask of it
     whole = cache(lambda: measure(folder=work / "adjusted")(start, 0))
     terms = Terms(link=LINKS["wan"])
@@ -183,7 +183,7 @@ def resources(seeds: list[int], work: Path, done: set[tuple[Any, ...]]) -> Itera
             )
         network = architecture_for(steps[-1].network, data) if steps else start
         for seed in missing:
-            point = TrainingPoint(network.name, plan_of(network), None, seed, replace(recipe, epochs=3))
+            point = TrainingPoint(network.name, plan_of(network), None, seed, replace(recipe, epochs=3, grow=0.6))
             to = work / f"adjusted_{kept}_s{seed}"
             shutil.rmtree(to, ignore_errors=True)
             row = point.result(data, to, to.with_name(f"{to.name}_run"), lambda _: None).to_row()
