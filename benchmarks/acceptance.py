@@ -25,6 +25,7 @@ import deepreshape as dr
 from deepreshape.pricing.calibrate import machine
 from deepreshape.removal import Taylor
 from deepreshape.training import accuracy
+from deepreshape.training.runs import append_row
 
 CLASSES = 20
 SHARES = 0.25, 0.10
@@ -156,8 +157,7 @@ def main() -> None:
         return
     given.out.unlink(missing_ok=True)
     for row in rows(given.photos, given.work, given.seeds, given.base):
-        with given.out.open("a") as results:
-            results.write(json.dumps(row) + "\n")
+        append_row(given.out, row)
         print(f"seed {row['seed']}: {row['relus']:,} ReLUs, test top-1 {row['top1_test_before']} -> {row['top1_test']}")
 
 

@@ -21,6 +21,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from deepreshape.training.runs import append_row, write_rows
+
 ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).parent / "results"
 REFERENCE = ROOT / "src" / "deepreshape" / "engines" / "ckks" / "reference.json"
@@ -41,7 +43,7 @@ def operations() -> None:
         json.dumps({"machine": machine(), "unit": "ns for each N log2 N", "operations": constants}, indent=1) + "\n"
     )
     command = {"command": "python benchmarks/ckks.py", **machine()}
-    (RESULTS / "ckks-operations.jsonl").write_text("".join(json.dumps(command | row) + "\n" for row in rows))
+    write_rows(RESULTS / "ckks-operations.jsonl", (command | row for row in rows))
 
 
 def digits() -> None:
@@ -103,8 +105,7 @@ def coarse() -> None:
         "bytes": answer.bytes,
         "peak_rss_mib": round(answer.peak_rss_mib),
     }
-    with (RESULTS / "ckks-coarse.jsonl").open("a") as rows:
-        rows.write(json.dumps(row) + "\n")
+    append_row(RESULTS / "ckks-coarse.jsonl", row)
     print(json.dumps(row))
 
 
@@ -148,7 +149,7 @@ def errors() -> None:
             rows.append(about | sizes | {"log2_ratio": round(float(np.log2(error / expected)), 2)})
             print(rows[-1], file=sys.stderr)
     command = {"command": "python benchmarks/ckks.py errors"}
-    (RESULTS / "ckks-errors.jsonl").write_text("".join(json.dumps(command | row) + "\n" for row in rows))
+    write_rows(RESULTS / "ckks-errors.jsonl", (command | row for row in rows))
 
 
 if __name__ == "__main__":

@@ -16,7 +16,6 @@ and rows that are in the file are not measured again.
 """
 
 import argparse
-import json
 import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -38,6 +37,7 @@ from deepreshape.private.program.relu_config import ReluConfig
 from deepreshape.private.service.local_run import run_local
 from deepreshape.removal import plan
 from deepreshape.removal.sites import masks_of, put_masks
+from deepreshape.training.runs import append_row, read_rows, write_rows
 
 BUDGET = 180_000
 WIDE = "wideresnet22-8"
@@ -58,12 +58,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     if options.run:
-        known = options.out.read_text().splitlines() if options.out and options.out.exists() else []
-        for row in measured(options.run, [json.loads(line) for line in known]):
+        known = read_rows(options.out) if options.out and options.out.exists() else []
+        for row in measured(options.run, known):
             show(row)
             if options.out:
-                with options.out.open("a") as file:
-                    file.write(json.dumps(row) + "\n")
+                append_row(options.out, row)
         return
     profile = Profile.read(options.profile) if options.profile else None
     rows = []
@@ -99,7 +98,7 @@ def main() -> None:
                 rows.append(row)
                 show(row)
     if options.out:
-        options.out.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        write_rows(options.out, rows)
 
 
 def show(row: dict[str, Any]) -> None:

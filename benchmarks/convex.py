@@ -31,6 +31,7 @@ from deepreshape.pricing.calibrate import machine, versions
 from deepreshape.private.program.lower import lower
 from deepreshape.private.program.program import from_fixed, to_fixed
 from deepreshape.private.service.local_run import run_local
+from deepreshape.training.runs import append_row, read_rows
 
 GATES, LAM, SEEDS, HIDDEN, STEPS = 500, 0.1, 5, 32, 400
 Real = NDArray[np.float64]
@@ -44,16 +45,15 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    known = options.out.read_text().splitlines() if options.out and options.out.exists() else []
-    done = {json.loads(line)["table"] for line in known}
+    known = read_rows(options.out) if options.out and options.out.exists() else []
+    done = {row["table"] for row in known}
     for name in options.tables:
         if name in done:
             continue
         row = measured(name, options.seeds)
         print(json.dumps(row, indent=1), flush=True)
         if options.out:
-            with options.out.open("a") as file:
-                file.write(json.dumps(row) + "\n")
+            append_row(options.out, row)
 
 
 def measured(name: str, seeds: int) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from deepreshape.data import Dataset
 from deepreshape.nn import HerPN
 from deepreshape.training import accuracy, recipe_of, train
+from deepreshape.training.runs import write_rows
 
 ROWS = Path(__file__).parent / "results" / "depth.jsonl"
 EPOCHS, SEEDS = 20, (0, 1, 2)
@@ -75,7 +76,7 @@ def main() -> None:
     torch.set_num_threads(1)
     data = Dataset.load("digits")
     rows = [row(activation, seed, data) for activation in ACTIVATIONS for seed in SEEDS]
-    ROWS.write_text("".join(json.dumps(each) + "\n" for each in rows))
+    write_rows(ROWS, rows)
     for each in rows:
         print(json.dumps(each))
 

@@ -59,6 +59,7 @@ from deepreshape.private.program.ops import Linear, Relu, Weights
 from deepreshape.private.program.program import Program, from_fixed, to_fixed
 from deepreshape.private.service.local_run import run_local
 from deepreshape.private.transport.tls import EmulatedLink
+from deepreshape.training.runs import write_rows
 
 SHAPE = (3, 32, 32)
 COLUMNS = (
@@ -95,16 +96,16 @@ def main() -> None:
     cases = [Case("network", name, *network(name)) for name in options.networks]
     cases += [Case("network", path.name, *trained(path)) for path in options.model]
     cases += [Case("relu", f"{count} ReLUs", *relus(count)) for count in options.relus]
-    lines: list[str] = []
+    rows: list[dict[str, Any]] = []
     for case, link in ((case, link) for case in cases for link in options.links):
         fits = case.kind == "network" or case.program.relus <= options.most
         ours = options.variants if fits else []
         for row in measure(case, link, options, ours):
-            lines.append(json.dumps(row | about))
-            print(lines[-1], flush=True)
+            rows.append(row | about)
+            print(json.dumps(rows[-1]), flush=True)
             if options.out:
-                options.out.write_text("\n".join(lines) + "\n")
-                options.out.with_suffix(".md").write_text(table([json.loads(line) for line in lines]))
+                write_rows(options.out, rows)
+                options.out.with_suffix(".md").write_text(table(rows))
 
 
 @dataclass(frozen=True)

@@ -6,15 +6,16 @@ accuracy, how many of the 360 test images are answered with numbers, and the lar
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from deepreshape.data import Dataset
 from deepreshape.models import architecture, build
 from deepreshape.training import RECIPES, accuracy, train
+from deepreshape.training.runs import write_rows
 
 NETWORK, EPOCHS = "resnet18-m8", 6
 VARIANTS = (("", 0.0), ("-herpn", 0.0), ("-herpn", 1.0))
@@ -22,7 +23,7 @@ VARIANTS = (("", 0.0), ("-herpn", 0.0), ("-herpn", 1.0))
 
 def main() -> None:
     torch.set_num_threads(1)
-    data, rows = Dataset.load("digits"), list[str]()
+    data, rows = Dataset.load("digits"), list[dict[str, Any]]()
     for suffix, weight in VARIANTS:
         for seed in range(3):
             model = build(architecture(NETWORK + suffix, data.shape, 10), seed=seed)
@@ -31,7 +32,7 @@ def main() -> None:
             try:
                 train(model, data, replace(RECIPES["digits"], epochs=EPOCHS, escape=weight), seed=seed)
             except ValueError as error:
-                rows.append(json.dumps(row | {"failed": str(error)}))
+                rows.append(row | {"failed": str(error)})
                 continue
             with torch.no_grad():
                 outputs = model.eval()(data.normalize(data.test.images[:]))
@@ -42,8 +43,8 @@ def main() -> None:
                 "images": len(outputs),
                 "largest": float(f"{float(outputs[finite].abs().max()):.3g}"),
             }
-            rows.append(json.dumps(row))
-    (Path(__file__).parent / "results" / "escape.jsonl").write_text("\n".join(rows) + "\n")
+            rows.append(row)
+    write_rows(Path(__file__).parent / "results" / "escape.jsonl", rows)
 
 
 if __name__ == "__main__":

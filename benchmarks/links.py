@@ -20,6 +20,7 @@ import argparse
 import json
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -33,6 +34,7 @@ from deepreshape.private.program.program import Program, to_fixed
 from deepreshape.private.service.local_run import run_local
 from deepreshape.private.transport import tls as wire
 from deepreshape.removal.sites import masks_of, put_masks
+from deepreshape.training.runs import write_rows
 
 LINKS = {"lan": Link(1e9, 1e9, 0.25e-3), "wan": Link(100e6, 100e6, 25e-3), "far": Link(200e6, 200e6, 75e-3)}
 
@@ -49,7 +51,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     profile = Profile.read(options.profile) if options.profile else reference()
-    lines = []
+    rows: list[dict[str, Any]] = []
     for keep in options.keep:
         program, x = lowered(options.network, keep)
         links = {"shaped": Link(options.shaped, options.shaped, 25e-3)} if options.shaped else LINKS
@@ -65,10 +67,10 @@ def main() -> None:
             row |= {"predicted_seconds": predicted["seconds"], "predicted_relu_share": predicted["relu_share"]}
             row |= {"measured_seconds": report["seconds"], "bytes": report["bytes"], "agree": report["agree"]}
             row |= {"profile": profile.name, "machine": machine()}
-            lines.append(json.dumps(row))
-            print(lines[-1], flush=True)
+            rows.append(row)
+            print(json.dumps(row), flush=True)
     if options.out:
-        options.out.write_text("\n".join(lines) + "\n")
+        write_rows(options.out, rows)
 
 
 def lowered(network: str, keep: int) -> tuple[Program, Integers]:

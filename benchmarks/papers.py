@@ -33,6 +33,7 @@ import papers_squares
 from papers_claim import RESULTS, Claim, Measured, Verdict, at_least, cell, rows_of
 
 from deepreshape.pricing.calibrate import machine, versions
+from deepreshape.training.runs import write_rows
 
 ROOT = Path(__file__).parent.parent
 ROWS, PAGE = RESULTS / "papers.jsonl", ROOT / "docs" / "papers.md"
@@ -241,7 +242,7 @@ def known() -> dict[str, dict[str, Any]]:
 def keep(row: dict[str, Any]) -> None:
     """Write a row in the place of an older one, in the order of the claims."""
     rows = known() | {row["id"]: row}
-    ROWS.write_text("".join(json.dumps(rows[claim.id]) + "\n" for claim in CLAIMS if claim.id in rows))
+    write_rows(ROWS, (rows[claim.id] for claim in CLAIMS if claim.id in rows))
 
 
 def listed() -> list[dict[str, Any]]:

@@ -1,10 +1,11 @@
 """What a row of the ledger is: a paper's claim, how it is put to the test, and the judge of what was measured."""
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
+
+from deepreshape.training.runs import read_rows
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -91,7 +92,7 @@ def cell(measured: Measured) -> str:
 
 def rows_of(name: str) -> list[dict[str, Any]]:
     """The rows of a file of results."""
-    return [json.loads(line) for line in (RESULTS / name).read_text().splitlines()]
+    return read_rows(RESULTS / name)
 
 
 def at_least(name: str, whole: float, part: float) -> Callable[[Measured], Verdict]:

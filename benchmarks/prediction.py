@@ -31,6 +31,7 @@ from deepreshape.private.program.program import to_fixed
 from deepreshape.private.program.relu_config import ReluConfig, Role
 from deepreshape.private.service.local_run import run_local
 from deepreshape.removal import plan
+from deepreshape.training.runs import append_row, read_rows
 
 NETWORKS = (
     # name, ReLU budget (none: all ReLUs)
@@ -60,15 +61,14 @@ def main() -> None:
     options = parser.parse_args()
     profile = Profile.read(options.profile) if options.profile else measure_units("benchmark", observe=print)
     out = options.out or Path(tempfile.mkdtemp()) / "prediction.jsonl"
-    rows = [json.loads(line) for line in out.read_text().splitlines()] if out.exists() else []
+    rows = read_rows(out) if out.exists() else []
     done = {(row["network"], row["budget"], row["relu"], row["garbler"]) for row in rows}
     for network, budget in NETWORKS[: 3 if options.quick else None]:
         runs = [(relu, garbler) for relu in options.relu for garbler in options.garbler]
         todo = [run for run in runs if (network, budget, *run) not in done]
         for row in measure(network, budget, todo, profile, options.rounds, options.seconds):
             rows.append(row)
-            with out.open("a") as file:
-                file.write(json.dumps(row) + "\n")
+            append_row(out, row)
             print(
                 json.dumps({key: row[key] for key in ("network", "relus", "relu", "garbler", "error", "bytes_exact")})
             )

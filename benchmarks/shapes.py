@@ -48,7 +48,7 @@ from deepreshape.pricing.calibrate import machine, versions
 from deepreshape.pricing.quote import Terms, quote_layers
 from deepreshape.removal import Coarse, Taylor, plan_of
 from deepreshape.training import RECIPES, accuracy, recipe_of, train
-from deepreshape.training.runs import append_row
+from deepreshape.training.runs import append_row, read_rows
 
 STARTS = {
     "stem.conv": "resnet20-phi1.1.1-w64.8.8.8.8.8.8",
@@ -205,10 +205,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args()
     torch.set_num_threads(1)
-    rows = [json.loads(line) for line in given.out.read_text().splitlines()] if given.out.is_file() else []
+    rows = read_rows(given.out) if given.out.is_file() else []
     if "levels" in given.what:
         given.what.remove("levels")
-        for row in levels(given.networks, given.seeds, given.work, {row.get("id") for row in rows}):
+        for row in levels(given.networks, given.seeds, given.work, {row["id"] for row in rows if "id" in row}):
             write(row, given.out)
     done = {(row["what"], row.get("resource", row["network"]), row["seed"]) for row in rows if "what" in row}
     if "resources" in given.what:

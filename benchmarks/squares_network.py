@@ -34,6 +34,7 @@ from deepreshape.private.program.program import Program, from_fixed
 from deepreshape.private.program.relu_config import ReluConfig
 from deepreshape.private.service.local_run import run_local
 from deepreshape.private.transport.tls import EmulatedLink
+from deepreshape.training.runs import read_rows, write_rows
 
 ROWS = Path(__file__).parent / "results" / "squares-network.jsonl"
 LINKS = {"loopback": None, "wan": EmulatedLink(25e-3, 100e6 / 8)}
@@ -98,16 +99,12 @@ def network(name: str, modulus: Ring | Field | None = None) -> tuple[Program, np
     return lower(model, x.numpy(), modulus=modulus).program, x.numpy()
 
 
-def rows() -> list[dict[str, Any]]:
-    """What was measured."""
-    return [json.loads(line) for line in ROWS.read_text().splitlines()] if ROWS.exists() else []
-
-
 def keep(row: dict[str, Any]) -> None:
     """Write a row in place of an older one."""
     same = ("protocol", "link")
-    others = [old for old in rows() if [old[name] for name in same] != [row[name] for name in same]]
-    ROWS.write_text("".join(json.dumps(each) + "\n" for each in [*others, row]))
+    known = read_rows(ROWS) if ROWS.exists() else []
+    others = [old for old in known if [old[name] for name in same] != [row[name] for name in same]]
+    write_rows(ROWS, [*others, row])
     print(json.dumps(row))
 
 

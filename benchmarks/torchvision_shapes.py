@@ -31,6 +31,7 @@ from deepreshape.private.program.ops import ProgramError  # noqa: E402
 from deepreshape.private.program.program import to_fixed  # noqa: E402
 from deepreshape.private.program.relu_config import ReluConfig  # noqa: E402
 from deepreshape.private.service.local_run import run_local  # noqa: E402
+from deepreshape.training.runs import write_rows  # noqa: E402
 
 
 def row(name: str, relu: str) -> dict[str, Any]:
@@ -63,7 +64,7 @@ def main() -> None:
         rows.append(row(name, given.relu))
         print(json.dumps(rows[-1]), flush=True)
     if given.out:
-        given.out.write_text("".join(json.dumps(one) + "\n" for one in rows))
+        write_rows(given.out, rows)
     sys.exit(not all(one.get("agree") for one in rows))
 
 

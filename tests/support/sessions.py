@@ -89,8 +89,8 @@ class Session:
         kinds = (Garbler, Evaluator) if garbler == "client" else (Evaluator, Garbler)
         draws = fixed(1), fixed(2)
         engines = both(
-            lambda: kinds[0].start(run_of(client, "client", draws[0]), mux=mux),
-            lambda: kinds[1].start(run_of(server, "server", draws[1]), mux=mux),
+            lambda: kinds[0].start(run_of(client, "client", draws[0]), "test", mux=mux),
+            lambda: kinds[1].start(run_of(server, "server", draws[1]), "test", mux=mux),
         )
         return cls(client, server, engines, draws)
 

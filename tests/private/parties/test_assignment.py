@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from support.programs import TWO_RELUS, check_declared, random_inputs, random_program, run_both, settled
+from support.programs import TWO_RELUS, check_declared, random_inputs, random_program, run_both, settled, with_signs
 
 from deepreshape.private.arith.ring import Ring
+from deepreshape.private.arith.rng import Randomness
+from deepreshape.private.crypto.ot.base import send_base
 from deepreshape.private.crypto.ot.iknp import IKNP
 from deepreshape.private.parties.plan import WORD, Plan
 from deepreshape.private.program import interpret as plain
@@ -18,6 +20,7 @@ from deepreshape.private.program.relu_config import Assignment, ReluConfig, Role
 from deepreshape.private.protocols.choose import Protocols
 from deepreshape.private.protocols.square import Squares
 from deepreshape.private.protocols.transfers.relu_ot import ReluOt
+from deepreshape.private.transport.channel import Channel
 
 WORDS = ("gc-full", "gc-sign", "ot:chain", "ot:tree", "gc-stochastic:drop=2", "ot:drop=2,neg-pass")
 
@@ -79,6 +82,25 @@ def test_signs_squares_and_relus_each_have_theirs() -> None:
     run = run_both(program, x[0], relu=relu)
     assert np.array_equal(run.output, plain.run(program, x, client=run.client_shares, protocols=plan.protocols)[0])
     check_declared(program, "server", (run.client, run.server), run.stored, relu)
+
+
+def test_no_two_pairs_of_base_transfers_of_a_run_have_one_id(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where signs are garbled beside ReLUs; configs of one protocol share a pair each way."""
+    ids: list[bytes] = []
+
+    def recorded(channel: Channel, session: bytes, rng: Randomness) -> list[tuple[bytes, bytes]]:
+        ids.append(session)
+        return send_base(channel, session, rng)
+
+    monkeypatch.setattr("deepreshape.private.crypto.ot.iknp.send_base", recorded)
+    for program, word, pairs in (
+        (TWO_RELUS, "gc-full@1+gc-sign@1", 3),
+        (TWO_RELUS, "gc-sign@1+gc-stochastic:drop=2@1", 2),
+        (with_signs(TWO_RELUS), "gc-sign", 3),
+    ):
+        ids.clear()
+        run_both(program, random_inputs(program, 1, 1)[0], relu=read_relus(word))
+        assert len(set(ids)) == len(ids) == pairs, word
 
 
 def test_an_assignment_for_another_number_of_layers_is_refused() -> None:

@@ -9,7 +9,8 @@ import pytest
 from support.programs import random_inputs, run_both, slow
 
 from deepreshape.engines.real import bound, evaluate_program, parameters
-from deepreshape.private.arith.ring import Ring
+from deepreshape.private.arith.ring import Field, Ring
+from deepreshape.private.arith.truncation import ShareTruncation
 from deepreshape.private.parties.plan import Plan
 from deepreshape.private.program import interpret as plain
 from deepreshape.private.program.encoding import digest, from_bytes, to_bytes
@@ -36,7 +37,7 @@ from deepreshape.private.program.ops import (
     Weighted,
     Weights,
 )
-from deepreshape.private.program.program import Program
+from deepreshape.private.program.program import Program, truncation_room
 from deepreshape.private.protocols.choose import Protocols
 
 IMAGE = (2, 3, 4)
@@ -145,3 +146,18 @@ def test_several_outputs_are_learned_together_and_decoded_apart():
 def test_operations_that_do_not_fit_are_refused(op: Op, words: str):
     with pytest.raises(ProgramError, match=words):
         Program(Ring(20), IMAGE, 4, 99, (op,))
+
+
+@pytest.mark.parametrize("modulus", [Ring(8), Field(251)], ids=str)
+@pytest.mark.parametrize("shift", [0, 1, 2, 4])
+def test_what_truncation_leaves_is_within_its_worst_case(modulus: Ring | Field, shift: int) -> None:
+    """For every value that has room, and every share of it: over a field it may end two units from zero too far."""
+    most = truncation_room(modulus, shift)
+    op, truncation = Truncate("op", ("input",), shift), ShareTruncation(modulus, shift, modulus.order // 4)
+    client = np.arange(modulus.order, dtype=np.uint64)
+    largest = {
+        x: int(np.abs(truncation.rounded(np.full(len(client), x), client)).max()) for x in range(-most, most + 1)
+    }
+    assert most > 30
+    assert all(reached <= op.worst((abs(x),), None) for x, reached in largest.items())
+    assert all(reached <= Relu("op", ("input",), shift).worst((abs(x),), None) for x, reached in largest.items())

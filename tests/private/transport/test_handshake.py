@@ -177,9 +177,9 @@ def greeting_with(**changes: object) -> Callable[[Frame, bytes], bytes]:
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"version": 4}, "version 3 here, 4 there"),
-        ({"version": True}, "version 3 here, true there"),
-        ({"version": None}, "version 3 here, none there"),
+        ({"version": 5}, "version 4 here, 5 there"),
+        ({"version": True}, "version 4 here, true there"),
+        ({"version": None}, "version 4 here, none there"),
         ({"role": "server"}, "has the fields"),
         ({"nonce": None}, "has the fields"),
         ({"nonce": "11" * 31}, "field of the wrong form"),

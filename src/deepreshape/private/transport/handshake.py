@@ -31,7 +31,7 @@ from deepreshape.private.transport.certificates import Identity, Role
 from deepreshape.private.transport.channel import Channel, Frame
 from deepreshape.private.transport.ledger import Phase
 
-VERSION = 3
+VERSION = 4
 """2 since the server claims and the client confirms first, so that no half is left at the server alone; 3 since
 responses are packed, under keys that the client sends beside its public one."""
 HELLO_BYTES = 4096

@@ -47,6 +47,25 @@ def test_what_counts_stays_and_all_else_is_gone(session, interleave, leaves):
     assert np.array_equal(result, expected.reshape(-1))
 
 
+@pytest.mark.parametrize("opposite", [False, True])
+def test_a_sum_or_a_difference_of_two_leaves_that_is_zero(session, opposite):
+    """Where one is the other, shifted, as rows of the identity make them: SEAL refuses to hold a zero."""
+    key, responder = session
+    evaluator = bfv._evaluator(PARAMETERS)
+    plain = uniform(Randomness(), N, PARAMETERS.modulus)
+    first, second = responder.receive(key.encrypt(plain), 2), seal.Ciphertext()
+    evaluator.transform_from_ntt_inplace(first)
+    evaluator.multiply_plain(first, seal.Plaintext(f"1x^{N - 1}"), second)  # times -1/X
+    if not opposite:
+        evaluator.negate_inplace(second)
+    root, result = galois.packed(evaluator, responder._keys, [first, second], N, 2), seal.Plaintext()
+    key._decryptor.decrypt(root, result)
+    expected = plain.copy()
+    if opposite:
+        expected[1::2] = (PARAMETERS.modulus - plain[1::2]) % PARAMETERS.modulus
+    assert np.array_equal(bfv._coefficients(PARAMETERS, result), expected)
+
+
 def test_each_leaf_has_residues_of_its_own():
     for interleave in (1, 2, 4, 64):
         assert sorted(galois.residue(leaf, interleave) for leaf in range(interleave)) == list(range(interleave))

@@ -125,8 +125,8 @@ def test_frames_do_not_depend_on_the_inputs(session: Session) -> None:
 
 
 TRACES: dict[Role, dict[str, str]] = {
-    "server": {"client": "4e87ace1f8b9fe51", "server": "efd6b30041a8f724"},
-    "client": {"client": "4286c6f0a9347bf3", "server": "a6ddff74e7c25fb8"},
+    "server": {"client": "b78a5394ff55ad87", "server": "692528953c33a19c"},
+    "client": {"client": "e3610eeb03c2eb41", "server": "25aead284bd4dc22"},
 }
 
 

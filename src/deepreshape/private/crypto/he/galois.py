@@ -9,8 +9,9 @@ of X^(s i) for odd i. With s = T / 2, for a and b whose coefficients count at ex
 has twice those of a at 0 modulo T and those of b at s modulo T, and nothing of what else stood at multiples of s.
 So a tree of T leaves, s = T / 2, ..., 2, 1, ends with T times all the coefficients that count, and none of the others:
 they cancel exactly. Neighbours meet first, so leaf j ends at its bits reversed (:func:`residue`). A missing leaf is a
-zero. The factor T is taken out beforehand: the server multiplies what it receives by T^-1 modulo q, which is odd
-(:func:`inverse_of`); so t may be a power of two.
+zero; so may a sum or a difference be, which SEAL refuses to hold and which is left out then. The factor T is taken out
+beforehand: the server multiplies what it receives by T^-1 modulo q, which is odd (:func:`inverse_of`); so t may be a
+power of two.
 
 *Keys.* An automorphism leaves a ciphertext under the secret key's image, and a key-switching key brings it back: an
 encryption, modulo q and SEAL's special prime P, of P times the image, one for each data prime. The client sends the
@@ -25,7 +26,7 @@ T - 1 times as much in all.
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import zip_longest
 from typing import Any
 
@@ -167,8 +168,24 @@ def _merged(evaluator: Any, keys: Any, a: Any, b: Any, degree: int, level: int) 
     elif b is None:
         turned = a
     else:
-        evaluator.sub(a, b, turned)
-        evaluator.add_inplace(a, b)
+        # weights of which one row is the other, shifted by s: the identity's are, and those of a part passed on
+        turned = turned if _nonzero(evaluator.sub, a, b, turned) else None
+        total = a if _nonzero(evaluator.add_inplace, a, b) else None
+    if turned is None:
+        return total
     evaluator.apply_galois(turned, element(degree, level), keys, image)
+    if total is None:
+        return image
     evaluator.add_inplace(total, image)
     return total
+
+
+def _nonzero(combine: Callable[..., None], *operands: Any) -> bool:
+    """Add or subtract ciphertexts; whether that is not zero, which SEAL calls transparent and does not give."""
+    try:
+        combine(*operands)
+    except RuntimeError as error:
+        if "transparent" not in str(error):
+            raise
+        return False
+    return True

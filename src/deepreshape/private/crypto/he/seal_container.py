@@ -1,8 +1,9 @@
 """Objects of Microsoft SEAL as bytes, and back (``tenseal.sealapi``, serialisation format 4.3).
 
-The binding saves to paths and loads from paths only. Here that is an anonymous memory file, which no disk sees. Where
-the system has none (:data:`MEMORY_FILES`), it is a file in a private temporary folder that is overwritten and deleted
-at once. No secret key and no plaintext passes through either; what does is ciphertexts, public keys, and floods.
+The binding saves to paths and loads from paths only. Here that is an anonymous memory file, which no disk sees, and
+through which plaintexts pass too. Where the system has none (:data:`MEMORY_FILES`), it is a file in a private temporary
+folder that is overwritten and deleted at once; only ciphertexts, public keys and floods pass through that. No secret
+key passes through either.
 """
 
 from __future__ import annotations

@@ -63,7 +63,7 @@ class Relu(Op):
         return source.size if self.mask is None else int(np.count_nonzero(self.mask))
 
     def worst(self, inputs: Sequence[int], weights: Weights | None) -> int:
-        return (inputs[0] >> self.shift) + 1  # floor of a negative value, or one unit of rounding
+        return _shifted_bound(inputs[0], self.shift)
 
     def interpret(self, inputs: Sequence[Integers], weights: Weights | None, rounding: Rounding) -> Exact:
         x = inputs[0]
@@ -200,7 +200,7 @@ class Truncate(Op):
         return np.arange(source.size if self.shift else 0)
 
     def worst(self, inputs: Sequence[int], weights: Weights | None) -> int:
-        return (inputs[0] >> self.shift) + 1
+        return _shifted_bound(inputs[0], self.shift)
 
     def interpret(self, inputs: Sequence[Integers], weights: Weights | None, rounding: Rounding) -> Exact:
         return rounding.rounded(self, inputs[0], inputs[0] >> np.int64(self.shift))
@@ -210,6 +210,13 @@ def _check_mask(op: Op, mask: NDArray[np.bool_] | None, source: Value) -> None:
     if mask is not None:
         fits = mask.dtype == np.bool_ and mask.shape == source.shape
         op.require(fits, f"its mask is {mask.dtype} of shape {mask.shape}; it must be bool of shape {source.shape}")
+
+
+def _shifted_bound(bound: int, shift: int) -> int:
+    """The largest size of what is left of values up to ``bound``: a negative one's floor is one unit further from zero,
+    and truncation of shares over a field may end one below that (``truncation.py``).
+    """
+    return (bound >> shift) + 2 if shift else bound
 
 
 def _shifted(op: Relu | Truncate, source: Value, shift: int) -> Value:

@@ -107,10 +107,17 @@ class Garbler:
     layers: set[str] = field(default_factory=set[str], init=False)
 
     @classmethod
-    def start(cls, run: Run, *, mux: bool) -> Garbler:
-        """Draw a Delta and run the base transfers; the peer calls :meth:`Evaluator.start`."""
-        transfers = IKNP.sender(run.channel, run.id, Delta(run.rng), run.rng)
-        return cls(transfers, IKNP.receiver(run.channel, _back(run.id), run.rng) if mux else None)
+    def start(cls, run: Run, use: str, *, mux: bool) -> Garbler:
+        """Draw a Delta and run the base transfers; the peer calls :meth:`Evaluator.start`.
+
+        Args:
+            run: in which.
+            use: names the protocol in the ids of both sessions; none other of the run has that name.
+            mux: whether there are transfers back.
+        """
+        there, back = _ids(run, use)
+        transfers = IKNP.sender(run.channel, there, Delta(run.rng), run.rng)
+        return cls(transfers, IKNP.receiver(run.channel, back, run.rng) if mux else None)
 
 
 @dataclass(repr=False)
@@ -122,17 +129,19 @@ class Evaluator:
     layers: set[str] = field(default_factory=set[str], init=False)
 
     @classmethod
-    def start(cls, run: Run, *, mux: bool) -> Evaluator:
+    def start(cls, run: Run, use: str, *, mux: bool) -> Evaluator:
         """Run the base transfers; the peer calls :meth:`Garbler.start`."""
-        transfers = IKNP.receiver(run.channel, run.id, run.rng)
-        return cls(transfers, IKNP.sender(run.channel, _back(run.id), Delta(run.rng), run.rng) if mux else None)
+        there, back = _ids(run, use)
+        transfers = IKNP.receiver(run.channel, there, run.rng)
+        return cls(transfers, IKNP.sender(run.channel, back, Delta(run.rng), run.rng) if mux else None)
 
 
 Party = Garbler | Evaluator
 
 
-def _back(id: bytes) -> bytes:
-    return b"deepreshape products" + id
+def _ids(run: Run, use: str) -> tuple[bytes, bytes]:
+    """Of the transfers to the evaluator, and of those back."""
+    return f"deepreshape {use}".encode() + run.id, f"deepreshape {use} back".encode() + run.id
 
 
 def garbler_of(party: Party, layer: GarbledLayer) -> Garbler:

@@ -73,7 +73,7 @@ class GarbledRelu(ReluProtocol[GarbledLayer, Party]):
 
     def setup(self, run: Run, layers: Sequence[GarbledLayer]) -> Party:
         kind = Garbler if self.config.garbler == run.role else Evaluator
-        return kind.start(run, mux=self.mux)
+        return kind.start(run, type(self).__name__, mux=self.mux)
 
     def setup_declared(self, layers: Sequence[GarbledLayer]) -> Segment:
         # each pair of base transfers is opened by its sender: the evaluator, and the garbler for products
