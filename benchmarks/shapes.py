@@ -166,7 +166,7 @@ def resources(seeds: list[int], work: Path, done: set[tuple[Any, ...]]) -> Itera
     # the start is trained once for all resources, as they differ only in what they ask of it
     whole = cache(lambda: measure(folder=work / "adjusted")(start, 0))
     terms = Terms(link=LINKS["wan"])
-    amounts = {name: resource_of(name, terms) for name in ("macs", "relus", "seconds")}
+    amounts = {name: resource_of(name, terms) for name in ("macs", "seconds", "relus")}
     for kept in ("uniform", *amounts):
         missing = [seed for seed in seeds if ("resources", kept, seed) not in done]
         steps: tuple[AdjustedStep, ...] = ()
