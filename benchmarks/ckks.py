@@ -145,11 +145,8 @@ def errors() -> None:
                 "bits": circuit.parameters.bits,
             }
             largest = float(np.abs(outputs).max())
-            sizes = {
-                "largest_output": largest,
-                "error": error,
-                "expected": expected,
-            }  # the last is a share of the first
+            # what is expected is a share of the largest output
+            sizes = {"largest_output": largest, "error": error, "expected": expected}
             sizes = {name: float(f"{value:.3g}") for name, value in sizes.items()}
             rows.append(about | sizes | {"log2_ratio": round(float(np.log2(error / largest / expected)), 2)})
             print(rows[-1], file=sys.stderr)
