@@ -28,6 +28,30 @@ def wide():
 def deep():
     return nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten())
 """
+BOTH = """
+import torch
+from torch import nn
+
+class Both(nn.Module):
+    def __init__(self, several):
+        super().__init__()
+        torch.manual_seed(0)
+        self.body, self.head, self.several = nn.Sequential(nn.Flatten(), nn.Linear(64, 9)), nn.Linear(9, 10), several
+
+    def forward(self, x):
+        features = torch.relu(self.body(x))
+        logits = self.head(features)
+        return {"logits": logits, "features": features} if self.several else logits
+
+def one():
+    return Both(False)
+
+def several():
+    return Both(True)
+
+def half():
+    return Both(True).bfloat16()
+"""
 QUICK = ("--data", "digits", "--set", "epochs=1")
 
 
@@ -134,3 +158,12 @@ def test_classes_of_other_names_are_refused(there: Path):
     with pytest.raises(ValueError, match="knows other classes than digits has: 'j' where that has 'k', as class 9"):
         see_fits(load(there / "m"), named, "m")
     see_fits(load(there / "m"), whole, "m")  # numbers are no names
+
+
+def test_eval_judges_the_first_of_several_outputs_in_the_type_of_the_weights(tmp_path: Path):
+    (tmp_path / "mine.py").write_text(BOTH)
+    one, several, half = (
+        answer("eval", f"mine.py:{name}", "--data", "digits", cwd=tmp_path) for name in ("one", "several", "half")
+    )
+    assert several == one
+    assert abs(half["top1"] - one["top1"]) < 2

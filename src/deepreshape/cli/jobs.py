@@ -174,10 +174,10 @@ def evaluate(
     counts = {"relus": total.relus, "n": len(dataset.test)} | ({"signs": total.signs} if total.signs else {})
     values: dict[str, Any]
     if dataset.maps:
-        values = _judge_maps(network.built(), dataset)
+        values = _judge_maps(network.judged(), dataset)
         text = f"test mIoU {values['miou']:.2f} %, {values['pixel_accuracy']:.2f} % of pixels"
     else:
-        values = {"top1": accuracy(network.built(), dataset, dataset.test)}
+        values = {"top1": accuracy(network.judged(), dataset, dataset.test)}
         text = f"test top-1 {values['top1']:.2f} %"
     if as_json:
         print_json(values | counts)

@@ -111,6 +111,10 @@ class Network:
             return network.exit(self.point)
         return (build(self.architecture, seed=0) if self.architecture else self.module).eval()
 
+    def judged(self) -> nn.Module:
+        """:meth:`built`, which gives one output: of several the first, as of a program."""
+        return _FirstOutput(self.built())
+
     @torch.no_grad()
     def run(self, inputs: Images) -> NDArray[np.float64]:
         """What it gives for inputs (N, channels, height, width), in floats: (N, classes) or maps (N, classes, h, w).
@@ -120,13 +124,28 @@ class Network:
         Raises:
             TypeError: if it gives no tensor.
         """
-        module = self.built()
-        parameter = next(module.parameters(), torch.zeros(()))
-        given = module(torch.from_numpy(inputs).to(parameter))
+        outputs = self.judged()(torch.from_numpy(inputs))
+        return (outputs if is_map(outputs.shape[1:]) else outputs.flatten(1)).double().cpu().numpy()
+
+
+class _FirstOutput(nn.Module):
+    """A network that takes images in any type of floats, and gives the first tensor of what it gives.
+
+    Raises:
+        TypeError: if it gives none.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+        self.parameter = next(network.parameters(), torch.zeros(()))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        given = self.network(images.to(self.parameter))
         outputs = next((leaf for leaf in tree_leaves(given) if isinstance(leaf, torch.Tensor)), None)
         if outputs is None:
             raise TypeError(f"it gives a {type(given).__name__} without a tensor in it")
-        return (outputs if is_map(outputs.shape[1:]) else outputs.flatten(1)).double().cpu().numpy()
+        return outputs
 
 
 def find_network(model: str, shape: Shape | None = None, classes: int = 100) -> Network:
