@@ -148,3 +148,22 @@ def test_a_broken_image_is_named(tmp_path: Path):
         fresh.whole.images[:], fresh.test.images[:]
     with pytest.raises(ValueError, match="there is no folder"):
         Dataset.load("folder:/nowhere/at/all")
+
+
+def test_hidden_folders_hold_no_images(tmp_path: Path):
+    pictures(tmp_path)
+    picture(tmp_path / "cat" / ".ipynb_checkpoints" / "0-checkpoint.png")
+    picture(tmp_path / ".thumbnails" / "0.png")
+    data = Dataset.load(f"folder:{tmp_path}")
+    assert data.class_names == ("cat", "dog")
+    assert sum(map(len, (data.train, data.validation, data.test))) == 40
+
+
+@pytest.mark.parametrize(("pixels", "mode"), [(np.uint16, "I;16"), (np.int32, "I"), (np.float32, "F")])
+def test_pixels_of_more_than_8_bits_are_refused_and_not_clipped(pixels: type, mode: str, tmp_path: Path):
+    pictures(tmp_path, size=(12, 10), mode="L")
+    for file in [*tmp_path.rglob("*.png")]:
+        image.fromarray(np.full((10, 12), 5000, pixels)).save(file.with_suffix(".tif"))
+        file.unlink()
+    with pytest.raises(ValueError, match=rf"more than 8 bits \(mode {mode}\); scale them to 8 bits, or give a tr"):
+        Dataset.load(f"folder:{tmp_path}")

@@ -74,7 +74,15 @@ def test_splits_that_are_given_are_taken():
 def test_floats_are_as_the_network_sees_them():
     data = Dataset.from_loader(TensorDataset(PIXELS.float() / 255, LABELS))
     assert torch.equal(data.normalize(data.train.images[:3]), data.train.images[:3])
-    assert (data.mean, data.std) == ((0.0,) * 3, (1.0,) * 3)
+    assert data.mean == data.std == ()
+
+
+def test_what_normalises_floats_is_told_to_nobody_unless_it_is_given():
+    """A client that divided its image by 255 alone would send something else than the network has seen."""
+    floats = TensorDataset(PIXELS.float() / 255 - 0.5, LABELS)
+    assert Dataset.from_loader(floats).facts == {"class_names": ("0", "1", "2", "3")}
+    given = Dataset.from_loader(floats, mean=(0.5,) * 3, std=(1.0,) * 3).facts
+    assert (given["mean"], given["std"], given["resize"]) == ((0.5,) * 3, (1.0,) * 3, "crop")
 
 
 @pytest.mark.parametrize(

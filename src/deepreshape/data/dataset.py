@@ -79,7 +79,9 @@ class Dataset:
     @property
     def facts(self) -> dict[str, Any]:
         """What somebody needs to send images to a network for these and to read its answers; none of it is secret."""
-        facts = {"class_names": self.class_names, "mean": self.mean, "std": self.std, "resize": "crop"}
+        facts: dict[str, Any] = {"class_names": self.class_names}
+        if self.mean:  # else images come normalised by code of the user's, which clients do not have
+            facts |= {"mean": self.mean, "std": self.std, "resize": "crop"}
         return facts | ({"colours": self.colours, "upsample": self.shape[1:]} if self.maps else {})
 
     @property

@@ -35,6 +35,8 @@ SHARES = {"test": 0.15, "validation": 0.10}
 """Of the images of each class, where a split is not there."""
 ENDINGS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".webp"})
 GREY = ("1", "L", "LA")
+WIDE = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
+"""Of more than 8 bits a pixel, which a conversion would clip."""
 
 
 def load_word(word: str) -> Dataset:
@@ -119,7 +121,7 @@ def as_tensor(image: Any) -> Tensor:
     if isinstance(image, Tensor):
         tensor = image
     else:
-        if hasattr(image, "convert") and image.mode not in ("L", "RGB"):
+        if hasattr(image, "convert") and image.mode not in ("L", "RGB", *WIDE):
             image = image.convert("L" if image.mode in GREY else "RGB")
         array = np.array(image)
         tensor = torch.from_numpy(array[:, :, None] if array.ndim == 2 else array).movedim(-1, 0)
@@ -185,12 +187,11 @@ def split_files(root: Path, listed: Callable[[Path], list[str]]) -> dict[str, li
 
 
 def images_below(where: Path, root: Path) -> list[str]:
-    """Paths below ``root`` of the pictures in the folders of ``where``, sorted."""
-    paths = sorted(where.glob("*/**/*"))
+    """Paths below ``root`` of the pictures in the folders of ``where``, sorted; what is hidden is left out."""
     return [
         path.relative_to(root).as_posix()
-        for path in paths
-        if path.suffix.lower() in ENDINGS and not path.name.startswith(".")
+        for path in sorted(where.glob("*/**/*"))
+        if path.suffix.lower() in ENDINGS and not any(part.startswith(".") for part in path.relative_to(where).parts)
     ]
 
 
@@ -266,6 +267,10 @@ def _converted(mode: str, side: int | None) -> Callable[[Any], Any]:
     from PIL import Image, ImageOps
 
     def convert(picture: Any) -> Any:
+        if picture.mode in WIDE:
+            raise ValueError(
+                f"its pixels have more than 8 bits (mode {picture.mode}); scale them to 8 bits, or give a transform"
+            )
         upright = ImageOps.exif_transpose(picture).convert(mode)
         return ImageOps.fit(upright, (side, side), Image.Resampling.BILINEAR) if side else upright
 

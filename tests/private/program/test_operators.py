@@ -54,6 +54,7 @@ ACTIVATIONS = {
     "threshold": lambda s, y: F.threshold(y, 0.2, 0.2),
     "maximum": lambda s, y: torch.maximum(y, y.flip(3)),
     "minimum": lambda s, y: torch.minimum(y, 2 * y),
+    "the larger of two by max": lambda s, y: torch.max(y, y.flip(3)),
     "maximum with a number": lambda s, y: torch.maximum(y, torch.tensor(0.3)),
     "twice": lambda s, y: F.relu(F.relu(y)),
 }

@@ -73,6 +73,13 @@ def test_images_are_converted_as_training_reads_them_and_it_says_so(tmp_path: Pa
         Facts((), COLOR.mean, COLOR.std).input_of(photo, (3, 8, 8))
 
 
+def test_a_picture_of_more_than_8_bits_is_refused_and_not_clipped(tmp_path: Path):
+    image = pytest.importorskip("PIL.Image")
+    image.fromarray(np.full((8, 8), 5000, np.uint16)).save(tmp_path / "wide.png")
+    with pytest.raises(ValueError, match=r"its pixels have more than 8 bits \(mode I;16\); scale them to 8 bits first"):
+        FACTS.input_of(tmp_path / "wide.png", (1, 8, 8))
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [

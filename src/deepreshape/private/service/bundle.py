@@ -113,6 +113,8 @@ class Facts:
         from PIL import Image, ImageOps
 
         upright = ImageOps.exif_transpose(picture)
+        if upright.mode.startswith("I") or upright.mode == "F":  # which a conversion would clip
+            raise ValueError(f"its pixels have more than 8 bits (mode {upright.mode}); scale them to 8 bits first")
         mode, size = "L" if shape[0] == 1 else "RGB", (shape[2], shape[1])
         done = [f"from {upright.mode} to {mode}"] if upright.mode != mode else []
         if upright.size != size:

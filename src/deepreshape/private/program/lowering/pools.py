@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, fx
 
 from deepreshape.private.program.graph import Affine, Flat, Pick, Pool, Stack
-from deepreshape.private.program.lowering.activations import maximum
+from deepreshape.private.program.lowering.activations import ACTIVATIONS, maximum
 from deepreshape.private.program.lowering.arithmetic import permuted, reshaped, scaled, whole
 from deepreshape.private.program.lowering.trace import Handler, Trace, UnsupportedOperatorError
 from deepreshape.private.program.ops import MOST_ELEMENTS
@@ -153,6 +153,12 @@ def _amax(trace: Trace, node: fx.Node, path: str) -> None:
     if not keep:
         raise UnsupportedOperatorError("gives one number for each input", "keep an axis")
     trace.bind(node, trace.append(Pick(path, (source,), whole(keep)), keep))
+
+
+def _max(trace: Trace, node: fx.Node, path: str) -> None:
+    """The largest along whole axes, or, of two values, the larger ones."""
+    two = len(node.args) > 1 and isinstance(node.args[1], fx.Node)
+    (ACTIVATIONS["maximum"] if two else _amax)(trace, node, path)
 
 
 def _axes(trace: Trace, source: str, given: Any) -> list[int]:
@@ -326,7 +332,7 @@ POOLS: dict[str, Handler] = {
     "amax": _amax,
     "avg_pool1d": _avg_pool,
     "avg_pool2d": _avg_pool,
-    "max": _amax,
+    "max": _max,
     "mean": _mean,
     "sum": _sum,
 }
