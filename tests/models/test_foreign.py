@@ -157,6 +157,31 @@ def test_computed_weights_become_plain_ones():
     assert torch.allclose(convert(network, SHAPE)(x), network(x), atol=1e-6)
 
 
+class Standardized(nn.Module):
+    """Reads buffers, and tensors that its code makes."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("mean", torch.tensor([0.5, 0.4, 0.3]).view(1, 3, 1, 1))
+        self.register_buffer("std", torch.tensor([0.2, 0.3, 0.4]).view(1, 3, 1, 1))
+
+    def forward(self, x):
+        x = (x - self.mean) / self.std
+        return F.relu(x * torch.tensor([1.0, -2.0, 3.0]).view(1, 3, 1, 1))
+
+
+def test_buffers_and_constants_are_read_and_saved(tmp_path: Path):
+    network = nn.Sequential(Standardized(), nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten()).eval()
+    names = [*network.state_dict()]
+    ours = convert(network, SHAPE)
+    save(ours, tmp_path, Manifest(ours.architecture))
+    x = torch.randn(5, *SHAPE)
+    assert torch.equal(ours(x), network(x))
+    assert torch.equal(load(tmp_path)(x), network(x))
+    assert [*network.state_dict()] == names
+    assert not hasattr(network, "_tensor_constant0")
+
+
 def test_tied_weights_are_saved(tmp_path: Path):
     network = nn.Sequential(nn.Conv2d(3, 3, 1), nn.ReLU(), nn.Conv2d(3, 3, 1), nn.Flatten())
     network[2].weight = network[0].weight

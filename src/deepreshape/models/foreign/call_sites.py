@@ -154,6 +154,12 @@ class _Tracer(fx.Tracer):
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return _Value(node, self)
 
+    def create_node(self, kind: str, target: Any, *args: Any, **kwargs: Any) -> fx.Node:
+        node = super().create_node(kind, target, *args, **kwargs)
+        if kind == "get_attr":  # buffers and constants, for which torch makes a node and no proxy
+            node.meta["value"] = self._run(node)
+        return node
+
     def create_proxy(self, kind: str, target: Any, *args: Any, **kwargs: Any) -> Any:
         proxy = super().create_proxy(kind, target, *args, **kwargs)
         proxy.node.meta["value"] = self._run(proxy.node)
@@ -165,7 +171,10 @@ class _Tracer(fx.Tracer):
             case "placeholder":
                 return self.example
             case "get_attr":
-                return operator.attrgetter(str(node.target))(self.shadow)
+                try:
+                    return operator.attrgetter(str(node.target))(self.shadow)
+                except AttributeError:  # a tensor that the code has just made, which torch keeps at the traced module
+                    return operator.attrgetter(str(node.target))(self.root)
             case "call_module":
                 module = self.shadow.get_submodule(str(node.target))
                 return type(module).forward(module, *args, **kwargs)
