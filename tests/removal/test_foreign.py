@@ -111,3 +111,12 @@ def test_what_a_mask_would_replace_is_refused():
     model.set_submodule(site.name, PolynomialReLU(mask, torch.zeros(site.channels, 3)))
     with pytest.raises(ValueError, match=r"polynomials in place of ReLUs \(polynomial-relu at relu\)"):
         linearize(model, SNL(100), DATA, recipe=RECIPE)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_weights_of_any_width_are_searched_and_tuned_in_float32(dtype: torch.dtype):
+    model = foreign_network().to(dtype)
+    reduced, record = linearize(model, Taylor(100), DATA, recipe=RECIPE)
+    assert record.relus == 100
+    assert {tensor.dtype for tensor in reduced.parameters()} == {torch.float32}
+    assert {tensor.dtype for tensor in model.parameters()} == {dtype}

@@ -207,7 +207,8 @@ def linearize(
 
     Args:
         model: trained, any torch module; it is left as it was. One that is no network of this package is converted
-            (:func:`~deepreshape.models.convert`), which checks on a batch that it computes the same.
+            (:func:`~deepreshape.models.convert`), which checks on a batch that it computes the same. Weights of other
+            widths become float32.
         method: what decides which ReLUs stay, with its settings.
         data: its test split is not touched.
         recipe: of the fine-tuning; :func:`tuning_recipe` without one.
@@ -387,7 +388,10 @@ def _teaching(teacher: nn.Module, data: Dataset) -> nn.Module:
 def _converted(model: nn.Module, data: Dataset) -> nn.Module:
     require_finite(model)
     device = next(model.parameters()).device
-    return convert(model, data.normalize(data.train.images[:8].to(device)))
+    network = convert(model, data.normalize(data.train.images[:8].to(device)))
+    if all(parameter.dtype == torch.float32 for parameter in network.parameters()):
+        return network
+    return copy.deepcopy(network).float()  # images are float32, and searches and training need its range and speed
 
 
 def _see_nothing_is_dropped(model: nn.Module) -> None:
