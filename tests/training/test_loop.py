@@ -406,3 +406,12 @@ def test_a_folder_where_another_run_is_at_work_is_refused(digits: Dataset, tmp_p
         train(build(TINY, seed=1), digits, SHORT, seed=3, folder=tmp_path)
     assert str(tmp_path) in str(refused.value)
     train(build(TINY, seed=1), digits, SHORT, seed=3, folder=tmp_path)
+
+
+@pytest.mark.parametrize(("images", "steps"), [(33, 1), (34, 2), (65, 2), (64, 2)])
+def test_a_last_batch_of_one_image_joins_the_one_before(digits: Dataset, images: int, steps: int):
+    few = replace(digits, train=Split(digits.train.images[:images], digits.train.labels[:images]))
+    layers = torch.nn.Flatten(), torch.nn.Linear(64, 8), torch.nn.BatchNorm1d(8), torch.nn.Linear(8, 10)
+    seen: list[Progress] = []
+    train(torch.nn.Sequential(*layers), few, replace(SHORT, epochs=1, crop=0), seed=0, progress=seen.append)
+    assert [at.step for at in seen] == list(range(1, steps + 1))

@@ -165,7 +165,9 @@ class TrainingRun:
         learned = data.train if recipe.holdout else data.whole
         self.images = learned.images.to(self.device) if isinstance(learned.images, Tensor) else learned.images
         self.labels = learned.labels.to(self.device)
-        self.an_epoch = -(-len(learned) // recipe.batch)
+        joined = len(learned) > recipe.batch and len(learned) % recipe.batch == 1
+        # one image is no batch to a norm of vectors: it joins the batch before it
+        self.an_epoch = -(-len(learned) // recipe.batch) - joined
         self.step, self.steps = 0, self.an_epoch * recipe.epochs
         self.compared: tuple[dict[str, Tensor], dict[str, Tensor]] | None = None
         self.escaped: Escape | None = None
@@ -251,7 +253,8 @@ class TrainingRun:
         recipe = self.recipe
         epoch, place = divmod(self.step, self.an_epoch)
         order = torch.randperm(len(self.labels), generator=_generator(self.seed, epoch))
-        chosen = order[place * recipe.batch : (place + 1) * recipe.batch]
+        end = len(order) if place + 1 == self.an_epoch else (place + 1) * recipe.batch
+        chosen = order[place * recipe.batch : end]
         images = self.images[chosen].to(self.device)
         shape, randomness = (len(images), images.shape[2], images.shape[3]), _generator(self.seed, self.step)
         offsets, soft = None, None
