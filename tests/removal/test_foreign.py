@@ -48,6 +48,22 @@ def foreign_network() -> nn.Module:
 
 
 @pytest.mark.parametrize("name", FINE)
+def test_weights_that_are_frozen_stay_as_they_are(name: str):
+    """As of a backbone that was trained elsewhere; its ReLUs can go like all others."""
+    model = foreign_network()
+    model.conv1.requires_grad_(False)
+    reduced, record = linearize(model, METHODS[name](100), DATA, recipe=RECIPE)
+    assert record.relus == 100
+    weights = reduced.state_dict()
+    assert torch.equal(weights["conv1.weight"], model.conv1.weight)
+    assert not torch.equal(weights["fc2.weight"], model.fc2.weight)
+    with pytest.raises(
+        ValueError, match=r"all weights are frozen, .*; call requires_grad_\(\) on those"
+    ):
+        linearize(model.requires_grad_(False), METHODS[name](100), DATA, recipe=RECIPE)
+
+
+@pytest.mark.parametrize("name", FINE)
 def test_every_method_takes_any_module_and_leaves_it_as_it_was(name: str):
     model = foreign_network()
     before = copy.deepcopy(model.state_dict())

@@ -265,6 +265,10 @@ class Linearization:
         self.price_before = price(self.before.priced_layers).seconds if price else None
         method.see_fits(model, data.shape, self.masks)
         recipe = recipe or tuning_recipe(model, data)
+        if recipe.epochs and not any(parameter.requires_grad for parameter in model.parameters()):
+            raise ValueError(
+                "all weights are frozen, and fine-tuning changes some; call requires_grad_() on those that may change"
+            )
         self.recipe = recipe if method.mismatch is None else replace(recipe, mismatch=method.mismatch)
         self.teacher = copy.deepcopy(_teaching(teacher, data) if teacher else model).eval()
         if self.recipe.mismatch:

@@ -95,7 +95,7 @@ class _Search(ChosenMasks):
 
 def sensitivities(network: nn.Module, task: Task, density: float) -> dict[str, float]:
     """By site, 1 - eta: how little of the weights before it survives pruning to ``density``."""
-    probe = copy.deepcopy(network).train()
+    probe = copy.deepcopy(network).train().requires_grad_()  # frozen weights matter too
     before: dict[str, list[nn.Module]] = {}
     since: list[nn.Module] = []
 

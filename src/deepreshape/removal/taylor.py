@@ -56,7 +56,9 @@ class _Search(ChosenMasks):
             self.layer(path).register_forward_hook(lambda *got, at=path: self._watch(at, got[1][0], got[2]))
 
     def _watch(self, path: str, x: Tensor, out: Tensor) -> None:
-        if out.requires_grad:
+        if torch.is_grad_enabled():
+            # behind frozen weights nothing has a gradient yet, and what a ReLU matters there is asked all the same
+            out.requires_grad_()
             out.register_hook(lambda grad: self.seen.update({path: self._sums(x.detach(), grad)}))
 
     def _sums(self, x: Tensor, grad: Tensor) -> Tensor:
