@@ -256,6 +256,27 @@ def test_keygen_adds_clients_to_the_authority_that_is_there(tmp_path: Path):
     assert (tmp_path / "keys" / "authority.pem").read_bytes() == authority
     again = call("private", "keygen", "--out", str(tmp_path / "keys"), "--client", "ann")
     assert (again.code, "exists and is not overwritten" in again.err) == (2, True)
+    assert "has an authority and a certificate for a server; --client NAME adds a client" in refusal(
+        "private", "keygen", "--out", str(tmp_path / "keys")
+    )
+
+
+def test_keygen_renews_the_server_and_finishes_what_was_cut(tmp_path: Path):
+    keys = tmp_path / "keys"
+    first = answer("private", "keygen", "--out", str(keys), "--client", "ann")["fingerprints"]
+    for file in keys.glob("server-server.*"):
+        file.rename(tmp_path / file.name)
+    (server,) = answer("private", "keygen", "--out", str(keys))["fingerprints"].items()
+    assert server[0] == "server"
+    assert server[1] != first["server"]
+
+
+@pytest.mark.parametrize("names", [("bad/name",), ("ann",), ("server",)])
+def test_keygen_writes_nothing_if_one_name_does_not_do(names: tuple[str, ...], tmp_path: Path):
+    words = [word for name in ("ann", *names) for word in ("--client", name)]
+    done = call("private", "keygen", "--out", str(tmp_path / "keys"), *words)
+    assert (done.code, done.err.count("\n"), names[0] in done.err) == (2, 1, True)
+    assert not (tmp_path / "keys").exists()
 
 
 def test_the_caps_of_the_command_are_those_of_the_library():
@@ -307,7 +328,7 @@ def test_wrong_input_is_one_clear_line(words: tuple[str, ...], message: str | No
     done = call("private", *words, cwd=tmp_path)
     if message is None:
         done = call("private", *words, cwd=tmp_path)
-        message = "exists"
+        message = "has an authority and a certificate for a server"
     assert done.code == 2
     assert message in done.err
     assert done.err.count("\n") == 1

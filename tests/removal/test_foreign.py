@@ -57,9 +57,7 @@ def test_weights_that_are_frozen_stay_as_they_are(name: str):
     weights = reduced.state_dict()
     assert torch.equal(weights["conv1.weight"], model.conv1.weight)
     assert not torch.equal(weights["fc2.weight"], model.fc2.weight)
-    with pytest.raises(
-        ValueError, match=r"all weights are frozen, .*; call requires_grad_\(\) on those"
-    ):
+    with pytest.raises(ValueError, match=r"all weights are frozen, .*; call requires_grad_\(\) on those"):
         linearize(model.requires_grad_(False), METHODS[name](100), DATA, recipe=RECIPE)
 
 

@@ -111,6 +111,7 @@ def test_what_is_no_input_is_one_line(given: object, message: str):
         ({"resize": "\x1b[2J"}, "'crop' or nothing is known"),
         ({"std": [0.0]}, "is to hold"),
         ({"mean": [1e999]}, "is to hold"),
+        ({"mean": [10**400]}, "is to hold"),
         ({"mean": 7}, "is to hold"),
     ],
 )

@@ -34,18 +34,31 @@ app = typer.Typer()
 def keygen(
     to: Annotated[Path, typer.Option("--out", help="Folder for the authority and the certificates.")],
     client: Annotated[
-        list[str] | None, typer.Option(help="Name of a client; may be repeated. Else `client`.", show_default=False)
+        list[str] | None,
+        typer.Option(help="Name of a client; may be repeated. Of a new authority, else `client`.", show_default=False),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Make an authority of your own with a certificate for a server, unless the folder has one, and for clients."""
-    from deepreshape.private.transport.certificates import create_authority, issue
+    """Make an authority of your own, a certificate for a server, unless the folder has them, and some for clients."""
+    from deepreshape.private.transport.certificates import Credentials, create_authority, issue, require_new
 
-    server: list[tuple[Role, str]] = []
-    if not client or not (to / "authority.pem").exists():
+    new = not (to / "authority.pem").exists()
+    names = client or (["client"] if new else [])
+    if len({"server", *names}) <= len(names):
+        raise ValueError(f"--client {' --client '.join(names)}: give each name once; `server` is the server's own")
+    wanted: list[tuple[Role, str]] = [("client", name) for name in names]
+    server = Credentials.within(to, "server", "server").certificate
+    if not server.exists():
+        wanted.insert(0, ("server", "server"))
+    if not wanted:
+        raise ValueError(
+            f"{to} has an authority and a certificate for a server; --client NAME adds a client, and if {server.name} "
+            "and its key are moved away the server gets new ones"
+        )
+    for role, name in wanted:  # before anything is written
+        require_new(to, role, name)
+    if new:
         create_authority(to)
-        server.append(("server", "server"))
-    wanted: list[tuple[Role, str]] = [*server, *(("client", name) for name in client or ["client"])]
     fingerprints = {name: issue(to, role, name).identity().fingerprint for role, name in wanted}
     if as_json:
         print_json({"folder": str(to), "fingerprints": fingerprints})

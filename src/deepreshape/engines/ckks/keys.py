@@ -37,7 +37,7 @@ def write_secret_key(path: Path, public: PublicCircuit) -> None:
         LocalError: if there is a file already, or it cannot be written.
     """
     if path.exists() or path.is_symlink():
-        raise LocalError(f"{path}: exists and is not overwritten; move it away or choose_modulus another name")
+        raise LocalError(f"{path}: exists and is not overwritten; move it away or choose another name")
     scheme = Scheme(public.parameters)
     body = _MAGIC + bytes.fromhex(public.digest) + wire.secret(scheme, Holder(scheme).saved_secret())
     try:

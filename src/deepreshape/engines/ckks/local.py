@@ -22,6 +22,7 @@ from deepreshape.engines.ckks.circuit import LeveledCircuit
 from deepreshape.engines.ckks.evaluate import EncodedCircuit
 from deepreshape.engines.ckks.exchange import NoKeys, Requester, answer_requests
 from deepreshape.engines.ckks.scheme import Cipher, CkksEvaluator, Holder, Scheme
+from deepreshape.private.errors import PrivateError
 from deepreshape.private.transport.channel import Frame, Payload, as_bytes
 
 __all__ = ["DecryptedOutputs", "run_encrypted"]
@@ -47,7 +48,7 @@ class DecryptedOutputs:
     peak_rss_mib: float
 
 
-class ServerError(RuntimeError):
+class ServerError(PrivateError):
     """The server's process ended early; the message says why."""
 
 

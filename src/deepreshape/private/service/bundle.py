@@ -230,7 +230,10 @@ def facts_of(given: Mapping[str, Any], channels: int, classes: int, *, maps: boo
     for name in names:
         if not isinstance(name, str) or len(name) > NAME_LENGTH or printable(name) != name:
             raise UnsafeTextError(f"a class name is {name!a:.80}; use text of up to {NAME_LENGTH} printable characters")
-    mean, std = (tuple(map(float, given.get(name, ()))) for name in ("mean", "std"))
+    try:
+        mean, std = (tuple(map(float, given.get(name, ()))) for name in ("mean", "std"))
+    except OverflowError:  # an integer beyond all floats
+        raise ValueError("means and deviations must be finite") from None
     if not all(map(math.isfinite, mean + std)) or min(std, default=1.0) <= 0:
         raise ValueError(f"means {mean} and deviations {std} must be finite, and deviations above 0")
     if given.get("resize", "") not in ("", "crop"):

@@ -188,16 +188,29 @@ def create_authority(folder: Path, days: int = 3650) -> Path:
     return certificate
 
 
+def require_new(folder: Path, role: Role, name: str) -> None:
+    """See that a certificate can be made for ``name`` acting as ``role``, and that none is there.
+
+    Raises:
+        CertificateError: if the role or name is unusable, or the files exist.
+    """
+    if role not in ROLES:
+        raise CertificateError(f"role {role!r}: must be 'client' or 'server'")
+    if not NAME.fullmatch(name):
+        raise CertificateError(f"name {name!r}: use 1 to 64 letters, digits, dots, dashes or underscores")
+    credentials = Credentials.within(folder, role, name)
+    for path in (credentials.key, credentials.certificate):
+        if path.exists() or path.is_symlink():
+            raise CertificateError(f"{path}: exists and is not overwritten; move it away or choose another name")
+
+
 def issue(folder: Path, role: Role, name: str, days: int = 365) -> Credentials:
     """Make a key and a certificate for ``name`` acting as ``role``, signed by the authority in the same folder.
 
     Raises:
         CertificateError: if the role or name is unusable, the authority is missing or expired, or the files exist.
     """
-    if role not in ROLES:
-        raise CertificateError(f"role {role!r}: must be 'client' or 'server'")
-    if not NAME.fullmatch(name):
-        raise CertificateError(f"name {name!r}: use 1 to 64 letters, digits, dots, dashes or underscores")
+    require_new(folder, role, name)
     if days < 1:
         raise CertificateError(f"days {days}: a certificate must be valid for at least 1 day")
     authority = folder / "authority.pem"

@@ -378,7 +378,7 @@ class Endpoint:
             sock = socket.create_connection((host, port), self.limits.connect_s)
         except TimeoutError:
             raise TimeLimitError(f"{host}:{port} did not answer in {self.limits.connect_s:g} s (connect_s)") from None
-        except OSError as error:
+        except (OSError, UnicodeError) as error:  # the latter of a name that is no host's
             raise ConnectionLostError(f"cannot connect to {host}:{port}: {_reason(error)}") from None
         return self._secure(sock, f"{host}:{port}", pinned)
 
