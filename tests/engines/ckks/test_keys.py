@@ -11,7 +11,7 @@ from support.ckks import INPUT_SHAPE, single
 
 from deepreshape.engines.ckks import wire
 from deepreshape.engines.ckks.circuit import compiled
-from deepreshape.engines.ckks.keys import DAY_S, KeyCaps, KeyShelf, read_secret_key, write_secret_key
+from deepreshape.engines.ckks.keys import DAY_S, DIGEST_BYTES, KeyCaps, KeyShelf, read_secret_key, write_secret_key
 from deepreshape.engines.ckks.scheme import SQUARE, Scheme
 from deepreshape.private.errors import CapError, LocalError, StoreError
 
@@ -77,7 +77,8 @@ def test_evaluation_keys_belong_to_a_client_and_a_circuit(tmp_path: Path):
     assert keys.names() == {SQUARE}
     assert keys.read(SQUARE) == b"abc"
     assert shelf.of(BOB, PUBLIC).names() == shelf.of(ALICE, OTHER).names() == frozenset()
-    assert (shelf.held(), shelf.held(ALICE), shelf.held(BOB)) == (3, 3, 0)
+    size = 3 + DIGEST_BYTES
+    assert (shelf.held(), shelf.held(ALICE), shelf.held(BOB)) == (size, size, 0)
     (keys.folder / "rotate-5.1a2b.new").write_bytes(b"left by a kill")
     assert keys.names() == {SQUARE}
     keys.delete()
@@ -87,8 +88,20 @@ def test_evaluation_keys_belong_to_a_client_and_a_circuit(tmp_path: Path):
         shelf.of("../escape", PUBLIC)
 
 
+@pytest.mark.parametrize("stored", [b"abd", b"ab", b""])
+def test_a_damaged_evaluation_key_is_no_key(stored: bytes, tmp_path: Path):
+    """Under a key with one wrong bit every answer is wrong, and looks like one."""
+    keys = KeyShelf(tmp_path / "shelf").of(ALICE, PUBLIC)
+    keys.write(SQUARE, memoryview(b"abc"))
+    path = keys.folder / SQUARE
+    path.write_bytes(stored + path.read_bytes()[3:] if stored else b"")
+    with pytest.raises(StoreError, match="damaged, and deleted; the client's next query uploads it again"):
+        keys.read(SQUARE)
+    assert keys.names() == frozenset()
+
+
 def test_caps_are_seen_before_a_byte_comes(tmp_path: Path):
-    each = wire.key_bytes(Scheme(PUBLIC.parameters))
+    each = wire.key_bytes(Scheme(PUBLIC.parameters)) + DIGEST_BYTES
     whole = each * len(PUBLIC.key_names)
     KeyShelf(tmp_path / "a", KeyCaps(whole, whole)).of(ALICE, PUBLIC).make_room()
     with pytest.raises(CapError, match=r"bytes more, over the cap of .*\(bytes_each\)"):

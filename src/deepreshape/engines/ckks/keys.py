@@ -28,6 +28,7 @@ _MAGIC = b"deepreshape ckks secret key 1\n\0\0"
 _HASH_BYTES = 32
 _FINGERPRINT = re.compile(r"[0-9a-f]{64}")
 DAY_S = 86400.0
+DIGEST_BYTES = 32
 
 
 def write_secret_key(path: Path, public: PublicCircuit) -> None:
@@ -155,7 +156,7 @@ class ClientKeys:
             CapError: if they do not; says which cap.
         """
         self.shelf.expire()
-        held, each = self.names(), wire.key_bytes(Scheme(self.public.parameters))
+        held, each = self.names(), wire.key_bytes(Scheme(self.public.parameters)) + DIGEST_BYTES
         more = each * (len(self.public.key_names) - len(held))
         for client, cap, name in (
             (self.folder.parent.name, self.shelf.caps.bytes_each, "bytes_each"),
@@ -165,25 +166,32 @@ class ClientKeys:
                 raise CapError(f"its evaluation keys need {more:,} bytes more, over the cap of {cap:,} ({name})")
 
     def read(self, name: str) -> bytes:
-        """One key, as it came.
+        """One key, as it came. One that is damaged is deleted, so that the client's next query uploads it again.
 
         Raises:
-            StoreError: if it cannot be read.
+            StoreError: if it cannot be read, or is damaged: every answer under it would be wrong.
         """
+        path = self.folder / name
         try:
-            return read_at_most(self.folder / name, wire.key_bytes(Scheme(self.public.parameters)))
+            data = read_at_most(path, wire.key_bytes(Scheme(self.public.parameters)) + DIGEST_BYTES)
         except (OSError, ValueError) as error:
-            raise StoreError(f"{self.folder / name}: {error}; the client has to delete and upload its keys") from None
+            raise StoreError(f"{path}: {error}; the client has to delete and upload its keys") from None
+        key, digest = data[:-DIGEST_BYTES], data[-DIGEST_BYTES:]
+        if hashlib.sha256(key).digest() != digest:
+            with suppress(OSError):
+                path.unlink()
+            raise StoreError(f"{path}: damaged, and deleted; the client's next query uploads it again")
+        return key
 
     def write(self, name: str, data: memoryview) -> None:
-        """Keep one key, durably.
+        """Keep one key, durably, and its digest behind it.
 
         Raises:
             StoreError: if it cannot be written.
         """
         try:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            replace_file(self.folder / name, bytes(data))
+            replace_file(self.folder / name, bytes(data) + hashlib.sha256(data).digest())
         except OSError as error:
             raise StoreError(f"{self.folder / name}: {error.strerror}") from None
 
