@@ -1,19 +1,22 @@
 """Leveled CKKS: packing against plain arithmetic, and whole circuits against the layers they are made of."""
 
 import json
+import os
+import signal
 from pathlib import Path
 
 import numpy as np
 import pytest
 from support.ckks import computed, conv, convolved, quadratic, residual
 
-from deepreshape.engines.ckks import wire
+from deepreshape.engines.ckks import local, wire
 from deepreshape.engines.ckks.circuit import compiled
 from deepreshape.engines.ckks.evaluate import EncodedCircuit
 from deepreshape.engines.ckks.local import run_encrypted
 from deepreshape.engines.ckks.packing import Diagonals, Entries, SlotLayout, convolution, diagonals, reduction
 from deepreshape.engines.ckks.parameters import LIMITS, MARGIN, PRECISION, choose_modulus
 from deepreshape.engines.ckks.scheme import CkksEvaluator, Holder, Scheme
+from deepreshape.private.errors import PrivateError
 from deepreshape.private.program.graph import Layer, Quadratic, Rectify
 from deepreshape.private.program.ops import INPUT, ProgramError
 
@@ -171,3 +174,10 @@ def test_moduli_lie_within_both_security_tables(squares: int):
 def test_a_map_too_large_for_a_ciphertext_is_refused():
     with pytest.raises(ValueError, match="a ciphertext holds 16,384 values, this network's largest map 32,768"):
         choose_modulus(3, 1, 32768)
+
+
+def test_a_server_that_is_killed_is_an_error_that_commands_print_as_one_line(monkeypatch: pytest.MonkeyPatch):
+    """As the system kills it where memory ends."""
+    monkeypatch.setattr(local, "_serve", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+    with pytest.raises(PrivateError, match=r"the server's process ended early \(out of memory\?\)"):
+        run_encrypted(compiled(residual(), (3, 8, 8)), np.zeros((1, 3, 8, 8)))

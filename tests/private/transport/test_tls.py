@@ -389,6 +389,11 @@ def test_nobody_listens(keys: Keys) -> None:
         Endpoint(keys.client).connect("127.0.0.1", port)
 
 
+def test_what_is_no_name_of_a_host_is_one_line(keys: Keys) -> None:
+    with pytest.raises(ConnectionLostError, match=r"cannot connect to a{70}:7: .*label"):
+        Endpoint(keys.client).connect("a" * 70, 7)
+
+
 @pytest.mark.parametrize("value", [0, -1, float("inf"), float("nan")])
 def test_no_limit_is_infinite(value: float) -> None:
     with pytest.raises(ValueError, match="read_s="):
