@@ -3,13 +3,13 @@
     python benchmarks/accuracy.py MODEL... --images 200 --out benchmarks/results/accuracy.json
 
 A MODEL is a saved model's folder; formats are calibrated on its first 256 training images. On the whole test split, the
-integer program against the float network: ``plain`` rounds down, ``rounded`` does as two parties do where no ReLU
-follows, by shares drawn at random, which is what a user gets. ``overflows`` counts images on which a value leaves the
-range of the ring: they count as errors.
+integer program against the float network: ``plain`` rounds to the nearest, ``rounded`` does as two parties do where no
+ReLU follows, by shares drawn at random, which is what a user gets. ``overflows`` counts images on which a value leaves
+the range of the ring: they count as errors.
 
 ``private``: the first ``--images`` test images through two processes on this machine, each with offline material of its
 own. ``agree`` is equality with the plain program on all outputs of all images, bit for bit, rounding as the shares say;
-``same_class`` counts the classes that are also those of the program that rounds down.
+``same_class`` counts the classes that are also those of the program that rounds to the nearest.
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ def classes_of_floats(model: torch.nn.Module, images: torch.Tensor) -> NDArray[n
 
 
 def classes_of_integers(program: Program, inputs: NDArray[np.int64], workers: int) -> NDArray[np.int64]:
-    """(2, N): rounding down, and as two parties round."""
+    """(2, N): rounding to the nearest, and as two parties round."""
     batches = np.array_split(inputs, -(-len(inputs) // BATCH))
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, context, initializer=begin, initargs=(to_bytes(program),)) as pool:

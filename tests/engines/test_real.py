@@ -86,11 +86,11 @@ def test_the_bound_is_met_where_all_errors_point_one_way() -> None:
     ops = (Linear("head", ("input",), 1, 2, 0), Relu("last", ("head",), 2))
     weights = {"head": Weights(np.array([[1]]), np.array([0]))}
     program = Program(Ring(16), (1,), 2, 7, ops, weights)
-    inputs = np.array([[7]])  # 1.75, of which the integers keep 1 and an engine of one bit 1.5
-    assert plain.run(program, inputs) == 1
-    assert bound(program, 2) == [1 + 0.25]
-    assert bound(program, EXACT_FRACTION) == [1 + 2.0**-60]
-    assert bound(program, 1) == [1 + 0.5 + 0.5 + 0.5]  # input, product, bias
+    inputs = np.array([[6]])  # 1.5, of which the integers make 2
+    assert plain.run(program, inputs) == 2
+    assert bound(program, 2) == [0.5 + 0.25]
+    assert bound(program, EXACT_FRACTION) == [0.5 + 2.0**-60]
+    assert bound(program, 1) == [0.5 + 0.5 + 0.5 + 0.5]  # input, product, bias
 
 
 def test_the_bound_counts_weights_that_an_engine_cannot_hold() -> None:

@@ -220,7 +220,7 @@ def random_inputs(program: Program, count: int, seed: int) -> Integers:
 
 
 def slow(program: Program, x: Integers) -> dict[str, NDArray[np.object_]]:
-    """Every value for one input, element by element, in Python integers; rounds towards minus infinity."""
+    """Every value for one input, element by element, in Python integers; rounds to the nearest, squares down."""
     values: dict[str, NDArray[np.object_]] = {INPUT: x.astype(np.object_)}
     for op in program.ops:
         source, shape = values[op.inputs[0]], program.values[op.name].shape
@@ -268,7 +268,7 @@ def slow(program: Program, x: Integers) -> dict[str, NDArray[np.object_]]:
             else:
                 rectify = isinstance(op, Square) or (isinstance(op, Relu) and (op.mask is None or op.mask[at]))
                 value = max(source[at], 0) if rectify else source[at]
-                out[at] = value // 2**op.shift
+                out[at] = (2 * value + 2**op.shift) // (2 * 2**op.shift)
         values[op.name] = out
     return values
 

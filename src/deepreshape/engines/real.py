@@ -113,9 +113,10 @@ def bound(program: Program, fraction: int) -> Real:
             bias that it cannot hold, and in every product's truncation.
 
     Returns:
-        For each row of the output (its first axis), float64, one output behind the other. The plain program loses less
-        than a unit of a value's last place where it drops bits. Errors grow by the sum of absolute weights from layer
-        to layer: a statement about shallow programs, and far above what happens in deep ones.
+        For each row of the output (its first axis), float64, one output behind the other. The plain program loses at
+        most half a unit of a value's last place where it drops bits, and below two units in a square. Errors grow by
+        the sum of absolute weights from layer to layer: a statement about shallow programs, and far above what happens
+        in deep ones.
 
     Raises:
         ProgramError: if this is the public part, which has no weights.
@@ -127,8 +128,7 @@ def expected(program: Program, fraction: int) -> Real:
     """How far an engine's output is to be expected from that of the plain integer program.
 
     As :func:`bound`, but errors are added as if they were independent: the root of the sum of their squares, each at
-    its largest. An estimate, not a bound: rounding that always goes down is not independent, and
-    several times as much is seen in deep networks.
+    its largest. An estimate, not a bound: several times as much was seen in deep networks.
     """
     return np.sqrt(_errors(program, fraction, 2))
 
@@ -168,7 +168,7 @@ def _errors(program: Program, fraction: int, power: int) -> Real:
             case Sign():  # a value near its threshold may fall on either side
                 errors[op.name] = np.full(len(error), 2.0**power)
             case Relu() | Truncate():
-                errors[op.name] = error + (2.0 ** -(value.fraction * power) if op.shift else 0.0)
+                errors[op.name] = error + (2.0 ** -((value.fraction + 1) * power) if op.shift else 0.0)
             case Concat():
                 errors[op.name] = np.concatenate([errors[name] for name in op.inputs])
             case Fill():

@@ -84,7 +84,7 @@ def test_rooms() -> None:
         protocol = relu_protocol(config)
         return protocol.max_input(protocol.layer(modulus, Relu("r", ("input",), 9, None, 7, 25), 1))
 
-    assert room(GC_FULL, ring) == 2**36 - 1
+    assert room(GC_FULL, ring) == 2**36 - 1 - 2**8
     assert room(ReluConfig("gc-sign"), ring) == 2**36 - 2**9
     assert room(ReluConfig("gc-sign", window=True), ring) == 2**24 - 1
     assert room(ReluConfig("gc-stochastic", window=True), ring) == 2**24 - 2**7

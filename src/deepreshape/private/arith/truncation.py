@@ -101,3 +101,13 @@ class ShareTruncation:
         server_part, b_server = self.server_part(modulus.sub(modulus.encode(x), client))
         product = np.where(b_client & b_server, np.uint64(self.correction), np.uint64(0))
         return modulus.decode(modulus.add(modulus.add(client_part, server_part), modulus.scale(product, self.unit)))
+
+
+def half_unit(shift: int) -> int:
+    """What is added before the low ``shift`` bits are dropped, so that what is left is the nearest."""
+    return (1 << shift) >> 1
+
+
+def to_nearest(x: NDArray[np.int64], shift: int) -> NDArray[np.int64]:
+    """X / 2^shift rounded to the nearest whole number, halves up; int64."""
+    return (x + np.int64(half_unit(shift))) >> np.int64(shift)

@@ -44,7 +44,7 @@ from deepreshape.private.program.program import NAME, Program, refuse_large, val
 KINDS: dict[str, type[Op]] = {cls.kind: cls for cls in OPS}
 DESCRIPTION_BYTES = 1 << 23
 """The longest description that is read."""
-MAGIC = b"DRSHPRG1"
+MAGIC = b"DRSHPRG2"
 LENGTH = struct.Struct("<Q")
 PIXELS = (Conv2d, Fill)
 """Operations whose masks are of pixels, of a size of their own."""

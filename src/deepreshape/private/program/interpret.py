@@ -1,7 +1,6 @@
 """The program in the clear: what every other interpreter must agree with.
 
-Exact integers throughout; a value that the modulus cannot hold is reported with its layer, never wrapped. ``>>`` rounds
-towards minus infinity.
+Exact integers throughout; a value that the modulus cannot hold is reported with its layer, never wrapped.
 
 Two parties compute all of this bit for bit, but for what depends on their shares: where a value is truncated without a
 ReLU, or by a ReLU of which only the sign is garbled, they round up or down (``truncation.py``), and a stochastic sign
@@ -81,7 +80,7 @@ def run(
             some, by :func:`coins_of`: uint64 of the value's shape.
         protocols: by which operations are computed; exactly without, whatever the shares.
         rng: draws the client's shares that are not given, for every input anew. Without it, what would need them rounds
-            towards minus infinity, and signs are right.
+            to the nearest, and signs are right.
         observe: is shown every value's name and integers, the input's too.
 
     Returns:

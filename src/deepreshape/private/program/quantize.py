@@ -8,9 +8,8 @@ A value at rest that is added to an accumulator is first raised to its fraction,
 on its own share. Signs have no fraction bits, nor has what convolutions of signs give that are whole numbers
 (``one_bit.py``): how many bits these need is proven.
 
-Rounding costs nothing: half a unit is added to the bias of a layer whose channel goes through a ReLU, so that the shift
-there, which rounds down, rounds to the nearest. Where two parties truncate without a ReLU, they round up or down at
-random already.
+What drops bits rounds to the nearest, which costs nothing. Where two parties do so without a garbled ReLU, they round
+up or down at random, and are right on average.
 
 Ranges are those seen in calibration times a margin. Worst-case bounds hold for every input, but grow by the largest sum
 of absolute weights in each layer and exceed any modulus within some ten layers.
@@ -154,8 +153,8 @@ def quantize(
     observed = {name: ranges[origin] for name, origin in plan.origin.items()}
     formats = choose_formats(plan, observed, modulus, fraction, margin)
     formats = replace(formats, groups={**formats.groups, **dict.fromkeys(plan.whole, 0)})
-    program, offsets = emit(plan, formats, shape, tuple(outputs))
-    added, errors = error_bounds(plan, formats, program, offsets)
+    program = emit(plan, formats, shape, tuple(outputs))
+    added, errors = error_bounds(plan, formats, program)
     worst = replace(program, limits={}).bounds()
     room = (formats.modulus.order - 1) // 2
     rows = tuple(

@@ -90,7 +90,7 @@ def run_local(
 
     Returns:
         ``agree``: private equals plain on all inputs, bit for bit, rounding as the shares say; ``max_lsb_difference``:
-        the largest distance to the plain program that rounds towards minus infinity, in units of the output;
+        the largest distance to the plain program that rounds to the nearest, in units of the output;
         ``same_class``: the largest output is at the same place on all inputs, or at each place of a map;
         ``same_places`` of ``places``: of how many that is so;
         ``relus``, ``squares`` and ``signs``;
@@ -106,7 +106,7 @@ def run_local(
     """
     plan = Plan(program.public(), relu)
     program.check(plan.max_inputs)
-    floor = plain.run(program, inputs)  # refuses bad inputs before anything is started
+    expected = plain.run(program, inputs)  # refuses bad inputs before anything is started
     with tempfile.TemporaryDirectory(prefix="deepreshape-local-") as scratch, listen("127.0.0.1", 0) as listener:
         folder = Path(scratch)
         settings = {
@@ -125,7 +125,7 @@ def run_local(
             (folder / role / "program").write_bytes(to_bytes(part))
         inputs.tofile(folder / "client" / "inputs")
         _run_processes(folder, listener, lambda done: progress and progress(done, len(inputs) * plan.offline_bytes()))
-        outputs = _array(folder / "client" / "outputs", np.dtype(np.int64), floor.shape)
+        outputs = _array(folder / "client" / "outputs", np.dtype(np.int64), expected.shape)
         shares = [_shares(folder, plan, number) for number in range(len(inputs))]
         reports = {role: Report(**json.loads((folder / role / "report").read_text())) for role in ("client", "server")}
     rounded = [
@@ -134,10 +134,10 @@ def run_local(
     ]
     compared = {
         "agree": bool(np.array_equal(outputs, np.stack(rounded))),
-        "max_lsb_difference": int(np.abs(outputs - floor).max()),
-        "same_class": bool(np.array_equal(largest_places(outputs), largest_places(floor))),
-        "same_places": int((largest_places(outputs) == largest_places(floor)).sum()),
-        "places": largest_places(floor).size,
+        "max_lsb_difference": int(np.abs(outputs - expected).max()),
+        "same_class": bool(np.array_equal(largest_places(outputs), largest_places(expected))),
+        "same_places": int((largest_places(outputs) == largest_places(expected)).sum()),
+        "places": largest_places(expected).size,
         "outputs": outputs.tolist(),
     }
     return compared | _costs(plan, reports)

@@ -5,8 +5,8 @@ get (:meth:`Op.worst`) and what it computes (:meth:`Op.interpret`); if each part
 :class:`Local` and says how (:meth:`Local.on_share`). Its bytes follow from its fields (``encoding.py``).
 
 *Meaning.* A value stands for integer / 2^fraction, images being (channels, height, width). ``Conv2d`` and ``Linear``
-multiply exactly, so the fraction grows by that of the weights; ``Relu``, ``Truncate`` and ``Square`` drop bits of it,
-rounding towards minus infinity. All others are exact. ``SumPool`` sums and does not divide: an average's division
+multiply exactly, so the fraction grows by that of the weights; ``Relu`` and ``Truncate`` drop bits of it and round to
+the nearest, ``Square`` rounds down. All others are exact. ``SumPool`` sums and does not divide: an average's division
 belongs into the weights of the next layer. Nothing is ever reduced: a program is right only while every value fits the
 modulus, and :meth:`Program.check` says whether it must.
 """

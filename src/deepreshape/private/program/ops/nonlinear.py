@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from deepreshape.private.arith.ring import Field, Ring
 from deepreshape.private.arith.square import Squaring
+from deepreshape.private.arith.truncation import to_nearest
 from deepreshape.private.program.ops.base import (
     Exact,
     Integers,
@@ -26,7 +27,7 @@ from deepreshape.private.program.ops.base import (
 
 @dataclass(frozen=True, eq=False)
 class Relu(Op):
-    """max(x, 0) >> shift where ``mask`` is true, x >> shift elsewhere.
+    """max(x, 0) / 2^shift where ``mask`` is true, x / 2^shift elsewhere, rounded to the nearest.
 
     ``mask`` is bool, of the shape of the value; None is true everywhere. ``low`` and ``high`` say, by calibration,
     which bits of x a sign test may be content with (``drelu.Window``): bits from ``high`` up repeat the sign, and those
@@ -68,12 +69,12 @@ class Relu(Op):
     def interpret(self, inputs: Sequence[Integers], weights: Weights | None, rounding: Rounding) -> Exact:
         x = inputs[0]
         kept = np.maximum(x, 0) if self.mask is None else np.where(self.mask, np.maximum(x, 0), x)
-        return rounding.rounded(self, x, kept >> np.int64(self.shift))
+        return rounding.rounded(self, x, to_nearest(kept, self.shift))
 
 
 @dataclass(frozen=True, eq=False)
 class Square(Secret):
-    """(((x + t) >> before)^2 >> after) + c; max(x, 0) >> shift where ``mask`` is true.
+    """(((x + t) >> before)^2 >> after) + c; max(x, 0) / 2^shift, to the nearest, where ``mask`` is true.
 
     t and c are the server's: weight and bias, (C,) each for an input of C rows (channels), t with the fraction of the
     input and c with that of the output. ``mask`` is bool, of the shape of the value; None is true nowhere.
@@ -141,7 +142,7 @@ class Square(Secret):
         mask = self.mask
         if mask is None:
             return rounding.rounded(self, moved, exact) + constant
-        exact = np.where(mask, np.maximum(x, 0) >> np.int64(self.shift), exact)
+        exact = np.where(mask, to_nearest(np.maximum(x, 0), self.shift), exact)
         return rounding.rounded(self, np.where(mask, x, moved), exact) + np.where(mask, 0, constant)
 
 
@@ -186,7 +187,7 @@ class Sign(Secret):
 
 @dataclass(frozen=True)
 class Truncate(Op):
-    """x >> shift."""
+    """x / 2^shift, rounded to the nearest."""
 
     kind = "truncate"
 
@@ -203,7 +204,7 @@ class Truncate(Op):
         return _shifted_bound(inputs[0], self.shift)
 
     def interpret(self, inputs: Sequence[Integers], weights: Weights | None, rounding: Rounding) -> Exact:
-        return rounding.rounded(self, inputs[0], inputs[0] >> np.int64(self.shift))
+        return rounding.rounded(self, inputs[0], to_nearest(inputs[0], self.shift))
 
 
 def _check_mask(op: Op, mask: NDArray[np.bool_] | None, source: Value) -> None:

@@ -42,7 +42,6 @@ from deepreshape.private.program.ops import (
     Square,
     SumPool,
     Truncate,
-    Value,
     Weights,
 )
 from deepreshape.private.program.program import Program, to_fixed
@@ -52,67 +51,38 @@ from deepreshape.private.program.quantization.plan import (
     QuantizationPlan,
     RaiseStep,
     ShiftStep,
-    rectified_channels,
 )
 
 _FAR = 60
 """Thresholds are cut at 2^60, in units of what they are compared with."""
 
 
-def emit(
-    plan: QuantizationPlan, formats: Formats, shape: Shape, outputs: tuple[str, ...]
-) -> tuple[Program, dict[str, Integers]]:
-    """The program, and by how much each channel of its values is too large on purpose, for the sake of rounding."""
+def emit(plan: QuantizationPlan, formats: Formats, shape: Shape, outputs: tuple[str, ...]) -> Program:
+    """The program of planned steps.
+
+    Raises:
+        ProgramError: if a value does not fit the modulus.
+    """
     rest = formats.rest
     resting = dict.fromkeys(plan.ones, 0)
     fractions = {
         name: formats.groups[plan.find(name)] if name in plan.group else resting.get(name, rest) for name in plan.origin
     }
-    readers: dict[str, list[AnyStep]] = {}
-    for step in plan.steps.values():
-        for name in step.inputs:
-            readers.setdefault(name, []).append(step)
-    offsets: dict[str, Integers] = {INPUT: np.zeros(shape[0], np.int64)}
-    values = {INPUT: Value(shape, rest)}
     weights: dict[str, Weights] = {}
-
-    def nudge(name: str, amount: Integers) -> bool:
-        """Add ``amount`` to the channels of a value through the bias of a layer before it, if only it would notice."""
-        step = plan.steps[name]
-        match step:
-            case Conv() | Dense():
-                bias = weights[name].bias
-                np.add(bias, amount, out=bias)
-            case Pool():
-                size = math.prod(step.kernel)
-                if (amount % size).any() or len(readers[step.inputs[0]]) > 1:
-                    return False
-                if not nudge(step.inputs[0], amount // size):
-                    return False
-            case Sum():
-                if not any(len(readers[source]) == 1 and nudge(source, amount) for source in step.inputs):
-                    return False
-            case _:
-                return False
-        offsets[name] = offsets[name] + amount
-        return True
 
     ops: list[Op] = []
     for name, step in plan.steps.items():
         fraction = fractions[name]
         source = step.inputs[0]
         gained = fraction - fractions[source]
-        offset = np.zeros(0, np.int64)
         match step:
             case Conv() | Dense():
                 weights[name] = Weights(to_fixed(step.weight, gained), to_fixed(step.bias, fraction))
                 ops.append(_linear(step, weights[name].weight, gained))
             case Sum():
                 ops.append(Add(name, step.inputs))
-                offset = np.sum([offsets[source] for source in step.inputs], axis=0)
             case Pool():
                 ops.append(SumPool(name, step.inputs, step.kernel, step.stride))
-                offset = math.prod(step.kernel) * offsets[source]
             case Rectify():
                 high = formats.limit(source, fractions[source]).bit_length() + 1
                 ops.append(Relu(name, step.inputs, -gained, step.mask, 0, max(high, 2)))
@@ -121,32 +91,25 @@ def emit(
                 weights[name] = Weights(to_fixed(step.shift, fractions[source]), to_fixed(step.constant, fraction))
                 ops.append(Square(name, step.inputs, before, after, 0 if step.mask is None else -gained, step.mask))
             case Signed() | Filled():
-                op, constants = _by_channel(step, fractions[source], offsets[source])
+                op, constants = _by_channel(step, fractions[source])
                 weights[name] = Weights(constants, np.zeros_like(constants))
                 ops.append(op)
-                offset = _passed(step, offsets[source], gained, values[source].shape)
             case _:
                 ops.append(_passing(step, gained, fraction))
-                offset = _passed(step, offsets[source], gained, values[source].shape)
-        values[name] = ops[-1].value(*(values[before] for before in step.inputs))
-        offsets[name] = offset if offset.size else np.zeros(values[name].shape[0], np.int64)
-        whole = rectified_channels(readers.get(name, []), len(offsets[name]))
-        if fraction > rest and whole.any() and not offsets[name].any():
-            nudge(name, whole.astype(np.int64) << (fraction - rest - 1))
     bound = formats.limit(INPUT, rest)
     # what signs read that is whole is bounded for every input, and not by calibration
     limits = {op.name: formats.limit(op.name, fractions[op.name]) for op in ops if op.name not in plan.whole}
     program = _with_sign_bits(Program(formats.modulus, shape, rest, bound, tuple(ops), weights, limits, outputs))
     program.check()
-    return program, offsets
+    return program
 
 
-def _by_channel(step: Signed | Filled, fraction: int, offset: Integers) -> tuple[Op, Integers]:
+def _by_channel(step: Signed | Filled, fraction: int) -> tuple[Op, Integers]:
     """The operation of a step with a secret number for each channel, of a value of that fraction, and the numbers."""
     if isinstance(step, Signed):
         most = math.ldexp(1, _FAR - fraction)
-        return Sign(step.name, step.inputs), to_fixed(np.clip(-step.threshold, -most, most), fraction) - offset
-    return Fill(step.name, step.inputs, step.columns), to_fixed(step.constants, fraction) + offset
+        return Sign(step.name, step.inputs), to_fixed(np.clip(-step.threshold, -most, most), fraction)
+    return Fill(step.name, step.inputs, step.columns), to_fixed(step.constants, fraction)
 
 
 def _passing(step: AnyStep, gained: int, fraction: int) -> Op:
@@ -170,19 +133,6 @@ def _passing(step: AnyStep, gained: int, fraction: int) -> Op:
             return Flatten(step.name, step.inputs)
         case _:
             raise TypeError(f"{step.name} was placed, and cannot be")
-
-
-def _passed(step: AnyStep, offset: Integers, gained: int, source: Shape) -> Integers:
-    """What a value is too large by on purpose behind such a step; empty where it is not."""
-    match step:
-        case PublicAffine() if not gained:
-            return int(step.factor) * offset
-        case Zero() | Filled():
-            return offset
-        case Flat():
-            return np.repeat(offset, math.prod(source[1:]))
-        case _:
-            return np.zeros(0, np.int64)
 
 
 def _with_sign_bits(program: Program) -> Program:

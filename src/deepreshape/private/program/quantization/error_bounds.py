@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 
 import numpy as np
+from numpy.typing import NDArray
 
 from deepreshape.private.arith.ring import Field
 from deepreshape.private.program.graph import Conv, Dense, Filled, PublicAffine, Squared
@@ -17,7 +17,6 @@ from deepreshape.private.program.ops import (
     Fill,
     Flatten,
     Gather,
-    Integers,
     Linear,
     Raise,
     Relu,
@@ -29,16 +28,13 @@ from deepreshape.private.program.ops import (
 )
 from deepreshape.private.program.program import Program, from_fixed
 from deepreshape.private.program.quantization.formats import Formats
-from deepreshape.private.program.quantization.plan import QuantizationPlan, Real, rectified_channels
+from deepreshape.private.program.quantization.plan import QuantizationPlan, Real
 
 
-def error_bounds(
-    plan: QuantizationPlan, formats: Formats, program: Program, offsets: Mapping[str, Integers]
-) -> tuple[dict[str, Real], dict[str, Real]]:
+def error_bounds(plan: QuantizationPlan, formats: Formats, program: Program) -> tuple[dict[str, Real], dict[str, Real]]:
     """For each channel of each value (or feature): the error that its operation adds, and the error of the value.
 
-    With w, x real and v, y what the integers stand for, |vy - wx| <= |v| |y - x| + |v - w| |x|. What a value is too
-    large on purpose is no error until it is shifted or leaves the program.
+    With w, x real and v, y what the integers stand for, |vy - wx| <= |v| |y - x| + |v - w| |x|.
     """
     unit = math.ldexp(1, -formats.rest)
     added = {INPUT: np.full(program.input_shape[0], unit / 2)}
@@ -52,7 +48,7 @@ def error_bounds(
                 if isinstance(step, Conv | Dense):
                     weights = program.weights[op.name]
                     used = from_fixed(weights.weight, op.weight_fraction)
-                    bias = from_fixed(weights.bias - offsets[op.name], value.fraction)
+                    bias = from_fixed(weights.bias, value.fraction)
                     wrong = np.abs(used - step.weight).reshape(len(used), -1).sum(1)
                     most = formats.margin * formats.observed[source]
                     added_error = most * wrong + np.abs(bias - step.bias)
@@ -68,7 +64,7 @@ def error_bounds(
                 added_error = 0.0 * before
             case Fill():
                 if isinstance(step, Filled):
-                    used = from_fixed(program.weights[op.name].weight - offsets[op.name], value.fraction)
+                    used = from_fixed(program.weights[op.name].weight, value.fraction)
                     before = np.maximum(before, np.abs(used - step.constants))
             case Concat():
                 before = np.concatenate([errors[name] for name in op.inputs])
@@ -88,8 +84,7 @@ def error_bounds(
                 before, added_error = 0.0 * before, np.full(len(before), 0.0 if sure else 2.0)
             case Square():
                 if isinstance(step, Squared):
-                    nudged = np.abs(from_fixed(offsets[source], program.values[source].fraction))
-                    alone = nudged + math.ldexp(1, op.before - program.values[source].fraction)
+                    alone = math.ldexp(1, op.before - program.values[source].fraction)
                     size = formats.margin * formats.observed[source] + np.abs(step.shift)
                     # neither the integers nor the real values exceed the limit
                     most = 2 * formats.margin * formats.observed[op.name]
@@ -97,17 +92,20 @@ def error_bounds(
                     added_error = 2 * size * alone + alone**2 + 2 * unit
             case Relu() | Truncate():
                 if op.shift:
-                    raised = np.abs(from_fixed(offsets[source], op.shift))
                     # without a circuit two parties round up or down, and one unit beside it over a field
-                    most = 1 + raised + isinstance(program.modulus, Field)
-                    added_error = unit * np.where(
-                        rectified_channels([step], len(before)), np.maximum(raised, 1 - raised), most
-                    )
+                    truncated = 1.0 + isinstance(program.modulus, Field)
+                    added_error = unit * np.where(rectified_rows(op, len(before)), 0.5, truncated)
             case _:
                 raise TypeError(f"{op.name}: no error is known for {type(op).__name__}")
         added[op.name], errors[op.name] = added_error, before + added_error
-    at_end = {o: errors[o] + np.abs(from_fixed(offsets[o], program.values[o].fraction)) for o in program.outputs}
-    return added, errors | at_end
+    return added, errors
+
+
+def rectified_rows(op: Relu | Truncate, rows: int) -> NDArray[np.bool_]:
+    """Which rows of a value (along the first axis) have ReLUs only, whose rounding is exact under gc-full."""
+    if isinstance(op, Truncate):
+        return np.zeros(rows, np.bool_)
+    return np.ones(rows, np.bool_) if op.mask is None else op.mask.reshape(rows, -1).all(1)
 
 
 def _through(weight: Real, error: Real) -> Real:

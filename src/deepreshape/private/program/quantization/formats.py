@@ -10,7 +10,7 @@ import numpy as np
 
 from deepreshape.private.arith.ring import Field, Ring
 from deepreshape.private.arith.square import Squaring
-from deepreshape.private.arith.truncation import ShareTruncation
+from deepreshape.private.arith.truncation import ShareTruncation, half_unit
 from deepreshape.private.program.graph import Conv, Dense, PublicAffine
 from deepreshape.private.program.ops import ProgramError
 from deepreshape.private.program.program import truncation_room
@@ -51,6 +51,7 @@ class Formats:
         while fraction - self.rest < self.modulus.bits - 3:
             shift = max(fraction + 1 - self.rest, 0)
             room = ShareTruncation(self.modulus, shift).max_input
+            room = min(room, (self.modulus.order - 1) // 2 - half_unit(shift))
             if group in plan.shifted:
                 room = truncation_room(self.modulus, shift)
             if max(self.limit(name, fraction + 1) + self.tested(plan, name, fraction + 1) for name in members) > room:

@@ -191,15 +191,3 @@ def multiplies(step: AnyStep) -> TypeGuard[Conv | Dense | PublicAffine]:
 
 def _partly(step: AnyStep) -> bool:
     return isinstance(step, Rectify) and step.mask is not None and not step.mask.all()
-
-
-def rectified_channels(readers: Sequence[AnyStep], channels: int) -> NDArray[np.bool_]:
-    """Which channels of a value are shifted by ReLUs only, and by one at least."""
-    shifting = [step for step in readers if isinstance(step, Rectify | Squared | ShiftStep)]
-    whole = np.full(channels, bool(shifting))
-    for step in shifting:
-        if isinstance(step, Squared | ShiftStep):
-            whole[:] = False
-        elif step.mask is not None:
-            whole &= step.mask.reshape(channels, -1).all(1)
-    return whole

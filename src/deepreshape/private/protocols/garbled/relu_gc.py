@@ -1,6 +1,7 @@
 """``gc-full``: the whole ReLU in one garbled circuit, after which its input's bits are never seen.
 
-The output is exact: (max(x, 0) >> shift) = r + y_server, where r is what the client chose offline.
+The output is exact: max(x, 0) / 2^shift to the nearest = r + y_server, where r is what the client chose offline. The
+circuit drops bits; the server has added half a unit to its share before, which changes no output's sign.
 
 ``garbler="server"`` (DELPHI: Mishra et al., USENIX Security 2020). The paper feeds r into the circuit by oblivious
 transfer; here, as in its code, the garbler feeds in a blind m of its own, which halves the transfers:
@@ -26,6 +27,7 @@ from typing import final
 import numpy as np
 
 from deepreshape.private.arith.ring import Bits, Field, Ring, Words, from_bits, to_bits
+from deepreshape.private.arith.truncation import half_unit, to_nearest
 from deepreshape.private.crypto.gc.relu_circuits import relu_and_gates
 from deepreshape.private.crypto.labels import permute_bits
 from deepreshape.private.errors import ProtocolError
@@ -59,10 +61,10 @@ class ReluGc(GarbledRelu):
         return GarbledLayer(op.name, modulus, op.shift, count, self.config.garbler, self.config.batch)
 
     def replay(self, layer: GarbledLayer, x: Integers, client: Words, coins: Words | None = None) -> Integers:
-        return np.maximum(x, 0) >> np.int64(layer.shift)
+        return to_nearest(np.maximum(x, 0), layer.shift)
 
     def max_input(self, layer: GarbledLayer) -> int:
-        return (layer.modulus.order - 1) // 2
+        return (layer.modulus.order - 1) // 2 - half_unit(layer.shift)
 
     def known(self, run: Run, layer: GarbledLayer, share: Words | None, blind: Words | None) -> tuple[Bits, Arrays]:
         bits = layer.modulus.bits
@@ -101,7 +103,8 @@ class ReluGc(GarbledRelu):
     def server_online(
         self, run: Run, layer: GarbledLayer, head: Arrays, batches: Iterator[Prepared], share: Words
     ) -> Words:
-        planes = to_bits(share, layer.modulus.bits)
+        raised = layer.modulus.add(share, np.full_like(share, half_unit(layer.shift)))
+        planes = to_bits(raised, layer.modulus.bits)
         if layer.garbler == "server":
             send_labels(run, layer, head, planes)
             reply = run.channel.receive(Frame.SHARES, layer.count * layer.modulus.element_bytes)
