@@ -104,8 +104,8 @@ def test_what_is_expected_adds_squares() -> None:
     weights = {"head": Weights(np.array([[3, -4]]), np.array([0]))}
     ops = (Linear("head", ("input",), 1, 3, 0), Relu("last", ("head",), 1))
     program = Program(Ring(16), (2,), 2, 7, ops, weights)
-    assert bound(program, 1) == [(3 + 4 + 1 + 1) * 0.5 + 0.5]
-    assert expected(program, 1) == [0.5 * np.sqrt(3**2 + 4**2 + 1 + 1 + 1)]
+    assert bound(program, 1) == [(3 + 4 + 1 + 1) * 0.5 + 0.25]
+    assert expected(program, 1) == [0.5 * np.sqrt(3**2 + 4**2 + 1 + 1 + 0.5**2)]
 
 
 def test_the_bound_follows_channels_through_flatten() -> None:

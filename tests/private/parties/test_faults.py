@@ -85,13 +85,13 @@ class Pair:
         assert self.right(outcome[0])
 
     def right(self, output: bytes) -> bool:
-        """As the plain interpreter has it, or a unit a layer above where shares decide that; signs are exact."""
+        """As the plain interpreter has it, or a unit a layer off where shares decide that; signs are exact."""
         off = np.frombuffer(output, self.expected.dtype).reshape(self.expected.shape) - self.expected
         program = self.model.program
         if program.signs and off[6:].any():
             return False
         units = 0 if program is ONE_RELU else 2 if program is TWO_RELUS else 1
-        return set(off.ravel().tolist()) <= set(range(units + 1))
+        return set(off.ravel().tolist()) <= set(range(-units, units + 1))
 
 
 def undisturbed(pair: Pair, kind: Kind) -> Relay:

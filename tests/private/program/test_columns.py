@@ -243,7 +243,7 @@ def test_bytes_say_which_pixels_and_nothing_where_none_is_left_out():
 )
 def test_other_pixels_in_bytes_are_refused(new: bytes, words: str):
     data = to_bytes(columns_program(QUARTER).public())
-    start = len(b"DRSHPRG1") + 8
+    start = len(b"DRSHPRG2") + 8
     head, rest = data[:start], data[start:]
     changed = rest.replace(b'"mask":[8,8]', new, 1)
     size = int.from_bytes(head[-8:], "little") + len(changed) - len(rest)

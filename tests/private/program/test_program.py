@@ -130,7 +130,7 @@ def test_damaged_bytes_give_a_program_error_or_another_program(at: int, to: byte
 @pytest.mark.parametrize(
     ("old", "new", "words"),
     [
-        (b"DRSHPRG1", b"DRSHPRG9", "no deepreshape program"),
+        (b"DRSHPRG2", b"DRSHPRG9", "no deepreshape program"),
         (b'"op":"relu"', b'"op":"gelu"', "'gelu' is not known"),
         (b'"kernel":3', b'"kernel":"', "not JSON"),
         (b'"kernel":3', b'"kernal":3', "conv must have the fields"),
