@@ -109,5 +109,5 @@ def half_unit(shift: int) -> int:
 
 
 def to_nearest(x: NDArray[np.int64], shift: int) -> NDArray[np.int64]:
-    """X / 2^shift rounded to the nearest whole number, halves up; int64."""
+    """The whole number nearest to x / 2^shift, halves up; int64."""
     return (x + np.int64(half_unit(shift))) >> np.int64(shift)
