@@ -29,6 +29,7 @@ from deepreshape.pricing.calibrate import machine
 from deepreshape.private.arith.drelu import Parity, Sign, Window, Wrap
 from deepreshape.private.arith.ring import DELPHI_PRIME, Field, Ring
 from deepreshape.private.arith.rng import Randomness
+from deepreshape.private.arith.truncation import to_nearest
 from deepreshape.private.crypto.backend import engine
 from deepreshape.private.program.relu_config import ReluConfig, Role
 from deepreshape.private.protocols.base import Prepared, Run, side_by_side
@@ -105,7 +106,7 @@ def run(runs: tuple[Run, Run], setups: tuple[Any, Any], layer: GarbledLayer) -> 
     middle = time.perf_counter()
     _, output_share = both(lambda: answer(0, None), lambda: answer(1, theirs))
     end = time.perf_counter()
-    off = modulus.decode(modulus.add(output_share, mask)) - (np.maximum(x, 0) >> SHIFT)
+    off = modulus.decode(modulus.add(output_share, mask)) - to_nearest(np.maximum(x, 0), SHIFT)
     # over the field a few signs are wrong for large values too
     assert np.mean(np.abs(off) > 1) < 1e-3, "ReLUs came out wrong by more than faults and rounding can make them"
     return {"offline": middle - start, "online": end - middle}

@@ -165,6 +165,8 @@ def _errors(program: Program, fraction: int, power: int) -> Real:
                 off = error + 2.0 ** -(root * power) + unit**power
                 errors[op.name] = (2 * moved) ** power * off + off**2 + 2.0 ** -(value.fraction * power)
                 errors[op.name] = errors[op.name] + unit**power * (1 + (value.fraction > fraction))
+                if op.relus is not None:  # whose errors do not shrink with the size of x
+                    errors[op.name] = np.maximum(errors[op.name], error + 2.0 ** -((value.fraction + 1) * power))
             case Sign():  # a value near its threshold may fall on either side
                 errors[op.name] = np.full(len(error), 2.0**power)
             case Relu() | Truncate():

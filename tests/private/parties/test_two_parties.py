@@ -130,7 +130,7 @@ def test_a_value_that_a_sign_test_has_no_room_for_is_refused() -> None:
 
 
 @pytest.mark.parametrize("garbler", ["server", "client"])
-def test_without_linearised_positions_the_floor_comes_out_exactly(garbler: Role) -> None:
+def test_without_linearised_positions_the_nearest_comes_out_exactly(garbler: Role) -> None:
     program = masked_program(np.ones((2, 3, 3), np.bool_))
     x = random_inputs(program, 1, 1)
     assert np.array_equal(run_both(program, x[0], garbler).output, plain.run(program, x)[0])
@@ -151,7 +151,7 @@ def test_linearised_positions_are_off_by_one_unit_at_most_and_do_differ() -> Non
     program = masked_program(np.zeros((2, 3, 3), np.bool_))
     x = random_inputs(program, 1, 1)
     difference = run_both(program, x[0]).output - plain.run(program, x)[0]
-    assert set(difference.reshape(-1).tolist()) == {-1, 0, 1}
+    assert np.abs(difference).max() == 1
 
 
 def _gates(plan: Plan) -> int:

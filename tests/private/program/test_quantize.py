@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from deepreshape.private.arith.ring import Field, Ring
 from deepreshape.private.program import interpret as plain
-from deepreshape.private.program.graph import Conv, Dense, Flat, Layer, Pool, Rectify, Sum
+from deepreshape.private.program.graph import Conv, Dense, Flat, Layer, Pool, Rectify, Squared, Sum
 from deepreshape.private.program.ops import INPUT, Conv2d, Linear, ProgramError, Raise, Relu, Truncate
 from deepreshape.private.program.program import from_fixed, to_fixed
 from deepreshape.private.program.quantization.formats import LEAST_BITS, WEIGHT_BITS
@@ -37,6 +37,8 @@ def apply(layer: Layer, inputs: list[np.ndarray]) -> np.ndarray:
             return x.sum((2, 3), keepdims=True)
         case Rectify():
             return np.maximum(x, 0) if layer.mask is None else np.where(layer.mask, np.maximum(x, 0), x)
+        case Squared():  # without shifts and constants
+            return np.where(layer.mask, np.maximum(x, 0), x * x)
         case Flat():
             return x.reshape(len(x), -1)
 
@@ -179,3 +181,25 @@ def test_bad_arguments_are_named():
         quantize([Rectify("act", (INPUT,))], (3, 2, 2), {INPUT: 1.0, "act": 1.0})
     with pytest.raises(ValueError, match="not finite"):
         to_fixed(np.array([np.nan]), 3)
+
+
+def test_the_bound_of_squares_counts_the_relus_among_them():
+    """A square shrinks the errors of small values, a ReLU beside it does not."""
+    rng = np.random.default_rng(0)
+    mask = np.zeros((1, 2, 2), np.bool_)
+    mask[0, 0] = True
+    layers: list[Layer] = [
+        Conv("difference", (INPUT,), np.array([[8.0, -8.0]]).reshape(1, 2, 1, 1), np.zeros(1)),
+        Squared("squares", ("difference",), np.zeros(1), np.zeros(1), mask),
+        Flat("flat", ("squares",)),
+        Dense("head", ("flat",), np.eye(4), np.zeros(4)),
+    ]
+    x = rng.normal(size=(200, 1, 2, 2))
+    x = np.concatenate([x, x + rng.uniform(-0.01, 0.01, x.shape)], 1)
+    seen = real(layers, x)
+    lowered = quantize(layers, (2, 2, 2), ranges(seen), fraction=8)
+    program = lowered.program
+    result = from_fixed(plain.run(program, to_fixed(x, 8)), program.values["head"].fraction)
+    off = np.abs(result - seen["head"]).max(0)
+    assert (off[:2] > 0.01).any()
+    assert (off <= lowered.error).all()

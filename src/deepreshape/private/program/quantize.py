@@ -76,7 +76,8 @@ class Lowered:
         formats: one for each value, in the program's order.
         error: for each output, a bound on the difference between program and real network, float64 of the output's
             shape; it holds for inputs that stay within the limits and for exact ReLUs (gc-full), and counts the unit
-            that a private truncation may lose. ReLUs by their sign may add one unit at rest each.
+            that a private truncation may lose. ReLUs by their sign may each add half a unit at rest, over a field one
+            and a half.
         facts: what a client needs to send images and read answers, where the calibration set said it.
         losses: a line for each output that is far off on calibration inputs, with the layer in which that arises.
     """

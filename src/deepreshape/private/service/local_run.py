@@ -106,7 +106,7 @@ def run_local(
     """
     plan = Plan(program.public(), relu)
     program.check(plan.max_inputs)
-    expected = plain.run(program, inputs)  # refuses bad inputs before anything is started
+    expected = plain.run(program, inputs, protocols=plan.protocols)  # refuses bad inputs before anything is started
     with tempfile.TemporaryDirectory(prefix="deepreshape-local-") as scratch, listen("127.0.0.1", 0) as listener:
         folder = Path(scratch)
         settings = {

@@ -183,7 +183,11 @@ def precision_losses(program: Program, graph: Graph, inputs: NDArray[np.float32]
         interpret.run(program, to_fixed(inputs, program.input_fraction), observe=compare)
     except OverflowError:  # says so itself, when it is run
         return ()
-    added = {op.name: wrong[op.name] - max(wrong[source] for source in op.inputs) for op in program.ops}
+    known = {INPUT: wrong[INPUT]}  # of values at rest, which have the fewest bits; accumulators are not blamed
+    for op in program.ops:
+        resting = program.values[op.name].fraction == program.input_fraction or op.name in program.outputs
+        known[op.name] = wrong[op.name] if resting else max(known[source] for source in op.inputs)
+    added = {op.name: known[op.name] - max(known[source] for source in op.inputs) for op in program.ops}
     name = max(added, key=lambda name: added[name])
     largest, fraction = float(np.abs(real[name]).max()), program.values[name].fraction
     return tuple(

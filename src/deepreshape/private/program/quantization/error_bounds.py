@@ -88,8 +88,11 @@ def error_bounds(plan: QuantizationPlan, formats: Formats, program: Program) -> 
                     size = formats.margin * formats.observed[source] + np.abs(step.shift)
                     # neither the integers nor the real values exceed the limit
                     most = 2 * formats.margin * formats.observed[op.name]
-                    before = np.minimum(2 * (size + alone) * before + before**2, most)
+                    squared = np.minimum(2 * (size + alone) * before + before**2, most)
                     added_error = 2 * size * alone + alone**2 + 2 * unit
+                    if op.relus is not None:  # whose errors do not shrink with the size of x
+                        added_error = np.maximum(added_error, before + unit / 2 - squared)
+                    before = squared
             case Relu() | Truncate():
                 if op.shift:
                     # without a circuit two parties round up or down, and one unit beside it over a field
