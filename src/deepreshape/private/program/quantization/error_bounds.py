@@ -106,9 +106,9 @@ def error_bounds(plan: QuantizationPlan, formats: Formats, program: Program) -> 
 
 def rectified_rows(op: Relu | Truncate, rows: int) -> NDArray[np.bool_]:
     """Which rows of a value (along the first axis) have ReLUs only, whose rounding is exact under gc-full."""
-    if isinstance(op, Truncate):
-        return np.zeros(rows, np.bool_)
-    return np.ones(rows, np.bool_) if op.mask is None else op.mask.reshape(rows, -1).all(1)
+    if isinstance(op, Relu) and op.mask is not None:
+        return np.asarray(op.mask.reshape(rows, -1).all(1))
+    return np.full(rows, isinstance(op, Relu))
 
 
 def _through(weight: Real, error: Real) -> Real:
