@@ -254,6 +254,26 @@ def test_what_is_not_counted_has_no_price():
         _ = counted.priced_layers
 
 
+@pytest.mark.parametrize(
+    ("norm", "linear"),
+    [
+        (nn.BatchNorm2d(4), True),
+        (nn.InstanceNorm2d(4, track_running_stats=True), True),
+        (nn.InstanceNorm2d(4, affine=True), False),
+        (nn.BatchNorm2d(4, track_running_stats=False), False),
+    ],
+)
+def test_a_norm_is_linear_by_stored_statistics_only(norm: nn.Module, linear: bool):
+    net = nn.Sequential(nn.BatchNorm2d(2), nn.Conv2d(2, 4, 1), norm, nn.ReLU())
+    counted = count(net, (2, 2, 2))
+    assert counted.total.relus == 16
+    if linear:
+        assert counted.unknown == {}
+    else:
+        with pytest.raises(ValueError, match=r"the price would miss aten.native_batch_norm \(\d+ elements\)"):
+            _ = counted.priced_layers
+
+
 def test_what_does_not_depend_on_the_input_is_not_counted():
     class Computed(nn.Module):
         def __init__(self):

@@ -289,7 +289,7 @@ class _Trace(TorchDispatchMode):
             return out
         for tensor in _tensors(out):
             self.values[tensor] = self._map_shape(plain, args, tensor)
-        if plain in _LINEAR_OR_DATA:
+        if plain in _LINEAR_OR_DATA and not (plain in _BATCH_NORMS and args[5]):
             return out
         counts = Counts()
         path = self._path[-1]
@@ -518,6 +518,9 @@ _ATTENTION = {
     "aten._scaled_dot_product_efficient_attention",
     "aten._scaled_dot_product_cudnn_attention",
 }
+
+_BATCH_NORMS = tuple(f"aten.{name}batch_norm" for name in ("native_", "cudnn_", "mkldnn_"))
+"""Linear by stored statistics; their sixth argument says that they take the input's, as an instance norm does."""
 
 _LINEAR_OR_DATA = frozenset(
     f"aten.{name}"
