@@ -1,6 +1,7 @@
 """Networks as users bring them, converted: the same function, every ReLU a module, saved without code or pickle."""
 
 import json
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -129,6 +130,22 @@ class Two(nn.Module):
         return x.flatten(1), x.flatten(1)
 
 
+class Drops(nn.Sequential):
+    def __init__(self):
+        super().__init__(nn.Conv2d(3, 4, 3), Drop(), nn.Flatten())
+
+
+class Drop(nn.Module):
+    def forward(self, x):
+        return F.dropout(x, 0.5)
+
+
+class Locked(nn.Linear):
+    def __init__(self):
+        super().__init__(16, 2)
+        self.lock = threading.Lock()
+
+
 @pytest.mark.parametrize(
     ("network", "message"),
     [
@@ -137,10 +154,12 @@ class Two(nn.Module):
             nn.Sequential(nn.Conv2d(3, 3, 1), Decides()),
             "^1: the network .* at line .* of test_foreign.py, `.*`: it decides",
         ),
-        (Aside(), "in training mode its outputs would be .* off; give each ReLU a torch.nn.ReLU of its own"),
+        (Aside(), "in training mode its outputs would be .* off; write it without hooks, code that asks for self"),
         (Half(), "works in place on a part of a value that flatten reads again; write it out of place"),
         (Exotic(), "the network calls fft_fft at .*, which a saved network cannot name"),
         (Two(), "the network gives 2 outputs; one can be trained"),
+        (Drops(), "^1.dropout: dropout is called without training=self.training, and drops in evaluation too; say it"),
+        (Locked(), "^the network cannot be copied: cannot pickle '_thread.lock' object"),
     ],
     ids=lambda value: type(value).__name__,
 )
@@ -150,11 +169,83 @@ def test_what_cannot_be_is_one_line(network: nn.Module, message: str):
     assert "\n" not in str(caught.value)
 
 
-def test_computed_weights_become_plain_ones():
-    network = nn.Sequential(nn.utils.parametrizations.spectral_norm(nn.Conv2d(3, 4, 3)), nn.ReLU(), nn.Flatten())
-    network.eval()
+def pruned(layer: nn.Module) -> nn.Module:
+    return nn.utils.prune.l1_unstructured(layer, "weight", 0.5)
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm. is deprecated")
+@pytest.mark.parametrize(
+    "compute",
+    [
+        nn.utils.parametrizations.spectral_norm,
+        nn.utils.parametrizations.weight_norm,
+        nn.utils.spectral_norm,
+        nn.utils.weight_norm,
+        pruned,
+        lambda layer: pruned(pruned(layer)),
+        lambda layer: nn.utils.weight_norm(nn.utils.weight_norm(layer), "bias"),
+    ],
+)
+def test_computed_weights_become_plain_ones(compute):
+    network = nn.Sequential(compute(nn.Conv2d(3, 4, 3)), nn.ReLU(), nn.Flatten())
     x = torch.randn(2, *SHAPE)
-    assert torch.allclose(convert(network, SHAPE)(x), network(x), atol=1e-6)
+    network(x)  # so that its weights have been computed, with a gradient
+    names = [*network.state_dict()]
+    ours = convert(network, SHAPE)
+    assert [*ours.state_dict()] == [name for name, _ in nn.Sequential(nn.Conv2d(3, 4, 3)).named_parameters()]
+    assert all(parameter.requires_grad for parameter in ours.parameters())
+    assert torch.allclose(ours.eval()(x), network.eval()(x), atol=1e-6)
+    assert [*network.state_dict()] == names
+
+
+class Optional(nn.Module):
+    """Takes more than its batch, with defaults, as torchvision's and timm's do."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+
+    def forward(self, x, scale=2.0, mask=None, *others, features=False, **more):
+        if mask is not None or others or more:
+            x = x * mask
+        out = F.relu(self.conv(x)).flatten(1) * scale
+        return (out, x) if features else out
+
+
+def test_what_has_a_default_is_no_input(tmp_path: Path):
+    network = Optional().eval()
+    ours = convert(network, SHAPE)
+    x = torch.randn(2, *SHAPE)
+    assert torch.equal(ours(x), network(x))
+    assert [call.name for call in ours.architecture.calls if call.kind == "input"] == ["x"]
+    save(ours, tmp_path, Manifest(ours.architecture))
+    assert torch.equal(load(tmp_path)(x), network(x))
+
+
+class Compiled(nn.Module):
+    """As ``torch.compile`` gives it, without the compiler, which takes seconds to import."""
+
+    def __init__(self, module: nn.Module):
+        super().__init__()
+        self._orig_mod = module
+
+    def __getattr__(self, name: str):
+        return super().__getattr__(name) if name == "_orig_mod" else getattr(self._orig_mod, name)
+
+    def __call__(self, x):
+        raise AssertionError("it is the module in it that is converted")
+
+
+@pytest.mark.parametrize("wrap", [nn.DataParallel, Compiled, lambda network: Compiled(nn.DataParallel(network))])
+def test_what_is_wrapped_is_converted_without_its_wrapper(wrap):
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten()).eval()
+    x = torch.randn(2, *SHAPE)
+    for wrapped in (wrap(network), nn.Sequential(wrap(network[:2]), network[2]).eval()):
+        ours = convert(wrapped, SHAPE)
+        assert torch.equal(ours(x), network(x))
+        assert all(part not in name for name in ours.state_dict() for part in ("module", "_orig_mod"))
+    assert ours.architecture.name == "Sequential"
+    assert convert(wrap(ours), SHAPE) is ours
 
 
 class Standardized(nn.Module):

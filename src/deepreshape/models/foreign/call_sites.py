@@ -9,6 +9,7 @@ of place, with later readers reading what they read before. What is a ReLU is de
 from __future__ import annotations
 
 import copy
+import inspect
 import linecache
 import operator
 from collections.abc import Iterator
@@ -147,6 +148,12 @@ class _Tracer(fx.Tracer):
         self.shadow = copy.deepcopy(root)  # what runs: the parameters of the traced module give proxies meanwhile
         self.example = example.clone()
 
+    def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> tuple[Any, list[Any]]:
+        """The batch is the only input: what else ``forward`` takes has its default."""
+        del is_module, concrete_args
+        _, name, *_ = [*inspect.signature(root_fn).parameters, "input"]
+        return root_fn, [self.root, self.create_proxy("placeholder", name, (), {})]
+
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         ours = type(m).__module__.startswith("torch.nn.modules") and not [*m.children()]
         return ours or isinstance(m, Nonlinearity)
@@ -279,8 +286,13 @@ def _module_of(root: nn.Module, node: fx.Node) -> nn.Module | None:
         module = root.get_submodule(str(node.target))
         return nn.ReLU() if type(module) is nn.ReLU else None
     if node.target in DROPOUTS:
-        share = node.args[1] if len(node.args) > 1 else node.kwargs.get("p", 0.5)
-        return DROPOUTS[node.target](share)  # pyright: ignore[reportArgumentType]
+        given = dict(zip(("input", "p", "training"), node.args, strict=False)) | node.kwargs
+        if given.get("training", True):
+            raise ValueError(
+                f"{_place(node, node.name)}: dropout is called without training=self.training, and drops in evaluation "
+                "too; say it there, or take torch.nn.Dropout"
+            )
+        return DROPOUTS[node.target](given.get("p", 0.5))  # pyright: ignore[reportArgumentType]
     if node.target in ACTIVATIONS:
         return ACTIVATIONS[node.target](**node.kwargs)  # pyright: ignore[reportArgumentType]
     if node.target in (F.max_pool2d, torch.max_pool2d):

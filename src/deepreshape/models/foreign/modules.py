@@ -19,12 +19,12 @@ from typing import Any, ClassVar, final
 
 import torch
 from torch import Tensor, fx, nn
-from torch.nn.utils import parametrize
 
 from deepreshape.cost.layers import Layer
 from deepreshape.counting import count
 from deepreshape.models.architecture import Site
 from deepreshape.models.foreign.call_sites import call_sites
+from deepreshape.models.foreign.plain import plain_copy, unwrapped
 from deepreshape.nn import Nonlinearity
 
 __all__ = ["Foreign", "Network", "convert", "traced"]
@@ -222,13 +222,15 @@ def convert(model: nn.Module, input: Tensor | Sequence[int]) -> nn.Module:
     in evaluation and in training mode.
 
     Args:
-        model: maps a batch to logits; it is left as it was.
+        model: maps a batch to logits, as its first argument; it is left as it was. Of ``DataParallel`` and
+            ``torch.compile`` it is the network in it; weights that are computed (weight norm, pruning) become plain.
         input: a batch of at least two inputs as the network gets them, or the shape of one, for a random batch.
 
     Raises:
         ValueError: if the network cannot be traced, has a part that a manifest cannot name, or would compute something
             else.
     """
+    model = unwrapped(model)
     if getattr(getattr(model, "architecture", None), "family", None) is not None:
         return model
     parameter = next(model.parameters(), torch.zeros(()))
@@ -248,7 +250,7 @@ def traced(model: nn.Module, batch: Tensor, label: str) -> Network:
     Raises:
         ValueError: as :func:`convert`.
     """
-    plain = _without_parametrizations(model)
+    plain = plain_copy(model)
     root, graph = call_sites(plain, batch[:2])
     network = Network(_described(label, root, graph, batch)).to(batch)
     for path, module in root.named_modules():
@@ -262,22 +264,6 @@ def traced(model: nn.Module, batch: Tensor, label: str) -> Network:
         parameter.requires_grad_(state[name].requires_grad)
     _see_same(plain, network, batch)
     return network.train(model.training)
-
-
-def _without_parametrizations(model: nn.Module) -> nn.Module:
-    """A copy whose computed weights (``torch.nn.utils.parametrize``) are as they are in evaluation mode."""
-    model = copy.deepcopy(model)
-    training = model.training
-    model.eval()
-    for module in model.modules():
-        if parametrize.is_parametrized(module):
-            values = {name: getattr(module, name).detach().clone() for name in module.parametrizations}  # pyright: ignore
-            # torch's own removal would take the weights from the class, which the original module has too
-            module.__class__ = parametrize.type_before_parametrizations(module)
-            del module.parametrizations
-            for name, value in values.items():
-                module.register_parameter(name, nn.Parameter(value))
-    return model.train(training)
 
 
 def _see_same(model: nn.Module, network: nn.Module, batch: Tensor) -> None:
@@ -294,8 +280,9 @@ def _see_same(model: nn.Module, network: nn.Module, batch: Tensor) -> None:
             if not apart <= _CLOSE * max(1.0, float(largest)):
                 mode = "training" if training else "evaluation"
                 raise ValueError(
-                    f"the network cannot be rewritten with a module for each ReLU: in {mode} mode its outputs would be "
-                    f"{float(apart):.3g} off; give each ReLU a torch.nn.ReLU of its own"
+                    f"the network cannot be rewritten as calls of layers: in {mode} mode its outputs would be "
+                    f"{float(apart):.3g} off; write it without hooks, code that asks for self.training, and random "
+                    "numbers other than a dropout layer's"
                 )
 
 
