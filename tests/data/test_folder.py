@@ -71,6 +71,63 @@ def test_splits_that_are_there_are_taken(tmp_path: Path):
     assert [len(split) for split in (data.train, data.validation, data.test)] == [40, 6, 4]
 
 
+@pytest.mark.parametrize("words", [("Train", "Val", "TEST"), ("training", "validation", "testing"),
+                                   ("Training", "Valid", "test")])  # fmt: skip
+def test_splits_have_several_words(words: tuple[str, str, str], tmp_path: Path):
+    for word, each in zip(words, (4, 3, 2), strict=True):
+        pictures(tmp_path / word, each=each)
+    data = Dataset.from_folder(tmp_path)
+    assert data.class_names == ("cat", "dog")
+    assert [len(split) for split in (data.train, data.validation, data.test)] == [8, 6, 4]
+    assert not (tmp_path / "splits.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        (("train/cat", "train/dog", "Training/cat"), "has Training and train, which are both words for train; leave"),
+        (("train/cat", "train/dog", "val/cat", "valid/cat"), "has val and valid, which are both words for validation"),
+        (("train/steam", "train/diesel", "bus"), "bus has images beside the split train; move it away or, if train is"),
+        (("Train", "bus"), "bus has images beside the split Train; move it away or, if Train is a class, give that an"),
+        (("learn/cat", "learn/dog", "test/cat"), "test has folders of images, as a split has, and there is no .*train"),
+        (("train", "test"), "holds images of 0 classes"),
+    ],
+)
+def test_folders_that_can_be_read_in_two_ways_are_refused(files: tuple[str, ...], message: str, tmp_path: Path):
+    for name in files:
+        for number in range(4):
+            picture(tmp_path / name / f"{number}.png")
+    with pytest.raises(ValueError, match=message) as caught:
+        Dataset.from_folder(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_class_may_have_the_word_of_a_split(tmp_path: Path):
+    for name in ("valid", "invalid"):
+        pictures(tmp_path / name)
+        for file in [*(tmp_path / name).rglob("*.png")]:
+            file.rename(tmp_path / name / f"{file.parent.name}{file.name}")
+        for kind in ("cat", "dog"):
+            (tmp_path / name / kind).rmdir()
+    assert Dataset.from_folder(tmp_path).class_names == ("invalid", "valid")
+
+
+def test_folders_behind_links_are_read_and_none_twice(tmp_path: Path):
+    pictures(tmp_path / "elsewhere")
+    root = tmp_path / "root"
+    pictures(root, each=5)
+    (root / "cat" / "more").symlink_to(tmp_path / "elsewhere" / "cat")
+    (root / "cow").symlink_to(tmp_path / "elsewhere" / "dog")
+    data = Dataset.from_folder(root)
+    assert data.class_names == ("cat", "cow", "dog")
+    assert sum(map(len, (data.train, data.validation, data.test))) == 5 + 5 + 20 + 20
+    for name, target in (("cat/again", root / "dog"), ("dog/again", root), ("dog/up", tmp_path)):
+        (root / name).symlink_to(target)
+        with pytest.raises(ValueError, match="are the same folder by a link, and their images would count twice; rem"):
+            Dataset.from_folder(root)
+        (root / name).unlink()
+
+
 def test_images_of_any_size_and_mode_become_squares(tmp_path: Path):
     pictures(tmp_path)
     picture(tmp_path / "cat" / "0.png", size=(40, 9))
@@ -88,6 +145,17 @@ def test_images_of_any_size_and_mode_become_squares(tmp_path: Path):
 
 def test_grey_images_have_one_channel(tmp_path: Path):
     assert Dataset.from_folder(pictures(tmp_path, mode="L")).shape == (1, 10, 12)
+
+
+@pytest.mark.parametrize("file", ["train/dog/17.png", "val/cat/2.png"])
+def test_images_are_grey_only_if_all_are(file: str, tmp_path: Path):
+    pictures(tmp_path / "train", mode="L")
+    pictures(tmp_path / "val", each=3, mode="L")
+    picture(tmp_path / file)
+    assert Dataset.from_folder(tmp_path).shape == (3, 10, 12)
+    (tmp_path / file).write_bytes(b"not an image")
+    with pytest.raises(ValueError, match=f"{file} is not an image that can be read"):
+        Dataset.from_folder(tmp_path)
 
 
 def test_a_transform_decides_what_the_network_sees(tmp_path: Path):

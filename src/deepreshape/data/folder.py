@@ -1,9 +1,9 @@
 """Images of your own in folders named by class, as torchvision's ImageFolder has them.
 
-``ROOT/CLASS/**/image.jpg``, or ``ROOT/{train,validation,test}/CLASS/**/image.jpg``; ``val`` and ``valid`` are words for
-validation too. Splits that are not there are taken from train, the same ones every time: a file's place follows from
-its name alone. They are written to ``ROOT/splits.json``, and read from there from then on, so that images which are
-added later never move one from test to train.
+``ROOT/CLASS/**/image.jpg``, or ``ROOT/{train,validation,test}/CLASS/**/image.jpg``, also by the other words of
+:data:`.folder_tree.PARTS`. Splits that are not there are taken from train, the same ones every time: a file's place
+follows from its name alone. They are written to ``ROOT/splits.json``, and read from there from then on, so that images
+which are added later never move one from test to train.
 
 A folder with ``images`` and ``maps`` in it has a class for each pixel (:mod:`.map_folder`).
 """
@@ -22,18 +22,17 @@ import torch
 from torch import Tensor
 
 from deepreshape.data.dataset import Dataset, Split
+from deepreshape.data.folder_tree import PARTS, class_of, images_below, split_folders
 from deepreshape.data.images import Chosen, ReadImages, statistics
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
 
-__all__ = ["as_tensor", "from_folder", "images_below", "load_word", "opened", "split_files"]
+__all__ = ["as_tensor", "from_folder", "load_word", "opened", "split_files"]
 
 SPLITS = "splits.json"
-PARTS = {"train": ("train",), "validation": ("validation", "val", "valid"), "test": ("test",)}
 SHARES = {"test": 0.15, "validation": 0.10}
 """Of the images of each class, where a split is not there."""
-ENDINGS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".webp"})
 GREY = ("1", "L", "LA")
 WIDE = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
 """Of more than 8 bits a pixel, which a conversion would clip."""
@@ -84,7 +83,7 @@ def from_folder(
     files, names = _files(root)
     paths = [root / file for split in files.values() for file in split]
     if not transform:
-        transform = _converted(_mode(root, files["train"], names, side), side)
+        transform = _converted(_mode(root, files, names, side), side)
     elif side:
         raise ValueError(f"side={side} and a transform both say the size of images; leave one out")
 
@@ -96,7 +95,7 @@ def from_folder(
     splits: dict[str, Split] = {}
     start = 0
     for name, split in files.items():
-        labels = torch.tensor([names.index(_class_of(file)) for file in split], dtype=torch.int64)
+        labels = torch.tensor([names.index(class_of(file)) for file in split], dtype=torch.int64)
         splits[name] = Split(Chosen(images, torch.arange(start, start + len(split))), labels)
         start += len(split)
     known = statistics(splits["train"].images) if not mean or not std else ((), ())
@@ -143,7 +142,7 @@ def _files(root: Path) -> tuple[dict[str, list[str]], list[str]]:
 
     def listed(where: Path) -> list[str]:
         files = images_below(where, root)
-        classes = {_class_of(file) for file in files}
+        classes = {class_of(file) for file in files}
         folders = {path.name for path in where.iterdir() if path.is_dir() and not path.name.startswith(".")}
         if empty := folders - classes:
             raise ValueError(f"{where / min(empty)} has no image; a class needs some, so remove the folder or fill it")
@@ -171,34 +170,14 @@ def split_files(root: Path, listed: Callable[[Path], list[str]]) -> dict[str, li
     Raises:
         ValueError: if ``splits.json`` is for other images, or there are too few.
     """
-    present = {
-        part: next((root / word for word in words if (root / word).is_dir()), None) for part, words in PARTS.items()
-    }
-    if present["train"]:
-        if present["validation"] and not present["test"]:
-            present = {"train": present["train"], "validation": None, "test": present["validation"]}
-        files = {part: listed(where) for part, where in present.items() if where}
-    else:
-        files = {"train": listed(root)}
+    folders = split_folders(root) or {"train": root}
+    if "validation" in folders and "test" not in folders:
+        folders["test"] = folders.pop("validation")
+    files = {part: listed(where) for part, where in folders.items()}
     missing = [part for part in SHARES if part not in files]
     if missing:
         files = _written(root, files, missing)
     return {part: files[part] for part in PARTS}
-
-
-def images_below(where: Path, root: Path) -> list[str]:
-    """Paths below ``root`` of the pictures in the folders of ``where``, sorted; what is hidden is left out."""
-    return [
-        path.relative_to(root).as_posix()
-        for path in sorted(where.glob("*/**/*"))
-        if path.suffix.lower() in ENDINGS and not any(part.startswith(".") for part in path.relative_to(where).parts)
-    ]
-
-
-def _class_of(file: str) -> str:
-    parts = file.split("/")
-    words = {word for part in PARTS.values() for word in part}
-    return parts[1] if parts[0] in words and len(parts) > 2 else parts[0]
 
 
 def _written(root: Path, files: dict[str, list[str]], missing: list[str]) -> dict[str, list[str]]:
@@ -231,7 +210,7 @@ def _split(root: Path, present: dict[str, list[str]], missing: list[str]) -> dic
     """Take a share of every class from train, in the order of a digest of each file's name."""
     classes: dict[str, list[str]] = {}
     for file in present["train"]:
-        classes.setdefault(_class_of(file), []).append(file)
+        classes.setdefault(class_of(file), []).append(file)
     taken: dict[str, list[str]] = {part: [] for part in missing}
     for name, files in classes.items():
         if len(files) <= len(missing):
@@ -244,9 +223,9 @@ def _split(root: Path, present: dict[str, list[str]], missing: list[str]) -> dic
     return present | {part: sorted(split) for part, split in taken.items()} | {"train": kept}
 
 
-def _mode(root: Path, files: list[str], names: list[str], side: int | None) -> str:
-    """The mode of all images, from one of each class, which have one size unless there is a ``side``."""
-    first = {_class_of(file): root / file for file in reversed(files)}
+def _mode(root: Path, splits: dict[str, list[str]], names: list[str], side: int | None) -> str:
+    """The mode of all images, grey if each is; without a ``side`` one of each class is seen to have the same size."""
+    first = {class_of(file): root / file for file in reversed(splits["train"])}
     sizes: set[tuple[int, int]] = set()
     grey = True
     for name in names:
@@ -259,7 +238,20 @@ def _mode(root: Path, files: list[str], names: list[str], side: int | None) -> s
             f"images in {root} have several sizes, such as {w}x{h} and {v}x{g}; say the side of the squares that they "
             f"are cropped to, as folder:{root}:64, or give a transform"
         )
+    # one in colour, of many in grey, would lose its colours without a word
+    grey = grey and all(_mode_of(root / file) in GREY for split in splits.values() for file in split)
     return "L" if grey else "RGB"
+
+
+def _mode_of(path: Path) -> str:
+    """The mode of an image, from its first bytes."""
+    from PIL import Image
+
+    try:
+        with Image.open(path) as picture:
+            return picture.mode
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{path} is not an image that can be read: {error}") from None
 
 
 def _converted(mode: str, side: int | None) -> Callable[[Any], Any]:

@@ -18,7 +18,8 @@ from torch import Tensor
 from deepreshape.data.augment import VOID
 from deepreshape.data.class_maps import as_class_map
 from deepreshape.data.dataset import Dataset, Split
-from deepreshape.data.folder import GREY, as_tensor, images_below, opened, split_files
+from deepreshape.data.folder import GREY, as_tensor, opened, split_files
+from deepreshape.data.folder_tree import images_below, split_folders
 from deepreshape.data.images import Chosen, ReadImages, statistics
 
 __all__ = ["from_map_folder", "has_maps"]
@@ -34,7 +35,10 @@ Colour = tuple[int, int, int]
 
 def has_maps(root: Path) -> bool:
     """Whether a folder holds images with maps, and not images in folders named by class."""
-    return any(all((root / part / what).is_dir() for what in (IMAGES, MAPS)) for part in (".", "train"))
+    if not root.is_dir():
+        return False
+    where = split_folders(root).get("train", root)
+    return all((where / what).is_dir() for what in (IMAGES, MAPS))
 
 
 def from_map_folder(
