@@ -130,6 +130,16 @@ def test_max_pools_have_a_line_of_their_own():
     assert [counted.by_module[str(at)].maxpool_comparisons for at in range(3)] == [16 * 3, 16 * 8, 16 - 4]
 
 
+def test_the_least_counts_like_the_largest():
+    class Net(nn.Module):
+        def forward(self, x):
+            return x.amin((2, 3)) + x.flatten(2).min(2)[0] + x.amax((2, 3)) + x.flatten(2).max(2)[0]
+
+    counted = count(Net(), (2, 3, 4))
+    assert counted.unknown == {}
+    assert counted.total.maxpool_comparisons == 4 * 2 * 11
+
+
 def test_a_mask_counts_what_it_keeps():
     mask = torch.zeros(2, 4, 4, dtype=torch.bool)
     mask[0, :3] = True

@@ -502,7 +502,9 @@ _MAX_POOLS: dict[str, Callable[[tuple[Any, ...], dict[str, Any], Any], int]] = {
     "aten.adaptive_max_pool2d": _adaptive,
     "aten.adaptive_max_pool3d": _adaptive,
     "aten.amax": _reduction,
+    "aten.amin": _reduction,
     "aten.max": _reduction,
+    "aten.min": _reduction,
 }
 
 _COUNTED = ("macs", "relus", "elements", "squares")

@@ -38,6 +38,8 @@ MAX_POOLS = {
     "not all read": (lambda s, y: F.max_pool2d(y, 3), 4 * 4 * 8),
     "over the map": (lambda s, y: y.amax((2, 3)), 4 * 63),
     "of values": (lambda s, y: y.flatten(2).max(2)[0], 4 * 63),
+    "the least over the map": (lambda s, y: y.amin((2, 3)), 4 * 63),
+    "the least of values": (lambda s, y: y.flatten(2).min(2, keepdim=True)[0], 4 * 63),
     "adaptive": (lambda s, y: F.adaptive_max_pool2d(y, 3), 4 * (7 * 8 + 7 * 3)),
     "in one dimension": (lambda s, y: F.max_pool1d(y.flatten(2), 2), 128),
 }
@@ -55,6 +57,7 @@ ACTIVATIONS = {
     "maximum": lambda s, y: torch.maximum(y, y.flip(3)),
     "minimum": lambda s, y: torch.minimum(y, 2 * y),
     "the larger of two by max": lambda s, y: torch.max(y, y.flip(3)),
+    "the smaller of two by min": lambda s, y: torch.min(y, y.flip(3)),
     "maximum with a number": lambda s, y: torch.maximum(y, torch.tensor(0.3)),
     "twice": lambda s, y: F.relu(F.relu(y)),
 }

@@ -21,7 +21,7 @@ from torch import Tensor, fx
 
 from deepreshape.private.program.graph import Affine, Flat, Pick, Pool, Stack
 from deepreshape.private.program.lowering.activations import ACTIVATIONS, maximum
-from deepreshape.private.program.lowering.arithmetic import permuted, reshaped, scaled, whole
+from deepreshape.private.program.lowering.arithmetic import negated, permuted, reshaped, scaled, whole
 from deepreshape.private.program.lowering.trace import Handler, Trace, UnsupportedOperatorError
 from deepreshape.private.program.ops import MOST_ELEMENTS
 
@@ -145,20 +145,40 @@ def _adaptive_max(trace: Trace, node: fx.Node, path: str) -> None:
 
 
 def _amax(trace: Trace, node: fx.Node, path: str) -> None:
-    """The largest along whole axes."""
+    _over_axes(trace, node, path, smaller=False)
+
+
+def _amin(trace: Trace, node: fx.Node, path: str) -> None:
+    _over_axes(trace, node, path, smaller=True)
+
+
+def _over_axes(trace: Trace, node: fx.Node, path: str, *, smaller: bool) -> None:
+    """The largest along whole axes, or the smallest: min(x, y) = -max(-x, -y)."""
     source, keep = trace.source(node.args[0]), _result(node)
-    for axis in _axes(trace, source, node.args[1] if len(node.args) > 1 else []):
-        name = trace.unique(f"{path}.axis{axis}")
-        source = greatest(trace, name, source, axis, [range(trace.shapes[source][axis])])
     if not keep:
         raise UnsupportedOperatorError("gives one number for each input", "keep an axis")
+    axes = _axes(trace, source, node.args[1] if len(node.args) > 1 else [])
+    if smaller:
+        source = negated(trace, f"{path}.negative", source)
+    for axis in axes:
+        name = trace.unique(f"{path}.axis{axis}")
+        source = greatest(trace, name, source, axis, [range(trace.shapes[source][axis])])
+    if smaller:
+        source = negated(trace, f"{path}.least", source)
     trace.bind(node, trace.append(Pick(path, (source,), whole(keep)), keep))
 
 
 def _max(trace: Trace, node: fx.Node, path: str) -> None:
     """The largest along whole axes, or, of two values, the larger ones."""
-    two = len(node.args) > 1 and isinstance(node.args[1], fx.Node)
-    (ACTIVATIONS["maximum"] if two else _amax)(trace, node, path)
+    (ACTIVATIONS["maximum"] if _of_two(node) else _amax)(trace, node, path)
+
+
+def _min(trace: Trace, node: fx.Node, path: str) -> None:
+    (ACTIVATIONS["minimum"] if _of_two(node) else _amin)(trace, node, path)
+
+
+def _of_two(node: fx.Node) -> bool:
+    return len(node.args) > 1 and isinstance(node.args[1], fx.Node)
 
 
 def _axes(trace: Trace, source: str, given: Any) -> list[int]:
@@ -330,10 +350,12 @@ POOLS: dict[str, Handler] = {
     "adaptive_max_pool1d": _adaptive_max,
     "adaptive_max_pool2d": _adaptive_max,
     "amax": _amax,
+    "amin": _amin,
     "avg_pool1d": _avg_pool,
     "avg_pool2d": _avg_pool,
     "max": _max,
     "mean": _mean,
+    "min": _min,
     "sum": _sum,
 }
 """By the operator's name in ATen."""
