@@ -10,8 +10,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from support.few_digits import RECIPE, KilledError, digits, equal, kill_at, task, trained, weights
+from torch import nn
 from torch.nn.functional import cross_entropy
 
+from deepreshape.models import convert
 from deepreshape.models.saved import Manifest, load, save
 from deepreshape.nn import MaskedReLU, PolynomialReLU
 from deepreshape.removal import SNL, AutoReP, Coarse, Descent, SENet, Taylor, linearize, masks_of
@@ -110,6 +112,15 @@ def test_senet_finds_layers_less_sensitive_whose_weights_matter():
         idle.stage3[0].conv1[0].weight.mul_(1e-9)
     # weights that do nothing are pruned, and their ReLUs matter more
     assert sensitivities(idle, TASK, 0.1)["stage3.0.act1"] == 1.0
+
+
+def test_senet_measures_without_a_batch_of_a_single_image():
+    """Which a batch norm over vectors refuses in training mode."""
+    layers = nn.Flatten(), nn.Linear(64, 12), nn.BatchNorm1d(12), nn.ReLU(), nn.Linear(12, 10)
+    model = convert(nn.Sequential(*layers), DATA.shape)
+    given = replace(task(model), recipe=replace(RECIPE, batch=199))
+    assert len(DATA.train) % given.recipe.batch == 1
+    assert sensitivities(model, given, 0.1).keys() == {"3"}
 
 
 @given(

@@ -112,6 +112,7 @@ def sensitivities(network: nn.Module, task: Task, density: float) -> dict[str, f
         elif path in task.masks:
             module.register_forward_hook(lambda layer, *_, path=path: ran(path, layer))
     order = torch.randperm(len(task.data.train), generator=torch.Generator().manual_seed(task.seed))[:IMAGES]
+    order = order[: len(order) - (len(order) % task.recipe.batch == 1)]  # a batch norm may refuse a batch of one
     device = next(probe.parameters()).device
     images = task.data.normalize(task.data.train.images[order].to(device))
     labels = task.data.train.labels[order].to(device)
