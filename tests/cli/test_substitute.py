@@ -27,6 +27,35 @@ def wide():
 
 def deep():
     return nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten())
+
+class Axes(nn.Module):
+    def __init__(self, change):
+        super().__init__()
+        self.fc, self.change = nn.Linear(64, 10), change
+
+    def forward(self, x):
+        return self.change(self.fc(x.flatten(1)))
+
+def flat():
+    torch.manual_seed(0)
+    return Axes(lambda y: y)
+
+def map():
+    torch.manual_seed(0)
+    return Axes(lambda y: y[:, :, None, None])
+
+def row():
+    torch.manual_seed(0)
+    return Axes(lambda y: y[:, None])
+
+def squeezed():
+    return Axes(lambda y: y.squeeze())
+
+def turned():
+    return Axes(lambda y: y.T)
+
+def norms():
+    return Axes(nn.BatchNorm1d(10, track_running_stats=False))
 """
 BOTH = """
 import torch
@@ -114,6 +143,13 @@ def test_a_data_set_says_shape_and_classes_and_gives_inputs(there: Path):
     )
 
 
+def test_logits_with_axes_of_one_are_judged_as_they_run(there: Path):
+    accuracies = [
+        answer("eval", f"mine.py:{name}", "--data", "digits", cwd=there)["top1"] for name in ("flat", "map", "row")
+    ]
+    assert accuracies[0] == accuracies[1] == accuracies[2]
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -121,6 +157,18 @@ def test_a_data_set_says_shape_and_classes_and_gives_inputs(there: Path):
         (("eval", "resnet18"), "resnet18 is a name and no trained network"),
         (("eval", "mine.py:wide", "--data", "digits"), "mine.py:wide gives 7 outputs, and digits has 10 classes"),
         (("eval", "mine.py:deep", "--data", "digits"), "mine.py:deep fails on an image of digits, of shape (1, 8, 8)"),
+        (
+            ("eval", "mine.py:squeezed", "--data", "digits"),
+            "of shape (1, 8, 8), and takes two at once: it gives an output of shape (10,) for a batch of 1; keep the",
+        ),
+        (
+            ("eval", "mine.py:turned", "--data", "digits"),
+            "an output of shape (10, 1) for a batch of 1; keep the first ax",
+        ),
+        (
+            ("eval", "mine.py:norms", "--data", "digits"),
+            "fails on a single image of digits, of shape (1, 8, 8), and takes two at once: Expected more than 1 value",
+        ),
         (("substitute", "mine.py:net", *QUICK, "--out", "x"), "give --activation relu, --max-pool avg, or both"),
         (("substitute", "mine.py:net", "--activation", "relu", "--out", "x"), "does not say what it was trained on"),
         (("substitute", "zoo:digits", "--activation", "relu", "--out", "x"), "has ReLUs already"),

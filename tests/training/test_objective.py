@@ -146,6 +146,12 @@ def test_frozen_norms_keep_their_statistics_and_train_their_scale(frozen: bool):
     assert not torch.equal(norm.weight, torch.ones(4))
 
 
+@pytest.mark.parametrize("shape", [(4, 3, 1, 1), (4, 1, 3), (12,), (3, 3)])
+def test_logits_of_another_shape_have_no_accuracy(shape: tuple[int, ...]):
+    with pytest.raises(ValueError, match=r"^a network gives logits \(N, classes\), and this one \(.*\) for 4 images"):
+        Classification().metric([(torch.zeros(shape), torch.zeros(4, dtype=torch.int64))])
+
+
 def test_logits_that_are_no_numbers_are_wrong():
     logits = torch.tensor([[float("nan"), 0.0], [float("inf"), 0.0], [1.0, 0.0], [0.0, 1.0]])
     assert Classification().metric([(logits, torch.tensor([0, 0, 0, 0]))]) == 25.0

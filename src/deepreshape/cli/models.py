@@ -123,16 +123,19 @@ class Network:
 
         Raises:
             TypeError: if it gives no tensor.
+            ValueError: if it gives not one output for each input.
         """
-        outputs = self.judged()(torch.from_numpy(inputs))
-        return (outputs if is_map(outputs.shape[1:]) else outputs.flatten(1)).double().cpu().numpy()
+        return self.judged()(torch.from_numpy(inputs)).double().cpu().numpy()
 
 
 class _FirstOutput(nn.Module):
     """A network that takes images in any type of floats, and gives the first tensor of what it gives.
 
+    That is logits (N, classes), without further axes of one, or maps of them (N, classes, h, w).
+
     Raises:
         TypeError: if it gives none.
+        ValueError: if its first axis is not the batch's.
     """
 
     def __init__(self, network: nn.Module) -> None:
@@ -145,7 +148,12 @@ class _FirstOutput(nn.Module):
         outputs = next((leaf for leaf in tree_leaves(given) if isinstance(leaf, torch.Tensor)), None)
         if outputs is None:
             raise TypeError(f"it gives a {type(given).__name__} without a tensor in it")
-        return outputs
+        if outputs.dim() < 2 or len(outputs) != len(images):
+            raise ValueError(
+                f"it gives an output of shape {tuple(outputs.shape)} for a batch of {len(images)}; keep the first axis "
+                "for the batch"
+            )
+        return outputs if is_map(outputs.shape[1:]) else outputs.flatten(1)
 
 
 def find_network(model: str, shape: Shape | None = None, classes: int = 100) -> Network:
@@ -242,11 +250,14 @@ def see_outputs(network: Network, dataset: Dataset, model: str) -> None:
         dataset: the data set.
         model: the word that meant the network, for the message.
     """
+    one, two = (dataset.normalize(dataset.train.images[:count]).contiguous().numpy() for count in (1, 2))
     try:
-        outputs = network.run(dataset.normalize(dataset.train.images[:1]).contiguous().numpy())
+        outputs = network.run(one)
     except Exception as error:  # of the user's own code
         why = (str(error) or type(error).__name__).splitlines()[0]
-        raise ValueError(f"{model} fails on an image of {dataset.name}, of shape {dataset.shape}: {why}") from None
+        image = f"image of {dataset.name}, of shape {dataset.shape}"
+        failed = f"a single {image}, and takes two at once" if _runs(network, two) else f"an {image}"
+        raise ValueError(f"{model} fails on {failed}: {why}") from None
     if is_map(outputs.shape[1:]) != dataset.maps:
         labels = "a class for each pixel" if dataset.maps else "one class for each image"
         raise ValueError(f"{model} gives outputs of shape {outputs.shape[1:]}, and {dataset.name} has {labels}")
@@ -254,6 +265,14 @@ def see_outputs(network: Network, dataset: Dataset, model: str) -> None:
         raise ValueError(
             f"{model} gives {outputs.shape[1]} outputs, and {dataset.name} has {len(dataset.class_names)} classes"
         )
+
+
+def _runs(network: Network, images: Images) -> bool:
+    try:
+        network.run(images)
+    except Exception:  # of the user's own code
+        return False
+    return True
 
 
 @dataclass(frozen=True)

@@ -81,9 +81,18 @@ class Classification:
         )
 
     def metric(self, batches: Iterable[tuple[Tensor, Tensor]]) -> float:
-        """Top-1 in percent to three decimals; logits that are not all finite count as wrong."""
+        """Top-1 in percent to three decimals; logits that are not all finite count as wrong.
+
+        Raises:
+            ValueError: if outputs have another shape, with which a comparison to the labels would be broadcast.
+        """
         right = total = 0
         for logits, labels in batches:
+            if logits.dim() != 2 or len(logits) != len(labels):
+                raise ValueError(
+                    f"a network gives logits (N, classes), and this one {tuple(logits.shape)} for {len(labels)} "
+                    "images; let it end in flatten(1), and keep the first axis for the batch"
+                )
             finite = torch.isfinite(logits).all(1)
             right += int(((logits.argmax(1) == labels) & finite).sum())
             total += len(labels)
