@@ -273,6 +273,26 @@ def test_buffers_and_constants_are_read_and_saved(tmp_path: Path):
     assert not hasattr(network, "_tensor_constant0")
 
 
+class Contracted(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(3, 5))
+
+    def forward(self, x):
+        x = torch.einsum("bchw,cd->bdhw", x, self.weight)
+        return (
+            torch.relu(torch.einsum("bdhw,bd->bhw", x, x.amin((2, 3)))).flatten(1) - torch.amin(x, (1, 2, 3))[:, None]
+        )
+
+
+def test_sums_of_products_and_minima_are_saved(tmp_path: Path):
+    network = Contracted()
+    ours = convert(network, SHAPE)
+    save(ours, tmp_path, Manifest(ours.architecture))
+    x = torch.randn(2, *SHAPE)
+    assert torch.equal(load(tmp_path)(x), network(x))
+
+
 def test_tied_weights_are_saved(tmp_path: Path):
     network = nn.Sequential(nn.Conv2d(3, 3, 1), nn.ReLU(), nn.Conv2d(3, 3, 1), nn.Flatten())
     network[2].weight = network[0].weight

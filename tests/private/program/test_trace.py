@@ -209,3 +209,19 @@ def test_two_inputs_are_refused_everywhere_and_run_joined():
     assert len(problems(network, (3, 6, 6))) == 1
     checked(Joined(network), x)
     assert count(Joined(network), (6, 6, 6)).total.relus == 2 * 16
+
+
+def test_an_einsum_is_told_what_does_instead():
+    class Contracted(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(3, 5))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.einsum("bchw,cd->bdhw", x, self.weight)
+
+    (problem,) = problems(Contracted(), (3, 4, 4))
+    assert str(problem) == (
+        "einsum: einsum cannot be lowered; if it is by weights, write matmul or a convolution; values cannot be "
+        "multiplied by one another"
+    )

@@ -35,9 +35,9 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
         (
             "torch",
             torch,
-            "abs adaptive_avg_pool1d add amax avg_pool1d bmm cat channel_shuffle chunk clamp conv1d conv2d div exp "
-            "flatten matmul max_pool2d maximum mean minimum mul neg permute pixel_shuffle pow reshape relu rsqrt "
-            "sigmoid softmax split sqrt square squeeze stack sub sum tanh transpose unbind unflatten unsqueeze",
+            "abs adaptive_avg_pool1d add amax amin avg_pool1d bmm cat channel_shuffle chunk clamp conv1d conv2d div "
+            "einsum exp flatten matmul max_pool2d maximum mean minimum mul neg permute pixel_shuffle pow reshape relu "
+            "rsqrt sigmoid softmax split sqrt square squeeze stack sub sum tanh transpose unbind unflatten unsqueeze",
         ),
         (
             "functional",
@@ -56,9 +56,9 @@ ATTRIBUTES = ("shape", "ndim", "dtype", "device")
 
 METHODS = frozenset(
     """
-    abs add amax chunk clamp clone contiguous detach dim div expand flatten float mean mul narrow neg numel permute pow
-    repeat reshape sigmoid size softmax split sqrt square squeeze sub sum t tanh to transpose type_as unbind unflatten
-    unsqueeze view
+    abs add amax amin chunk clamp clone contiguous detach dim div expand flatten float mean mul narrow neg numel permute
+    pow repeat reshape sigmoid size softmax split sqrt square squeeze sub sum t tanh to transpose type_as unbind
+    unflatten unsqueeze view
     """.split()  # noqa: SIM905 - as above
 )
 """Methods of a tensor."""

@@ -304,6 +304,7 @@ NO_BATCH = "for a batch of one"
 ATTENTION = "scaled_dot_product_attention"
 SUBSTITUTE = "take a ReLU (`deepreshape substitute --activation relu`)"
 NORM = "write torch.nn.BatchNorm2d there and train the network again"
+NO_PRODUCT = "values cannot be multiplied by one another"
 INSTEAD = {
     **dict.fromkeys(("silu", "gelu", "elu", "celu", "selu", "mish", "softplus", "tanh"), SUBSTITUTE),
     **dict.fromkeys(("logsigmoid", "log_sigmoid", "softsign", "glu", "rrelu"), SUBSTITUTE),
@@ -312,7 +313,8 @@ INSTEAD = {
     **dict.fromkeys(("softmax", "log_softmax"), "at the end it is the client's; inside, nothing exact does instead"),
     **dict.fromkeys(("max_pool3d", "avg_pool3d", "conv3d"), "take layers over two axes"),
     ATTENTION: "attention multiplies values by one another; take convolutions",
-    **dict.fromkeys(("bmm", "baddbmm", "einsum", "div"), "values cannot be multiplied by one another"),
+    **dict.fromkeys(("bmm", "baddbmm", "div"), NO_PRODUCT),
+    "einsum": f"if it is by weights, write matmul or a convolution; {NO_PRODUCT}",
 }
 """What does much the same as an operator that cannot be lowered."""
 
