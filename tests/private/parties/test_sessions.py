@@ -20,6 +20,7 @@ from deepreshape.private.errors import (
     PeerAbortedError,
     ProtocolError,
     SpentError,
+    StoreError,
 )
 from deepreshape.private.parties import sessions as party
 from deepreshape.private.parties.plan import Plan
@@ -158,10 +159,36 @@ def test_a_batch_that_only_the_client_has_is_refused_and_destroyed(pair: Pair, t
         with pytest.raises(ProtocolError) if lost else nullcontext():
             served.result()
     served = pair.served()
-    with pytest.raises(LostBatchError):
+    with pytest.raises(SpentError):
         pair.client.infer(random_inputs(PROGRAM, 1, 1)[0], batches[1])
     with pytest.raises(ProtocolError):
         served.result()
+
+
+def test_two_queries_at_once_use_a_batch_each(pair: Pair) -> None:
+    """The second is asked and answered while the first has chosen its batch, and neither party has claimed it."""
+    for _ in range(2):
+        served = pair.served()
+        pair.client.prepare()
+        served.result()
+    x = random_inputs(PROGRAM, 2, 1)
+    wanted = plain.run(PROGRAM, x)
+    second: list[party.Answer] = []
+    with ThreadPoolExecutor(1) as other:
+
+        def ask_meanwhile(work: Work, _: int) -> None:
+            assert work == "query"
+            served = replace(pair, threads=other).served()
+            second.append(pair.client.infer(x[1]))
+            assert served.result() == 0
+
+        served = pair.served(ask_meanwhile)
+        first = pair.client.infer(x[0])
+        assert served.result() == 0
+    assert np.array_equal(first.output, wanted[0])
+    assert np.array_equal(second[0].output, wanted[1])
+    assert first.lost == second[0].lost == ()
+    assert not [*(pair.client.store.folder / "fresh").iterdir(), *(pair.store.folder / "fresh").iterdir()]
 
 
 @pytest.mark.parametrize("where", ["client", "server"])
@@ -267,7 +294,16 @@ def test_an_assignment_binds_both_parties_and_their_batches(pair: Pair) -> None:
         served.result()
     pair = replace(pair, model=Model(TWO_RELUS, second))  # the server went over to it, and has the batch still
     served = pair.served()
-    with pytest.raises(LostBatchError, match="the server has no batch"):
+    with pytest.raises(StoreError, match="was made for another parameters"):
         other.infer(x, batch)
+    with pytest.raises(ProtocolError):
+        served.result()
+    served = pair.served()
+    channel = ours.endpoint.connect("127.0.0.1", ours.port)
+    with (
+        pytest.raises(ConfigurationMismatchError, match="offline batch"),
+        client_session(channel, Agreement(digest(TWO_RELUS), second.agreed, batch)),
+    ):
+        pass
     with pytest.raises(ConfigurationMismatchError):
         served.result()

@@ -40,6 +40,26 @@ def test_what_is_written_is_read_once(store: Store) -> None:
     assert contents(store.folder) == {"spent"}
 
 
+def test_a_batch_that_a_query_keeps_is_nobody_elses(store: Store) -> None:
+    prepare(store)
+    prepare(store, TWO)
+    other = Store(store.folder)
+    with store.keep(BINDING, ONE) as first:
+        with pytest.raises(StoreError, match="another query is about to use it; ask for another"):
+            other.claim(BINDING, ONE)
+        second = other.choose(BINDING)
+        assert second
+        with second:
+            assert (first.session, second.session) == (ONE, TWO)
+            assert store.choose(BINDING) is None
+        with first.claim() as batch:
+            assert list(batch.read("layer1.labels")) == [b"labels"]
+        with pytest.raises(SpentError, match="was claimed or let go before"):
+            first.claim()
+    other.claim(BINDING, TWO).close()  # let go of, and as it was
+    assert contents(store.folder) == {"spent"}
+
+
 def test_batch_opens_for_its_binding_only(store: Store) -> None:
     prepare(store)
     for other, what in (

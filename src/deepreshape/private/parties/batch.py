@@ -1,7 +1,8 @@
-"""One batch of the store: being written, or claimed and read once."""
+"""One batch of the store: being written, kept for a query, or claimed and read once."""
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 from collections.abc import Generator, Iterator
@@ -117,6 +118,47 @@ class Writer:
     def _check_open(self) -> None:
         if not self._open:
             raise StoreError(f"{short(self._folder.name)} is not being written any more")
+
+
+class ChosenBatch:
+    """A fresh batch that nobody else can take until ``with`` is left; a claim inside takes it for its one use."""
+
+    def __init__(self, store: Store, binding: Binding, session: str, hold: int) -> None:
+        self.session = session
+        self.binding = binding
+        self._store = store
+        self._hold: int | None = hold
+
+    def claim(self) -> Batch:
+        """As :meth:`~deepreshape.private.parties.store.Store.claim`, of this batch.
+
+        Raises:
+            SpentError: if it was claimed here before, or its key is gone.
+            StoreError: if it is damaged, or the claim cannot be written.
+        """
+        if self._hold is None:
+            raise SpentError(f"{short(self.session)} was claimed or let go before")
+        return self._store.claim_kept(self)
+
+    def hand_over(self) -> int:
+        """The lock on its folder, which the batch that was claimed has from now on."""
+        if self._hold is None:
+            raise SpentError(f"{short(self.session)} was claimed or let go before")
+        hold, self._hold = self._hold, None
+        return hold
+
+    def close(self) -> None:
+        """Let others take it, unless it was claimed."""
+        if self._hold is not None:
+            hold, self._hold = self._hold, None
+            fcntl.flock(hold, fcntl.LOCK_UN)  # closing is not enough: a child forked meanwhile has it open too
+            os.close(hold)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
 
 
 class Batch:

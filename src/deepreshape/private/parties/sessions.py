@@ -5,7 +5,8 @@ stores, under an id that follows from the session's. The server completes its ha
 stores its own and says so, and then the server's half can be used. One session may prepare several batches; a session
 that breaks off leaves those that are stored. The second uses a batch up: the client names it in the handshake, the
 server claims its half durably and says so, then the client does the same, and only then the online phase begins.
-Whatever happens after a claim, that half is spent.
+Whatever happens after a claim, that half is spent. Each party keeps its half from the moment it chooses it, so that of
+two queries at once each uses a batch of its own.
 
 So a session that breaks off at any moment leaves the server no half that the client has not. It may leave the client
 one that the server has not, which cannot be used: the client destroys it when it names it to the server.
@@ -14,16 +15,17 @@ one that the server has not, which cannot be used: the client destroys it when i
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from deepreshape.private.arith.ring import Words
 from deepreshape.private.arith.rng import Randomness
 from deepreshape.private.crypto.backend import prepare_aside
-from deepreshape.private.errors import ConfigurationMismatchError, LostBatchError, StoreError
+from deepreshape.private.errors import ConfigurationMismatchError, LostBatchError, SpentError, StoreError
 from deepreshape.private.parties import client
+from deepreshape.private.parties.batch import ChosenBatch
 from deepreshape.private.parties.manifest import Binding
 from deepreshape.private.parties.plan import Plan
 from deepreshape.private.parties.preprocessing import Reading, Writing
@@ -178,32 +180,35 @@ class InferenceClient:
             ValueError: if the input does not fit the program; no batch is used up then.
             LostBatchError: if the server has not the other half of ``batch``, or a damaged one; this is then destroyed.
             ProtocolError: if the session fails.
-            StoreError: if ``batch`` is not in the store, or is damaged.
+            StoreError: if ``batch`` is not in the store, another query keeps it, or it is damaged.
         """
         client.check_input(self.plan, x)
-        if batch:
-            return self._infer(time.perf_counter(), self._connect(), batch, x, observe)
         lost: list[str] = []
+        prepared = ""
         while True:
             start, channel = time.perf_counter(), self._connect()
-            chosen = next(iter(self.store.fresh(_binding(self.plan, channel))), None)
-            last = chosen is None
-            if chosen is None:
-                (prepared,) = self._prepare(channel, 1, observe, progress)
-                start, chosen, channel = time.perf_counter(), prepared.batch, self._connect()
-            try:
-                return self._infer(start, channel, chosen, x, observe)._replace(lost=tuple(lost))
-            except (LostBatchError, StoreError) as error:
-                if last or chosen in self.store.fresh(_binding(self.plan, channel)):
-                    raise
-                lost.append(str(error))
+            with _aborting(channel):
+                binding = _binding(self.plan, channel)
+                choice = self.store.keep(binding, batch) if batch else self.store.choose(binding)
+            if choice is None:  # another query may be quicker to take what is made now; then one more is made
+                (prepared,) = (each.batch for each in self._prepare(channel, 1, observe, progress))
+                continue
+            with choice:
+                try:
+                    return self._infer(start, channel, choice, x, observe)._replace(lost=tuple(lost))
+                except (LostBatchError, StoreError) as error:
+                    if choice.session in (batch, prepared) or choice.session in self.store.fresh(binding):
+                        raise
+                    lost.append(str(error))
 
-    def _infer(self, start: float, channel: TlsChannel, batch: str, x: Integers, observe: Observer | None) -> Answer:
-        binding = _binding(self.plan, channel)
+    def _infer(
+        self, start: float, channel: TlsChannel, choice: ChosenBatch, x: Integers, observe: Observer | None
+    ) -> Answer:
+        batch = choice.session
         try:
             with client_session(channel, _to_query(self.plan, batch)):
                 channel.receive(Frame.READY, 1)  # the server has claimed its half
-                with self.store.claim(binding, batch) as claimed:
+                with choice.claim() as claimed:
                     channel.send(Frame.READY, CLAIMED)
                     run = _run(channel, bytes.fromhex(batch), "client", observe)
                     output = client.online(run, self.plan, Reading(claimed), x)
@@ -211,7 +216,7 @@ class InferenceClient:
             if error.differing != frozenset([BATCH]):
                 raise
             with suppress(StoreError):  # claimed and not used: destroyed
-                self.store.claim(binding, batch).close()
+                choice.claim().close()
             raise LostBatchError(
                 f"the server has no batch {batch[:16]}: spent, too old, or another store; destroyed here too, ask again"
             ) from None
@@ -240,24 +245,29 @@ def serve(channel: Connection, models: Model | Sequence[Model], store: Store, ad
     def named(program: str) -> Model:
         return offered.get(program) or next(iter(offered.values()))
 
+    chosen: list[ChosenBatch] = []
+
     def choose(proposed: Agreement) -> Agreement:
         plan = named(proposed.program).plan
         binding = _binding(plan, channel)
         if proposed.batch:
-            chosen, number = _to_query(plan, proposed.batch if proposed.batch in store.fresh(binding) else ""), 1
+            if proposed.batch in store.fresh(binding):
+                with suppress(SpentError):  # since a moment
+                    chosen.append(kept.enter_context(store.keep(binding, proposed.batch)))
+            agreed, number = _to_query(plan, proposed.batch if chosen else ""), 1
         else:
             count = proposed.parameters.get(COUNT)
             number = count if type(count) is int and 1 <= count <= MOST else 1
-            chosen = _to_prepare(plan, number)
-        if admit and chosen == proposed:  # what cannot go on for another reason is not counted
-            admit("query" if chosen.batch else "prepare", number)
-        return chosen
+            agreed = _to_prepare(plan, number)
+        if admit and agreed == proposed:  # what cannot go on for another reason is not counted
+            admit("query" if agreed.batch else "prepare", number)
+        return agreed
 
-    with server_session(channel, choose) as session:
+    with ExitStack() as kept, server_session(channel, choose) as session:
         model = named(session.agreement.program)
         binding = _binding(model.plan, channel)
         if batch := session.agreement.batch:
-            with store.claim(binding, batch) as claimed:
+            with chosen[0].claim() as claimed:
                 channel.send(Frame.READY, CLAIMED)
                 channel.receive(Frame.READY, 1)
                 try:
@@ -277,6 +287,16 @@ def serve(channel: Connection, models: Model | Sequence[Model], store: Store, ad
                 writer.commit()
             nbytes += sink.nbytes
         return nbytes
+
+
+@contextmanager
+def _aborting(channel: TlsChannel) -> Generator[None]:
+    """End a connection that no session was begun on, if what is inside fails."""
+    try:
+        yield
+    except BaseException as error:
+        channel.abort(type(error).__name__)
+        raise
 
 
 def _run(channel: Channel, id: bytes, role: Role, observe: Observer | None = None) -> Run:

@@ -14,6 +14,9 @@ Both parties name a batch by an id that follows from that of the session that ma
 their own. To use one, the client names a fresh batch in the handshake, the server answers whether it holds the other
 half, and when they agree each claims its half and tells the other so before the first online byte.
 
+A query keeps its batch from the moment it is chosen: the folder is locked, so that another query of the same party
+takes the next one, and the batch cannot be spent under the hands of the two parties while they agree on it.
+
 A claim writes the ledger, moves the batch and destroys its key, each made durable before the next, and only then
 hands out a reader. A crash before the line is in the ledger leaves the batch fresh, a crash after it leaves it spent.
 
@@ -48,7 +51,7 @@ from typing import IO
 
 from deepreshape.private.errors import SpentError, StoreError
 from deepreshape.private.files import check_owned, read_at_most, sync_folder, write_all, write_new
-from deepreshape.private.parties.batch import Batch, Writer, reported
+from deepreshape.private.parties.batch import Batch, ChosenBatch, Writer, reported
 from deepreshape.private.parties.manifest import ID, Binding, check_id, read_manifest, read_streams, short
 from deepreshape.private.parties.streams import KEY_BYTES
 
@@ -173,35 +176,81 @@ class Store:
                 self._peer_of[folder.name] = before.get(folder.name) or read_manifest(folder)[0].peer
                 yield folder, self._peer_of[folder.name]
 
+    def choose(self, binding: Binding) -> ChosenBatch | None:
+        """Keep the oldest fresh batch that nobody else keeps; None if there is none.
+
+        Raises:
+            StoreError: if another process holds the store's lock for too long.
+        """
+        with self._locked():
+            return self._oldest(binding)
+
+    def keep(self, binding: Binding, session: str) -> ChosenBatch:
+        """Keep this batch for one use.
+
+        Raises:
+            SpentError: if it was claimed before, here or by another process.
+            StoreError: if it is not here, was made for something else, or another query keeps it.
+        """
+        with self._locked():
+            return self._keep(binding, session)
+
     def claim(self, binding: Binding, session: str | None = None) -> Batch:
         """Take a batch for its one use. When this returns the batch is spent, durably.
 
         Args:
             binding: what it must have been made for.
-            session: which batch; the oldest unless given.
+            session: which batch; the oldest that nobody keeps unless given.
 
         Raises:
             SpentError: if it was claimed before, here or by another process, or its key is gone.
-            StoreError: if there is none, it was made for something else, or the claim cannot be written.
+            StoreError: if there is none, it was made for something else, another query keeps it, or the claim cannot be
+                written.
         """
         with self._locked():
-            if session is None:
-                session = next(iter(self.fresh(binding)), None)
-                if session is None:
-                    raise StoreError("no offline batch is left for this program, peer and parameters; prepare some")
-            check_id(session)
-            if session in self._spent():
-                raise SpentError(f"{short(session)} was claimed before, and no copy of it can be used again")
-            fresh, claimed = (self.folder / state / session for state in ("fresh", "claimed"))
-            streams = read_streams(fresh, binding)
-            with reported(session, self.folder):
-                key = self._read_key(session)
-                self._record(session)
-                fresh.rename(claimed)
-                sync_folder(fresh.parent)
-                sync_folder(claimed.parent)
-                self._destroy_key(session)
-                return Batch(self, claimed, binding, streams, key, _hold(claimed))
+            choice = self._oldest(binding) if session is None else self._keep(binding, session)
+            if choice is None:
+                raise StoreError("no offline batch is left for this program, peer and parameters; prepare some")
+            with choice:
+                return self._claim(choice)
+
+    def claim_kept(self, choice: ChosenBatch) -> Batch:
+        """Claim the batch that a choice keeps; called by it."""
+        with self._locked():
+            return self._claim(choice)
+
+    def _oldest(self, binding: Binding) -> ChosenBatch | None:
+        for session in self.fresh(binding):
+            with suppress(BlockingIOError):  # another query keeps it
+                return ChosenBatch(self, binding, session, _hold(self.folder / "fresh" / session))
+        return None
+
+    def _keep(self, binding: Binding, session: str) -> ChosenBatch:
+        self._check_fresh(binding, session)
+        try:
+            return ChosenBatch(self, binding, session, _hold(self.folder / "fresh" / session))
+        except BlockingIOError:
+            raise StoreError(f"{short(session)}: another query is about to use it; ask for another") from None
+
+    def _claim(self, choice: ChosenBatch) -> Batch:
+        session = choice.session
+        streams = self._check_fresh(choice.binding, session)
+        fresh, claimed = (self.folder / state / session for state in ("fresh", "claimed"))
+        with reported(session, self.folder):
+            key = self._read_key(session)
+            self._record(session)
+            fresh.rename(claimed)
+            sync_folder(fresh.parent)
+            sync_folder(claimed.parent)
+            self._destroy_key(session)
+            return Batch(self, claimed, choice.binding, streams, key, choice.hand_over())
+
+    def _check_fresh(self, binding: Binding, session: str) -> frozenset[str]:
+        """The streams of a batch that is here and was never claimed."""
+        check_id(session)
+        if session in self._spent():
+            raise SpentError(f"{short(session)} was claimed before, and no copy of it can be used again")
+        return read_streams(self.folder / "fresh" / session, binding)
 
     def commit(self, folder: Path, hold: int) -> None:
         """Make a complete batch fresh and let go of it; called by its writer."""
