@@ -99,7 +99,7 @@ def test_a_query_that_cannot_be_written_down_is_not_answered(store: Store, monke
 
 
 def test_batches_are_counted_by_peer_whatever_the_program_and_those_being_made_too(store: Store) -> None:
-    quotas = Quotas(CAPS, store)
+    quotas = Quotas(CAPS, store, bindings=lambda peer: [Binding(program * 32, peer, {}) for program in ("cd", "ef")])
     put(store, ANN, 1)
     quotas.admit(ANN, "prepare")
     with pytest.raises(CapError, match="2 batches held"):
@@ -125,6 +125,31 @@ def test_old_batches_are_spent_and_make_room(store: Store) -> None:
     assert not (store.keys / f"{old}.key").exists()
     with pytest.raises(SpentError):
         store.claim(Binding("cd" * 32, ANN, {}), old)
+
+
+def test_at_the_cap_batches_without_a_use_make_way_and_then_those_of_an_hour_ago(store: Store) -> None:
+    """Of a program that is served no more, or of a client that lost its store: it would be locked out for a month."""
+    quotas = Quotas(CAPS, store, bindings=lambda peer: [Binding("cd" * 32, peer, {})])
+    used, other = put(store, ANN, 1), put(store, ANN, 2, program="ef")
+    bobs = put(store, BOB, 3, program="ef")
+    fresh = store.folder / "fresh"
+    with pytest.raises(CapError, match="2 batches held"):  # for two, one that was made just now would have to go
+        quotas.admit(ANN, "prepare", 2)
+    assert {path.name for path in fresh.iterdir()} == {used, other, bobs}
+    with store.keep(Binding("ef" * 32, ANN, {}), other), pytest.raises(CapError, match="2 batches held"):
+        quotas.admit(ANN, "prepare")
+    assert quotas.admit(ANN, "prepare") == 1
+    assert {path.name for path in fresh.iterdir()} == {used, bobs}
+    assert not (store.keys / f"{other}.key").exists()
+    with pytest.raises(SpentError):
+        store.claim(Binding("ef" * 32, ANN, {}), other)
+    with pytest.raises(CapError, match="2 batches held"):
+        quotas.admit(ANN, "prepare")
+    os.utime(fresh / used, (time.time() - HOUR_S - 60,) * 2)
+    assert quotas.admit(ANN, "prepare") == 1
+    assert {path.name for path in fresh.iterdir()} == {bobs}
+    with pytest.raises(CapError, match="2 batches held"):  # those that are being made stay in any case
+        quotas.admit(ANN, "prepare")
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)

@@ -136,6 +136,21 @@ def test_caps_hold_for_each_client_and_say_precisely_which(open_session: Open, t
         server.client("ann").infer(X[0])  # nor does a restart give it more
 
 
+def test_a_batch_that_made_way_is_told_of_and_the_next_one_used(tmp_path: Path) -> None:
+    with served(tmp_path, Caps(batches_each=1)) as server:
+        ann = server.client("ann")
+        first = ann.prepare().batch
+        server.line()
+        os.utime(tmp_path / "server" / "fresh" / first, (time.time() - 7200,) * 2)
+        second = ann.prepare().batch
+        assert server.line().endswith("its oldest batches made way for new ones: 1")
+        server.line()
+        answer = ann.infer(X[0])
+        assert np.array_equal(answer.output, EXPECTED)
+        assert [f"the server has no batch {first[:16]}" in why for why in answer.lost] == [True]
+        assert not (ann.store.folder / "fresh" / second).exists()
+
+
 @pytest.mark.parametrize("how", ["bare", "silent TLS", "half a handshake", "no certificate"])
 def test_a_crowd_of_visitors_does_not_disturb_a_running_session(how: str, open_session: Open, tmp_path: Path) -> None:
     with served(tmp_path, Caps(pending=64)) as server, ExitStack() as stack:

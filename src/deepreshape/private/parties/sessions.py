@@ -299,6 +299,15 @@ def _aborting(channel: TlsChannel) -> Generator[None]:
         raise
 
 
+def served_bindings(models: Model | Sequence[Model]) -> Callable[[str], tuple[Binding, ...]]:
+    """What batches of a client, by its fingerprint, can be used for at a server of these models."""
+    plans = [each.plan for each in ((models,) if isinstance(models, Model) else models)]
+    programs = [digest(plan.program) for plan in plans]
+    return lambda peer: tuple(
+        Binding(program, peer, plan.agreed) for program, plan in zip(programs, plans, strict=True)
+    )
+
+
 def _run(channel: Channel, id: bytes, role: Role, observe: Observer | None = None) -> Run:
     return Run(channel, id, role, Randomness(), observe)
 

@@ -44,8 +44,9 @@ import secrets
 import shutil
 import time
 from collections import Counter
-from collections.abc import Generator, Iterator
+from collections.abc import Collection, Generator, Iterator
 from contextlib import contextmanager, suppress
+from itertools import islice
 from pathlib import Path
 from typing import IO
 
@@ -151,11 +152,45 @@ class Store:
         with self._locked():
             limit = time.time() - age_s
             old = [folder.name for folder, _ in list(self._peers()) if folder.stat().st_mtime < limit]
-            for session in old:
-                with reported(session, self.folder):
-                    self._record(session)
-                    self._discard(session, "fresh")
-        return len(old)
+            return sum(self._spend_unused(session) for session in old)
+
+    def make_room(self, peer: str, count: int, bindings: Collection[Binding], age_s: float) -> int:
+        """Spend so many fresh batches of a peer, unused: the oldest of those that fit none of ``bindings``, then of
+        those that are older than ``age_s`` seconds.
+
+        Args:
+            peer: fingerprint of its certificate.
+            count: how many; if there are not so many, all stay.
+            bindings: what batches can be used for at present.
+            age_s: how long one that can be used stays in any case.
+
+        Returns:
+            How many were spent; one that a query keeps is not.
+
+        Raises:
+            StoreError: if the ledger cannot be written.
+        """
+        with self._locked():
+            usable = {session for binding in bindings for session in self.fresh(binding)}
+            limit = time.time() - age_s
+            of_peer = [folder for folder, other in list(self._peers()) if other == peer]
+            aged = sorted((folder.name in usable, folder.stat().st_mtime, folder.name) for folder in of_peer)
+            old = [session for is_usable, written, session in aged if not is_usable or written < limit]
+            return len(list(islice(filter(self._spend_unused, old), count))) if len(old) >= count else 0
+
+    def _spend_unused(self, session: str) -> bool:
+        """Spend a fresh batch, unless a query keeps it."""
+        try:
+            hold = _hold(self.folder / "fresh" / session)
+        except BlockingIOError:
+            return False
+        try:
+            with reported(session, self.folder):
+                self._record(session)
+                self._discard(session, "fresh")
+        finally:
+            os.close(hold)
+        return True
 
     @contextmanager
     def reserved(self) -> Generator[None]:

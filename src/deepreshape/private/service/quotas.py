@@ -3,6 +3,11 @@
 A client of this protocol family that may ask without end learns the model (its outputs are enough), and offline batches
 fill the disk; so both are capped for each certificate. What was asked in the last day is kept in a file beside the
 batches, so that starting the server again gives nobody more.
+
+A client at its cap of batches may have no use for them: they are of a program that is served no more, or the client
+lost its store. So old ones make way for new ones, and a client that names one of them later is told that the server
+has it no longer. Those that can be used stay for an hour: who prepares more than the cap is refused, and keeps what was
+prepared.
 """
 
 from __future__ import annotations
@@ -11,12 +16,13 @@ import os
 import re
 import time
 from collections import defaultdict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
 from deepreshape.private.errors import CapError, StoreError
 from deepreshape.private.files import read_at_most, replace_file
+from deepreshape.private.parties.manifest import Binding
 from deepreshape.private.parties.sessions import Work
 from deepreshape.private.parties.store import Store
 
@@ -37,7 +43,8 @@ class Caps:
         pending: connections at once that have not shown a certificate yet; the oldest makes way for a new one.
         sessions: running at once, in all.
         sessions_each: running at once, of one client.
-        batches_each: offline batches held for one client.
+        batches_each: offline batches held for one client; at the cap, those that nothing served can use make way for
+            new ones, and then those that are older than an hour.
         batch_days: after so many days a batch that was not used is destroyed.
         queries_hour_each: inferences of one client in any hour.
         queries_day_each: inferences of one client in any day.
@@ -81,16 +88,24 @@ class Quotas:
         caps: what is allowed.
         store: where batches lie; the times of queries are kept there in ``queries``.
         clock: seconds since 1970.
+        bindings: what a client's batches can be used for at present.
 
     Raises:
         StoreError: if the times of queries cannot be read or written.
     """
 
-    def __init__(self, caps: Caps, store: Store, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        caps: Caps,
+        store: Store,
+        clock: Callable[[], float] = time.time,
+        bindings: Callable[[str], Collection[Binding]] = lambda _: (),
+    ) -> None:
         self.caps = caps
         self.usage: defaultdict[str, Usage] = defaultdict(Usage)
         self._store = store
         self._clock = clock
+        self._bindings = bindings
         self._path = store.folder / "queries"
         try:
             self._load()
@@ -114,8 +129,11 @@ class Quotas:
         self._refuse_at(usage, self.running, caps.sessions, "sessions at once in all (sessions)")
         usage.running += 1
 
-    def admit(self, client: str, work: Work, count: int = 1) -> None:
+    def admit(self, client: str, work: Work, count: int = 1) -> int:
         """A client in a session says what it wants, and with how many batches.
+
+        Returns:
+            How many of its old batches made way for new ones.
 
         Raises:
             CapError: if it has had enough.
@@ -124,10 +142,12 @@ class Quotas:
         usage, caps = self.usage[client], self.caps
         if work == "prepare":
             self._store.expire(caps.batch_days * DAY_S)
-            most = self._store.held()[client] + usage.preparing + count - 1
-            self._refuse_at(usage, most, caps.batches_each, "batches held (batches_each)")
+            wanted, gone = self._store.held()[client] + usage.preparing + count, 0
+            if (over := wanted - caps.batches_each) > 0:
+                gone = self._store.make_room(client, over, self._bindings(client), HOUR_S)
+            self._refuse_at(usage, wanted - gone - 1, caps.batches_each, "batches held (batches_each)")
             usage.preparing += count
-            return
+            return gone
         now = self._clock()
         while usage.queries and usage.queries[0] <= now - DAY_S:
             usage.queries.popleft()
@@ -136,6 +156,7 @@ class Quotas:
         self._refuse_at(usage, len(usage.queries), caps.queries_day_each, "queries in a day (queries_day_each)")
         self._record(client, now)  # durable before it is answered
         usage.queries.append(now)
+        return 0
 
     def close_session(
         self,

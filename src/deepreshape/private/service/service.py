@@ -38,7 +38,7 @@ from typing import Any, Protocol
 from deepreshape.private.crypto.backend import engine
 from deepreshape.private.errors import CapError, PrivateError, ProtocolError, StoreError
 from deepreshape.private.parties.server import Model
-from deepreshape.private.parties.sessions import Admit, Work, serve
+from deepreshape.private.parties.sessions import Admit, Work, serve, served_bindings
 from deepreshape.private.parties.store import Store
 from deepreshape.private.service import status
 from deepreshape.private.service.quotas import SHOWN, Caps, Outcome, Quotas
@@ -124,7 +124,8 @@ class Service:
     ) -> None:
         if status_listener:
             status.check_loopback(status_listener)
-        self.quotas = Quotas(caps or Caps(), store)
+        programs = model if isinstance(model, Model | Sequence) else ()
+        self.quotas = Quotas(caps or Caps(), store, bindings=served_bindings(programs))
         _allow_descriptors(self.quotas.caps)
         self.ended: dict[Outcome, int] = {"served": 0, "failed": 0, "refused": 0}
         self._listener, self._status_listener = listener, status_listener
@@ -327,10 +328,12 @@ class Service:
 
     def _admit(self, session: _Session, work: Work, count: int) -> bool:
         try:
-            self.quotas.admit(session.peer.fingerprint, work, count)
+            gone = self.quotas.admit(session.peer.fingerprint, work, count)
         except (PrivateError, OSError) as error:
             session.refusal = str(error)
             return False
+        if gone:
+            self._notify(f"{_name(session.peer)}: its oldest batches made way for new ones: {gone}")
         session.work, session.count = work, count
         return True
 
