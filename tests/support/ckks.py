@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -99,7 +100,7 @@ def single(seed: int = 0) -> list[Layer]:
 
 
 SCRIPT = """
-import sys
+import json, sys
 from pathlib import Path
 from support.ckks import INPUT_SHAPE, single
 from deepreshape.engines.ckks.circuit import compiled
@@ -107,6 +108,7 @@ from deepreshape.engines.ckks.evaluate import EncodedCircuit
 from deepreshape.engines.ckks.keys import KeyCaps, KeyShelf
 from deepreshape.engines.ckks.remote import LIMITS, ServedModel
 from deepreshape.private.parties.store import Store
+from deepreshape.private.service.quotas import Caps
 from deepreshape.private.service.service import Service
 from deepreshape.private.transport.certificates import Credentials
 from deepreshape.private.transport.tls import Endpoint, listen
@@ -116,7 +118,8 @@ served = ServedModel(EncodedCircuit(compiled(single(), INPUT_SHAPE)), KeyShelf(f
 door = listen("127.0.0.1", 0)
 tell = lambda line: print(line, flush=True)
 service = Service(
-    door, Endpoint(Credentials.within(folder, "server", "s"), LIMITS), served, Store(folder / "sessions"), notify=tell
+    door, Endpoint(Credentials.within(folder, "server", "s"), LIMITS), served, Store(folder / "sessions"),
+    Caps(**json.loads(sys.argv[3])), notify=tell,
 )
 tell(str(door.getsockname()[1]))
 service.run()
@@ -145,13 +148,13 @@ class ServedCircuit:
 
 
 @contextmanager
-def served_circuit(folder: Path, most: int = 1 << 30) -> Iterator[ServedCircuit]:
-    """Serve with at most ``most`` bytes of evaluation keys."""
+def served_circuit(folder: Path, most: int = 1 << 30, **caps: int) -> Iterator[ServedCircuit]:
+    """Serve with at most ``most`` bytes of evaluation keys, and caps that differ from those of :class:`Caps`."""
     create_authority(folder)
     issue(folder, "server", "s")
     path = os.pathsep.join([str(Path(deepreshape.__file__).parents[1]), str(Path(__file__).parents[1])])
     with subprocess.Popen(
-        [sys.executable, "-c", SCRIPT, str(folder), str(most)],
+        [sys.executable, "-c", SCRIPT, str(folder), str(most), json.dumps(caps)],
         env={**os.environ, "PYTHONPATH": path},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -11,7 +11,7 @@ from deepreshape.engines.ckks.circuit import compiled
 from deepreshape.engines.ckks.exchange import upload_bytes
 from deepreshape.engines.ckks.remote import MOST_CIPHERTEXTS, Remote, _agreement, read_client, write_client
 from deepreshape.engines.ckks.scheme import Holder, Scheme
-from deepreshape.private.errors import ConfigurationMismatchError, PeerAbortedError, ProtocolError
+from deepreshape.private.errors import ConfigurationMismatchError, ConnectionLostError, PeerAbortedError, ProtocolError
 from deepreshape.private.service.bundle import Facts
 from deepreshape.private.transport.channel import Frame
 from deepreshape.private.transport.handshake import client_session
@@ -62,7 +62,7 @@ def test_keys_go_up_once_and_a_cut_upload_goes_on(server: ServedCircuit, holder:
         "down": 2 * wire.answer_bytes(holder.scheme),
     }
     assert np.abs(again.outputs - WANTED).max() < 0.01
-    assert [server.line().rpartition(": ")[2] for _ in range(2)] == ["answered a query"] * 2
+    assert [server.line().rpartition(": ")[2] for _ in range(2)] == ["answered 2 queries"] * 2
 
 
 def test_keys_are_one_clients_and_go_when_it_says_so(server: ServedCircuit, holder: Holder):
@@ -113,6 +113,28 @@ def test_a_full_shelf_refuses_before_a_key_is_sent(tmp_path: Path, holder: Holde
             running.remote("alice").predict(holder, list(IMAGES))
         assert "over the cap" in running.line()
         assert not list((tmp_path / "shelf").glob("*/*/*"))
+
+
+def test_uploads_leave_nothing_behind_in_the_quotas(tmp_path: Path, holder: Holder):
+    """A session that takes keys and then answers is two things to the caps, and both are over with it."""
+    with served_circuit(tmp_path, batches_each=1) as running:
+        remote = running.remote("alice")
+        for _ in range(2):
+            assert remote.predict(holder, [IMAGES[0]]).sent["keys"] == upload_bytes(PUBLIC)
+            assert running.line().endswith("answered a query")
+            remote.forget()
+            running.line()
+
+
+def test_more_ciphertexts_than_a_client_may_ask_for_are_refused_before_one_is_computed(tmp_path: Path, holder: Holder):
+    with served_circuit(tmp_path, queries_hour_each=2) as running:
+        remote = running.remote("alice")
+        with pytest.raises((PeerAbortedError, ConnectionLostError)):
+            remote.predict(holder, [*IMAGES, IMAGES[0]])
+        assert running.line().endswith("it has reached the cap of 2 queries in an hour (queries_hour_each)")
+        replies = remote.predict(holder, list(IMAGES))  # nothing was counted, and the keys are there
+        assert replies.sent["keys"] == 0
+        assert np.abs(replies.outputs - WANTED).max() < 0.01
 
 
 def test_what_clients_get_is_read_again_or_refused(tmp_path: Path):

@@ -52,8 +52,19 @@ def test_queries_are_counted_by_the_hour_and_the_day(store: Store) -> None:
         else:
             quotas.admit(ANN, "query")
         quotas.admit(BOB, "prepare")  # is no query
-        quotas.close_session(BOB, "prepare", "served")
+        quotas.close_session(BOB, {"prepare": 1}, "served")
     assert quotas.usage[ANN].refused == 2
+
+
+def test_several_queries_are_admitted_all_or_none_and_a_restart_knows_each(store: Store) -> None:
+    quotas = Quotas(CAPS, store, Clock())
+    with pytest.raises(CapError, match="hour"):
+        quotas.admit(ANN, "query", 3)
+    quotas.admit(ANN, "query", 2)
+    for each in (quotas, Quotas(CAPS, store, Clock())):
+        assert len(each.usage[ANN].queries) == 2
+        with pytest.raises(CapError, match="hour"):
+            each.admit(ANN, "query")
 
 
 def test_a_restart_and_a_torn_line_forget_nothing(store: Store) -> None:
@@ -104,14 +115,14 @@ def test_batches_are_counted_by_peer_whatever_the_program_and_those_being_made_t
     quotas.admit(ANN, "prepare")
     with pytest.raises(CapError, match="2 batches held"):
         quotas.admit(ANN, "prepare")
-    quotas.close_session(ANN, "prepare", "failed")
+    quotas.close_session(ANN, {"prepare": 1}, "failed")
     with pytest.raises(CapError, match="2 batches held"):
         quotas.admit(ANN, "prepare", 2)
     put(store, ANN, 2, program="ef")
     with pytest.raises(CapError, match="2 batches held"):
         quotas.admit(ANN, "prepare")
     quotas.admit(BOB, "prepare", 2)
-    quotas.close_session(BOB, "prepare", "served", count=2)
+    quotas.close_session(BOB, {"prepare": 2}, "served")
     assert (quotas.usage[BOB].preparing, quotas.usage[BOB].prepared) == (0, 2)
 
 
@@ -163,7 +174,7 @@ def test_sessions_never_exceed_either_cap_and_are_refused_only_at_one(
         if not enters:
             if client in running:
                 running.remove(client)
-                quotas.close_session(client, None, "served")
+                quotas.close_session(client, {}, "served")
             continue
         full = len(running) == CAPS.sessions or running.count(client) == CAPS.sessions_each
         with suppress(CapError):
@@ -185,7 +196,7 @@ def test_status_has_no_more_of_a_client_than_the_first_digits(store: Store) -> N
     quotas = Quotas(CAPS, store)
     quotas.open_session(ANN)
     quotas.admit(ANN, "query")
-    quotas.close_session(ANN, "query", "served", sent=5, received=7, seconds=0.5)
+    quotas.close_session(ANN, {"query": 1}, "served", sent=5, received=7, seconds=0.5)
     (row,) = quotas.status()
     assert row["client"] == ANN[:16]
     assert (row["queries"], row["answered"], row["bytes_sent"], row["bytes_received"], row["running"]) == (

@@ -54,6 +54,12 @@ class Shelf:
     gigabytes: Annotated[float, typer.Option("--max-key-gb", min=0.001, help="Evaluation keys in all, in GB.")] = 32.0
     days: Annotated[int, typer.Option("--max-key-days", min=1, help="Days until unused keys are deleted.")] = 30
     sessions: Annotated[int, typer.Option("--max-sessions", min=1, help="Sessions at once, in all.")] = 2
+    queries_hour_each: Annotated[
+        int, typer.Option("--max-queries-hour-each", min=1, help="Ciphertexts of a client in any hour.")
+    ] = 200
+    queries_day_each: Annotated[
+        int, typer.Option("--max-queries-day-each", min=1, help="Ciphertexts of a client in any day.")
+    ] = 2000
 
 
 @app.command()
@@ -130,13 +136,16 @@ def server(
     compiled = _compiled(find_network(model, public.input, prod(public.shape)), public.batch)
     if compiled.public != public:
         raise ValueError(f"{circuit} was made of another network than {model}; run `private fhe lower {model}` again")
-    caps = KeyCaps(int(shelf.gigabytes_each * 1e9), int(shelf.gigabytes * 1e9), shelf.days)
-    served = ServedModel(EncodedCircuit(compiled), KeyShelf(shelf.store / "evaluation-keys", caps))
+    key_caps = KeyCaps(int(shelf.gigabytes_each * 1e9), int(shelf.gigabytes * 1e9), shelf.days)
+    served = ServedModel(EncodedCircuit(compiled), KeyShelf(shelf.store / "evaluation-keys", key_caps))
     endpoint = options.endpoint("server", LIMITS)
     with listen(options.host, options.port) as listener:
-        service = Service(
-            listener, endpoint, served, Store(shelf.store / "sessions"), Caps(sessions=shelf.sessions), notify=tell
+        caps = Caps(
+            sessions=shelf.sessions,
+            queries_hour_each=shelf.queries_hour_each,
+            queries_day_each=shelf.queries_day_each,
         )
+        service = Service(listener, endpoint, served, Store(shelf.store / "sessions"), caps, notify=tell)
         tell(
             f"serving {compiled.squares} layers of squares on {options.host}:{listener.getsockname()[1]}; {UNPROTECTED}"
         )

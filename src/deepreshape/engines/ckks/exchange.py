@@ -19,7 +19,7 @@ from deepreshape.engines.ckks.evaluate import EncodedCircuit
 from deepreshape.engines.ckks.public import PublicCircuit
 from deepreshape.engines.ckks.scheme import CkksEvaluator, Holder, Scheme
 from deepreshape.private.errors import ProtocolError
-from deepreshape.private.parties.sessions import Work
+from deepreshape.private.parties.sessions import Admit
 from deepreshape.private.transport.channel import Frame, Payload
 
 __all__ = ["KeysHeld", "Line", "NoKeys", "Requester", "answer_requests", "upload_bytes"]
@@ -117,9 +117,7 @@ class Requester:
             yield self.public.unpack(slots, len(some))
 
 
-def answer_requests(
-    line: Line, model: EncodedCircuit, keys: KeysHeld, count: int, admit: Callable[[Work], object] | None = None
-) -> None:
+def answer_requests(line: Line, model: EncodedCircuit, keys: KeysHeld, count: int, admit: Admit | None = None) -> None:
     """The server's side: take the keys that are missing, and answer ``count`` ciphertexts.
 
     Args:
@@ -127,7 +125,8 @@ def answer_requests(
         model: what is served.
         keys: this client's, for this circuit.
         count: how many ciphertexts come; 0 only takes keys.
-        admit: is asked before keys are taken ("prepare") and before each ciphertext ("query").
+        admit: is asked before keys are taken ("prepare"), and for all ciphertexts when the keys are there ("query"):
+            none is computed if they are too many.
 
     Raises:
         ProtocolError: if what comes is no key or ciphertext.
@@ -135,7 +134,7 @@ def answer_requests(
     public, scheme = model.circuit.public, Scheme(model.circuit.parameters)
     evaluator, held = CkksEvaluator(scheme), keys.names()
     if admit and not held.issuperset(public.key_names):
-        admit("prepare")
+        admit("prepare", 1)
     line.send(Frame.READY, bytes(name in held for name in public.key_names))
     try:
         for name in public.key_names:
@@ -145,9 +144,9 @@ def answer_requests(
                 keys.write(name, data)
             elif count:
                 evaluator.add_key(name, wire.read_key(scheme, name, keys.read(name)))
+        if admit and count:
+            admit("query", count)
         for _ in range(count):
-            if admit:
-                admit("query")
             up = wire.read_fresh(scheme, line.receive(Frame.CIPHERTEXTS, wire.fresh_bytes(scheme)))
             line.send(Frame.CIPHERTEXTS, wire.answer(scheme, model.evaluate(evaluator, up)))
     except ValueError as error:

@@ -91,7 +91,7 @@ class ServedModel:
                 keys.delete()
                 return
             keys.make_room()
-            answer_requests(channel, self.model, keys, count, lambda work: admit(work, 1))
+            answer_requests(channel, self.model, keys, count, admit)
 
 
 class Replies(NamedTuple):

@@ -16,7 +16,7 @@ import os
 import re
 import time
 from collections import defaultdict, deque
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
@@ -130,7 +130,7 @@ class Quotas:
         usage.running += 1
 
     def admit(self, client: str, work: Work, count: int = 1) -> int:
-        """A client in a session says what it wants, and with how many batches.
+        """A client in a session says what it wants, and with how many batches, or how many queries.
 
         Returns:
             How many of its old batches made way for new ones.
@@ -152,19 +152,19 @@ class Quotas:
         while usage.queries and usage.queries[0] <= now - DAY_S:
             usage.queries.popleft()
         lately = sum(at > now - HOUR_S for at in usage.queries)
-        self._refuse_at(usage, lately, caps.queries_hour_each, "queries in an hour (queries_hour_each)")
-        self._refuse_at(usage, len(usage.queries), caps.queries_day_each, "queries in a day (queries_day_each)")
-        self._record(client, now)  # durable before it is answered
-        usage.queries.append(now)
+        asked = len(usage.queries) + count - 1
+        self._refuse_at(usage, lately + count - 1, caps.queries_hour_each, "queries in an hour (queries_hour_each)")
+        self._refuse_at(usage, asked, caps.queries_day_each, "queries in a day (queries_day_each)")
+        self._record(client, now, count)  # durable before they are answered
+        usage.queries.extend([now] * count)
         return 0
 
     def close_session(
         self,
         client: str,
-        work: Work | None,
+        admitted: Mapping[Work, int],
         outcome: Outcome,
         *,
-        count: int = 1,
         sent: int = 0,
         received: int = 0,
         seconds: float = 0.0,
@@ -173,18 +173,18 @@ class Quotas:
 
         Args:
             client: whose it was.
-            work: what it was admitted to, if to anything.
+            admitted: to what, with how many batches or queries.
             outcome: how it ended.
-            count: of batches.
             sent: payload to the client, in bytes.
             received: payload from it, in bytes.
             seconds: how long it took.
         """
         usage = self.usage[client]
         usage.running -= 1
-        usage.preparing -= count * (work == "prepare")
-        usage.prepared += count * (outcome == "served" and work == "prepare")
-        usage.answered += outcome == "served" and work == "query"
+        usage.preparing -= admitted.get("prepare", 0)
+        if outcome == "served":
+            usage.prepared += admitted.get("prepare", 0)
+            usage.answered += admitted.get("query", 0)
         usage.failed += outcome == "failed"
         usage.bytes_sent += sent
         usage.bytes_received += received
@@ -216,11 +216,11 @@ class Quotas:
                 recent.append(f"{record[0]}\n")
         replace_file(self._path, "".join(recent).encode("ascii"))
 
-    def _record(self, client: str, now: float) -> None:
+    def _record(self, client: str, now: float, count: int) -> None:
         try:
             with open(self._path, "a", encoding="ascii") as file:
                 os.fchmod(file.fileno(), 0o600)
-                file.write(f"\n{now:.3f} {client}\n")  # alone, whatever a full disk left before it
+                file.write("\n" + f"{now:.3f} {client}\n" * count)  # alone, whatever a full disk left before it
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:

@@ -28,7 +28,8 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections import Counter
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -73,8 +74,8 @@ class _Session:
     peer: Identity
     deadline: float
     """When its process is killed, by ``time.monotonic``."""
-    work: Work | None = None
-    count: int = 1
+    admitted: Counter[Work] = field(default_factory=Counter[Work])
+    """What it may do, and how often: a session of encrypted inference takes keys, and then answers."""
     refusal: str = ""
     overdue: bool = False
     report: bytearray = field(default_factory=bytearray)
@@ -299,7 +300,7 @@ class Service:
                 pid = self._fork(lambda: _run_session(far, channel, self._model, self._store), near)
             except OSError as error:
                 channel.abort("no process could be started")
-                self.quotas.close_session(peer.fingerprint, None, "failed")
+                self.quotas.close_session(peer.fingerprint, {}, "failed")
                 self.ended["failed"] += 1
                 self._notify(f"{_name(peer)}: no process could be started: {error.strerror}")
                 return
@@ -334,7 +335,7 @@ class Service:
             return False
         if gone:
             self._notify(f"{_name(session.peer)}: its oldest batches made way for new ones: {gone}")
-        session.work, session.count = work, count
+        session.admitted[work] += count
         return True
 
     def _reap(self, session: _Session) -> None:
@@ -353,11 +354,8 @@ class Service:
                 self._store.sweep()
         outcome: Outcome = "refused" if session.refusal else "failed" if report["error"] else "served"
         self.ended[outcome] += 1
-        self.quotas.close_session(
-            session.peer.fingerprint, session.work, outcome, count=session.count, **report["traffic"]
-        )
-        outcomes = {"query": "answered a query", "prepare": f"prepared batches: {session.count}", None: "done"}
-        self._notify(f"{_name(session.peer)}: {session.refusal or report['error'] or outcomes[session.work]}")
+        self.quotas.close_session(session.peer.fingerprint, session.admitted, outcome, **report["traffic"])
+        self._notify(f"{_name(session.peer)}: {session.refusal or report['error'] or _done(session.admitted)}")
 
     def _end_sessions(self) -> None:
         """Tell all to end, and kill those that do not."""
@@ -519,6 +517,14 @@ def _end_with_the_front(alive: int) -> None:
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(GRACE_S)
     os._exit(1)
+
+
+def _done(admitted: Mapping[Work, int]) -> str:
+    """What a session that went well has done."""
+    queries, batches = admitted.get("query", 0), admitted.get("prepare", 0)
+    if queries:
+        return "answered a query" if queries == 1 else f"answered {queries} queries"
+    return f"prepared batches: {batches}" if batches else "done"
 
 
 def _name(peer: Identity) -> str:
