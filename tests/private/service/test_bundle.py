@@ -42,6 +42,27 @@ def test_a_bundle_comes_back_in_two_parts(bundle: Bundle, tmp_path: Path):
         Bundle.read(tmp_path / "nowhere", "client")
 
 
+class Several(nn.Module):
+    """Ten logits, and the maps that they are made of."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(1, 2, 3, stride=2), nn.Linear(18, 10)
+
+    def forward(self, x):
+        maps = torch.relu(self.conv(x))
+        return self.head(maps.flatten(1)), maps
+
+
+def test_of_several_outputs_the_first_is_what_facts_are_of(tmp_path: Path):
+    torch.manual_seed(0)
+    several = Bundle.of(lower(Several(), DATA))
+    several.write(tmp_path)
+    assert len(several.program.outputs) == 2
+    for role in ("server", "client"):
+        assert Bundle.read(tmp_path, role).facts == Facts(DATA.class_names, DATA.mean, DATA.std, "crop")
+
+
 def test_facts_that_do_not_fit_the_program_are_refused(bundle: Bundle, tmp_path: Path):
     bundle.write(tmp_path)
     (tmp_path / "client.json").write_text(json.dumps({"class_names": ["a"], "mean": [0.5], "std": [0.5]}))

@@ -198,7 +198,7 @@ def read_facts(path: Path, program: Program) -> Facts:
     except UnsafeTextError as error:
         raise ValueError(f"{path}: {error}") from None
     except (ValueError, TypeError, KeyError, AttributeError):
-        channels, classes = program.input_shape[0], program.output_size
+        channels, classes = program.input_shape[0], _classes(program, maps=False)
         raise ValueError(
             f"{path} is to hold class_names, mean and std, lists of {classes}, {channels} and {channels}"
         ) from None
@@ -210,8 +210,14 @@ class UnsafeTextError(ValueError):
 
 def _facts(given: Mapping[str, Any], program: Program) -> Facts:
     shape = program.values[program.outputs[0]].shape
-    maps = len(program.outputs) == 1 and len(shape) == 3 and bool(given.get("upsample"))
-    return facts_of(given, program.input_shape[0], shape[0] if maps else program.output_size, maps=maps)
+    maps = len(shape) == 3 and bool(given.get("upsample"))
+    return facts_of(given, program.input_shape[0], _classes(program, maps=maps), maps=maps)
+
+
+def _classes(program: Program, *, maps: bool) -> int:
+    """How many classes a program has logits for, or at each place of a map: of several outputs the first is read."""
+    shape = program.values[program.outputs[0]].shape
+    return shape[0] if maps else math.prod(shape)
 
 
 def facts_of(given: Mapping[str, Any], channels: int, classes: int, *, maps: bool = False) -> Facts:
