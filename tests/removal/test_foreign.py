@@ -19,7 +19,7 @@ from deepreshape.nn import PolynomialReLU
 from deepreshape.private.program import interpret
 from deepreshape.private.program.lower import lower
 from deepreshape.private.program.program import to_fixed
-from deepreshape.removal import METHODS, SNL, Taylor, linearize, tuning_recipe
+from deepreshape.removal import METHODS, SNL, Taylor, binarize, linearize, substitute, tuning_recipe
 from deepreshape.removal.method import FOREIGN_LR
 
 DATA = digits()
@@ -45,6 +45,19 @@ class Mine(nn.Module):
 def foreign_network() -> nn.Module:
     torch.manual_seed(0)
     return Mine()
+
+
+def test_fewer_outputs_than_classes_are_refused_before_any_work():
+    model, few = foreign_network(), foreign_network()
+    few.fc2 = nn.Linear(12, 5)
+    line = "the network gives 5 outputs, and .* has 10 classes; it needs one for each"
+    for network, teacher in ((few, None), (model, few)):
+        with pytest.raises(ValueError, match=line):
+            linearize(network, SNL(100), DATA, recipe=RECIPE, teacher=teacher)
+    with pytest.raises(ValueError, match=line):
+        binarize(few, DATA)
+    with pytest.raises(ValueError, match=line):
+        substitute(few, {"GELU": "ReLU"}, DATA)
 
 
 @pytest.mark.parametrize("name", FINE)

@@ -21,6 +21,7 @@ from deepreshape.data import Dataset
 from deepreshape.models import convert
 from deepreshape.models.saved import note_step
 from deepreshape.nn import BinaryConv2d, Nonlinearity, RPReLU, RSign, SignConv2d
+from deepreshape.removal.method import see_classes
 from deepreshape.training import Progress, Recipe, accuracy, recipe_of, train
 
 __all__ = ["Binarization", "Rectifiers", "binarize", "binary_recipe"]
@@ -99,6 +100,7 @@ def binarize(
         raise ValueError(f"rprelu is one of {', '.join(get_args(Rectifiers))}, not {rprelu!r}")
     batch = data.normalize(data.train.images[:8].to(next(model.parameters()).device))
     teacher = copy.deepcopy(convert(model, batch)).eval()
+    see_classes(teacher, data)
     _see_real(teacher)
     chosen = _chosen(teacher, batch, layers)
     network = copy.deepcopy(teacher)

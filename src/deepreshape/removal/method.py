@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import nn
@@ -18,7 +18,7 @@ from torch import nn
 from deepreshape.cost import CostReport, Layer, ReluLayer
 from deepreshape.counting import count
 from deepreshape.data import Dataset
-from deepreshape.models import Staged, convert
+from deepreshape.models import Architecture, Staged, convert
 from deepreshape.models.saved import note_step, weights_digest
 from deepreshape.nn import MaskedReLU, Nonlinearity, require_finite
 from deepreshape.removal.sites import Granularity, Masks, masks_of
@@ -393,9 +393,19 @@ def _converted(model: nn.Module, data: Dataset) -> nn.Module:
     require_finite(model)
     device = next(model.parameters()).device
     network = convert(model, data.normalize(data.train.images[:8].to(device)))
+    see_classes(network, data)
     if all(parameter.dtype == torch.float32 for parameter in network.parameters()):
         return network
     return copy.deepcopy(network).float()  # images are float32, and searches and training need its range and speed
+
+
+def see_classes(network: nn.Module, data: Dataset) -> None:
+    """Refuse a network, of this package or converted, that gives fewer outputs than a data set has classes."""
+    outputs, classes = cast(Architecture, network.architecture).classes, len(data.class_names)
+    if outputs < classes:
+        raise ValueError(
+            f"the network gives {outputs} outputs, and {data.name} has {classes} classes; it needs one for each"
+        )
 
 
 def _see_nothing_is_dropped(model: nn.Module) -> None:

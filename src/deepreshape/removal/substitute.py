@@ -19,7 +19,7 @@ from deepreshape.models import Foreign, convert
 from deepreshape.models.foreign import traced
 from deepreshape.models.saved import note_step, weights_digest
 from deepreshape.nn import require_finite
-from deepreshape.removal.method import tuning_recipe
+from deepreshape.removal.method import see_classes, tuning_recipe
 from deepreshape.training import Progress, Recipe, accuracy, objective_of, train
 from deepreshape.training.runs import claim_folder, measured_as
 
@@ -90,6 +90,7 @@ def substitute(
     device = next(model.parameters()).device
     batch = data.normalize(data.train.images[:8].to(device))
     whole = convert(model, batch)
+    see_classes(whole, data)
     architecture = whole.architecture
     if not isinstance(architecture, Foreign):
         raise ValueError("a network of this package has ReLUs already, and average pools by its name: resnet9-avg")
