@@ -39,6 +39,9 @@ def large():
     with torch.no_grad():
         model[3].weight.mul_(1000)
     return model
+
+def large_soft():
+    return nn.Sequential(large(), nn.Softmax(1)).eval()
 """
 
 
@@ -154,6 +157,7 @@ def test_client_and_server(folder: Path, port: int):
         ),
         ("local --model mine.py:pooled --samples x.npy", "average pools of max pools|max_pool"),
         ("local --model mine.py:large --samples x.npy", "outputs reach .* scale the last layer"),
+        ("local --model mine.py:large_soft --samples x.npy", "outputs reach .* scale the last layer"),
         ("local --model zoo:digits", "a ReLU is not"),
         ("keygen --circuit public/client.json --out me.key", "me.key: exists and is not overwritten"),
         ("keygen --circuit mine.py --out new.key", "not what `private fhe lower` makes for clients"),

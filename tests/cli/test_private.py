@@ -118,6 +118,9 @@ class Named(torch.nn.Module):
     def forward(self, x):
         return {"logits": self.net(x), "pixels": x.flatten(1)}
 
+def soft():
+    return torch.nn.Sequential(net(), torch.nn.Softmax(1))
+
 def broken():
     return 1 / 0
 """
@@ -159,6 +162,15 @@ def test_of_outputs_in_a_dictionary_the_first_is_compared(folder: Path):
     report = answer(*words, cwd=folder)
     assert (report["agree"], report["beside_float"]["same_class"]) == (True, 2)
     assert report["beside_float"]["largest_difference"] < 0.01
+
+
+def test_a_softmax_at_the_end_is_left_out_on_both_sides_of_the_comparison(folder: Path):
+    """The program gives logits, which its client puts through the softmax."""
+    reports = []
+    for model in ("mine.py:soft", "mine.py:net"):
+        reports.append(answer("private", "local", "--model", model, "--samples", "x.npy", cwd=folder)["beside_float"])
+    assert reports[0] == reports[1]
+    assert reports[0]["largest_difference"] < 0.01
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
@@ -14,6 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from deepreshape.cli.options import read_data, set_threads
@@ -126,6 +128,22 @@ class Network:
             ValueError: if it gives not one output for each input.
         """
         return self.judged()(torch.from_numpy(inputs)).double().cpu().numpy()
+
+    def logits(self, inputs: Images) -> NDArray[np.float64]:
+        """What :meth:`run` gives without a softmax at the end, which a program leaves to the client."""
+        with _SoftmaxLeftOut():
+            return self.run(inputs)
+
+
+class _SoftmaxLeftOut(TorchDispatchMode):
+    """Each softmax gives its input. A network that can be lowered has one only at its end."""
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        if func in (torch.ops.aten._softmax.default, torch.ops.aten._log_softmax.default):
+            return args[0].clone()
+        return func(*args, **(kwargs or {}))
 
 
 class _FirstOutput(nn.Module):
@@ -433,10 +451,10 @@ def compare(
     Args:
         network: that was lowered.
         inputs: (N, channels, height, width).
-        outputs: as the network gives them, in real units.
+        outputs: as the network gives them before a softmax at its end, in real units.
         upsample: (height, width) of the maps that outputs are read as; none where each is one class.
     """
-    theirs = network.run(inputs)
+    theirs = network.logits(inputs)
     ours, finite = outputs.reshape(theirs.shape), np.isfinite(theirs).all(1)
     values = {
         "inputs": len(inputs),

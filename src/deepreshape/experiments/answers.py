@@ -66,7 +66,8 @@ def answer_privately(
             segmented.append(segmented_answer(png, answer, label.numpy()))
         else:
             answer = Prediction.of(output.reshape(-1), bundle.facts, **given)
-            answered.append(AnsweredImage(png, answer.name, answer.probability, data.class_names[int(label)]))
+            sure = 1.0 if answer.probability is None else answer.probability  # where the data set has one class
+            answered.append(AnsweredImage(png, answer.name, sure, data.class_names[int(label)]))
     colours = ["#{:02x}{:02x}{:02x}".format(*bundle.facts.colour(at)) for at in range(len(data.class_names))]
     answers = PrivateAnswers(
         f"{best.network}: {best.plan}",

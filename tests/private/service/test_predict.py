@@ -81,6 +81,12 @@ def test_a_prediction_ranks_five_classes():
     assert answer.name == "6"
 
 
+def test_one_logit_is_a_number_and_no_class_of_100_percent():
+    answer = Prediction.of(np.array([-3.25]), Facts(), seconds={}, bytes={}, agree=True)
+    assert (answer.name, answer.probability, answer.ranked) == ("0", None, ())
+    assert str(answer) == "-3.25; ; equals the plain program bit for bit"
+
+
 @pytest.mark.parametrize("text", ["7411", "host", "host:port", ":7411", "host:70000"])
 def test_an_address_is_host_and_port(text: str):
     with pytest.raises(ValueError, match=f"an address is host:port, such as 127.0.0.1:7411, not '{text}'"):

@@ -16,6 +16,7 @@ from deepreshape.cli.private.options import End, PinOption, SamplesOption, read_
 if TYPE_CHECKING:
     from deepreshape.cli.models import Inputs, Network
     from deepreshape.engines.ckks.circuit import LeveledCircuit
+    from deepreshape.private.service.predict import Prediction
 
 __all__ = ["app", "price_of", "print_price"]
 
@@ -201,13 +202,12 @@ def client(
         Prediction.of(logits.ravel(), facts, seconds={}, bytes={}, agree=None, done="") for logits in replies.outputs
     ]
     if as_json:
-        ranked = [[{"class": name, "percent": round(100 * share)} for name, share in row.ranked] for row in rows]
-        print_json({"inputs": ranked, "bytes": replies.sent, "cpu_seconds": replies.cpu})
+        print_json({"inputs": [_rounded(row) for row in rows], "bytes": replies.sent, "cpu_seconds": replies.cpu})
         return
     for path, row in zip(inputs or [], rows, strict=True):
-        name, share = row.ranked[0]
-        # rounded, as decryptions in full may tell the key; and the server's owner chose the name
-        out.print(f"{share:4.0%}  {name}  {path}", highlight=False, markup=False)
+        told = f"{row.logits.item():.2g}" if row.probability is None else f"{row.probability:4.0%}  {row.name}"
+        # the server's owner chose the name
+        out.print(f"{told}  {path}", highlight=False, markup=False)
     sent = replies.sent
     out.print(f"{sent['keys'] / 1e6:,.1f} MB of keys, {sent['up'] / 1e6:,.2f} MB up, {sent['down'] / 1e6:,.2f} MB down")
 
@@ -282,6 +282,13 @@ def local(
     )
     _print_ranges(ranges)
     out.print(UNPROTECTED, highlight=False)
+
+
+def _rounded(row: Prediction) -> list[dict[str, Any]] | dict[str, Any]:
+    """An answer for JSON, as few digits as people are shown: decryptions in full may tell the key."""
+    if row.probability is None:
+        return {"value": float(f"{row.logits.item():.2g}")}
+    return [{"class": name, "percent": round(100 * share)} for name, share in row.ranked]
 
 
 def price_of(network: Network, links: str | None) -> dict[str, Any]:
@@ -375,7 +382,7 @@ def _ranges(network: Network, circuit: LeveledCircuit, known: Any) -> dict[str, 
     """
     import numpy as np
 
-    each, limit = np.abs(network.run(known)).max(axis=1), circuit.parameters.largest_answer
+    each, limit = np.abs(network.logits(known)).max(axis=1), circuit.parameters.largest_answer
     largest = float(each.max())
     if not largest < limit / 2:
         raise ValueError(

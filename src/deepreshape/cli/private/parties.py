@@ -213,9 +213,9 @@ def query(
         print_segmented([segmented], pictures)
         out.print(f"online {took:.2f} s, {sent / 1e6:,.2f} MB", highlight=False)
         return
-    if gates.is_file() and not facts.class_names:
+    if len(logits) == 1:
         if as_json:
-            print_json({"value": logits.item(), "seconds": seconds, "bytes": sizes})
+            print_json({"value": logits.item(), "seconds": seconds, "bytes": sizes} | told)
         else:
             out.print(f"{logits.item():.6g}; online {took:.2f} s, {sent / 1e6:,.2f} MB", highlight=False)
         return

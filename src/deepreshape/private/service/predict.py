@@ -43,20 +43,23 @@ class Prediction(PrivateAnswer):
 
     Attributes:
         name: of the most likely class.
-        probability: of it, from the softmax of the logits.
-        ranked: (name, probability) of the five most likely classes.
+        probability: of it, from the softmax of the logits; None where there is one logit, which has nothing beside it.
+        ranked: (name, probability) of the five most likely classes; empty where there is one logit.
     """
 
     name: str
-    probability: float
+    probability: float | None
     ranked: tuple[tuple[str, float], ...]
 
     def __str__(self) -> str:
-        return f"{self.name} ({self.probability:.1%}); {self.took}"
+        told = f"{self.logits.item():.6g}" if self.probability is None else f"{self.name} ({self.probability:.1%})"
+        return f"{told}; {self.took}"
 
     @classmethod
     def of(cls, logits: NDArray[np.float64], facts: Facts, **rest: Any) -> Prediction:
-        """The prediction that logits mean."""
+        """The prediction that logits (classes,) mean."""
+        if len(logits) == 1:
+            return cls(facts.name(0), None, (), logits=logits, **rest)
         shares = np.exp(logits - logits.max())
         shares /= shares.sum()
         best = [int(place) for place in np.argsort(-shares)[:5]]
