@@ -34,6 +34,8 @@ FACTS_BYTES = 1 << 22
 NAME_LENGTH = 200
 MOST_PIXELS = 1 << 28
 """Of an upsampled map, times its classes: what a client computes for whoever wrote the facts."""
+SMALLEST, LARGEST = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
+"""Of the normal numbers above 0 in float32, in which images are normalised; both inverses are finite."""
 PLAUSIBLE = 20.0
 """No normalised image has values so large; one of 0 to 255 has."""
 
@@ -240,8 +242,11 @@ def facts_of(given: Mapping[str, Any], channels: int, classes: int, *, maps: boo
         mean, std = (tuple(map(float, given.get(name, ()))) for name in ("mean", "std"))
     except OverflowError:  # an integer beyond all floats
         raise ValueError("means and deviations must be finite") from None
-    if not all(map(math.isfinite, mean + std)) or min(std, default=1.0) <= 0:
-        raise ValueError(f"means {mean} and deviations {std} must be finite, and deviations above 0")
+    if not all(abs(value) <= LARGEST for value in mean + std) or min(std, default=1.0) < SMALLEST:
+        raise ValueError(
+            f"means {mean} and deviations {std} must be finite in float32, and deviations {SMALLEST:.3g} or more, by "
+            "which one can divide"
+        )
     if given.get("resize", "") not in ("", "crop"):
         raise UnsafeTextError(f"resize is {given['resize']!a:.80}; 'crop' or nothing is known")
     if len(names) not in (0, classes) or {len(mean), len(std)} - {0, channels}:
