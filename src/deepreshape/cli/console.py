@@ -76,32 +76,34 @@ def print_assigned(assigned: Assigned, to: Console = out) -> None:
 
 
 def stoppable(work: Any, then: str = "the same command goes on from here") -> Any:
-    """Do ``work``; Ctrl-C ends it with exit code 130 and says what is ``then``.
+    """Do ``work``; Ctrl-C or SIGTERM ends it with exit code 130 or 143 and says what is ``then``.
 
     Code in other languages may turn the interrupt into an error of its own, as safetensors does while it loads, so what
     counts is that there was one.
     """
-    stopped = False
+    stopped: int | None = None
 
-    def stop(*_: object) -> None:
+    def stop(number: int, _: object) -> None:
         nonlocal stopped
-        stopped = True
+        stopped = number
         raise KeyboardInterrupt
 
-    before = signal.getsignal(signal.SIGINT)
-    watched = before is signal.default_int_handler and current_thread() is main_thread()
-    if watched:
-        signal.signal(signal.SIGINT, stop)
+    defaults = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+    watched = [kind for kind, default in defaults.items() if signal.getsignal(kind) is default]
+    if current_thread() is not main_thread():
+        watched = []
+    for kind in watched:
+        signal.signal(kind, stop)
     try:
         return work()
     except BaseException as error:
-        if not stopped and not isinstance(error, KeyboardInterrupt):
+        if stopped is None and not isinstance(error, KeyboardInterrupt):
             raise
         err.print(f"stopped; {then}")
-        raise typer.Exit(130) from None
+        raise typer.Exit(128 + (stopped or signal.SIGINT)) from None
     finally:
-        if watched:
-            signal.signal(signal.SIGINT, before)
+        for kind in watched:
+            signal.signal(kind, defaults[kind])
 
 
 NOTHING_KEPT = "nothing was kept"

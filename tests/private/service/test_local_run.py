@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
+import time
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +18,7 @@ from deepreshape.private.arith.ring import Ring
 from deepreshape.private.errors import ProtocolError
 from deepreshape.private.program.ops import ProgramError
 from deepreshape.private.program.relu_config import ReluConfig, Role
+from deepreshape.private.service import local_run
 from deepreshape.private.service.local_run import run_local
 from deepreshape.private.transport.tls import Limits
 
@@ -49,6 +56,56 @@ def test_what_cannot_run_is_refused_before_a_process_starts() -> None:
         run_local(replace(program, modulus=Ring(8)), random_inputs(program, 1, 1))
     with pytest.raises(OverflowError, match="input bound"):
         run_local(program, random_inputs(program, 1, 1) + 99)
+
+
+FULL = """
+import resource, runpy, sys
+if sys.argv[1] == {role!r}:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+runpy.run_module({module!r}, run_name="__main__", alter_sys=True)
+"""
+
+
+@pytest.mark.parametrize("role", ["server", "client"])
+def test_a_party_whose_disk_is_full_is_the_one_that_is_named(role: Role, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whichever ends first; and the reason is not lost, though not a byte can be written."""
+    code = FULL.format(role=role, module=local_run.__name__)
+    monkeypatch.setattr(local_run, "command", lambda _, *words: [sys.executable, "-c", code, *map(str, words)])
+    program = random_program(SEED)
+    line = rf"^the {role} failed: StoreError: batch [0-9a-f]{{16}}: File too large; \d+ MiB are free in "
+    with pytest.raises(ProtocolError, match=line):
+        run_local(program, random_inputs(program, 1, 1))
+
+
+ENDLESS = """
+from support.programs import random_inputs, random_program
+from deepreshape.cli.console import NOTHING_KEPT, stoppable
+from deepreshape.private.service import local_run
+from deepreshape.private.service.local_run import run_local
+import typer
+program = random_program(13)
+try:
+    stoppable(lambda: run_local(program, random_inputs(program, 2000, 1)), NOTHING_KEPT)
+except typer.Exit as end:
+    raise SystemExit(end.exit_code)
+"""
+
+
+@pytest.mark.parametrize("by", [signal.SIGTERM, signal.SIGINT])
+def test_a_run_that_is_told_to_end_leaves_nothing_behind(by: signal.Signals, tmp_path: Path) -> None:
+    environment = os.environ | {"TMPDIR": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-c", ENDLESS]
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as run:
+        while not list(tmp_path.glob("*/client/store/spent")):  # it is at work
+            time.sleep(0.05)
+            assert run.poll() is None
+        children = Path(f"/proc/{run.pid}/task/{run.pid}/children").read_text().split()
+        run.send_signal(by)
+        _, told = run.communicate(timeout=60)
+    assert (run.returncode, told) == (128 + by, "stopped; nothing was kept\n")
+    assert not list(tmp_path.iterdir())
+    assert len(children) == 2
+    assert not any(Path(f"/proc/{child}").exists() for child in children)
 
 
 def test_a_party_that_fails_ends_both() -> None:

@@ -20,6 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -49,6 +50,11 @@ PATIENT = Limits(read_s=600, write_s=600, session_s=3600)
 POLL_S = 0.02
 READY = "ready"
 """A file by which the server's process says that it can be connected to."""
+BLAME_S = 5.0
+"""How long the other party is waited for when one has failed, to learn which is the cause."""
+PEERS_FAULT = "peer: "
+"""What a party's reason begins with if it came over the wire."""
+REASON_BYTES = 4096
 KEPT_BYTES = 1 << 29
 """The most memory that encoded weights may take between inferences."""
 _COUNT = struct.Struct("<Q")
@@ -143,48 +149,76 @@ def run_local(
     return compared | _costs(plan, reports)
 
 
+class _Party(NamedTuple):
+    """A party's process, and the pipe by which it says why it failed: a full disk takes no file with the reason."""
+
+    process: subprocess.Popen[bytes]
+    reasons: int
+
+
 def _run_processes(folder: Path, listener: socket.socket, progress: Callable[[int], object]) -> None:
     """Start both processes and wait for them. The first that fails ends the other.
 
     ``progress`` is told what the client's process writes to its standard output: a count of bytes, again and again.
     """
     place = {"server": listener.fileno(), "client": listener.getsockname()[1]}
-    running: dict[str, subprocess.Popen[bytes]] = {}
+    running: dict[str, _Party] = {}
     heard, told = os.pipe()
     os.set_blocking(heard, False)
-    with open(heard, "rb") as counts, open(told, "wb") as telling:
+    with open(heard, "rb") as counts, open(told, "wb") as telling, ExitStack() as stack:
         try:
             for role, number in place.items():
+                reasons, writing = os.pipe()
+                stack.callback(os.close, reasons)
+                os.set_blocking(reasons, False)
                 keep = (listener.fileno(),) if role == "server" else ()
-                # a session of its own: an interrupt at the keyboard reaches this process, which then ends both
-                running[role] = subprocess.Popen(  # noqa: S603
-                    command(__name__, role, folder, number),
-                    env=safe_environment(),
-                    pass_fds=keep,
-                    stdin=subprocess.DEVNULL,
-                    stdout=telling if role == "client" else subprocess.DEVNULL,
-                    start_new_session=True,
-                )
+                try:
+                    # a session of its own: an interrupt at the keyboard reaches this process, which then ends both
+                    process = subprocess.Popen(  # noqa: S603
+                        command(__name__, role, folder, number, writing),
+                        env=safe_environment(),
+                        pass_fds=(*keep, writing),
+                        stdin=subprocess.DEVNULL,
+                        stdout=telling if role == "client" else subprocess.DEVNULL,
+                        start_new_session=True,
+                    )
+                finally:
+                    os.close(writing)
+                running[role] = _Party(process, reasons)
+            parties = dict(running)
             while running:
                 time.sleep(POLL_S)
-                for role, process in list(running.items()):
-                    if process.poll() is not None:
+                for role, party in list(running.items()):
+                    if party.process.poll() is not None:
                         del running[role]
-                        if process.returncode:
-                            raise ProtocolError(_failure(folder, role, process.returncode))
+                        if party.process.returncode:
+                            raise ProtocolError(_failure(parties, role))
                 if new := counts.read():
                     progress(_COUNT.unpack(new[-_COUNT.size :])[0])
         finally:
-            for process in running.values():
-                process.terminate()
-                process.wait()
+            for party in running.values():
+                party.process.terminate()
+                party.process.wait()
 
 
-def _failure(folder: Path, role: str, code: int) -> str:
-    report = folder / role / "error"
-    if report.exists():
-        return f"the {role} failed: {report.read_text()}"
-    return f"the {role}'s process ended with status {code}; if it was killed, it may have run out of memory"
+def _failure(parties: Mapping[str, _Party], first: str) -> str:
+    """Why a run failed. A party that lost its peer says so at once, and may end before the one that is the cause."""
+    other = next(role for role in parties if role != first)
+    with suppress(subprocess.TimeoutExpired):
+        parties[other].process.wait(BLAME_S)
+    failed = [role for role in (first, other) if parties[role].process.returncode]
+    said = {role: _reason(parties[role].reasons) for role in failed}
+    blamed = next((role for role in failed if not said[role].startswith(PEERS_FAULT)), first)
+    if said[blamed]:
+        return f"the {blamed} failed: {said[blamed].removeprefix(PEERS_FAULT)}"
+    code = parties[blamed].process.returncode
+    return f"the {blamed}'s process ended with status {code}; if it was killed, it may have run out of memory"
+
+
+def _reason(pipe: int) -> str:
+    with suppress(BlockingIOError):  # a process that it started may have it open still
+        return os.read(pipe, REASON_BYTES).decode(errors="replace")
+    return ""
 
 
 def _act(role: Role, folder: Path, number: int) -> None:
@@ -339,14 +373,15 @@ def _peak_rss_mib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << 20 if sys.platform == "darwin" else 1 << 10)
 
 
-def _main(role: Role, folder: Path, number: int) -> int:
+def _main(role: Role, folder: Path, number: int, reasons: int) -> int:
     try:
         _act(role, folder, number)
     except Exception as error:
-        (folder / role / "error").write_text(f"{type(error).__name__}: {error}")
+        fault = PEERS_FAULT if isinstance(error, ProtocolError) else ""
+        os.write(reasons, f"{fault}{type(error).__name__}: {error}".encode()[:REASON_BYTES])
         return 1
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(_main("server" if sys.argv[1] == "server" else "client", Path(sys.argv[2]), int(sys.argv[3])))
+    sys.exit(_main("server" if sys.argv[1] == "server" else "client", Path(sys.argv[2]), *map(int, sys.argv[3:])))
