@@ -3,6 +3,8 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -181,3 +183,57 @@ def test_a_server_that_is_killed_is_an_error_that_commands_print_as_one_line(mon
     monkeypatch.setattr(local, "_serve", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
     with pytest.raises(PrivateError, match=r"the server's process ended early \(out of memory\?\)"):
         run_encrypted(compiled(residual(), (3, 8, 8)), np.zeros((1, 3, 8, 8)))
+
+
+SLOW = """
+import time, typer
+import numpy as np
+from support.ckks import INPUT_SHAPE, single
+from deepreshape.cli.console import NOTHING_KEPT, stoppable
+from deepreshape.engines.ckks import local
+from deepreshape.engines.ckks.circuit import compiled
+from deepreshape.private.errors import PrivateError
+
+def evaluate(*_):
+    print("at work", flush=True)
+    time.sleep(120)
+
+local._Timed.evaluate = evaluate
+try:
+    stoppable(lambda: local.run_encrypted(compiled(single(), INPUT_SHAPE), np.zeros((1, *INPUT_SHAPE))), NOTHING_KEPT)
+except typer.Exit as end:
+    raise SystemExit(end.exit_code)
+except PrivateError as error:
+    raise SystemExit(str(error))
+"""
+
+
+@pytest.mark.parametrize(
+    ("by", "to", "code", "line"),
+    [
+        (signal.SIGINT, "both", 130, "stopped; nothing was kept"),  # as the terminal sends it
+        (signal.SIGTERM, "both", 143, "stopped; nothing was kept"),
+        (signal.SIGTERM, "parent", 143, "stopped; nothing was kept"),
+        (signal.SIGTERM, "child", 1, "the server's process ended early (out of memory?)"),
+    ],
+)
+def test_a_signal_ends_both_processes_at_once_with_one_line(by: signal.Signals, to: str, code: int, line: str):
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    with subprocess.Popen(
+        [sys.executable, "-c", SLOW],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as run:
+        assert run.stdout
+        assert run.stdout.readline() == "at work\n"
+        (child,) = Path(f"/proc/{run.pid}/task/{run.pid}/children").read_text().split()
+        if to == "both":
+            os.killpg(run.pid, by)
+        else:
+            os.kill(run.pid if to == "parent" else int(child), by)
+        _, told = run.communicate(timeout=30)
+    assert (run.returncode, told) == (code, f"{line}\n")
+    assert not Path(f"/proc/{child}").exists()

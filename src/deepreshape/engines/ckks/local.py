@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import os
 import resource
+import signal
 import socket
 import struct
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -71,16 +73,20 @@ def run_encrypted(
         ServerError: if the server's process fails.
     """
     near, far = socket.socketpair()
-    child = os.fork()
-    if not child:
-        near.close()
-        _exit_after(lambda: _serve(_Timed(circuit, keep=keep), far))
+    with _signals_held():
+        child = os.fork()
+        if not child:
+            near.close()
+            _exit_after(lambda: _serve(_Timed(circuit, keep=keep), far))
     far.close()
     try:
         with near:
             return _ask(circuit, images, near, progress or (lambda _: None))
     except (ConnectionError, EOFError) as error:
         raise ServerError("the server's process ended early (out of memory?)") from error
+    except BaseException:
+        os.kill(child, signal.SIGTERM)  # it may be at work for minutes before it sees that nobody waits
+        raise
     finally:
         os.waitpid(child, 0)
 
@@ -154,11 +160,29 @@ class _Line:
         return view
 
 
+@contextmanager
+def _signals_held() -> Generator[None]:
+    """SIGINT and SIGTERM wait, so that a process that was just forked does not take them as its parent does."""
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
 def _exit_after(work: Callable[[], None]) -> None:
-    """Do the work of a forked process and end it, without what the parent would do at its own end."""
+    """Do the work of a forked process and end it, without what the parent would do at its own end.
+
+    It ends without a word by SIGTERM, and when its parent is gone. SIGINT, which the terminal sends to both, is its
+    parent's to answer.
+    """
     code = 1
     try:
-        work()
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})
+        with suppress(ConnectionError, EOFError):
+            work()
         code = 0
     except BaseException:
         traceback.print_exc()
