@@ -10,6 +10,7 @@ import selectors
 import signal
 import socket
 import ssl
+import struct
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -25,8 +26,9 @@ from support.programs import ONE_RELU, every_kind, random_inputs
 from support.relay import PATIENT
 from support.service import Served, served
 
-from deepreshape.private.errors import ConnectionLostError, PeerAbortedError, ProtocolError
+from deepreshape.private.errors import ConnectionLostError, PeerAbortedError, ProtocolError, StoreError
 from deepreshape.private.parties import manifest as manifest_file
+from deepreshape.private.parties import store as store_file
 from deepreshape.private.parties.manifest import Binding
 from deepreshape.private.parties.plan import Plan
 from deepreshape.private.parties.server import Model
@@ -271,6 +273,36 @@ def test_two_servers_on_one_store_are_refused(tmp_path: Path) -> None:
             assert second.process.stderr
             assert "another server is serving from it" in second.process.stderr.read()
         assert np.array_equal(server.client().infer(X[0]).output, EXPECTED)
+
+
+def test_nobody_is_told_that_it_serves_before_the_store_is_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store_file, "RESERVE_S", 0.1)
+    create_authority(tmp_path)
+    issue(tmp_path, "server", "s")
+    endpoint, store = Endpoint(Credentials.within(tmp_path, "server", "s")), Store(tmp_path / "store")
+    with listen("127.0.0.1", 0) as listener, store.reserved():
+        service = Service(listener, endpoint, Model(ONE_RELU, Plan(ONE_RELU)), Store(tmp_path / "store"))
+        with pytest.raises(StoreError, match="another server is serving from it"):
+            service.run(begun=pytest.fail)
+    told: list[str] = []
+    with listen("127.0.0.1", 0) as listener:
+        service = Service(listener, endpoint, Model(ONE_RELU, Plan(ONE_RELU)), store, notify=told.append)
+        service.run(begun=lambda: (told.append("serving"), signal.raise_signal(signal.SIGTERM)))
+    assert told == ["serving"]
+
+
+def test_a_reader_of_the_status_that_resets_its_connection_prints_nothing(tmp_path: Path) -> None:
+    with served(tmp_path) as server:
+        for _ in range(3):
+            with socket.create_connection(("127.0.0.1", server.page)) as reader:
+                reader.sendall(b"GET /sta")
+                reader.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        assert status(server)["running"] == 0
+        time.sleep(0.1)
+        server.process.terminate()
+        assert server.process.communicate(timeout=60)[1] == ""
 
 
 def test_status_tells_counts_and_no_more(tmp_path: Path) -> None:

@@ -147,10 +147,8 @@ def server(
             queries_day_each=shelf.queries_day_each,
         )
         service = Service(listener, endpoint, served, Store(shelf.store / "sessions"), caps, notify=tell)
-        tell(
-            f"serving {compiled.squares} layers of squares on {options.host}:{listener.getsockname()[1]}; {UNPROTECTED}"
-        )
-        service.run(until)
+        line = f"serving {compiled.squares} layers of squares on {options.host}:{listener.getsockname()[1]}"
+        service.run(until, lambda: tell(f"{line}; {UNPROTECTED}"))
     if as_json:
         print_json(service.ended)
 

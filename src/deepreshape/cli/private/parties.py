@@ -110,11 +110,11 @@ def serve(
         store = Store(options.store)
         page = None if status_port is None else stack.enter_context(listen("127.0.0.1", status_port))
         service = Service(listener, endpoint, models, store, Caps(**asdict(most)), status_listener=page, notify=tell)
-        if page:
-            tell(f"status on http://127.0.0.1:{page.getsockname()[1]}/status")
         sizes = ", ".join(f"{each.program.relus:,}" for each in models)
-        tell(f"serving {sizes} ReLUs on {options.host}:{listener.getsockname()[1]}")
-        service.run(until)
+        lines = [f"serving {sizes} ReLUs on {options.host}:{listener.getsockname()[1]}"]
+        if page:
+            lines.insert(0, f"status on http://127.0.0.1:{page.getsockname()[1]}/status")
+        service.run(until, lambda: [tell(line) for line in lines])
     if as_json:
         print_json(service.ended)
 

@@ -140,8 +140,12 @@ class Service:
         self._stopped = False
         self._status_due = self._dates_due = 0.0
 
-    def run(self, sessions: int = 0) -> None:
+    def run(self, sessions: int = 0, begun: Callable[[], object] = lambda: None) -> None:
         """Serve until SIGINT or SIGTERM, or until so many sessions were served or have failed (0: no such end).
+
+        Args:
+            sessions: how many.
+            begun: is called when the store is this server's own.
 
         Raises:
             RuntimeError: if this process has other threads.
@@ -158,6 +162,7 @@ class Service:
             stack.callback(self._end_sessions)
             self._listener.setblocking(False)
             self._selector.register(self._listener, selectors.EVENT_READ, self._accept)
+            begun()
             for name in self._store.damaged:
                 self._notify(
                     f"batch {name[:SHOWN]}: its manifest is damaged; it was moved to {self._store.folder}/damaged"

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ipaddress
 import json
 import socket
+import sys
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -73,7 +74,7 @@ def serve_page(listener: socket.socket, path: Path) -> None:
     class Reader(_Reader):
         source = path
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Reader, bind_and_activate=False) as page:
+    with _Page(("127.0.0.1", 0), Reader, bind_and_activate=False) as page:
         page.socket.close()
         page.socket = listener
         page.serve_forever()
@@ -88,6 +89,13 @@ def check_loopback(listener: socket.socket) -> None:
     host = str(listener.getsockname()[0])
     if not ipaddress.ip_address(host).is_loopback:
         raise ValueError(f"the status page listens on {host}; only loopback, such as 127.0.0.1, is allowed")
+
+
+class _Page(ThreadingHTTPServer):
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Nothing of a reader that is gone, or too slow: it may be so at any moment."""
+        if not isinstance(sys.exception(), OSError):
+            super().handle_error(request, client_address)
 
 
 class _Reader(BaseHTTPRequestHandler):
