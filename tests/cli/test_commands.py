@@ -14,7 +14,7 @@ from support.command_line import answer, call
 from typer.core import TyperOption
 from typer.main import get_command
 
-from deepreshape.cli import app
+from deepreshape.cli.commands import app
 from deepreshape.cli.console import NOTHING_KEPT, stoppable
 from deepreshape.cli.options import MANY, PANELS
 from deepreshape.models import architecture, build

@@ -38,6 +38,26 @@ def test_help_needs_no_torch(words: tuple[str, ...]):
     assert python(WITHOUT_TORCH + RUN, *words).returncode == 0
 
 
+INTERRUPTED = """
+import signal, sys
+
+class Interrupting:
+    def find_spec(self, name, *_):
+        if name == {name!r}:
+            signal.raise_signal(signal.SIGINT)
+
+sys.meta_path.insert(0, Interrupting())
+"""
+
+
+@pytest.mark.parametrize("name", ["typer", "deepreshape.private.errors", "torch"])
+def test_an_interrupt_while_modules_are_imported_is_one_line_at_most(name: str):
+    """Of the command line itself; of the command, typer may end without a word."""
+    told = python(INTERRUPTED.format(name=name) + RUN, "count", "resnet18")
+    assert (told.returncode, told.stdout) == (130, "")
+    assert told.stderr.strip() == "stopped" or (name == "torch" and not told.stderr)
+
+
 def test_a_client_needs_no_torch(tmp_path: Path):
     told = python(WITHOUT_TORCH + "from deepreshape import Client\nClient(sys.argv[1], keys='k')", str(tmp_path))
     assert f"ValueError: {tmp_path} holds no client.program" in told.stderr
