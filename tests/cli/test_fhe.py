@@ -144,7 +144,8 @@ def test_client_and_server(folder: Path, port: int):
     assert all(type(one["percent"]) is int for row in again["inputs"] for one in row)  # no decryption in full
     said = call(*words, "x0.npy", cwd=folder)
     assert "uploaded once" in " ".join(said.err.split())
-    assert call(*words, "--forget", cwd=folder).code == 0
+    assert answer(*words, "--forget", cwd=folder)["keys"] == "deleted"
+    assert "has deleted your evaluation keys" in call(*words, "--forget", cwd=folder).out
     assert not list((folder / "shelf" / "evaluation-keys").glob("*/*"))
 
 

@@ -100,6 +100,21 @@ def test_a_damaged_evaluation_key_is_no_key(stored: bytes, tmp_path: Path):
     assert keys.names() == frozenset()
 
 
+def test_a_key_that_is_too_long_or_a_folder_is_uploaded_again(tmp_path: Path):
+    keys = KeyShelf(tmp_path / "shelf").of(ALICE, PUBLIC)
+    keys.write(SQUARE, memoryview(b"abc"))
+    path = keys.folder / SQUARE
+    os.truncate(path, wire.key_bytes(Scheme(PUBLIC.parameters)) + DIGEST_BYTES + 1)
+    with pytest.raises(StoreError, match="damaged, and deleted; the client's next query uploads it again"):
+        keys.read(SQUARE)
+    assert keys.names() == frozenset()
+    path.mkdir()
+    (path / "something").touch()
+    assert keys.names() == frozenset()  # so that the client sends it
+    keys.write(SQUARE, memoryview(b"abc"))
+    assert keys.read(SQUARE) == b"abc"
+
+
 def test_caps_are_seen_before_a_byte_comes(tmp_path: Path):
     each = wire.key_bytes(Scheme(PUBLIC.parameters)) + DIGEST_BYTES
     whole = each * len(PUBLIC.key_names)
@@ -123,6 +138,18 @@ def test_keys_that_nobody_used_go(tmp_path: Path):
     used.names()
     assert shelf.expire() == 1
     assert (old.names(), used.names()) == (frozenset(), {SQUARE})
+
+
+def test_what_a_kill_left_half_written_goes(tmp_path: Path):
+    shelf = KeyShelf(tmp_path / "shelf")
+    keys = shelf.of(ALICE, PUBLIC)
+    keys.write(SQUARE, memoryview(b"abc"))
+    left, written_now = keys.folder / f"{SQUARE}.1a2b3c4d.new", keys.folder / "rotate-5.5e6f7a8b.new"
+    for path in (left, written_now):
+        path.write_bytes(b"half")
+    os.utime(left, (time.time() - 2 * 3600,) * 2)
+    keys.make_room()
+    assert {path.name for path in keys.folder.iterdir()} == {SQUARE, written_now.name}
 
 
 def test_a_folder_that_others_write_to_is_refused(tmp_path: Path):

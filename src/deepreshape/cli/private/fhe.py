@@ -180,7 +180,10 @@ def client(
     remote = Remote(options.endpoint("client", LIMITS), options.host, options.port, public, read_pin(pin))
     if forget:
         stoppable(remote.forget, "the server may have deleted them")
-        out.print("the server has deleted your evaluation keys of this circuit")
+        if as_json:
+            print_json({"circuit": public.digest, "keys": "deleted"})
+        else:
+            out.print("the server has deleted your evaluation keys of this circuit")
         return
     images: list[Any] = []
     for path in inputs or []:

@@ -28,6 +28,8 @@ _MAGIC = b"deepreshape ckks secret key 1\n\0\0"
 _HASH_BYTES = 32
 _FINGERPRINT = re.compile(r"[0-9a-f]{64}")
 DAY_S = 86400.0
+WRITING_S = 3600.0
+"""Far longer than one key, which has come whole, takes to be written."""
 DIGEST_BYTES = 32
 
 
@@ -121,13 +123,17 @@ class KeyShelf:
         return ClientKeys(self, self.folder / client / public.digest, public)
 
     def expire(self, now: float | None = None) -> int:
-        """Delete what was not used for too long; how many circuits' keys went."""
-        before, gone = (time.time() if now is None else now) - self.caps.days * DAY_S, 0
+        """Delete what was not used for too long, and what a kill left half written; how many circuits' keys went."""
+        now, gone = time.time() if now is None else now, 0
         for folder in self.folder.glob("*/*"):
             with suppress(OSError):
-                if folder.stat().st_mtime < before:
+                if folder.stat().st_mtime < now - self.caps.days * DAY_S:
                     shutil.rmtree(folder)
                     gone += 1
+        for path in self.folder.glob("*/*/*.new"):
+            with suppress(OSError):
+                if path.stat().st_mtime < now - WRITING_S:
+                    path.unlink()
         return gone
 
     def held(self, client: str = "*") -> int:
@@ -174,8 +180,10 @@ class ClientKeys:
         path = self.folder / name
         try:
             data = read_at_most(path, wire.key_bytes(Scheme(self.public.parameters)) + DIGEST_BYTES)
-        except (OSError, ValueError) as error:
-            raise StoreError(f"{path}: {error}; the client has to delete and upload its keys") from None
+        except ValueError:  # it is longer, or no file
+            data = b""
+        except OSError as error:
+            raise StoreError(f"{path}: {error.strerror}; the client has to delete and upload its keys") from None
         key, digest = data[:-DIGEST_BYTES], data[-DIGEST_BYTES:]
         if hashlib.sha256(key).digest() != digest:
             with suppress(OSError):
@@ -184,16 +192,19 @@ class ClientKeys:
         return key
 
     def write(self, name: str, data: memoryview) -> None:
-        """Keep one key, durably, and its digest behind it.
+        """Keep one key, durably, and its digest behind it; whatever else has its name goes.
 
         Raises:
             StoreError: if it cannot be written.
         """
+        path = self.folder / name
         try:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            replace_file(self.folder / name, bytes(data) + hashlib.sha256(data).digest())
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            replace_file(path, bytes(data) + hashlib.sha256(data).digest())
         except OSError as error:
-            raise StoreError(f"{self.folder / name}: {error.strerror}") from None
+            raise StoreError(f"{path}: {error.strerror}") from None
 
     def delete(self) -> None:
         """All of them, and what an upload that broke off left."""
