@@ -162,7 +162,22 @@ def test_tls_1_2_is_refused_by_server_and_client(keys: Keys) -> None:
 CLIENT, SERVER = ExtendedKeyUsageOID.CLIENT_AUTH, ExtendedKeyUsageOID.SERVER_AUTH
 
 
-def test_expired_and_not_yet_valid_certificates_are_refused(keys: Keys, tmp_path: Path) -> None:
+def test_a_client_whose_certificate_has_expired_says_so_before_it_connects(keys: Keys, tmp_path: Path) -> None:
+    credentials = forge(keys, tmp_path, uris=["deepreshape:client"], purpose=CLIENT, days=(-10, -1))
+    day = datetime.datetime.now(datetime.UTC) - datetime.timedelta(days=1)
+    with listen("127.0.0.1", 0) as listening:
+        line = f"^{credentials.certificate}: this certificate expired on {day:%Y-%m-%d}; make a new one with keygen$"
+        with pytest.raises(CertificateError, match=line):
+            Endpoint(credentials, PATIENT).connect("127.0.0.1", listening.getsockname()[1])
+        listening.setblocking(False)
+        with pytest.raises(BlockingIOError):  # nobody has come
+            listening.accept()
+
+
+def test_expired_and_not_yet_valid_certificates_are_refused(
+    keys: Keys, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Credentials, "require_unexpired", lambda _: None)  # a client that comes all the same
     for days, why in (((-10, -1), "certificate has expired"), ((1, 10), "not yet valid")):
         credentials = forge(keys, tmp_path, uris=["deepreshape:client"], purpose=CLIENT, days=days)
         served, visited = meet(Endpoint(keys.server, PATIENT), Endpoint(credentials, PATIENT))

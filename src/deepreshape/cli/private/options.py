@@ -178,6 +178,7 @@ class End:
         credentials = Credentials.within(self.keys, role, self.name or role)
         endpoint = Endpoint(credentials, limits)
         if role == "client":  # a server's own process says it, every day
+            credentials.require_unexpired()
             for line in credentials.warnings():
                 tell(line)
         return endpoint

@@ -18,6 +18,7 @@ import hashlib
 import os
 import re
 import ssl
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,16 +102,28 @@ class Credentials:
         """A line for each own certificate, the authority's included, that expires within :data:`NOTICE`."""
         now = now or datetime.datetime.now(datetime.UTC)
         lines: list[str] = []
-        for path in (self.certificate, self.authority):
-            try:
-                until = x509.load_pem_x509_certificate(path.read_bytes()).not_valid_after_utc
-            except (OSError, ValueError):
-                continue  # it is said where it is used
+        for path, until in self._ends():
             if until <= now:
-                lines.append(f"{path}: this certificate expired on {until:%Y-%m-%d}; make a new one with keygen")
+                lines.append(_expired(path, until))
             elif until - now <= NOTICE:
                 lines.append(f"{path}: this certificate expires on {until:%Y-%m-%d}; make a new one with keygen")
         return lines
+
+    def require_unexpired(self) -> None:
+        """See that no certificate of our own has expired: the other side would hang up, and not say why.
+
+        Raises:
+            CertificateError: if one has, or the authority's.
+        """
+        for path, until in self._ends():
+            if until <= datetime.datetime.now(datetime.UTC):
+                raise CertificateError(_expired(path, until))
+
+    def _ends(self) -> Iterator[tuple[Path, datetime.datetime]]:
+        """When the own certificate ends, and the authority's; one that cannot be read is told of where it is used."""
+        for path in (self.certificate, self.authority):
+            with suppress(OSError, ValueError):
+                yield path, x509.load_pem_x509_certificate(path.read_bytes()).not_valid_after_utc
 
     @staticmethod
     def within(folder: Path, role: Role, name: str) -> Credentials:
@@ -139,6 +152,10 @@ class Credentials:
         except OSError as error:
             raise CertificateError(f"{self.certificate}: cannot read: {error.strerror}") from None
         return describe(der)
+
+
+def _expired(path: Path, until: datetime.datetime) -> str:
+    return f"{path}: this certificate expired on {until:%Y-%m-%d}; make a new one with keygen"
 
 
 def fingerprint(der: bytes) -> str:

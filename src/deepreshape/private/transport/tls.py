@@ -371,9 +371,11 @@ class Endpoint:
             pinned: fingerprint of the one server certificate to accept; any server of the authority unless given.
 
         Raises:
+            CertificateError: if the own certificate has expired.
             RefusedError: if the other side is no such server.
             ConnectionLostError, TimeLimitError: if it cannot be reached.
         """
+        self.credentials.require_unexpired()
         try:
             sock = socket.create_connection((host, port), self.limits.connect_s)
         except TimeoutError:
