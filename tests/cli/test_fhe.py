@@ -40,6 +40,14 @@ def large():
         model[3].weight.mul_(1000)
     return model
 
+class Two(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.net, self.other = net(), nn.Linear(64, 3)
+
+    def forward(self, x):
+        return self.net(x), self.other(x.flatten(1))
+
 def large_soft():
     return nn.Sequential(large(), nn.Softmax(1)).eval()
 """
@@ -95,6 +103,15 @@ def test_cost_says_before_what_local_counts_after(folder: Path):
     assert priced["links"]["wan"]["keys"] > priced["links"]["loopback"]["keys"] == 0
     said = call("cost", *net, cwd=folder)
     assert "no statistical protection" in " ".join(said.out.split())
+
+
+def test_of_several_outputs_the_first_is_answered(folder: Path):
+    two, one = (
+        answer("private", "fhe", "local", "--model", f"mine.py:{name}", *SAMPLES, cwd=folder) for name in ("Two", "net")
+    )
+    assert two["agree"]
+    assert two["largest_output"] == pytest.approx(one["largest_output"])
+    assert two["products"] == one["products"]
 
 
 @pytest.mark.parametrize(

@@ -120,7 +120,7 @@ def lower(
 
 
 def real_layers(model: nn.Module, input_shape: Sequence[int]) -> list[Layer]:
-    """The layers of ``model`` with real weights, folded and fused; the last gives its output.
+    """The layers of ``model`` with real weights, folded and fused; the last gives its output, of several the first.
 
     Args:
         model: as :func:`lower` takes it; it is left as it was.
@@ -129,7 +129,14 @@ def real_layers(model: nn.Module, input_shape: Sequence[int]) -> list[Layer]:
     Raises:
         ProgramError: if the network cannot be lowered, naming the layer.
     """
-    return cast(list[Layer], _simplified(_traced(model, input_shape)).layers)
+    graph = _simplified(_traced(model, input_shape))
+    layers: list[Layer] = []
+    needed = {graph.outputs[0]}
+    for layer in reversed(cast(list[Layer], graph.layers)):
+        if layer.name in needed:
+            needed.update(layer.inputs)
+            layers.append(layer)
+    return layers[::-1]
 
 
 def problems(model: nn.Module, input_shape: Sequence[int]) -> tuple[Problem, ...]:
