@@ -16,6 +16,7 @@ from support.command_line import answer, call, refusal
 
 from deepreshape.cli import console
 from deepreshape.cli.models import Network, compare
+from deepreshape.cli.private.fhe import Shelf
 from deepreshape.cli.private.options import Most
 from deepreshape.data import Dataset
 from deepreshape.models import architecture, build
@@ -294,6 +295,10 @@ def test_keygen_writes_nothing_if_one_name_does_not_do(names: tuple[str, ...], t
 def test_the_caps_of_the_command_are_those_of_the_library():
     given = {parameter.name: parameter.default for parameter in inspect.signature(Most).parameters.values()}
     assert given == {name: cap for name, cap in asdict(Caps()).items() if name != "arrivals"}
+    shelf = {parameter.name: parameter.default for parameter in inspect.signature(Shelf).parameters.values()}
+    assert {name: shelf[name] for name in shelf if name.startswith("queries")} == {
+        name: cap for name, cap in asdict(Caps()).items() if name.startswith("queries")
+    }
 
 
 @pytest.mark.parametrize(

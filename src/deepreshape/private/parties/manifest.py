@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -81,6 +81,15 @@ def read_streams(folder: Path, binding: Binding) -> frozenset[str]:
     if different:
         raise StoreError(f"{short(folder.name)} was made for another {' and '.join(different)}")
     return streams
+
+
+def fits_one(folder: Path, bindings: Iterable[Binding]) -> bool:
+    """Whether a fresh batch was made for one of ``bindings``."""
+    try:
+        written = canonical(read_manifest(folder)[0].fields())
+    except StoreError:  # damaged: it is for nothing
+        return False
+    return any(written == canonical(binding.fields()) for binding in bindings)
 
 
 def canonical(value: object) -> bytes:

@@ -218,7 +218,8 @@ class InferenceClient:
             with suppress(StoreError):  # claimed and not used: destroyed
                 choice.claim().close()
             raise LostBatchError(
-                f"the server has no batch {batch[:16]}: spent, too old, or another store; destroyed here too, ask again"
+                f"the server has no batch {batch[:16]}: spent, too old, gone for newer ones, or another store; "
+                "destroyed here too, ask again"
             ) from None
         return Answer(output, channel.ledger, time.perf_counter() - start)
 

@@ -53,7 +53,7 @@ from typing import IO
 from deepreshape.private.errors import SpentError, StoreError
 from deepreshape.private.files import check_owned, read_at_most, sync_folder, write_all, write_new
 from deepreshape.private.parties.batch import Batch, ChosenBatch, Writer, reported
-from deepreshape.private.parties.manifest import ID, Binding, check_id, read_manifest, read_streams, short
+from deepreshape.private.parties.manifest import ID, Binding, check_id, fits_one, read_manifest, read_streams, short
 from deepreshape.private.parties.streams import KEY_BYTES
 
 LOCK_S = 60.0
@@ -171,10 +171,9 @@ class Store:
             StoreError: if the ledger cannot be written.
         """
         with self._locked():
-            usable = {session for binding in bindings for session in self.fresh(binding)}
             limit = time.time() - age_s
             of_peer = [folder for folder, other in list(self._peers()) if other == peer]
-            aged = sorted((folder.name in usable, folder.stat().st_mtime, folder.name) for folder in of_peer)
+            aged = sorted((fits_one(folder, bindings), folder.stat().st_mtime, folder.name) for folder in of_peer)
             old = [session for is_usable, written, session in aged if not is_usable or written < limit]
             return len(list(islice(filter(self._spend_unused, old), count))) if len(old) >= count else 0
 
