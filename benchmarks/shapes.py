@@ -11,13 +11,14 @@ smallest). *cells*: for 3 seeds a searched genotype, then it and 5 at random tra
 
 *levels*: on CIFAR-100, families of shapes at two levels of multiply-adds, each within 15 % by its base width (StCh at
 the lower one within 18 %, as widths are whole numbers): trained with all ReLUs for six epochs, then reduced to 50,000
-and to 25,000 by Taylor gates, one epoch of search and two of tuning, and by coarse plans, two of tuning. Networks and
-checkpoints are below ``--work``.
+and to 25,000 by Taylor gates, one epoch of search and two of tuning, and by coarse plans, two of tuning. Sphynx, from
+which nothing is removed, is trained for nine epochs, and a ResNet-18 of its multiply-adds reduced to its ReLUs by
+Taylor gates. Networks and checkpoints are below ``--work``.
 
 *resources*: the widths of ResNet-20 on CIFAR-100, moved in three iterations of one epoch each, at equal multiply-adds,
 equal ReLUs, and equal predicted seconds of our runtime on the wan. The start, whose widths are uniform, and the three
 networks are then trained alike for each seed, three epochs with growing images. Rows have the utilisations too; the
-widths are chosen once, with the first seed.
+widths are chosen once, with the first seed, or taken from a row that is there.
 
 Rows that are in the file are not measured again.
 """
@@ -43,7 +44,7 @@ from deepreshape.design.base_width import multiply_adds
 from deepreshape.design.cells import CellSearch, random_genotype, search_cells
 from deepreshape.experiments.adjusting import measure_by_training, resource_of
 from deepreshape.experiments.points import RemovalPoint, TrainingPoint
-from deepreshape.models import ResNet, Staged, architecture, architecture_for, build
+from deepreshape.models import CellNet, ResNet, Staged, architecture, architecture_for, build
 from deepreshape.pricing.calibrate import machine, versions
 from deepreshape.pricing.quote import Terms, quote_layers
 from deepreshape.removal import Coarse, Taylor, plan_of
@@ -68,9 +69,15 @@ LEVELS = {
     "hrn-5x5x3x-m4": 66,
     "hrn-2x5x2x-m12": 66,
     "stch-4x4x4x-m5": 66,
+    "sphynx-c5-l5-r0.1": 195,
+    "resnet18-m38": 195,
+    "sphynx-c5-l10-r0.5": 283,
+    "resnet18-m46": 283,
 }
 """Networks by their level of multiply-adds, in millions."""
 BUDGETS = (50_000, 25_000)
+OF_CELLS = {"resnet18-m38": 25_600, "resnet18-m46": 51_200}
+"""The ReLUs of the cells at the same level."""
 
 
 def trained(network: Staged, data: Dataset, seed: int) -> dict[str, float]:
@@ -140,10 +147,14 @@ def levels(networks: list[str], seeds: list[int], work: Path, done: set[str]) ->
     data = Dataset.load("cifar100")
     recipe = replace(recipe_of(data.name), optimizer="muon")
     for seed, name in product(seeds, networks):
-        plan = plan_of(architecture_for(name, data))
-        whole = TrainingPoint(name, plan, None, seed, replace(recipe, lr=0.05, epochs=6))
+        network = architecture_for(name, data)
+        cells = isinstance(network, CellNet)
+        whole = TrainingPoint(name, plan_of(network), None, seed, replace(recipe, lr=0.05, epochs=9 if cells else 6))
         tune = replace(recipe, lr=0.02, epochs=2)
-        methods = [make(budget) for make in (partial(Taylor, mismatch=0.0), Coarse) for budget in BUDGETS]
+        taylor = partial(Taylor, mismatch=0.0)
+        methods = [] if cells else [make(budget) for make in (taylor, Coarse) for budget in BUDGETS]
+        if name in OF_CELLS:
+            methods = [taylor(OF_CELLS[name])]
         points = [RemovalPoint(name, work / whole.id, method, seed, tune) for method in methods]
         wanted = [point for point in (whole, *points) if point.id not in done]
         if wanted and whole not in wanted and not (work / whole.id).is_dir():
@@ -152,11 +163,14 @@ def levels(networks: list[str], seeds: list[int], work: Path, done: set[str]) ->
             shutil.rmtree(work / point.id, ignore_errors=True)
             result = point.result(data, work / point.id, work / f"{point.id}_run", lambda _: None)
             if point.id not in done:
-                yield result.to_row() | {"macs_level": LEVELS[name], "family": name.rpartition("-m")[0]}
+                family = "sphynx" if cells else name.rpartition("-m")[0]
+                yield result.to_row() | {"macs_level": LEVELS[name], "family": family}
 
 
-def resources(seeds: list[int], work: Path, done: set[tuple[Any, ...]]) -> Iterator[dict[str, Any]]:
+def resources(seeds: list[int], work: Path, rows: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     """A row for each seed and network: the start, and what each resource makes of it."""
+    before = {row["resource"]: row for row in rows if row.get("what") == "resources"}
+    done = {(row["resource"], row["seed"]) for row in rows if row.get("what") == "resources"}
     data = Dataset.load("cifar100")
     recipe = replace(recipe_of(data.name), optimizer="muon", lr=0.05)
     start = architecture_for("resnet20", data)
@@ -168,13 +182,13 @@ def resources(seeds: list[int], work: Path, done: set[tuple[Any, ...]]) -> Itera
     terms = Terms(link=LINKS["wan"])
     amounts = {name: resource_of(name, terms) for name in ("macs", "seconds", "relus")}
     for kept in ("uniform", *amounts):
-        missing = [seed for seed in seeds if ("resources", kept, seed) not in done]
-        steps: tuple[AdjustedStep, ...] = ()
-        if missing and kept != "uniform":
+        missing = [seed for seed in seeds if (kept, seed) not in done]
+        steps = [AdjustedStep(**step) for step in before[kept]["steps"]] if kept in before else []
+        if missing and kept not in ("uniform", *before):
             folder = work / f"adjusted-{kept}"
             folder.mkdir(parents=True, exist_ok=True)
             measured = measure(folder=folder / "run")
-            steps = adjust(
+            steps[:] = adjust(
                 start,
                 lambda network, iteration, measured=measured: measured(network, iteration) if iteration else whole(),
                 amounts[kept],
@@ -210,11 +224,11 @@ def main() -> None:
         given.what.remove("levels")
         for row in levels(given.networks, given.seeds, given.work, {row["id"] for row in rows if "id" in row}):
             write(row, given.out)
-    done = {(row["what"], row.get("resource", row["network"]), row["seed"]) for row in rows if "what" in row}
     if "resources" in given.what:
         given.what.remove("resources")
-        for row in resources(given.seeds, given.work, done):
+        for row in resources(given.seeds, given.work, rows):
             write(row, given.out)
+    done = {(row["what"], row["network"], row["seed"]) for row in rows if "what" in row}
     data = Dataset.load("digits")
     for what in given.what:
         for row in (adjusted if what == "adjust" else cells)(data, done):
