@@ -4,22 +4,27 @@
 
 A row for each network, protocol and link: two processes over TLS on this machine (``private local``), one test image,
 the wan (100 Mbit/s, 50 ms) injected. Test top-1 is that of the network in floating point on all 10,000 test images.
-The networks' rows in ``results/cifar100.jsonl`` gain what was measured. Nothing else should run on the machine.
+Beside the measured seconds stand those predicted, under the reference profile and under one that is measured here first
+(a minute). The networks' rows in ``results/cifar100.jsonl`` gain what was measured. Nothing else should run on the
+machine.
 """
 
 import argparse
 import json
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from deepreshape.cost import LINKS as PRICED
 from deepreshape.counting import count
 from deepreshape.data import Dataset
 from deepreshape.models.saved import load
 from deepreshape.models.zoo import folder_of, names
-from deepreshape.pricing.calibrate import machine, versions
+from deepreshape.pricing.calibrate import machine, measure, versions
+from deepreshape.pricing.quote import Terms, quote_program
 from deepreshape.private.program.lower import lower
 from deepreshape.private.program.relu_config import ReluConfig
 from deepreshape.private.service.local_run import run_local
@@ -38,6 +43,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args()
     data = Dataset.load("cifar100")
+    profiles = {"reference": None, "calibrated": measure("zoo")}
     rows: list[dict[str, Any]] = []
     for name in (name for name in names() if name.startswith("cifar100") and not name.endswith("herpn")):
         model = load(folder_of(f"zoo:{name}"))
@@ -48,6 +54,11 @@ def main() -> None:
         for protocol, link in product(PROTOCOLS, LINKS):
             report = run_local(program, inputs, ReluConfig.parse(protocol), link=LINKS[link])
             row = facts | {"protocol": protocol, "link": link} | {key: report[key] for key in KEPT}
+            terms = Terms(protocol, link=PRICED.get(link))
+            row["predicted_seconds"] = {
+                name: quote_program(program, replace(terms, profile=profile)).to_dict()["seconds"]
+                for name, profile in profiles.items()
+            }
             rows.append(row | {"machine": machine(), "versions": versions()})
             print(json.dumps(rows[-1]), flush=True)
     write_rows(given.out, rows)
