@@ -195,7 +195,7 @@ def narrow_first() -> Measured:
         names = ("hrn-2x5x2x-m12", "hrn-5x5x3x-m4")
         narrow, wide = (stored_rows(name, method, 25_000, "shapes.jsonl") for name in names)
         leads = [narrow[seed] - wide[seed] for seed in narrow.keys() & wide.keys()]
-        points[f"{method}, {len(leads)} seeds"] = round(sum(leads) / len(leads), 2)
+        points[f"{method}, seeds: {len(leads)}"] = round(sum(leads) / len(leads), 2)
     narrow, wide = (stored_rows(name, "taylor", 25_000)[0] for name in ("hrn-2x5x2x-m8", "hrn-5x5x3x-m4"))
     return {"points": points, "with_0.45_times_the_multiply_adds": round(narrow - wide, 2), "epochs": "6 + 3"}
 
