@@ -12,6 +12,7 @@ import torch
 from support.cifar import python_2_pickle
 
 from deepreshape.data import Dataset, fetch
+from deepreshape.data.images import moments
 
 
 def test_splits_are_disjoint_and_fixed():
@@ -219,3 +220,17 @@ def test_what_has_not_the_form_of_an_official_file_is_refused(content: object, t
     (tmp_path / "cifar-100-python" / "train").write_bytes(pickle.dumps(content, protocol=2))
     with pytest.raises(ValueError, match="is not an official"):
         Dataset.load("cifar100", tmp_path)
+
+
+def test_moments_are_those_of_the_pixels_as_floats():
+    images = torch.randint(0, 256, (50, 3, 5, 7), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    images[:, 1] //= 3
+    mean, std = moments(images)
+    pixels = images.double() / 255
+    assert mean == pytest.approx(pixels.mean((0, 2, 3)).tolist(), abs=5.1e-5)
+    assert std == pytest.approx(pixels.std((0, 2, 3)).tolist(), abs=5.1e-5)
+
+
+def test_moments_of_one_grey_are_no_division_by_zero():
+    assert moments(torch.full((2, 1, 3, 3), 51, dtype=torch.uint8)) == ((0.2,), (0.001,))
+    assert moments(torch.full((1, 1, 1, 1), 51, dtype=torch.uint8)) == ((0.2,), (0.001,))

@@ -16,6 +16,7 @@ import torch
 from deepreshape.data.camvid import camvid
 from deepreshape.data.dataset import Dataset, Split
 from deepreshape.data.fetch import ARCHIVES
+from deepreshape.data.images import moments
 from deepreshape.data.shapes import shapes
 
 __all__ = ["ARCHIVED", "data_folder", "load_archive"]
@@ -43,15 +44,14 @@ def _split_off(
     images, labels = torch.from_numpy(train[0]), torch.from_numpy(train[1]).long()
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
     kept, out = order[held:].sort().values, order[:held].sort().values
-    scaled = images[kept].float() / 255
+    training = images[kept]
     return Dataset(
         name,
-        Split(images[kept], labels[kept]),
+        Split(training, labels[kept]),
         Split(images[out], labels[out]),
         Split(torch.from_numpy(test[0]), torch.from_numpy(test[1]).long()),
         tuple(names),
-        tuple(round(value, 4) for value in scaled.mean((0, 2, 3)).tolist()),
-        tuple(round(value, 4) for value in scaled.std((0, 2, 3)).tolist()),
+        *moments(training),
     )
 
 

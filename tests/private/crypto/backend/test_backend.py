@@ -25,7 +25,8 @@ from deepreshape.private.crypto.gc.relu_circuits import relu_circuit
 from deepreshape.private.crypto.labels import Context, Delta, permute_bits, pick
 from deepreshape.private.parties import client, server
 from deepreshape.private.program import interpret as plain
-from deepreshape.private.program.relu_config import Role
+from deepreshape.private.program.ops import Relu
+from deepreshape.private.program.relu_config import ReluConfig, Role
 from deepreshape.private.protocols.choose import Protocols
 
 try:
@@ -192,16 +193,19 @@ def within(chosen: Engine, step: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @needs_fused
-def test_a_prepared_engine_compiles_nothing_more() -> None:
+@pytest.mark.parametrize("relu", ["gc-full", "gc-sign", "ot", "ot:tree"])
+def test_a_prepared_engine_compiles_nothing_more(relu: str) -> None:
     from deepreshape.private.crypto.backend import fused
 
     chosen = Fused(HERE[0], 1)
+    fused._compiled.cache_clear()  # pyright: ignore[reportPrivateUsage]
     chosen.prepare()
     compiled = fused._compiled.cache_info().misses  # pyright: ignore[reportPrivateUsage]
-    program = random_program(3)
+    program = random_program(0)
+    assert any(isinstance(op, Relu) for op in program.ops)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(engines, "_default", lambda: chosen)
-        run_both(program, random_inputs(program, 1, 3)[0])
+        run_both(program, random_inputs(program, 1, 3)[0], relu=ReluConfig.parse(relu))
     assert fused._compiled.cache_info().misses == compiled  # pyright: ignore[reportPrivateUsage]
 
 

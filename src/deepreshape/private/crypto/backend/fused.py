@@ -30,7 +30,7 @@ from llvmlite.binding import (
 from numpy.typing import NDArray
 
 from deepreshape.private.arith.ring import Bits, Words
-from deepreshape.private.crypto.backend import kernels, ot_kernels
+from deepreshape.private.crypto.backend import kernels
 from deepreshape.private.crypto.backend.numpy import Keys
 from deepreshape.private.crypto.circuit import Circuit
 
@@ -54,7 +54,7 @@ class _Function:
         passes.getModulePassManager().run(module, passes)
         self._owner = create_mcjit_compiler(module, target)
         self._owner.finalize_object()
-        _, pointers, words = (kernels.FUNCTIONS | ot_kernels.FUNCTIONS)[name]
+        _, pointers, words = kernels.FUNCTIONS[name]
         kind = ctypes.CFUNCTYPE(
             None, *[ctypes.c_void_p] * len(pointers.split()), *[ctypes.c_int64] * len(words.split())
         )

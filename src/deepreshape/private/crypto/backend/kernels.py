@@ -39,7 +39,7 @@ class AndGate(NamedTuple):
 def module(name: str, lanes: int) -> str:
     """The text of one of the functions, for vectors of so many labels."""
     module = ir.Module()
-    emit, pointers, words = (FUNCTIONS | ot_kernels.FUNCTIONS)[name]
+    emit, pointers, words = FUNCTIONS[name]
     code = Code(module, name, pointers, words, lanes)
     emit(code)
     code.builder.ret_void()
@@ -183,5 +183,6 @@ FUNCTIONS: dict[str, tuple[Callable[[Code], None], str, str]] = {
     "hash": (_hash, "labels key out", "count"),
     "pick": (_pick, "labels delta bits out", "count"),
     "transpose": (_transpose, "columns rows room", "stride tiles"),
+    **ot_kernels.FUNCTIONS,
 }
 """What there is: the code of a function, its pointers, and its words."""
