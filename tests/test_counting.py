@@ -95,7 +95,7 @@ def test_functional_forms_count_like_modules(function, relus: int):
         (functional.gelu, "aten.gelu"),
         (torch.sigmoid, "aten.sigmoid"),
         (lambda x: x.clamp(min=1), "aten.clamp"),
-        (lambda x: x * x, "aten.mul"),
+        (lambda x: x**3, "aten.pow"),
         (lambda x: 1 / x, "aten.reciprocal"),
         (lambda x: functional.hardtanh(x), "aten.hardtanh"),
         (lambda x: x.softmax(1), "aten._softmax"),
@@ -109,6 +109,28 @@ def test_what_is_neither_linear_nor_a_relu_is_listed(function, operator: str):
     counted = count(Net(), (2, 3, 4))
     assert counted.total.relus == 0
     assert counted.unknown[operator] == 24
+
+
+@pytest.mark.parametrize(
+    ("function", "squares"),
+    [
+        (lambda x: x * x, 24),
+        (lambda x: x**2, 24),
+        (torch.square, 24),
+        (lambda x: x * x.flip(2), 48),
+        (lambda x: x.mean((2, 3), keepdim=True) * x, 48),
+        (lambda x: x.clone().mul_(x + 1), 48),
+        (lambda x: x.mean((2, 3)) * x.sum((2, 3)), 4),
+    ],
+)
+def test_a_power_of_two_is_a_square_and_a_product_of_two_values_is_two(function, squares: int):
+    class Net(nn.Module):
+        def forward(self, x):
+            return function(x)
+
+    counted = count(Net(), (2, 3, 4))
+    assert counted.unknown == {}
+    assert counted.total.squares == squares == sum(layer.squares for layer in counted.layers)  # pyright: ignore
 
 
 def test_a_product_with_the_models_own_tensor_is_linear():

@@ -339,6 +339,9 @@ class _Trace(TorchDispatchMode):
             counts.maxpool_comparisons = _MAX_POOLS[plain](args, kwargs, out)
         elif self._scales_by_constant(plain, args):
             return out
+        elif squares := _squares_an_element(plain, args):
+            counts.squares = squares * out.numel()
+            self.layers.append(SquareLayer(path, counts.squares))
         else:
             self._unknown(name, sum(part.numel() for part in _tensors(out)))
             return out
@@ -430,6 +433,15 @@ def _plane(size: Sequence[int], missing: int = 1) -> tuple[int, int]:
 def _min_is_zero(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     low = kwargs.get("min", args[1] if len(args) > 1 else None)
     return isinstance(low, (int, float)) and low == 0
+
+
+def _squares_an_element(operator: str, args: tuple[Any, ...]) -> int:
+    """Of a power of two or of a product of two values, a b = ((a + b) / 2)^2 - ((a - b) / 2)^2; 0 of all else."""
+    if operator == "aten.pow":
+        return int(args[1] == 2)
+    if operator == "aten.mul":
+        return 1 if args[0] is args[1] else 2
+    return 0
 
 
 def _is_relu(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:

@@ -169,7 +169,10 @@ def test_logits_with_axes_of_one_are_judged_as_they_run(there: Path):
             ("eval", "mine.py:norms", "--data", "digits"),
             "fails on a single image of digits, of shape (1, 8, 8), and takes two at once: Expected more than 1 value",
         ),
-        (("substitute", "mine.py:net", *QUICK, "--out", "x"), "give --activation relu, --max-pool avg, or both"),
+        (
+            ("substitute", "mine.py:net", *QUICK, "--out", "x"),
+            "--activation relu or hard, --max-pool avg, or both",
+        ),
         (("substitute", "mine.py:net", "--activation", "relu", "--out", "x"), "does not say what it was trained on"),
         (("substitute", "zoo:digits", "--activation", "relu", "--out", "x"), "has ReLUs already"),
         (("linearize", "mine.py:net", "--budget", "1", "--out", "x"), "does not say what it was trained on"),

@@ -10,6 +10,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from deepreshape.counting import count
 from deepreshape.models.saved import Manifest, load, save
+from deepreshape.private.program.lower import unsupported
 from deepreshape.removal import masks_of, substitute
 
 DATA = digits()
@@ -52,6 +53,31 @@ def test_activations_become_relus_with_masks_and_pools_average(tmp_path: Path):
     assert torch.allclose(load(tmp_path)(x), network(x), atol=1e-5)
 
 
+class Gated(nn.Module):
+    """Squeeze and excitation with a sigmoid, behind SiLU and GELU."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(1, 4, 3, padding=1)
+        self.gate = nn.Conv2d(4, 4, 1)
+        self.fc = nn.Linear(256, 10)
+
+    def forward(self, x):
+        x = F.silu(self.conv(x))
+        x = x * torch.sigmoid(self.gate(x.mean((2, 3), keepdim=True)))
+        return self.fc(F.gelu(x).flatten(1))
+
+
+def test_hard_forms_stay_near_and_the_network_then_runs_privately():
+    layers = {"SiLU": "Hardswish", "Sigmoid": "Hardsigmoid", "GELU": "ReLU"}
+    network, record = substitute(Gated(), layers, DATA, recipe=RECIPE, seed=1)
+    assert sorted(record.replaced.values()) == sorted(layers.items())
+    assert unsupported(Gated(), DATA.shape)
+    assert not unsupported(network, DATA.shape)
+    total = count(network, DATA.shape).total
+    assert (total.relus, total.squares) == (256 + 4 + 256, 256 + 2 * 256)
+
+
 def test_a_cut_run_goes_on_to_the_same_network_and_the_folder_is_no_others(tmp_path: Path, monkeypatch):
     monkeypatch.setattr("deepreshape.training.loop.CHECKPOINT_SECONDS", 0)
     model, layers, stop = Smooth(), {"GELU": "ReLU"}, kill_at("", 2)
@@ -79,6 +105,7 @@ def test_only_what_was_asked_for_is_replaced():
     [
         ({"GELU": "avg"}, "cannot put 'avg' in place of 'GELU'; ReLU takes the place of ELU, GELU"),
         ({"Softmax": "ReLU"}, "cannot put 'ReLU' in place of 'Softmax'"),
+        ({"GELU": "Hardswish"}, "cannot put 'Hardswish' in place of 'GELU'; .* Hardswish that of SiLU, Hardsigmoid"),
         ({"Tanh": "ReLU"}, "the network has no Tanh to replace; its layers are Conv2d, GELU, Linear, MaxPool2d, SiLU"),
     ],
 )

@@ -1,4 +1,4 @@
-"""ReLUs, comparisons and multiply-adds of a network by the shapes of its calls: the arithmetic beside our counter.
+"""ReLUs, comparisons, squares and multiply-adds of a network by the shapes of its calls, beside our counter.
 
 The counter watches ATen's operators in a dispatch mode. Here the functions are watched that modules call, and each
 number is the textbook's formula on the shapes that go in and come out.
@@ -32,7 +32,9 @@ def _adaptive(x: Tensor, out: Tensor) -> int:
 
 
 class Arithmetic(TorchFunctionMode):
-    """Adds up what runs inside ``with``: ``relus``, ``maxpool_comparisons``, ``macs``, and ``pairs`` of clamps.
+    """Adds up ``relus``, ``maxpool_comparisons``, ``macs``, ``squares`` and ``pairs`` of what runs inside ``with``.
+
+    A product of two values is two squares an element.
 
     ``pairs`` are comparisons of activations that the counter does not call ReLUs: two an element of a clamp between
     two bounds, a second one of a ReLU6, a hard sigmoid or a hard swish, one of a maximum.
@@ -57,6 +59,7 @@ NAMES: dict[Any, tuple[str, ...]] = {
     F.max_pool2d: ("kernel_size",),
     F.hardtanh: ("min_val", "max_val"),
     Tensor.clamp: ("min", "max"),
+    Tensor.mul: ("other",),
 }
 Rule = Callable[[Tensor, Tensor, dict[str, Any]], dict[str, int]]
 _relu: Rule = lambda x, out, given: {"relus": x.numel()}  # noqa: E731
@@ -79,6 +82,7 @@ RULES: dict[Any, Rule] = {
     F.hardsigmoid: _sixth,
     F.hardswish: lambda x, out, given: {**_sixth(x, out, given), "squares": x.numel()},
     torch.maximum: lambda x, out, given: {"pairs": out.numel()},
+    Tensor.mul: lambda x, out, given: {"squares": 2 * out.numel() * isinstance(given["other"], Tensor)},
 }
 
 

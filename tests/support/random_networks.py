@@ -154,6 +154,8 @@ class RandomNetwork(nn.Module):
                 ("cat", Step(lambda x, a: torch.cat([x, F.relu(a(x))], 1), other)),
                 ("maximum", Step(lambda x, a: torch.maximum(x, a(x)), other)),
                 ("gate", Step(lambda x, a: F.relu(x + a(x.mean((2, 3), keepdim=True))), other)),
+                ("excitation", Step(lambda x, a: x * F.hardsigmoid(a(x.mean((2, 3), keepdim=True))), other)),
+                ("product", Step(lambda x, a: a(F.relu(x)) * x, other)),
             ]
         )
         return self._try(word, step)

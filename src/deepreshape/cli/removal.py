@@ -273,7 +273,12 @@ def substitute(
     model: TrainedArgument,
     to: NewModel,
     activation: Annotated[
-        str | None, typer.Option(help="What takes the place of every other activation: relu.", show_default=False)
+        str | None,
+        typer.Option(
+            help="What takes the place of every other activation: relu; or hard, hard sigmoids, hard swishes and hard "
+            "tanhs in place of the smooth ones, and ReLUs where there is none.",
+            show_default=False,
+        ),
     ] = None,
     max_pool: Annotated[
         str | None, typer.Option(help="What takes the place of max pools: avg.", show_default=False)
@@ -285,23 +290,24 @@ def substitute(
     threads: Threads = 0,
     as_json: Json = False,
 ) -> None:
-    """Put ReLUs and average pools in place of what does not run privately, and fine-tune the network."""
+    """Put other activations and average pools in place of what does not run privately, and fine-tune the network."""
     from deepreshape.cli.models import trained_network
     from deepreshape.models import convert
     from deepreshape.models.saved import save
     from deepreshape.removal import substitute as substitute_layers
     from deepreshape.removal import tuning_recipe
-    from deepreshape.removal.substitute import ACTIVATIONS, POOLS
+    from deepreshape.removal.substitute import ACTIVATIONS, HARD, POOLS, SMOOTH
 
     new_model(to)
-    if activation not in (None, "relu") or max_pool not in (None, "avg") or not (activation or max_pool):
+    if activation not in (None, "relu", "hard") or max_pool not in (None, "avg") or not (activation or max_pool):
         raise ValueError(
-            f"--activation {activation} --max-pool {max_pool}: give --activation relu, --max-pool avg, or both"
+            f"--activation {activation} --max-pool {max_pool}: give --activation relu or hard, --max-pool avg, or both"
         )
     network, dataset = trained_network(model, data, data_dir, threads)
     whole = convert(network.module.eval(), dataset.shape)
     recipe = tuning_recipe(whole, dataset).with_values(dict(read_pairs(settings, "--set")))
-    layers: dict[str, str] = {**dict.fromkeys(ACTIVATIONS, "ReLU")} if activation else {}
+    layers: dict[str, str] = {**dict.fromkeys(ACTIVATIONS, "ReLU")} if activation == "relu" else {}
+    layers |= {**dict.fromkeys(SMOOTH, "ReLU"), **HARD} if activation == "hard" else {}
     layers |= {**dict.fromkeys(POOLS, "avg")} if max_pool else {}
     with progress_bar() as bar:
         show = into(bar, bar.add_task("fine-tuning", total=None))

@@ -1,7 +1,8 @@
 """Other activations and pools in place of those that do not run privately, and a fine-tuning that mends what it cost.
 
-GELU, SiLU and their like become ReLUs, which a method of this room can then remove; max pools become average pools of
-the same windows. The network that came teaches the one with the substitutes.
+GELU, SiLU and their like become ReLUs, which a method of this room can then remove, or stay near what they are as hard
+swishes and their like, which gates need; max pools become average pools of the same windows. The network that came
+teaches the one with the substitutes.
 """
 
 from __future__ import annotations
@@ -23,12 +24,15 @@ from deepreshape.removal.method import see_classes, tuning_recipe
 from deepreshape.training import Progress, Recipe, accuracy, objective_of, train
 from deepreshape.training.runs import claim_folder, measured_as
 
-__all__ = ["ACTIVATIONS", "POOLS", "Substitution", "substitute"]
+__all__ = ["ACTIVATIONS", "HARD", "POOLS", "SMOOTH", "Substitution", "substitute"]
 
-ACTIVATIONS: tuple[str, ...] = (
-    *("ELU", "GELU", "Hardsigmoid", "Hardswish", "Hardtanh", "LeakyReLU", "Mish", "PReLU", "ReLU6", "SiLU", "Sigmoid"),
-    *("Softplus", "Tanh"),
+SMOOTH: tuple[str, ...] = ("ELU", "GELU", "Mish", "SiLU", "Sigmoid", "Softplus", "Tanh")
+"""Activations that do not run privately."""
+ACTIVATIONS: tuple[str, ...] = tuple(
+    sorted((*SMOOTH, "Hardsigmoid", "Hardswish", "Hardtanh", "LeakyReLU", "PReLU", "ReLU6"))
 )
+HARD: Mapping[str, str] = {"SiLU": "Hardswish", "Sigmoid": "Hardsigmoid", "Tanh": "Hardtanh"}
+"""What of straight pieces, or squares, is near these activations (Howard et al., MobileNetV3, ICCV 2019)."""
 POOLS: tuple[str, ...] = ("MaxPool2d", "AdaptiveMaxPool2d")
 
 
@@ -73,7 +77,7 @@ def substitute(
     Args:
         model: any torch module; it is left as it was.
         layers: by the class of a layer (:data:`ACTIVATIONS`, :data:`POOLS`), what takes its place: ``"ReLU"`` for an
-            activation, ``"avg"`` for a pool.
+            activation, or the one that :data:`HARD` has for it; ``"avg"`` for a pool.
         data: its test split is not touched.
         recipe: of the fine-tuning; :func:`~deepreshape.removal.method.tuning_recipe` without one.
         seed: of the fine-tuning.
@@ -98,7 +102,7 @@ def substitute(
     changed, replaced = copy.deepcopy(whole), {}
     for path, module in whole.named_modules():
         if type(module).__name__ in layers:
-            other = _instead(path, module)
+            other = _instead(path, module, layers[type(module).__name__])
             changed.set_submodule(path, other)
             replaced[path] = type(module).__name__, type(other).__name__
     if not replaced:
@@ -123,21 +127,22 @@ def substitute(
 
 
 def _see_pairs(layers: Mapping[str, str]) -> None:
-    allowed: dict[str, str] = {**dict.fromkeys(ACTIVATIONS, "ReLU"), **dict.fromkeys(POOLS, "avg")}
+    allowed = {**{kind: {"ReLU", HARD.get(kind)} for kind in ACTIVATIONS}, **{kind: {"avg"} for kind in POOLS}}
     for kind, other in layers.items():
-        if allowed.get(kind) != other:
+        if other not in allowed.get(kind, ()):
+            pairs = ", ".join(f"{near} that of {smooth}" for smooth, near in HARD.items())
             raise ValueError(
-                f"cannot put {other!r} in place of {kind!r}; ReLU takes the place of {', '.join(ACTIVATIONS)}, and avg "
-                f"that of {', '.join(POOLS)}"
+                f"cannot put {other!r} in place of {kind!r}; ReLU takes the place of {', '.join(ACTIVATIONS)}, "
+                f"{pairs}, and avg that of {', '.join(POOLS)}"
             )
 
 
-def _instead(path: str, module: nn.Module) -> nn.Module:
+def _instead(path: str, module: nn.Module, other: str) -> nn.Module:
     """The layer that takes the place of one."""
     if isinstance(module, nn.AdaptiveMaxPool2d):
         return nn.AdaptiveAvgPool2d(module.output_size)  # pyright: ignore[reportArgumentType]
     if not isinstance(module, nn.MaxPool2d):
-        return nn.ReLU()
+        return getattr(nn, other)()
     if module.dilation not in (1, (1, 1)):
         raise ValueError(f"{path} is a dilated max pool, and no average pool has its windows; take a stride instead")
     return nn.AvgPool2d(module.kernel_size, module.stride, module.padding, module.ceil_mode)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from deepreshape.private.program.lower import lower
-from deepreshape.private.program.ops import ProgramError
+from deepreshape.private.program.ops import ProgramError, Square
 
 
 class Around(nn.Module):
@@ -75,6 +75,16 @@ SUMS = {
     "plus an element's": lambda s, y: F.relu(y) + s.each,
     "times an element's": lambda s, y: F.relu(y) * s.each,
     "times a column's": lambda s, y: F.relu(y) * s.each[0, 0],
+}
+PRODUCTS = {
+    "of two maps": lambda s, y: F.relu(y) * y.flip(3),
+    "by a channel's": lambda s, y: y * F.hardsigmoid(y.mean((2, 3), keepdim=True)),
+    "by a channel's, first": lambda s, y: y.mean((2, 3), keepdim=True) * y,
+    "by a column's": lambda s, y: y * y.mean((1, 2), keepdim=True),
+    "in place": lambda s, y: F.relu(y).mul_(y + 1),
+    "without maps": lambda s, y: y.mean((2, 3)) * y.amax((2, 3)),
+    "of a product": lambda s, y: y * y.flip(2) * y.flip(3),
+    "read twice": lambda s, y: (lambda z: F.relu(z) + z)(y * y.flip(3)),
 }
 AVERAGES = {
     "padded": lambda s, y: F.avg_pool2d(y, 3, 2, 1),
@@ -171,6 +181,12 @@ def test_activations_are_sums_of_relus(name: str):
 @pytest.mark.parametrize("name", SUMS)
 def test_sums_and_products_with_constants(name: str):
     tried(SUMS[name])
+
+
+@pytest.mark.parametrize("name", PRODUCTS)
+def test_a_product_of_two_values_is_two_squares_at_once(name: str):
+    squares = [op for op in tried(PRODUCTS[name]).program.ops if isinstance(op, Square)]
+    assert len(squares) == 1 + (name == "of a product")
 
 
 @pytest.mark.parametrize("name", AVERAGES)

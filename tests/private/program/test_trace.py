@@ -222,6 +222,6 @@ def test_an_einsum_is_told_what_does_instead():
 
     (problem,) = problems(Contracted(), (3, 4, 4))
     assert str(problem) == (
-        "einsum: einsum cannot be lowered; if it is by weights, write matmul or a convolution; values cannot be "
-        "multiplied by one another"
+        "einsum: einsum cannot be lowered; if it is by weights, write matmul or a convolution; of two values, only "
+        "products element by element are computed"
     )

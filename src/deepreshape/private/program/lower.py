@@ -42,8 +42,8 @@ OPERATORS = {**ARITHMETIC, **ACTIVATIONS, **POOLS, **MOVES}
 
 LOWERED = (
     "convolutions, transposed ones and linear layers; batch norm; ReLU and what is a sum of ReLUs (ReLU6, clamp, leaky "
-    "ReLU, PReLU, hard sigmoid); max and average pools; sums, differences and products with constants; what moves, "
-    "splits, joins, pads or repeats elements; upsampling"
+    "ReLU, PReLU, hard sigmoid); max and average pools; sums, differences and products with constants; squares, and "
+    "products of two values; what moves, splits, joins, pads or repeats elements; upsampling"
 )
 """What can be lowered, in words."""
 

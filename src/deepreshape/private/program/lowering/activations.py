@@ -127,13 +127,17 @@ def _hard_sigmoid(trace: Trace, node: fx.Node, path: str) -> None:
 
 
 def _hard_swish(trace: Trace, node: fx.Node, path: str) -> None:
-    """Of x, x relu6(x + 3) / 6 = (s - 3/2)^2 / 6 - 3/8 + max(x - 3, 0), with s = max(x + 3, 0) - max(x - 3, 0)."""
+    """Of x, x relu6(x + 3) / 6 = (s - 3/2)^2 / 6 - 3/8 + max(x - 3, 0), with s = max(x + 3, 0) - max(x - 3, 0).
+
+    A public factor makes it the square of (s - 3/2) / sqrt(6), so that no layer has to carry 1/6.
+    """
     source = trace.source(node.args[0])
     above = rectified(trace, f"{path}.above", scaled(trace, f"{path}.less", source, 1.0, -3.0))
     below = rectified(trace, f"{path}.relu", scaled(trace, f"{path}.shift", source, 1.0, 3.0))
     inside = summed(trace, f"{path}.inside", below, negated(trace, f"{path}.excess", above))
-    shape = trace.shapes[source]
-    square = Quadratic(trace.unique(f"{path}.square"), (inside,), np.tile([0.0, -1 / 2, 1 / 6], (shape[0], 1)))
+    shape, factor = trace.shapes[source], 6**-0.5
+    root = scaled(trace, f"{path}.root", inside, factor, -1.5 * factor)
+    square = Quadratic(trace.unique(f"{path}.square"), (root,), np.tile([-3 / 8, 0.0, 1.0], (shape[0], 1)))
     trace.bind(node, summed(trace, path, trace.append(square, shape), above))
 
 

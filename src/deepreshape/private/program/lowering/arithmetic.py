@@ -22,17 +22,13 @@ from numpy.typing import NDArray
 from torch import Tensor, fx
 
 from deepreshape.nn.herpn import quadratic
-from deepreshape.private.program.graph import Affine, Conv, Dense, Filled, Pick, Quadratic, Sum
+from deepreshape.private.program.graph import Affine, Conv, Dense, Filled, Pick, Quadratic, Stack, Sum
 from deepreshape.private.program.lowering.geometry import Placement, square_form, transposed_form
-from deepreshape.private.program.lowering.trace import Handler, Trace, UnsupportedOperatorError
+from deepreshape.private.program.lowering.trace import NO_PRODUCT, Handler, Trace, UnsupportedOperatorError
 
 __all__ = ["ARITHMETIC", "expanded", "negated", "reshaped", "scaled"]
 
 Real = NDArray[np.float64]
-
-
-TWO_VALUES = "multiplies two values by one another"
-ONLY_WEIGHTS = "only the network's own weights multiply"
 
 
 def whole(shape: Sequence[int]) -> NDArray[np.int32]:
@@ -231,7 +227,7 @@ def _dense(trace: Trace, path: str, source: str, weight: Real, bias: Real) -> st
 def _matmul(trace: Trace, node: fx.Node, path: str) -> None:
     left, right = cast(Sequence[Any], node.args[:2])
     if trace.is_value(left) and trace.is_value(right):
-        raise UnsupportedOperatorError(TWO_VALUES, ONLY_WEIGHTS)
+        raise UnsupportedOperatorError("multiplies two matrices of values", NO_PRODUCT)
     constant = trace.constant(right if trace.is_value(left) else left).numpy()
     if constant.ndim != 2 or not trace.is_value(left):
         raise UnsupportedOperatorError("a product of other matrices than values by weights", "take a linear layer")
@@ -341,10 +337,33 @@ def _mul(trace: Trace, node: fx.Node, path: str) -> None:
     if trace.is_value(left) and trace.is_value(right):
         if left is right:
             _square_of(trace, node, path)
-            return
-        raise UnsupportedOperatorError(TWO_VALUES, ONLY_WEIGHTS)
+        else:
+            _product(trace, node, path, left, right)
+        return
     x, constant = (left, right) if trace.is_value(left) else (right, left)
     _affine(trace, node, path, trace.source(x), trace.constant(constant), 0.0, trace.is_public(constant))
+
+
+def _product(trace: Trace, node: fx.Node, path: str, left: Any, right: Any) -> None:
+    """Of two values, a b = ((a + b) / 2)^2 - ((a - b) / 2)^2, both squares at once: one round trip."""
+    shape = trace.shape(node)
+    if not shape:
+        raise UnsupportedOperatorError("multiplies two values that are one number for each input", "keep an axis")
+    one, other = (expanded(trace, f"{path}.side", trace.source(each), shape) for each in (left, right))
+    less = negated(trace, f"{path}.negative", other)
+    terms = [trace.append(Sum(trace.unique(f"{path}.sum"), (one, each)), shape) for each in (other, less)]
+    both = (2 * shape[0], *shape[1:])
+    stack = trace.append(Stack(trace.unique(f"{path}.both"), tuple(terms)), both)
+    halves = scaled(trace, f"{path}.halves", stack, 0.5)
+    squares = trace.append(Quadratic(trace.unique(f"{path}.squares"), (halves,), _pure_squares(both[0])), both)
+    indices = np.split(whole(both), 2)
+    plus, minus = (trace.append(Pick(trace.unique(f"{path}.part"), (squares,), index), shape) for index in indices)
+    trace.bind(node, trace.append(Sum(path, (plus, negated(trace, f"{path}.excess", minus))), shape))
+
+
+def _pure_squares(rows: int) -> Real:
+    """The coefficients of x^2 in every row."""
+    return np.tile([0.0, 0.0, 1.0], (rows, 1))
 
 
 def _div(trace: Trace, node: fx.Node, path: str) -> None:
@@ -361,8 +380,7 @@ def _neg(trace: Trace, node: fx.Node, path: str) -> None:
 def _square_of(trace: Trace, node: fx.Node, path: str) -> None:
     source = trace.source(node.args[0])
     shape = trace.shapes[source]
-    coefficients = np.tile([0.0, 0.0, 1.0], (shape[0], 1))
-    trace.bind(node, trace.append(Quadratic(path, (source,), coefficients), shape))
+    trace.bind(node, trace.append(Quadratic(path, (source,), _pure_squares(shape[0])), shape))
 
 
 def _pow(trace: Trace, node: fx.Node, path: str) -> None:

@@ -303,12 +303,15 @@ KINDS = {
 NO_BATCH = "for a batch of one"
 ATTENTION = "scaled_dot_product_attention"
 SUBSTITUTE = "take a ReLU (`deepreshape substitute --activation relu`)"
+HARD = "take a hard {} (`deepreshape substitute --activation hard`)"
 NORM = "write torch.nn.BatchNorm2d there and train the network again"
-NO_PRODUCT = "values cannot be multiplied by one another"
+NO_PRODUCT = "of two values, only products element by element are computed"
 INSTEAD = {
-    **dict.fromkeys(("silu", "gelu", "elu", "celu", "selu", "mish", "softplus", "tanh"), SUBSTITUTE),
+    **dict.fromkeys(("gelu", "elu", "celu", "selu", "mish", "softplus"), SUBSTITUTE),
     **dict.fromkeys(("logsigmoid", "log_sigmoid", "softsign", "glu", "rrelu"), SUBSTITUTE),
-    "sigmoid": "take a hard sigmoid inside, and let the client apply it at the end",
+    "silu": f"{SUBSTITUTE}, or {HARD}".format("swish"),
+    "tanh": f"{SUBSTITUTE}, or {HARD}".format("tanh"),
+    "sigmoid": f"{HARD} inside, and let the client apply it at the end".format("sigmoid"),
     **dict.fromkeys(("layer_norm", "group_norm", "instance_norm"), NORM),
     **dict.fromkeys(("softmax", "log_softmax"), "at the end it is the client's; inside, nothing exact does instead"),
     **dict.fromkeys(("max_pool3d", "avg_pool3d", "conv3d"), "take layers over two axes"),

@@ -106,9 +106,8 @@ def choose_formats(
     wanted: dict[str, int] = {}
     for name, step in plan.steps.items():
         if multiplies(step) and name not in plan.whole:
-            most = abs(step.factor) if isinstance(step, PublicAffine) else float(np.abs(step.weight).max())
             group = plan.find(name)
-            wanted[group] = max(wanted.get(group, 0), _fraction(WEIGHT_BITS, most))
+            wanted[group] = max(wanted.get(group, 0), _weight_fraction(step))
     if not any(isinstance(step, Conv | Dense) for step in plan.steps.values()):
         raise ProgramError("the network has no convolution and no linear layer; there is nothing private to run")
     active = sorted(observed[name] for name in plan.origin if name not in plan.group and observed[name])
@@ -158,6 +157,14 @@ def choose_formats(
             f"which is too few; {advice}, or a smaller margin"
         )
     return replace(formats, groups={group: formats.rest + bits for group, bits in kept.items()})
+
+
+def _weight_fraction(step: Conv | Dense | PublicAffine) -> int:
+    """Fraction bits that the weights of a layer want; a public factor of few bits, such as 1/2, wants no more."""
+    if not isinstance(step, PublicAffine):
+        return _fraction(WEIGHT_BITS, float(np.abs(step.weight).max()))
+    usual = _fraction(WEIGHT_BITS, abs(step.factor))
+    return next((bits for bits in range(1, usual) if math.ldexp(step.factor, bits).is_integer()), usual)
 
 
 def _fraction(bits: int, largest: float) -> int:
