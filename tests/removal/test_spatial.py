@@ -62,6 +62,14 @@ def test_ranks_are_those_of_adaptive_means():
     assert torch.equal(_ranked(drawn, torch.ones(5, dtype=torch.bool)), torch.ones(1))
 
 
+def test_a_line_is_ranked_as_a_map_of_one_row_and_a_vector_is_whole():
+    drawn = torch.rand(1, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    ranks = _ranked(drawn, torch.ones(2, 4, dtype=torch.bool))
+    means = drawn.view(8, 4, 2).mean((0, 2))
+    assert torch.equal(ranks[0].argsort(), means.argsort())
+    assert torch.equal(_ranked(drawn, torch.ones(5, dtype=torch.bool)), torch.ones(1))
+
+
 @pytest.mark.parametrize("choice", ["best", "validation", "first"])
 def test_the_end_is_the_chosen_map_at_the_budget(choice: str):
     hook = searched(choice=choice)

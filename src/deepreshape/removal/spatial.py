@@ -217,10 +217,11 @@ def _put_column_mask(network: nn.Module, path: str, conv: str) -> None:
 
 
 def _ranked(drawn: Tensor, mask: Tensor) -> Tensor:
-    """By position, its place among those of the site, from 0 to 1: float32, (1, H, W), or (1,) for a vector."""
+    """By position, its place among those of the site, from 0 to 1: float32, (1, H, W), (1, L) or (1,)."""
     if mask.dim() == 1:
         return torch.ones(1)
     # pooled by adaptive windows, so that sizes need not divide the input's
-    pooled = adaptive_avg_pool2d(drawn, (mask.shape[1], mask.shape[2])).flatten()
+    height, width = (1, *mask.shape[1:])[-2:]
+    pooled = adaptive_avg_pool2d(drawn, (height, width)).flatten()
     places = pooled.argsort(stable=True).argsort(stable=True)
     return ((places + 1) / len(places)).view(1, *mask.shape[1:])

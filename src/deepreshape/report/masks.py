@@ -33,7 +33,7 @@ def picture_of_masks(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) 
     """A standalone SVG with a bar and a map for each layer, that follows the reader's light or dark setting.
 
     Args:
-        before: by the path of a site, bool of shape (C, H, W), true where there was a ReLU.
+        before: by the path of a site, bool of shape (C, H, W), (C, L) or (C,), true where there was a ReLU.
         after: the same, true where there is one now; a site that is gone may be missing.
     """
     layers: list[LayerPicture] = []
@@ -56,7 +56,8 @@ def picture_of_masks(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) 
 
 
 def _png(shares: Tensor) -> str:
-    """A map of shares from 0 to 1 as a PNG in base64: one color, as opaque as the share is large."""
+    """Shares from 0 to 1, (H, W), (L,) or one, as a PNG in base64: one color, as opaque as the share is large."""
+    shares = shares.reshape((1, -1) if shares.dim() < 2 else shares.shape)
     height, width = shares.shape
     red, green, blue = bytes.fromhex(COLORS[0][1:])
     opaque = (shares * 255).round().byte().tolist()
