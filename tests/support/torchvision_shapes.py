@@ -119,6 +119,57 @@ class MobileNet(nn.Module):
         return self.classifier(torch.flatten(x, 1))
 
 
+class Excitation(nn.Module):
+    """Squeeze and excitation as MobileNetV3 has it: the mean of each channel, two 1x1 convolutions, a hard sigmoid."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        inner = max(channels // 4, 1)
+        self.fc1, self.fc2 = nn.Conv2d(channels, inner, 1), nn.Conv2d(inner, channels, 1)
+        self.activation, self.scale_activation = nn.ReLU(), nn.Hardsigmoid()
+
+    def forward(self, x: Tensor) -> Tensor:
+        scale = self.fc2(self.activation(self.fc1(F.adaptive_avg_pool2d(x, 1))))
+        return self.scale_activation(scale) * x
+
+
+def batch_norm(channels: int) -> nn.Module:
+    """One of its last batch's statistics: with others, blocks that end without a ReLU would shrink to nothing."""
+    return nn.BatchNorm2d(channels, momentum=1.0)
+
+
+class Excited(nn.Module):
+    """MobileNetV3's block: expand, depthwise, squeeze and excite, project."""
+
+    def __init__(self, wide_in: int, kernel: int, hidden: int, wide: int, excited: bool, hard: bool, stride: int):
+        super().__init__()
+        act = nn.Hardswish if hard else nn.ReLU
+        layers = list[nn.Module]()
+        if hidden != wide_in:
+            layers += [nn.Conv2d(wide_in, hidden, 1, bias=False), batch_norm(hidden), act(inplace=True)]
+        layers += [nn.Conv2d(hidden, hidden, kernel, stride, kernel // 2, groups=hidden, bias=False)]
+        layers += [batch_norm(hidden), act(inplace=True), *[Excitation(hidden)] * excited]
+        layers += [nn.Conv2d(hidden, wide, 1, bias=False), batch_norm(wide)]
+        self.block, self.adds = nn.Sequential(*layers), stride == 1 and wide_in == wide
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.block(x) if self.adds else self.block(x)
+
+
+def mobilenetv3(
+    rows: Sequence[tuple[int, int, int, bool, bool, int]], stem: int, last: int, hidden: int, classes: int = 5
+) -> nn.Module:
+    """MobileNetV3 from rows of kernel, expanded and projected channels, excitation, hard swish and stride."""
+    layers: list[nn.Module] = [nn.Conv2d(3, stem, 3, 2, 1, bias=False), batch_norm(stem), nn.Hardswish(True)]
+    channels = stem
+    for row in rows:
+        layers.append(Excited(channels, *row))
+        channels = row[2]
+    layers += [nn.Conv2d(channels, last, 1, bias=False), batch_norm(last), nn.Hardswish(True)]
+    head = [nn.Linear(last, hidden), nn.Hardswish(True), nn.Dropout(0.2), nn.Linear(hidden, classes)]
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), *head)
+
+
 class Dense(nn.Module):
     """DenseNet's layer: of all that was before, norm, ReLU, 1x1, norm, ReLU, 3x3."""
 
@@ -209,6 +260,7 @@ SHALLOW = {
     "vgg11": (lambda: vgg((4, "M", 6, "M", 8, 8, "M"), norm=False), 16),
     "vgg16-bn": (lambda: vgg((4, 4, "M", 6, 6, "M"), norm=True), 16),
     "mobilenet": (lambda: MobileNet([(1, 4, 1, 1), (2, 6, 2, 2)], 4, 8), 16),
+    "mobilenetv3": (lambda: mobilenetv3([(3, 4, 4, True, False, 2), (5, 8, 4, True, True, 1)], 4, 8, 6), 16),
     "densenet": (lambda: DenseNet((2, 1), 2, 4, 2), 16),
     "unet": (lambda: UNet((4, 6, 8), 1), 8),
 }
@@ -228,6 +280,20 @@ DEEP = {
             [(1, 2, 1, 1), (6, 3, 2, 2), (6, 4, 3, 2), (6, 8, 4, 2), (6, 12, 3, 1), (6, 20, 3, 2), (6, 40, 1, 1)],
             4,
             160,
+        ),
+        32,
+    ),
+    "mobilenetv3-small": (
+        lambda: mobilenetv3(
+            [
+                *((3, 2, 2, True, False, 2), (3, 9, 3, False, False, 2), (3, 11, 3, False, False, 1)),
+                *((5, 12, 5, True, True, 2), (5, 30, 5, True, True, 1), (5, 30, 5, True, True, 1)),
+                *((5, 15, 6, True, True, 1), (5, 18, 6, True, True, 1)),
+                *((5, 36, 12, True, True, 2), (5, 72, 12, True, True, 1), (5, 72, 12, True, True, 1)),
+            ],
+            2,
+            72,
+            128,
         ),
         32,
     ),

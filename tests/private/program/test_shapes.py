@@ -19,14 +19,18 @@ def test_the_program_is_the_network(name: str):
     torch.manual_seed(0)
     make, side = SHALLOW[name]
     x = drawn(8, 3, side, side)
-    # the bound grows with depth, and says little without many bits
-    checked(prepared(make(), x), x, fraction=22)
+    # the bound grows with depth, and says little without many bits; squares take twice as many
+    checked(prepared(make(), x), x, fraction=18 if name == "mobilenetv3" else 22)
 
 
 @pytest.mark.parametrize(
     ("name", "relu"),
     [
-        *((name, relu) for name in ("resnet18", "mobilenet", "unet") for relu in ("gc-full", "gc-sign", "ot")),
+        *(
+            (name, relu)
+            for name in ("resnet18", "mobilenet", "mobilenetv3", "unet")
+            for relu in ("gc-full", "gc-sign", "ot")
+        ),
         *((name, "gc-sign") for name in ("resnet34", "resnet50", "vgg11", "vgg16-bn", "densenet")),
     ],
 )

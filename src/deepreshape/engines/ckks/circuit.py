@@ -30,13 +30,33 @@ from deepreshape.engines.ckks.packing import (
 )
 from deepreshape.engines.ckks.parameters import CkksParameters, choose_modulus
 from deepreshape.engines.ckks.public import PublicCircuit
-from deepreshape.private.program.graph import Conv, Dense, Flat, Layer, Pool, Quadratic, Rectify, Sum
+from deepreshape.private.program.graph import (
+    Conv,
+    Dense,
+    Flat,
+    Layer,
+    Pick,
+    Pool,
+    PublicAffine,
+    Quadratic,
+    Rectify,
+    Stack,
+    Sum,
+)
 from deepreshape.private.program.ops import INPUT, ProgramError
 
 __all__ = ["LeveledCircuit", "LinearStep", "SquareStep", "Term", "compiled"]
 
 Real = NDArray[np.float64]
 Shape = tuple[int, ...]
+
+WORDS = {
+    Rectify: "a ReLU",
+    PublicAffine: "a factor or summand of the network's code",
+    Pick: "a move of elements",
+    Stack: "a join of values",
+}
+"""What a user calls the layers that are met most often where they cannot be."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -304,7 +324,7 @@ def _form(builder: _Builder, layer: Layer) -> _Form:
         case Quadratic():
             return _squared(builder, layer)
         case _:
-            what = "a ReLU" if isinstance(layer, Rectify) else f"a {type(layer).__name__}"
+            what = WORDS.get(type(layer), f"a {type(layer).__name__.lower()}")
             raise ProgramError(
                 f"{layer.name}: {what} is not computed under CKKS, which knows linear layers and squares; `deepreshape "
                 "linearize MODEL --method herpn --budget 0` makes squares of ReLUs, and `substitute`, or an -avg name, "

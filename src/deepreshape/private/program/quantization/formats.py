@@ -160,11 +160,16 @@ def choose_formats(
 
 
 def _weight_fraction(step: Conv | Dense | PublicAffine) -> int:
-    """Fraction bits that the weights of a layer want; a public factor of few bits, such as 1/2, wants no more."""
+    """Fraction bits that the weights of a layer want; a public factor that is as precise with fewer wants these."""
     if not isinstance(step, PublicAffine):
         return _fraction(WEIGHT_BITS, float(np.abs(step.weight).max()))
-    usual = _fraction(WEIGHT_BITS, abs(step.factor))
-    return next((bits for bits in range(1, usual) if math.ldexp(step.factor, bits).is_integer()), usual)
+    usual, most = _fraction(WEIGHT_BITS, abs(step.factor)), math.ldexp(abs(step.factor), -WEIGHT_BITS)
+    near = (bits for bits in range(1, usual) if abs(step.factor - _rounded(step.factor, bits)) <= most / 2)
+    return next(near, usual)
+
+
+def _rounded(factor: float, bits: int) -> float:
+    return math.ldexp(round(math.ldexp(factor, bits)), -bits)
 
 
 def _fraction(bits: int, largest: float) -> int:
