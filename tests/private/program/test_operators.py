@@ -150,6 +150,10 @@ NETWORKS = {
     "1-d": (lambda s, y, m: F.relu(m(F.relu(y).flatten(2))), nn.Conv1d(4, 5, 3, 2, 1)),
     "1-d transposed": (lambda s, y, m: F.relu(m(F.relu(y).flatten(2))), nn.ConvTranspose1d(4, 5, 3, 2, 1)),
     "norm before padding": (lambda s, y, b, m: m(b(F.relu(y))), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 3, padding=1)),
+    "instance norm by stored statistics": (
+        lambda s, y, b: b(F.relu(y)), nn.InstanceNorm2d(4, affine=True, track_running_stats=True),
+    ),
+    "instance norm without weights": (lambda s, y, b: F.relu(b(y)), nn.InstanceNorm2d(4, track_running_stats=True)),
     "norm of features": (lambda s, y, b: b(F.relu(y).mean((2, 3))), nn.BatchNorm1d(4)),
     "transposed, norm, relu": (
         lambda s, y, m, b: F.relu(b(m(F.relu(y)))), nn.ConvTranspose2d(4, 6, 2, 2), nn.BatchNorm2d(6),

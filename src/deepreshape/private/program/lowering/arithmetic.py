@@ -24,7 +24,7 @@ from torch import Tensor, fx
 from deepreshape.nn.herpn import quadratic
 from deepreshape.private.program.graph import Affine, Conv, Dense, Filled, Pick, Quadratic, Stack, Sum
 from deepreshape.private.program.lowering.geometry import Placement, square_form, transposed_form
-from deepreshape.private.program.lowering.trace import NO_PRODUCT, Handler, Trace, UnsupportedOperatorError
+from deepreshape.private.program.lowering.trace import NO_PRODUCT, NORM, Handler, Trace, UnsupportedOperatorError
 
 __all__ = ["ARITHMETIC", "expanded", "negated", "reshaped", "scaled"]
 
@@ -242,7 +242,20 @@ def _addmm(trace: Trace, node: fx.Node, path: str) -> None:
 
 
 def _batch_norm(trace: Trace, node: fx.Node, path: str) -> None:
-    x, weight, bias, mean, variance, *_, eps = trace.arguments(node)
+    *known, _, eps = trace.arguments(node)
+    _normalized(trace, node, path, known, eps)
+
+
+def _instance_norm(trace: Trace, node: fx.Node, path: str) -> None:
+    *known, of_input, _, eps, _ = trace.arguments(node)
+    if of_input:
+        raise UnsupportedOperatorError("an instance norm of its input's own statistics", f"keep statistics, or {NORM}")
+    _normalized(trace, node, path, known, eps)
+
+
+def _normalized(trace: Trace, node: fx.Node, path: str, known: Sequence[Any], eps: Any) -> None:
+    """A norm by stored statistics; ``known`` are its input, weight, bias, mean and variance."""
+    x, weight, bias, mean, variance = known
     source = trace.source(x)
     spread = trace.constant(variance).numpy() + float(eps)
     if (spread <= 0).any():
@@ -416,6 +429,7 @@ ARITHMETIC: dict[str, Handler] = {
     "deepreshape.masked_conv2d": _masked_conv,
     "deepreshape.polynomial_relu": _polynomial_relu,
     "div": _div,
+    "instance_norm": _instance_norm,
     "linear": _linear,
     "matmul": _matmul,
     "mm": _matmul,

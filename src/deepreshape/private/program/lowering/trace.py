@@ -312,7 +312,7 @@ INSTEAD = {
     "silu": f"{SUBSTITUTE}, or {HARD}".format("swish"),
     "tanh": f"{SUBSTITUTE}, or {HARD}".format("tanh"),
     "sigmoid": f"{HARD} inside, and let the client apply it at the end".format("sigmoid"),
-    **dict.fromkeys(("layer_norm", "group_norm", "instance_norm"), NORM),
+    **dict.fromkeys(("layer_norm", "group_norm"), NORM),
     **dict.fromkeys(("softmax", "log_softmax"), "at the end it is the client's; inside, nothing exact does instead"),
     **dict.fromkeys(("max_pool3d", "avg_pool3d", "conv3d"), "take layers over two axes"),
     ATTENTION: "attention multiplies values by one another; take convolutions",
