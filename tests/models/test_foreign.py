@@ -16,6 +16,7 @@ from deepreshape.models import convert, from_dict
 from deepreshape.models.foreign import METHODS, Foreign
 from deepreshape.models.saved import Manifest, load, manifest_of, save
 from deepreshape.nn import MaskedReLU
+from deepreshape.private.program.lower import unsupported
 
 SHAPE = (3, 16, 16)
 EVERY = [networks.ResNet, networks.Functional, networks.ReadAgain, networks.Subclassed, networks.Shared]
@@ -246,6 +247,33 @@ def test_what_is_wrapped_is_converted_without_its_wrapper(wrap):
         assert all(part not in name for name in ours.state_dict() for part in ("module", "_orig_mod"))
     assert ours.architecture.name == "Sequential"
     assert convert(wrap(ours), SHAPE) is ours
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: x.flatten(2).max(2)[0],
+        lambda x: torch.min(x.flatten(2), 2).values,
+        lambda x: torch.max(x, x.flip(3)),
+        lambda x: torch.roll(x.movedim(1, 3), 1, 2),
+        lambda x: F.unfold(x, 3).roll(1, 1),
+    ],
+)
+def test_what_runs_privately_can_be_named(function, tmp_path: Path):
+    class Moves(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 2, 1)
+
+        def forward(self, x):
+            return function(F.relu(self.conv(x))).flatten(1)
+
+    network = Moves().eval()
+    x = torch.randn(2, *SHAPE)
+    ours = convert(network, SHAPE)
+    save(ours, tmp_path, Manifest(ours.architecture))
+    assert torch.equal(load(tmp_path)(x), network(x))
+    assert not unsupported(network, SHAPE)
 
 
 class Standardized(nn.Module):

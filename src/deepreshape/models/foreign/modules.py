@@ -36,15 +36,16 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
             "torch",
             torch,
             "abs adaptive_avg_pool1d add amax amin avg_pool1d bmm cat channel_shuffle chunk clamp conv1d conv2d div "
-            "einsum exp flatten matmul max_pool2d maximum mean minimum mul neg permute pixel_shuffle pow reshape relu "
-            "rsqrt sigmoid softmax split sqrt square squeeze stack sub sum tanh transpose unbind unflatten unsqueeze",
+            "einsum exp flatten flip matmul max max_pool2d maximum mean min minimum movedim mul neg permute "
+            "pixel_shuffle pow reshape relu roll rsqrt sigmoid softmax split sqrt square squeeze stack sub sum tanh "
+            "transpose unbind unflatten unsqueeze",
         ),
         (
             "functional",
             nn.functional,
             "adaptive_avg_pool2d adaptive_max_pool2d avg_pool2d batch_norm conv2d conv_transpose2d elu gelu "
             "hardsigmoid hardswish hardtanh interpolate leaky_relu linear log_softmax max_pool2d mish normalize pad "
-            "pixel_shuffle relu relu6 sigmoid silu softmax softplus tanh",
+            "pixel_shuffle relu relu6 sigmoid silu softmax softplus tanh unfold",
         ),
         ("operator", operator, "add floordiv getitem matmul mul neg pow sub truediv"),
     )
@@ -52,13 +53,13 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
 } | {"shape": getattr}
 """By the word in a manifest; ``shape`` reads one of the attributes below."""
 
-ATTRIBUTES = ("shape", "ndim", "dtype", "device")
+ATTRIBUTES = ("shape", "ndim", "dtype", "device", "values")
 
 METHODS = frozenset(
     """
-    abs add amax amin chunk clamp clone contiguous detach dim div expand flatten float mean mul narrow neg numel permute
-    pow repeat reshape sigmoid size softmax split sqrt square squeeze sub sum t tanh to transpose type_as unbind
-    unflatten unsqueeze view
+    abs add amax amin chunk clamp clone contiguous detach dim div expand flatten flip float max mean min movedim mul
+    narrow neg numel permute pow repeat reshape roll sigmoid size softmax split sqrt square squeeze sub sum t tanh to
+    transpose type_as unbind unflatten unsqueeze view
     """.split()  # noqa: SIM905 - as above
 )
 """Methods of a tensor."""
