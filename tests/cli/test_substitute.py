@@ -171,7 +171,7 @@ def test_logits_with_axes_of_one_are_judged_as_they_run(there: Path):
         ),
         (
             ("substitute", "mine.py:net", *QUICK, "--out", "x"),
-            "--activation relu or hard, --max-pool avg, or both",
+            "nothing to replace: give --activation relu or hard",
         ),
         (("substitute", "mine.py:net", "--activation", "relu", "--out", "x"), "does not say what it was trained on"),
         (("substitute", "zoo:digits", "--activation", "relu", "--out", "x"), "has ReLUs already"),

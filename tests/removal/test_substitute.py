@@ -1,5 +1,6 @@
 """Other layers in place of those that do not run privately."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -76,6 +77,41 @@ def test_hard_forms_stay_near_and_the_network_then_runs_privately():
     assert not unsupported(network, DATA.shape)
     total = count(network, DATA.shape).total
     assert (total.relus, total.squares) == (256 + 4 + 256, 256 + 2 * 256)
+
+
+class Grouped(nn.Module):
+    """Group norms of maps and of a line, and an instance norm."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(1, 4, 3, padding=1), nn.GroupNorm(2, 4)
+        self.deeper, self.each = nn.Conv2d(4, 4, 3, padding=1), nn.InstanceNorm2d(4)
+        self.line, self.fc = nn.GroupNorm(1, 8), nn.Linear(32, 10)
+
+    def forward(self, x):
+        x = F.relu(self.norm(self.conv(x)))
+        x = F.relu(self.each(self.deeper(x)))
+        return self.fc(self.line(F.avg_pool2d(x, 2).reshape(-1, 8, 8)[:, :, :4]).flatten(1))
+
+
+def test_batch_norms_take_the_place_of_norms_by_groups_with_weights_and_statistics():
+    model = Grouped()
+    with torch.no_grad():
+        model.norm.weight.copy_(torch.tensor([1.0, 2.0, 3.0, 4.0]))
+    kinds = {"GroupNorm": "batch", "InstanceNorm2d": "batch"}
+    untuned, record = substitute(model, kinds, DATA, recipe=replace(RECIPE, epochs=1, lr=1e-9), seed=1)
+    assert record.replaced == {
+        "norm": ("GroupNorm", "BatchNorm2d"),
+        "each": ("InstanceNorm2d", "BatchNorm2d"),
+        "line": ("GroupNorm", "BatchNorm1d"),
+    }
+    state = untuned.state_dict()
+    assert torch.allclose(state["norm.weight"], torch.tensor([1.0, 2.0, 3.0, 4.0]))
+    assert "each.weight" not in state
+    inner = model.conv(DATA.normalize(DATA.train.images[:]))
+    assert torch.allclose(state["norm.running_mean"], inner.mean((0, 2, 3)), atol=0.1)
+    assert unsupported(model, DATA.shape)
+    assert not unsupported(untuned, DATA.shape)
 
 
 def test_a_cut_run_goes_on_to_the_same_network_and_the_folder_is_no_others(tmp_path: Path, monkeypatch):

@@ -283,6 +283,9 @@ def substitute(
     max_pool: Annotated[
         str | None, typer.Option(help="What takes the place of max pools: avg.", show_default=False)
     ] = None,
+    norm: Annotated[
+        str | None, typer.Option(help="What takes the place of group and instance norms: batch.", show_default=False)
+    ] = None,
     data: SavedDataName = None,
     data_dir: DataDir = None,
     seed: Seed = 0,
@@ -290,25 +293,27 @@ def substitute(
     threads: Threads = 0,
     as_json: Json = False,
 ) -> None:
-    """Put other activations and average pools in place of what does not run privately, and fine-tune the network."""
+    """Put other activations, pools and norms in place of what does not run privately, and fine-tune the network."""
     from deepreshape.cli.models import trained_network
     from deepreshape.models import convert
     from deepreshape.models.saved import save
     from deepreshape.removal import substitute as substitute_layers
     from deepreshape.removal import tuning_recipe
-    from deepreshape.removal.substitute import ACTIVATIONS, HARD, POOLS, SMOOTH
+    from deepreshape.removal.substitute import ACTIVATIONS, HARD, NORMS, POOLS, SMOOTH
 
     new_model(to)
-    if activation not in (None, "relu", "hard") or max_pool not in (None, "avg") or not (activation or max_pool):
-        raise ValueError(
-            f"--activation {activation} --max-pool {max_pool}: give --activation relu or hard, --max-pool avg, or both"
-        )
+    known = {"--activation": ("relu", "hard"), "--max-pool": ("avg",), "--norm": ("batch",)}
+    asked = dict(zip(known, (activation, max_pool, norm), strict=True))
+    if not any(asked.values()) or any(word not in (None, *known[option]) for option, word in asked.items()):
+        words = " ".join(f"{option} {word}" for option, word in asked.items() if word) or "nothing to replace"
+        raise ValueError(f"{words}: give --activation relu or hard, --max-pool avg, --norm batch, or several of them")
     network, dataset = trained_network(model, data, data_dir, threads)
     whole = convert(network.module.eval(), dataset.shape)
     recipe = tuning_recipe(whole, dataset).with_values(dict(read_pairs(settings, "--set")))
     layers: dict[str, str] = {**dict.fromkeys(ACTIVATIONS, "ReLU")} if activation == "relu" else {}
     layers |= {**dict.fromkeys(SMOOTH, "ReLU"), **HARD} if activation == "hard" else {}
     layers |= {**dict.fromkeys(POOLS, "avg")} if max_pool else {}
+    layers |= {**dict.fromkeys(NORMS, "batch")} if norm else {}
     with progress_bar() as bar:
         show = into(bar, bar.add_task("fine-tuning", total=None))
         changed, record = stoppable(

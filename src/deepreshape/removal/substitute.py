@@ -1,19 +1,21 @@
-"""Other activations and pools in place of those that do not run privately, and a fine-tuning that mends what it cost.
+"""Other activations, pools and norms in place of what does not run privately, and a fine-tuning that mends the cost.
 
 GELU, SiLU and their like become ReLUs, which a method of this room can then remove, or stay near what they are as hard
-swishes and their like, which gates need; max pools become average pools of the same windows. The network that came
+swishes and their like, which gates need; max pools become average pools of the same windows; norms by groups, which
+divide by what depends on the input, become batch norms with statistics of the training images. The network that came
 teaches the one with the substitutes.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from deepreshape.data import Dataset
 from deepreshape.models import Foreign, convert
@@ -24,7 +26,7 @@ from deepreshape.removal.method import see_classes, tuning_recipe
 from deepreshape.training import Progress, Recipe, accuracy, objective_of, train
 from deepreshape.training.runs import claim_folder, measured_as
 
-__all__ = ["ACTIVATIONS", "HARD", "POOLS", "SMOOTH", "Substitution", "substitute"]
+__all__ = ["ACTIVATIONS", "HARD", "NORMS", "POOLS", "SMOOTH", "Substitution", "substitute"]
 
 SMOOTH: tuple[str, ...] = ("ELU", "GELU", "Mish", "SiLU", "Sigmoid", "Softplus", "Tanh")
 """Activations that do not run privately."""
@@ -34,6 +36,9 @@ ACTIVATIONS: tuple[str, ...] = tuple(
 HARD: Mapping[str, str] = {"SiLU": "Hardswish", "Sigmoid": "Hardsigmoid", "Tanh": "Hardtanh"}
 """What of straight pieces, or squares, is near these activations (Howard et al., MobileNetV3, ICCV 2019)."""
 POOLS: tuple[str, ...] = ("MaxPool2d", "AdaptiveMaxPool2d")
+NORMS: tuple[str, ...] = ("GroupNorm", "InstanceNorm1d", "InstanceNorm2d")
+MEASURED = 2048
+"""How many training images the first statistics of a batch norm are of."""
 
 
 @dataclass(frozen=True)
@@ -76,8 +81,9 @@ def substitute(
 
     Args:
         model: any torch module; it is left as it was.
-        layers: by the class of a layer (:data:`ACTIVATIONS`, :data:`POOLS`), what takes its place: ``"ReLU"`` for an
-            activation, or the one that :data:`HARD` has for it; ``"avg"`` for a pool.
+        layers: by the class of a layer (:data:`ACTIVATIONS`, :data:`POOLS`, :data:`NORMS`), what takes its place:
+            ``"ReLU"`` for an activation, or the one that :data:`HARD` has for it; ``"avg"`` for a pool; ``"batch"`` for
+            a norm.
         data: its test split is not touched.
         recipe: of the fine-tuning; :func:`~deepreshape.removal.method.tuning_recipe` without one.
         seed: of the fine-tuning.
@@ -99,15 +105,18 @@ def substitute(
     if not isinstance(architecture, Foreign):
         raise ValueError("a network of this package has ReLUs already, and average pools by its name: resnet9-avg")
     _see_pairs(layers)
-    changed, replaced = copy.deepcopy(whole), {}
-    for path, module in whole.named_modules():
-        if type(module).__name__ in layers:
-            other = _instead(path, module, layers[type(module).__name__])
-            changed.set_submodule(path, other)
-            replaced[path] = type(module).__name__, type(other).__name__
+    places = {path: module for path, module in whole.named_modules() if type(module).__name__ in layers}
+    changed, replaced = copy.deepcopy(whole).eval(), {}
+    axes = _axes(changed, places, batch)
+    for path, module in places.items():
+        other = _instead(path, module, layers[type(module).__name__], axes[path])
+        changed.set_submodule(path, other.to(device))
+        replaced[path] = type(module).__name__, type(other).__name__
     if not replaced:
         held = sorted({type(module).__name__ for module in whole.modules() if not [*module.children()]})
         raise ValueError(f"the network has no {' or '.join(layers)} to replace; its layers are {', '.join(held)}")
+    norms = [path for path, module in places.items() if type(module).__name__ in NORMS]
+    _measure([changed.get_submodule(path) for path in norms], changed, data, device)
     network = traced(changed, batch, architecture.label)
     recipe = recipe or tuning_recipe(whole, data)
     if folder:
@@ -127,18 +136,51 @@ def substitute(
 
 
 def _see_pairs(layers: Mapping[str, str]) -> None:
-    allowed = {**{kind: {"ReLU", HARD.get(kind)} for kind in ACTIVATIONS}, **{kind: {"avg"} for kind in POOLS}}
+    allowed = {kind: {"ReLU", HARD.get(kind)} for kind in ACTIVATIONS}
+    allowed |= {kind: {"avg"} for kind in POOLS} | {kind: {"batch"} for kind in NORMS}
     for kind, other in layers.items():
         if other not in allowed.get(kind, ()):
             pairs = ", ".join(f"{near} that of {smooth}" for smooth, near in HARD.items())
             raise ValueError(
                 f"cannot put {other!r} in place of {kind!r}; ReLU takes the place of {', '.join(ACTIVATIONS)}, "
-                f"{pairs}, and avg that of {', '.join(POOLS)}"
+                f"{pairs}, avg that of {', '.join(POOLS)}, and batch that of {', '.join(NORMS)}"
             )
 
 
-def _instead(path: str, module: nn.Module, other: str) -> nn.Module:
-    """The layer that takes the place of one."""
+def _axes(network: nn.Module, places: Iterable[str], batch: Tensor) -> dict[str, int]:
+    """How many axes the input of each layer has; 0 of one that does not run."""
+    axes = dict.fromkeys(places, 0)
+
+    def note(path: str) -> Callable[..., None]:
+        return lambda _, inputs: axes.update({path: inputs[0].dim()})
+
+    handles = [network.get_submodule(path).register_forward_pre_hook(note(path)) for path in axes]
+    with torch.no_grad():
+        network(batch)
+    for handle in handles:
+        handle.remove()
+    return axes
+
+
+def _measure(norms: Sequence[Any], network: nn.Module, data: Dataset, device: torch.device) -> None:
+    """Give batch norms of a network the statistics of some training images, the mean over all batches."""
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.train().momentum = None
+    with torch.no_grad():
+        for first in range(0, min(len(data.train), MEASURED) if norms else 0, 256):
+            network(data.normalize(data.train.images[first : min(first + 256, MEASURED)].to(device)))
+    for norm in norms:
+        norm.eval().momentum = 0.1
+
+
+def _instead(path: str, module: nn.Module, other: str, axes: int) -> nn.Module:
+    """The layer that takes the place of one, whose input has so many axes."""
+    if isinstance(module, nn.GroupNorm | nn.InstanceNorm1d | nn.InstanceNorm2d):
+        channels = module.num_channels if isinstance(module, nn.GroupNorm) else module.num_features
+        norm = (nn.BatchNorm2d if axes == 4 else nn.BatchNorm1d)(channels, module.eps, affine=module.affine)
+        norm.load_state_dict(module.state_dict(), strict=False)
+        return norm
     if isinstance(module, nn.AdaptiveMaxPool2d):
         return nn.AdaptiveAvgPool2d(module.output_size)  # pyright: ignore[reportArgumentType]
     if not isinstance(module, nn.MaxPool2d):

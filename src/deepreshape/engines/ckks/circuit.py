@@ -50,7 +50,7 @@ __all__ = ["LeveledCircuit", "LinearStep", "SquareStep", "Term", "compiled"]
 Real = NDArray[np.float64]
 Shape = tuple[int, ...]
 
-WORDS = {
+WORDS: dict[type[object], str] = {
     Rectify: "a ReLU",
     PublicAffine: "a factor or summand of the network's code",
     Pick: "a move of elements",

@@ -24,7 +24,7 @@ from torch import Tensor, fx
 from deepreshape.nn.herpn import quadratic
 from deepreshape.private.program.graph import Affine, Conv, Dense, Filled, Pick, Quadratic, Stack, Sum
 from deepreshape.private.program.lowering.geometry import Placement, square_form, transposed_form
-from deepreshape.private.program.lowering.trace import NO_PRODUCT, NORM, Handler, Trace, UnsupportedOperatorError
+from deepreshape.private.program.lowering.trace import GROUPS, NO_PRODUCT, Handler, Trace, UnsupportedOperatorError
 
 __all__ = ["ARITHMETIC", "expanded", "negated", "reshaped", "scaled"]
 
@@ -249,7 +249,7 @@ def _batch_norm(trace: Trace, node: fx.Node, path: str) -> None:
 def _instance_norm(trace: Trace, node: fx.Node, path: str) -> None:
     *known, of_input, _, eps, _ = trace.arguments(node)
     if of_input:
-        raise UnsupportedOperatorError("an instance norm of its input's own statistics", f"keep statistics, or {NORM}")
+        raise UnsupportedOperatorError("an instance norm of its input's own statistics", GROUPS)
     _normalized(trace, node, path, known, eps)
 
 

@@ -305,6 +305,7 @@ ATTENTION = "scaled_dot_product_attention"
 SUBSTITUTE = "take a ReLU (`deepreshape substitute --activation relu`)"
 HARD = "take a hard {} (`deepreshape substitute --activation hard`)"
 NORM = "write torch.nn.BatchNorm2d there and train the network again"
+GROUPS = "take a batch norm (`deepreshape substitute --norm batch`)"
 NO_PRODUCT = "of two values, only products element by element are computed"
 INSTEAD = {
     **dict.fromkeys(("gelu", "elu", "celu", "selu", "mish", "softplus"), SUBSTITUTE),
@@ -312,7 +313,8 @@ INSTEAD = {
     "silu": f"{SUBSTITUTE}, or {HARD}".format("swish"),
     "tanh": f"{SUBSTITUTE}, or {HARD}".format("tanh"),
     "sigmoid": f"{HARD} inside, and let the client apply it at the end".format("sigmoid"),
-    **dict.fromkeys(("layer_norm", "group_norm"), NORM),
+    "layer_norm": NORM,
+    "group_norm": GROUPS,
     **dict.fromkeys(("softmax", "log_softmax"), "at the end it is the client's; inside, nothing exact does instead"),
     **dict.fromkeys(("max_pool3d", "avg_pool3d", "conv3d"), "take layers over two axes"),
     ATTENTION: "attention multiplies values by one another; take convolutions",
