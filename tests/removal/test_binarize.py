@@ -1,5 +1,6 @@
 """Binary networks of real ones: which layers change, two steps, the record, and what is refused."""
 
+import copy
 from pathlib import Path
 
 import pytest
@@ -8,10 +9,11 @@ from support.command_line import refusal
 from support.few_digits import RECIPE, KilledError, digits, equal, kill_at, trained, weights
 from torch import nn
 
+from deepreshape.cli.options import new_model
 from deepreshape.counting import count
 from deepreshape.models.saved import load, manifest_of, save
 from deepreshape.nn import HerPN, MaskedReLU, RPReLU, SignConv2d
-from deepreshape.removal import binarize
+from deepreshape.removal import Binarization, binarize
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +64,27 @@ def test_a_killed_run_goes_on_to_the_same_network(phase: str, whole: nn.Module, 
         binarize(whole, digits(), recipe=RECIPE, folder=tmp_path, progress=kill_at(phase, 2))
     network, _ = binarize(whole, digits(), recipe=RECIPE, folder=tmp_path)
     assert equal(weights(network), weights(expected))
+
+
+def test_a_folder_says_whose_run_was_killed_in_it(whole: nn.Module, tmp_path: Path):
+    with pytest.raises(KilledError):
+        binarize(whole, digits(), recipe=RECIPE, folder=tmp_path / "run", progress=kill_at("signs", 2))
+    new_model(tmp_path)  # the command given again goes on, and does not take the folder for somebody else's
+    other = copy.deepcopy(whole)
+    other.load_state_dict({name: -tensor for name, tensor in weights(whole).items()})
+    for given, words in (
+        ({"model": other}, "network was"),
+        ({"rprelu": "none"}, "rprelu was prelu, now none"),
+        ({"layers": ["stage2.0.conv2.0"]}, "binarize was"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            binarize(**{"model": whole, "data": digits(), "recipe": RECIPE, "folder": tmp_path / "run", **given})
+
+
+def test_a_record_of_maps_has_the_word_of_their_metric():
+    record = Binarization((), "prelu", 1, 1, 1, 50.0, 40.0, 45.0, {}, 0, "miou").to_dict()
+    assert [record[f"miou_{when}"] for when in ("before", "step1", "validation")] == [50.0, 40.0, 45.0]
+    assert not any("top1" in name for name in record)
 
 
 def with_a(site: nn.Module) -> nn.Module:

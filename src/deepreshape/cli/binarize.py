@@ -51,6 +51,7 @@ def binarize(
     from deepreshape.models.saved import save
     from deepreshape.removal.binarize import binarize as make_binary
     from deepreshape.removal.binarize import binary_recipe
+    from deepreshape.training import METRICS
 
     if "TORCHELASTIC_RUN_ID" in os.environ:
         raise ValueError("binarize trains in one process; start it without torchrun")
@@ -78,16 +79,10 @@ def binarize(
         )
     save(binary, to)
     shutil.rmtree(to / "run")
-    values = {
-        "signs": record.signs,
-        "relus": record.relus,
-        "top1_before": record.top1_before,
-        "top1_step1": record.top1_step1,
-        "top1_validation": record.top1_validation,
-        "record": record.to_dict(),
-    }
     if as_json:
-        print_json(values)
+        row = record.to_dict()
+        tops = {name: value for name, value in row.items() if name.startswith(record.measures)}
+        print_json({"signs": record.signs, "relus": record.relus, **tops, "record": row})
         return
     out.print(
         f"{thousands(record.signs)} signs in {len(record.layers)} layers, {thousands(record.relus)} ReLUs left of "
@@ -95,7 +90,7 @@ def binarize(
     )
     if record.top1_before is not None:
         out.print(
-            f"validation top-1 {record.top1_before:.2f} % before, {record.top1_step1:.2f} % with signs, "
-            f"{record.top1_validation:.2f} % with one-bit weights too"
+            f"validation {METRICS[record.measures]} {record.top1_before:.2f} % before, {record.top1_step1:.2f} % with "
+            f"signs, {record.top1_validation:.2f} % with one-bit weights too"
         )
     out.print(f"saved in {to}", highlight=False)

@@ -300,6 +300,7 @@ def substitute(
     from deepreshape.removal import substitute as substitute_layers
     from deepreshape.removal import tuning_recipe
     from deepreshape.removal.substitute import ACTIVATIONS, HARD, NORMS, POOLS, SMOOTH
+    from deepreshape.training import METRICS
 
     new_model(to)
     known = {"--activation": ("relu", "hard"), "--max-pool": ("avg",), "--norm": ("batch",)}
@@ -330,7 +331,8 @@ def substitute(
         out.print(f"{path}: {after} in place of {before}", highlight=False)
     if record.top1_before is not None:
         steps = (record.top1_before, record.top1_substituted, record.top1_after)
-        out.print("validation top-1 {:.2f} % before, {:.2f} % substituted, {:.2f} % fine-tuned".format(*steps))
+        words = "validation {} {:.2f} % before, {:.2f} % substituted, {:.2f} % fine-tuned"
+        out.print(words.format(METRICS[record.measures], *steps))
     out.print(f"saved in {to}")
 
 

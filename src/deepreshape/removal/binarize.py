@@ -19,10 +19,11 @@ from torch import Tensor, nn
 from deepreshape.counting import count
 from deepreshape.data import Dataset
 from deepreshape.models import convert
-from deepreshape.models.saved import note_step
+from deepreshape.models.saved import note_step, weights_digest
 from deepreshape.nn import BinaryConv2d, Nonlinearity, RPReLU, RSign, SignConv2d
 from deepreshape.removal.method import see_classes
-from deepreshape.training import Progress, Recipe, accuracy, recipe_of, train
+from deepreshape.training import Progress, Recipe, accuracy, objective_of, recipe_of, train
+from deepreshape.training.runs import claim_folder, measured_as
 
 __all__ = ["Binarization", "Rectifiers", "binarize", "binary_recipe"]
 
@@ -42,6 +43,7 @@ class Binarization:
             real weights, and at the end; none where the validation split was trained on.
         recipe: of each step; the second has no weight decay.
         seed: of both.
+        measures: the word for the metric, which :meth:`to_dict` has in place of ``top1``.
     """
 
     layers: tuple[str, ...]
@@ -54,10 +56,11 @@ class Binarization:
     top1_validation: float | None
     recipe: dict[str, Any]
     seed: int
+    measures: str = "top1"
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON values."""
-        return {"method": "binarize", **asdict(self)}
+        return {"method": "binarize", **measured_as(asdict(self))}
 
 
 def binary_recipe(data: str) -> Recipe:
@@ -94,7 +97,8 @@ def binarize(
         The network, in evaluation mode, and the record.
 
     Raises:
-        ValueError: if the network is binary or reduced already, or a layer cannot be changed.
+        ValueError: if the network is binary or reduced already, a layer cannot be changed, or the folder holds another
+            run.
     """
     if rprelu not in get_args(Rectifiers):
         raise ValueError(f"rprelu is one of {', '.join(get_args(Rectifiers))}, not {rprelu!r}")
@@ -109,6 +113,9 @@ def binarize(
     if rprelu == "prelu":
         _put_rprelus(network, batch)
     recipe = recipe or binary_recipe(data.name)
+    if folder:
+        settings = {"binarize": chosen, "rprelu": rprelu, "recipe": asdict(recipe), "seed": seed, "data": data.name}
+        claim_folder(folder, settings | {"network": weights_digest(teacher)})
 
     def step(name: str, settings: Recipe) -> float | None:
         def told(at: Progress) -> None:
@@ -128,7 +135,17 @@ def binarize(
     counts = count(network, data.shape).total
     relus_before = count(teacher, data.shape).total.relus
     record = Binarization(
-        chosen, rprelu, relus_before, counts.relus, counts.signs, before, first, last, asdict(recipe), seed
+        chosen,
+        rprelu,
+        relus_before,
+        counts.relus,
+        counts.signs,
+        before,
+        first,
+        last,
+        asdict(recipe),
+        seed,
+        objective_of(data).measures,
     )
     note_step(network, data, record.to_dict(), source=teacher)
     return network.eval(), record
