@@ -11,9 +11,11 @@ import pytest
 
 from deepreshape.counting import count
 from deepreshape.data import Dataset
+from deepreshape.experiments.points import TrainingPoint
 from deepreshape.experiments.run import Job, default_budgets, hybrenets
 from deepreshape.models import architecture
 from deepreshape.models.saved import load, manifest_of
+from deepreshape.removal import plan, plan_of
 from deepreshape.training import RECIPES
 from deepreshape.training.runs import finished
 
@@ -122,6 +124,20 @@ def test_budgets_larger_than_the_network_are_refused_before_anything_is_made(tmp
     ):
         replace(JOB, budgets=(5000,)).run(DATA, tmp_path / "out", quiet)
     assert not (tmp_path / "out").exists()
+
+
+def test_settings_that_fit_no_network_claim_no_folder(tmp_path: Path):
+    whole = plan_of(architecture("vgg16-m2", DATA.shape, 10))
+    point = TrainingPoint("vgg16-m2", whole, None, 0, replace(RECIPE, grow=0.5))
+    with pytest.raises(ValueError, match="too small for this network"):
+        point.result(DATA, tmp_path / "m", tmp_path / "run", quiet)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_command_of_a_row_has_the_multiply_adds_that_its_plan_was_chosen_within():
+    chosen = plan(architecture("resnet18-m4", DATA.shape, 10), 600, max_macs=103e3)
+    point = TrainingPoint("resnet18-m4", chosen, 600, 0, RECIPE, max_macs=103e3)
+    assert " --budget 600 --max-macs 103000.0 " in point._command(DATA)
 
 
 def test_relatives_keep_the_papers_ratio_of_channels():

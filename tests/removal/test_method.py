@@ -13,12 +13,14 @@ from torch import nn
 
 from deepreshape.cost import Cost, CostReport, Layer, ReluLayer
 from deepreshape.counting import count
+from deepreshape.data import Dataset, Split
 from deepreshape.models import architecture, build
 from deepreshape.models.saved import Manifest, load, save
 from deepreshape.nn import GatedReLU
-from deepreshape.removal import METHODS, Descent, Linearization, Method, Thin, apply, masks_of, plan_of
+from deepreshape.removal import METHODS, Descent, Linearization, Method, Thin, apply, linearize, masks_of, plan_of
 from deepreshape.removal.method import Reduced
 from deepreshape.removal.sites import put_masks
+from deepreshape.training import CachedTeacher
 
 DATA = digits()
 MODEL = trained()
@@ -184,6 +186,52 @@ def test_a_teacher_that_cannot_be_compared_is_refused_before_the_search(tmp_path
     fail = lambda *_: pytest.fail("the search began")  # noqa: E731
     with pytest.raises(ValueError, match=r"the teacher has no layer 'stage1.0.act1' to compare with"):
         reduced("taylor", 300, teacher=other, folder=tmp_path / "run", progress=fail)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", ["descent", "spatial", "taylor"])
+def test_a_network_of_maps_is_reduced_as_any_other(name: str):
+    shapes = Dataset.load("shapes")
+    few = [Split(split.images[:8], split.labels[:8]) for split in (shapes.train, shapes.validation)]
+    data = replace(shapes, train=few[0], validation=few[1])
+    model = build(architecture("resnet20-m2-phi1.1.1-seg", data.shape, len(data.class_names)), seed=0)
+    _, record = linearize(model, METHODS[name](500), data, recipe=replace(RECIPE, batch=4))
+    assert (record.relus, record.measures) == (500, "miou")
+
+
+class Plain(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(128, 10))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layers(x)
+
+
+@pytest.mark.parametrize(
+    ("name", "more", "words"),
+    [
+        ("coarse", {"model": Plain(), "budget": 9}, "coarse removal needs a network of the package"),
+        ("herpn", {"masked": True, "budget": 0}, "stem.act has no ReLU at some places"),
+        ("autorep", {"masked": True, "polynomial": True}, "polynomial=True puts a quadratic wherever there is no ReLU"),
+        ("senet", {"teacher": "stored"}, "SENet compares every ReLU with the teacher's, which has none of shape"),
+        ("taylor", {"teacher": "stored"}, "the teacher has no layer 'stem.act' to compare with; mismatch=0 compares"),
+        ("snl", {"teacher": "stored", "crop": 2}, "the cached teacher saw crop=2, the recipe has crop=1"),
+        ("snl", {"grow": 0.5}, "grow=0.5 shrinks images and masks have one size"),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_anything_is_written(name: str, more: dict, words: str, tmp_path: Path):
+    budget, model = more.pop("budget", 300), more.pop("model", MODEL)
+    if more.pop("masked", False):
+        model = put_masks(copy.deepcopy(MODEL), {"stem.act": torch.zeros(2, 8, 8, dtype=torch.bool)})
+    recipe = replace(RECIPE, grow=more.pop("grow", 0.0))
+    if "teacher" in more:
+        stored = {"offsets": torch.zeros(1, 260, 2, dtype=torch.uint8), "rest": torch.zeros(1, 260)}
+        stored |= {"classes": torch.zeros(1, 260, 3, dtype=torch.int16), "logits": torch.zeros(1, 260, 3)}
+        more["teacher"] = CachedTeacher(stored, more.pop("crop", 1), 10)
+    teacher = more.pop("teacher", None)
+    with pytest.raises(ValueError, match=words):
+        linearize(model, METHODS[name](budget, **more), DATA, recipe=recipe, teacher=teacher, folder=tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 

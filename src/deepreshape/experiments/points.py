@@ -22,6 +22,7 @@ from deepreshape.removal import METHODS, CoarsePlan, Linearization, Method, Remo
 from deepreshape.training import (
     Progress,
     Recipe,
+    TrainingRun,
     accuracy,
     is_cache,
     load_cache,
@@ -29,7 +30,6 @@ from deepreshape.training import (
     parallel,
     recipe_of,
     set_options,
-    train,
 )
 from deepreshape.training.checkpoint import METRICS
 from deepreshape.training.runs import Result, claim_folder
@@ -58,6 +58,7 @@ class TrainingPoint:
         recipe: of the training.
         init: saved model that gives the weights it starts from, if any.
         teacher: folder of a saved model that distils into it, or of its answers (``deepreshape teach``), if any.
+        max_macs: multiply-adds that the plan was chosen within, if any.
     """
 
     network: str
@@ -67,6 +68,7 @@ class TrainingPoint:
     recipe: Recipe
     init: Path | None = None
     teacher: Path | None = None
+    max_macs: float | None = None
 
     @property
     def id(self) -> str:
@@ -89,10 +91,11 @@ class TrainingPoint:
             history = [*manifest_of(start).history, record.to_dict()]
         else:
             model = build(self.plan.architecture, seed=self.seed)
+        run = TrainingRun(model, data, recipe, seed=self.seed, teacher=teacher)
         whose = {"network": self.network, "plan": str(self.plan), "seed": self.seed, "data": data.name}
         whose |= {"weights": weights_digest(model), "teacher": teacher and weights_digest(teacher)}
         claim_folder(folder, whose | {"recipe": asdict(recipe)})
-        trained = train(model, data, recipe, seed=self.seed, teacher=teacher, folder=folder, progress=progress)
+        trained = run.complete(folder, progress)
         step = {"method": "train", "recipe": asdict(recipe), "seed": self.seed}
         history.append(step | {"teacher": self.teacher and called(self.teacher)})
         save(model, to, Manifest.of(self.plan.architecture, data, tuple(history)))
@@ -115,6 +118,7 @@ class TrainingPoint:
         """The command that trains this point alone, in a folder that holds the models it needs."""
         words = ["deepreshape", "train", self.network, "--data", data.name, "--seed", str(self.seed)]
         words += ["--budget", str(self.budget)] if self.budget else []
+        words += ["--max-macs", str(self.max_macs)] if self.max_macs else []
         words += ["--init", called(self.init)] if self.init else []
         words += ["--teacher", called(self.teacher)] if self.teacher else []
         words += set_options(asdict(self.recipe), asdict(recipe_of(data.name)))

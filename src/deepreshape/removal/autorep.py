@@ -9,6 +9,7 @@ approximation, section 3.3), whose coefficients then train. The mask at the end 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import pi
 from typing import Literal
@@ -51,12 +52,14 @@ class AutoReP(SearchMethod):
         super().__post_init__()
         check_ranges(self, gate_lr=(1e-9, 100), hysteresis=(0, 1), strength=(0, 1e9))
 
-    def reduce(self, network: nn.Module, task: Task) -> Reduced:
-        if self.polynomial and not all(mask.all() for mask in task.masks.values()):
+    def see_fits(self, network: nn.Module, input: Sequence[int], masks: Masks, teacher: nn.Module) -> None:
+        if self.polynomial and not all(mask.all() for mask in masks.values()):
             raise ValueError(
                 "polynomial=True puts a quadratic wherever there is no ReLU, and this network has the identity at some "
                 "places; start from one whose ReLUs are whole"
             )
+
+    def reduce(self, network: nn.Module, task: Task) -> Reduced:
         return self.find(_Search(self, network, task), task)
 
 

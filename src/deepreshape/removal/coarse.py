@@ -6,8 +6,9 @@ go layer by layer, those before a residual add first and front stages first, and
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import nn
@@ -36,12 +37,14 @@ class Coarse(Method):
         if self.granularity != "layer":
             raise ValueError(f"coarse removal goes by layer, not by {self.granularity}; another method does")
 
-    def reduce(self, network: nn.Module, task: Task) -> Reduced:
-        architecture = getattr(network, "architecture", None)
-        if not isinstance(architecture, Staged):
+    def see_fits(self, network: nn.Module, input: Sequence[int], masks: Masks, teacher: nn.Module) -> None:
+        if not isinstance(getattr(network, "architecture", None), Staged):
             raise ValueError(
                 "coarse removal needs a network of the package, which knows its stages; try another method"
             )
+
+    def reduce(self, network: nn.Module, task: Task) -> Reduced:
+        architecture = cast(Staged, network.architecture)
         device = next(network.parameters()).device
         for plan in sorted(coarse_plans(architecture, self.shrink), key=lambda plan: plan.relus):
             if plan.relus < self.budget:

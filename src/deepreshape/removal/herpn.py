@@ -8,10 +8,10 @@ escapes.
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from deepreshape.models.staged import Staged
 from deepreshape.nn import HerPN
 from deepreshape.removal.method import Method, Reduced, Task
-from deepreshape.removal.sites import Granularity
+from deepreshape.removal.sites import Granularity, Masks
 
 __all__ = ["Herpn"]
 
@@ -33,6 +33,8 @@ SMALLEST = 1e-2
 class Herpn(Method):
     """Settings of the replacement; there is nothing to choose, as no ReLU is left."""
 
+    masked: ClassVar[bool] = False
+
     granularity: Granularity = "layer"
 
     def __post_init__(self) -> None:
@@ -43,13 +45,15 @@ class Herpn(Method):
                 f"granularity={self.granularity}; autorep with polynomial=true keeps some beside quadratics"
             )
 
-    def reduce(self, network: nn.Module, task: Task) -> Reduced:
-        partial = next((path for path, mask in task.masks.items() if not mask.all()), None)
+    def see_fits(self, network: nn.Module, input: Sequence[int], masks: Masks, teacher: nn.Module) -> None:
+        partial = next((path for path, mask in masks.items() if not mask.all()), None)
         if partial is not None:
             raise ValueError(
                 f"{partial} has no ReLU at some places, and a HerPN has a square at all; start from a network whose "
                 "ReLUs are whole"
             )
+
+    def reduce(self, network: nn.Module, task: Task) -> Reduced:
         device = next(network.parameters()).device
         for path, mask in task.masks.items():
             network.set_submodule(path, HerPN(len(mask)).to(device))

@@ -38,6 +38,7 @@ from deepreshape.training import (
     recipe_of,
     train,
 )
+from deepreshape.training.loop import see_recipe_fits
 from deepreshape.training.runs import claim_folder, measured_as
 
 __all__ = [
@@ -115,6 +116,9 @@ class Method(ABC):
     exact: ClassVar[bool] = True
     """Whether the budget is met, and not only kept within: true of all but restatements of what others published."""
 
+    masked: ClassVar[bool] = True
+    """Whether masks stand in the network that comes out, which then takes images of one size."""
+
     budget: int
     granularity: Granularity = "pixel"
     mismatch: float | None = None
@@ -130,13 +134,16 @@ class Method(ABC):
         """As in results and on the command line."""
         return type(self).__name__.lower()
 
-    def see_fits(self, network: nn.Module, input: Sequence[int], masks: Masks) -> None:  # noqa: B027 - most fit all
+    def see_fits(  # noqa: B027 - most fit all
+        self, network: nn.Module, input: Sequence[int], masks: Masks, teacher: nn.Module
+    ) -> None:
         """Refuse a network that cannot be reduced so, before anything is written.
 
         Args:
             network: that is left as it is.
             input: shape of one input, (channels, height, width).
             masks: where it has ReLUs.
+            teacher: that distils into it.
 
         Raises:
             ValueError: saying why, and what would work.
@@ -263,7 +270,6 @@ class Linearization:
                 f"{works}"
             )
         self.price_before = price(self.before.priced_layers).seconds if price else None
-        method.see_fits(model, data.shape, self.masks)
         recipe = recipe or tuning_recipe(model, data)
         if recipe.epochs and not any(parameter.requires_grad for parameter in model.parameters()):
             raise ValueError(
@@ -271,6 +277,8 @@ class Linearization:
             )
         self.recipe = recipe if method.mismatch is None else replace(recipe, mismatch=method.mismatch)
         self.teacher = copy.deepcopy(_teaching(teacher, data) if teacher else model).eval()
+        method.see_fits(model, data.shape, self.masks, self.teacher)
+        see_recipe_fits(copy.deepcopy(model), data, self.recipe, self.teacher, masked=method.masked)
         if self.recipe.mismatch:
             _see_comparable(self.teacher, self.masks, data)
         self.prices = dict.fromkeys(self.masks, 1.0) | (relu_prices(self.before.layers, price) if price else {})
@@ -432,8 +440,8 @@ def _warned(metric: str, before: float | None, after: float | None, most: float)
 @torch.no_grad()
 def _see_comparable(teacher: nn.Module, masks: Masks, data: Dataset) -> None:
     """Refuse a teacher whose maps cannot be compared with those at the sites, before the search and not after it."""
-    device = next(teacher.parameters()).device
     with activations(teacher, masks) as theirs:
+        device = next(teacher.parameters()).device  # stored answers, which have no layers, have no parameters either
         teacher(data.normalize(data.train.images[:1].to(device)))
         mismatch_loss({path: mask[None].to(device) for path, mask in masks.items()}, theirs)
 

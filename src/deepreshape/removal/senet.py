@@ -10,7 +10,7 @@ gradients ranks the weights by |w dL/dw|, which does not depend on how batch nor
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from deepreshape.removal.mask_search import ChosenMasks, SearchMethod, rounds_done, weighed
 from deepreshape.removal.method import Reduced, Task
 from deepreshape.removal.sites import Masks, keep_best, masks_of, unit_shape
-from deepreshape.training import activations, check_ranges
+from deepreshape.training import CachedTeacher, activations, check_ranges
 from deepreshape.training.convolution import MatrixConvolutions
 from deepreshape.training.parallel import add_up
 
@@ -46,14 +46,16 @@ class SENet(SearchMethod):
         super().__post_init__()
         check_ranges(self, density=(0, 1), rounds=(1, 100_000))
 
-    def reduce(self, network: nn.Module, task: Task) -> Reduced:
-        theirs = masks_of(task.teacher, task.data.shape)
-        for path, mask in task.masks.items():
+    def see_fits(self, network: nn.Module, input: Sequence[int], masks: Masks, teacher: nn.Module) -> None:
+        theirs = {} if isinstance(teacher, CachedTeacher) else masks_of(teacher, input)
+        for path, mask in masks.items():
             if path not in theirs or theirs[path].shape != mask.shape:
                 raise ValueError(
                     f"SENet compares every ReLU with the teacher's, which has none of shape {tuple(mask.shape)} at "
                     f"{path}; let the network teach itself"
                 )
+
+    def reduce(self, network: nn.Module, task: Task) -> Reduced:
         matter = weighed(sensitivities(network, task, self.density), task.prices)
         budgets = layer_budgets(matter, task.masks, self.budget)
         with activations(task.teacher, task.masks) as theirs:

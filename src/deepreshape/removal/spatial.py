@@ -63,7 +63,7 @@ class Spatial(SearchMethod):
         if self.begin >= self.end:
             raise ValueError(f"begin={self.begin} has to be before end={self.end}")
 
-    def see_fits(self, network: nn.Module, input: Sequence[int], masks: Masks) -> None:
+    def see_fits(self, network: nn.Module, input: Sequence[int], masks: Masks, teacher: nn.Module) -> None:
         if self.columns:
             _removable(self, network, input, masks)
 

@@ -23,7 +23,7 @@ from deepreshape.models.foreign import traced
 from deepreshape.models.saved import note_step, weights_digest
 from deepreshape.nn import require_finite
 from deepreshape.removal.method import see_classes, tuning_recipe
-from deepreshape.training import Progress, Recipe, accuracy, objective_of, train
+from deepreshape.training import Progress, Recipe, TrainingRun, accuracy, objective_of
 from deepreshape.training.runs import claim_folder, measured_as
 
 __all__ = ["ACTIVATIONS", "HARD", "NORMS", "POOLS", "SMOOTH", "Substitution", "substitute"]
@@ -119,6 +119,7 @@ def substitute(
     _measure([changed.get_submodule(path) for path in norms], changed, data, device)
     network = traced(changed, batch, architecture.label)
     recipe = recipe or tuning_recipe(whole, data)
+    run = TrainingRun(network, data, recipe, seed=seed, teacher=copy.deepcopy(whole).eval())
     if folder:
         settings = {"substitute": dict(layers), "recipe": asdict(recipe), "seed": seed, "data": data.name}
         claim_folder(folder, settings | {"network": weights_digest(whole)})
@@ -127,8 +128,7 @@ def substitute(
         return accuracy(of, data, data.validation) if recipe.holdout else None
 
     before, substituted = top1(whole), top1(network)
-    teacher = copy.deepcopy(whole).eval()
-    trained = train(network, data, recipe, seed=seed, teacher=teacher, folder=folder, progress=progress)
+    trained = run.complete(folder, progress)
     measures = objective_of(data).measures
     record = Substitution(replaced, before, substituted, trained.top1_validation, asdict(recipe), seed, measures)
     note_step(network, data, record.to_dict(), source=whole)

@@ -148,14 +148,12 @@ class TrainingRun:
         hook: Hook | None = None,
         objective: Objective | None = None,
     ) -> None:
-        if recipe.grow:
-            sites = [site for site in model.modules() if isinstance(site, Nonlinearity) and not isinstance(site, HerPN)]
-            _see_growth(model, data, recipe, masked=bool(hook or sites))
+        sites = [site for site in model.modules() if isinstance(site, Nonlinearity) and not isinstance(site, HerPN)]
+        see_recipe_fits(model, data, recipe, teacher, masked=bool(hook or sites))
         self.model, self.data, self.recipe, self.seed = model, data, recipe, seed
         self.teacher, self.hook, self.objective = teacher, hook, objective or objective_of(data)
         self.device = next(model.parameters()).device
-        if isinstance(teacher, CachedTeacher) and teacher.crop != recipe.crop:
-            raise ValueError(f"the cached teacher saw crop={teacher.crop}, the recipe has crop={recipe.crop}")
+        self.names = [] if teacher is None else _compared_names(model, teacher, recipe)
         model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         if teacher is not None:
             teacher.to(device=self.device, memory_format=torch.channels_last).eval()  # pyright: ignore[reportCallIssue]
@@ -222,7 +220,9 @@ class TrainingRun:
                     module.eval()
         during.enter_context(shared_norms(self.model))
         during.enter_context(MatrixConvolutions())
-        self.compared = _compared(self.model, self.teacher, self.recipe, during)
+        if self.teacher is not None and self.names:
+            ours, theirs = (during.enter_context(activations(net, self.names)) for net in (self.model, self.teacher))
+            self.compared = ours, theirs
         self.escaped = during.enter_context(escape(self.model)) if self.recipe.escape else None
 
     def _over(self) -> bool:
@@ -304,8 +304,25 @@ class TrainingRun:
 
 
 @torch.no_grad()
-def _see_growth(model: nn.Module, data: Dataset, recipe: Recipe, *, masked: bool) -> None:
-    """Refuse to grow images of a network that does not take the smallest of them."""
+def see_recipe_fits(
+    model: nn.Module, data: Dataset, recipe: Recipe, teacher: nn.Module | None, *, masked: bool
+) -> None:
+    """Refuse settings that do not go with a network or a teacher, before anything is written.
+
+    Args:
+        model: that is trained, or what it will be made of.
+        data: of the training.
+        recipe: with the settings.
+        teacher: if any.
+        masked: whether masks stand in the network that is trained.
+
+    Raises:
+        ValueError: if images cannot grow, or a cached teacher saw other windows.
+    """
+    if isinstance(teacher, CachedTeacher) and teacher.crop != recipe.crop:
+        raise ValueError(f"the cached teacher saw crop={teacher.crop}, the recipe has crop={recipe.crop}")
+    if not recipe.grow:
+        return
     if masked:
         raise ValueError(f"grow={recipe.grow} shrinks images and masks have one size; leave it out")
     device = next(model.parameters()).device
@@ -319,12 +336,14 @@ def _see_growth(model: nn.Module, data: Dataset, recipe: Recipe, *, masked: bool
         ) from None
 
 
-def _compared(
-    model: nn.Module, teacher: nn.Module | None, recipe: Recipe, during: ExitStack
-) -> tuple[dict[str, Tensor], dict[str, Tensor]] | None:
-    """Where the activation maps of student and teacher at the masked ReLUs will be, if the recipe compares them."""
-    if teacher is None or not recipe.mismatch:
-        return None
+def _compared_names(model: nn.Module, teacher: nn.Module, recipe: Recipe) -> list[str]:
+    """The masked ReLUs at which activation maps of student and teacher are compared, if the recipe compares them.
+
+    Raises:
+        ValueError: if there are none, or the teacher has no layer of such a name.
+    """
+    if not recipe.mismatch:
+        return []
     modules = dict(model.named_modules())
     names = [
         name
@@ -335,7 +354,8 @@ def _compared(
     ]
     if not names:
         raise ValueError(f"mismatch={recipe.mismatch} compares maps at masked ReLUs, and there are none; leave it out")
-    return during.enter_context(activations(model, names)), during.enter_context(activations(teacher, names))
+    with activations(teacher, names):
+        return names
 
 
 def _generator(seed: int, count: int) -> torch.Generator:

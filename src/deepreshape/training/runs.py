@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -126,10 +126,21 @@ def refuse_others(folder: Path, kind: str, theirs: Mapping[str, Any], ours: Mapp
     Raises:
         ValueError: naming those that differ.
     """
-    differing = [name for name in ours if name not in theirs or theirs[name] != ours[name]]
+    differing = [difference for name in ours for difference in _differences(name, theirs, ours)]
     if differing:
-        shown = "; ".join(f"{name} was {theirs.get(name)}, now {ours[name]}" for name in differing)
+        shown = "; ".join(differing)
         raise ValueError(f"{folder} holds another {kind} ({shown}); use those settings, or another folder")
+
+
+def _differences(path: str, theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> Iterator[str]:
+    """What differs in a setting, by the path to it where settings hold settings."""
+    name = path.rpartition(".")[2]
+    was, now = theirs.get(name), ours.get(name)
+    if isinstance(was, Mapping) and isinstance(now, Mapping):
+        for part in {**was, **now}:
+            yield from _differences(f"{path}.{part}", was, now)
+    elif name not in theirs or was != now:
+        yield f"{path} was {was}, now {now}"
 
 
 def finished(folder: Path) -> list[Result]:
