@@ -8,9 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deepreshape.cost import LinearLayer
+from deepreshape.data import Dataset, Split
 from deepreshape.design.adjust import Adjustment, adjust, drop_rates, layer_paths, layer_widths, scaled_to
+from deepreshape.experiments.adjusting import measure_by_training, validation_loss
 from deepreshape.models import ResNet, architecture, build
 from deepreshape.nn.channel_dropout import MOST, channel_dropout
+from deepreshape.training import Recipe, objective_of
 
 START = architecture("resnet20")
 assert isinstance(START, ResNet)
@@ -105,6 +108,30 @@ def test_the_best_used_layers_gain_and_an_adjustment_that_was_cut_goes_on(tmp_pa
         adjust(START, measure, macs, replace(config, gain=0.3), folder=tmp_path / "cut")
 
 
+def test_measurements_of_another_seed_or_recipe_are_not_taken_for_these(tmp_path: Path):
+    data, recipe = Dataset.load("digits"), Recipe(epochs=1)
+    measure_by_training(data, recipe, rate=0.05, folder=tmp_path)
+    measure_by_training(data, recipe, rate=0.05, folder=tmp_path)
+    for changes, words in (
+        ({"seed": 1}, "seed was 0, now 1"),
+        ({"recipe": replace(recipe, lr=0.2)}, r"recipe\.lr was 0\.4, now 0\.2"),
+        ({"data": replace(data, name="others")}, "data was digits, now others"),
+    ):
+        given = {"data": data, "recipe": recipe, "seed": 0, **changes}
+        with pytest.raises(ValueError, match=words):
+            measure_by_training(**given, rate=0.05, folder=tmp_path)
+
+
+def test_a_measurement_of_maps_is_their_mean_loss():
+    data = Dataset.load("shapes")
+    few = replace(data, validation=Split(data.validation.images[:6], data.validation.labels[:6]))
+    network = build(architecture("resnet18-m2-seg", data.shape, len(data.class_names)), seed=0).eval()
+    with torch.no_grad():
+        outputs = network(data.normalize(few.validation.images))
+    expected = objective_of(data).loss(outputs, few.validation.labels, None, Recipe(smoothing=0.0))
+    assert validation_loss(network, few) == pytest.approx(float(expected), rel=1e-5)
+
+
 def test_no_iteration_begins_after_its_time():
     measure, asked = preferring("stem.conv")
     assert len(adjust(START, measure, macs, Adjustment(), max_seconds=0.0)) == len(asked) == 1
@@ -129,10 +156,6 @@ def test_channels_drop_as_one_with_mean_one(noise):
 
 
 def test_a_measurement_trains_and_judges_without_noise(tmp_path: Path):
-    from deepreshape.data import Dataset, Split
-    from deepreshape.experiments.adjusting import measure_by_training, validation_loss
-    from deepreshape.training import Recipe
-
     whole = Dataset.load("digits")
     splits = [Split(split.images[:64], split.labels[:64]) for split in (whole.train, whole.validation, whole.test)]
     data = Dataset("digits", *splits, whole.class_names, whole.mean, whole.std)

@@ -44,6 +44,24 @@ def test_one_seed_gives_one_genotype_and_a_killed_search_goes_on_to_it(few: Data
     assert net(torch.zeros(2, *few.shape)).shape == (2, 10)
 
 
+def test_a_folder_of_another_search_and_labels_that_are_maps_are_refused(few: Dataset, tmp_path: Path):
+    def stop(at: Progress) -> None:
+        raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        search_cells(few, SEARCH, RECIPE, seed=3, folder=tmp_path, progress=stop)
+    for config, data, words in (
+        (replace(SEARCH, alpha_lr=0.2), few, r"search\.alpha_lr was 0\.1, now 0\.2"),
+        (SEARCH, replace(few, name="others"), "data was digits, now others"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            search_cells(data, config, RECIPE, seed=3, folder=tmp_path)
+    maps = torch.zeros(8, 8, 8, dtype=torch.uint8)
+    pixels = replace(few, train=Split(few.train.images[:8], maps), validation=Split(few.train.images[:8], maps))
+    with pytest.raises(ValueError, match="digits has a class for each pixel, and networks of cells"):
+        search_cells(pixels, SEARCH, RECIPE, folder=tmp_path / "x")
+
+
 def test_alpha_learns_from_the_other_half(few: Dataset):
     one = search_cells(few, replace(SEARCH, alpha_lr=1e-9), RECIPE, seed=3)
     same = search_cells(few, replace(SEARCH, alpha_lr=1e-9), replace(RECIPE, epochs=1), seed=3)

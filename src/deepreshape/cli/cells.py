@@ -19,6 +19,7 @@ from deepreshape.cli.options import (
     Json,
     Seed,
     Threads,
+    new_model,
     read_data,
     read_pairs,
     set_threads,
@@ -66,6 +67,7 @@ class Search:
             search: takes the data set, configuration, recipe, seed, folder and progress, and gives the best.
             told: of that, a line and what is written, with the name of the ``network``.
         """
+        new_model(self.to)
         set_threads(self.threads, self.data)
         dataset = read_data(self.data, self.data_dir)
         recipe, config = _read_settings(self.data, self.epochs, settings, usual)

@@ -6,7 +6,7 @@ Weights learn from one half of the training split, alpha from the other.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -16,7 +16,9 @@ from torch.nn.functional import cross_entropy
 
 from deepreshape.data import Dataset, Split
 from deepreshape.data.augment import augment
+from deepreshape.models.saved import weights_digest
 from deepreshape.training import Hook, Progress, Recipe, TrainingRun, check_ranges
+from deepreshape.training.runs import claim_folder
 
 __all__ = ["AlphaConfig", "AlphaSteps", "Searched", "train_with_alpha"]
 
@@ -75,8 +77,10 @@ def train_with_alpha(
         progress: called after every step.
 
     Raises:
-        ValueError: if there are too few images, or the folder holds another run.
+        ValueError: if there are too few images, they have maps for labels, or the folder holds another run.
     """
+    if data.maps:
+        raise ValueError(f"{data.name} has a class for each pixel, and networks of cells give one for each image")
     if len(data.train) < 2:
         raise ValueError(f"a search needs two images at least to learn from, and {data.name} has {len(data.train)}")
     half = len(data.train) // 2
@@ -84,7 +88,11 @@ def train_with_alpha(
     first, second = (Split(data.train.images[part], data.train.labels[part]) for part in (order[:half], order[half:]))
     recipe = replace(recipe, batch=config.batch, holdout=True, ema=0.0, mismatch=0.0, grow=0.0)
     hook = steps((first, second), recipe)
-    TrainingRun(hook, replace(data, train=first), recipe, seed=seed, hook=hook).complete(folder, progress)
+    run = TrainingRun(hook, replace(data, train=first), recipe, seed=seed, hook=hook)
+    if folder:
+        settings = {"search": asdict(config), "recipe": asdict(recipe), "seed": seed, "data": data.name}
+        claim_folder(folder, settings | {"network": weights_digest(hook)})
+    run.complete(folder, progress)
 
 
 class AlphaSteps(nn.Module, Hook):

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
 from deepreshape.counting import count
 from deepreshape.data import Dataset
@@ -16,7 +16,8 @@ from deepreshape.design.base_width import multiply_adds
 from deepreshape.models import ResNet, build
 from deepreshape.nn.channel_dropout import channel_dropout
 from deepreshape.pricing.quote import Terms, quote_layers
-from deepreshape.training import Hook, Progress, Recipe, TrainingRun
+from deepreshape.training import Hook, Progress, Recipe, TrainingRun, objective_of
+from deepreshape.training.runs import claim_folder
 
 __all__ = ["measure_by_training", "resource_of"]
 
@@ -61,10 +62,14 @@ def measure_by_training(
         progress: called after every step.
 
     Raises:
-        ValueError: if the recipe trains on the validation split, whose loss decides.
+        ValueError: if the recipe trains on the validation split, whose loss decides, or the folder holds measurements
+            of other data or with other settings.
     """
     if not recipe.holdout or not len(data.validation):
         raise ValueError("widths are chosen by the validation loss: leave holdout on, and data with a validation split")
+
+    if folder:
+        claim_folder(folder, {"data": data.name, "recipe": asdict(recipe), "rate": rate, "seed": seed})
 
     def measure(architecture: ResNet, iteration: int) -> tuple[float, Callable[[Mapping[str, float], int], float]]:
         model = build(architecture, seed=seed)
@@ -85,13 +90,13 @@ def measure_by_training(
 
 @torch.no_grad()
 def validation_loss(model: nn.Module, data: Dataset) -> float:
-    """Mean cross entropy on the validation split, in evaluation mode."""
+    """Mean loss of the data set's objective on the validation split, in evaluation mode and without smoothing."""
     model.eval()
     device = next(model.parameters()).device
-    total = 0.0
+    total, objective, plain = 0.0, objective_of(data), Recipe(smoothing=0.0)
     for images, labels in data.validation.batches(EVAL_BATCH):
-        logits = model(data.normalize(images.to(device))).float()
-        total += float(cross_entropy(logits, labels.to(device), reduction="sum"))
+        outputs = model(data.normalize(images.to(device)))
+        total += len(images) * float(objective.loss(outputs, labels.to(device), None, plain))
     return total / len(data.validation)
 
 

@@ -6,11 +6,10 @@ that are left are tried, and the one that raises the loss least is removed; betw
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
 from deepreshape.removal.mask_search import ChosenMasks, SearchMethod, rounds_done, weighed
 from deepreshape.removal.method import Reduced, Task
@@ -46,7 +45,8 @@ class Descent(SearchMethod):
 class _Search(ChosenMasks):
     def __init__(self, method: Descent, network: nn.Module, task: Task) -> None:
         super().__init__(network, task, task.masks)
-        self.method = method
+        self.method, self.objective = method, task.objective
+        self.plain = replace(task.recipe, smoothing=0.0)
         self.total = sum(int(mask.sum()) for mask in task.masks.values())
 
     @torch.no_grad()
@@ -64,7 +64,7 @@ class _Search(ChosenMasks):
         self.network.eval()
         for candidate in candidates:
             self.choose(candidate)
-            losses.append(cross_entropy(self.network(batch), labels, reduction="sum"))
+            losses.append(len(labels) * self.objective.loss(self.network(batch), labels, None, self.plain))
         self.network.train()
         self.choose(candidates[int(add_up(torch.stack(losses)).argmin())])
 
