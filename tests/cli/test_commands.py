@@ -4,6 +4,7 @@ import json
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import typer
 from support.command_line import answer, call
+from support.results import row
 from typer.core import TyperOption
 from typer.main import get_command
 
@@ -394,3 +396,15 @@ def test_wrong_input_is_one_clear_line(words: tuple[str, ...], message: str, tmp
     assert message in done.err
     assert done.err.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_sweep_of_a_network_of_ones_own_is_compared_with_its_first_method(tmp_path: Path):
+    rows = [row("net", 100, 60.0, method="taylor"), row("net", 200, 70.0, method="taylor")]
+    rows += [row("net", 150, 66.0, method="snl")]
+    rows = [replace(each, plan=f"{each.method} {each.relus}") for each in rows]
+    (tmp_path / "results.jsonl").write_text("".join(json.dumps(each.to_row()) + "\n" for each in rows))
+    config = {"data": "digits", "networks": ["mine.py:net"], "methods": ["taylor", "snl"], "budgets": [100]}
+    config |= {"seeds": [0], "teacher": None, "recipe": {}, "tune": {}, "settings": []}
+    (tmp_path / "config.yaml").write_text(json.dumps(config))
+    assert answer("report", str(tmp_path)) == {"report": str(tmp_path / "report.html"), "points": 3}
+    assert "1 of 1 other points between two of net, taylor&#39;s are ahead" in (tmp_path / "report.html").read_text()

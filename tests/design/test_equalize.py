@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from deepreshape.counting import count
 from deepreshape.design import coefficients, equalize
 from deepreshape.design.equalize import _solutions, inequalities
-from deepreshape.models import architecture, build
+from deepreshape.models import ResNet, architecture, build
 
 
 def multipliers(name: str, **options) -> list[tuple[int, ...]]:
@@ -122,6 +122,12 @@ def test_two_inequalities_in_conflict_are_both_named():
     message = r"R2 > R3 \(beta <= 3\) and R3 > R1 \(alpha\*beta >= 17\) exclude each other with 2 <= alpha <= 5"
     with pytest.raises(ValueError, match=message):
         equalize(architecture("resnet20"), (2, 3, 1), bounds=(2, 5))
+
+
+def test_more_stages_than_multipliers_have_names_are_refused():
+    ten = ResNet((1,) * 10, 4, (2,) * 9, (3, 1024, 1024), 10)
+    with pytest.raises(ValueError, match="9 stages are the most that are equalized, not 10"):
+        equalize(ten, tuple(range(1, 11)))
 
 
 def test_the_published_order_is_for_four_stages():

@@ -53,6 +53,9 @@ def test_a_proxy_that_follows_the_law_ranks_networks_it_has_not_seen():
     assert (proxy.relus, proxy.macs, proxy.params, proxy.correlation) == pytest.approx((2, 3, 1, 1))
     with pytest.raises(ValueError, match="7 points of 4 networks are too few"):
         Proxy.fit(rows[:7])
+    assert Proxy.fit([*rows, {**rows[0], "relus": 0, "top1": 1.0}]) == proxy
+    with pytest.raises(ValueError, match="some of these points have another metric"):
+        Proxy.fit([*rows, {**{name: value for name, value in rows[0].items() if name != "top1"}, "miou": 1.0}])
 
 
 @given(st.integers(0, 10**6), st.integers(2, 5))

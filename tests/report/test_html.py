@@ -1,9 +1,10 @@
 import re
 from dataclasses import replace
 
+import pytest
 from support.results import ROWS, row
 
-from deepreshape.report import render
+from deepreshape.report import picture, render
 
 
 def test_the_report_needs_no_network_and_shows_every_point():
@@ -28,6 +29,15 @@ def test_a_report_of_points_without_a_published_price_has_no_column_and_no_chart
     assert "server-garbler" not in html
     assert html.count("<svg") == 2
     assert "88.00" in html
+
+
+def test_networks_without_a_relu_are_reported_without_a_chart_of_relus():
+    squares = [replace(row(name, 0, 88.0), macs=100, priced_seconds={}) for name in ("a", "b")]
+    html = render(squares, baseline="a", settings="", command="")
+    assert html.count("<svg") == 1
+    assert "multiply-adds" in html
+    with pytest.raises(ValueError, match="none of these networks has a ReLU"):
+        picture(squares)
 
 
 def test_a_report_on_the_digits_says_what_they_do_not_show():

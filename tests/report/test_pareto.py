@@ -34,6 +34,12 @@ def test_the_gain_is_taken_at_equal_relus():
     assert advantages(summarize([*ROWS, row("big", 5000, 99.0)]), "base") == (gain,)
 
 
+def test_what_has_no_relu_is_compared_with_its_like_alone():
+    rows = [row("base", 0, 50.0), row("base", 100, 60.0), row("hrn", 0, 55.0), row("hrn", 10, 56.0)]
+    (gain,) = advantages(summarize([replace(each, plan=str(each.relus)) for each in rows]), "base")
+    assert (gain.point.relus, gain.gain) == (0, 5.0)
+
+
 def test_what_a_method_left_is_compared_with_what_the_same_method_left_of_the_baseline():
     rows = [
         row(network, 500, top1, plan=f"{method} 500", method=method)

@@ -96,7 +96,7 @@ def train(
     if max_macs is not None and not budget:
         raise ValueError(f"--max-macs {max_macs:g} chooses among the plans within --budget; give both")
     removed = plan(whole, budget, max_macs=max_macs) if budget else plan_of(whole)
-    point = TrainingPoint(network, removed, budget, seed, recipe, init=start, teacher=taught_by)
+    point = TrainingPoint(network, removed, budget, seed, recipe, init=start, teacher=taught_by, max_macs=max_macs)
     with progress_bar() as bar:
         task = bar.add_task(point.title, total=None)
         row = stoppable(lambda: point.result(dataset, to, to / "run", into(bar, task)))
@@ -318,9 +318,10 @@ def report(
         metrics = [f"{folder} has {METRICS[row.measures]}" for folder in folders for row in finished(folder)[:1]]
         raise ValueError(f"one report is of one metric: {', '.join(metrics)}; write a report for each")
     terms = read_one_terms(protocol, link) if protocol else None
+    drawn = picture(rows) if svg else ""
     written = _write_report(folders, rows, to or folders[0] / "report.html", terms)
     if svg:
-        svg.write_text(picture(rows))
+        svg.write_text(drawn)
     if as_json:
         print_json({"report": str(written), "points": len(rows)})
     else:
@@ -406,11 +407,13 @@ def _write_report(folders: list[Path], rows: list[Result], path: Path, terms: Te
 
 def _baseline_of(config: dict[str, Any]) -> str:
     """What the others are compared with: a job's baseline, a search's best, a sweep's first network or first method."""
+    from deepreshape.experiments.sweep import short_name
+
     if "designs" in config:
         return config["designs"][0].partition(":")[0]
     if "baseline" in config:
         return config["baseline"]
-    first = config["networks"][0].removeprefix("zoo:").rstrip("/").rpartition("/")[2]
+    first = short_name(config["networks"][0])
     return first if len(config["networks"]) > 1 else f"{first}, {config['methods'][0]}"
 
 

@@ -114,6 +114,8 @@ def equalize(
 
 
 def _checked_order(order: Sequence[int] | None, stages: int) -> tuple[int, ...]:
+    if stages > len(GREEK) + 1:
+        raise ValueError(f"{len(GREEK) + 1} stages are the most that are equalized, not {stages}")
     if order is None:
         if stages != len(PUBLISHED_ORDER):
             raise ValueError(

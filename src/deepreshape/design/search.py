@@ -79,8 +79,11 @@ class Proxy:
         """Least squares over trained points (rows of ``results.jsonl``), validated network by network.
 
         Raises:
-            ValueError: if there are too few points or networks.
+            ValueError: if there are too few points or networks, or points of another metric.
         """
+        if any("top1" not in row for row in rows):
+            raise ValueError("the score is of top-1, and some of these points have another metric; leave those out")
+        rows = [row for row in rows if row["relus"]]  # it scores networks with at least one ReLU
         names = {row["network"] for row in rows}
         if len(names) < 3 or len(rows) < 8:
             raise ValueError(

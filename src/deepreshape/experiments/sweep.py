@@ -19,7 +19,7 @@ from deepreshape.models.zoo import folder_of
 from deepreshape.removal import METHODS, Method, plan_of
 from deepreshape.training import Recipe, with_values
 
-__all__ = ["Sweep", "configured"]
+__all__ = ["Sweep", "configured", "short_name"]
 
 
 @dataclass(frozen=True)
@@ -74,13 +74,15 @@ class Sweep(Experiment):
                         given = {key: value for method, key, value in self.settings if method == name}
                         chosen = configured(name, budget, given)
                         if budget <= relus:
-                            yield RemovalPoint(_short(network), source, chosen, seed, self.tune, teacher, word=network)
+                            yield RemovalPoint(
+                                short_name(network), source, chosen, seed, self.tune, teacher, word=network
+                            )
 
     def _check(self, data: Dataset) -> None:
         for name, key, value in self.settings:
             if name not in self.methods:
                 raise ValueError(f"{name}.{key}={value} is for a method that is not in this sweep")
-        short = [_short(network) for network in self.networks]
+        short = [short_name(network) for network in self.networks]
         for name in short:
             if short.count(name) > 1:
                 raise ValueError(f"two of the networks are called {name!r}, as their results would be; rename one")
@@ -112,7 +114,7 @@ def configured(name: str, budget: int, settings: dict[str, Any]) -> Method:
     return with_values(METHODS[name](budget), settings)
 
 
-def _short(network: str) -> str:
+def short_name(network: str) -> str:
     """A network's name, of a saved one that of its folder, of code that of the callable."""
     return network.removeprefix("zoo:").rstrip("/").rpartition("/")[2].rpartition(":")[2]
 

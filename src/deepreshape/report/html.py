@@ -67,14 +67,12 @@ def render(
     bases = [RELUS, MACS, BOTH, *([seconds] if seconds else [])]
     gains = {basis: advantages(points, baseline, basis) for basis in bases}
     best = set(pareto_front([(point.relus, point.mean) for point in points]))
-    charts = [
-        _chart(points, "Accuracy against ReLUs", "ReLUs", [point.relus for point in points]),
-        _chart(points, "Accuracy against multiply-adds", "MACs", [point.macs for point in points]),
-        *(
-            _chart(points, "Accuracy against priced time", f"seconds, {name}", [point.priced[name] for point in points])
-            for name in profiles[:1]
-        ),
+    costs = [
+        ("ReLUs", "ReLUs", [point.relus for point in points]),
+        ("multiply-adds", "MACs", [point.macs for point in points]),
+        *(("priced time", f"seconds, {name}", [point.priced[name] for point in points]) for name in profiles[:1]),
     ]
+    charts = [_chart(points, f"Accuracy against {of}", label, values) for of, label, values in costs if any(values)]
     page = environment().get_template("report.html.j2")
     return page.render(
         title=f"{baseline} and its relatives on {results[0].data}",
@@ -104,8 +102,14 @@ def scope(results: Sequence[Result]) -> str:
 
 
 def picture(results: Sequence[Result]) -> str:
-    """Accuracy against ReLUs as a standalone SVG that follows the reader's light or dark setting."""
+    """Accuracy against ReLUs as a standalone SVG that follows the reader's light or dark setting.
+
+    Raises:
+        ValueError: if no network has any.
+    """
     points = summarize(results)
+    if not any(point.relus for point in points):
+        raise ValueError("none of these networks has a ReLU, so there is no accuracy against ReLUs to draw")
     chart = _chart(points, "Accuracy against ReLUs", "ReLUs", [point.relus for point in points])
     return environment().get_template("chart.svg.j2").render(chart=chart, linked=False, metric=points[0].metric)
 

@@ -129,7 +129,7 @@ class Basis:
 
     Attributes:
         name: of the amount.
-        amount: of a point, above 0.
+        amount: of a point; one of which it is 0 is compared with its like alone.
         widths: whether the baseline's relatives of other base widths stand for it too.
         comparable: whether a point of the baseline's may be compared with a point.
     """
@@ -184,6 +184,7 @@ def advantages(points: Sequence[Summary], baseline: str, basis: Basis = RELUS) -
         peer = f"{baseline}, {method}" if by and ", " not in baseline else baseline
         known = [other for other in points if _stands_for(other, peer, basis.widths) and basis.comparable(point, other)]
         amount = basis.amount(point)
+        known = [other for other in known if bool(basis.amount(other)) == bool(amount)]  # no logarithm reaches 0
         if _stands_for(point, peer, basis.widths) or not _around(amount, map(basis.amount, known)):
             continue
         if basis.widths:
