@@ -1,6 +1,7 @@
 """The command that says before any training whether a network can run privately."""
 
 import json
+import logging
 import warnings
 from pathlib import Path
 
@@ -209,6 +210,13 @@ def test_torchs_warning_of_even_kernels_is_not_shown(there: Path):
                 assert call(command, "mine.py:even", cwd=there).code == 0
     finally:
         torch.set_warn_always(always)
+
+
+def test_what_is_logged_says_that_it_is_a_warning():
+    call("--version")
+    assert logging.lastResort
+    logged = logging.LogRecord("deepreshape", logging.WARNING, "a.py", 1, "top-1 fell by %d points", (4,), None)
+    assert logging.lastResort.format(logged) == "warning: top-1 fell by 4 points"
 
 
 def test_a_warning_of_torch_has_no_path_of_its_build(monkeypatch: pytest.MonkeyPatch):

@@ -19,7 +19,7 @@ from deepreshape.experiments.points import removal_command
 from deepreshape.experiments.sweep import Sweep, configured
 from deepreshape.models.saved import Manifest, load, manifest_of, save
 from deepreshape.removal import Removal
-from deepreshape.training import RECIPES
+from deepreshape.training import RECIPES, Recipe
 from deepreshape.training.runs import finished
 
 DATA = Dataset.load("digits")
@@ -165,16 +165,18 @@ def test_what_does_not_fit_is_refused_before_anything_is_made(change, message: s
 
 
 def test_a_command_names_every_setting_that_is_not_the_methods_own():
-    def words(**settings: Any) -> str:
+    def words(tuning: Recipe | None = None, **settings: Any) -> str:
         chosen = configured("taylor", 100, settings)
         recipe = asdict(RECIPES["digits"]) | {"mismatch": chosen.mismatch}
         record = Removal(
             "taylor", asdict(chosen), 100, 200, 100, "pixel", {}, None, None, 50.0, 50.0, 50.0, "", 1, 1.0, recipe, 0
         )
-        return removal_command(Path("whole"), record, None, DATA, "out")
+        return removal_command(Path("whole"), record, None, DATA, "out", tuning=tuning)
 
     assert "mismatch" not in words()  # 10 is what the method takes, whatever the recipe says
     assert "--set mismatch=0.0" in words(mismatch=0)
+    assert "--set lr=" not in words()
+    assert "--set lr=0.1 " in words(replace(RECIPES["digits"], lr=0.05))  # of a network that was trained elsewhere
 
 
 def test_a_row_of_a_model_from_the_zoo_has_a_command_that_makes_it_again(tmp_path: Path):

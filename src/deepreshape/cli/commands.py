@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import sys
@@ -88,6 +89,8 @@ def run() -> None:
         KeyboardInterrupt: if Ctrl-C came where nothing says what it leaves.
     """
     warnings.formatwarning = lambda message, *_, **__: f"warning: {_warned(str(message))}\n"
+    if logging.lastResort:  # what the package logs, where nobody has said otherwise
+        logging.lastResort.setFormatter(logging.Formatter("warning: %(message)s"))
     warnings.filterwarnings("ignore", "Using padding='same' with even kernel lengths")  # what was asked for is done
     try:
         sys.exit(app(standalone_mode=False) or 0)

@@ -11,7 +11,6 @@ import typer
 from deepreshape.cli.console import (
     NOTHING_KEPT,
     count_bar,
-    err,
     into,
     new_table,
     out,
@@ -198,8 +197,6 @@ def _finish(
         out.print(
             f"its max pools stay, {comparisons:,} comparisons; an -avg name or `substitute` makes average pools of them"
         )
-    if record.warning:
-        err.print(f"[yellow]warning:[/] {record.warning}", highlight=False)
 
 
 @app.command()

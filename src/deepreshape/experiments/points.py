@@ -18,7 +18,7 @@ from deepreshape.models import Staged, architecture_for, build
 from deepreshape.models.exits import MultiExitNetwork
 from deepreshape.models.saved import Manifest, load, manifest_of, save, weights_digest
 from deepreshape.models.zoo import called
-from deepreshape.removal import METHODS, CoarsePlan, Linearization, Method, Removal, apply
+from deepreshape.removal import METHODS, CoarsePlan, Linearization, Method, Removal, apply, tuning_recipe
 from deepreshape.training import (
     Progress,
     Recipe,
@@ -201,6 +201,7 @@ class RemovalPoint:
     def result(self, data: Dataset, to: Path, folder: Path, progress: Callable[[Progress], None]) -> Result:
         """:meth:`reduce`, and what a row says of it."""
         model, record = self.reduce(data, to, folder, lambda _, at: progress(at))
+        tuning = tuning_recipe(model, data)
         return Result(
             id=self.id,
             network=self.network,
@@ -213,21 +214,33 @@ class RemovalPoint:
             seed=self.seed,
             epochs=record.epochs,
             cpu_minutes=record.minutes,
-            command=removal_command(self.source, record, self.teacher, data, self.id, self.word),
+            command=removal_command(self.source, record, self.teacher, data, self.id, self.word, tuning),
         )
 
 
 def removal_command(
-    source: Path | nn.Module, record: Removal, teacher: Path | None, data: Dataset, to: str, word: str = ""
+    source: Path | nn.Module,
+    record: Removal,
+    teacher: Path | None,
+    data: Dataset,
+    to: str,
+    word: str = "",
+    tuning: Recipe | None = None,
 ) -> str:
-    """The command that does one removal alone, in a folder that holds the models it needs."""
+    """The command that does one removal alone, in a folder that holds the models it needs.
+
+    Settings are named that differ from ``tuning``, with which the source is fine-tuned where none is given; without it,
+    from the recipe of the data set.
+    """
     name = called(source) if isinstance(source, Path) else word or type(source).__name__
     words = ["deepreshape", "linearize", name, "--method", record.method, "--budget", str(record.budget)]
     words += [] if isinstance(source, Path) else ["--data", data.name]
     words += ["--teacher", called(teacher)] if teacher else []
     words += ["--seed", str(record.seed)]
     defaults = asdict(METHODS[record.method](record.budget))
-    usual = asdict(recipe_of(data.name)) | {name: value for name, value in defaults.items() if value is not None}
+    usual = asdict(tuning or recipe_of(data.name)) | {
+        name: value for name, value in defaults.items() if value is not None
+    }
     # where method and recipe share a setting, the recipe of the record has what was taken
     words += set_options(
         record.recipe | {name: record.settings[name] for name in defaults if name not in record.recipe}, usual
