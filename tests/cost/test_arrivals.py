@@ -1,11 +1,14 @@
 """The queue against cases that can be worked out, and against the shape of the ASPLOS'23 study."""
 
+from dataclasses import replace
+from math import ceil
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from deepreshape.cost import PROFILES, price_published
-from deepreshape.cost.arrivals import QueryService, simulate, sustainable
+from deepreshape.cost.arrivals import QueryService, Served, simulate, sustainable
 from deepreshape.counting import count
 from deepreshape.models import architecture, build
 
@@ -44,6 +47,23 @@ def test_more_storage_never_makes_anybody_wait_longer_and_all_are_served(offline
 def test_the_sustainable_rate_lies_below_the_limit_and_grows_with_storage():
     small, large = (sustainable(QueryService(100, 10, room), hours=200, seeds=3) for room in (0, 20))
     assert 0 < small < large <= 1.1 * QueryService(100, 10, 0).limit
+
+
+@pytest.mark.parametrize("batches", [3, 16_000])
+def test_quick_services_are_simulated_by_a_part_of_their_queries(batches: int, monkeypatch: pytest.MonkeyPatch):
+    runs: list[tuple[QueryService, float]] = []
+    service = QueryService(0.09, 0.01, batches)
+
+    def recorded(of: QueryService, an_hour: float, *, hours: float, seed: int) -> Served:
+        runs.append((of, an_hour * hours))
+        return Served(1, 0.0 if an_hour < 30_000 else 9.0, 0.0, 1.0)
+
+    monkeypatch.setattr("deepreshape.cost.arrivals.simulate", recorded)
+    assert sustainable(service) == pytest.approx(30_000, rel=1e-3)
+    assert sum(queries for _, queries in runs) < 1e6
+    part = runs[0][1] / (24 * service.limit)
+    left = 3 if batches == 3 else ceil(part * batches)
+    assert {of for of, _ in runs} == {replace(service, buffer=left)}
 
 
 def test_storage_is_that_of_the_party_that_fills_first():
