@@ -65,6 +65,7 @@ def test_a_worse_link_costs_more_and_sums_agree(protocol: str, link: str):
     facts = quote.to_dict()
     for unit in ("seconds", "bytes"):
         assert sum(row[unit]["total"] for row in facts["layers"]) == pytest.approx(facts[unit]["total"], rel=1e-3)
+    assert sum(row["relus"] for row in facts["layers"]) == facts["relus"]
     assert facts["relus"] == 4 * (2 * 256 + 2 * 256 + 256) + 2 * (8 * 64 * 2 + 16 * 16 * 2 + 32 * 4 * 2)
     assert quote.seconds > quote_layers(small(), Terms(protocol, link=Link(1e12, 1e12))).seconds
 

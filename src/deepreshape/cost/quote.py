@@ -110,9 +110,7 @@ class Quote:
     @property
     def relus(self) -> int:
         """ReLUs that run."""
-        return max(
-            (sum(row.relus for row in self.report.only(phase=phase).rows) for phase in ("offline", "online")), default=0
-        )
+        return _relus(self.report)
 
     @property
     def squares(self) -> int:
@@ -236,7 +234,7 @@ class Quote:
         online = costs.only(phase="online")
         return {
             "layer": name,
-            "relus": max(sum(row.relus for row in online.rows), sum(row.relus for row in costs.rows) // 2),
+            "relus": _relus(costs),
             "squares": sum(row.squares for row in online.rows),
             "signs": sum(row.signs for row in online.rows),
             "macs": sum(row.macs for row in costs.rows),
@@ -247,6 +245,11 @@ class Quote:
                 kind: round(costs.only(kind=kind).seconds, 6) for kind in dict.fromkeys(r.kind for r in costs.rows)
             },
         }
+
+
+def _relus(costs: CostReport) -> int:
+    """ReLUs that run, which a report books in one phase or in both."""
+    return max(sum(row.relus for row in costs.rows if row.phase == phase) for phase in ("offline", "online"))
 
 
 def _phases(total: float, online: float, digits: int | None = None) -> dict[str, float]:
