@@ -264,6 +264,8 @@ def test_layers_are_those_of_one_input_of_a_batch():
     assert many.priced_layers == one.priced_layers
     assert one.priced_layers[-1].relus == 27 * 3
     assert (many.total.relus, many.total.maxpool_comparisons) == (5 * 3 * 36, 5 * 27 * 3)
+    binary = build(architecture("react18-m2", (3, 8, 8), 10))
+    assert count(binary, torch.zeros(2, 3, 8, 8)).layers == count(binary, (3, 8, 8)).layers
 
 
 def test_an_upper_bound_is_priced_as_a_second_comparison():
@@ -392,6 +394,32 @@ def test_the_model_is_left_as_it_was():
 def test_an_input_that_does_not_fit_is_named():
     with pytest.raises(ValueError, match=r"does not run on an input of shape \(1, 1, 32, 32\)"):
         count(build(architecture("resnet20")), (1, 32, 32))
+
+
+class Failing(nn.Module):
+    def __init__(self, error: Exception) -> None:
+        super().__init__()
+        self.error = error
+
+    def forward(self, x):
+        raise self.error
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [(AssertionError("32 pixels"), "32 pixels"), (AssertionError(), "AssertionError"), (KeyError("norm"), "'norm'")],
+)
+def test_whatever_a_networks_code_raises_is_its_reason(error: Exception, reason: str):
+    with pytest.raises(ValueError, match=rf"does not run on an input of shape \(1, 3, 8, 8\): {reason}$"):
+        count(nn.Sequential(Failing(error)), (3, 8, 8))
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
+@pytest.mark.parametrize("inside", [False, True])
+def test_a_scripted_network_is_refused(inside: bool):
+    scripted = torch.jit.trace(nn.Conv2d(3, 2, 1), torch.zeros(1, 3, 4, 4))
+    with pytest.raises(ValueError, match=r"TorchScript, .*; give the module that it was made from"):
+        count(nn.Sequential(scripted) if inside else scripted, (3, 4, 4))
 
 
 def test_layers_come_in_order_with_their_shapes():

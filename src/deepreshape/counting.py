@@ -172,8 +172,8 @@ def count(model: nn.Module, input: Tensor | Sequence[int]) -> Count:
         with torch.no_grad(), _separate_operators(), trace.modules(), trace:
             trace.values[input] = input.shape
             model(input)
-    except (RuntimeError, ValueError, IndexError, TypeError) as error:
-        reason = str(error).splitlines()[0]
+    except Exception as error:  # of the user's own code
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(f"the model does not run on an input of shape {tuple(input.shape)}: {reason}") from error
     finally:
         for module, mode in training.items():
@@ -185,11 +185,17 @@ def count(model: nn.Module, input: Tensor | Sequence[int]) -> Count:
 
 
 def check_one_input(model: nn.Module) -> None:
-    """Refuse a network that cannot be called with one input alone.
+    """Refuse a network that cannot be called with one input alone, or whose operators cannot be followed.
 
     Raises:
-        ValueError: naming its inputs, and what to do.
+        ValueError: naming its inputs, or the part in TorchScript, and what to do.
     """
+    for path, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            what = path or "the network"
+            raise ValueError(
+                f"{what} is in TorchScript, whose operators cannot be followed; give the module that it was made from"
+            )
     needed = [
         parameter.name
         for parameter in inspect.signature(model.forward).parameters.values()
@@ -519,7 +525,7 @@ _MAX_POOLS: dict[str, Callable[[tuple[Any, ...], dict[str, Any], Any], int]] = {
     "aten.min": _reduction,
 }
 
-_COUNTED = ("macs", "relus", "elements", "squares")
+_COUNTED = ("macs", "relus", "elements", "squares", "signs")
 
 _RESHAPES = ("aten.view", "aten._unsafe_view", "aten.reshape", "aten.expand", "aten.clone")
 

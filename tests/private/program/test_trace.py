@@ -157,6 +157,12 @@ def test_a_weight_that_is_not_finite_is_named(value: float):
         lower(model, drawn(4, 3, 8, 8))
 
 
+def test_complex_weights_are_refused():
+    model = nn.Sequential(nn.Conv2d(4, 4, 3, dtype=torch.complex64), nn.Flatten())
+    line = "0: its weights are complex numbers; take a channel for each of the two parts"
+    assert unsupported(model, (4, 8, 8)) == (line,)
+
+
 def test_a_negative_running_variance_is_named():
     model = Shared()
     model.norm.running_var[2] = -0.5

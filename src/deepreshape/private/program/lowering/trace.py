@@ -261,13 +261,15 @@ class Trace:
         """A constant argument as a tensor of float64, or of its own type.
 
         Raises:
-            UnsupportedOperatorError: if it depends on the network's input.
+            UnsupportedOperatorError: if it depends on the network's input, or is complex.
         """
         if isinstance(argument, fx.Node):
             if argument not in self._constants:
                 raise UnsupportedOperatorError("its weights are computed from the input", "only its own can be used")
             argument = self._constants[argument]
         tensor = torch.as_tensor(argument).detach().cpu()
+        if tensor.is_complex():
+            raise UnsupportedOperatorError("its weights are complex numbers", "take a channel for each of the two parts")
         return tensor if as_is else tensor.to(torch.float64)
 
     def is_public(self, argument: Any) -> bool:
