@@ -13,7 +13,7 @@ from support.command_line import answer, call, refusal
 
 from deepreshape.cli.convex import read_row
 from deepreshape.convex.saved import load_fitted
-from deepreshape.convex.tables import read_table
+from deepreshape.convex.tables import Table, read_table
 
 FLOWER = "5.1,3.5,1.4,0.2"
 
@@ -96,6 +96,10 @@ def test_the_split_holds_out_its_share_of_each_class():
     train, test = table.split(0.3, 0)
     assert np.bincount(table.target[test]).tolist() == [15, 15, 15]
     assert sorted([*train, *test]) == list(range(150))
+    few = Table(np.zeros((8, 1)), np.array([0, 0, 1, 1, 1, 1, 1, 2]), ("x",), ("a", "b", "c"))
+    train, test = few.split(0.8, 0)
+    assert np.bincount(few.target[train]).tolist() == [1, 1, 1]
+    assert np.bincount(few.target[test]).tolist() == [1, 4]
 
 
 def arrays(**changed: Any) -> dict[str, Any]:
@@ -108,6 +112,7 @@ def arrays(**changed: Any) -> dict[str, Any]:
         ({"X": np.array([[1.0, np.nan]] * 4)}, (), "nan is not a finite number (row 1, feature 2"),
         ({"X": np.array([["1", "two"]] * 4)}, (), "two is not a finite number (row 1, feature 2"),
         ({"y": np.zeros(4, int)}, (), "all rows are of one class, 0"),
+        ({"y": np.array([0.0, np.inf, 1.5, 2.0])}, (), "the target of row 2, counted from 1, is not finite"),
         ({"X": np.float64(3)}, (), "it is to hold X (N, features) and y (N,)"),
         ({"y": np.zeros(3, int)}, (), "4 rows and a target of shape (3,)"),
         ({"X": np.zeros(4)}, (), "they are to be (N, 4)"),
@@ -162,12 +167,21 @@ def test_bad_csv(text: str, words: tuple[str, ...], said: str, tmp_path: Path):
         (("--row", "1,2,3,x"), "--row takes numbers, not '1,2,3,x'"),
         (("--row", "1,2,3,nan"), "row 0 has a value that is not finite"),
         (("--row", "petal width (cm)=1"), "'sepal length (cm)' is missing"),
+        (("--row", "1e9,2,3,4"), "exceed the program's input bound"),
+        (("--data", "digits"), "--data digits is for networks of images; --samples and --row give rows"),
         (("--images", "46"), "46 rows are wanted and there are 45 to run"),
     ],
 )
 def test_bad_rows(iris: Path, words: tuple[str, ...], said: str):
     done = call("private", "local", "--model", str(iris), *words)
     assert (done.code, said in done.err) == (2, True), done.err
+
+
+@pytest.mark.parametrize("command", ["count", "check", "cost"])
+def test_rows_have_no_other_shape(iris: Path, command: str):
+    said = refusal(command, str(iris), "--input", "3x8x8")
+    assert "products of a row of 4 columns with its gates, " in said
+    assert "leave --input and --data out" in said
 
 
 def test_a_damaged_folder_says_so(iris: Path, tmp_path: Path):

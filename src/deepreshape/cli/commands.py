@@ -98,7 +98,7 @@ def run() -> None:
         line = f"{error.filename} is in the way; choose another name"
     except OSError as error:
         line = f"{error.filename}: {error.strerror}" if error.filename else error.strerror or str(error)
-    except (ValueError, PrivateError) as error:
+    except (ValueError, OverflowError, PrivateError) as error:  # an input beyond what a program takes overflows
         line = str(error)
     except ModuleNotFoundError as error:
         extra = EXTRAS.get((error.name or "").partition(".")[0])

@@ -189,7 +189,13 @@ def _network_of(model: str, shape: Shape | None, classes: int) -> Network:
     folder = folder_of(model)
     if is_fitted(folder):
         fitted = load_fitted(folder)
-        return Network(fitted.to_module(), (fitted.gates.directions.size, 1, 1), fitted=fitted)
+        products = (fitted.gates.directions.size, 1, 1)
+        if shape and shape != products:
+            raise ValueError(
+                f"{model} takes {products[0]} products of a row of {len(fitted.features)} columns with its gates, not "
+                f"inputs of {'x'.join(map(str, shape))}; leave --input and --data out"
+            )
+        return Network(fitted.to_module(), products, fitted=fitted)
     if folder.is_dir():
         saved = load(folder)
         manifest = manifest_of(saved)

@@ -38,13 +38,16 @@ class Table:
     classes: tuple[str, ...]
 
     def split(self, share: float, seed: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-        """Places of training and test rows, the same ones every time; ``share`` of each class is for the test."""
+        """Places of training and test rows, the same ones every time; ``share`` of each class is for the test.
+
+        One row of each class stays for the training.
+        """
         random = np.random.default_rng(seed)
         test: list[NDArray[np.intp]] = []
         kinds = self.target if self.classes else np.zeros(len(self.target), int)
         for kind in np.unique(kinds):
             places = random.permutation(np.flatnonzero(kinds == kind))
-            test.append(places[: round(share * len(places))])
+            test.append(places[: min(round(share * len(places)), len(places) - 1)])
         held = np.sort(np.concatenate(test))
         return np.setdiff1d(np.arange(len(self.rows)), held), held
 
@@ -165,7 +168,8 @@ def _table(
     if target.shape != (len(numbers),):
         raise ValueError(f"{source}: {len(numbers)} rows and a target of shape {target.shape}")
     if target.dtype.kind == "f" and not np.isfinite(target).all():
-        raise ValueError(f"{source}: the target of row {int(np.argmin(np.isfinite(target)))} is not finite")
+        row = int(np.argmin(np.isfinite(target))) + 1
+        raise ValueError(f"{source}: the target of row {row}, counted from 1, is not finite")
     values, places = np.unique(target, return_inverse=True)
     whole = target.dtype.kind not in "fiu" or bool((target == np.rint(target)).all() and len(values) <= FEW)
     names = tuple(map(str, features))

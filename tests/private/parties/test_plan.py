@@ -7,6 +7,7 @@ import pytest
 from support.programs import check_declared, random_inputs, run_both
 
 from deepreshape.private.arith.ring import Ring
+from deepreshape.private.parties.client import check_input
 from deepreshape.private.parties.plan import Plan
 from deepreshape.private.program import interpret as plain
 from deepreshape.private.program.ops import Add, Conv2d, Op, Raise, Relu, Truncate, Weights
@@ -92,3 +93,15 @@ def test_labels_that_wait_in_memory_are_bounded(garbler: Role, monkeypatch: pyte
     run = run_both(program, x[0], garbler)
     assert np.array_equal(run.output, plain.run(program, x, client=run.client_shares, protocols=Protocols())[0])
     check_declared(program, garbler, (run.client, run.server), run.stored)
+
+
+def test_an_input_beyond_what_the_program_takes_is_named_with_its_size():
+    plan = Plan(residual(1).public())
+    x = np.full((1, 2, 2), -7)
+    check_input(plan, x)
+    with pytest.raises(
+        ValueError, match=r"^the input reaches 1\.25; this program takes absolute values up to 0\.4375$"
+    ):
+        check_input(plan, x - 13)
+    with pytest.raises(ValueError, match=r"^the input is int64 \(1, 2\); it must be int64 \(1, 2, 2\)$"):
+        check_input(plan, x[:, 0])

@@ -117,7 +117,8 @@ def lower(
         if near:
             _print_headroom(near, len(looked))
         bits = [high - low for low, high in windows.values()]
-        out.print(f"sign tests need {min(bits, default=0)} to {max(bits, default=0)} bits", highlight=False)
+        if bits:
+            out.print(f"sign tests need {min(bits)} to {max(bits)} bits", highlight=False)
         if calibrated:
             images = f"on {len(inputs.validation):,} validation images, {calibrated.reached:.2f} % with them and "
             text = f"{images}{calibrated.exact:.2f} % with exact signs"
@@ -140,6 +141,8 @@ def network_of(
     from deepreshape.models.zoo import folder_of
 
     if is_fitted(folder_of(model)):
+        if data:
+            raise ValueError(f"--data {data} is for networks of images; --samples and --row give rows to {model}")
         gated = find_network(model)
         assert gated.fitted is not None  # noqa: S101 - is_fitted says so
         return gated, inputs_of(gated.fitted, samples, row, count)

@@ -170,9 +170,12 @@ def check_input(plan: Plan, x: Integers) -> None:
     Raises:
         ValueError: saying what it is and what it must be.
     """
-    shape, bound = plan.program.input_shape, plan.program.input_bound
-    if x.dtype != np.int64 or x.shape != shape or int(np.abs(x).max()) > bound:
-        raise ValueError(f"the input is {x.dtype} {x.shape}; it must be int64 {shape} of absolute values up to {bound}")
+    program, largest = plan.program, int(np.abs(x).max(initial=0))
+    if x.dtype != np.int64 or x.shape != program.input_shape:
+        raise ValueError(f"the input is {x.dtype} {x.shape}; it must be int64 {program.input_shape}")
+    if largest > program.input_bound:
+        reached, most = (value / 2**program.input_fraction for value in (largest, program.input_bound))
+        raise ValueError(f"the input reaches {reached:.6g}; this program takes absolute values up to {most:.6g}")
 
 
 def _only(source: Source, stream: str) -> dict[str, Words]:

@@ -269,7 +269,9 @@ class Trace:
             argument = self._constants[argument]
         tensor = torch.as_tensor(argument).detach().cpu()
         if tensor.is_complex():
-            raise UnsupportedOperatorError("its weights are complex numbers", "take a channel for each of the two parts")
+            raise UnsupportedOperatorError(
+                "its weights are complex numbers", "take a channel for each of the two parts"
+            )
         return tensor if as_is else tensor.to(torch.float64)
 
     def is_public(self, argument: Any) -> bool:
