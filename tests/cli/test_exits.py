@@ -51,7 +51,8 @@ def test_training_says_what_every_exit_is_worth(there: Path):
 def test_a_search_lists_configurations_and_changes_nothing(there: Path):
     before = (there / "m" / "model.safetensors").read_bytes(), (there / "m" / "manifest.json").read_bytes()
     for cost in ("macs", "relus", "seconds", "bytes"):
-        report = answer("exits", "search", "m", "--cost", cost, "--link", "wan", cwd=there)
+        link = ("--link", "wan") if cost in ("seconds", "bytes") else ()
+        report = answer("exits", "search", "m", "--cost", cost, *link, cwd=there)
         static = {tuple(each["exits"]): each for each in report["configurations"] if each["policy"] == "static"}
         assert list(static) == sorted(static, key=lambda exits: static[exits]["expected_cost"])
         assert set(static) == {(1,), (2,), (3,)}
@@ -112,6 +113,11 @@ def test_a_price_says_what_is_told(there: Path):
     first, second, _ = (each["share"] for each in priced["exits"])
     expected = totals[0] + (1 - first) * totals[1] + (1 - first - second) * totals[2]
     assert priced["expected"]["seconds"]["total"] == pytest.approx(expected)
+    both = answer("cost", "m", "--exit", "dynamic:0.3", "--protocol", "gc-full,ot", "--link", "lan", cwd=there)[
+        "quotes"
+    ]
+    assert both[0] == priced
+    assert [each["protocol"] for each in both] == ["gc-full", "ot"]
     assert "the server learns of each input" in call("cost", "m", "--exit", "dynamic:0.3", cwd=there).out.replace(
         "\n", " "
     )
@@ -180,6 +186,16 @@ def test_a_client_asks_the_exits_that_a_server_offers(there: Path, tmp_path: Pat
         seen = {each["class"]: each["probability"] for each in said["classes"]}
         assert seen == pytest.approx(wanted, abs=1e-3)  # truncation of shares may be off by the lowest bit
         assert said["asked"][-1]["confidence"] == max(seen.values())
+
+
+def test_a_folder_holds_one_program_or_those_of_exits(there: Path, tmp_path: Path):
+    words = ("private", "lower", str(there / "m"), "--out", "bundle")
+    answer(*words, cwd=tmp_path)
+    done = call(*words, "--exit", "all", cwd=tmp_path)
+    assert "bundle held one program, which those of exits replaced" in done.err
+    assert {path.name for path in (tmp_path / "bundle").iterdir()} == {"exits.json", "exit1", "exit2", "exit3"}
+    answer(*words, "--exit", "2", cwd=tmp_path)
+    assert not (tmp_path / "bundle" / "exits.json").exists()
 
 
 def test_what_a_client_asks_and_who_learns_it_is_said():
@@ -257,6 +273,9 @@ def test_a_mean_of_inputs_that_ended_at_different_exits():
         (("exits", "train", "resnet20", "--data", "digits", "--at", "1", "--set", "holdout=false"), "holdout=false"),
         (("exits", "search", "zoo:digits"), "zoo:digits has no exits to choose from"),
         (("exits", "search", "m", "--cost", "joules"), "--cost is macs, relus, seconds or bytes, not 'joules'"),
+        (("exits", "search", "m", "--link", "wan"), "--link wan is of seconds and bytes; --cost relus is the same"),
+        (("exits", "search", "m", "--cost", "macs", "--protocol", "ot"), "--protocol ot is of seconds and bytes"),
+        (("count", "sphynx-c2-l4-r0.2-exits1"), "a network of kind cells is not one stage after the other"),
         (("exits", "save", "zoo:digits"), "zoo:digits is no saved model with exits"),
         (("count", "m", "--exit", "4"), "there is no exit 4: exits are at 1, 2, and 3 is the whole"),
         (("count", "zoo:digits", "--exit", "1"), "--exit 1: the network has no exits"),

@@ -131,8 +131,14 @@ def cost(
     if stop and stop.static is None:
         if plot or arrivals:
             raise ValueError(f"--plot and --arrivals are for one program, and --exit {exit} asks for several")
-        priced = price_dynamic(network, stop, terms[0], dataset, data_dir)
-        print_json({"network": model, "exit": exit, **priced}) if as_json else print_dynamic(priced)
+        priced = [
+            {"network": model, "exit": exit, **of} for of in price_dynamic(network, stop, terms, dataset, data_dir)
+        ]
+        if as_json:
+            print_json(priced[0] if len(priced) == 1 else {"quotes": priced})
+            return
+        for quote in priced:
+            print_dynamic(quote)
         return
     network = _up_to(exit, network, model)
     quotes, compared = _quotes(network, model, terms, dataset, data_dir)

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from deepreshape.design.exits import Configuration, Evidence
     from deepreshape.models.exits import MultiExitNetwork
     from deepreshape.pricing.quote import Terms
+    from deepreshape.private.program.program import Program
     from deepreshape.private.service.stop import Stop
     from deepreshape.report.exits import Ended
     from deepreshape.training import Progress
@@ -180,11 +181,19 @@ def search(
     ],
     by: Annotated[str, typer.Option("--cost", help="What is spent: macs, relus, seconds or bytes.")] = "relus",
     link: Annotated[
-        str, typer.Option(help="Of seconds: loopback, lan, wan, wireless or up/down/round trip.")
-    ] = "loopback",
+        str | None,
+        typer.Option(
+            help="Of seconds and bytes: loopback, lan, wan, wireless or up/down/round trip, as `cost` takes it.",
+            show_default=False,
+        ),
+    ] = None,
     protocol: Annotated[
-        str, typer.Option(help="Of seconds and bytes: how ReLUs are computed, as `cost` takes it.")
-    ] = "gc-full",
+        str | None,
+        typer.Option(
+            help="Of seconds and bytes: how ReLUs are computed, as `cost` takes it; gc-full without.",
+            show_default=False,
+        ),
+    ] = None,
     loss: Annotated[
         float, typer.Option(min=0, max=100, help="Points of quality that the configuration named at the end may lose.")
     ] = LOSS,
@@ -205,6 +214,9 @@ def search(
 
     if page:
         new_file(page)
+    for option, value in (("--link", link), ("--protocol", protocol)):
+        if value and by in ("macs", "relus"):
+            raise ValueError(f"{option} {value} is of seconds and bytes; --cost {by} is the same whatever it is")
     of: dict[Configuration, str] = {}
     seen: dict[str, Seen] = {}
     inputs: dict[str, int] = {}
@@ -230,10 +242,11 @@ def search(
     values |= {"chosen": rows[chosen], "configurations": list(rows.values())}
     if page:
         shown, metric = _shown(configurations, chosen), METRICS[objective_of(next(iter(seen.values()))[2]).measures]
-        where = "" if by in ("macs", "relus") else f" --link {link} --protocol {protocol}"
+        terms = {"--link": link, "--protocol": protocol}
+        where = "".join(f" {option} {value}" for option, value in terms.items() if value)
         command = f"deepreshape exits search {' '.join(models)} --cost {by}{where} --loss {loss:g} --out {page.name}"
         ended = _ended(*seen[of[shown]], shown) if shown else []
-        title = f"Exits of {', '.join(models)} by {by}{', ' * bool(where)}{f'{protocol} over {link}' * bool(where)}"
+        title = f"Exits of {', '.join(models)} by {by}{where and f' ({where.strip()})'}"
         page.write_text(page_of_exits(title, values, metric, shown.word if shown else "", ended, command))
     if as_json:
         print_json(values)
@@ -294,7 +307,7 @@ def _ended(network: MultiExitNetwork, evidence: Evidence, data: Dataset, policy:
     return images
 
 
-def exit_costs(network: MultiExitNetwork, by: str, link: str, protocol: str = "gc-full") -> Any:
+def exit_costs(network: MultiExitNetwork, by: str, link: str | None, protocol: str | None = None) -> Any:
     """What exits cost: MACs in the clear, where what the trunk gave is kept, all else as two parties start again.
 
     Raises:
@@ -314,7 +327,7 @@ def exit_costs(network: MultiExitNetwork, by: str, link: str, protocol: str = "g
         return Costs(tuple(float(each.total.relus) for each in counted))
     if by not in ("seconds", "bytes"):
         raise ValueError(f"--cost is macs, relus, seconds or bytes, not {by!r}")
-    quotes = [price(each, architecture.input, link=link, protocol=protocol) for each in plain]
+    quotes = [price(each, architecture.input, link=link, protocol=protocol or "gc-full") for each in plain]
     return Costs(tuple(float(q.report.seconds if by == "seconds" else q.report.bytes) for q in quotes))
 
 
@@ -388,21 +401,23 @@ def with_threshold(stop: Stop, network: Network, inputs: Inputs) -> tuple[float,
 
 
 def price_dynamic(
-    network: Network, stop: Stop, terms: Terms, data: Dataset | None, data_dir: Path | None
-) -> dict[str, Any]:
+    network: Network, stop: Stop, terms: Sequence[Terms], data: Dataset | None, data_dir: Path | None
+) -> list[dict[str, Any]]:
     """What an inference is expected to cost that asks exits in turn, by shares of validation inputs, and what it tells.
 
+    Returns:
+        A price under each of the terms.
+
     Raises:
-        ValueError: if there are no labelled inputs that say how many stop where, or the protocol is not our runtime's.
+        ValueError: if there are no labelled inputs that say how many stop where, or a protocol is not our runtime's.
     """
     import numpy as np
 
     from deepreshape.cli.models import find_inputs, lowered_exits
-    from deepreshape.design.exits import Costs
-    from deepreshape.pricing.quote import quote_program
 
-    if not terms.ours:
-        raise ValueError(f"{terms.protocol} has a price as it was published, for one network; give --exit a stage")
+    for each in terms:
+        if not each.ours:
+            raise ValueError(f"{each.protocol} has a price as it was published, for one network; give --exit a stage")
     assert network.exits is not None  # noqa: S101 - read_stop says so
     points = stop.points(network.exits.architecture.points)
     inputs = find_inputs(network, data_dir=data_dir, data=data)
@@ -412,27 +427,29 @@ def price_dynamic(
             "--exit dynamic is priced by how many labelled images stop where, which a saved classifier brings; "
             "of maps, `deepreshape exits search --cost seconds` has expected prices"
         )
-    lowered = lowered_exits(network, inputs)
-    quotes = [quote_program(lowered[point].program, terms) for point in points]
     ends, quality = evidence.of([evidence.points.index(point) for point in points], threshold)
-    shares = [float(each) for each in np.bincount(ends, minlength=len(points)) / len(ends)]
-    rows = [quote.to_dict() for quote in quotes]
+    shares = [float(share) for share in np.bincount(ends, minlength=len(points)) / len(ends)]
+    lowered = lowered_exits(network, inputs)
+    programs = [lowered[point].program for point in points]
+    facts = {"threshold": threshold, "quality": quality, "leaked_bits": len(points) - 1}
+    return [_expected(dict(zip(points, programs, strict=True)), shares, each) | facts for each in terms]
+
+
+def _expected(programs: dict[int, Program], shares: Sequence[float], terms: Terms) -> dict[str, Any]:
+    """The price of each exit's program, and by the shares of inputs that end there the expected one."""
+    from deepreshape.design.exits import Costs
+    from deepreshape.pricing.quote import quote_program
+
+    rows = [quote_program(program, terms).to_dict() for program in programs.values()]
     expected = {
         name: {
-            phase: Costs(tuple(row[name][phase] for row in rows)).expected(range(len(points)), shares)
+            phase: Costs(tuple(row[name][phase] for row in rows)).expected(range(len(rows)), shares)
             for phase in ("offline", "online", "total")
         }
         for name in ("seconds", "bytes")
     }
-    return {
-        "protocol": terms.protocol,
-        "link": rows[0]["link"],
-        "threshold": threshold,
-        "quality": quality,
-        "expected": expected,
-        "exits": [{"at": at, "share": share, **row} for at, share, row in zip(points, shares, rows, strict=True)],
-        "leaked_bits": len(points) - 1,
-    }
+    exits = [{"at": at, "share": share, **row} for at, share, row in zip(programs, shares, rows, strict=True)]
+    return {"protocol": terms.protocol, "link": rows[0]["link"], "expected": expected, "exits": exits}
 
 
 def print_dynamic(priced: dict[str, Any]) -> None:

@@ -52,6 +52,7 @@ class CellNet(Staged):
 
     family: ClassVar[str] = "cells"
     fewest: ClassVar[int] = 0
+    successive: ClassVar[bool] = False
     scheme: ClassVar[str] = "cells"
 
     stem: Literal["3x3", "7x7"] = "3x3"

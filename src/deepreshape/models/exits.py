@@ -68,8 +68,11 @@ def check_points(whole: Staged, at: Sequence[int]) -> tuple[int, ...]:
     """The stages after which there are to be exits, if they are some of the network's.
 
     Raises:
-        ValueError: if there is none, they do not rise, or one is none of the stages before the last.
+        ValueError: if there is none, they do not rise, one is none of the stages before the last, or the network is not
+            one stage after the other.
     """
+    if not whole.successive:
+        raise _no_place(whole.family)
     stages, listed = len(whole.phi), ",".join(map(str, at))
     if stages < 2:
         raise ValueError(f"a network of {stages} stage has no place for an exit before its end")
@@ -281,14 +284,17 @@ def attach_exits(network: nn.Module, at: Sequence[int], heads: str = "light", *,
     if isinstance(whole, MultiExit):
         raise ValueError(f"the network has exits already, at {','.join(map(str, whole.at))}; give the one without")
     if not isinstance(whole, Staged) or not isinstance(network, nn.Sequential):
-        kind = getattr(whole, "family", type(network).__name__)
-        raise ValueError(f"a network of kind {kind} is not one stage after the other, so it has no place for an exit")
+        raise _no_place(getattr(whole, "family", type(network).__name__))
     architecture = MultiExit(whole, tuple(at), heads)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         attached = MultiExitNetwork(architecture, copy.deepcopy(network))
     device = next(network.parameters()).device
     return attached.to(device).train(network.training)
+
+
+def _no_place(kind: str) -> ValueError:
+    return ValueError(f"a network of kind {kind} is not one stage after the other, so it has no place for an exit")
 
 
 def read_exits_name(name: str) -> tuple[str, tuple[int, ...], str] | None:

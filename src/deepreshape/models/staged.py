@@ -47,6 +47,8 @@ class Staged(ABC):
     """What names beside the presets are of this family: ``"redesign"`` for ``hrn-`` and ``stch-``, ``"cells"``."""
     fewest: ClassVar[int] = 1
     """Blocks that a stage has to have."""
+    successive: ClassVar[bool] = True
+    """Whether each stage reads the one before alone, so that a network can end behind it."""
 
     phi: tuple[int, ...]
     base: int

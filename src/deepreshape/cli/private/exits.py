@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deepreshape.cli.console import new_table, out, print_json, thousands
+from deepreshape.cli.console import new_table, out, print_json, tell, thousands
 from deepreshape.cli.exits import leak_of, with_threshold
 
 if TYPE_CHECKING:
@@ -140,7 +140,10 @@ def lower_exits(network: Network, inputs: Inputs, model: str, to: Path, *, as_js
     lowered, tried, size = lowered_exits(network, inputs), inputs.known[:COMPARED], inputs.facts.get("upsample")
     threshold = None if inputs.labels is None else with_threshold(Stop(), network, inputs)[0]
     facts = Facts(**inputs.facts)
+    one = (to / SERVER_PROGRAM).is_file()
     write_exits(to, {point: Bundle(each.program, facts) for point, each in lowered.items()}, threshold)
+    if one:
+        tell(f"{to} held one program, which those of exits replaced; its clients need the new {CLIENT_PROGRAM}")
     rows: list[dict[str, Any]] = []
     for point, each in lowered.items():
         program = each.program

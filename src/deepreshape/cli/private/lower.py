@@ -65,6 +65,7 @@ def lower(
     from deepreshape.private.program.ops import Relu, Sign
     from deepreshape.private.program.relu_config import ReluConfig
     from deepreshape.private.service.bundle import CLIENT_PROGRAM, FACTS, SERVER_PROGRAM, Bundle, Facts, read_facts
+    from deepreshape.private.service.exit_bundle import EXITS
 
     given = ReluConfig.parse(relu)
     if given.protocol != "gc-stochastic" or not given.window:
@@ -93,7 +94,8 @@ def lower(
     Bundle(program, told).write(to)
     if before is not None and before != secret.read_bytes():
         tell(f"{to} held another program, which this one replaced; its clients need the new {CLIENT_PROGRAM}")
-    (to / GATES).unlink(missing_ok=True)  # of another program that was here
+    for name in (GATES, EXITS):  # of other programs that were here
+        (to / name).unlink(missing_ok=True)
     if network.fitted:
         write_gates(network.fitted, to)
     known = inputs.labels is not None

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from deepreshape.private.files import read_json, replace_file
-from deepreshape.private.service.bundle import Bundle
+from deepreshape.private.service.bundle import CLIENT_PROGRAM, FACTS, SERVER_PROGRAM, Bundle
 
 __all__ = ["EXITS", "ExitFacts", "exit_folder", "read_exits", "write_exits"]
 
@@ -47,10 +47,12 @@ def write_exits(folder: Path | str, bundles: Mapping[int, Bundle], threshold: fl
     """Write the bundles of exits by their stages, in rising order, and the facts.
 
     Args:
-        folder: is made.
+        folder: is made; a bundle of one program that it held is deleted, as parties would take that one.
         bundles: by stage.
         threshold: as :class:`ExitFacts` has it.
     """
+    for name in (SERVER_PROGRAM, CLIENT_PROGRAM, FACTS):
+        (Path(folder) / name).unlink(missing_ok=True)
     for point, bundle in bundles.items():
         bundle.write(exit_folder(folder, point))
     facts = json.dumps(asdict(ExitFacts(tuple(bundles), threshold))) + "\n"
