@@ -323,6 +323,7 @@ def test_run_and_report(tmp_path: Path):
             ("cost", "resnet20", "--protocol", "gc-full,server-garbler"),
             "gc-full,server-garbler mixes our runtime with a published system; --link says over what to compare them",
         ),
+        (("cost", "resnet20", "--protocol", "gc-full,fhe"), "fhe has other costs than those beside it; give it alone"),
         (("cost", "resnet20", "--protocol", "server-garbler", "--garbler", "client"), "--garbler is for our runtime"),
         (("cost", "resnet20", "--slots"), "--slots divides a link's rate, and loopback has no limit"),
         (("cost", "resnet20", "--storage", "1gb/1gb"), "--storage 1gb/1gb is for queries that wait; --arrivals says"),

@@ -329,6 +329,10 @@ def test_the_caps_of_the_command_are_those_of_the_library():
             ("local", "--model", "x", "--max-loss", "1"),
             "--max-loss 1 is for --relu gc-stochastic:window, not for",
         ),
+        (
+            ("lower", "x", "--out", "o", "--relu", "gc-stochastic:window"),
+            "--relu gc-stochastic:window is what --max-loss chooses windows for; give that too",
+        ),
         (("lower", "x", "--out", "o", "--relu", "gc-sign:window"), "--relu gc-sign:window has no windows to choose"),
         (
             ("prepare", "--program", "x", "--keys", "k", "--store", "s", "--port", "0"),

@@ -122,3 +122,10 @@ def test_slots_lose_to_no_other_division(up, down):
 def test_a_profile_says_what_it_lacks():
     with pytest.raises(ValueError, match=r"'unit' of 2026-01-01 has no time for 'gc-sign'; measure it again"):
         UNIT.seconds({"gc-sign": 3})
+
+
+@pytest.mark.parametrize("kind", ["tls.send", "tls.receive", "worker"])
+def test_a_profile_without_a_time_for_bytes_or_workers_says_so(kind: str):
+    units = {name: seconds for name, seconds in UNIT.units.items() if name != kind}
+    with pytest.raises(ValueError, match=rf"^profile .* has no time for '{kind}'; measure it again"):
+        compute_schedule([segment("server", 8, 1.0, parallel=2)], replace(UNIT, units=units), SLOW, workers=2)

@@ -233,11 +233,14 @@ def read_terms(
     from deepreshape.pricing.assign import read_objective
     from deepreshape.pricing.quote import Terms
 
+    names = read_protocols(protocols)
+    if "fhe" in names:
+        raise ValueError(f"--protocol {protocols}: fhe has other costs than those beside it; give it alone")
     measured = Profile.read(profile) if profile else None
     least = read_objective("seconds" if objective is None else objective)
     terms = [
         Terms(name, read_role(garbler or "server"), at, slots, workers, measured, objective=least)
-        for name in read_protocols(protocols)
+        for name in names
         for at in ([read_link(text) for text in links.split(",")] if links else [None])
     ]
     if objective and not any(each.chooses for each in terms):

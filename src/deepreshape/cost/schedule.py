@@ -104,7 +104,7 @@ def _advance(clocks: Mapping[Party, _Clock], segment: Segment, profile: Profile,
         sender.free = max(sender.free, sender.aside)
     if workers > 1 and segment.parallel > 1 and not sender.workers:
         sender.workers = workers
-        sender.free += (workers - 1) * profile.units["worker"]
+        sender.free += profile.seconds({"worker": workers - 1})
     # the worker with most parts decides
     share = -(-segment.parallel // min(workers, segment.parallel)) / segment.parallel
     make, take, aside = (profile.seconds(work) / segment.pieces for work in (segment.make, segment.take, segment.aside))
@@ -113,8 +113,8 @@ def _advance(clocks: Mapping[Party, _Clock], segment: Segment, profile: Profile,
         return
     carry = max(
         8 * segment.nbytes / (link.up if segment.sender == "client" else link.down),
-        segment.nbytes * profile.units["tls.send"],
-        segment.nbytes * profile.units["tls.receive"],
+        profile.seconds({"tls.send": segment.nbytes}),
+        profile.seconds({"tls.receive": segment.nbytes}),
     )
     for piece in range(segment.pieces):
         sender.free += share * make

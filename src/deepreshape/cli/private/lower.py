@@ -50,8 +50,12 @@ def lower(
     ] = None,
     max_loss: MaxLossOption = None,
     relu: Annotated[
-        str, typer.Option(help="What --max-loss chooses windows for: gc-stochastic:window, with neg-pass or without.")
-    ] = "gc-stochastic:window",
+        str | None,
+        typer.Option(
+            help="What --max-loss chooses windows for: gc-stochastic:window (without), or that with neg-pass.",
+            show_default=False,
+        ),
+    ] = None,
     data: InputData = None,
     data_dir: DataDir = None,
     as_json: Json = False,
@@ -67,9 +71,11 @@ def lower(
     from deepreshape.private.service.bundle import CLIENT_PROGRAM, FACTS, SERVER_PROGRAM, Bundle, Facts, read_facts
     from deepreshape.private.service.exit_bundle import EXITS
 
-    given = ReluConfig.parse(relu)
+    given = ReluConfig.parse(relu or "gc-stochastic:window")
     if given.protocol != "gc-stochastic" or not given.window:
         raise ValueError(f"--relu {relu} has no windows to choose; gc-stochastic:window has, with neg-pass or without")
+    if relu and max_loss is None:
+        raise ValueError(f"--relu {relu} is what --max-loss chooses windows for; give that too, or leave both out")
     network, inputs = network_of(model, samples, data, data_dir)
     if exit == "all":
         if facts or max_loss is not None:
