@@ -80,7 +80,7 @@ def search(
     from deepreshape.design.search import search as search_designs
     from deepreshape.pricing.quote import quote_layers
     from deepreshape.training import METRICS
-    from deepreshape.training.runs import finished
+    from deepreshape.training.runs import rows_in
 
     limits = _limits(seconds=max_seconds, bytes=max_bytes, relus=max_relus, macs=max_macs)
     if to and not train:
@@ -90,7 +90,7 @@ def search(
     terms, *more = read_terms(protocol, link, garbler, False, None, profile)
     if any(each.link != terms.link for each in more):
         raise ValueError(f"--link takes one link to search under, not {link!r}")
-    proxy = Proxy.fit([row.to_row() for folder in evidence for row in finished(folder)]) if evidence else PROXY
+    proxy = Proxy.fit([row for folder in evidence for row in rows_in(folder)]) if evidence else PROXY
     space = Space(read_shape(input), classes, read_protocols(protocol), stages)
     dataset, recipe = (_fitting_data(data, data_dir, space), read_recipe(data, settings)) if train else (None, None)
     candidates = stoppable(

@@ -22,6 +22,7 @@ __all__ = [
     "read_rows",
     "refuse_others",
     "replace_text",
+    "rows_in",
     "write_rows",
 ]
 
@@ -149,12 +150,21 @@ def finished(folder: Path) -> list[Result]:
     Raises:
         ValueError: if the folder holds no results, or a line in the middle is broken.
     """
+    return [Result.of(row) for row in rows_in(folder)]
+
+
+def rows_in(folder: Path) -> list[dict[str, Any]]:
+    """The rows of a folder's results, as :func:`read_rows` gives them.
+
+    Raises:
+        ValueError: if the folder holds no results, or a line in the middle is broken.
+    """
     path = folder / RESULTS
     if not path.is_file():
         raise ValueError(
             f"{folder} holds no results: there is no {RESULTS} in it; `deepreshape run --out {folder}` makes it"
         )
-    return [Result.of(row) for row in read_rows(path)]
+    return read_rows(path)
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
