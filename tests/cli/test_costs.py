@@ -60,3 +60,14 @@ def test_wrong_terms_are_refused(words: tuple[str, ...], message: str, tmp_path:
     done = call("cost", "resnet18-m2", *words, cwd=tmp_path)
     assert done.code == 2
     assert message in done.err
+
+
+@pytest.mark.parametrize(
+    ("protocol", "garbles"),
+    [("gc-full", "the server garbles"), ("ot", ""), ("client-garbler+lphe+wsa", "the client garbles"), ("fhe", "")],
+)
+def test_who_garbles_is_said_where_somebody_does(protocol: str, garbles: str):
+    network = "resnet20-m2-herpn" if protocol == "fhe" else "resnet20-m2"
+    printed = " ".join(call("cost", network, "--protocol", protocol).out.split())
+    assert "garbles" in printed or not garbles
+    assert printed.count("garbles") == printed.count(garbles or "?")

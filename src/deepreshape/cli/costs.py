@@ -433,8 +433,10 @@ def _print_quote(model: str, quote: Quote) -> None:
     if quote.assigned:
         print_assigned(quote.assigned)
     seconds, sizes, stored = facts["seconds"], facts["bytes"], facts["stored_bytes"]
+    garbled = any(row.kind in ("garble", "evaluate") for row in quote.report.rows)
+    garbles = f", the {quote.garbler} garbles" * garbled
     out.print(
-        f"{model}, {quote.protocol}, the {quote.garbler} garbles, link {quote.link}, profile {quote.profile}: offline "
+        f"{model}, {quote.protocol}{garbles}, link {quote.link}, profile {quote.profile}: offline "
         f"{seconds['offline']:.2f} s and {sizes['offline'] / 1e6:,.1f} MB, online {seconds['online']:.2f} s and "
         f"{sizes['online'] / 1e6:,.1f} MB in {facts['rounds']} rounds; stored {stored['client'] / 1e6:,.1f} MB at the "
         f"client, {stored['server'] / 1e6:,.1f} MB at the server",

@@ -228,10 +228,11 @@ def criticality(
     """Measure how much each stage's ReLUs matter (the DeepReDuce score), by training with one stage's ReLUs only."""
     from deepreshape.design import measure_criticality
     from deepreshape.models import Staged, architecture_for, build
-    from deepreshape.training import train
+    from deepreshape.training import METRICS, objective_of, train
 
     set_threads(threads, data)
     recipe, dataset = read_recipe(data, settings), read_data(data, data_dir)
+    measures = objective_of(dataset).measures
     if not recipe.holdout:
         raise ValueError("holdout=false leaves no validation accuracy, which is what criticality compares")
     whole = architecture_for(network, dataset)
@@ -259,16 +260,16 @@ def criticality(
             "score": measured.mean[at],
             "spread": measured.spread[at],
             "relus": measured.relus[at],
-            "top1_validation": [tops[at] for tops in measured.accuracies],
+            f"{measures}_validation": [tops[at] for tops in measured.accuracies],
         }
         for at in range(len(measured.relus))
     ]
     if as_json:
         print_json({"order": list(measured.order), "stages": stages})
         return
-    table = new_table("stage", "score", "spread", "ReLUs", "validation top-1, %")
+    table = new_table("stage", "score", "spread", "ReLUs", f"validation {METRICS[measures]}, %")
     for stage in stages:
-        tops = ", ".join(f"{top:.1f}" for top in stage["top1_validation"])
+        tops = ", ".join(f"{top:.1f}" for top in stage[f"{measures}_validation"])
         table.add_row(
             f"S{stage['stage']}", f"{stage['score']:.2f}", f"{stage['spread']:.2f}", thousands(stage["relus"]), tops
         )
