@@ -36,7 +36,7 @@ def test_cost_prices_a_users_network_and_refuses_what_does_not_run_privately(tmp
     refused = call("cost", "mine.py:group", "--input", "3x8x8", cwd=tmp_path)
     assert (refused.code, refused.out, refused.err.count("\n")) == (2, "", 1)
     assert "mine.py:group does not run privately as it is, so it has no price: 1: group_norm cannot" in refused.err
-    assert "write torch.nn.BatchNorm2d there and train the network again; 2: gelu cannot be lowered" in refused.err
+    assert "take a batch norm (`deepreshape substitute --norm batch`); 2: gelu cannot be lowered" in refused.err
     words = "cost", "mine.py:group", "--input", "3x8x8", "--protocol", "server-garbler"
     assert "the price would miss aten.native_group_norm" in call(*words, cwd=tmp_path).err
     assert "say which callable makes the network, such as mine.py:net" in call("cost", "mine.py", cwd=tmp_path).err

@@ -121,7 +121,7 @@ MANY = 8
 """A command with more options than these shows them in groups."""
 
 PANELS = {
-    "Network": "activation at base baseline block bounds classes exit fix heads init input layers max_pool model "
+    "Network": "activation at base baseline block bounds classes exit fix heads init input layers max_pool model norm "
     "networks order phi rprelu stages strides teacher",
     "Data": "data data_dir facts images row samples subsample target test_share",
     "Training": "distill epochs gates keep lam reduced_epochs seed seeds settings threads tol trunk views",
