@@ -96,6 +96,8 @@ def test_functional_forms_count_like_modules(function, relus: int):
         (torch.sigmoid, "aten.sigmoid"),
         (lambda x: x.clamp(min=1), "aten.clamp"),
         (lambda x: x**3, "aten.pow"),
+        (lambda x: 2**x, "aten.pow"),
+        (lambda x: x**x, "aten.pow"),
         (lambda x: 1 / x, "aten.reciprocal"),
         (lambda x: functional.hardtanh(x), "aten.hardtanh"),
         (lambda x: x.softmax(1), "aten._softmax"),

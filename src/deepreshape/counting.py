@@ -444,7 +444,7 @@ def _min_is_zero(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
 def _squares_an_element(operator: str, args: tuple[Any, ...]) -> int:
     """Of a power of two or of a product of two values, a b = ((a + b) / 2)^2 - ((a - b) / 2)^2; 0 of all else."""
     if operator == "aten.pow":
-        return int(args[1] == 2)
+        return int(not isinstance(args[1], Tensor) and args[1] == 2)
     if operator == "aten.mul":
         return 1 if args[0] is args[1] else 2
     return 0
